@@ -1,0 +1,51 @@
+"""What can go wrong, as a small tree: `LocalDelayError` and its children."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+
+class LocalDelayError(Exception):
+    """The base of every error that this library defines."""
+
+
+class QueueFull(LocalDelayError):
+    """The queue has no room, in messages or in bytes, or others already wait for room."""
+
+
+class QueueClosed(LocalDelayError):
+    """The queue takes no more messages: it is draining, or its block has been left."""
+
+
+class Throttled(LocalDelayError):
+    """The broker refuses for now because of a limit; the message itself is sound.
+
+    Raised by a send, it uses up no attempt. `retry_after` is the wait in seconds that the broker
+    asked for, or None where it said nothing; a negative, NaN or infinite one is a `ValueError`.
+    """
+
+    def __init__(self, *args: object, retry_after: float | None = None) -> None:
+        super().__init__(*args)
+        if retry_after is not None and not 0 <= retry_after < math.inf:
+            raise ValueError(f"retry_after must be a finite number of seconds, not {retry_after!r}")
+        self.retry_after = retry_after
+
+
+class PermanentSendError(LocalDelayError):
+    """This message can never be sent, however often it is tried: it goes to the dead letters at once."""
+
+
+class PartialSendError(LocalDelayError):
+    """Some messages of a batch were not taken; those that are not named were confirmed.
+
+    `failed` maps the ids of the messages that failed to their exceptions.
+    """
+
+    def __init__(self, failed: Mapping[str, Exception]) -> None:
+        super().__init__(f"{len(failed)} messages of the batch failed")
+        self.failed = dict(failed)
+
+
+class JournalError(LocalDelayError):
+    """The journal on disk cannot be read or written."""
