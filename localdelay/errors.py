@@ -22,11 +22,15 @@ class Throttled(LocalDelayError):
     """The broker refuses for now because of a limit; the message itself is sound.
 
     Raised by a send, it uses up no attempt. `retry_after` is the wait in seconds that the broker
-    asked for, or None where it said nothing; a negative, NaN or infinite one is a `ValueError`.
+    asked for, or None where it said nothing: `Throttled(2.0)`, `Throttled(retry_after=2.0)`,
+    `Throttled("429 too many requests", retry_after=2.0)`. A negative, NaN or infinite one is a
+    `ValueError`.
     """
 
     def __init__(self, *args: object, retry_after: float | None = None) -> None:
         super().__init__(*args)
+        if retry_after is None and len(args) == 1 and isinstance(args[0], int | float):
+            retry_after = args[0]
         if retry_after is not None and not 0 <= retry_after < math.inf:
             raise ValueError(f"retry_after must be a finite number of seconds, not {retry_after!r}")
         self.retry_after = retry_after
@@ -43,8 +47,11 @@ class PartialSendError(LocalDelayError):
     """
 
     def __init__(self, failed: Mapping[str, Exception]) -> None:
-        super().__init__(f"{len(failed)} messages of the batch failed")
+        super().__init__(failed)
         self.failed = dict(failed)
+
+    def __str__(self) -> str:
+        return f"{len(self.failed)} messages of the batch failed"
 
 
 class JournalError(LocalDelayError):
