@@ -1,1 +1,71 @@
-"""Hold the delayed messages that a throttled queue refuses, and send each when it is due."""
+"""Hold the delayed messages that a throttled queue refuses, and send each when it is due.
+
+The layers; each module imports only from those above it (a test checks it):
+
+    errors      what can go wrong
+    message     the message and its id
+    capacity    the sizing formulas. Pure
+    lateness    latencies in an HDR histogram
+    retry       when to try again and when to give up. Pure
+    intake      checking and stamping what a caller puts. Pure
+    timer       waiting until an instant
+    schedule    what waits, in due order: FIFO lanes and a heap
+    statistics  what the queue says about itself
+    ledger      what was accepted, what became of it, and who waits for room
+    workers     the pool that takes turns to wait for the next due message
+    delivery    one send, and what came of it
+    drain       stopping within a grace
+    blocking    a send made of a blocking function
+    queue       `open_delay_queue`, `DelayQueue`: all of this together
+    fallback    the degrade path: primary or local
+    testing     senders for tests
+    brokers     one module a broker
+    demo        a real broker at its limit, without and with the degrade path
+    cli         parsing and printing only
+"""
+
+from .blocking import blocking
+from .capacity import CapacityPlan, RedisPlan, plan_capacity
+from .delivery import DeadLetterHook, HandBack, Send
+from .errors import (
+    JournalError,
+    LocalDelayError,
+    PartialSendError,
+    PermanentSendError,
+    QueueClosed,
+    QueueFull,
+    Throttled,
+)
+from .fallback import Fallback, Receipt, Route
+from .lateness import LatencySummary
+from .message import Message
+from .queue import DelayQueue, open_delay_queue
+from .retry import RetryPolicy
+from .statistics import DrainReport, Statistics
+
+__all__ = [
+    "CapacityPlan",
+    "DeadLetterHook",
+    "DelayQueue",
+    "DrainReport",
+    "Fallback",
+    "HandBack",
+    "JournalError",
+    "LatencySummary",
+    "LocalDelayError",
+    "Message",
+    "PartialSendError",
+    "PermanentSendError",
+    "QueueClosed",
+    "QueueFull",
+    "Receipt",
+    "RedisPlan",
+    "RetryPolicy",
+    "Route",
+    "Send",
+    "Statistics",
+    "Throttled",
+    "blocking",
+    "open_delay_queue",
+    "plan_capacity",
+]

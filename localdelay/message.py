@@ -26,6 +26,11 @@ def render_id(number: int) -> str:
     return f"{_prefix}-{number}"
 
 
+def fresh_id() -> str:
+    """An id for a message that no queue has numbered yet."""
+    return f"{_prefix}-p{next(_sequence)}"
+
+
 def number_of(id: str) -> int | None:
     """The number behind an id that this process made, or None for any other id."""
     prefix, _, digits = id.rpartition("-")
@@ -42,16 +47,15 @@ def _renew_prefix() -> None:
 os.register_at_fork(after_in_child=_renew_prefix)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(repr=False)
 class Message:
     """One delayed message, as `send`, the dead-letter hook and the hand-back receive it.
 
     `repr` shows the size of the payload and never its bytes, so that a message can be logged.
     """
 
-    id: str
-    """Never changes, from the first publish to the last retry: consumers deduplicate by it."""
-    payload: bytes = attrs.field(repr=lambda payload: f"<{len(payload)} bytes>")
+    _id: str | int = attrs.field(alias="id")
+    payload: bytes
     execute_at: float
     """When it is due, in seconds on Trio's clock."""
     headers: Mapping[str, str] = NO_HEADERS
@@ -59,9 +63,21 @@ class Message:
     """1 in the first send."""
 
     @property
+    def id(self) -> str:
+        """Never changes, from the first publish to the last retry: consumers deduplicate by it."""
+        # A number becomes text only when somebody looks: most messages are sent without.
+        return self._id if isinstance(self._id, str) else render_id(self._id)
+
+    @property
     def size(self) -> int:
         """Bytes of payload and headers: what the queue counts against `capacity_bytes`."""
         return len(self.payload) + headers_size(self.headers)
+
+    def __repr__(self) -> str:
+        return (
+            f"Message(id={self.id!r}, payload=<{len(self.payload)} bytes>, "
+            f"execute_at={self.execute_at!r}, attempt={self.attempt})"
+        )
 
 
 def headers_size(headers: Mapping[str, str]) -> int:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import click
 
+from localdelay.cli.errors import OneLineErrors
+from localdelay.cli.plan import plan
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="localdelay")
 def main() -> None:
     """Hold the delayed messages that a throttled queue refuses, and send each when it is due."""
+
+
+main.add_command(plan)

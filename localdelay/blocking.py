@@ -1,0 +1,33 @@
+"""A send made of an ordinary blocking function."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+import trio
+
+from .delivery import Send
+from .intake import check_count
+from .message import Message
+
+
+def blocking(fn: Callable[[Message], object], *, threads: int = 100) -> Send:
+    """Make an async send of a blocking function, which then runs in worker threads.
+
+    At most `threads` calls run at once, under a limiter of its own; give it at least as many as the
+    queue has workers. A call cannot be interrupted: one that outlives `send_timeout` or a drain is
+    abandoned, and its message stays pending and is sent again (so it may arrive twice, under one id).
+    An abandoned call keeps its place among the `threads` until it returns. Raises `TypeError` for what
+    is no ordinary function, and `ValueError` for `threads` below 1.
+    """
+    if not callable(fn):
+        raise TypeError(f"fn must be a function, not {type(fn).__name__}")
+    if inspect.iscoroutinefunction(fn):
+        raise TypeError("fn must be an ordinary function: an async one is a send as it is")
+    limiter = trio.CapacityLimiter(check_count("threads", threads))
+
+    async def send(message: Message) -> None:
+        await trio.to_thread.run_sync(fn, message, abandon_on_cancel=True, limiter=limiter)
+
+    return send

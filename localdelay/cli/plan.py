@@ -1,0 +1,187 @@
+"""`localdelay plan`: what to reserve for a given traffic."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from typing import Any
+
+import attrs
+import click
+from rich.console import Console
+
+from localdelay.capacity import (
+    DEFAULT_TARGET_P99,
+    CapacityPlan,
+    RedisPlan,
+    plan_capacity,
+    queueing_p99,
+    resident_bytes,
+)
+from localdelay.cli.units import DURATION, SIZE, format_duration, format_number, format_size
+
+_EXAMPLE = """\b
+Example:
+  localdelay plan --qps 100000 --delay 2m --instances 500 \\
+    --message-bytes 500 --worker-qps 10
+"""
+
+
+@click.command(epilog=_EXAMPLE)
+@click.option("--qps", type=float, required=True, help="Delayed messages per second, in the whole cluster.")
+@click.option(
+    "--delay", type=DURATION, required=True, help="How long a message waits: 120, 120s, 2m, 1.5h, 1d."
+)
+@click.option("--instances", type=int, required=True, help="Instances that share the traffic evenly.")
+@click.option(
+    "--message-bytes",
+    type=SIZE,
+    required=True,
+    help="Payload and headers of a message: 500, 500B, 2kB, 1MiB.",
+)
+@click.option("--worker-qps", type=float, required=True, help="Sends per second that one worker manages.")
+@click.option(
+    "--target-p99",
+    type=DURATION,
+    default=DEFAULT_TARGET_P99,
+    show_default=True,
+    help="Lateness by queueing that 99 % of the messages stay within: 0.1, 100ms.",
+)
+@click.option(
+    "--degraded-share",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Part of the traffic, over 0 and up to 1, that the queue refuses and that is held here.",
+)
+@click.option(
+    "--outage",
+    type=DURATION,
+    default=0.0,
+    show_default=True,
+    help="How long sending may fail without filling up.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def plan(*, as_json: bool, **figures: Any) -> None:
+    """Work out what each instance must reserve.
+
+    That is messages, bytes and workers: on average, and for a target of lateness. Beside it, what the
+    same traffic would ask of Redis.
+    """
+    try:
+        result = plan_capacity(**figures)
+    except (ValueError, TypeError) as error:
+        name, _, reason = str(error).partition(" ")
+        if name not in figures:
+            raise
+        raise click.BadParameter(reason, param_hint=f"'--{name.replace('_', '-')}'") from error
+    if as_json:
+        click.echo(json.dumps(attrs.asdict(result), indent=2))
+    else:
+        _show(result, Console(file=sys.stdout, highlight=False, markup=False, emoji=False), **figures)
+
+
+def _show(
+    result: CapacityPlan,
+    console: Console,
+    *,
+    qps: float,
+    delay: float,
+    instances: int,
+    message_bytes: int,
+    worker_qps: float,
+    degraded_share: float,
+    target_p99: float,
+    outage: float,
+) -> None:
+    share = "" if degraded_share == 1 else f"{_percent(degraded_share)} of "
+    console.print(
+        f"Held here: {share}{format_number(qps)} messages/s of {format_number(message_bytes)} bytes"
+        f" for {format_number(delay)} s, by {_counted(instances, 'instance')}",
+        style="bold",
+    )
+    console.print(
+        f"  cluster backlog  {result.cluster_backlog:,} messages,"
+        f" {result.cluster_bytes:,} bytes ({format_size(result.cluster_bytes)})"
+    )
+    console.print()
+    console.print(
+        f"Each instance, at {format_number(result.rate_per_instance)} messages/s"
+        f" (target: p99 lateness {format_duration(target_p99)}, outage {format_duration(outage)})",
+        style="bold",
+    )
+    _print_rows(console, _instance_rows(result, message_bytes, worker_qps))
+    console.print()
+    for line in _advice(result, worker_qps):
+        console.print(line, style="yellow")
+    console.print()
+    console.print("The same in Redis sorted sets, polled every 200 ms by every instance", style="bold")
+    _print_rows(console, _redis_rows(result.redis))
+
+
+def _instance_rows(result: CapacityPlan, message_bytes: int, worker_qps: float) -> list[tuple[str, ...]]:
+    counts = result.capacity, result.capacity_for_target
+    pools = result.workers, result.workers_for_target
+    payload = (f"{count * message_bytes:,}" for count in counts)
+    memory = (f"{resident_bytes(count, message_bytes):,}" for count in counts)
+    busy = (_percent(result.utilisation * result.workers / pool) for pool in pools)
+    lateness = (_lateness(result, pool, worker_qps) for pool in pools)
+    return [
+        ("", "on average", "for the target", ""),
+        ("capacity", *(f"{count:,}" for count in counts), "messages"),
+        ("payload", *payload, "bytes"),
+        ("memory", *memory, "bytes, besides the interpreter"),
+        ("workers", *(f"{pool:,}" for pool in pools), f"at {format_number(worker_qps)} sends/s each"),
+        ("utilisation", *busy, "of the workers' time"),
+        ("lateness p99", *lateness, "by queueing"),
+    ]
+
+
+def _redis_rows(redis: RedisPlan) -> list[tuple[str, ...]]:
+    zadd, zrange, setnx = map(format_number, (redis.zadd_per_s, redis.zrange_per_s, redis.setnx_per_s))
+    return [
+        ("keys", f"{redis.keys:,}", f"of up to {redis.elements_per_key:,} elements"),
+        ("reads", f"{format_number(redis.reads_per_s)}/s", f"zrange {zrange}/s + setnx {setnx}/s"),
+        ("writes", f"{format_number(redis.writes_per_s)}/s", f"zadd {zadd}/s + zrem {zadd}/s"),
+    ]
+
+
+def _print_rows(console: Console, rows: list[tuple[str, ...]]) -> None:
+    # A table of rich's would pad every line to one width, and cut digits off where the terminal is narrow.
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for label, *figures, note in rows:
+        cells = (f"{figure:>{width}}" for figure, width in zip(figures, widths[1:-1], strict=True))
+        console.print("  " + "  ".join([f"{label:<{widths[0]}}", *cells, note]).rstrip())
+
+
+def _lateness(result: CapacityPlan, workers: int, worker_qps: float) -> str:
+    lateness = queueing_p99(workers, rate=result.rate_per_instance, worker_qps=worker_qps)
+    return "without bound" if math.isinf(lateness) else format_duration(lateness)
+
+
+def _advice(result: CapacityPlan, worker_qps: float) -> list[str]:
+    workers = _counted(result.workers, "worker")
+    better = f"  use workers_for_target, {result.workers_for_target:,}."
+    lines = [
+        f"{result.capacity:,} is what waits on average: full at the first late send;",
+        f"  use capacity_for_target, {result.capacity_for_target:,}.",
+    ]
+    if result.utilisation >= 1:
+        lines += [f"{workers} at 100 %: lateness grows without bound;", better]
+    elif result.workers < result.workers_for_target:
+        lateness = _lateness(result, result.workers, worker_qps)
+        lines += [f"With {workers} p99 lateness is {lateness}, over the target;", better]
+    return lines
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _percent(share: float) -> str:
+    if share < 0.01:
+        return f"{format_number(share * 100)} %"
+    # 100 % is said of nothing less: it is the one figure with a meaning of its own.
+    percent = 100.0 if share >= 1 else min(round(share * 100, 1), 99.9)
+    return f"{format_number(percent)} %"

@@ -1,0 +1,51 @@
+"""Stopping: send what comes due within the grace, hand back the rest, and account for all of it."""
+
+from __future__ import annotations
+
+import math
+
+import trio
+
+from .delivery import Delivery, HandBack
+from .schedule import Schedule
+from .workers import Workers
+
+HAND_BACKS_IN_FLIGHT = 100
+
+
+async def empty(
+    schedule: Schedule, delivery: Delivery, workers: Workers, *, grace: float, hand_back: HandBack | None
+) -> None:
+    """Let the workers send what comes due within `grace` seconds, and end them.
+
+    What is due at the end of the grace or later is handed back at once, many in flight. Returns as soon
+    as nothing more can be done, and at the end of the grace at the latest: whatever is still running
+    then is cancelled and pending again. The same goes for a caller that is cancelled meanwhile.
+    """
+    deadline = trio.current_time() + grace
+    if deadline < math.inf:
+        schedule.set_horizon(deadline)
+    workers.close()
+
+    async def give_away(hand_back: HandBack) -> None:
+        while True:
+            entry = schedule.take_later()
+            if entry is not None:
+                await delivery.hand_back(entry, hand_back)
+            elif workers.finished.is_set():
+                return
+            else:
+                await schedule.later_arrived.park()
+
+    try:
+        with trio.CancelScope(deadline=deadline):
+            async with trio.open_nursery() as nursery:
+                if hand_back is not None:
+                    for _ in range(HAND_BACKS_IN_FLIGHT):
+                        nursery.start_soon(give_away, hand_back)
+                await workers.finished.wait()
+                schedule.later_arrived.unpark_all()
+    finally:
+        workers.stop()
+        with trio.CancelScope(shield=True):
+            await workers.finished.wait()

@@ -1,0 +1,119 @@
+"""The degrade path: the primary's own delayed publish first, the local queue where that refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
+from enum import Enum
+from typing import TypeAlias
+
+import attrs
+import trio
+
+from . import intake
+from .delivery import failure_in
+from .errors import QueueFull, Throttled
+from .message import NO_HEADERS, Message, fresh_id
+from .queue import DelayQueue
+
+PublishDelayed: TypeAlias = Callable[[Message, float], Awaitable[object]]
+DegradeOn: TypeAlias = tuple[type[Exception], ...] | type[Exception] | Callable[[Exception], bool]
+
+
+class Route(Enum):
+    """Where a message went."""
+
+    PRIMARY = "primary"
+    """The real queue's own delayed publish has taken it."""
+    LOCAL = "local"
+    """It is held in memory, and sent when it is due."""
+
+
+@attrs.frozen
+class Receipt:
+    """What became of a publish."""
+
+    route: Route
+    message: Message
+    reason: Exception | None = None
+    """Why it was degraded: the exception of the primary; None on the primary route."""
+
+
+class Fallback:
+    """Publishes through the primary, and through the local queue what the primary refuses."""
+
+    def __init__(
+        self,
+        publish_delayed: PublishDelayed,
+        queue: DelayQueue,
+        *,
+        degrade_on: DegradeOn = (Throttled,),
+        room_timeout: float | None = 0.0,
+    ) -> None:
+        """Wrap `await publish_delayed(message, delay)`, the delay in seconds.
+
+        `degrade_on` says which of its exceptions mean that it has refused the message and not taken it:
+        exception types, or a function of the exception. `room_timeout` is how many seconds a publish may
+        wait when the local queue is full too: by default not at all, since at the peak a caller must not
+        hang; None waits for ever. Raises `TypeError` and `ValueError` for an argument that is wrong.
+        """
+        intake.check_async("publish_delayed", publish_delayed)
+        if not isinstance(queue, DelayQueue):
+            raise TypeError(f"queue must be a DelayQueue, not {type(queue).__name__}")
+        self._publish_delayed = publish_delayed
+        self._queue = queue
+        self._degrades = _predicate(degrade_on)
+        self._room_timeout = intake.check_seconds("room_timeout", room_timeout, zero=True)
+
+    async def publish(
+        self,
+        payload: bytes,
+        *,
+        delay: float | None = None,
+        at: datetime | None = None,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Receipt:
+        """Publish a message that is due after `delay` seconds, or `at` an aware datetime.
+
+        Where the primary refuses it, the same message, under the same id, goes to the local queue.
+        Raises what the primary raised where `degrade_on` does not name it; `QueueFull`, caused by the
+        primary's exception, where the local queue is full too; `QueueClosed`; and `TypeError` or
+        `ValueError` for an argument that is wrong.
+        """
+        now = trio.current_time()
+        due = intake.execute_at(now, delay, at)
+        if id is not None:
+            intake.check_id(id)
+        copy = None if headers is None else intake.check_headers(headers)
+        message = Message(id or fresh_id(), intake.check_payload(payload), due, copy or NO_HEADERS)
+        try:
+            await self._publish_delayed(message, due - now)
+        except Exception as raised:
+            reason = failure_in(raised, timed_out=False) or raised
+            if not self._degrades(reason):
+                raise
+            await self._hold(message, reason)
+            return Receipt(Route.LOCAL, message, reason)
+        return Receipt(Route.PRIMARY, message)
+
+    async def _hold(self, message: Message, reason: Exception) -> None:
+        if self._room_timeout == 0:
+            try:
+                self._queue.put_message_nowait(message)
+            except QueueFull as full:
+                raise full from reason
+            return
+        with trio.move_on_after(self._room_timeout):
+            await self._queue.put_message(message)
+            return
+        raise QueueFull(f"no room within {self._room_timeout} s") from reason
+
+
+def _predicate(degrade_on: DegradeOn) -> Callable[[Exception], bool]:
+    types = degrade_on if isinstance(degrade_on, tuple) else (degrade_on,)
+    if all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in types):
+        return lambda error: isinstance(error, types)  # type: ignore[arg-type]
+    if callable(degrade_on) and not isinstance(degrade_on, type):
+        return degrade_on
+    raise TypeError("degrade_on must be exception types or a function of an exception")

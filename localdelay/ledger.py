@@ -1,0 +1,132 @@
+"""What was accepted and what became of it, and who waits for room."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import trio
+
+from .errors import QueueClosed
+
+
+class _Waiter:
+    __slots__ = ("accept", "error", "size", "task")
+
+    def __init__(self, size: int, accept: Callable[[], None]) -> None:
+        self.size = size
+        self.accept = accept
+        self.error: Exception | None = None
+        self.task = trio.lowlevel.current_task()
+
+
+class Ledger:
+    """The terms of the conservation equation that are not the schedule's, and the room that is left.
+
+    Nothing here is derived from anything else: a message that is forgotten somewhere makes the
+    equation fail.
+    """
+
+    def __init__(self, capacity: int, capacity_bytes: int | None) -> None:
+        self.accepted = 0
+        self.sent = 0
+        self.dead = 0
+        self.cancelled = 0
+        self.handed_back = 0
+        self.spooled = 0
+        self.pending = 0
+        self.pending_bytes = 0
+        self.sending = 0
+        self.capacity = capacity
+        self.capacity_bytes = capacity_bytes
+        self._limit_bytes = math.inf if capacity_bytes is None else capacity_bytes
+        self._waiters: dict[_Waiter, None] = {}  # in the order of their calls
+
+    @property
+    def puts_waiting(self) -> int:
+        """How many calls wait for room."""
+        return len(self._waiters)
+
+    def check_size(self, size: int) -> None:
+        """Raise `ValueError` for a message that could never fit."""
+        if size > self._limit_bytes:
+            raise ValueError(
+                f"payload and headers of {size} bytes are over the capacity_bytes of {self.capacity_bytes}"
+            )
+
+    def try_accept(self, size: int) -> bool:
+        """Count a message of this many bytes in, unless there is no room or others wait for it."""
+        if self._waiters or not self._fits(size):
+            return False
+        self._count_in(size)
+        return True
+
+    def describe(self) -> str:
+        """Why there is no room, in a line."""
+        return (
+            f"{self.pending} of {self.capacity} messages and {self.pending_bytes} bytes are pending, "
+            f"{len(self._waiters)} puts wait for room"
+        )
+
+    async def wait_for_room(self, size: int, accept: Callable[[], None]) -> None:
+        """Wait for room, in the order of the calls; `accept` is called at the instant when there is some.
+
+        The message is counted in and accepted by whoever makes the room, in one step, and not by the
+        caller when its turn comes: a cancellation in between finds either nothing done or all.
+        """
+        waiter = _Waiter(size, accept)
+        self._waiters[waiter] = None
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            del self._waiters[waiter]
+            self.admit()  # a smaller message behind this one may fit
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        if waiter.error is not None:
+            raise waiter.error
+
+    def release(self, size: int) -> None:
+        """A message of this many bytes is finished: whoever waits for room may have it."""
+        self.pending -= 1
+        self.pending_bytes -= size
+        if self._waiters:
+            self.admit()
+
+    def admit(self) -> None:
+        """Accept the puts that wait, in order, while there is room."""
+        while self._waiters:
+            waiter = next(iter(self._waiters))
+            if not self._fits(waiter.size):
+                return
+            del self._waiters[waiter]
+            self._count_in(waiter.size)
+            waiter.accept()
+            trio.lowlevel.reschedule(waiter.task)
+
+    def resize(self, capacity: int, capacity_bytes: int | None) -> None:
+        """Change the room. What is pending stays; a waiting put that can never fit gets a `ValueError`."""
+        self.capacity = capacity
+        self.capacity_bytes = capacity_bytes
+        self._limit_bytes = limit = math.inf if capacity_bytes is None else capacity_bytes
+        for waiter in [waiter for waiter in self._waiters if waiter.size > limit]:
+            self._refuse(waiter, ValueError("payload is over the capacity_bytes that was set meanwhile"))
+        self.admit()
+
+    def close(self) -> None:
+        """Refuse the puts that wait, with `QueueClosed`."""
+        for waiter in list(self._waiters):
+            self._refuse(waiter, QueueClosed("the queue was closed while the put waited for room"))
+
+    def _refuse(self, waiter: _Waiter, error: Exception) -> None:
+        del self._waiters[waiter]
+        waiter.error = error
+        trio.lowlevel.reschedule(waiter.task)
+
+    def _fits(self, size: int) -> bool:
+        return self.pending < self.capacity and self.pending_bytes + size <= self._limit_bytes
+
+    def _count_in(self, size: int) -> None:
+        self.accepted += 1
+        self.pending += 1
+        self.pending_bytes += size

@@ -1,0 +1,456 @@
+"""The delay queue: what callers see of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime
+from enum import Enum
+from typing import Literal, TypeAlias
+
+import trio
+
+from . import drain, intake
+from .delivery import DeadLetterHook, Delivery, HandBack, Send, logger, message_of, size_of
+from .errors import QueueClosed, QueueFull
+from .ledger import Ledger
+from .message import Message, next_number, number_of
+from .retry import RetryPolicy
+from .schedule import Body, Schedule
+from .statistics import DrainReport, Statistics
+from .timer import TrioTimer
+from .workers import Workers
+
+
+class _Unchanged(Enum):
+    UNCHANGED = "unchanged"
+
+
+UNCHANGED = _Unchanged.UNCHANGED
+
+_Stamped: TypeAlias = tuple[Message, int, Body, int]
+"""(what put returns, its number, what the schedule holds, bytes)"""
+
+
+class DelayQueue:
+    """Holds messages in memory until they are due, and then sends them. Made by `open_delay_queue`.
+
+    All methods are to be called from the Trio thread that runs the queue.
+    """
+
+    def __init__(
+        self,
+        send: Send,
+        *,
+        capacity: int,
+        workers: int,
+        capacity_bytes: int | None,
+        cancellable: bool,
+        retry: RetryPolicy,
+        send_timeout: float,
+        on_dead_letter: DeadLetterHook | None,
+    ) -> None:
+        self._ids: dict[str, int] = {}  # the ids that callers chose, while their messages are pending
+        self._cancellable = cancellable
+        self._closed = False
+        self._drained: trio.Event | None = None  # made when a drain begins, set when it has ended
+        self._ended_at: float | None = None
+        self._schedule = Schedule(indexed=cancellable)
+        self._ledger = Ledger(capacity, capacity_bytes)
+        self._workers = Workers(self._schedule, TrioTimer(), workers)
+        self._delivery = Delivery(
+            send,
+            self._schedule,
+            self._ledger,
+            self._workers,
+            retry=retry,
+            send_timeout=send_timeout,
+            on_dead_letter=on_dead_letter,
+            forget_id=self._forget_id,
+        )
+
+    @trio.lowlevel.enable_ki_protection
+    async def put(
+        self,
+        payload: bytes,
+        *,
+        delay: float | None = None,
+        at: datetime | None = None,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Message:
+        """Accept a message, waiting for room if the queue is full.
+
+        `delay` is in seconds; `at` is an aware datetime, and one in the past means now: give one of
+        them. When the message is due is decided at the call, not when room is found. Calls get room in
+        their order. Raises `QueueClosed`, and `TypeError` or `ValueError` for an argument that is
+        wrong; an `id` that is pending already is wrong too.
+        """
+        return await self._accept_or_wait(self._stamp(payload, delay, at, id, headers))
+
+    @trio.lowlevel.enable_ki_protection
+    def put_nowait(
+        self,
+        payload: bytes,
+        *,
+        delay: float | None = None,
+        at: datetime | None = None,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Message:
+        """Accept a message, or raise `QueueFull` if there is no room or others wait for room.
+
+        Else like `put`.
+        """
+        return self._accept(self._stamp(payload, delay, at, id, headers))
+
+    @trio.lowlevel.enable_ki_protection
+    async def put_message(self, message: Message) -> Message:
+        """Accept a message as it is, with its id and its execute-at, like `put`."""
+        return await self._accept_or_wait(self._stamp_message(message))
+
+    @trio.lowlevel.enable_ki_protection
+    def put_message_nowait(self, message: Message) -> Message:
+        """Accept a message as it is, with its id and its execute-at, like `put_nowait`."""
+        return self._accept(self._stamp_message(message))
+
+    @trio.lowlevel.enable_ki_protection
+    def cancel(self, id: str) -> bool:
+        """Take a message out again.
+
+        True: it will never be sent. False: it is unknown, being sent, or finished. Raises
+        `RuntimeError` if the queue was opened with `cancellable=False`.
+        """
+        if not self._cancellable:
+            raise RuntimeError("cancel needs a queue that was opened with cancellable=True")
+        number = self._number_of(id)
+        body = None if number is None else self._schedule.cancel(number)
+        if body is None:
+            return False
+        self._ledger.cancelled += 1
+        self._delivery.forget(body)
+        self._ledger.release(size_of(body))
+        return True
+
+    def messages(self) -> list[Message]:
+        """Every pending message, in due order; a retry stands where its next send is."""
+        entries = [*self._schedule.entries(), *self._delivery.in_flight.values()]
+        return [message_of(entry) for entry in sorted(entries, key=lambda entry: entry[:2])]
+
+    def pause(self) -> None:
+        """Stop sending; sends that have begun go on, and puts are still accepted."""
+        if self._closed:
+            raise QueueClosed("a queue that drains cannot be paused")
+        self._workers.pause()
+
+    def resume(self) -> None:
+        """Go on sending."""
+        self._workers.resume()
+
+    @trio.lowlevel.enable_ki_protection
+    def resize(
+        self,
+        *,
+        capacity: int | None = None,
+        workers: int | None = None,
+        capacity_bytes: int | _Unchanged | None = UNCHANGED,
+    ) -> None:
+        """Change the capacity (messages), the workers, or `capacity_bytes` (None: no limit).
+
+        Nothing that is pending is lost and no send is interrupted: a queue that holds more than its new
+        capacity accepts nothing until it holds less, and a worker too many leaves when it is idle. A put
+        that waits with a message larger than the new `capacity_bytes` raises `ValueError`.
+        """
+        ledger = self._ledger
+        if capacity is not None:
+            intake.check_count("capacity", capacity)
+        if workers is not None:
+            intake.check_count("workers", workers)
+        if capacity_bytes is UNCHANGED:
+            capacity_bytes = ledger.capacity_bytes
+        elif capacity_bytes is not None:
+            intake.check_count("capacity_bytes", capacity_bytes)
+        ledger.resize(ledger.capacity if capacity is None else capacity, capacity_bytes)
+        if workers is not None:
+            self._workers.resize(workers)
+
+    def statistics(self) -> Statistics:
+        """What the queue holds and has done, and how late it was."""
+        ledger, schedule, delivery, workers = self._ledger, self._schedule, self._delivery, self._workers
+        now = trio.current_time() if self._ended_at is None else self._ended_at
+        next_due = schedule.next_due()
+        oldest = min(schedule.oldest(), delivery.oldest())
+        return Statistics(
+            accepted=ledger.accepted,
+            sent=ledger.sent,
+            dead=ledger.dead,
+            cancelled=ledger.cancelled,
+            handed_back=ledger.handed_back,
+            spooled=ledger.spooled,
+            pending=ledger.pending,
+            waiting=schedule.waiting,
+            sending=ledger.sending,
+            retrying=schedule.retrying,
+            pending_bytes=ledger.pending_bytes,
+            at_risk=ledger.pending,
+            at_risk_bytes=ledger.pending_bytes,
+            capacity=ledger.capacity,
+            capacity_bytes=ledger.capacity_bytes,
+            workers=workers.count,
+            workers_busy=workers.busy,
+            puts_waiting=ledger.puts_waiting,
+            paused=workers.paused,
+            closed=self._closed,
+            next_due_in=None if next_due == math.inf else max(0.0, next_due - now),
+            oldest_overdue=max(0.0, now - oldest),
+            failures=delivery.failures,
+            throttled=delivery.throttled,
+            dead_letter_errors=delivery.dead_letter_errors,
+            lateness=delivery.lateness.summary(),
+            send_time=delivery.send_time.summary(),
+            total=delivery.total.summary(),
+        )
+
+    @trio.lowlevel.enable_ki_protection
+    async def drain(self, grace: float | None = None, hand_back: HandBack | None = None) -> DrainReport:
+        """Close the queue, empty it as far as the grace allows, end the workers, and say what became of all.
+
+        `grace` is in seconds; None waits until all is sent. What comes due within it is sent on time; for
+        the rest, `await hand_back(message, remaining_seconds)` is called at once, up to 100 at a time, and
+        again with the retry policy's waits where it fails. Whatever is still running at the end of the
+        grace is cancelled. What nobody took is in the report's `remaining`, and stays pending. A queue can
+        be drained once: a second call raises `QueueClosed`. If the caller is cancelled meanwhile, the
+        workers are ended at once and everything unfinished is still in `messages()`.
+        """
+        seconds = intake.check_seconds("grace", grace, zero=True)
+        if hand_back is not None:
+            intake.check_async("hand_back", hand_back)
+        if self._drained is not None:
+            raise QueueClosed("the queue is drained already, or draining")
+        self._drained = trio.Event()
+        self._close()
+        ledger = self._ledger
+        before = (ledger.sent, ledger.handed_back, ledger.spooled, ledger.dead, ledger.cancelled)
+        try:
+            await drain.empty(
+                self._schedule, self._delivery, self._workers, grace=seconds, hand_back=hand_back
+            )
+        finally:
+            self._drained.set()
+        return DrainReport(
+            sent=ledger.sent - before[0],
+            handed_back=ledger.handed_back - before[1],
+            spooled=ledger.spooled - before[2],
+            dead=ledger.dead - before[3],
+            cancelled=ledger.cancelled - before[4],
+            remaining=self.messages(),
+        )
+
+    async def _run(self) -> None:
+        await self._workers.run(self._delivery)
+
+    async def _leave(self) -> None:
+        """Leave the block normally: a drain without a grace, unless there was or is one."""
+        if self._drained is None:
+            await self.drain()
+        else:
+            await self._drained.wait()
+
+    def _end(self) -> None:
+        self._close()
+        self._ended_at = trio.current_time()
+        if self._ledger.pending:
+            logger.warning(
+                "the queue was left with %d messages of %d bytes pending",
+                self._ledger.pending,
+                self._ledger.pending_bytes,
+            )
+
+    def _close(self) -> None:
+        self._closed = True
+        self._ledger.close()
+
+    def _stamp(
+        self,
+        payload: bytes,
+        delay: float | None,
+        at: datetime | None,
+        id: str | None,
+        headers: Mapping[str, str] | None,
+    ) -> _Stamped:
+        """Check the arguments of a put, and fix when its message is due and how it is called."""
+        due = intake.execute_at(trio.current_time(), delay, at)
+        if type(payload) is not bytes:
+            payload = intake.check_payload(payload)
+        number = next_number()
+        if id is None and headers is None:
+            size = len(payload)
+            self._ledger.check_size(size)
+            return Message(number, payload, due), number, payload, size
+        return self._stamp_details(number, payload, due, id, headers, attempt=1)
+
+    def _stamp_details(
+        self,
+        number: int,
+        payload: bytes,
+        due: float,
+        id: str | None,
+        headers: Mapping[str, str] | None,
+        *,
+        attempt: int,
+    ) -> _Stamped:
+        copy = None if headers is None else intake.check_headers(headers)
+        if id is not None:
+            intake.check_id(id)
+            if id in self._ids or self._own_number(id) is not None:
+                raise ValueError(f"id {id!r} is the id of a message that is pending already")
+        body = (payload, copy, id, attempt, 0, due)
+        size = size_of(body)
+        self._ledger.check_size(size)
+        return message_of((due, number, body)), number, body, size
+
+    def _stamp_message(self, message: Message) -> _Stamped:
+        if not isinstance(message, Message):
+            raise TypeError(f"message must be a Message, not {type(message).__name__}")
+        payload = intake.check_payload(message.payload)
+        due = intake.check_instant("execute_at", message.execute_at)
+        attempt = intake.check_count("attempt", message.attempt)
+        number = next_number()
+        return self._stamp_details(number, payload, due, message.id, message.headers, attempt=attempt)
+
+    def _accept(self, stamped: _Stamped) -> Message:
+        self._check_open()
+        message, number, body, size = stamped
+        if not self._ledger.try_accept(size):
+            raise QueueFull(self._ledger.describe())
+        self._hold(message.execute_at, number, body)
+        return message
+
+    async def _accept_or_wait(self, stamped: _Stamped) -> Message:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._check_open()
+        message, number, body, size = stamped
+        due = message.execute_at
+        if self._ledger.try_accept(size):
+            self._hold(due, number, body)
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return message
+        if not isinstance(body, bytes) and body[2] is not None:
+            self._ids[body[2]] = number  # taken from now on, also while it waits for room
+        try:
+            await self._ledger.wait_for_room(size, lambda: self._hold(due, number, body))
+        except BaseException:
+            self._delivery.forget(body)
+            raise
+        return message
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise QueueClosed("the queue takes no more messages")
+
+    def _hold(self, due: float, number: int, body: Body) -> None:
+        if not isinstance(body, bytes) and body[2] is not None:
+            self._ids[body[2]] = number
+        self._schedule.put(due, number, body)
+        if due < self._workers.leader_due:
+            self._workers.wake_leader()
+
+    def _number_of(self, id: str) -> int | None:
+        """The number of the pending message with this id, as far as it waits or is being sent."""
+        intake.check_id(id)
+        return self._ids[id] if id in self._ids else self._own_number(id)
+
+    def _own_number(self, id: str) -> int | None:
+        """Likewise, for an id that was made here and not by the caller."""
+        number = number_of(id)
+        if number is None:
+            return None
+        flying = self._delivery.in_flight.get(number)
+        body = self._schedule.find(number) if flying is None else flying[2]
+        made_here = isinstance(body, bytes) or (body is not None and body[2] is None)
+        return number if made_here else None
+
+    def _forget_id(self, id: str) -> None:
+        del self._ids[id]
+
+
+@asynccontextmanager
+async def open_delay_queue(
+    send: Send,
+    *,
+    capacity: int,
+    workers: int,
+    capacity_bytes: int | None = None,
+    cancellable: bool = True,
+    timer: Literal["auto", "trio"] = "auto",
+    retry: RetryPolicy = RetryPolicy(),  # noqa: B008 (it is frozen)
+    send_timeout: float | None = 30.0,
+    on_dead_letter: DeadLetterHook | None = None,
+) -> AsyncIterator[DelayQueue]:
+    """Run a delay queue for the length of an `async with` block.
+
+    `await send(message)` gives one due message to the real queue and returns once that has confirmed it.
+    `capacity` bounds the pending messages, `capacity_bytes` their payloads and headers. `workers` is how
+    many sends may run at once; `localdelay.plan_capacity` computes both. A send that takes more than
+    `send_timeout` seconds (None: no limit) has failed, and so has a dead-letter hook. Failed messages are
+    retried under `retry`; one that is given up on goes to `await on_dead_letter(message, error)`, or into
+    one ERROR line of the log. `cancellable=False` saves memory where millions wait. `timer` is "auto" or
+    "trio"; both mean Trio's own clock for now.
+
+    Leaving the block normally closes the queue to puts and waits until all is sent. Leaving it by an
+    exception or a cancellation ends the workers; what is pending then stays in `messages()`, and one
+    warning is logged. Raises `TypeError` and `ValueError` for an argument that is wrong.
+    """
+    intake.check_async("send", send)
+    intake.check_count("capacity", capacity)
+    intake.check_count("workers", workers)
+    if capacity_bytes is not None:
+        intake.check_count("capacity_bytes", capacity_bytes)
+    if timer not in ("auto", "trio"):
+        raise ValueError(f'timer must be "auto" or "trio", not {timer!r}')
+    if not isinstance(retry, RetryPolicy):
+        raise TypeError(f"retry must be a RetryPolicy, not {type(retry).__name__}")
+    if on_dead_letter is not None:
+        intake.check_async("on_dead_letter", on_dead_letter)
+    queue = DelayQueue(
+        send,
+        capacity=capacity,
+        workers=workers,
+        capacity_bytes=capacity_bytes,
+        cancellable=bool(cancellable),
+        retry=retry,
+        send_timeout=intake.check_seconds("send_timeout", send_timeout, zero=False),
+        on_dead_letter=on_dead_letter,
+    )
+    from_block: BaseException | None = None
+    from_nursery: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(queue._run)  # noqa: SLF001 (one class in two halves: this is its life)
+            try:
+                yield queue
+                await queue._leave()  # noqa: SLF001
+            except BaseException as raised:
+                from_block = raised
+                raise
+    except BaseException as raised:  # noqa: BLE001 (raised again below, bare)
+        from_nursery = raised
+    queue._end()  # noqa: SLF001
+    if from_nursery is not None:
+        raise _bare(from_nursery, from_block)
+
+
+def _bare(from_nursery: BaseException, from_block: BaseException | None) -> BaseException:
+    """The exception without the groups that the queue's own nurseries have put around it.
+
+    The caller's own exception comes out as it was raised, and so does a lone one of a worker's, which
+    can only be a `KeyboardInterrupt` or the like.
+    """
+    bare = from_nursery
+    while bare is not from_block and isinstance(bare, BaseExceptionGroup):
+        if len(bare.exceptions) != 1:
+            only_cancelled = bare.split(trio.Cancelled)[1] is None
+            return from_block if only_cancelled and from_block is not None else from_nursery
+        bare = bare.exceptions[0]
+    return bare

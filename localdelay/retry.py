@@ -1,0 +1,87 @@
+"""When to try again and when to give up. Pure: the jitter is drawn by the caller."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import attrs
+
+from .errors import PermanentSendError, Throttled
+
+
+def _at_least(low: float) -> Callable[[object, attrs.Attribute[float], float], None]:
+    def check(_: object, attribute: attrs.Attribute[float], value: float) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{attribute.name} must be a number, not {value!r}")
+        if not low <= value < math.inf:
+            raise ValueError(f"{attribute.name} must be a finite number of at least {low}, not {value!r}")
+
+    return check
+
+
+def _attempts(_: object, attribute: attrs.Attribute[int | None], value: int | None) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{attribute.name} must be a whole number or None, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{attribute.name} must be at least 1, not {value!r}")
+
+
+@attrs.frozen
+class RetryPolicy:
+    """How often a failed send is tried again, and how long it waits; the names are stamina's.
+
+    The wait after the n-th failure is min(wait_max, wait_initial · wait_exp_base^(n-1) + jitter)
+    seconds, the jitter drawn uniformly from 0 to `wait_jitter`. An argument that is no number is a
+    `TypeError`; one that is negative, NaN or infinite is a `ValueError`.
+    """
+
+    attempts: int | None = attrs.field(default=None, validator=_attempts)
+    """Sends in all, the first one included; None: for as long as the process lives."""
+    wait_initial: float = attrs.field(default=0.1, validator=_at_least(0))
+    wait_max: float = attrs.field(default=30.0, validator=_at_least(0))
+    wait_jitter: float = attrs.field(default=1.0, validator=_at_least(0))
+    wait_exp_base: float = attrs.field(default=2.0, validator=_at_least(1))
+
+    def wait(self, failures: int, jitter: float) -> float:
+        """Seconds to wait after this many failures; `jitter` is a draw from 0 to 1."""
+        try:
+            backoff = self.wait_initial * float(self.wait_exp_base) ** (failures - 1)
+        except OverflowError:
+            backoff = self.wait_max if self.wait_initial else 0.0
+        return min(self.wait_max, backoff + self.wait_jitter * jitter)
+
+
+@attrs.frozen
+class Retry:
+    """Try again after `wait` seconds; the next send is number `attempt`."""
+
+    wait: float
+    attempt: int
+
+
+def after_failure(
+    policy: RetryPolicy, error: Exception, *, attempt: int, failures: int, jitter: float
+) -> Retry | None:
+    """What follows a failed send: a retry, or None for giving the message up.
+
+    `attempt` is the number of the send that failed, and `failures` counts every failed send of this
+    message: more than `attempt` where some were throttled, for these use up no attempt but do back off.
+    """
+    if isinstance(error, PermanentSendError):
+        return None
+    wait = wait_after(policy, error, failures=failures, jitter=jitter)
+    if isinstance(error, Throttled):
+        return Retry(wait, attempt)
+    if policy.attempts is not None and attempt >= policy.attempts:
+        return None
+    return Retry(wait, attempt + 1)
+
+
+def wait_after(policy: RetryPolicy, error: Exception, *, failures: int, jitter: float) -> float:
+    """Seconds to wait: what the broker asked for, where it did, else the policy's."""
+    if isinstance(error, Throttled) and error.retry_after is not None:
+        return error.retry_after
+    return policy.wait(failures, jitter)

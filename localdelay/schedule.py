@@ -1,0 +1,291 @@
+"""The waiting messages, in due order: FIFO channels and a heap.
+
+Patience piles. With one delay for all, messages arrive in the order in which they are due, and an
+append to a FIFO is all that it takes to keep them sorted. With a few delays the same holds for each
+delay on its own. So there are a few FIFO lanes, each in due order: a message is appended to the lane
+with the latest tail that is not later than itself; where there is none, a new lane is begun; where
+there are enough lanes already, it goes into a heap. The lane that takes it keeps its place in the list,
+because its new tail is still earlier than the tail of the lane before it: the tails always stand in
+descending order, the first lane that fits is the right one, and one delay costs one comparison. Retries
+go straight to the heap: a lane that took one would have a late tail and fit nothing else for a while.
+
+The next message is the smallest of the lanes' heads and the heap's top. A memory channel cannot be
+peeked at, so each lane's head is held here, outside its channel.
+
+Cancelling. With an index, the lanes and the heap carry only (due, number), and the index owns what the
+number stands for: cancelling takes it out there, which frees the payload at once, and leaves a dead
+pair behind. When the dead outnumber the living, everything is swept once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from heapq import heapify, heappop, heappush
+from typing import Final, TypeAlias
+
+import trio
+
+Details: TypeAlias = tuple[bytes, dict[str, str] | None, str | None, int, int, float]
+"""(payload, headers, id, attempt, failures, execute_at); id None: rendered from the number."""
+Body: TypeAlias = bytes | Details
+"""What waits. Most messages are a payload and nothing else, and exact tuples and bytes are invisible
+to the garbage collector: a full collection with millions of objects waiting would stop everything."""
+Entry: TypeAlias = tuple[float, int, Body]
+"""(due, number, body), `due` in seconds on Trio's clock; the number is unique and breaks ties."""
+_Slot: TypeAlias = tuple[float, int, Body] | tuple[float, int]
+
+FAILURES: Final = 4
+EXECUTE_AT: Final = 5
+MAX_LANES = 8
+_FEW = 64
+
+
+def is_retry(body: Body) -> bool:
+    """Whether this message has failed before and waits to be tried again."""
+    return type(body) is tuple and body[FAILURES] > 0
+
+
+def execute_at_of(due: float, body: Body) -> float:
+    """When the message was to be sent first: its due time, unless it is a retry."""
+    return due if isinstance(body, bytes) else body[EXECUTE_AT]
+
+
+class _Lane:
+    __slots__ = ("_receive", "head", "push", "tail")
+
+    def __init__(self) -> None:
+        send, receive = trio.open_memory_channel[_Slot](math.inf)
+        self.push = send.send_nowait
+        self._receive = receive.receive_nowait
+        self.head: _Slot | None = None
+        self.tail = -math.inf
+
+    def append(self, slot: _Slot) -> None:
+        self.tail = slot[0]
+        if self.head is None:
+            self.head = slot
+        else:
+            self.push(slot)
+
+    def advance(self) -> None:
+        try:
+            self.head = self._receive()
+        except trio.WouldBlock:
+            self.head = None
+
+    def empty(self) -> Iterator[_Slot]:
+        while self.head is not None:
+            yield self.head
+            self.advance()
+
+
+class Schedule:
+    """Messages in due order. All methods are synchronous; none of them awaits or calls out."""
+
+    def __init__(self, *, indexed: bool) -> None:
+        self._lanes: list[_Lane] = []
+        self._heap: list[_Slot] = []
+        self._index: dict[int, Body] | None = {} if indexed else None
+        self._dead = 0
+        self.waiting = 0
+        self.retrying = 0
+        self._retries: dict[int, float] = {}  # number to execute-at
+        self._oldest_retries: list[tuple[float, int]] = []  # a heap of these, with gone ones in it
+        self._horizon = math.inf
+        self._later: deque[_Slot] = deque()
+        self._kept: list[_Slot] = []
+        self.later_arrived = trio.lowlevel.ParkingLot()
+        """Unparked when a message arrives beyond the horizon."""
+
+    def put(self, due: float, number: int, body: Body) -> None:
+        """Take in a new message."""
+        self.waiting += 1
+        slot = self._slot(due, number, body)
+        lanes = self._lanes
+        for lane in lanes:
+            if lane.tail <= due:
+                lane.append(slot)
+                return
+        if len(lanes) < MAX_LANES:
+            lane = _Lane()
+            lane.append(slot)
+            lanes.append(lane)
+        else:
+            heappush(self._heap, slot)
+
+    def put_back(self, due: float, number: int, body: Body) -> None:
+        """Take in a message that was here before: a retry, or one whose send was cut off."""
+        self._count(number, body, 1)
+        slot = self._slot(due, number, body)
+        if due >= self._horizon:
+            self._later.append(slot)
+            self.later_arrived.unpark()
+        else:
+            heappush(self._heap, slot)
+
+    def keep(self, due: float, number: int, body: Body) -> None:
+        """Take in a message that nobody here is going to take out again; it stays pending."""
+        self._count(number, body, 1)
+        self._kept.append(self._slot(due, number, body))
+
+    def take(self, now: float) -> Entry | None:
+        """Take out the next message if it is due."""
+        while (slot := self._pop(now)) is not None:
+            if (entry := self._claim(slot)) is not None:
+                return entry
+        return None
+
+    def next_due(self) -> float:
+        """When the next message is due, in seconds on Trio's clock; infinite if there is none."""
+        self._drop_dead_heads()
+        soonest = min((lane.head[0] for lane in self._lanes if lane.head is not None), default=math.inf)
+        return min(soonest, self._heap[0][0]) if self._heap else soonest
+
+    def oldest(self) -> float:
+        """The earliest execute-at of all, retries included; infinite if there is none."""
+        oldest = self._oldest_retries
+        while oldest and oldest[0][1] not in self._retries:
+            heappop(oldest)
+        return min(self.next_due(), oldest[0][0] if oldest else math.inf)
+
+    def find(self, number: int) -> Body | None:
+        """The body of the message with this number, or None. Without an index, everything is walked."""
+        if self._index is not None:
+            return self._index.get(number)
+        return next((entry[2] for entry in self.entries() if entry[1] == number), None)
+
+    def cancel(self, number: int) -> Body | None:
+        """Take out the message with this number and return its body, or None if it is not here."""
+        if self._index is None:
+            raise RuntimeError("cancel needs a queue with cancellable=True")
+        body = self._index.pop(number, None)
+        if body is not None:
+            self._count(number, body, -1)
+            self._dead += 1
+            if self._dead > len(self._index) + _FEW:
+                self._sweep()
+        return body
+
+    def entries(self) -> list[Entry]:
+        """Every message, in due order."""
+        return sorted(entry for slot in self._slots() if (entry := self._resolve(slot)) is not None)
+
+    def set_horizon(self, horizon: float) -> None:
+        """Put aside, for `take_later`, every message due at `horizon` or after it, now and from now on."""
+        self._horizon = horizon
+        slots = list(self._slots())
+        self._clear()
+        slots.sort(key=lambda slot: slot[:2])
+        for slot in slots:
+            if slot[0] < horizon:
+                self._heap.append(slot)  # a sorted list is a heap
+            else:
+                self._later.append(slot)
+
+    def take_later(self) -> Entry | None:
+        """Take out a message from beyond the horizon."""
+        while self._later:
+            if (entry := self._claim(self._later.popleft())) is not None:
+                return entry
+        return None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing within the horizon is left to take."""
+        return self.next_due() == math.inf
+
+    def _slot(self, due: float, number: int, body: Body) -> _Slot:
+        if self._index is None:
+            return (due, number, body)
+        self._index[number] = body
+        return (due, number)
+
+    def _resolve(self, slot: _Slot) -> Entry | None:
+        if len(slot) == 3:
+            return slot
+        assert self._index is not None  # noqa: S101 (pairs are only made where there is an index)
+        body = self._index.get(slot[1])
+        return None if body is None else (*slot, body)
+
+    def _claim(self, slot: _Slot) -> Entry | None:
+        entry = self._resolve(slot)
+        if entry is None:
+            self._dead -= 1
+            return None
+        if self._index is not None:
+            del self._index[entry[1]]
+        self._count(entry[1], entry[2], -1)
+        return entry
+
+    def _count(self, number: int, body: Body, change: int) -> None:
+        if not is_retry(body):
+            self.waiting += change
+            return
+        self.retrying += change
+        if change < 0:
+            del self._retries[number]
+            return
+        self._retries[number] = execute_at_of(0.0, body)
+        heappush(self._oldest_retries, (self._retries[number], number))
+        if len(self._oldest_retries) > 2 * len(self._retries) + _FEW:
+            self._oldest_retries = [(execute_at, key) for key, execute_at in self._retries.items()]
+            heapify(self._oldest_retries)
+
+    def _pop(self, now: float) -> _Slot | None:
+        heap = self._heap
+        best = heap[0] if heap else None
+        best_lane: _Lane | None = None
+        for lane in self._lanes:
+            head = lane.head
+            if head is not None and (best is None or head < best):
+                best, best_lane = head, lane
+        if best is None or best[0] > now:
+            return None
+        if best_lane is None:
+            return heappop(heap)
+        best_lane.advance()
+        return best
+
+    def _drop_dead_heads(self) -> None:
+        if not self._dead or self._index is None:
+            return
+        index = self._index
+        for lane in self._lanes:
+            while lane.head is not None and lane.head[1] not in index:
+                lane.advance()
+                self._dead -= 1
+        while self._heap and self._heap[0][1] not in index:
+            heappop(self._heap)
+            self._dead -= 1
+
+    def _slots(self) -> Iterator[_Slot]:
+        # A channel is walked by emptying it and filling it again, lane by lane and without an await.
+        for lane in self._lanes:
+            slots = list(lane.empty())
+            for slot in slots:
+                lane.append(slot)
+            yield from slots
+        yield from self._heap
+        yield from self._later
+        yield from self._kept
+
+    def _sweep(self) -> None:
+        def living(slots: Iterable[_Slot]) -> list[_Slot]:
+            return [slot for slot in slots if self._resolve(slot) is not None]
+
+        for lane in self._lanes:
+            for slot in living(lane.empty()):
+                lane.append(slot)
+        self._heap = living(self._heap)
+        heapify(self._heap)
+        self._later = deque(living(self._later))
+        self._kept = living(self._kept)
+        self._dead = 0
+
+    def _clear(self) -> None:
+        self._lanes.clear()
+        self._heap.clear()
+        self._later.clear()
+        self._kept.clear()

@@ -1,0 +1,93 @@
+"""What the queue says about itself: frozen objects, a line under each field."""
+
+from __future__ import annotations
+
+import attrs
+
+from .lateness import LatencySummary
+from .message import Message
+
+
+@attrs.frozen(kw_only=True)
+class Statistics:
+    """The queue at one instant. All times are in seconds.
+
+    Always: accepted = sent + dead + cancelled + handed_back + spooled + pending, and
+    pending = waiting + sending + retrying. Every term is counted on its own, so that a lost message
+    would show.
+    """
+
+    accepted: int
+    """Messages that a put has taken in."""
+    sent: int
+    """Sends that returned: the real queue has confirmed the message."""
+    dead: int
+    """Given up on, and through with the dead-letter hook."""
+    cancelled: int
+    """Taken out by `cancel`."""
+    handed_back: int
+    """Given back to the primary by `drain`, before they were due."""
+    spooled: int
+    """Left in a journal by `drain`."""
+    pending: int
+    """Accepted and not finished: what counts against `capacity`."""
+    waiting: int
+    """Not due yet, or due and waiting for a worker."""
+    sending: int
+    """In a send, a dead-letter hook or a hand-back at this moment."""
+    retrying: int
+    """Failed, and waiting to be tried again."""
+    pending_bytes: int
+    """Payload and headers of all that is pending: what counts against `capacity_bytes`."""
+    at_risk: int
+    """Messages that a crash right now would lose."""
+    at_risk_bytes: int
+    """Payload and headers of these."""
+    capacity: int
+    """The most messages that may be pending."""
+    capacity_bytes: int | None
+    """The most bytes that may be pending; None: no limit."""
+    workers: int
+    """Workers that the queue was told to keep."""
+    workers_busy: int
+    """Workers in a send or a dead-letter hook."""
+    puts_waiting: int
+    """Calls of `put` that wait for room."""
+    paused: bool
+    """Whether sending is stopped by `pause`."""
+    closed: bool
+    """Whether puts are refused."""
+    next_due_in: float | None
+    """Until the next waiting message is to be sent; 0 if it is overdue, None if there is none."""
+    oldest_overdue: float
+    """How late the latest of the pending messages is by now; 0 if none is overdue."""
+    failures: int
+    """Sends that failed, all retries counted, throttled ones included."""
+    throttled: int
+    """Sends that failed because the broker throttled them."""
+    dead_letter_errors: int
+    """Dead-letter hooks that raised or took longer than `send_timeout`."""
+    lateness: LatencySummary
+    """Start of the first send minus execute-at."""
+    send_time: LatencySummary
+    """Time in `send`, failed sends included."""
+    total: LatencySummary
+    """Confirmation minus execute-at, retries included."""
+
+
+@attrs.frozen(kw_only=True)
+class DrainReport:
+    """What became of the messages that were pending when `drain` was called."""
+
+    sent: int
+    """Sent, because they came due within the grace."""
+    handed_back: int
+    """Taken by `hand_back`."""
+    spooled: int
+    """Left in a journal."""
+    dead: int
+    """Given up on meanwhile."""
+    cancelled: int
+    """Cancelled meanwhile."""
+    remaining: list[Message] = attrs.field(repr=lambda messages: f"<{len(messages)} messages>")
+    """What nobody took, in due order. These stay pending, and only the caller can still save them."""

@@ -1,0 +1,240 @@
+"""The pool of workers, who take turns to wait for the next due message.
+
+Leader and followers (the pattern of java.util.concurrent.DelayQueue). One idle worker, the leader,
+sleeps until the next message is due; the other idle ones, the followers, sleep without a timer. A worker
+that has taken a message wakes one follower before it sends, and that one looks for the next message: it
+takes it if it is due, and becomes the leader if it is not. So one timer is armed whatever the size of
+the pool, and while sends return at once, one wake-up serves a whole run of due messages.
+
+What must hold: while a worker is idle, either one of them leads or one is on its way to look ("stirred").
+A worker that stops being idle, or leaves, therefore calls `_stir`; a message that is due earlier than the
+instant the leader sleeps to (`leader_due`) must wake the leader.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import trio
+
+from .schedule import Entry, Schedule
+from .timer import TrioTimer
+
+_TURN = 64
+_TURN_SECONDS = 0.002
+"""A worker whose sends never wait lets the other tasks run after this many messages or seconds."""
+
+
+class Worker:
+    """One worker's state. `expires` is when its send must end, in seconds on Trio's clock."""
+
+    __slots__ = ("entry", "expires", "failure", "scope", "timed_out")
+
+    def __init__(self) -> None:
+        self.entry: Entry | None = None
+        self.failure: Exception | None = None
+        self.expires = math.inf
+        self.scope = trio.CancelScope()
+        self.timed_out = False
+
+
+class Delivery(Protocol):
+    """What a worker does with a message. `deliver` returns the time, for that is what it knows last."""
+
+    async def deliver(self, worker: Worker, entry: Entry, now: float) -> float:
+        """Send a due message; where that fails, either settle it or leave it in `worker.failure`."""
+
+    async def settle(self, worker: Worker) -> None:
+        """Decide what becomes of the message in `worker.entry` after `worker.failure`."""
+
+    def put_back(self, entry: Entry) -> None:
+        """Return a message whose send was cut off."""
+
+
+class Workers:
+    """The nursery of workers, and the watchdog that ends the sends that take too long."""
+
+    def __init__(self, schedule: Schedule, timer: TrioTimer, count: int) -> None:
+        self._schedule = schedule
+        self._timer = timer
+        self._delivery: Delivery
+        self._nursery: trio.Nursery | None = None
+        self._scope = trio.CancelScope()
+        self._workers: set[Worker] = set()
+        self._followers: dict[Worker, trio.lowlevel.Task] = {}
+        self._leader: Worker | None = None
+        self._stirred: Worker | None = None
+        self._closing = False
+        self._watchdog: trio.lowlevel.Task | None = None
+        self.leader_due = -math.inf
+        """Until when the leader sleeps; a message due earlier must call `wake_leader`."""
+        self.count = count
+        self.paused = False
+        self.finished = trio.Event()
+
+    @property
+    def busy(self) -> int:
+        """Workers in a send or a dead-letter hook."""
+        return sum(worker.entry is not None for worker in self._workers)
+
+    async def run(self, delivery: Delivery) -> None:
+        """Keep the pool at work until `close` was called and nothing is left to take, or until `stop`."""
+        self._delivery = delivery
+        try:
+            with self._scope:
+                async with trio.open_nursery() as watch:
+                    watch.start_soon(self._watch)
+                    async with trio.open_nursery() as self._nursery:
+                        self._hire()
+                    watch.cancel_scope.cancel()
+        finally:
+            self._nursery = None
+            self.leader_due = -math.inf
+            self.finished.set()
+
+    def wake_leader(self) -> None:
+        """Let the leader look again: an earlier message has come, or the rules have changed."""
+        self.leader_due = -math.inf
+        self._timer.wake()
+
+    def pause(self) -> None:
+        """Take no message from now on; sends that have begun go on."""
+        self.paused = True
+
+    def resume(self) -> None:
+        """Take messages again."""
+        self.paused = False
+        self.wake_leader()
+
+    def resize(self, count: int) -> None:
+        """Change the number of workers; idle ones go first, and no send is interrupted."""
+        self.count = count
+        if not self._workers:
+            return  # not begun, or ended
+        self._hire()
+        surplus = len(self._workers) - count
+        while surplus > 0 and self._followers:
+            self._wake_follower()
+            surplus -= 1
+        if surplus > 0:
+            self.wake_leader()
+
+    def close(self) -> None:
+        """Let the workers leave once the schedule is empty."""
+        self._closing = True
+        self.resume()
+        while self._followers:
+            self._wake_follower()
+
+    def stop(self) -> None:
+        """End all at once: sends are cancelled, and their messages are pending again."""
+        self._scope.cancel()
+
+    def expect(self, worker: Worker, when: float) -> None:
+        """Have this worker's send end at `when` (seconds on Trio's clock) at the latest."""
+        worker.expires = when
+        if self._watchdog is not None:
+            trio.lowlevel.reschedule(self._watchdog)
+            self._watchdog = None
+
+    def _hire(self) -> None:
+        assert self._nursery is not None  # noqa: S101 (the callers have seen that it is open)
+        for _ in range(self.count - len(self._workers)):
+            worker = Worker()
+            self._workers.add(worker)
+            self._nursery.start_soon(self._work, worker)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _work(self, worker: Worker) -> None:
+        try:
+            while worker in self._workers:
+                # One scope serves many sends, for a scope a send costs more than all the rest of it.
+                # One that has ended a send is used up, so another is opened.
+                worker.timed_out = False
+                with trio.CancelScope() as worker.scope:
+                    await self._serve(worker)
+        finally:
+            self._workers.discard(worker)
+            if worker.entry is not None:
+                self._delivery.put_back(worker.entry)
+            self._stir()
+
+    async def _serve(self, worker: Worker) -> None:
+        """Take due messages and send them until this worker is to leave or its scope is used up."""
+        if worker.failure is not None:
+            await self._delivery.settle(worker)
+        now = began = trio.current_time()
+        turn = 0
+        while not worker.scope.cancel_called:
+            if len(self._workers) > self.count:
+                self._workers.discard(worker)
+                return
+            entry = None if self.paused else self._schedule.take(now)
+            if entry is None:
+                if self._closing and self._schedule.is_empty:
+                    self._workers.discard(worker)
+                    return
+                await self._wait(worker)
+                now = began = trio.current_time()
+                turn = 0
+                continue
+            worker.entry = entry
+            self._stir()
+            now = await self._delivery.deliver(worker, entry, now)
+            turn += 1
+            if (turn == _TURN or now - began > _TURN_SECONDS) and not worker.scope.cancel_called:
+                await trio.lowlevel.checkpoint()
+                now = began = trio.current_time()
+                turn = 0
+
+    async def _wait(self, worker: Worker) -> None:
+        """Wait for a reason to look: as the leader until the next message is due, else for a turn."""
+        if self._leader is None:
+            self._leader = worker
+            due = math.inf if self.paused else self._schedule.next_due()
+            self.leader_due = -math.inf if self.paused else due
+            try:
+                await self._timer.sleep_until(due)
+            finally:
+                self._leader = None
+                self.leader_due = -math.inf
+            return
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            del self._followers[worker]
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self._followers[worker] = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        if self._stirred is worker:
+            self._stirred = None
+
+    def _stir(self) -> None:
+        if self._leader is None and self._stirred is None and self._followers:
+            self._stirred = self._wake_follower()
+
+    def _wake_follower(self) -> Worker:
+        worker, task = self._followers.popitem()
+        trio.lowlevel.reschedule(task)
+        return worker
+
+    async def _watch(self) -> None:
+        """End the sends that take too long: one task for the whole pool instead of a timer a send."""
+        while True:
+            soonest = min((worker.expires for worker in self._workers), default=math.inf)
+            if soonest == math.inf:
+                self._watchdog = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(self._forget_watchdog)
+                continue
+            await trio.sleep_until(soonest)
+            now = trio.current_time()
+            for worker in self._workers:
+                if worker.expires <= now:
+                    worker.expires = math.inf
+                    worker.timed_out = True
+                    worker.scope.cancel()
+
+    def _forget_watchdog(self, _: object) -> trio.lowlevel.Abort:
+        self._watchdog = None
+        return trio.lowlevel.Abort.SUCCEEDED

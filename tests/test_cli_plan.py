@@ -1,0 +1,239 @@
+"""`localdelay plan`: what it prints, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import attrs
+import pytest
+from click.testing import CliRunner, Result
+
+from localdelay.capacity import plan_capacity
+from localdelay.cli import main
+
+FIGURES = {
+    "--qps": "100000",
+    "--delay": "120",
+    "--instances": "500",
+    "--message-bytes": "500",
+    "--worker-qps": "10",
+}
+EXAMPLE = [word for option in FIGURES.items() for word in option]
+COMMAND = str(Path(sysconfig.get_path("scripts"), "localdelay"))
+
+
+def run(*args: str) -> Result:
+    # No colour and a known width, whatever the terminal that the tests run in asks for.
+    environment = {"COLUMNS": "80", "FORCE_COLOR": None, "TTY_COMPATIBLE": None}
+    return CliRunner().invoke(main, ["plan", *args], prog_name="localdelay", env=environment)
+
+
+def test_json_is_the_plan_and_nothing_else() -> None:
+    """One object with the pinned keys, in their order, and whole numbers as integers."""
+    result = run(*EXAMPLE, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.output) == {
+        "cluster_backlog": 12_000_000,
+        "cluster_bytes": 6_000_000_000,
+        "rate_per_instance": 200,
+        "capacity": 24_000,
+        "payload_bytes": 12_000_000,
+        "resident_bytes": plan_capacity(
+            qps=100_000, delay=120, instances=500, message_bytes=500, worker_qps=10
+        ).resident_bytes,
+        "workers": 20,
+        "utilisation": 1,
+        "target_p99": 0.1,
+        "workers_for_target": 24,
+        "capacity_for_target": 24_795,
+        "redis": {
+            "keys": 3_000,
+            "elements_per_key": 4_000,
+            "zadd_per_s": 100_000,
+            "zrange_per_s": 15_000,
+            "setnx_per_s": 7_500_000,
+            "reads_per_s": 7_515_000,
+            "writes_per_s": 200_000,
+        },
+    }
+    assert " ".join(json.loads(result.output)) == (
+        "cluster_backlog cluster_bytes rate_per_instance capacity payload_bytes resident_bytes workers"
+        " utilisation target_p99 workers_for_target capacity_for_target redis"
+    )
+    assert ".0" not in result.output
+
+
+def test_the_plan_fits_a_small_terminal_with_every_number_in_sight() -> None:
+    """80 by 24 with two lines for the command and one for the prompt; plain ASCII, no escape codes."""
+    result = run(*EXAMPLE)
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
+    assert len(lines) <= 21
+    assert max(map(len, lines)) <= 80
+    assert result.output.isascii()
+    assert "\x1b" not in result.output
+    assert all(line == line.rstrip() for line in lines)
+    for text in (
+        "12,000,000 messages, 6,000,000,000 bytes (6 GB)",
+        "200 messages/s",
+        "24,000          24,795  messages",
+        "12,000,000      12,397,500  bytes",
+        "20              24  at 10 sends/s each",
+        "100 %          83.3 %  of the workers' time",
+        "without bound         84.9 ms",
+        "24,000 is what waits on average: full at the first late send;\n  use capacity_for_target, 24,795.",
+        "20 workers at 100 %: lateness grows without bound;\n  use workers_for_target, 24.",
+        "3,000  of up to 4,000 elements",
+        "7,515,000/s  zrange 15,000/s + setnx 7,500,000/s",
+        "200,000/s  zadd 100,000/s + zrem 100,000/s",
+    ):
+        assert text in result.output
+
+
+def test_a_pool_that_is_stable_but_late_is_pointed_out() -> None:
+    """195/s on 20 workers is no 100 %, but p99 lateness is over a target of 10 ms."""
+    output = run(*EXAMPLE, "--qps", "97500", "--target-p99", "10ms").output
+    assert "97.5 %" in output
+    assert "With 20 workers p99 lateness is 894 ms, over the target;\n  use workers_for_target, 30." in output
+    assert "without bound" not in output
+
+
+def test_a_pool_that_keeps_to_the_target_is_left_alone() -> None:
+    """Nothing is said of workers where the average is enough, and one worker is not "1 workers"."""
+    output = run(*EXAMPLE, "--degraded-share", "0.0003").output
+    assert "0.03 % of 100,000 messages/s" in output
+    assert "workers_for_target" not in output
+    output = run(*EXAMPLE, "--qps", "10", "--instances", "1").output
+    assert "by 1 instance\n" in output
+    assert "1 worker at 100 %" in output
+
+
+def test_nearly_all_is_not_all() -> None:
+    """99.99 % is never rounded to the 100 % that means something else."""
+    output = run(*EXAMPLE, "--qps", "99990").output
+    assert "99.9 %" in output
+    assert "100 %" not in output
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments"),
+    [
+        ("--delay 2m", {}),
+        ("--delay 120s --message-bytes 500B", {}),
+        ("--qps 1e5 --message-bytes 0.5kB", {}),
+        ("--target-p99 10ms", {"target_p99": 0.01}),
+        ("--degraded-share 0.3", {"degraded_share": 0.3}),
+        ("--outage 5m", {"outage": 300}),
+    ],
+)
+def test_options_reach_the_plan(options: str, arguments: dict[str, float]) -> None:
+    """What the library works out for the same figures is what the command prints, however they are typed."""
+    result = run(*EXAMPLE, *options.split(), "--json")
+    figures = {"qps": 100_000, "delay": 120, "instances": 500, "message_bytes": 500, "worker_qps": 10}
+    expected = plan_capacity(**{**figures, **arguments})  # type: ignore[arg-type]
+    assert json.loads(result.output) == attrs.asdict(expected)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
+        ("--instances", "0", "must be at least 1, not 0"),
+        ("--instances", "-3", "must be at least 1, not -3"),
+        ("--instances", "1.5", "'1.5' is not a valid integer."),
+        ("--qps", "-1", "must be more than 0, not -1.0"),
+        ("--qps", "0", "must be more than 0, not 0.0"),
+        ("--qps", "nan", "must be a finite number, not nan"),
+        ("--qps", "inf", "must be a finite number, not inf"),
+        ("--qps", "many", "'many' is not a valid float."),
+        ("--qps", "1e16", "must be at most 1,000,000,000,000,000"),
+        ("--delay", "-1", "a duration can't be negative, as '-1' is"),
+        ("--delay", "0s", "must be more than 0, not 0.0"),
+        ("--delay", "nan", "'nan' is no duration; write 120, 120s, 2m, 1.5h, 1d or 100ms"),
+        ("--message-bytes", "0", "must be at least 1, not 0"),
+        ("--message-bytes", "12M", "'12M' is no size; write 500, 500B, 12kB, 12MB, 12MiB or 1GB"),
+        ("--message-bytes", "-1B", "a size can't be negative, as '-1B' is"),
+        ("--worker-qps", "0", "must be more than 0, not 0.0"),
+        ("--worker-qps", "1e-9", "is too small: an instance would need more than 100,000,000 workers"),
+        ("--target-p99", "0", "must be more than 0, not 0.0"),
+        ("--degraded-share", "0", "must be more than 0, not 0.0"),
+        ("--degraded-share", "1.5", "must be at most 1"),
+        ("--degraded-share", "nan", "must be a finite number, not nan"),
+        ("--outage", "-5", "a duration can't be negative, as '-5' is"),
+    ],
+)
+def test_nonsense_is_one_line_that_names_the_option(option: str, value: str, reason: str) -> None:
+    """Exit code 2, one line, no usage, whichever of the parser and the library refuses."""
+    result = run(*EXAMPLE, option, value)
+    assert result.exit_code == 2
+    assert result.output == f"Error: Invalid value for '{option}': {reason}\n"
+
+
+@pytest.mark.parametrize("missing", FIGURES)
+def test_a_missing_figure_is_one_line_that_names_it(missing: str) -> None:
+    """The five figures have no sensible default; the line says where to read about them."""
+    result = run(*(word for option in FIGURES.items() if option[0] != missing for word in option))
+    assert result.exit_code == 2
+    assert result.output == f"Error: Missing option '{missing}'. See 'localdelay plan --help'.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["plan", "--qqps", "1"], "--qqps"),
+        (["plan", *EXAMPLE, "more"], "(more)."),
+        (["plan", "--qps"], "'--qps'"),
+        (["plam"], "'plam'"),
+        (["--verbos"], "--verbos"),
+    ],
+)
+def test_every_other_slip_is_one_line_too(arguments: list[str], named: str) -> None:
+    """Unknown options and commands, of the group and of the command."""
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert result.output.startswith("Error: ")
+    assert result.output.count("\n") == 1
+    assert named in result.output
+
+
+def test_help_is_not_taken_for_an_error() -> None:
+    """The bare command and `--help` print help, with an example that works as it stands."""
+    assert CliRunner().invoke(main, []).output.startswith("Usage: ")
+    result = run("--help")
+    assert result.exit_code == 0
+    example = result.output.partition("Example:")[2].replace("\\\n", "").split()
+    assert example[:2] == ["localdelay", "plan"]
+    assert run(*example[2:]).output == run(*EXAMPLE).output
+
+
+def test_the_installed_command_prints_the_plan() -> None:
+    """A real process: the numbers on standard output, nothing on standard error."""
+    done = subprocess.run([COMMAND, "plan", *EXAMPLE, "--json"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["capacity"] == 24_000
+
+
+def test_the_installed_command_refuses_on_standard_error() -> None:
+    """A real process: exit code 2, and exactly one line on standard error."""
+    done = subprocess.run(
+        [COMMAND, "plan", *EXAMPLE, "--instances", "0"], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "Error: Invalid value for '--instances': must be at least 1, not 0\n"
+
+
+@pytest.mark.parametrize("extra", [[], ["--json"]])
+def test_a_closed_pipe_is_no_traceback(extra: list[str]) -> None:
+    """`localdelay plan ... | head -1` may close the pipe before anything is written."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [COMMAND, "plan", *EXAMPLE, *extra], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    finally:
+        os.close(writer)
+    assert done.stderr == ""

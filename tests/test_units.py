@@ -1,0 +1,237 @@
+"""Durations and sizes as people write them, and numbers as they read them."""
+
+from __future__ import annotations
+
+import click
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from localdelay.cli.units import (
+    DURATION,
+    SIZE,
+    format_duration,
+    format_number,
+    format_size,
+    parse_duration,
+    parse_size,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("120", 120.0),
+        ("120s", 120.0),
+        ("120 s", 120.0),
+        (" 120 ", 120.0),
+        ("+5s", 5.0),
+        ("2m", 120.0),
+        ("2min", 120.0),
+        ("1.5h", 5400.0),
+        ("1d", 86_400.0),
+        ("100ms", 0.1),
+        ("100MS", 0.1),
+        ("250us", 0.00025),
+        ("250µs", 0.00025),  # the micro sign
+        ("250μs", 0.00025),  # the Greek letter
+        (".5s", 0.5),
+        ("5.", 5.0),
+        ("1e3", 1000.0),
+        ("1e-3s", 0.001),
+        ("0", 0.0),
+        ("0.1", 0.1),
+    ],
+)
+def test_durations_are_read_in_seconds(text: str, seconds: float) -> None:
+    """Every way to write a duration comes out as the nearest float of its seconds."""
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "s",
+        "x",
+        "nan",
+        "inf",
+        "-inf",
+        "12 34",
+        "2m30s",
+        "1,000",
+        "1_000",
+        "5w",
+        "5MB",
+        "--5",
+        "1e9999",
+        "٣s",
+        "0x10",
+        "9" * 61,
+    ],
+)
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    """The error shows what was written and how to write it."""
+    with pytest.raises(ValueError, match=r"is no duration; write 120, 120s, 2m, 1\.5h, 1d or 100ms$"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize("text", ["-1", "-0.5s", "-2m"])
+def test_a_negative_duration_is_refused(text: str) -> None:
+    """Time does not run backwards."""
+    with pytest.raises(ValueError, match=f"^a duration can't be negative, as '{text}' is$"):
+        parse_duration(text)
+
+
+def test_a_duration_that_no_float_holds_is_refused() -> None:
+    """It never turns into an infinity."""
+    with pytest.raises(ValueError, match=r"^'1e400' is too long a duration$"):
+        parse_duration("1e400")
+
+
+@given(st.integers(0, 10**9))
+def test_milliseconds_are_exact(count: int) -> None:
+    """A count of ms reads as the float next to that many thousandths, as the same text in seconds does."""
+    assert parse_duration(f"{count}ms") == parse_duration(f"{count / 1000!r}s") == count / 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("500", 500),
+        ("500B", 500),
+        ("500 b", 500),
+        ("1kB", 1_000),
+        ("1KB", 1_000),
+        ("12MB", 12_000_000),
+        ("12mb", 12_000_000),
+        ("12MiB", 12 * 2**20),
+        ("1KiB", 1_024),
+        ("2GB", 2 * 10**9),
+        ("2GiB", 2 * 2**30),
+        ("1TB", 10**12),
+        ("1TiB", 2**40),
+        ("1.5kB", 1_500),
+        ("0.1MiB", 104_858),  # 104,857.6
+        ("1e3", 1_000),
+        ("0", 0),
+        ("9007199254740993", 2**53 + 1),  # no float holds it
+    ],
+)
+def test_sizes_are_read_in_bytes(text: str, size: int) -> None:
+    """Decimal and binary units, exactly; a fraction of a unit is rounded up to a byte."""
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "B", "x", "nan", "inf", "12M", "1k", "12 M B", "1,000", "5s", "1e9999", "9" * 61]
+)
+def test_what_is_no_size_is_refused(text: str) -> None:
+    """The error shows how to write it; a bare k or M, which mean two things, is one of these."""
+    with pytest.raises(ValueError, match=r"is no size; write 500, 500B, 12kB, 12MB, 12MiB or 1GB$"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize("text", ["-1", "-1B", "-0.5kB"])
+def test_a_negative_size_is_refused(text: str) -> None:
+    """Nothing takes less than no memory."""
+    with pytest.raises(ValueError, match=f"^a size can't be negative, as '{text}' is$"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize("text", ["0.5", "1.5B", "1e-3"])
+def test_a_fraction_of_a_byte_is_refused(text: str) -> None:
+    """Written in bytes, a fraction is a slip."""
+    with pytest.raises(ValueError, match=f"^'{text}' is no whole number of bytes$"):
+        parse_size(text)
+
+
+def test_errors_stay_on_one_short_line() -> None:
+    """What was typed is quoted, with its line breaks escaped and its length bounded."""
+    with pytest.raises(ValueError, match="is no duration") as caught:
+        parse_duration("a\nb" * 1000)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 150
+
+
+def test_the_option_types_convert_text_and_keep_defaults() -> None:
+    """A default is a number in the base unit and passes as it is."""
+    assert DURATION.convert("2m", None, None) == 120.0
+    assert DURATION.convert(0.1, None, None) == 0.1
+    assert SIZE.convert("12MB", None, None) == 12_000_000
+    assert SIZE.convert(500, None, None) == 500
+
+
+@pytest.mark.parametrize(("kind", "message"), [(DURATION, "'x' is no duration"), (SIZE, "'x' is no size")])
+def test_the_option_types_refuse_as_click_does(kind: click.ParamType, message: str) -> None:  # type: ignore[type-arg]
+    """A bad value is a `BadParameter`, which click shows with the option's name."""
+    with pytest.raises(click.BadParameter, match=message):
+        kind.convert("x", None, None)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (24_000, "24,000"),
+        (24_000.0, "24,000"),
+        (0, "0"),
+        (0.0, "0"),
+        (0.5, "0.5"),
+        (83.33333, "83.333"),
+        (1_234_567.891, "1,234,567.891"),
+        (0.0001234, "0.000123"),
+        (10**20, "100,000,000,000,000,000,000"),
+    ],
+)
+def test_numbers_are_written_with_separators(value: float, text: str) -> None:
+    """Thousands apart, no trailing zeros, and small numbers not lost."""
+    assert format_number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (0.00025, "250 us"),
+        (0.001, "1 ms"),
+        (0.0848653, "84.9 ms"),
+        (0.1, "100 ms"),
+        (0.99999, "1 s"),
+        (1.5, "1.5 s"),
+        (119, "119 s"),
+        (120, "2 min"),
+        (300, "5 min"),
+        (5_400, "90 min"),
+        (7_200, "2 h"),
+        (129_600, "36 h"),
+        (604_800, "7 d"),
+    ],
+)
+def test_durations_are_written_in_the_unit_that_suits_them(seconds: float, text: str) -> None:
+    """Three digits, and never 1000 of one unit for 1 of the next."""
+    assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1_000, "1 kB"),
+        (999_999, "1 MB"),
+        (12_000_000, "12 MB"),
+        (18_552_000, "18.6 MB"),
+        (6_000_000_000, "6 GB"),
+        (5 * 10**12, "5 TB"),
+        (10**15, "1,000 TB"),
+    ],
+)
+def test_sizes_are_written_in_decimal_units(size: int, text: str) -> None:
+    """Three digits in the largest unit that leaves a whole."""
+    assert format_size(size) == text
+
+
+@given(st.floats(1e-6, 1e7))
+def test_a_written_duration_reads_back(seconds: float) -> None:
+    """What is printed can be typed in again, to its three digits."""
+    assert parse_duration(format_duration(seconds).replace(",", "")) == pytest.approx(seconds, rel=0.006)
