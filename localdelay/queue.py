@@ -431,26 +431,45 @@ async def open_delay_queue(
             try:
                 yield queue
                 await queue._leave()  # noqa: SLF001
-            except BaseException as raised:
+            except BaseException as raised:  # noqa: BLE001 (raised again below, as it is)
                 from_block = raised
-                raise
-    except BaseException as raised:  # noqa: BLE001 (raised again below, bare)
+                if _is_cancelled(raised):
+                    raise  # only the nursery can tell whether it was its own cancellation
+                nursery.cancel_scope.cancel()
+    except BaseException as raised:  # noqa: BLE001 (raised again below)
         from_nursery = raised
     queue._end()  # noqa: SLF001
-    if from_nursery is not None:
-        raise _bare(from_nursery, from_block)
+    error = _what_to_raise(from_block, from_nursery)
+    if error is not None:
+        raise error
 
 
-def _bare(from_nursery: BaseException, from_block: BaseException | None) -> BaseException:
-    """The exception without the groups that the queue's own nurseries have put around it.
+def _is_cancelled(raised: BaseException) -> bool:
+    if isinstance(raised, BaseExceptionGroup):
+        return raised.subgroup(trio.Cancelled) is not None
+    return isinstance(raised, trio.Cancelled)
 
-    The caller's own exception comes out as it was raised, and so does a lone one of a worker's, which
-    can only be a `KeyboardInterrupt` or the like.
+
+def _what_to_raise(
+    from_block: BaseException | None, from_nursery: BaseException | None
+) -> BaseException | None:
+    """What leaves the block: the caller's own exception as it is, and without groups of this module's making.
+
+    A nursery puts a group around whatever leaves it. From the workers there comes nothing but
+    cancellation and what is no `Exception` (a `KeyboardInterrupt` in a send, say).
     """
-    bare = from_nursery
-    while bare is not from_block and isinstance(bare, BaseExceptionGroup):
-        if len(bare.exceptions) != 1:
-            only_cancelled = bare.split(trio.Cancelled)[1] is None
-            return from_block if only_cancelled and from_block is not None else from_nursery
-        bare = bare.exceptions[0]
-    return bare
+    if from_nursery is None:
+        return from_block
+    crash = from_nursery
+    while isinstance(crash, BaseExceptionGroup) and len(crash.exceptions) == 1:
+        crash = crash.exceptions[0]
+    if from_block is None:
+        return crash
+    only_cancelled = isinstance(crash, trio.Cancelled) or (
+        isinstance(crash, BaseExceptionGroup) and crash.split(trio.Cancelled)[1] is None
+    )
+    if only_cancelled:
+        return from_block
+    if _is_cancelled(from_block):
+        return crash
+    return BaseExceptionGroup("the block and a send both raised", [from_block, crash])

@@ -66,6 +66,7 @@ class Workers:
         self._leader: Worker | None = None
         self._stirred: Worker | None = None
         self._closing = False
+        self._ending = False
         self._watchdog: trio.lowlevel.Task | None = None
         self.leader_due = -math.inf
         """Until when the leader sleeps; a message due earlier must call `wake_leader`."""
@@ -129,6 +130,7 @@ class Workers:
 
     def stop(self) -> None:
         """End all at once: sends are cancelled, and their messages are pending again."""
+        self._ending = True
         self._scope.cancel()
 
     def expect(self, worker: Worker, when: float) -> None:
@@ -154,6 +156,9 @@ class Workers:
                 worker.timed_out = False
                 with trio.CancelScope() as worker.scope:
                     await self._serve(worker)
+        except BaseException:
+            self.stop()  # or another worker would take the message that this one puts back, and send it
+            raise
         finally:
             self._workers.discard(worker)
             if worker.entry is not None:
@@ -170,7 +175,7 @@ class Workers:
             if len(self._workers) > self.count:
                 self._workers.discard(worker)
                 return
-            entry = None if self.paused else self._schedule.take(now)
+            entry = None if self.paused or self._ending else self._schedule.take(now)
             if entry is None:
                 if self._closing and self._schedule.is_empty:
                     self._workers.discard(worker)

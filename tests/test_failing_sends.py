@@ -1,0 +1,356 @@
+"""What a failing send does: retries at exact times, dead letters, and no harm to anything else."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import trio
+
+from localdelay import Message, PermanentSendError, RetryPolicy, Throttled, open_delay_queue
+from localdelay.testing import FailingSender, RecordingSender
+
+STEADY = RetryPolicy(wait_initial=1, wait_max=8, wait_jitter=0)
+
+
+async def test_a_failed_message_is_tried_again_for_ever(autojump_clock: Any, conserved: Any) -> None:
+    """The waits grow to the maximum, the attempt is counted, the id stays, and nothing gives up."""
+    sender = FailingSender(OSError, times=6)
+    async with open_delay_queue(sender, capacity=10, workers=1, retry=STEADY) as queue:
+        message = queue.put_nowait(b"", delay=1)
+        await trio.sleep(2.5)
+        s = conserved(queue)
+        assert (s.retrying, s.waiting, s.sending, s.workers_busy) == (1, 0, 0, 0)
+        assert (s.next_due_in, s.oldest_overdue) == (1.5, 1.5)
+        [pending] = queue.messages()
+        assert (pending.id, pending.attempt, pending.execute_at) == (message.id, 3, 1)
+    assert sender.attempts == [
+        (when, message.id, attempt) for attempt, when in enumerate([1, 2, 4, 8, 16, 24, 32], start=1)
+    ]
+    s = conserved(queue)
+    assert (s.sent, s.failures, s.throttled, s.dead) == (1, 6, 0, 0)
+    assert s.lateness.count == 1
+    assert s.lateness.max == 0
+    assert (s.send_time.count, s.total.count, s.total.max) == (7, 1, 31)
+
+
+async def test_a_retry_holds_no_worker(autojump_clock: Any) -> None:
+    """While one message waits to be tried again, the only worker sends others."""
+
+    class Sender(RecordingSender):
+        async def __call__(self, message: Message) -> None:
+            if message.payload == b"bad" and message.attempt == 1:
+                raise OSError
+            await super().__call__(message)
+
+    sender = Sender()
+    async with open_delay_queue(sender, capacity=10, workers=1, retry=STEADY) as queue:
+        queue.put_nowait(b"bad", delay=1)
+        queue.put_nowait(b"good", delay=1)
+        queue.put_nowait(b"later", delay=1.5)
+    assert list(zip(sender.times, sender.payloads, strict=True)) == [
+        (1, b"good"),
+        (1.5, b"later"),
+        (2, b"bad"),
+    ]
+
+
+async def test_throttling_uses_up_no_attempt(autojump_clock: Any, conserved: Any) -> None:
+    """A throttled send waits for what the broker asks, or backs off, and is still the first attempt."""
+    waits = iter([5.0, None, None, 0.5])
+
+    async def send(message: Message) -> None:
+        sent.append((trio.current_time(), message.attempt))
+        if (wait := next(waits, "over")) != "over":
+            raise Throttled(retry_after=wait)
+
+    sent: list[tuple[float, int]] = []
+    retry = RetryPolicy(attempts=1, wait_initial=1, wait_max=100, wait_jitter=0)
+    async with open_delay_queue(send, capacity=10, workers=1, retry=retry) as queue:
+        queue.put_nowait(b"", delay=1)
+    assert sent == [(1, 1), (6, 1), (8, 1), (12, 1), (12.5, 1)]
+    s = conserved(queue)
+    assert (s.sent, s.failures, s.throttled) == (1, 4, 4)
+
+
+async def test_jitter_spreads_the_retries(autojump_clock: Any) -> None:
+    """Messages that fail together are not tried again together."""
+    sender = FailingSender(OSError, times=1)
+    retry = RetryPolicy(wait_initial=1, wait_jitter=1)
+    async with open_delay_queue(sender, capacity=100, workers=50, retry=retry) as queue:
+        for _ in range(50):
+            queue.put_nowait(b"", delay=1)
+    assert all(2 <= when <= 3 for when in sender.times)
+    assert len(set(sender.times)) > 40
+
+
+async def test_a_send_that_hangs_has_failed(autojump_clock: Any, conserved: Any) -> None:
+    """A send is ended at `send_timeout` to the instant, tried again, and the others go on meanwhile."""
+    attempts: list[tuple[float, bytes]] = []
+
+    async def send(message: Message) -> None:
+        attempts.append((trio.current_time(), message.payload))
+        if message.payload == b"hangs" and message.attempt < 3:
+            await trio.sleep_forever()
+
+    async with open_delay_queue(send, capacity=10, workers=2, retry=STEADY, send_timeout=5) as queue:
+        queue.put_nowait(b"hangs", delay=1)
+        queue.put_nowait(b"a", delay=2)
+        queue.put_nowait(b"b", delay=4)
+        await trio.sleep(6.5)
+        assert conserved(queue).retrying == 1
+    assert attempts == [(1, b"hangs"), (2, b"a"), (4, b"b"), (7, b"hangs"), (14, b"hangs")]
+    s = conserved(queue)
+    assert (s.sent, s.failures) == (3, 2)
+    assert s.send_time.max == 5
+
+
+async def test_many_hanging_sends_end_each_at_its_own_time(autojump_clock: Any) -> None:
+    """The watchdog ends every send at its own timeout, and is there again after a quiet time."""
+    dead: list[tuple[float, str]] = []
+
+    async def hook(message: Message, error: Exception) -> None:
+        assert isinstance(error, trio.TooSlowError)
+        dead.append((trio.current_time(), message.id))
+
+    async def send(message: Message) -> None:
+        await trio.sleep_forever()
+
+    retry = RetryPolicy(attempts=1)
+    async with open_delay_queue(
+        send, capacity=10, workers=5, retry=retry, send_timeout=3, on_dead_letter=hook
+    ) as queue:
+        for id, delay in (("a", 1), ("b", 2), ("c", 2.5), ("d", 100)):
+            queue.put_nowait(b"", delay=delay, id=id)
+    assert dead == [(4, "a"), (5, "b"), (5.5, "c"), (103, "d")]
+
+
+async def test_without_a_timeout_a_send_may_take_its_time(autojump_clock: Any) -> None:
+    """`send_timeout=None` ends nothing."""
+    sender = RecordingSender(duration=100_000)
+    async with open_delay_queue(sender, capacity=10, workers=1, send_timeout=None) as queue:
+        queue.put_nowait(b"", delay=1)
+    assert queue.statistics().send_time.max == 100_000
+
+
+async def test_a_send_that_ignores_its_timeout_and_returns_has_sent(
+    autojump_clock: Any, conserved: Any
+) -> None:
+    """A send that catches the cancellation and returns has confirmed its message; the worker lives on."""
+    sent: list[bytes] = []
+
+    async def send(message: Message) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(4)
+        sent.append(message.payload)
+
+    async with open_delay_queue(send, capacity=10, workers=1, send_timeout=3) as queue:
+        queue.put_nowait(b"a", delay=1)
+        queue.put_nowait(b"b", delay=1)
+    assert sent == [b"a", b"b"]
+    assert conserved(queue).failures == 0
+
+
+async def test_giving_up_calls_the_hook(autojump_clock: Any, conserved: Any) -> None:
+    """After its attempts a message goes to the hook with its last error, and is dead when that has ended."""
+    dead: list[tuple[float, Message, Exception]] = []
+    errors = iter([OSError("1"), OSError("2"), OSError("3")])
+
+    async def hook(message: Message, error: Exception) -> None:
+        await trio.sleep(10)
+        dead.append((trio.current_time(), message, error))
+
+    sender = FailingSender(lambda: next(errors))
+    retry = RetryPolicy(attempts=3, wait_initial=1, wait_jitter=0)
+    async with open_delay_queue(sender, capacity=10, workers=1, retry=retry, on_dead_letter=hook) as queue:
+        message = queue.put_nowait(b"x", delay=1)
+        await trio.sleep(6)
+        s = conserved(queue)
+        assert (s.sending, s.dead, s.workers_busy) == (1, 0, 1)
+        assert not queue.cancel(message.id)
+    [(when, given, error)] = dead
+    assert (when, given.id, given.payload, given.attempt, str(error)) == (14, message.id, b"x", 3, "3")
+    s = conserved(queue)
+    assert (s.dead, s.sent, s.dead_letter_errors) == (1, 0, 0)
+
+
+async def test_a_permanent_error_is_not_tried_again(autojump_clock: Any, conserved: Any) -> None:
+    """`PermanentSendError` goes to the dead letters at once, however many attempts there are."""
+    dead: list[str] = []
+
+    async def hook(message: Message, error: Exception) -> None:
+        assert isinstance(error, PermanentSendError)
+        dead.append(message.id)
+
+    sender = FailingSender(lambda: PermanentSendError("too large"))
+    async with open_delay_queue(sender, capacity=10, workers=1, on_dead_letter=hook) as queue:
+        message = queue.put_nowait(b"", delay=1)
+    assert dead == [message.id]
+    assert len(sender.attempts) == 1
+    assert conserved(queue).dead == 1
+
+
+async def test_a_hook_that_raises_harms_nothing(
+    autojump_clock: Any, conserved: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged and counted, the message is dead, and the next one is sent."""
+
+    async def hook(message: Message, error: Exception) -> None:
+        raise RuntimeError("the hook is broken")
+
+    class Sender(RecordingSender):
+        async def __call__(self, message: Message) -> None:
+            if message.id == "bad":
+                raise PermanentSendError("no")
+            await super().__call__(message)
+
+    sender = Sender()
+    async with open_delay_queue(sender, capacity=10, workers=1, on_dead_letter=hook) as queue:
+        queue.put_nowait(b"secret", delay=1, id="bad")
+        queue.put_nowait(b"", delay=1, id="good")
+    s = conserved(queue)
+    assert (s.dead, s.sent, s.dead_letter_errors) == (1, 1, 1)
+    [line] = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert "the hook is broken" in line
+    assert "bad" in line
+    assert "secret" not in caplog.text
+
+
+async def test_a_hook_that_hangs_is_ended(autojump_clock: Any, conserved: Any) -> None:
+    """A hook over `send_timeout` counts as one that raised: it can't take the workers away."""
+
+    async def hook(message: Message, error: Exception) -> None:
+        await trio.sleep_forever()
+
+    async with open_delay_queue(
+        FailingSender(lambda: PermanentSendError("no")),
+        capacity=10,
+        workers=1,
+        on_dead_letter=hook,
+        send_timeout=5,
+    ) as queue:
+        queue.put_nowait(b"", delay=1)
+    assert trio.current_time() == 6
+    s = conserved(queue)
+    assert (s.dead, s.dead_letter_errors) == (1, 1)
+
+
+async def test_without_a_hook_a_dead_letter_is_one_error_line(
+    autojump_clock: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The line has the id, the size and the error, on one line, and never the payload."""
+    sender = FailingSender(lambda: PermanentSendError("refused\nin two lines"))
+    async with open_delay_queue(sender, capacity=10, workers=1) as queue:
+        queue.put_nowait(b"secret", delay=1, id="order-7", headers={"k": "v"})
+    [record] = [r for r in caplog.records if r.levelno >= logging.WARNING]
+    assert record.levelno == logging.ERROR
+    line = record.getMessage()
+    assert "order-7" in line
+    assert "8 bytes" in line
+    assert "refused" in line
+    assert "\n" not in line
+    assert "secret" not in caplog.text
+
+
+async def test_payloads_never_appear_in_a_log(autojump_clock: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever happens to a message, and however verbose the logging."""
+    caplog.set_level(1)
+    retry = RetryPolicy(attempts=2, wait_initial=1)
+    with pytest.raises(ZeroDivisionError):
+        async with open_delay_queue(FailingSender(OSError), capacity=10, workers=1, retry=retry) as queue:
+            message = queue.put_nowait(b"secret", delay=1)
+            await trio.sleep(9)
+            queue.put_nowait(b"secret", delay=9)
+            assert "secret" not in repr(message)
+            assert "secret" not in repr(queue.messages())
+            assert "secret" not in repr(queue.statistics())
+            raise ZeroDivisionError
+    assert "dead letter" in caplog.text
+    assert "secret" not in caplog.text
+
+
+async def test_a_retry_can_be_cancelled(autojump_clock: Any, conserved: Any) -> None:
+    """A message that waits for its retry is cancelled like any other, and never sent again."""
+    sender = FailingSender(OSError)
+    async with open_delay_queue(sender, capacity=10, workers=1, retry=STEADY) as queue:
+        message = queue.put_nowait(b"", delay=1)
+        named = queue.put_nowait(b"", delay=1, id="named")
+        await trio.sleep(1.5)
+        assert conserved(queue).retrying == 2
+        assert queue.cancel(message.id)
+        assert queue.cancel(named.id)
+        s = conserved(queue)
+        assert (s.retrying, s.cancelled, s.oldest_overdue) == (0, 2, 0)
+        queue.put_nowait(b"", delay=0, id="named")
+        await trio.sleep(0.5)
+        queue.cancel("named")
+    assert len(sender.attempts) == 3
+
+
+async def test_a_send_that_is_no_coroutine_function_is_loud(autojump_clock: Any, conserved: Any) -> None:
+    """A blocking send given by mistake has sent already: it is not called again, and the error says why."""
+    calls: list[str] = []
+    dead: list[Exception] = []
+
+    def send(message: Message) -> None:
+        calls.append(message.id)
+
+    async def hook(message: Message, error: Exception) -> None:
+        dead.append(error)
+
+    async with open_delay_queue(send, capacity=10, workers=1, on_dead_letter=hook) as queue:  # type: ignore[arg-type]
+        queue.put_nowait(b"", delay=1)
+    assert len(calls) == 1
+    assert "localdelay.blocking" in str(dead[0])
+    assert conserved(queue).dead == 1
+
+
+async def test_an_error_in_a_group_counts_as_itself(autojump_clock: Any, conserved: Any) -> None:
+    """A send that opens a nursery raises a group: with one exception in it, it is that exception."""
+
+    async def send(message: Message) -> None:
+        async with trio.open_nursery():
+            raise PermanentSendError("no")
+
+    async with open_delay_queue(send, capacity=10, workers=1) as queue:
+        queue.put_nowait(b"", delay=1)
+    assert conserved(queue).dead == 1
+
+
+async def test_a_timeout_inside_a_nursery_of_the_send(autojump_clock: Any, conserved: Any) -> None:
+    """A send that hangs in a nursery and fails while it is ended harms its message only."""
+
+    async def send(message: Message) -> None:
+        async def child() -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise ValueError("while being cancelled")
+
+        if message.attempt == 1:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(child)
+                await trio.sleep_forever()
+
+    async with open_delay_queue(send, capacity=10, workers=1, send_timeout=2, retry=STEADY) as queue:
+        queue.put_nowait(b"", delay=1)
+    s = conserved(queue)
+    assert (s.sent, s.failures) == (1, 1)
+    assert trio.current_time() == 4
+
+
+async def test_failures_are_logged_once_a_minute(
+    autojump_clock: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Failing sends show in the log, at INFO, without a line for each."""
+    caplog.set_level(logging.INFO)
+    sender = FailingSender(lambda: OSError("no route"), times=100)
+    retry = RetryPolicy(wait_initial=1, wait_max=1, wait_jitter=0)
+    async with open_delay_queue(sender, capacity=10, workers=1, retry=retry) as queue:
+        queue.put_nowait(b"", delay=1)
+    lines = [r.getMessage() for r in caplog.records]
+    assert len(lines) == 2
+    assert "1 sends failed" in lines[0]
+    assert "60 sends failed" in lines[1]
+    assert "no route" in lines[1]

@@ -1,0 +1,191 @@
+"""Leaving the block: by its end, by an exception, by a cancellation."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from typing import Any
+
+import pytest
+import trio
+
+from localdelay import Message, QueueClosed, open_delay_queue
+from localdelay.testing import RecordingSender
+
+
+class Interrupt(BaseException):
+    """Like KeyboardInterrupt: not an Exception, and not Trio's."""
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+async def test_leaving_waits_until_all_is_sent(autojump_clock: Any, conserved: Any, caplog: Any) -> None:
+    """The normal end of the block sends every message, retries included, at its own time."""
+    sender = RecordingSender(duration=2)
+    async with open_delay_queue(sender, capacity=10, workers=2) as queue:
+        for delay in (100, 3, 50):
+            queue.put_nowait(b"", delay=delay)
+    assert trio.current_time() == 102
+    assert sender.times == [3, 50, 100]
+    assert conserved(queue).sent == 3
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("mine"),
+        Interrupt("mine"),
+        ExceptionGroup("mine", [OSError()]),
+        BaseExceptionGroup("mine", [Interrupt()]),
+    ],
+    ids=repr,
+)
+async def test_the_blocks_own_exception_comes_out_as_it_is(
+    error: BaseException, autojump_clock: Any, conserved: Any, caplog: Any
+) -> None:
+    """Not wrapped, not replaced, without a made-up context; what was pending is there and warned of once."""
+    with pytest.raises(type(error)) as caught:
+        async with open_delay_queue(RecordingSender(duration=9), capacity=10, workers=1) as queue:
+            queue.put_nowait(b"123", delay=1)
+            queue.put_nowait(b"4567", delay=100)
+            await trio.sleep(2)
+            assert conserved(queue).sending == 1
+            raise error
+    assert caught.value is error
+    assert error.__context__ is None
+    assert error.__cause__ is None
+    assert trio.current_time() == 2
+    s = conserved(queue)
+    assert (s.pending, s.waiting, s.sending, s.closed) == (2, 2, 0, True)
+    assert [m.payload for m in queue.messages()] == [b"123", b"4567"]
+    [line] = warnings(caplog)
+    assert "2 messages of 7 bytes" in line
+    assert "test_leaving.py" in "".join(traceback.format_exception(error))
+
+
+async def test_an_exception_with_nothing_pending_warns_of_nothing(autojump_clock: Any, caplog: Any) -> None:
+    """There is no warning where nothing is lost."""
+    with pytest.raises(ZeroDivisionError):
+        async with open_delay_queue(RecordingSender(), capacity=10, workers=1):
+            raise ZeroDivisionError
+    assert warnings(caplog) == []
+
+
+async def test_a_cancellation_goes_through(autojump_clock: Any, conserved: Any, caplog: Any) -> None:
+    """Cancelling the block from outside ends it at once; what is pending is there and warned of once."""
+    with trio.move_on_after(5) as scope:
+        async with open_delay_queue(RecordingSender(duration=9), capacity=10, workers=1) as queue:
+            queue.put_nowait(b"123", delay=1)
+            queue.put_nowait(b"4567", delay=100)
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+    assert trio.current_time() == 5
+    assert conserved(queue).pending == 2
+    assert len(warnings(caplog)) == 1
+
+
+async def test_the_block_sees_cancelled_bare(autojump_clock: Any) -> None:
+    """What a cancellation raises out of the block is `Cancelled` itself and no group of it."""
+    with trio.move_on_after(5):
+        try:
+            async with open_delay_queue(RecordingSender(duration=9), capacity=10, workers=3) as queue:
+                for _ in range(3):
+                    queue.put_nowait(b"", delay=1)
+                await trio.sleep_forever()
+        except BaseException as raised:
+            assert type(raised) is trio.Cancelled
+            raise
+
+
+async def test_a_cancellation_while_leaving(autojump_clock: Any, conserved: Any, caplog: Any) -> None:
+    """The wait at the end of the block can be cancelled, too; nothing is lost by it."""
+    with trio.move_on_after(5) as scope:
+        async with open_delay_queue(RecordingSender(), capacity=10, workers=1) as queue:
+            queue.put_nowait(b"", delay=1)
+            queue.put_nowait(b"", delay=100)
+    assert scope.cancelled_caught
+    s = conserved(queue)
+    assert (s.sent, s.pending) == (1, 1)
+    assert len(warnings(caplog)) == 1
+
+
+async def test_an_interrupt_in_a_send_comes_out_bare(
+    autojump_clock: Any, conserved: Any, caplog: Any
+) -> None:
+    """What is no Exception is not swallowed: it ends the block, bare, and the messages are pending again."""
+
+    async def send(message: Message) -> None:
+        raise Interrupt
+
+    with pytest.raises(Interrupt):
+        async with open_delay_queue(send, capacity=10, workers=3) as queue:
+            queue.put_nowait(b"", delay=1)
+            queue.put_nowait(b"", delay=100)
+            await trio.sleep_forever()
+    assert conserved(queue).pending == 2
+    assert len(warnings(caplog)) == 1
+
+
+async def test_both_come_out_when_both_raise(autojump_clock: Any) -> None:
+    """A block that raises because a send's interrupt cancelled it loses neither."""
+
+    async def send(message: Message) -> None:
+        raise Interrupt
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with open_delay_queue(send, capacity=10, workers=1) as queue:
+            queue.put_nowait(b"", delay=1)
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise ZeroDivisionError
+    assert caught.group_contains(Interrupt)
+    assert caught.group_contains(ZeroDivisionError)
+
+
+async def test_a_put_that_waits_is_refused_when_the_block_is_left(
+    autojump_clock: Any, conserved: Any
+) -> None:
+    """A put in another task does not wait for ever for a queue that has ended."""
+    outcomes: list[str] = []
+    async with trio.open_nursery() as nursery:
+        async with open_delay_queue(RecordingSender(), capacity=1, workers=1) as queue:
+            queue.put_nowait(b"", delay=10)
+
+            async def put() -> None:
+                with pytest.raises(QueueClosed):
+                    await queue.put(b"", delay=1)
+                outcomes.append("refused")
+
+            nursery.start_soon(put)
+            await trio.testing.wait_all_tasks_blocked()
+    assert outcomes == ["refused"]
+    assert conserved(queue).accepted == 1
+
+
+async def test_no_task_is_left(autojump_clock: Any) -> None:
+    """After the block there are as many tasks as before."""
+    before = trio.lowlevel.current_statistics().tasks_living
+    async with open_delay_queue(RecordingSender(), capacity=10, workers=9) as queue:
+        queue.put_nowait(b"", delay=1)
+        await trio.sleep(2)
+        assert trio.lowlevel.current_statistics().tasks_living > before + 9
+    assert trio.lowlevel.current_statistics().tasks_living == before
+
+
+def test_statistics_can_be_read_after_the_run() -> None:
+    """What the queue did can still be asked when Trio has ended."""
+
+    async def main() -> Any:
+        with trio.move_on_after(1):
+            async with open_delay_queue(RecordingSender(), capacity=10, workers=1) as queue:
+                queue.put_nowait(b"", delay=5)
+                await trio.sleep_forever()
+        return queue
+
+    queue = trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert queue.statistics().next_due_in == 4
+    assert len(queue.messages()) == 1
