@@ -6,8 +6,12 @@ The layers; each module imports only from those above it (a test checks it):
     message     the message and its id
     capacity    the sizing formulas. Pure
     lateness    latencies in an HDR histogram
+    batch       which messages are sent together, and which a failed batch blames. Pure
     retry       when to try again and when to give up. Pure
+    entry       what waits, as plain tuples
+    groups      exceptions that come out of nurseries
     intake      checking and stamping what a caller puts. Pure
+    ids         the ids of pending messages
     timer       waiting until an instant
     schedule    what waits, in due order: FIFO lanes and a heap
     statistics  what the queue says about itself
@@ -24,9 +28,10 @@ The layers; each module imports only from those above it (a test checks it):
     cli         parsing and printing only
 """
 
+from .batch import BatchPolicy
 from .blocking import blocking
 from .capacity import CapacityPlan, RedisPlan, plan_capacity
-from .delivery import DeadLetterHook, HandBack, Send
+from .delivery import DeadLetterHook, HandBack, Send, SendBatch
 from .errors import (
     JournalError,
     LocalDelayError,
@@ -44,6 +49,7 @@ from .retry import RetryPolicy
 from .statistics import DrainReport, Statistics
 
 __all__ = [
+    "BatchPolicy",
     "CapacityPlan",
     "DeadLetterHook",
     "DelayQueue",
@@ -63,6 +69,7 @@ __all__ = [
     "RetryPolicy",
     "Route",
     "Send",
+    "SendBatch",
     "Statistics",
     "Throttled",
     "blocking",

@@ -6,21 +6,25 @@ import inspect
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable
-from types import MappingProxyType
-from typing import Any, NoReturn, TypeAlias
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias
 
 import trio
 
+from .batch import blame
+from .entry import Entry, after_failing, execute_at_of, failures_of, message_of, size_of
 from .errors import PermanentSendError, Throttled
+from .groups import failure_in, reraise_without_errors
+from .ids import Ids
 from .lateness import LatencyRecorder
 from .ledger import Ledger
-from .message import NO_HEADERS, Message, headers_size
-from .retry import RetryPolicy, after_failure, wait_after
-from .schedule import FAILURES, Body, Entry, Schedule, execute_at_of, is_retry
+from .message import Message
+from .retry import Retry, RetryPolicy, after_failure, wait_after
+from .schedule import Schedule
 from .workers import Worker, Workers
 
 Send: TypeAlias = Callable[[Message], Awaitable[object]]
+SendBatch: TypeAlias = Callable[[Sequence[Message]], Awaitable[object]]
 DeadLetterHook: TypeAlias = Callable[[Message, Exception], Awaitable[object]]
 HandBack: TypeAlias = Callable[[Message, float], Awaitable[object]]
 
@@ -30,58 +34,12 @@ _FAILURES_LOGGED_EVERY = 60.0
 _NOT_CALLED = object()
 
 
-def size_of(body: Body) -> int:
-    """Bytes of payload and headers."""
-    if isinstance(body, bytes):
-        return len(body)
-    payload, headers = body[:2]
-    return len(payload) + headers_size(headers or NO_HEADERS)
-
-
-def message_of(entry: Entry) -> Message:
-    """The message that an entry of the schedule stands for."""
-    due, number, body = entry
-    if isinstance(body, bytes):
-        return Message(number, body, due)
-    payload, headers, chosen_id, attempt, _, execute_at = body
-    shown = NO_HEADERS if headers is None else MappingProxyType(headers)
-    return Message(number if chosen_id is None else chosen_id, payload, execute_at, shown, attempt)
-
-
-def failure_in(raised: BaseException, *, timed_out: bool) -> Exception | None:
-    """The error that a send failed with, or None where it was cut off and has not failed at all.
-
-    A group with one exception in it stands for that exception: a send that opens a nursery raises such.
-    """
-    if isinstance(raised, BaseExceptionGroup):
-        cancelled, _ = raised.split(trio.Cancelled)
-        if cancelled is None:
-            alone = raised.exceptions[0] if len(raised.exceptions) == 1 else None
-            if alone is not None:
-                return failure_in(alone, timed_out=timed_out)
-            return raised if isinstance(raised, Exception) else None
-    elif isinstance(raised, Exception):
-        return raised
-    elif not isinstance(raised, trio.Cancelled):
-        return None
-    return trio.TooSlowError("the send took longer than send_timeout") if timed_out else None
-
-
-def reraise_without_errors(raised: BaseException) -> NoReturn:
-    """Raise again what cut a send off: of a group the cancellation, and not the send's own errors."""
-    if isinstance(raised, BaseExceptionGroup):
-        _, rest = raised.split(Exception)
-        if rest is not None:
-            raise rest from None
-    raise raised
-
-
 class Delivery:
     """Sends messages, and settles in the ledger and the schedule what came of it."""
 
     def __init__(
         self,
-        send: Send,
+        send: SendBatch,
         schedule: Schedule,
         ledger: Ledger,
         workers: Workers,
@@ -89,7 +47,7 @@ class Delivery:
         retry: RetryPolicy,
         send_timeout: float,
         on_dead_letter: DeadLetterHook | None,
-        forget_id: Callable[[str], None],
+        ids: Ids,
     ) -> None:
         self._send = send
         self._schedule = schedule
@@ -98,7 +56,7 @@ class Delivery:
         self._retry = retry
         self._send_timeout = send_timeout
         self._on_dead_letter = on_dead_letter
-        self._forget_id = forget_id
+        self._ids = ids
         self._next_failure_line = -math.inf
         self._failures_logged = 0
         self.in_flight: dict[int, Entry] = {}
@@ -109,17 +67,22 @@ class Delivery:
         self.send_time = LatencyRecorder()
         self.total = LatencyRecorder()
 
-    async def deliver(self, worker: Worker, entry: Entry, now: float) -> float:
-        """Send a message that is due, `now` being the time; return the time afterwards."""
-        due, _, body = entry
-        message = message_of(entry)
-        self._depart(entry)
-        if not is_retry(body):
-            self.lateness.record(now - due)
+    def depart(self, entry: Entry) -> None:
+        """Count a message as being sent from now on; it has just been taken out of the schedule."""
+        self.in_flight[entry[1]] = entry
+        self._ledger.sending += 1
+
+    async def deliver(self, worker: Worker, now: float) -> float:
+        """Send what the worker has taken, `now` being the time; return the time afterwards."""
+        entries = worker.entries
+        messages = [message_of(entry) for entry in entries]
+        for due, _, body in entries:
+            if not failures_of(body):
+                self.lateness.record(now - due)
         self._workers.expect(worker, now + self._send_timeout)
         sending: Any = _NOT_CALLED
         try:
-            sending = self._send(message)
+            sending = self._send(messages)
             await sending
         except BaseException as raised:  # noqa: BLE001 (raised again where it is no mere error)
             worker.expires = math.inf
@@ -134,38 +97,64 @@ class Delivery:
                 await self.settle(worker)
             return trio.current_time()
         worker.expires = math.inf
-        worker.entry = None
         finished = trio.current_time()
         self.send_time.record(finished - now)
-        self.total.record(finished - message.execute_at)
-        self._ledger.sent += 1
-        self._finish(entry)
+        for entry, message in zip(entries, messages, strict=True):
+            self._confirm(entry, finished - message.execute_at)
+        entries.clear()
+        worker.size = 0
         return finished
 
     async def settle(self, worker: Worker) -> None:
-        """Retry the message that the worker failed to send, or give it to the dead letters."""
-        entry, error = worker.entry, worker.failure
-        assert entry is not None and error is not None  # noqa: PT018, S101 (the worker's own state)
-        message = message_of(entry)
-        _, number, body = entry
-        failures = 1 + (0 if isinstance(body, bytes) else body[FAILURES])
+        """Retry each message of the batch that failed, or give it to the dead letters.
+
+        A batch that failed as a whole is tried again as a batch: an outage must not turn into single
+        sends. Messages that failed on their own are tried again alone, and so are all of a batch that is
+        permanently refused, without using up an attempt: it does not say which of them is to blame.
+        """
+        error = worker.failure
+        assert error is not None  # noqa: S101 (it is why this is called)
+        entries = worker.entries
         now = trio.current_time()
-        self._count_failure(error, now)
-        retry = after_failure(
-            self._retry, error, attempt=message.attempt, failures=failures, jitter=random.random()
-        )
-        if retry is None:
-            await self._give_up(message, error)
-            self._ledger.dead += 1
-            self._finish(entry)
-        else:
-            payload, headers, chosen_id = (body, None, None) if isinstance(body, bytes) else body[:3]
-            again = (payload, headers, chosen_id, retry.attempt, failures, message.execute_at)
-            self._arrive(entry)
-            self._schedule.put_back(now + retry.wait, number, again)
-            if now + retry.wait < self._workers.leader_due:
-                self._workers.wake_leader()
-        worker.entry = worker.failure = None
+        jitter = random.random()
+        failed = blame(error, [message_of(entry).id for entry in entries])
+        refused = isinstance(error, PermanentSendError) and not isinstance(error, _NotAsyncError)
+        split = refused and failed is None and len(entries) > 1
+        failures = 1 + max(failures_of(body) for _, _, body in entries)
+        while entries:
+            entry = entries[-1]
+            message = message_of(entry)
+            its_error = error if failed is None else failed.get(message.id)
+            if its_error is None:
+                self._confirm(entry, now - message.execute_at)
+            else:
+                self._count_failure(its_error, now)
+                if split:
+                    retry: Retry | None = Retry(0.0, message.attempt)
+                else:
+                    retry = after_failure(
+                        self._retry, its_error, attempt=message.attempt, failures=failures, jitter=jitter
+                    )
+                if retry is None:
+                    await self._give_up(message, its_error)
+                    self._ledger.dead += 1
+                    self._finish(entry)
+                else:
+                    self._put_off(entry, now + retry.wait, retry.attempt, alone=split or failed is not None)
+            entries.pop()
+        worker.size = 0
+        worker.failure = None
+
+    def _put_off(self, entry: Entry, due: float, attempt: int, *, alone: bool) -> None:
+        self._arrive(entry)
+        self._schedule.put_back(due, entry[1], after_failing(entry, attempt, alone=alone))
+        if due < self._workers.leader_due:
+            self._workers.wake_leader()
+
+    def _confirm(self, entry: Entry, total: float) -> None:
+        self.total.record(total)
+        self._ledger.sent += 1
+        self._finish(entry)
 
     async def hand_back(self, entry: Entry, hand_back: HandBack) -> None:
         """Give a message that is not due yet to the primary, and try again for as long as that fails.
@@ -173,7 +162,7 @@ class Delivery:
         One that can never be handed back (`PermanentSendError`) is kept, and stays pending.
         """
         message = message_of(entry)
-        self._depart(entry)
+        self.depart(entry)
         failures = 0
         try:
             while True:
@@ -209,10 +198,6 @@ class Delivery:
         """The earliest execute-at of what is being sent; infinite if there is none."""
         return min((execute_at_of(due, body) for due, _, body in self.in_flight.values()), default=math.inf)
 
-    def _depart(self, entry: Entry) -> None:
-        self.in_flight[entry[1]] = entry
-        self._ledger.sending += 1
-
     def _arrive(self, entry: Entry) -> None:
         del self.in_flight[entry[1]]
         self._ledger.sending -= 1
@@ -220,13 +205,8 @@ class Delivery:
     def _finish(self, entry: Entry) -> None:
         body = entry[2]
         self._arrive(entry)
-        self.forget(body)
+        self._ids.free(body)
         self._ledger.release(size_of(body))
-
-    def forget(self, body: Body) -> None:
-        """Free the id of a message that is finished."""
-        if not isinstance(body, bytes) and body[2] is not None:
-            self._forget_id(body[2])
 
     async def _give_up(self, message: Message, error: Exception) -> None:
         if self._on_dead_letter is None:
@@ -258,9 +238,12 @@ class Delivery:
             logger.info("%d sends failed since the last such line, the latest with %r", count, error)
 
 
+class _NotAsyncError(PermanentSendError):
+    """A function that was given as async is not: to call it again might well send again."""
+
+
 def _not_awaitable(name: str, returned: object) -> PermanentSendError:
-    """The error for a function that is not async: to call it again might well send again."""
-    return PermanentSendError(
+    return _NotAsyncError(
         f"{name} returned {type(returned).__name__}, which cannot be awaited; "
         "make a send of a blocking function with localdelay.blocking"
     )

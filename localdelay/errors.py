@@ -43,11 +43,15 @@ class PermanentSendError(LocalDelayError):
 class PartialSendError(LocalDelayError):
     """Some messages of a batch were not taken; those that are not named were confirmed.
 
-    `failed` maps the ids of the messages that failed to their exceptions.
+    `failed` maps the ids of the messages that failed to their exceptions; anything else is a `TypeError`.
     """
 
     def __init__(self, failed: Mapping[str, Exception]) -> None:
         super().__init__(failed)
+        if not isinstance(failed, Mapping):
+            raise TypeError(f"failed must map ids to exceptions, not be {type(failed).__name__}")
+        if not all(isinstance(key, str) and isinstance(error, Exception) for key, error in failed.items()):
+            raise TypeError("failed must map ids to exceptions")
         self.failed = dict(failed)
 
     def __str__(self) -> str:

@@ -11,8 +11,8 @@ import attrs
 import trio
 
 from . import intake
-from .delivery import failure_in
 from .errors import QueueFull, Throttled
+from .groups import failure_in
 from .message import NO_HEADERS, Message, fresh_id
 from .queue import DelayQueue
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from enum import Enum
@@ -12,12 +12,16 @@ from typing import Literal, TypeAlias
 import trio
 
 from . import drain, intake
-from .delivery import DeadLetterHook, Delivery, HandBack, Send, logger, message_of, size_of
+from .batch import ONE, BatchPolicy
+from .delivery import DeadLetterHook, Delivery, HandBack, Send, SendBatch, logger
+from .entry import Body, message_of, size_of
 from .errors import QueueClosed, QueueFull
+from .groups import is_cancelled, what_to_raise
+from .ids import Ids
 from .ledger import Ledger
-from .message import Message, next_number, number_of
+from .message import Message, next_number
 from .retry import RetryPolicy
-from .schedule import Body, Schedule
+from .schedule import Schedule
 from .statistics import DrainReport, Statistics
 from .timer import TrioTimer
 from .workers import Workers
@@ -41,8 +45,9 @@ class DelayQueue:
 
     def __init__(
         self,
-        send: Send,
+        send: SendBatch,
         *,
+        batch: BatchPolicy,
         capacity: int,
         workers: int,
         capacity_bytes: int | None,
@@ -51,14 +56,14 @@ class DelayQueue:
         send_timeout: float,
         on_dead_letter: DeadLetterHook | None,
     ) -> None:
-        self._ids: dict[str, int] = {}  # the ids that callers chose, while their messages are pending
         self._cancellable = cancellable
         self._closed = False
         self._drained: trio.Event | None = None  # made when a drain begins, set when it has ended
         self._ended_at: float | None = None
+        self._ids = Ids(self._find)
         self._schedule = Schedule(indexed=cancellable)
         self._ledger = Ledger(capacity, capacity_bytes)
-        self._workers = Workers(self._schedule, TrioTimer(), workers)
+        self._workers = Workers(self._schedule, TrioTimer(), workers, batch)
         self._delivery = Delivery(
             send,
             self._schedule,
@@ -67,7 +72,7 @@ class DelayQueue:
             retry=retry,
             send_timeout=send_timeout,
             on_dead_letter=on_dead_letter,
-            forget_id=self._forget_id,
+            ids=self._ids,
         )
 
     @trio.lowlevel.enable_ki_protection
@@ -124,12 +129,12 @@ class DelayQueue:
         """
         if not self._cancellable:
             raise RuntimeError("cancel needs a queue that was opened with cancellable=True")
-        number = self._number_of(id)
+        number = self._ids.number(id)
         body = None if number is None else self._schedule.cancel(number)
         if body is None:
             return False
         self._ledger.cancelled += 1
-        self._delivery.forget(body)
+        self._ids.free(body)
         self._ledger.release(size_of(body))
         return True
 
@@ -301,11 +306,9 @@ class DelayQueue:
         attempt: int,
     ) -> _Stamped:
         copy = None if headers is None else intake.check_headers(headers)
-        if id is not None:
-            intake.check_id(id)
-            if id in self._ids or self._own_number(id) is not None:
-                raise ValueError(f"id {id!r} is the id of a message that is pending already")
-        body = (payload, copy, id, attempt, 0, due)
+        if id is not None and self._ids.number(id) is not None:
+            raise ValueError(f"id {id!r} is the id of a message that is pending already")
+        body = (payload, copy, id, attempt, 0, due, False)
         size = size_of(body)
         self._ledger.check_size(size)
         return message_of((due, number, body)), number, body, size
@@ -336,12 +339,11 @@ class DelayQueue:
             self._hold(due, number, body)
             await trio.lowlevel.cancel_shielded_checkpoint()
             return message
-        if not isinstance(body, bytes) and body[2] is not None:
-            self._ids[body[2]] = number  # taken from now on, also while it waits for room
+        self._ids.take(number, body)  # from now on, also while it waits for room
         try:
             await self._ledger.wait_for_room(size, lambda: self._hold(due, number, body))
         except BaseException:
-            self._delivery.forget(body)
+            self._ids.free(body)
             raise
         return message
 
@@ -350,35 +352,22 @@ class DelayQueue:
             raise QueueClosed("the queue takes no more messages")
 
     def _hold(self, due: float, number: int, body: Body) -> None:
-        if not isinstance(body, bytes) and body[2] is not None:
-            self._ids[body[2]] = number
+        self._ids.take(number, body)
         self._schedule.put(due, number, body)
         if due < self._workers.leader_due:
             self._workers.wake_leader()
 
-    def _number_of(self, id: str) -> int | None:
-        """The number of the pending message with this id, as far as it waits or is being sent."""
-        intake.check_id(id)
-        return self._ids[id] if id in self._ids else self._own_number(id)
-
-    def _own_number(self, id: str) -> int | None:
-        """Likewise, for an id that was made here and not by the caller."""
-        number = number_of(id)
-        if number is None:
-            return None
+    def _find(self, number: int) -> Body | None:
         flying = self._delivery.in_flight.get(number)
-        body = self._schedule.find(number) if flying is None else flying[2]
-        made_here = isinstance(body, bytes) or (body is not None and body[2] is None)
-        return number if made_here else None
-
-    def _forget_id(self, id: str) -> None:
-        del self._ids[id]
+        return self._schedule.find(number) if flying is None else flying[2]
 
 
 @asynccontextmanager
 async def open_delay_queue(
-    send: Send,
+    send: Send | None = None,
     *,
+    send_batch: SendBatch | None = None,
+    batch: BatchPolicy = BatchPolicy(),  # noqa: B008 (it is frozen)
     capacity: int,
     workers: int,
     capacity_bytes: int | None = None,
@@ -391,6 +380,8 @@ async def open_delay_queue(
     """Run a delay queue for the length of an `async with` block.
 
     `await send(message)` gives one due message to the real queue and returns once that has confirmed it.
+    `await send_batch(messages)` does so for several that are due, as many as `batch` allows; where some of
+    them failed it raises `PartialSendError`, and where all did, anything else. Give one of the two.
     `capacity` bounds the pending messages, `capacity_bytes` their payloads and headers. `workers` is how
     many sends may run at once; `localdelay.plan_capacity` computes both. A send that takes more than
     `send_timeout` seconds (None: no limit) has failed, and so has a dead-letter hook. Failed messages are
@@ -402,7 +393,15 @@ async def open_delay_queue(
     exception or a cancellation ends the workers; what is pending then stays in `messages()`, and one
     warning is logged. Raises `TypeError` and `ValueError` for an argument that is wrong.
     """
-    intake.check_async("send", send)
+    if (send is None) == (send_batch is None):
+        raise TypeError("exactly one of send and send_batch must be given")
+    if not isinstance(batch, BatchPolicy):
+        raise TypeError(f"batch must be a BatchPolicy, not {type(batch).__name__}")
+    if send is not None:
+        intake.check_async("send", send)
+        send_batch, batch = _one_by_one(send), ONE
+    intake.check_async("send_batch", send_batch)
+    assert send_batch is not None  # noqa: S101 (one of the two is given)
     intake.check_count("capacity", capacity)
     intake.check_count("workers", workers)
     if capacity_bytes is not None:
@@ -414,7 +413,8 @@ async def open_delay_queue(
     if on_dead_letter is not None:
         intake.check_async("on_dead_letter", on_dead_letter)
     queue = DelayQueue(
-        send,
+        send_batch,
+        batch=batch,
         capacity=capacity,
         workers=workers,
         capacity_bytes=capacity_bytes,
@@ -431,45 +431,21 @@ async def open_delay_queue(
             try:
                 yield queue
                 await queue._leave()  # noqa: SLF001
-            except BaseException as raised:  # noqa: BLE001 (raised again below, as it is)
+            except BaseException as raised:
                 from_block = raised
-                if _is_cancelled(raised):
+                if is_cancelled(raised):
                     raise  # only the nursery can tell whether it was its own cancellation
                 nursery.cancel_scope.cancel()
     except BaseException as raised:  # noqa: BLE001 (raised again below)
         from_nursery = raised
     queue._end()  # noqa: SLF001
-    error = _what_to_raise(from_block, from_nursery)
+    error = what_to_raise(from_block, from_nursery)
     if error is not None:
         raise error
 
 
-def _is_cancelled(raised: BaseException) -> bool:
-    if isinstance(raised, BaseExceptionGroup):
-        return raised.subgroup(trio.Cancelled) is not None
-    return isinstance(raised, trio.Cancelled)
+def _one_by_one(send: Send) -> SendBatch:
+    def send_only(messages: Sequence[Message]) -> Awaitable[object]:
+        return send(messages[0])
 
-
-def _what_to_raise(
-    from_block: BaseException | None, from_nursery: BaseException | None
-) -> BaseException | None:
-    """What leaves the block: the caller's own exception as it is, and without groups of this module's making.
-
-    A nursery puts a group around whatever leaves it. From the workers there comes nothing but
-    cancellation and what is no `Exception` (a `KeyboardInterrupt` in a send, say).
-    """
-    if from_nursery is None:
-        return from_block
-    crash = from_nursery
-    while isinstance(crash, BaseExceptionGroup) and len(crash.exceptions) == 1:
-        crash = crash.exceptions[0]
-    if from_block is None:
-        return crash
-    only_cancelled = isinstance(crash, trio.Cancelled) or (
-        isinstance(crash, BaseExceptionGroup) and crash.split(trio.Cancelled)[1] is None
-    )
-    if only_cancelled:
-        return from_block
-    if _is_cancelled(from_block):
-        return crash
-    return BaseExceptionGroup("the block and a send both raised", [from_block, crash])
+    return send_only

@@ -23,33 +23,16 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import trio
 
-Details: TypeAlias = tuple[bytes, dict[str, str] | None, str | None, int, int, float]
-"""(payload, headers, id, attempt, failures, execute_at); id None: rendered from the number."""
-Body: TypeAlias = bytes | Details
-"""What waits. Most messages are a payload and nothing else, and exact tuples and bytes are invisible
-to the garbage collector: a full collection with millions of objects waiting would stop everything."""
-Entry: TypeAlias = tuple[float, int, Body]
-"""(due, number, body), `due` in seconds on Trio's clock; the number is unique and breaks ties."""
+from .entry import Body, Entry, execute_at_of, failures_of
+
 _Slot: TypeAlias = tuple[float, int, Body] | tuple[float, int]
 
-FAILURES: Final = 4
-EXECUTE_AT: Final = 5
 MAX_LANES = 8
 _FEW = 64
-
-
-def is_retry(body: Body) -> bool:
-    """Whether this message has failed before and waits to be tried again."""
-    return type(body) is tuple and body[FAILURES] > 0
-
-
-def execute_at_of(due: float, body: Body) -> float:
-    """When the message was to be sent first: its due time, unless it is a retry."""
-    return due if isinstance(body, bytes) else body[EXECUTE_AT]
 
 
 class _Lane:
@@ -220,7 +203,7 @@ class Schedule:
         return entry
 
     def _count(self, number: int, body: Body, change: int) -> None:
-        if not is_retry(body):
+        if not failures_of(body):
             self.waiting += change
             return
         self.retrying += change

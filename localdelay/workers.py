@@ -18,7 +18,9 @@ from typing import Protocol
 
 import trio
 
-from .schedule import Entry, Schedule
+from .batch import BatchPolicy
+from .entry import Entry, goes_alone, size_of
+from .schedule import Schedule
 from .timer import TrioTimer
 
 _TURN = 64
@@ -29,10 +31,11 @@ _TURN_SECONDS = 0.002
 class Worker:
     """One worker's state. `expires` is when its send must end, in seconds on Trio's clock."""
 
-    __slots__ = ("entry", "expires", "failure", "scope", "timed_out")
+    __slots__ = ("entries", "expires", "failure", "scope", "size", "timed_out")
 
     def __init__(self) -> None:
-        self.entry: Entry | None = None
+        self.entries: list[Entry] = []  # what it has taken and not settled yet
+        self.size = 0  # bytes of these
         self.failure: Exception | None = None
         self.expires = math.inf
         self.scope = trio.CancelScope()
@@ -42,11 +45,14 @@ class Worker:
 class Delivery(Protocol):
     """What a worker does with a message. `deliver` returns the time, for that is what it knows last."""
 
-    async def deliver(self, worker: Worker, entry: Entry, now: float) -> float:
-        """Send a due message; where that fails, either settle it or leave it in `worker.failure`."""
+    def depart(self, entry: Entry) -> None:
+        """A message was taken out of the schedule: from now on it counts as being sent."""
+
+    async def deliver(self, worker: Worker, now: float) -> float:
+        """Send `worker.entries`; where that fails, either settle them or leave it in `worker.failure`."""
 
     async def settle(self, worker: Worker) -> None:
-        """Decide what becomes of the message in `worker.entry` after `worker.failure`."""
+        """Decide what becomes of `worker.entries` after `worker.failure`."""
 
     def put_back(self, entry: Entry) -> None:
         """Return a message whose send was cut off."""
@@ -55,8 +61,9 @@ class Delivery(Protocol):
 class Workers:
     """The nursery of workers, and the watchdog that ends the sends that take too long."""
 
-    def __init__(self, schedule: Schedule, timer: TrioTimer, count: int) -> None:
+    def __init__(self, schedule: Schedule, timer: TrioTimer, count: int, batch: BatchPolicy) -> None:
         self._schedule = schedule
+        self._batch = batch
         self._timer = timer
         self._delivery: Delivery
         self._nursery: trio.Nursery | None = None
@@ -65,6 +72,7 @@ class Workers:
         self._followers: dict[Worker, trio.lowlevel.Task] = {}
         self._leader: Worker | None = None
         self._stirred: Worker | None = None
+        self._gathering = False
         self._closing = False
         self._ending = False
         self._watchdog: trio.lowlevel.Task | None = None
@@ -77,7 +85,7 @@ class Workers:
     @property
     def busy(self) -> int:
         """Workers in a send or a dead-letter hook."""
-        return sum(worker.entry is not None for worker in self._workers)
+        return sum(bool(worker.entries) for worker in self._workers)
 
     async def run(self, delivery: Delivery) -> None:
         """Keep the pool at work until `close` was called and nothing is left to take, or until `stop`."""
@@ -161,8 +169,7 @@ class Workers:
             raise
         finally:
             self._workers.discard(worker)
-            if worker.entry is not None:
-                self._delivery.put_back(worker.entry)
+            self._put_back(worker)
             self._stir()
 
     async def _serve(self, worker: Worker) -> None:
@@ -175,8 +182,8 @@ class Workers:
             if len(self._workers) > self.count:
                 self._workers.discard(worker)
                 return
-            entry = None if self.paused or self._ending else self._schedule.take(now)
-            if entry is None:
+            full = self._fill(worker, now)
+            if not worker.entries:
                 if self._closing and self._schedule.is_empty:
                     self._workers.discard(worker)
                     return
@@ -184,26 +191,73 @@ class Workers:
                 now = began = trio.current_time()
                 turn = 0
                 continue
-            worker.entry = entry
+            if not full and self._batch.max_wait:
+                await self._gather(worker)
+                now = began = trio.current_time()
+                if not worker.entries:
+                    continue
             self._stir()
-            now = await self._delivery.deliver(worker, entry, now)
+            now = await self._delivery.deliver(worker, now)
             turn += 1
             if (turn == _TURN or now - began > _TURN_SECONDS) and not worker.scope.cancel_called:
                 await trio.lowlevel.checkpoint()
                 now = began = trio.current_time()
                 turn = 0
 
+    def _fill(self, worker: Worker, now: float) -> bool:
+        """Take what is due and fits into the worker's batch; return whether that is to go now."""
+        if self.paused or self._ending or self._gathering:
+            return False
+        batch = self._batch
+        entries = worker.entries
+        while (entry := self._schedule.take(now)) is not None:
+            body = entry[2]
+            size = size_of(body)
+            if entries and (worker.size + size > batch.max_bytes or goes_alone(body)):
+                self._schedule.put_back(*entry)
+                return True
+            entries.append(entry)
+            self._delivery.depart(entry)
+            worker.size += size
+            if len(entries) >= batch.max_messages or worker.size >= batch.max_bytes or goes_alone(body):
+                return True
+        return False
+
+    async def _gather(self, worker: Worker) -> None:
+        """Wait for company, as the leader, until the batch is full or its first message must go."""
+        last_call = worker.entries[0][0] + self._batch.max_wait
+        full = False
+        while not full and trio.current_time() < last_call:
+            self._gathering = True
+            try:
+                await self._lead(worker, min(last_call, self._schedule.next_due()))
+            finally:
+                self._gathering = False
+            if self.paused or self._ending:
+                self._put_back(worker)
+                return
+            full = self._fill(worker, trio.current_time())
+
+    def _put_back(self, worker: Worker) -> None:
+        for entry in worker.entries:
+            self._delivery.put_back(entry)
+        worker.entries.clear()
+        worker.size = 0
+        worker.failure = None
+
+    async def _lead(self, worker: Worker, due: float) -> None:
+        self._leader = worker
+        self.leader_due = -math.inf if self.paused else due
+        try:
+            await self._timer.sleep_until(due)
+        finally:
+            self._leader = None
+            self.leader_due = -math.inf
+
     async def _wait(self, worker: Worker) -> None:
         """Wait for a reason to look: as the leader until the next message is due, else for a turn."""
         if self._leader is None:
-            self._leader = worker
-            due = math.inf if self.paused else self._schedule.next_due()
-            self.leader_due = -math.inf if self.paused else due
-            try:
-                await self._timer.sleep_until(due)
-            finally:
-                self._leader = None
-                self.leader_due = -math.inf
+            await self._lead(worker, math.inf if self.paused else self._schedule.next_due())
             return
 
         def abort(_: object) -> trio.lowlevel.Abort:

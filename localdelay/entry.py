@@ -1,0 +1,73 @@
+"""What waits, as plain tuples and bytes, and how to read it.
+
+Most messages are a payload and nothing else, and that is all that is kept of them. Exact tuples and bytes
+that hold nothing but each other, numbers and strings are invisible to the garbage collector: with millions
+of objects of any class waiting, each full collection would walk all of them and stop everything meanwhile.
+A `Message` is made when a message leaves.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Final, TypeAlias
+
+from .message import NO_HEADERS, Message, headers_size
+
+Details: TypeAlias = tuple[bytes, dict[str, str] | None, str | None, int, int, float, bool]
+"""(payload, headers, id that the caller chose, attempt, failures, execute_at, alone); alone: to be sent
+in a batch of its own."""
+Body: TypeAlias = bytes | Details
+Entry: TypeAlias = tuple[float, int, Body]
+"""(due, number, body), `due` in seconds on Trio's clock; the number is unique and breaks ties."""
+
+_CHOSEN_ID: Final = 2
+_FAILURES: Final = 4
+_EXECUTE_AT: Final = 5
+_ALONE: Final = 6
+
+
+def chosen_id(body: Body) -> str | None:
+    """The id that the caller chose; None where the id is made of the number."""
+    return None if isinstance(body, bytes) else body[_CHOSEN_ID]
+
+
+def failures_of(body: Body) -> int:
+    """How often this message has failed."""
+    return 0 if isinstance(body, bytes) else body[_FAILURES]
+
+
+def goes_alone(body: Body) -> bool:
+    """Whether this message must not share a batch."""
+    return not isinstance(body, bytes) and body[_ALONE]
+
+
+def execute_at_of(due: float, body: Body) -> float:
+    """When the message was to be sent first: its due time, unless it is a retry."""
+    return due if isinstance(body, bytes) else body[_EXECUTE_AT]
+
+
+def size_of(body: Body) -> int:
+    """Bytes of payload and headers."""
+    if isinstance(body, bytes):
+        return len(body)
+    payload, headers = body[:2]
+    return len(payload) + headers_size(headers or NO_HEADERS)
+
+
+def message_of(entry: Entry) -> Message:
+    """The message that the entry stands for."""
+    due, number, body = entry
+    if isinstance(body, bytes):
+        return Message(number, body, due)
+    payload, headers, chosen, attempt, _, execute_at, _ = body
+    shown = NO_HEADERS if headers is None else MappingProxyType(headers)
+    return Message(number if chosen is None else chosen, payload, execute_at, shown, attempt)
+
+
+def after_failing(entry: Entry, attempt: int, *, alone: bool) -> Body:
+    """The body of the same message when it has failed once more, and `attempt` is its next send."""
+    due, _, body = entry
+    if isinstance(body, bytes):
+        return (body, None, None, attempt, 1, due, alone)
+    payload, headers, chosen, _, failures, execute_at, alone_before = body
+    return (payload, headers, chosen, attempt, failures + 1, execute_at, alone or alone_before)

@@ -1,0 +1,67 @@
+"""Exceptions that come out of nurseries: what in a group is an error, and what is cancellation."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import trio
+
+
+def failure_in(raised: BaseException, *, timed_out: bool) -> Exception | None:
+    """The error that a send failed with, or None where it was cut off and has not failed at all.
+
+    A group with one exception in it stands for that exception: a send that opens a nursery raises such.
+    """
+    if isinstance(raised, BaseExceptionGroup):
+        cancelled, _ = raised.split(trio.Cancelled)
+        if cancelled is None:
+            alone = raised.exceptions[0] if len(raised.exceptions) == 1 else None
+            if alone is not None:
+                return failure_in(alone, timed_out=timed_out)
+            return raised if isinstance(raised, Exception) else None
+    elif isinstance(raised, Exception):
+        return raised
+    elif not isinstance(raised, trio.Cancelled):
+        return None
+    return trio.TooSlowError("the send took longer than send_timeout") if timed_out else None
+
+
+def reraise_without_errors(raised: BaseException) -> NoReturn:
+    """Raise again what cut a send off: of a group the cancellation, and not the send's own errors."""
+    if isinstance(raised, BaseExceptionGroup):
+        _, rest = raised.split(Exception)
+        if rest is not None:
+            raise rest from None
+    raise raised
+
+
+def is_cancelled(raised: BaseException) -> bool:
+    """Whether there is a cancellation in it."""
+    if isinstance(raised, BaseExceptionGroup):
+        return raised.subgroup(trio.Cancelled) is not None
+    return isinstance(raised, trio.Cancelled)
+
+
+def what_to_raise(
+    from_block: BaseException | None, from_nursery: BaseException | None
+) -> BaseException | None:
+    """What leaves the block: the caller's own exception as it is, and without groups of our making.
+
+    A nursery puts a group around whatever leaves it. From the workers there comes nothing but
+    cancellation and what is no `Exception` (a `KeyboardInterrupt` in a send, say).
+    """
+    if from_nursery is None:
+        return from_block
+    crash = from_nursery
+    while isinstance(crash, BaseExceptionGroup) and len(crash.exceptions) == 1:
+        crash = crash.exceptions[0]
+    if from_block is None:
+        return crash
+    only_cancelled = isinstance(crash, trio.Cancelled) or (
+        isinstance(crash, BaseExceptionGroup) and crash.split(trio.Cancelled)[1] is None
+    )
+    if only_cancelled:
+        return from_block
+    if is_cancelled(from_block):
+        return crash
+    return BaseExceptionGroup("the block and a send both raised", [from_block, crash])

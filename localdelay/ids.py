@@ -1,0 +1,42 @@
+"""The ids of pending messages: those that callers chose, and those that are numbers underneath."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from . import intake
+from .entry import Body, chosen_id
+from .message import number_of
+
+
+class Ids:
+    """Finds the number of a pending message by its id.
+
+    Most messages have no id but their number, so only the ids that callers chose are kept. `find` gives
+    the body of the pending message with a number, wherever it is.
+    """
+
+    def __init__(self, find: Callable[[int], Body | None]) -> None:
+        self._find = find
+        self._chosen: dict[str, int] = {}
+
+    def number(self, id: str) -> int | None:
+        """The number of the pending message with this id, or None. Raises if it cannot be an id."""
+        intake.check_id(id)
+        if id in self._chosen:
+            return self._chosen[id]
+        number = number_of(id)
+        body = None if number is None else self._find(number)
+        return None if body is None or chosen_id(body) is not None else number
+
+    def take(self, number: int, body: Body) -> None:
+        """Keep the id that was chosen for this message, if there is one, until `free`."""
+        chosen = chosen_id(body)
+        if chosen is not None:
+            self._chosen[chosen] = number
+
+    def free(self, body: Body) -> None:
+        """The message is finished: its id may be used again."""
+        chosen = chosen_id(body)
+        if chosen is not None:
+            del self._chosen[chosen]

@@ -1,0 +1,353 @@
+"""Sending in batches: what goes together, and what a failing batch does to its messages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import trio
+
+from localdelay import (
+    BatchPolicy,
+    Message,
+    PartialSendError,
+    PermanentSendError,
+    RetryPolicy,
+    Throttled,
+    open_delay_queue,
+)
+from localdelay.batch import blame
+from localdelay.testing import RecordingSender
+
+STEADY = RetryPolicy(wait_initial=1, wait_max=8, wait_jitter=0)
+
+
+class Batches:
+    """A batch sender that takes `duration` seconds and keeps what it was given."""
+
+    def __init__(
+        self, duration: float = 0.0, fail: Callable[[Sequence[Message]], None] | None = None
+    ) -> None:
+        self.duration = duration
+        self.fail = fail
+        self.calls: list[tuple[float, list[bytes]]] = []
+
+    async def __call__(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            assert trio.current_time() >= message.execute_at
+        self.calls.append((trio.current_time(), [message.payload for message in messages]))
+        if self.duration:
+            await trio.sleep(self.duration)
+        if self.fail is not None:
+            self.fail(messages)
+
+
+@pytest.mark.parametrize("cancellable", [True, False])
+async def test_what_is_due_together_goes_together(
+    cancellable: bool, autojump_clock: Any, conserved: Any
+) -> None:
+    """All that is due at one instant is one batch, in due order; what is due later is another."""
+    sender = Batches()
+    async with open_delay_queue(send_batch=sender, capacity=100, workers=3, cancellable=cancellable) as queue:
+        for delay in (2, 1, 3, 1, 2, 1):
+            queue.put_nowait(b"%d" % delay, delay=delay)
+    assert sender.calls == [(1, [b"1"] * 3), (2, [b"2"] * 2), (3, [b"3"])]
+    s = conserved(queue)
+    assert (s.sent, s.lateness.count, s.lateness.max, s.total.count, s.send_time.count) == (6, 6, 0, 6, 3)
+
+
+async def test_a_batch_has_at_most_so_many_messages(autojump_clock: Any, conserved: Any) -> None:
+    """A run of due messages is cut into batches, which the workers send at the same time."""
+    sender = Batches(duration=1)
+    policy = BatchPolicy(max_messages=4)
+    async with open_delay_queue(send_batch=sender, batch=policy, capacity=100, workers=2) as queue:
+        for i in range(10):
+            queue.put_nowait(b"%d" % i, delay=1)
+        await trio.sleep(1.5)
+        s = conserved(queue)
+        assert (s.sending, s.workers_busy, s.waiting) == (8, 2, 2)
+    assert sender.calls == [
+        (1, [b"0", b"1", b"2", b"3"]),
+        (1, [b"4", b"5", b"6", b"7"]),
+        (2, [b"8", b"9"]),
+    ]
+
+
+async def test_a_batch_has_at_most_so_many_bytes(autojump_clock: Any, conserved: Any) -> None:
+    """Headers count; a message larger than the limit goes alone, and nothing overtakes it."""
+    sender = Batches()
+    policy = BatchPolicy(max_bytes=10)
+    async with open_delay_queue(send_batch=sender, batch=policy, capacity=100, workers=1) as queue:
+        for payload in (b"1234", b"12345", b"67", b"x" * 30, b"y" * 10, b"z"):
+            queue.put_nowait(payload, delay=1)
+        queue.put_nowait(b"abcd", delay=1, headers={"name": "value"})
+    assert [call for _, call in sender.calls] == [
+        [b"1234", b"12345"],
+        [b"67"],
+        [b"x" * 30],
+        [b"y" * 10],
+        [b"z"],
+        [b"abcd"],
+    ]
+    assert conserved(queue).sent == 7
+
+
+async def test_waiting_for_company(autojump_clock: Any, conserved: Any) -> None:
+    """A batch goes when its first message has waited `max_wait`, or at once when it is full."""
+    sender = Batches()
+    policy = BatchPolicy(max_messages=3, max_wait=1)
+    async with open_delay_queue(send_batch=sender, batch=policy, capacity=100, workers=3) as queue:
+        for delay in (1, 1.5, 2.5, 10, 10.2, 10.4, 10.6):
+            queue.put_nowait(str(delay).encode(), delay=delay)
+        await trio.sleep(1.25)
+        s = conserved(queue)
+        assert (s.sending, s.waiting) == (1, 6)
+        queue.put_nowait(b"in time", delay=0.125)
+        await trio.sleep(10)
+    assert sender.calls == [
+        (1.5, [b"1", b"in time", b"1.5"]),
+        (3.5, [b"2.5"]),
+        (10.4, [b"10", b"10.2", b"10.4"]),
+        (11.6, [b"10.6"]),
+    ]
+    assert queue.statistics().lateness.max == 1
+
+
+async def test_pausing_while_a_batch_waits_for_company(autojump_clock: Any, conserved: Any) -> None:
+    """The messages of a batch that has not gone yet are waiting again, and go after the resume."""
+    sender = Batches()
+    policy = BatchPolicy(max_wait=5)
+    async with open_delay_queue(send_batch=sender, batch=policy, capacity=100, workers=2) as queue:
+        first = queue.put_nowait(b"a", delay=1)
+        queue.put_nowait(b"b", delay=2)
+        await trio.sleep(3)
+        assert conserved(queue).sending == 2
+        queue.pause()
+        await trio.sleep(7)
+        assert conserved(queue).waiting == 2
+        assert sender.calls == []
+        assert queue.cancel(first.id)
+        queue.resume()
+    assert sender.calls == [(10, [b"b"])]
+
+
+async def test_leaving_by_a_cancellation_while_a_batch_waits(autojump_clock: Any, conserved: Any) -> None:
+    """Nothing of a batch that has not gone yet, or is being sent, is lost by a cancellation."""
+    sender = Batches(duration=50)
+    policy = BatchPolicy(max_messages=2, max_wait=5)
+    with trio.move_on_after(3):
+        async with open_delay_queue(send_batch=sender, batch=policy, capacity=100, workers=2) as queue:
+            for _ in range(3):
+                queue.put_nowait(b"a", delay=1)
+            await trio.sleep(2)
+            assert conserved(queue).sending == 3
+            await trio.sleep_forever()
+    s = conserved(queue)
+    assert (s.pending, s.waiting) == (3, 3)
+
+
+async def test_a_partial_failure_retries_the_failed_ones_alone(autojump_clock: Any, conserved: Any) -> None:
+    """What the broker took is sent; a poisoned message is tried again alone and holds up no other."""
+
+    def fail(messages: Sequence[Message]) -> None:
+        failed: dict[str, Exception] = {m.id: OSError() for m in messages if m.payload.startswith(b"bad")}
+        if failed:
+            raise PartialSendError(failed)
+
+    dead: list[tuple[float, bytes, int]] = []
+
+    async def hook(message: Message, error: Exception) -> None:
+        assert isinstance(error, OSError)
+        dead.append((trio.current_time(), message.payload, message.attempt))
+
+    retry = RetryPolicy(attempts=3, wait_initial=1, wait_jitter=0)
+    sender = Batches(fail=fail)
+    async with open_delay_queue(
+        send_batch=sender, capacity=100, workers=1, retry=retry, on_dead_letter=hook
+    ) as queue:
+        for payload in (b"good 1", b"bad 1", b"good 2", b"bad 2"):
+            queue.put_nowait(payload, delay=1)
+        queue.put_nowait(b"good 3", delay=2)
+        await trio.sleep(1.5)
+        s = conserved(queue)
+        assert (s.sent, s.retrying, s.failures) == (2, 2, 2)
+    assert sender.calls == [
+        (1, [b"good 1", b"bad 1", b"good 2", b"bad 2"]),
+        (2, [b"bad 1"]),
+        (2, [b"bad 2"]),
+        (2, [b"good 3"]),
+        (4, [b"bad 1"]),
+        (4, [b"bad 2"]),
+    ]
+    assert sorted(dead) == [(4, b"bad 1", 3), (4, b"bad 2", 3)]
+    s = conserved(queue)
+    assert (s.sent, s.dead) == (3, 2)
+
+
+@pytest.mark.parametrize("error", [OSError, Throttled])
+async def test_an_outage_does_not_turn_into_single_sends(
+    error: type[Exception], autojump_clock: Any, conserved: Any
+) -> None:
+    """A batch that failed as a whole is tried again as a batch."""
+    down = 2
+
+    def fail(messages: Sequence[Message]) -> None:
+        nonlocal down
+        if down:
+            down -= 1
+            raise error
+
+    sender = Batches(fail=fail)
+    retry = RetryPolicy(wait_initial=1)  # with jitter: all of a batch wait equally long
+    async with open_delay_queue(send_batch=sender, capacity=100, workers=4, retry=retry) as queue:
+        for i in range(50):
+            queue.put_nowait(b"%d" % i, delay=1)
+    assert [len(call) for _, call in sender.calls] == [50, 50, 50]
+    s = conserved(queue)
+    assert (s.sent, s.failures, s.throttled) == (50, 100, 100 if error is Throttled else 0)
+
+
+async def test_a_refused_batch_is_split(autojump_clock: Any, conserved: Any) -> None:
+    """A batch that is permanently refused is tried one by one at once; only the guilty message dies."""
+
+    def fail(messages: Sequence[Message]) -> None:
+        if any(m.payload == b"bad" for m in messages):
+            raise PermanentSendError
+
+    sender = Batches(fail=fail)
+    retry = RetryPolicy(attempts=1)
+    async with open_delay_queue(send_batch=sender, capacity=100, workers=1, retry=retry) as queue:
+        for payload in (b"1", b"bad", b"2"):
+            queue.put_nowait(payload, delay=1)
+    assert sender.calls == [(1, [b"1", b"bad", b"2"]), (1, [b"1"]), (1, [b"bad"]), (1, [b"2"])]
+    s = conserved(queue)
+    assert (s.sent, s.dead, s.lateness.count) == (2, 1, 3)
+
+
+async def test_a_partial_failure_that_names_strangers_is_not_believed(
+    autojump_clock: Any, conserved: Any
+) -> None:
+    """A sender that names ids that were not in its batch may have lost anything: all is tried again."""
+    first = True
+
+    def fail(messages: Sequence[Message]) -> None:
+        nonlocal first
+        if first:
+            first = False
+            raise PartialSendError({"who?": OSError()})
+
+    sender = Batches(fail=fail)
+    async with open_delay_queue(send_batch=sender, capacity=100, workers=1, retry=STEADY) as queue:
+        queue.put_nowait(b"1", delay=1)
+        queue.put_nowait(b"2", delay=1)
+    assert sender.calls == [(1, [b"1", b"2"]), (2, [b"1", b"2"])]
+    assert conserved(queue).sent == 2
+
+
+async def test_a_batch_that_hangs_has_failed(autojump_clock: Any, conserved: Any) -> None:
+    """`send_timeout` holds for a batch as for a message, and the next batch goes on time."""
+    hangs = True
+
+    async def send(messages: Sequence[Message]) -> None:
+        nonlocal hangs
+        calls.append((trio.current_time(), len(messages)))
+        if hangs:
+            hangs = False
+            await trio.sleep_forever()
+
+    calls: list[tuple[float, int]] = []
+    async with open_delay_queue(
+        send_batch=send, capacity=100, workers=2, retry=STEADY, send_timeout=5
+    ) as queue:
+        for delay in (1, 1, 3):
+            queue.put_nowait(b"", delay=delay)
+    assert calls == [(1, 2), (3, 1), (7, 2)]
+    assert conserved(queue).failures == 2
+
+
+async def test_dead_letters_of_a_batch_come_one_by_one(autojump_clock: Any, conserved: Any) -> None:
+    """Each message given up counts when its own hook has ended; a cut leaves the rest pending."""
+
+    async def hook(message: Message, error: Exception) -> None:
+        await trio.sleep(2)
+
+    def fail(messages: Sequence[Message]) -> None:
+        raise OSError
+
+    with trio.move_on_after(6):
+        async with open_delay_queue(
+            send_batch=Batches(fail=fail),
+            capacity=10,
+            workers=1,
+            retry=RetryPolicy(attempts=1),
+            on_dead_letter=hook,
+        ) as queue:
+            for _ in range(4):
+                queue.put_nowait(b"", delay=1)
+            await trio.sleep(4)
+            s = conserved(queue)
+            assert (s.dead, s.sending) == (1, 3)
+            await trio.sleep_forever()
+    s = conserved(queue)
+    assert (s.dead, s.pending) == (2, 2)
+
+
+async def test_a_batch_sender_that_is_no_coroutine_function_is_called_once(
+    autojump_clock: Any, conserved: Any
+) -> None:
+    """It may well have sent: its messages are not given to it again."""
+    calls: list[int] = []
+
+    def send(messages: Sequence[Message]) -> None:
+        calls.append(len(messages))
+
+    async with open_delay_queue(send_batch=send, capacity=10, workers=1) as queue:  # type: ignore[arg-type]
+        queue.put_nowait(b"", delay=1)
+        queue.put_nowait(b"", delay=1)
+    assert calls == [2]
+    assert conserved(queue).dead == 2
+
+
+async def test_exactly_one_sender(autojump_clock: Any) -> None:
+    """Both senders, or none, is a TypeError; so is a batch policy that is none."""
+    for arguments in ({}, {"send": RecordingSender(), "send_batch": Batches()}):
+        with pytest.raises(TypeError, match="exactly one of send and send_batch"):
+            async with open_delay_queue(capacity=1, workers=1, **arguments):  # type: ignore[arg-type]
+                pytest.fail("the queue opened")
+    with pytest.raises(TypeError, match="send_batch"):
+        async with open_delay_queue(send_batch=3, capacity=1, workers=1):  # type: ignore[arg-type]
+            pytest.fail("the queue opened")
+    with pytest.raises(TypeError, match="batch"):
+        async with open_delay_queue(send_batch=Batches(), batch=500, capacity=1, workers=1):  # type: ignore[arg-type]
+            pytest.fail("the queue opened")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"max_messages": 0}, ValueError),
+        ({"max_messages": 1.5}, TypeError),
+        ({"max_bytes": 0}, ValueError),
+        ({"max_bytes": "1MB"}, TypeError),
+        ({"max_bytes": True}, TypeError),
+        ({"max_wait": -1}, ValueError),
+        ({"max_wait": math.inf}, ValueError),
+        ({"max_wait": math.nan}, ValueError),
+        ({"max_wait": None}, TypeError),
+    ],
+)
+def test_a_batch_policy_refuses_nonsense(arguments: dict[str, Any], error: type[Exception]) -> None:
+    """Each bound is checked, and named."""
+    with pytest.raises(error, match=next(iter(arguments))):
+        BatchPolicy(**arguments)
+
+
+def test_blame() -> None:
+    """Only a `PartialSendError` about messages of the batch blames some of them; none is not all."""
+    error = OSError()
+    assert blame(error, ["a"]) is None
+    assert blame(PartialSendError({"a": error}), ["a", "b"]) == {"a": error}
+    assert blame(PartialSendError({"a": error, "x": error}), ["a", "b"]) is None
+    assert blame(PartialSendError({}), ["a", "b"]) == {}

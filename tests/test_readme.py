@@ -1,0 +1,79 @@
+"""The README's programs and commands do what it says."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+PROGRAMS = [block for block in blocks("python") if "trio.run" in block]
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=["wrap a client", "the queue alone"])
+def test_programs_run_as_printed(program: str) -> None:
+    """Each whole program of the README runs, and prints what its comments promise."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    if "Fallback" in program:
+        assert re.fullmatch(r"Route\.LOCAL (\S+) 429: .*\nsent \1 b'close order 7.*'\n", done.stdout)
+    else:
+        assert done.stdout == "True\n1 [True]\nTrue\n"
+
+
+def test_the_stopping_program_is_python() -> None:
+    """The lines about stopping are a piece of a program: they compile, and drain takes these arguments."""
+    [piece] = [block for block in blocks("python") if "trio.run" not in block]
+    compile(piece, "README.md", "exec", flags=0x2000)  # ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    assert "queue.drain(grace=25.0, hand_back=hand_back)" in piece
+
+
+def test_the_set_up_commands() -> None:
+    """The first two blocks are the demo and the tests; each makes its own environment."""
+    demo, tests = blocks("sh")[:2]
+    assert demo.splitlines()[0] == tests.splitlines()[0] == "python3 -m venv .venv &&"
+    assert demo.splitlines()[-1] == ".venv/bin/localdelay demo"
+    assert tests.splitlines()[-1] == ".venv/bin/python -m pytest --quiet"
+
+
+def test_the_plan_command() -> None:
+    """The planning command runs as printed."""
+    [command] = [block for block in blocks("sh") if block.startswith("localdelay plan")]
+    done = subprocess.run(
+        [sys.executable, "-m", *shlex.split(command)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "24,000" in done.stdout
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    """`.ci/run` reads the test command out of the README and has none of its own."""
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "README.md" in script
+    assert "-m pytest" not in script
+    [awk] = re.findall(r"awk '(.*?)' README\.md", script, flags=re.DOTALL)
+    done = subprocess.run(["awk", awk, str(ROOT / "README.md")], capture_output=True, text=True, check=True)
+    assert done.stdout == blocks("sh")[1]
+
+
+def test_links_lead_somewhere() -> None:
+    """Every relative link of the README is a file of the repository."""
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
