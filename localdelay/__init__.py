@@ -2,6 +2,7 @@
 
 The layers; each module imports only from those above it (a test checks it):
 
+    checks      numbers, refused by their argument's name. Pure
     errors      what can go wrong
     message     the message and its id
     capacity    the sizing formulas. Pure

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import attrs
 
+from . import checks
 from .errors import PartialSendError
-
-
-def _whole(_: object, attribute: attrs.Attribute[int], value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{attribute.name} must be a whole number, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{attribute.name} must be at least 1, not {value!r}")
-
-
-def _seconds(_: object, attribute: attrs.Attribute[float], value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{attribute.name} must be a number of seconds, not {value!r}")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{attribute.name} must be a finite number of seconds, not {value!r}")
 
 
 @attrs.frozen
 class BatchPolicy:
     """When a batch is full. A wrong argument is a `TypeError` or `ValueError` that names it."""
 
-    max_messages: int = attrs.field(default=500, validator=_whole)
-    max_bytes: int = attrs.field(default=1_000_000, validator=_whole)
+    max_messages: int = attrs.field(default=500, validator=checks.field_count)
+    max_bytes: int = attrs.field(default=1_000_000, validator=checks.field_count)
     """Payloads and headers; a message that is larger on its own goes alone."""
-    max_wait: float = attrs.field(default=0.0, validator=_seconds)
+    max_wait: float = attrs.field(default=0.0, validator=checks.field_at_least(0))
     """Seconds that a message may wait for company past its execute-at; 0: only what is due goes together."""
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import trio
 
+from . import checks
 from .delivery import Send
-from .intake import check_count
 from .message import Message
 
 
@@ -23,9 +23,9 @@ def blocking(fn: Callable[[Message], object], *, threads: int = 100) -> Send:
     """
     if not callable(fn):
         raise TypeError(f"fn must be a function, not {type(fn).__name__}")
-    if inspect.iscoroutinefunction(fn):
+    if any(inspect.iscoroutinefunction(of) for of in (fn, getattr(fn, "__call__", None))):  # noqa: B004
         raise TypeError("fn must be an ordinary function: an async one is a send as it is")
-    limiter = trio.CapacityLimiter(check_count("threads", threads))
+    limiter = trio.CapacityLimiter(checks.count("threads", threads))
 
     async def send(message: Message) -> None:
         await trio.to_thread.run_sync(fn, message, abandon_on_cancel=True, limiter=limiter)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+
+from . import checks
 
 
 class LocalDelayError(Exception):
@@ -24,15 +25,17 @@ class Throttled(LocalDelayError):
     Raised by a send, it uses up no attempt. `retry_after` is the wait in seconds that the broker
     asked for, or None where it said nothing: `Throttled(2.0)`, `Throttled(retry_after=2.0)`,
     `Throttled("429 too many requests", retry_after=2.0)`. A negative, NaN or infinite one is a
-    `ValueError`.
+    `ValueError`, and what is no number a `TypeError`.
     """
+
+    retry_after: float | None = None  # also for a child that does not call `__init__`
 
     def __init__(self, *args: object, retry_after: float | None = None) -> None:
         super().__init__(*args)
-        if retry_after is None and len(args) == 1 and isinstance(args[0], int | float):
-            retry_after = args[0]
-        if retry_after is not None and not 0 <= retry_after < math.inf:
-            raise ValueError(f"retry_after must be a finite number of seconds, not {retry_after!r}")
+        if retry_after is None and len(args) == 1 and type(args[0]) in (int, float):
+            retry_after = args[0]  # type: ignore[assignment]  # mypy does not follow the `in`
+        if retry_after is not None:
+            checks.at_least("retry_after", retry_after, 0, "a number of seconds")
         self.retry_after = retry_after
 
 
@@ -47,12 +50,12 @@ class PartialSendError(LocalDelayError):
     """
 
     def __init__(self, failed: Mapping[str, Exception]) -> None:
-        super().__init__(failed)
         if not isinstance(failed, Mapping):
             raise TypeError(f"failed must map ids to exceptions, not be {type(failed).__name__}")
         if not all(isinstance(key, str) and isinstance(error, Exception) for key, error in failed.items()):
             raise TypeError("failed must map ids to exceptions")
         self.failed = dict(failed)
+        super().__init__(self.failed)
 
     def __str__(self) -> str:
         return f"{len(self.failed)} messages of the batch failed"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from enum import Enum
+from types import MappingProxyType
 from typing import TypeAlias
 
 import attrs
@@ -79,16 +81,19 @@ class Fallback:
         Where the primary refuses it, the same message, under the same id, goes to the local queue.
         Raises what the primary raised where `degrade_on` does not name it; `QueueFull`, caused by the
         primary's exception, where the local queue is full too; `QueueClosed`; and `TypeError` or
-        `ValueError` for an argument that is wrong.
+        `ValueError` for an argument that is wrong; a payload over `capacity_bytes` is one only where the
+        local queue is needed.
         """
+        wall = intake.wall_clock(at)
         now = trio.current_time()
-        due = intake.execute_at(now, delay, at)
-        if id is not None:
-            intake.check_id(id)
+        due = intake.execute_at(now, delay, at, wall=wall)
+        if id is not None and self._queue.is_pending(id):
+            raise ValueError(f"id {id!r} is the id of a message that is pending already")
         copy = None if headers is None else intake.check_headers(headers)
-        message = Message(id or fresh_id(), intake.check_payload(payload), due, copy or NO_HEADERS)
+        shown = NO_HEADERS if copy is None else MappingProxyType(copy)
+        message = Message(id or fresh_id(), intake.check_payload(payload), due, shown)
         try:
-            await self._publish_delayed(message, due - now)
+            await self._publish_delayed(message, due - now if delay is None else delay)
         except Exception as raised:
             reason = failure_in(raised, timed_out=False) or raised
             if not self._degrades(reason):
@@ -112,8 +117,10 @@ class Fallback:
 
 def _predicate(degrade_on: DegradeOn) -> Callable[[Exception], bool]:
     types = degrade_on if isinstance(degrade_on, tuple) else (degrade_on,)
-    if all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in types):
+    if all(isinstance(kind, type) and issubclass(kind, Exception) for kind in types):
         return lambda error: isinstance(error, types)  # type: ignore[arg-type]
-    if callable(degrade_on) and not isinstance(degrade_on, type):
-        return degrade_on
-    raise TypeError("degrade_on must be exception types or a function of an exception")
+    if isinstance(degrade_on, type | tuple) or not callable(degrade_on):
+        raise TypeError("degrade_on must be exception types, or a function of an exception")
+    if inspect.iscoroutinefunction(degrade_on):
+        raise TypeError("degrade_on must be an ordinary function: an async one answers too late")
+    return degrade_on

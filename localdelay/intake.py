@@ -6,31 +6,34 @@ import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
+from . import checks
 
-def execute_at(now: float, delay: float | None, at: datetime | None) -> float:
+
+def execute_at(
+    now: float, delay: float | None, at: datetime | None, *, wall: datetime | None = None
+) -> float:
     """When a message is due, in seconds on the clock that `now` was read from.
 
     `delay` is in seconds from now; `at` is an aware datetime, and one in the past means now. Exactly
-    one of them must be given.
+    one of them must be given. `wall` is the wall-clock time, now by default; to be never early it must
+    have been read before `now`.
     """
     if at is None:
         if delay is None:
             raise TypeError("one of delay and at must be given")
-        if isinstance(delay, bool) or not isinstance(delay, int | float):
-            raise TypeError(f"delay must be a number of seconds, not {type(delay).__name__}")
-        if not 0 <= delay < math.inf:
-            raise ValueError(f"delay must be a finite number of seconds and not negative, not {delay!r}")
-        try:
-            return now + delay
-        except OverflowError:
-            raise ValueError("delay must be a finite number of seconds") from None
+        return now + checks.at_least("delay", delay, 0, "a number of seconds")
     if delay is not None:
         raise TypeError("only one of delay and at may be given")
     if not isinstance(at, datetime):
         raise TypeError(f"at must be a datetime, not {type(at).__name__}")
     if at.utcoffset() is None:
         raise ValueError("at must be an aware datetime: it has no time zone")
-    return now + max(0.0, (at - datetime.now(UTC)).total_seconds())
+    return now + max(0.0, (at - (wall or datetime.now(UTC))).total_seconds())
+
+
+def wall_clock(at: datetime | None) -> datetime | None:
+    """The wall-clock time, where an `at` makes it matter."""
+    return None if at is None else datetime.now(UTC)
 
 
 def check_payload(payload: bytes) -> bytes:
@@ -64,34 +67,22 @@ def check_headers(headers: Mapping[str, str]) -> dict[str, str] | None:
     return copy or None
 
 
-def check_count(name: str, value: int) -> int:
-    """A whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, not {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, not {value}")
-    return value
-
-
 def check_seconds(name: str, value: float | None, *, zero: bool) -> float:
     """A number of seconds, infinite for None."""
     if value is None:
         return math.inf
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number of seconds or None, not {type(value).__name__}")
-    if math.isnan(value) or value < 0 or (value == 0 and not zero):
-        least = "not be negative" if zero else "be more than 0"
-        raise ValueError(f"{name} must {least}, not {value!r}")
-    return value
+    seconds = checks.number(name, value, "a number of seconds or None")
+    if not (seconds >= 0 if zero else seconds > 0):
+        raise ValueError(f"{name} must {'not be negative' if zero else 'be more than 0'}, not {seconds!r}")
+    return seconds
 
 
 def check_instant(name: str, value: float) -> float:
     """A finite instant on Trio's clock, in seconds."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, not {value!r}")
-    return value
+    instant = checks.number(name, value, "a number of seconds")
+    if not math.isfinite(instant):
+        raise ValueError(f"{name} must be finite, not {instant!r}")
+    return instant
 
 
 def check_async(name: str, function: object) -> None:

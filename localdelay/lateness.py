@@ -50,7 +50,9 @@ class LatencyRecorder:
         self._max = 0
 
     def record(self, seconds: float, count: int = 1) -> None:
-        """Count one latency, `count` times over, to the nearest microsecond."""
+        """Count one latency, `count` times over, to the microsecond; a negative one is a `ValueError`."""
+        if seconds < 0:
+            raise ValueError(f"a latency must not be negative, but one was {seconds!r} s")
         microseconds = int(seconds * MICROSECONDS + 0.5)
         fresh = self._fresh
         fresh[microseconds] = fresh.get(microseconds, 0) + count
@@ -63,17 +65,16 @@ class LatencyRecorder:
         total = self._histogram.get_total_count()
         if not total:
             return LatencySummary()
-        p50, p90, p99, p999 = (
-            min(value, self._max) / MICROSECONDS for value in self._values_at((0.5, 0.9, 0.99, 0.999), total)
-        )
+        most = min(self._max, LONGEST)
+        values = self._values_at((0.5, 0.9, 0.99, 0.999), total)
+        p50, p90, p99, p999 = (min(value, most) / MICROSECONDS for value in values)
         return LatencySummary(total, p50, p90, p99, p999, self._max / MICROSECONDS, self._clipped)
 
     def _settle(self) -> None:
         for microseconds, count in self._fresh.items():
             if microseconds > LONGEST:
                 self._clipped += count
-            if not self._histogram.record_value(min(microseconds, LONGEST), count):
-                raise ValueError(f"a latency must not be negative, but one was {microseconds} µs")
+            self._histogram.record_value(min(microseconds, LONGEST), count)
             self._max = max(self._max, microseconds)
         self._fresh.clear()
 

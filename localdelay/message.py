@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -12,8 +13,12 @@ import attrs
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
+# An id is a random prefix of the process and a number. A forked child goes on with numbers of its own
+# under a prefix of its own, and still knows its parent's: `number >> _BITS` says whose a number is.
+_BITS = 56
+_MASK = (1 << _BITS) - 1
+_prefixes = [secrets.token_hex(6)]
 _sequence = itertools.count(1)
-_prefix = secrets.token_hex(6)
 
 
 def next_number() -> int:
@@ -23,28 +28,34 @@ def next_number() -> int:
 
 def render_id(number: int) -> str:
     """The id of the message with this number: unique across processes by its random prefix."""
-    return f"{_prefix}-{number}"
+    return f"{_prefixes[number >> _BITS]}-{number & _MASK}"
 
 
 def fresh_id() -> str:
     """An id for a message that no queue has numbered yet."""
-    return f"{_prefix}-p{next(_sequence)}"
+    return f"{_prefixes[-1]}-p{next(_sequence) & _MASK}"
 
 
 def number_of(id: str) -> int | None:
-    """The number behind an id that this process made, or None for any other id."""
+    """The number behind an id that this process, or one that it was forked from, made; None for any other."""
     prefix, _, digits = id.rpartition("-")
-    if prefix != _prefix or not digits.isascii() or not digits.isdigit() or digits.startswith("0"):
+    if prefix not in _prefixes or not re.fullmatch("[1-9][0-9]{0,15}", digits):
         return None
-    return int(digits)
+    return _prefixes.index(prefix) << _BITS | int(digits)
 
 
-def _renew_prefix() -> None:
-    global _prefix  # noqa: PLW0603 (a forked child would otherwise give out its parent's ids)
-    _prefix = secrets.token_hex(6)
+def _begin_anew() -> None:
+    global _sequence  # noqa: PLW0603 (a forked child would otherwise give out its parent's ids)
+    _sequence = itertools.count((len(_prefixes) << _BITS) + 1)
+    _prefixes.append(secrets.token_hex(6))
 
 
-os.register_at_fork(after_in_child=_renew_prefix)
+os.register_at_fork(after_in_child=_begin_anew)
+
+
+def _as_text(id: str | int) -> str:
+    # A number becomes text only when somebody looks: most messages are sent without.
+    return id if isinstance(id, str) else render_id(id)
 
 
 @attrs.frozen(repr=False)
@@ -54,24 +65,27 @@ class Message:
     `repr` shows the size of the payload and never its bytes, so that a message can be logged.
     """
 
-    _id: str | int = attrs.field(alias="id")
+    _id: str | int = attrs.field(alias="id", eq=_as_text)
     payload: bytes
     execute_at: float
     """When it is due, in seconds on Trio's clock."""
-    headers: Mapping[str, str] = NO_HEADERS
+    headers: Mapping[str, str] = attrs.field(default=NO_HEADERS, hash=False)
     attempt: int = 1
     """1 in the first send."""
 
     @property
     def id(self) -> str:
         """Never changes, from the first publish to the last retry: consumers deduplicate by it."""
-        # A number becomes text only when somebody looks: most messages are sent without.
-        return self._id if isinstance(self._id, str) else render_id(self._id)
+        return _as_text(self._id)
 
     @property
     def size(self) -> int:
         """Bytes of payload and headers: what the queue counts against `capacity_bytes`."""
         return len(self.payload) + headers_size(self.headers)
+
+    def __reduce__(self) -> tuple[type[Message], tuple[str, bytes, float, dict[str, str], int]]:
+        # A pickle may be read by another process, where a number would be the id of another message.
+        return Message, (self.id, self.payload, self.execute_at, dict(self.headers), self.attempt)
 
     def __repr__(self) -> str:
         return (

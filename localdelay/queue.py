@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 import trio
 
-from . import drain, intake
+from . import checks, drain, intake
 from .batch import ONE, BatchPolicy
 from .delivery import DeadLetterHook, Delivery, HandBack, Send, SendBatch, logger
 from .entry import Body, message_of, size_of
@@ -138,6 +138,10 @@ class DelayQueue:
         self._ledger.release(size_of(body))
         return True
 
+    def is_pending(self, id: str) -> bool:
+        """Whether a message with this id is accepted and not finished, or waits for room."""
+        return self._ids.number(id) is not None
+
     def messages(self) -> list[Message]:
         """Every pending message, in due order; a retry stands where its next send is."""
         entries = [*self._schedule.entries(), *self._delivery.in_flight.values()]
@@ -169,13 +173,13 @@ class DelayQueue:
         """
         ledger = self._ledger
         if capacity is not None:
-            intake.check_count("capacity", capacity)
+            checks.count("capacity", capacity)
         if workers is not None:
-            intake.check_count("workers", workers)
+            checks.count("workers", workers)
         if capacity_bytes is UNCHANGED:
             capacity_bytes = ledger.capacity_bytes
         elif capacity_bytes is not None:
-            intake.check_count("capacity_bytes", capacity_bytes)
+            checks.count("capacity_bytes", capacity_bytes)
         ledger.resize(ledger.capacity if capacity is None else capacity, capacity_bytes)
         if workers is not None:
             self._workers.resize(workers)
@@ -285,7 +289,8 @@ class DelayQueue:
         headers: Mapping[str, str] | None,
     ) -> _Stamped:
         """Check the arguments of a put, and fix when its message is due and how it is called."""
-        due = intake.execute_at(trio.current_time(), delay, at)
+        wall = intake.wall_clock(at)
+        due = intake.execute_at(trio.current_time(), delay, at, wall=wall)
         if type(payload) is not bytes:
             payload = intake.check_payload(payload)
         number = next_number()
@@ -318,7 +323,7 @@ class DelayQueue:
             raise TypeError(f"message must be a Message, not {type(message).__name__}")
         payload = intake.check_payload(message.payload)
         due = intake.check_instant("execute_at", message.execute_at)
-        attempt = intake.check_count("attempt", message.attempt)
+        attempt = checks.count("attempt", message.attempt)
         number = next_number()
         return self._stamp_details(number, payload, due, message.id, message.headers, attempt=attempt)
 
@@ -402,10 +407,10 @@ async def open_delay_queue(
         send_batch, batch = _one_by_one(send), ONE
     intake.check_async("send_batch", send_batch)
     assert send_batch is not None  # noqa: S101 (one of the two is given)
-    intake.check_count("capacity", capacity)
-    intake.check_count("workers", workers)
+    checks.count("capacity", capacity)
+    checks.count("workers", workers)
     if capacity_bytes is not None:
-        intake.check_count("capacity_bytes", capacity_bytes)
+        checks.count("capacity_bytes", capacity_bytes)
     if timer not in ("auto", "trio"):
         raise ValueError(f'timer must be "auto" or "trio", not {timer!r}')
     if not isinstance(retry, RetryPolicy):

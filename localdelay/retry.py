@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
 import attrs
 
+from . import checks
 from .errors import PermanentSendError, Throttled
 
 
-def _at_least(low: float) -> Callable[[object, attrs.Attribute[float], float], None]:
-    def check(_: object, attribute: attrs.Attribute[float], value: float) -> None:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{attribute.name} must be a number, not {value!r}")
-        if not low <= value < math.inf:
-            raise ValueError(f"{attribute.name} must be a finite number of at least {low}, not {value!r}")
-
-    return check
-
-
 def _attempts(_: object, attribute: attrs.Attribute[int | None], value: int | None) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{attribute.name} must be a whole number or None, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{attribute.name} must be at least 1, not {value!r}")
+    if value is not None:
+        checks.count(attribute.name, value)
 
 
 @attrs.frozen
@@ -40,10 +24,10 @@ class RetryPolicy:
 
     attempts: int | None = attrs.field(default=None, validator=_attempts)
     """Sends in all, the first one included; None: for as long as the process lives."""
-    wait_initial: float = attrs.field(default=0.1, validator=_at_least(0))
-    wait_max: float = attrs.field(default=30.0, validator=_at_least(0))
-    wait_jitter: float = attrs.field(default=1.0, validator=_at_least(0))
-    wait_exp_base: float = attrs.field(default=2.0, validator=_at_least(1))
+    wait_initial: float = attrs.field(default=0.1, validator=checks.field_at_least(0))
+    wait_max: float = attrs.field(default=30.0, validator=checks.field_at_least(0))
+    wait_jitter: float = attrs.field(default=1.0, validator=checks.field_at_least(0))
+    wait_exp_base: float = attrs.field(default=2.0, validator=checks.field_at_least(1))
 
     def wait(self, failures: int, jitter: float) -> float:
         """Seconds to wait after this many failures; `jitter` is a draw from 0 to 1."""
@@ -81,7 +65,10 @@ def after_failure(
 
 
 def wait_after(policy: RetryPolicy, error: Exception, *, failures: int, jitter: float) -> float:
-    """Seconds to wait: what the broker asked for, where it did, else the policy's."""
+    """Seconds to wait: what the broker asked for, where it did so in a number, else the policy's."""
     if isinstance(error, Throttled) and error.retry_after is not None:
-        return error.retry_after
+        try:
+            return checks.at_least("retry_after", error.retry_after, 0)
+        except (TypeError, ValueError):
+            pass  # set to nonsense after the error was made; a worker must not end by it
     return policy.wait(failures, jitter)

@@ -1,0 +1,214 @@
+"""The latency recorder, against exact percentiles of the sorted values."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from localdelay import LatencySummary
+from localdelay.lateness import LONGEST, LatencyRecorder
+
+HOUR = 3600.0
+SHARES = {
+    "p50": Fraction(50, 100),
+    "p90": Fraction(90, 100),
+    "p99": Fraction(99, 100),
+    "p999": Fraction(999, 1000),
+}
+MICROSECONDS = st.one_of(st.integers(0, 9), st.integers(0, 5000), st.integers(0, 2 * LONGEST))
+
+
+def in_microseconds(seconds: float) -> int:
+    microseconds = round(seconds * 1e6)
+    assert seconds == microseconds / 1e6
+    return microseconds
+
+
+def check(summary: LatencySummary, values: list[int]) -> None:
+    """Check a summary against the values themselves, in microseconds."""
+    ordered = sorted(values)
+    assert summary.count == len(ordered)
+    assert in_microseconds(summary.max) == ordered[-1]
+    assert summary.clipped == sum(value > LONGEST for value in ordered)
+    for name, share in SHARES.items():
+        exact = min(ordered[math.ceil(share * len(ordered)) - 1], LONGEST)
+        shown = in_microseconds(getattr(summary, name))
+        assert exact <= shown <= min(exact * 1.001, ordered[-1]), name
+        assert shown <= LONGEST, name
+
+
+@example(values=[(0, 1)])
+@example(values=[(LONGEST, 1)])
+@example(values=[(LONGEST + 1, 1)])
+@example(values=[(LONGEST - 1, 500), (LONGEST * 2, 501)])
+@example(values=[(1, 999), (1000, 1)])
+@example(values=[(1, 998), (1000, 2)])
+@given(st.lists(st.tuples(MICROSECONDS, st.integers(1, 1000)), min_size=1, max_size=50))
+def test_percentiles_are_those_of_the_sorted_values(values: list[tuple[int, int]]) -> None:
+    """Every percentile is the exact one or up to a thousandth above it, and never above the maximum."""
+    recorder = LatencyRecorder()
+    for value, count in values:
+        recorder.record(value / 1e6, count)
+    check(recorder.summary(), [value for value, count in values for _ in range(count)])
+
+
+@given(st.lists(st.lists(MICROSECONDS, max_size=20), min_size=1, max_size=5))
+def test_a_summary_changes_nothing(rounds: list[list[int]]) -> None:
+    """Recording goes on after a summary, and the next one holds all values once."""
+    recorder = LatencyRecorder()
+    values: list[int] = []
+    for group in rounds:
+        for value in group:
+            recorder.record(value / 1e6)
+            values.append(value)
+        first = recorder.summary()
+        assert recorder.summary() == first
+        if values:
+            check(first, values)
+        else:
+            assert first == LatencySummary()
+
+
+def test_many_different_values_are_all_counted() -> None:
+    """Thousands of distinct values, far more than are counted aside at a time."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    draw = random.Random(seed)
+    values = [int(10 ** draw.uniform(0, 9.9)) for _ in range(20_000)]
+    recorder = LatencyRecorder()
+    for value in values:
+        recorder.record(value / 1e6)
+    assert len(set(values)) > 10_000
+    check(recorder.summary(), values)
+
+
+def test_what_is_kept_aside_is_bounded() -> None:
+    """Between two summaries the recorder grows by no more than a fixed number of distinct values."""
+    recorder = LatencyRecorder()
+    kept = 0
+    for value in range(10_000):
+        recorder.record(value / 1e6)
+        kept = max(kept, len(recorder._fresh))
+    assert kept <= 2000
+    check(recorder.summary(), list(range(10_000)))
+
+
+def test_nothing_recorded_is_all_zeros() -> None:
+    """An empty summary has count 0 and no percentile of anything."""
+    assert LatencyRecorder().summary() == LatencySummary(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
+
+
+def test_a_virtual_clock_gives_exact_values() -> None:
+    """Values of up to 2 ms, and zeros, come out as they went in: a test can assert equality."""
+    for value in range(2048):
+        recorder = LatencyRecorder()
+        recorder.record(value / 1e6)
+        summary = recorder.summary()
+        assert (summary.p50, summary.p999, summary.max) == (value / 1e6,) * 3
+
+
+@pytest.mark.parametrize("seconds", [0.25, 1.0, 2.5, 120.0, 1234.567891, HOUR])
+def test_a_lone_value_comes_out_exactly(seconds: float) -> None:
+    """No percentile is over the maximum, and the maximum is exact."""
+    recorder = LatencyRecorder()
+    recorder.record(seconds, 7)
+    assert recorder.summary() == LatencySummary(7, seconds, seconds, seconds, seconds, seconds, 0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "microseconds"), [(0.4e-6, 0), (0.6e-6, 1), (1.4e-6, 1), (1.6e-6, 2), (999.6e-6, 1000)]
+)
+def test_a_value_is_recorded_to_the_nearest_microsecond(seconds: float, microseconds: int) -> None:
+    """The resolution is the microsecond, rounded and not cut."""
+    recorder = LatencyRecorder()
+    recorder.record(seconds)
+    assert in_microseconds(recorder.summary().max) == microseconds
+
+
+def test_an_hour_is_not_clipped() -> None:
+    """The range ends at one hour, the hour included."""
+    recorder = LatencyRecorder()
+    recorder.record(HOUR)
+    assert recorder.summary().clipped == 0
+
+
+@pytest.mark.parametrize("seconds", [HOUR + 1e-6, HOUR + 0.5, 7200.0, 1e9])
+def test_what_is_clipped_is_counted(seconds: float) -> None:
+    """Over one hour a value is in `count` and `clipped`; its percentiles say one hour, `max` the truth."""
+    recorder = LatencyRecorder()
+    recorder.record(1.0)
+    recorder.record(seconds, 3)
+    summary = recorder.summary()
+    assert summary.count == 4
+    assert summary.clipped == 3
+    assert summary.max == pytest.approx(seconds, abs=1e-6)
+    assert (summary.p50, summary.p90, summary.p99, summary.p999) == (HOUR,) * 4
+
+
+@pytest.mark.parametrize("seconds", [-1.2e-6, -2e-6, -0.001, -1.0, -1e6])
+def test_a_negative_value_raises(seconds: float) -> None:
+    """A message that was sent early is never counted as one that was on time."""
+    recorder = LatencyRecorder()
+    recorder.record(0.001)
+    with pytest.raises(ValueError, match="negative"):
+        recorder.record(seconds)
+        recorder.summary()
+
+
+def test_a_refused_value_harms_no_other() -> None:
+    """After a negative value the recorder still counts all others once."""
+    recorder = LatencyRecorder()
+    recorder.record(0.001, 3)
+    with pytest.raises(ValueError, match="negative"):
+        recorder.record(-1.0)
+        recorder.summary()
+    recorder.record(0.002)
+    check(recorder.summary(), [1000, 1000, 1000, 2000])
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_no_time_raises(seconds: float) -> None:
+    """NaN and infinity are refused at once."""
+    with pytest.raises((ValueError, OverflowError)):
+        LatencyRecorder().record(seconds)
+
+
+class Watched(list[int]):
+    """A list that counts how many of its items are looked at one by one, and how many in slices."""
+
+    singly = 0
+    sliced = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        found = super().__getitem__(key)
+        if isinstance(key, slice):
+            self.sliced += len(found)
+        else:
+            self.singly += 1
+        return found
+
+    def __iter__(self) -> Iterator[int]:
+        self.singly += len(self)
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("values", [[LONGEST], [0], [5], [1, LONGEST], [1, 2000, 10**6, LONGEST]])
+def test_a_summary_costs_no_long_walk(values: list[int]) -> None:
+    """No summary walks all counters in Python: blocks are added up, each once, and one is looked into."""
+    recorder = LatencyRecorder()
+    for value in values:
+        recorder.record(value / 1e6)
+    recorder.summary()
+    counts = Watched(recorder._histogram.counts)
+    recorder._histogram.counts = counts
+    check(recorder.summary(), values)
+    assert len(counts) > 20_000
+    assert counts.singly <= 1024
+    assert counts.sliced <= len(counts) + 1024

@@ -1,0 +1,171 @@
+"""The layer table of the package's docstring, held against what the modules import."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import localdelay
+
+PACKAGE = Path(localdelay.__file__).parent
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def layers() -> list[str]:
+    """The names of the table, from the highest layer to the lowest."""
+    assert localdelay.__doc__ is not None
+    _, _, table = localdelay.__doc__.partition("The layers;")
+    return re.findall(r"^ {4}(\w+) +\S", table, re.MULTILINE)
+
+
+def parts_of(path: Path) -> list[str]:
+    """The dotted name of a module inside the package: `cli/plan.py` is ["cli", "plan"]."""
+    parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, absolute name) of every import anywhere in a module, `from x import y` as x.y.
+
+    `localdelay.x` counts as one too, and a bare `import localdelay` is seen by what is made of it.
+    """
+    package = ["localdelay", *path.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            plain = [alias.name for alias in node.names if (alias.name, alias.asname) != ("localdelay", None)]
+            yield from ((node.lineno, name) for name in plain)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = [*base, node.module] if node.module else base
+            yield from ((node.lineno, ".".join([*base, alias.name])) for alias in node.names)
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "localdelay"
+        ):
+            yield node.lineno, f"localdelay.{node.attr}"  # after an `import localdelay`
+
+
+def public_names() -> dict[str, str]:
+    """The names that `localdelay` itself imports, with the layer that each comes from."""
+    origins = [name.split(".") for _, name in imports(PACKAGE / "__init__.py")]
+    return {names[2]: names[1] for names in origins if names[0] == "localdelay"}
+
+
+def layers_imported(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, layer) of every import of the package's own; the layer is "" for the package as a whole."""
+    known = {parts_of(module)[0] for module in MODULES}
+    for line, name in imports(path):
+        package, _, rest = name.partition(".")
+        if package == "localdelay":
+            first = rest.partition(".")[0]
+            yield line, first if first in known else public_names().get(first, "")
+
+
+def test_the_table_is_found() -> None:
+    """The table is read out of the docstring, or the tests below would check nothing."""
+    table = layers()
+    assert table[:2] == ["checks", "errors"]
+    assert table[-1] == "cli"
+    assert {"message", "schedule", "workers", "queue", "fallback"} <= set(table)
+    assert len(table) == len(set(table)) >= 20
+    assert len(MODULES) >= 20
+
+
+def test_every_module_stands_in_the_table() -> None:
+    """No module and no subpackage without a line that says what it owns, and no line without a module.
+
+    `__main__`, which does no more than call the command, stands below them all.
+    """
+    assert {parts_of(path)[0] for path in MODULES} - {"__main__"} == set(layers())
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: ".".join(parts_of(path)))
+def test_a_module_imports_only_from_above(path: Path) -> None:
+    """Each module imports only from layers above its own; inside a subpackage from each other."""
+    table = [*layers(), "__main__"]
+    own = parts_of(path)[0]
+    above = set(table[: table.index(own)])
+    if (PACKAGE / own).is_dir():
+        above.add(own)
+    wrong = [
+        f"line {line}: {layer or 'localdelay itself'}"
+        for line, layer in layers_imported(path)
+        if layer not in above
+    ]
+    assert wrong == [], f"{own} may import from {sorted(above)}"
+
+
+def test_public_names_are_traced_to_their_layer() -> None:
+    """`from localdelay import x` counts as an import of the module that x comes from."""
+    names = public_names()
+    assert (names["Fallback"], names["Message"], names["open_delay_queue"]) == (
+        "fallback",
+        "message",
+        "queue",
+    )
+    assert set(localdelay.__all__) == set(names)
+
+
+def test_modules_in_use_are_seen_as_imported() -> None:
+    """The reading of imports works: these are known to be there, relative, absolute and of a module."""
+    assert {layer for _, layer in layers_imported(PACKAGE / "fallback.py")} >= {"intake", "errors", "queue"}
+    assert {layer for _, layer in layers_imported(PACKAGE / "cli" / "__init__.py")} >= {"cli"}
+    assert {layer for _, layer in layers_imported(PACKAGE / "queue.py")} >= {"drain", "intake", "workers"}
+
+
+def test_only_lateness_knows_the_histogram() -> None:
+    """`hdrh` is imported by one module, which checks what it returns."""
+    users = {
+        ".".join(parts_of(path))
+        for path in MODULES
+        for _, name in imports(path)
+        if name.split(".")[0] == "hdrh"
+    }
+    assert users == {"lateness"}
+
+
+@pytest.mark.parametrize("name", ["click", "rich"])
+def test_only_the_commands_know_the_terminal(name: str) -> None:
+    """The library itself neither parses a command line nor draws."""
+    users = {parts_of(path)[0] for path in MODULES for _, used in imports(path) if used.split(".")[0] == name}
+    assert users == {"cli"}
+
+
+def test_pure_modules_know_no_clock() -> None:
+    """Decisions are pure: these import neither Trio nor a clock nor randomness."""
+    for module in ("errors", "message", "capacity", "lateness", "retry", "intake", "statistics"):
+        used = {name.split(".")[0] for _, name in imports(PACKAGE / f"{module}.py")}
+        assert not used & {"trio", "time", "random", "asyncio", "threading"}, module
+
+
+def test_importing_the_library_imports_no_extra() -> None:
+    """A service that imports `localdelay` loads no command line, no broker's client and no asyncio."""
+    code = "import sys, localdelay; print(*{name.partition('.')[0] for name in sys.modules}, sep='\\n')"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    loaded = set(run.stdout.split())
+    assert {"localdelay", "trio", "hdrh"} <= loaded
+    assert not loaded & {
+        "click",
+        "rich",
+        "nats",
+        "trio_asyncio",
+        "asyncio",
+        "aiohttp",
+        "pytest",
+        "hypothesis",
+        "redis",
+    }
+
+
+def test_every_public_name_is_there() -> None:
+    """`__all__` is sorted, without doubles, and each name can be imported."""
+    names = localdelay.__all__
+    assert list(names) == sorted(set(names))
+    assert all(hasattr(localdelay, name) for name in names)

@@ -1,0 +1,202 @@
+"""When to try again and when to give up, without a clock."""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from localdelay import PermanentSendError, RetryPolicy, Throttled
+from localdelay.retry import Retry, after_failure, wait_after
+
+SECONDS = st.floats(0, 1e9)
+
+
+def test_the_defaults_retry_for_ever() -> None:
+    """The pinned defaults: nothing is given up that nobody asked to give up."""
+    assert RetryPolicy() == RetryPolicy(
+        attempts=None, wait_initial=0.1, wait_max=30.0, wait_jitter=1.0, wait_exp_base=2.0
+    )
+    for attempt in (1, 2, 1000, 10**9):
+        retry = after_failure(RetryPolicy(), OSError(), attempt=attempt, failures=attempt, jitter=0.5)
+        assert retry is not None
+        assert retry.attempt == attempt + 1
+
+
+@pytest.mark.parametrize(
+    ("failures", "jitter", "wait"),
+    [
+        (1, 0.0, 0.1),
+        (2, 0.0, 0.2),
+        (3, 0.0, 0.4),
+        (4, 0.0, 0.8),
+        (9, 0.0, 25.6),
+        (10, 0.0, 30.0),
+        (1, 1.0, 1.1),
+        (1, 0.25, 0.35),
+        (3, 0.5, 0.9),
+        (10, 1.0, 30.0),
+        (5000, 0.0, 30.0),
+        (10**7, 0.5, 30.0),
+    ],
+)
+def test_the_default_waits(failures: int, jitter: float, wait: float) -> None:
+    """0.1 s, then twice as long each time, plus up to 1 s of jitter, at most 30 s."""
+    assert RetryPolicy().wait(failures, jitter) == pytest.approx(wait, rel=1e-12)
+
+
+@given(
+    initial=SECONDS,
+    longest=SECONDS,
+    spread=SECONDS,
+    base=st.floats(1, 10),
+    failures=st.integers(1, 200),
+    jitter=st.floats(0, 1),
+)
+def test_the_wait_is_the_documented_formula(
+    initial: float, longest: float, spread: float, base: float, failures: int, jitter: float
+) -> None:
+    """min(wait_max, wait_initial · wait_exp_base^(n-1) + jitter), in exact arithmetic."""
+    policy = RetryPolicy(wait_initial=initial, wait_max=longest, wait_jitter=spread, wait_exp_base=base)
+    exact = Fraction(initial) * Fraction(base) ** (failures - 1) + Fraction(spread) * Fraction(jitter)
+    assert policy.wait(failures, jitter) == pytest.approx(float(min(Fraction(longest), exact)), rel=1e-9)
+
+
+@given(failures=st.integers(1, 10**12), jitter=st.floats(0, 1), base=st.floats(1, 1e300))
+def test_the_wait_stays_finite_and_within_its_bounds(failures: int, jitter: float, base: float) -> None:
+    """However often it failed, the wait is between 0 and `wait_max`, and no overflow comes out."""
+    wait = RetryPolicy(wait_exp_base=base).wait(failures, jitter)
+    assert 0 <= wait <= 30.0
+    assert wait >= min(30.0, 0.1 + jitter) - 1e-9
+
+
+def test_nothing_to_double_stays_nothing() -> None:
+    """With `wait_initial` 0 the wait is the jitter alone, however large the power."""
+    policy = RetryPolicy(wait_initial=0, wait_jitter=2.0)
+    assert [policy.wait(n, 0.25) for n in (1, 2, 50, 10**6)] == [0.5] * 4
+    assert RetryPolicy(wait_initial=0, wait_jitter=0).wait(10**6, 1.0) == 0
+
+
+def test_a_base_of_one_waits_the_same_each_time() -> None:
+    """`wait_exp_base` 1 is a constant wait."""
+    policy = RetryPolicy(wait_initial=3, wait_jitter=0, wait_exp_base=1)
+    assert [policy.wait(n, 1.0) for n in (1, 2, 50, 10**6)] == [3] * 4
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 5])
+def test_attempts_are_sends_in_all(attempts: int) -> None:
+    """`attempts` counts the first send too: after that many it is given up."""
+    policy = RetryPolicy(attempts=attempts, wait_jitter=0)
+    for attempt in range(1, attempts):
+        expected = Retry(0.1 * 2.0 ** (attempt - 1), attempt + 1)
+        assert after_failure(policy, OSError(), attempt=attempt, failures=attempt, jitter=0.0) == expected
+    for attempt in (attempts, attempts + 1):
+        assert after_failure(policy, OSError(), attempt=attempt, failures=attempt, jitter=0.0) is None
+
+
+def test_a_permanent_error_is_given_up_at_once() -> None:
+    """`PermanentSendError` and its children end the message whatever the policy says."""
+
+    class TooLarge(PermanentSendError):
+        pass
+
+    for error in (PermanentSendError(), TooLarge()):
+        for attempts in (None, 1, 100):
+            policy = RetryPolicy(attempts=attempts)
+            assert after_failure(policy, error, attempt=1, failures=1, jitter=0.0) is None
+
+
+def test_throttling_uses_up_no_attempt() -> None:
+    """A throttled send is tried again as the same attempt, also where it was the last one."""
+    policy = RetryPolicy(attempts=1, wait_jitter=0)
+    for failures, wait in ((1, 0.1), (2, 0.2), (3, 0.4), (50, 30.0)):
+        retry = after_failure(policy, Throttled("429"), attempt=1, failures=failures, jitter=0.0)
+        assert retry == Retry(wait, 1)
+
+
+@pytest.mark.parametrize("asked", [0, 0.0, 0.5, 7, 1000.0])
+def test_throttling_waits_as_long_as_the_broker_asked(asked: float) -> None:
+    """`retry_after` takes the place of the policy's wait: no jitter, no `wait_max`, and 0 is a wait too."""
+    policy = RetryPolicy(attempts=1)
+    retry = after_failure(policy, Throttled(asked), attempt=1, failures=9, jitter=1.0)
+    assert retry == Retry(asked, 1)
+    assert wait_after(policy, Throttled("429", retry_after=asked), failures=9, jitter=1.0) == asked
+
+
+def test_only_throttling_has_a_say_in_the_wait() -> None:
+    """A `retry_after` on another exception means nothing here."""
+
+    class Busy(Exception):
+        retry_after = 99.0
+
+    assert wait_after(RetryPolicy(wait_jitter=0), Busy(), failures=1, jitter=0.0) == 0.1
+
+
+def test_a_throttled_error_that_forgot_its_base_is_backed_off() -> None:
+    """A child of `Throttled` that never calls its `__init__` is one without a `retry_after`."""
+
+    class Quota(Throttled):
+        def __init__(self) -> None:
+            self.name = "quota"
+
+    assert after_failure(RetryPolicy(), Quota(), attempt=2, failures=2, jitter=0.0) == Retry(0.2, 2)
+
+
+@pytest.mark.parametrize("name", ["wait_initial", "wait_max", "wait_jitter", "wait_exp_base"])
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (-0.001, ValueError),
+        (-math.inf, ValueError),
+        (math.inf, ValueError),
+        (math.nan, ValueError),
+        pytest.param(10**400, ValueError, id="huge"),
+        pytest.param(-(10**400), ValueError, id="minus huge"),
+        ("1", TypeError),
+        (None, TypeError),
+        (True, TypeError),
+        (1j, TypeError),
+        (Decimal(1), TypeError),
+    ],
+)
+def test_a_wait_that_is_none_is_refused(name: str, value: Any, error: type[Exception]) -> None:
+    """A negative, infinite or foreign number of seconds is refused by its name when the policy is made."""
+    with pytest.raises(error, match=name):
+        RetryPolicy(**{name: value})
+    with pytest.raises(error, match=name):
+        attrs.evolve(RetryPolicy(), **{name: value})
+
+
+def test_a_base_below_one_is_refused() -> None:
+    """Waits that shrink with every failure are no back-off."""
+    with pytest.raises(ValueError, match="wait_exp_base"):
+        RetryPolicy(wait_exp_base=0.999)
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (0, ValueError),
+        (-1, ValueError),
+        (1.0, TypeError),
+        (math.inf, TypeError),
+        ("3", TypeError),
+        (True, TypeError),
+    ],
+)
+def test_attempts_that_are_none_are_refused(value: Any, error: type[Exception]) -> None:
+    """`attempts` is a whole number of at least 1, or None."""
+    with pytest.raises(error, match="attempts"):
+        RetryPolicy(attempts=value)
+
+
+def test_a_policy_cannot_be_changed() -> None:
+    """One policy may be shared by many queues, for nobody can change it."""
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        RetryPolicy().wait_max = 1.0  # type: ignore[misc]

@@ -1,0 +1,146 @@
+"""The public fakes, which other people's tests stand on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+
+from localdelay import Fallback, Message, PermanentSendError, RetryPolicy, Route, Throttled, open_delay_queue
+from localdelay.testing import FailingSender, RecordingSender, ThrottledPrimary
+
+
+def message(id: str, payload: bytes = b"") -> Message:
+    return Message(id, payload, 0.0)
+
+
+async def test_the_recording_sender_keeps_all_in_order(autojump_clock: Any, conserved: Any) -> None:
+    """Times, ids, payloads and the messages themselves, in the order of the sends."""
+    sender = RecordingSender()
+    assert (sender.sent, sender.ids, sender.payloads, sender.times) == ([], [], [], [])
+    async with open_delay_queue(sender, capacity=5, workers=1) as queue:
+        queue.put_nowait(b"later", delay=3, id="l", headers={"k": "v"})
+        queue.put_nowait(b"soon", delay=1.5, id="s")
+    assert sender.ids == ["s", "l"]
+    assert sender.payloads == [b"soon", b"later"]
+    assert sender.times == [1.5, 3]
+    assert [m.headers for _, m in sender.sent] == [{}, {"k": "v"}]
+    conserved(queue)
+
+
+async def test_a_recorded_send_takes_its_time(autojump_clock: Any) -> None:
+    """`duration` passes in each send; the time that is kept is when the send began."""
+    sender = RecordingSender(duration=2.0)
+    await sender(message("a"))
+    await sender(message("b"))
+    assert trio.current_time() == 4
+    assert sender.times == [0, 2]
+
+
+async def test_a_send_that_was_cut_off_is_not_recorded(autojump_clock: Any) -> None:
+    """Only what was confirmed is kept: a cancelled send has not happened."""
+    sender = RecordingSender(duration=2.0)
+    with trio.move_on_after(1):
+        await sender(message("a"))
+    assert sender.sent == []
+
+
+@pytest.mark.parametrize("times", [0, 1, 3])
+async def test_the_failing_sender_fails_so_often_for_each(
+    times: int, autojump_clock: Any, conserved: Any
+) -> None:
+    """Each message fails the first `times` times and is then recorded; every call is in `attempts`."""
+    errors: list[Exception] = []
+
+    def error() -> Exception:
+        errors.append(OSError(str(len(errors))))
+        return errors[-1]
+
+    sender = FailingSender(error, times=times)
+    policy = RetryPolicy(wait_initial=10, wait_jitter=0, wait_exp_base=1)
+    async with open_delay_queue(sender, capacity=5, workers=1, retry=policy) as queue:
+        queue.put_nowait(b"", delay=1, id="a")
+        queue.put_nowait(b"", delay=2, id="b")
+    assert sender.attempts == [
+        (10 * attempt + offset, id, attempt + 1)
+        for attempt in range(times + 1)
+        for offset, id in ((1, "a"), (2, "b"))
+    ]
+    assert list(zip(sender.times, sender.ids, strict=True)) == [(10 * times + 1, "a"), (10 * times + 2, "b")]
+    assert conserved(queue).failures == len(errors) == 2 * times
+
+
+async def test_the_failing_sender_fails_for_ever_by_default(autojump_clock: Any, conserved: Any) -> None:
+    """Without `times` nothing is ever sent, and each error is a new one from the caller's function."""
+    sender = FailingSender(lambda: OSError("down"))
+    dead: list[tuple[str, Exception]] = []
+
+    async def bury(message: Message, error: Exception) -> None:
+        dead.append((message.id, error))
+
+    policy = RetryPolicy(attempts=7)
+    async with open_delay_queue(sender, capacity=5, workers=1, retry=policy, on_dead_letter=bury) as queue:
+        queue.put_nowait(b"", delay=1, id="a")
+    assert len(sender.attempts) == 7
+    assert sender.sent == []
+    assert [id for id, _ in dead] == ["a"]
+    assert isinstance(dead[0][1], OSError)
+    assert conserved(queue).dead == 1
+
+
+async def test_the_failing_sender_raises_the_error_that_it_was_given(autojump_clock: Any) -> None:
+    """The class of the error is the caller's: any class of exceptions will do as the function."""
+    sender = FailingSender(PermanentSendError, times=1)
+    with pytest.raises(PermanentSendError):
+        await sender(message("a"))
+    await sender(message("a"))
+    assert sender.ids == ["a"]
+
+
+async def test_the_throttled_primary_takes_so_many_a_second(autojump_clock: Any) -> None:
+    """In each second of the clock the first `limit` are taken, with their delays, the rest is throttled."""
+    primary = ThrottledPrimary(2)
+    for second in (0, 1, 5):
+        await trio.sleep_until(second)
+        for i in range(2):
+            await primary(message(f"{second}-{i}"), 120.0 + i)
+        for part in (0.0, 0.5, 0.999):
+            await trio.sleep_until(second + part)
+            with pytest.raises(Throttled) as caught:
+                await primary(message("refused"), 1.0)
+            assert caught.value.retry_after is None
+    assert primary.refused == 9
+    assert [(delay, m.id) for delay, m in primary.published] == [
+        (120.0 + i, f"{second}-{i}") for second in (0, 1, 5) for i in range(2)
+    ]
+
+
+async def test_what_one_second_left_over_is_not_saved_up(autojump_clock: Any) -> None:
+    """The limit is one of each second: a quiet second makes no room in the next."""
+    primary = ThrottledPrimary(1)
+    await trio.sleep_until(10)
+    await primary(message("a"), 0.0)
+    with pytest.raises(Throttled):
+        await primary(message("b"), 0.0)
+
+
+async def test_a_primary_without_room_takes_nothing(autojump_clock: Any) -> None:
+    """A limit of 0 throttles everything."""
+    primary = ThrottledPrimary(0)
+    with pytest.raises(Throttled, match="more than 0"):
+        await primary(message("a"), 0.0)
+    assert (primary.published, primary.refused) == ([], 1)
+
+
+async def test_the_fakes_fit_together(autojump_clock: Any, conserved: Any) -> None:
+    """Primary, queue and sender: what the primary refuses is sent locally, at its time, and nothing twice."""
+    primary, sender = ThrottledPrimary(3), RecordingSender()
+    async with open_delay_queue(sender, capacity=50, workers=2) as queue:
+        fallback = Fallback(primary, queue)
+        receipts = [await fallback.publish(b"%d" % i, delay=5) for i in range(10)]
+        conserved(queue)
+    assert [receipt.route for receipt in receipts] == [Route.PRIMARY] * 3 + [Route.LOCAL] * 7
+    assert [m.id for _, m in primary.published] + sender.ids == [receipt.message.id for receipt in receipts]
+    assert sender.times == [5] * 7
+    assert primary.refused == conserved(queue).sent == 7
