@@ -246,13 +246,16 @@ class Workers:
         worker.failure = None
 
     async def _lead(self, worker: Worker, due: float) -> None:
+        if self._leader is not None:
+            self.wake_leader()  # who gathers takes over from a leader that is about to wake anyway
         self._leader = worker
         self.leader_due = -math.inf if self.paused else due
         try:
             await self._timer.sleep_until(due)
         finally:
-            self._leader = None
-            self.leader_due = -math.inf
+            if self._leader is worker:
+                self._leader = None
+                self.leader_due = -math.inf
 
     async def _wait(self, worker: Worker) -> None:
         """Wait for a reason to look: as the leader until the next message is due, else for a turn."""

@@ -115,6 +115,37 @@ async def test_waiting_for_company(autojump_clock: Any, conserved: Any) -> None:
     assert queue.statistics().lateness.max == 1
 
 
+class Steps(trio.abc.Instrument):
+    """Counts the turns of all tasks."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.count += 1
+
+
+async def test_only_one_worker_waits_for_company(autojump_clock: Any, conserved: Any) -> None:
+    """A worker whose send ends when the leader is about to wake may be the first to look: nobody spins."""
+    instant = 2**-10  # exact in binary, and shorter than a worker's turn
+    sender = Batches(duration=instant)
+    steps = Steps()
+    policy = BatchPolicy(max_messages=3, max_wait=5)
+    async with open_delay_queue(send_batch=sender, batch=policy, capacity=1000, workers=2) as queue:
+        trio.lowlevel.add_instrument(steps)
+        for _ in range(40):
+            for _ in range(3):
+                queue.put_nowait(b"full", delay=1)
+            queue.put_nowait(b"due when the send of the full batch ends", delay=1 + instant)
+            await trio.sleep(2)
+            queue.put_nowait(b"due at once", delay=0)
+            await trio.sleep(14)
+        trio.lowlevel.remove_instrument(steps)
+    assert [len(call) for _, call in sender.calls] == [3, 2] * 40
+    assert [when % 16 for when, _ in sender.calls] == [1, 6 + instant] * 40
+    assert steps.count < 40 * 30, steps.count
+
+
 async def test_pausing_while_a_batch_waits_for_company(autojump_clock: Any, conserved: Any) -> None:
     """The messages of a batch that has not gone yet are waiting again, and go after the resume."""
     sender = Batches()
