@@ -93,7 +93,7 @@ class Delivery:
                     worker.failure = _not_awaitable("send", sending)
             if not isinstance(raised, Exception):
                 reraise_without_errors(raised)
-            if not worker.scope.cancel_called:
+            if not worker.timed_out:
                 await self.settle(worker)
             return trio.current_time()
         worker.expires = math.inf
@@ -184,7 +184,8 @@ class Delivery:
                     return
                 await trio.sleep(wait_after(self._retry, error, failures=failures, jitter=random.random()))
         except BaseException as raised:  # noqa: BLE001 (raised again)
-            self.put_back(entry)
+            self._arrive(entry)
+            self._schedule.keep(*entry)  # the drain is over: nobody is to hand it back again
             reraise_without_errors(raised)
         self._ledger.handed_back += 1
         self._finish(entry)

@@ -7,6 +7,7 @@ import math
 import trio
 
 from .delivery import Delivery, HandBack
+from .groups import bare
 from .schedule import Schedule
 from .workers import Workers
 
@@ -37,6 +38,7 @@ async def empty(
             else:
                 await schedule.later_arrived.park()
 
+    failure: BaseException | None = None
     try:
         with trio.CancelScope(deadline=deadline):
             async with trio.open_nursery() as nursery:
@@ -45,7 +47,11 @@ async def empty(
                         nursery.start_soon(give_away, hand_back)
                 await workers.finished.wait()
                 schedule.later_arrived.unpark_all()
+    except BaseExceptionGroup as group:
+        failure = bare(group)  # a cancellation, or a KeyboardInterrupt in a hand-back
     finally:
         workers.stop()
         with trio.CancelScope(shield=True):
             await workers.finished.wait()
+    if failure is not None:
+        raise failure

@@ -52,16 +52,20 @@ def what_to_raise(
     """
     if from_nursery is None:
         return from_block
-    crash = from_nursery
-    while isinstance(crash, BaseExceptionGroup) and len(crash.exceptions) == 1:
-        crash = crash.exceptions[0]
+    crash = bare(from_nursery)
     if from_block is None:
         return crash
-    only_cancelled = isinstance(crash, trio.Cancelled) or (
-        isinstance(crash, BaseExceptionGroup) and crash.split(trio.Cancelled)[1] is None
-    )
-    if only_cancelled:
+    if isinstance(crash, trio.Cancelled):
         return from_block
     if is_cancelled(from_block):
         return crash
     return BaseExceptionGroup("the block and a send both raised", [from_block, crash])
+
+
+def bare(raised: BaseException) -> BaseException:
+    """A lone exception without the groups around it, and one of many cancellations."""
+    while isinstance(raised, BaseExceptionGroup):
+        if len(raised.exceptions) > 1 and raised.split(trio.Cancelled)[1] is not None:
+            break
+        raised = raised.exceptions[0]
+    return raised

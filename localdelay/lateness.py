@@ -12,7 +12,9 @@ LONGEST = 3_600_000_000
 """Microseconds: one hour. What is longer is recorded as an hour, and counted as clipped."""
 DIGITS = 3
 
-_FRESH_LIMIT = 1024
+_EXACT_BITS = 11
+_EXACT = 1 << _EXACT_BITS
+"""Microseconds that have a counter of their own: the next power of two after 2 · 10^DIGITS."""
 _BLOCK = 256
 
 
@@ -37,27 +39,34 @@ class LatencySummary:
 class LatencyRecorder:
     """Records latencies of 0 to 1 hour, to the microsecond and 3 digits.
 
-    `hdrh` is pure Python and takes most of a microsecond for a record. Most latencies are one of a
-    few values, so they are counted in a dict first and recorded together; nothing is rounded by it.
+    `hdrh` is pure Python and takes most of a microsecond for a record. So the index of the histogram's
+    counter is computed here, in one line, and the counts are kept in a dict until somebody asks: as many
+    as there are different indices, and nothing is rounded that the histogram would not round.
     """
 
-    __slots__ = ("_clipped", "_fresh", "_histogram", "_max")
+    __slots__ = ("_clipped", "_fresh", "_histogram", "_longest")
 
     def __init__(self) -> None:
         self._histogram = HdrHistogram(1, LONGEST, DIGITS)
         self._fresh: dict[int, int] = {}
         self._clipped = 0
-        self._max = 0
+        self._longest = 0.0
 
     def record(self, seconds: float, count: int = 1) -> None:
         """Count one latency, `count` times over, to the microsecond; a negative one is a `ValueError`."""
         if seconds < 0:
             raise ValueError(f"a latency must not be negative, but one was {seconds!r} s")
-        microseconds = int(seconds * MICROSECONDS + 0.5)
-        fresh = self._fresh
-        fresh[microseconds] = fresh.get(microseconds, 0) + count
-        if len(fresh) > _FRESH_LIMIT:
-            self._settle()
+        if seconds > self._longest:
+            self._longest = seconds
+        index = int(seconds * MICROSECONDS + 0.5)
+        if index >= _EXACT:
+            if index > LONGEST:
+                self._clipped += count
+                index = LONGEST
+            # Above 2,047 µs a counter stands for 2, 4, 8 ... µs, and 1,024 of them for each doubling.
+            shift = index.bit_length() - _EXACT_BITS
+            index = (index >> shift) + (shift << _EXACT_BITS - 1)
+        self._fresh[index] = self._fresh.get(index, 0) + count
 
     def summary(self) -> LatencySummary:
         """Count, percentiles and maximum of all that was recorded."""
@@ -65,17 +74,18 @@ class LatencyRecorder:
         total = self._histogram.get_total_count()
         if not total:
             return LatencySummary()
-        most = min(self._max, LONGEST)
+        longest = int(self._longest * MICROSECONDS + 0.5)
+        most = min(longest, LONGEST)
         values = self._values_at((0.5, 0.9, 0.99, 0.999), total)
         p50, p90, p99, p999 = (min(value, most) / MICROSECONDS for value in values)
-        return LatencySummary(total, p50, p90, p99, p999, self._max / MICROSECONDS, self._clipped)
+        return LatencySummary(total, p50, p90, p99, p999, longest / MICROSECONDS, self._clipped)
 
     def _settle(self) -> None:
-        for microseconds, count in self._fresh.items():
-            if microseconds > LONGEST:
-                self._clipped += count
-            self._histogram.record_value(min(microseconds, LONGEST), count)
-            self._max = max(self._max, microseconds)
+        histogram = self._histogram
+        counts = histogram.counts
+        for index, count in self._fresh.items():
+            counts[index] += count
+            histogram.total_count += count
         self._fresh.clear()
 
     def _values_at(self, shares: tuple[float, ...], total: int) -> list[int]:

@@ -33,6 +33,8 @@ class _Unchanged(Enum):
 
 UNCHANGED = _Unchanged.UNCHANGED
 
+_LONGEST = 1e18  # seconds; an integer beyond what a float can hold must go the long way
+
 _Stamped: TypeAlias = tuple[Message, int, Body, int]
 """(what put returns, its number, what the schedule holds, bytes)"""
 
@@ -108,6 +110,23 @@ class DelayQueue:
 
         Else like `put`.
         """
+        if (
+            type(payload) is bytes
+            and (type(delay) is float or type(delay) is int)
+            and 0 <= delay < _LONGEST
+            and at is None
+            and id is None
+            and headers is None
+            and not self._closed
+            and self._ledger.try_accept(len(payload))
+        ):
+            # The common call, in one frame. All else, and whatever is to be refused, goes the long way.
+            due = trio.current_time() + delay
+            number = next_number()
+            self._schedule.put(due, number, payload)
+            if due < self._workers.leader_due:
+                self._workers.wake_leader()
+            return Message(number, payload, due)
         return self._accept(self._stamp(payload, delay, at, id, headers))
 
     @trio.lowlevel.enable_ki_protection

@@ -20,7 +20,6 @@ pair behind. When the dead outnumber the living, everything is swept once.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from typing import TypeAlias
@@ -77,7 +76,7 @@ class Schedule:
         self._retries: dict[int, float] = {}  # number to execute-at
         self._oldest_retries: list[tuple[float, int]] = []  # a heap of these, with gone ones in it
         self._horizon = math.inf
-        self._later: deque[_Slot] = deque()
+        self._later: list[_Slot] = []  # heaps, too
         self._kept: list[_Slot] = []
         self.later_arrived = trio.lowlevel.ParkingLot()
         """Unparked when a message arrives beyond the horizon."""
@@ -103,7 +102,7 @@ class Schedule:
         self._count(number, body, 1)
         slot = self._slot(due, number, body)
         if due >= self._horizon:
-            self._later.append(slot)
+            heappush(self._later, slot)
             self.later_arrived.unpark()
         else:
             heappush(self._heap, slot)
@@ -111,7 +110,7 @@ class Schedule:
     def keep(self, due: float, number: int, body: Body) -> None:
         """Take in a message that nobody here is going to take out again; it stays pending."""
         self._count(number, body, 1)
-        self._kept.append(self._slot(due, number, body))
+        heappush(self._kept, self._slot(due, number, body))
 
     def take(self, now: float) -> Entry | None:
         """Take out the next message if it is due."""
@@ -131,7 +130,9 @@ class Schedule:
         oldest = self._oldest_retries
         while oldest and oldest[0][1] not in self._retries:
             heappop(oldest)
-        return min(self.next_due(), oldest[0][0] if oldest else math.inf)
+        next_due = self.next_due()  # drops the dead heads of all heaps
+        heads = [heap[0][0] for heap in (oldest, self._later, self._kept) if heap]
+        return min([next_due, *heads])
 
     def find(self, number: int) -> Body | None:
         """The body of the message with this number, or None. Without an index, everything is walked."""
@@ -170,7 +171,7 @@ class Schedule:
     def take_later(self) -> Entry | None:
         """Take out a message from beyond the horizon."""
         while self._later:
-            if (entry := self._claim(self._later.popleft())) is not None:
+            if (entry := self._claim(heappop(self._later))) is not None:
                 return entry
         return None
 
@@ -239,9 +240,10 @@ class Schedule:
             while lane.head is not None and lane.head[1] not in index:
                 lane.advance()
                 self._dead -= 1
-        while self._heap and self._heap[0][1] not in index:
-            heappop(self._heap)
-            self._dead -= 1
+        for heap in (self._heap, self._later, self._kept):
+            while heap and heap[0][1] not in index:
+                heappop(heap)
+                self._dead -= 1
 
     def _slots(self) -> Iterator[_Slot]:
         # A channel is walked by emptying it and filling it again, lane by lane and without an await.
@@ -261,10 +263,11 @@ class Schedule:
         for lane in self._lanes:
             for slot in living(lane.empty()):
                 lane.append(slot)
-        self._heap = living(self._heap)
-        heapify(self._heap)
-        self._later = deque(living(self._later))
-        self._kept = living(self._kept)
+        # A lane that is empty now has a late tail, and would fit nothing for a while.
+        self._lanes = [lane for lane in self._lanes if lane.head is not None]
+        for heap in (self._heap, self._later, self._kept):
+            heap[:] = living(heap)
+            heapify(heap)
         self._dead = 0
 
     def _clear(self) -> None:

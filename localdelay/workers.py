@@ -178,7 +178,7 @@ class Workers:
             await self._delivery.settle(worker)
         now = began = trio.current_time()
         turn = 0
-        while not worker.scope.cancel_called:
+        while not worker.timed_out:
             if len(self._workers) > self.count:
                 self._workers.discard(worker)
                 return
@@ -199,7 +199,7 @@ class Workers:
             self._stir()
             now = await self._delivery.deliver(worker, now)
             turn += 1
-            if (turn == _TURN or now - began > _TURN_SECONDS) and not worker.scope.cancel_called:
+            if (turn == _TURN or now - began > _TURN_SECONDS) and not worker.timed_out:
                 await trio.lowlevel.checkpoint()
                 now = began = trio.current_time()
                 turn = 0

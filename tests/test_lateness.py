@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
+from hdrh.histogram import HdrHistogram
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -90,14 +91,26 @@ def test_many_different_values_are_all_counted() -> None:
 
 
 def test_what_is_kept_aside_is_bounded() -> None:
-    """Between two summaries the recorder grows by no more than a fixed number of distinct values."""
+    """Between two summaries the recorder grows by no more than the counters of the histogram."""
     recorder = LatencyRecorder()
     kept = 0
-    for value in range(10_000):
+    values = [*range(10_000), *range(10_000, 3_600_000_000, 99_991)]
+    for value in values:
         recorder.record(value / 1e6)
         kept = max(kept, len(recorder._fresh))
-    assert kept <= 2000
-    check(recorder.summary(), list(range(10_000)))
+    assert kept <= recorder._histogram.counts_len
+    check(recorder.summary(), values)
+
+
+def test_the_counters_are_those_of_the_histogram() -> None:
+    """The index that is computed for each latency is the one that `hdrh` would count it under."""
+    histogram = HdrHistogram(1, 3_600_000_000, 3)
+    edges = {2**power + offset for power in range(32) for offset in (-1, 0, 1)}
+    for value in [*range(10_000), *edges, *range(10_000, 3_600_000_000, 999_983), 3_600_000_000]:
+        if value <= 3_600_000_000:
+            recorder = LatencyRecorder()
+            recorder.record(value / 1e6)
+            assert list(recorder._fresh) == [histogram._counts_index_for(value)], value
 
 
 def test_nothing_recorded_is_all_zeros() -> None:
