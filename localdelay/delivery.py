@@ -99,10 +99,19 @@ class Delivery:
         worker.expires = math.inf
         finished = trio.current_time()
         self.send_time.record(finished - now)
-        for entry, message in zip(entries, messages, strict=True):
-            self._confirm(entry, finished - message.execute_at)
+        for due, number, body in entries:
+            del self.in_flight[number]
+            if isinstance(body, bytes):
+                self.total.record(finished - due)
+            else:
+                self.total.record(finished - execute_at_of(due, body))
+                self._ids.free(body)
+        sent, size = len(entries), worker.size
         entries.clear()
         worker.size = 0
+        self._ledger.sending -= sent
+        self._ledger.sent += sent
+        self._ledger.release(size, sent)
         return finished
 
     async def settle(self, worker: Worker) -> None:

@@ -86,9 +86,9 @@ class Ledger:
         if waiter.error is not None:
             raise waiter.error
 
-    def release(self, size: int) -> None:
-        """A message of this many bytes is finished: whoever waits for room may have it."""
-        self.pending -= 1
+    def release(self, size: int, count: int = 1) -> None:
+        """So many messages, of so many bytes together, are finished: whoever waits may have their room."""
+        self.pending -= count
         self.pending_bytes -= size
         if self._waiters:
             self.admit()

@@ -85,15 +85,18 @@ class Schedule:
         """Take in a new message."""
         self.waiting += 1
         slot = self._slot(due, number, body)
-        lanes = self._lanes
-        for lane in lanes:
+        for lane in self._lanes:
             if lane.tail <= due:
-                lane.append(slot)
+                lane.tail = due
+                if lane.head is None:
+                    lane.head = slot
+                else:
+                    lane.push(slot)
                 return
-        if len(lanes) < MAX_LANES:
+        if len(self._lanes) < MAX_LANES:
             lane = _Lane()
             lane.append(slot)
-            lanes.append(lane)
+            self._lanes.append(lane)
         else:
             heappush(self._heap, slot)
 
@@ -114,10 +117,22 @@ class Schedule:
 
     def take(self, now: float) -> Entry | None:
         """Take out the next message if it is due."""
-        while (slot := self._pop(now)) is not None:
-            if (entry := self._claim(slot)) is not None:
+        while True:
+            best = self._heap[0] if self._heap else None
+            best_lane: _Lane | None = None
+            for lane in self._lanes:
+                head = lane.head
+                if head is not None and (best is None or head < best):
+                    best, best_lane = head, lane
+            if best is None or best[0] > now:
+                return None
+            if best_lane is None:
+                heappop(self._heap)
+            else:
+                best_lane.advance()
+            entry = self._claim(best)
+            if entry is not None:
                 return entry
-        return None
 
     def next_due(self) -> float:
         """When the next message is due, in seconds on Trio's clock; infinite if there is none."""
@@ -194,13 +209,19 @@ class Schedule:
         return None if body is None else (*slot, body)
 
     def _claim(self, slot: _Slot) -> Entry | None:
-        entry = self._resolve(slot)
-        if entry is None:
-            self._dead -= 1
-            return None
-        if self._index is not None:
-            del self._index[entry[1]]
-        self._count(entry[1], entry[2], -1)
+        if len(slot) == 3:
+            entry = slot
+        else:
+            assert self._index is not None  # noqa: S101 (as above)
+            body = self._index.pop(slot[1], None)
+            if body is None:
+                self._dead -= 1
+                return None
+            entry = (*slot, body)
+        if isinstance(entry[2], bytes):
+            self.waiting -= 1
+        else:
+            self._count(entry[1], entry[2], -1)
         return entry
 
     def _count(self, number: int, body: Body, change: int) -> None:
@@ -216,21 +237,6 @@ class Schedule:
         if len(self._oldest_retries) > 2 * len(self._retries) + _FEW:
             self._oldest_retries = [(execute_at, key) for key, execute_at in self._retries.items()]
             heapify(self._oldest_retries)
-
-    def _pop(self, now: float) -> _Slot | None:
-        heap = self._heap
-        best = heap[0] if heap else None
-        best_lane: _Lane | None = None
-        for lane in self._lanes:
-            head = lane.head
-            if head is not None and (best is None or head < best):
-                best, best_lane = head, lane
-        if best is None or best[0] > now:
-            return None
-        if best_lane is None:
-            return heappop(heap)
-        best_lane.advance()
-        return best
 
     def _drop_dead_heads(self) -> None:
         if not self._dead or self._index is None:
