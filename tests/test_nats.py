@@ -1,0 +1,391 @@
+"""NATS JetStream, against a server that is started here."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
+
+import nats.errors
+import nats.js.errors
+import pytest
+import trio
+import trio.testing
+import trio_asyncio
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from localdelay import Message, PermanentSendError, Throttled
+from localdelay.brokers.nats import (
+    ATTEMPT,
+    EXECUTE_AT,
+    ID,
+    NatsBroker,
+    answer_error,
+    classified,
+    connected,
+    headers_bytes,
+    open_nats,
+    rfc3339,
+    schedule_subject,
+    stream_subjects,
+)
+from localdelay.demo.server import Server, running_server
+
+SUBJECT = "orders.due"
+AWKWARD_IDS = ["a b", "*", "a.>", ".", "Grüße", "x" * 3000, "🙂", "$JS.API", "a:b", "", "%00"]
+
+
+class Stream:
+    """A stream of the test's own, and everything that it delivers."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.got: list[tuple[float, Msg]] = []
+
+    async def start(self, **settings: object) -> None:
+        jetstream = self._client.jetstream()
+        await trio_asyncio.aio_as_trio(jetstream.add_stream)(
+            name="TEST", subjects=stream_subjects(SUBJECT), storage="memory", **settings
+        )
+        await trio_asyncio.aio_as_trio(jetstream.subscribe)(SUBJECT, ordered_consumer=True, cb=self._take)
+
+    async def _take(self, message: Msg) -> None:
+        self.got.append((time.time(), message))
+
+    def ids(self) -> list[str]:
+        return [(message.headers or {})[ID] for _, message in self.got]
+
+    async def wait_for(self, count: int) -> None:
+        with trio.fail_after(10):
+            while len(self.got) < count:  # noqa: ASYNC110 (time passes on the server)
+                await trio.sleep(0.01)
+
+
+@asynccontextmanager
+async def opened(
+    *, max_buffered: int = 10_000, confirm_timeout: float = 10.0, **settings: object
+) -> AsyncIterator[tuple[Server, NatsBroker, Stream]]:
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(running_server(max_buffered=max_buffered))
+        client = Client()
+        await stack.enter_async_context(connected(client, server.url))
+        stream = Stream(client)
+        await stream.start(**{"allow_msg_schedules": True, **settings})
+        broker = await stack.enter_async_context(
+            open_nats(server.url, subject=SUBJECT, confirm_timeout=confirm_timeout, reconnect=False)
+        )
+        yield server, broker, stream
+
+
+def freeze(server: Server) -> None:
+    os.kill(server.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, server.pid, os.WSTOPPED)  # the signal takes its time
+
+
+def message(id: str, payload: bytes = b"payload", *, delay: float = 0.0, **fields: object) -> Message:
+    return Message(id, payload, trio.current_time() + delay, **fields)  # type: ignore[arg-type]
+
+
+def execute_at(received: Msg) -> float:
+    return datetime.fromisoformat((received.headers or {})[EXECUTE_AT]).timestamp()
+
+
+async def test_send_carries_payload_headers_and_id() -> None:
+    """What is sent arrives once, with its bytes, its own headers, id, attempt and execute-at."""
+    payload = random.Random(1).randbytes(1000)
+    async with opened() as (_, broker, stream):
+        due = time.time() - 1.5
+        await broker.send(message("one", payload, delay=-1.5, headers={"Trace": "ü 1"}, attempt=7))
+        await stream.wait_for(1)
+    (_, received), *others = stream.got
+    assert not others
+    assert received.data == payload
+    headers = dict(received.headers or {})
+    assert execute_at(received) == pytest.approx(due, abs=0.05)
+    del headers[EXECUTE_AT]
+    assert headers == {ID: "one", ATTEMPT: "7", "Trace": "ü 1"}
+
+
+async def test_delayed_publish_is_delivered_when_due() -> None:
+    """The server delivers it at its time and not before, with the same headers as a send."""
+    async with opened() as (_, broker, stream):
+        due = time.time() + 0.5
+        await broker.publish_delayed(message("late", b"\0\xff", delay=0.5, headers={"Trace": "2"}), 0.5)
+        confirmed = time.time()
+        await stream.wait_for(1)
+    assert confirmed < due
+    (at, received), *others = stream.got
+    assert not others
+    assert received.data == b"\0\xff"
+    assert (received.headers or {})["Trace"] == "2"
+    assert stream.ids() == ["late"]
+    assert execute_at(received) == pytest.approx(due, abs=0.05)
+    assert at >= execute_at(received)
+
+
+async def test_any_id_can_be_scheduled_and_sent() -> None:
+    """An id with blanks, dots, wildcards or letters beyond ASCII in it arrives as it is."""
+    async with opened() as (_, broker, stream):
+        for id in AWKWARD_IDS:
+            await broker.publish_delayed(message(id, delay=0.05), 0.05)
+            await broker.send(message(id))
+        await stream.wait_for(2 * len(AWKWARD_IDS))
+    assert sorted(stream.ids()) == sorted(AWKWARD_IDS * 2)
+
+
+async def test_scheduled_and_sent_under_one_id_arrive_both() -> None:
+    """The server drops neither for having seen the id: whoever confirms has stored the message."""
+    async with opened() as (_, broker, stream):
+        await broker.publish_delayed(message("same", b"scheduled", delay=0.1), 0.1)
+        await broker.send(message("same", b"sent"))
+        await broker.send(message("same", b"sent"))
+        await stream.wait_for(3)
+    assert sorted(received.data for _, received in stream.got) == [b"scheduled", b"sent", b"sent"]
+
+
+async def test_an_id_scheduled_again_replaces_its_schedule() -> None:
+    """A delayed publish that is repeated, because nobody knew whether it was stored, arrives once."""
+    async with opened() as (_, broker, stream):
+        for _ in range(3):
+            await broker.publish_delayed(message("same", delay=0.3), 0.3)
+        await broker.publish_delayed(message("end", delay=0.9), 0.9)
+        await stream.wait_for(2)
+    assert stream.ids() == ["same", "end"]
+
+
+@pytest.mark.parametrize("kind", ["send", "publish_delayed"])
+async def test_a_refused_publish_is_throttled(kind: str) -> None:
+    """The server's 429 is `Throttled`, with the client's error as its cause; all that it took arrives."""
+    taken: list[str] = []
+    refused: list[Throttled] = []
+    async with opened(max_buffered=3) as (_, broker, stream):
+
+        async def publish(id: str) -> None:
+            try:
+                if kind == "send":
+                    await broker.send(message(id))
+                else:
+                    await broker.publish_delayed(message(id, delay=0.5), 0.5)
+            except Throttled as error:
+                refused.append(error)
+            else:
+                taken.append(id)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(2000):
+                nursery.start_soon(publish, str(number))
+        await stream.wait_for(len(taken))
+    assert refused
+    assert sorted(stream.ids()) == sorted(taken)
+    assert len(taken) + len(refused) == 2000
+    for error in refused:
+        assert isinstance(error.__cause__, nats.js.errors.APIError)
+        assert (error.__cause__.code, error.__cause__.err_code) == (429, 10167)
+        assert error.retry_after is None
+    assert str(refused[0]) == "429 too many requests (err_code 10167)"
+
+
+async def test_a_full_stream_is_throttled() -> None:
+    """A stream that is at its limit and discards what is new refuses with a 503."""
+    async with opened(allow_msg_schedules=False, max_msgs=2, discard="new") as (_, broker, _stream):
+        await broker.send(message("1"))
+        await broker.send(message("2"))
+        with pytest.raises(Throttled, match="10077"):
+            await broker.send(message("3"))
+
+
+async def test_too_large_is_permanent_and_harms_nothing_else() -> None:
+    """What is over the server's limit with its headers is never sent; the limit itself passes."""
+    async with opened() as (_, broker, stream):
+        headers = {ID: "fits", ATTEMPT: "1", EXECUTE_AT: rfc3339(0)}
+        largest = 1_048_576 - headers_bytes(headers)
+        with pytest.raises(PermanentSendError, match=r"1048577 bytes with headers.*1048576 at most"):
+            await broker.send(message("fits", b"x" * (largest + 1)))
+        with pytest.raises(PermanentSendError):
+            await broker.publish_delayed(message("fits", b"x" * largest, delay=1), 1.0)
+        await broker.send(message("fits", b"x" * largest))
+        await stream.wait_for(1)
+    assert len(stream.got[0][1].data) == largest
+
+
+@pytest.mark.parametrize("id", ["two\nlines", "two\rlines", " blank", "blank\t"])
+async def test_an_id_that_no_header_keeps_is_permanent(id: str) -> None:
+    """An id that would arrive as another one is refused."""
+    async with opened() as (_, broker, stream):
+        with pytest.raises(PermanentSendError, match="id"):
+            await broker.send(message(id))
+        with pytest.raises(PermanentSendError, match="id"):
+            await broker.publish_delayed(message(id, delay=1), 1.0)
+        await broker.send(message("good"))
+        await stream.wait_for(1)
+    assert stream.ids() == ["good"]
+
+
+async def test_a_bad_header_name_is_permanent() -> None:
+    """A header that can't be written fails its own message only."""
+    async with opened() as (_, broker, stream):
+        with pytest.raises(PermanentSendError, match="bad:name"):
+            await broker.send(message("bad", headers={"bad:name": "x"}))
+        await broker.send(message("good"))
+        await stream.wait_for(1)
+    assert stream.ids() == ["good"]
+
+
+async def test_a_stream_without_schedules_is_permanent() -> None:
+    """A delayed publish to a stream that allows none can never work."""
+    async with opened(allow_msg_schedules=False) as (_, broker, _stream):
+        with pytest.raises(PermanentSendError, match="10188"):
+            await broker.publish_delayed(message("x", delay=1), 1.0)
+
+
+async def test_without_a_stream_the_error_is_the_clients() -> None:
+    """Where no stream holds the subject, nats-py's own exception says so."""
+    async with (
+        running_server(max_buffered=100) as server,
+        open_nats(server.url, subject="nobody.listens") as broker,
+    ):
+        with pytest.raises(nats.js.errors.NoStreamResponseError):
+            await broker.send(message("x"))
+
+
+async def test_a_frozen_server_times_out() -> None:
+    """A publish that is not confirmed in time fails, and one after the thaw works."""
+    async with opened(confirm_timeout=0.3) as (server, broker, stream):
+        freeze(server)
+        try:
+            with pytest.raises(TimeoutError, match=r"0\.3 s"):
+                await broker.send(message("frozen"))
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        await broker.send(message("thawed"))
+        await stream.wait_for(2)
+    assert stream.ids() == ["frozen", "thawed"]
+
+
+async def test_a_lost_connection_fails_what_is_under_way() -> None:
+    """When the server dies, publishes that wait for it fail at once, and later ones too."""
+    failed: list[Exception] = []
+    async with opened() as (server, broker, _):
+        freeze(server)
+
+        async def publish(id: str) -> None:
+            with pytest.raises(ConnectionError) as caught:
+                await broker.send(message(id))
+            failed.append(caught.value)
+
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                for number in range(10):
+                    nursery.start_soon(publish, str(number))
+                await trio.testing.wait_all_tasks_blocked()
+                os.kill(server.pid, signal.SIGKILL)
+            assert len(failed) == 10
+            with pytest.raises(nats.errors.ConnectionClosedError):
+                await broker.send(message("after"))
+
+
+async def test_a_cancelled_send_leaves_nothing_behind() -> None:
+    """A send that is cut off forgets that it waited; the answer that comes later is ignored."""
+    async with opened() as (server, broker, stream):
+        freeze(server)
+        with trio.move_on_after(0.1):
+            await broker.send(message("cut off"))
+        os.kill(server.pid, signal.SIGCONT)
+        await broker.send(message("next"))
+        await stream.wait_for(2)
+        assert not broker._publisher._unconfirmed
+    assert stream.ids() == ["cut off", "next"]
+
+
+async def test_no_server() -> None:
+    """Where nobody listens, that is a `ConnectionError` at once, and no reconnecting for ever."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener.socket.getsockname()[1]
+    await listener.aclose()
+    with trio.fail_after(5):
+        with pytest.raises(ConnectionError, match="no connection to the NATS server"):
+            async with open_nats(f"nats://127.0.0.1:{port}", subject="x", reconnect=False):
+                pass
+
+
+async def test_the_blocks_own_exception_comes_out_bare() -> None:
+    """An exception raised inside `open_nats` is not wrapped in a group."""
+    async with running_server(max_buffered=100) as server:
+        own = LookupError("mine")
+        with pytest.raises(LookupError) as caught:
+            async with open_nats(server.url, subject="x"):
+                raise own
+        assert caught.value is own
+        assert caught.value.__cause__ is None
+
+
+def test_rfc3339_is_never_early() -> None:
+    """Unix time becomes microseconds, rounded up, as far as a float can tell them apart."""
+    assert rfc3339(0) == "1970-01-01T00:00:00.000000+00:00"
+    assert rfc3339(1795262087.5) == "2026-11-21T11:54:47.500000+00:00"
+    generator = random.Random(2)
+    for _ in range(1000):
+        timestamp = generator.uniform(0, 4e9)
+        shown = datetime.fromisoformat(rfc3339(timestamp)).timestamp()
+        assert timestamp - 5e-7 <= shown < timestamp + 2e-6, timestamp
+
+
+def test_schedule_subjects_differ_and_are_safe() -> None:
+    """Each id has a subject of its own, of letters and digits under the stream's wildcard."""
+    subjects = {schedule_subject(SUBJECT, id) for id in AWKWARD_IDS}
+    assert len(subjects) == len(AWKWARD_IDS)
+    for subject in subjects:
+        assert subject.startswith(f"{SUBJECT}.delayed.")
+        assert subject.rpartition(".")[2].isalnum()
+
+
+def api_error(code: int, err_code: int, description: str = "text") -> nats.js.errors.APIError:
+    return nats.js.errors.APIError(code=code, err_code=err_code, description=description)
+
+
+@pytest.mark.parametrize(
+    ("code", "err_code", "description"),
+    [
+        (429, 10167, "too many requests"),
+        (503, 10023, "insufficient resources"),
+        (500, 10028, "insufficient memory resources available"),
+        (500, 10047, "insufficient storage resources available"),
+        (503, 10077, "maximum messages exceeded"),
+        (503, 10077, "maximum bytes exceeded"),
+    ],
+)
+def test_limits_are_throttled(code: int, err_code: int, description: str) -> None:
+    """What a limit refuses is `Throttled`, and says what the server said."""
+    error = classified(api_error(code, err_code, description))
+    assert isinstance(error, Throttled)
+    assert str(error) == f"{code} {description} (err_code {err_code})"
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    """A store that failed for another reason, and whatever else, is neither throttling nor permanent."""
+    for error in (api_error(503, 10077, "write failed"), api_error(503, 10076), OSError("x")):
+        assert classified(error) is error
+
+
+def test_bad_requests_are_permanent() -> None:
+    """A 400 and a subject or header that is none can never work."""
+    bad: list[Exception] = [
+        nats.js.errors.BadRequestError(code=400, err_code=10054, description="message size exceeds"),
+        nats.errors.BadSubjectError(),
+        nats.errors.BadHeaderError("x"),
+    ]
+    for error in bad:
+        assert isinstance(classified(error), PermanentSendError)
+
+
+def test_an_unknown_field_in_an_error_is_ignored() -> None:
+    """A newer server may say more in an error than nats-py knows of."""
+    answer = Msg(
+        _client=Client(), data=b'{"error": {"code": 429, "err_code": 10167, "description": "d", "new": 1}}'
+    )
+    assert isinstance(classified(answer_error(answer) or Exception()), Throttled)
