@@ -22,7 +22,7 @@ DEFAULT_TARGET_P99 = 0.1
 BYTES_HEADER = 33
 """Bytes that a `bytes` object takes besides its content: `sys.getsizeof(b"")` on 64-bit CPython."""
 
-QUEUE_OVERHEAD = 240
+QUEUE_OVERHEAD = 200
 """Bytes that the queue takes for each waiting message besides its payload object, `cancellable=True`.
 
 Measured, not derived: the growth of the process's resident memory over a million puts of distinct
