@@ -146,6 +146,24 @@ async def test_both_come_out_when_both_raise(autojump_clock: Any) -> None:
     assert caught.group_contains(ZeroDivisionError)
 
 
+async def test_what_the_block_adds_to_its_cancellation_is_not_lost(autojump_clock: Any) -> None:
+    """Of a group that the block raises when a send's interrupt cancels it, only the cancellation goes."""
+
+    async def send(message: Message) -> None:
+        raise Interrupt
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with open_delay_queue(send, capacity=10, workers=1) as queue:
+            queue.put_nowait(b"", delay=1)
+            try:
+                await trio.sleep_forever()
+            except trio.Cancelled as cancelled:
+                raise BaseExceptionGroup("both", [cancelled, ZeroDivisionError()]) from None
+    assert caught.group_contains(Interrupt)
+    assert caught.group_contains(ZeroDivisionError)
+    assert not caught.group_contains(trio.Cancelled)
+
+
 async def test_a_put_that_waits_is_refused_when_the_block_is_left(
     autojump_clock: Any, conserved: Any
 ) -> None:
