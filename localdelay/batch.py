@@ -31,6 +31,7 @@ def blame(error: Exception, ids: Sequence[str]) -> Mapping[str, Exception] | Non
     A `PartialSendError` that names an id that is not in the batch cannot be trusted to say what was
     sent, so it counts against the whole batch: twice is better than never.
     """
-    if isinstance(error, PartialSendError) and error.failed.keys() <= set(ids):
-        return error.failed
+    failed = error.failed if isinstance(error, PartialSendError) else None
+    if isinstance(failed, Mapping) and failed.keys() <= set(ids):
+        return failed
     return None

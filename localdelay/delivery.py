@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import math
@@ -31,6 +32,7 @@ HandBack: TypeAlias = Callable[[Message, float], Awaitable[object]]
 logger = logging.getLogger("localdelay")
 
 _FAILURES_LOGGED_EVERY = 60.0
+_LONGEST_TOLD = 1000  # characters
 _NOT_CALLED = object()
 
 
@@ -130,27 +132,30 @@ class Delivery:
         refused = isinstance(error, PermanentSendError) and not isinstance(error, _NotAsyncError)
         split = refused and failed is None and len(entries) > 1
         failures = 1 + max(failures_of(body) for _, _, body in entries)
-        while entries:
-            entry = entries[-1]
+        doomed: list[tuple[Entry, Exception]] = []
+        for entry in entries:
             message = message_of(entry)
             its_error = error if failed is None else failed.get(message.id)
             if its_error is None:
                 self._confirm(entry, now - message.execute_at)
+                continue
+            self._count_failure(its_error, now)
+            retry: Retry | None = Retry(0.0, message.attempt)
+            if not split:
+                retry = after_failure(
+                    self._retry, its_error, attempt=message.attempt, failures=failures, jitter=jitter
+                )
+            if retry is None:
+                doomed.append((entry, its_error))
             else:
-                self._count_failure(its_error, now)
-                if split:
-                    retry: Retry | None = Retry(0.0, message.attempt)
-                else:
-                    retry = after_failure(
-                        self._retry, its_error, attempt=message.attempt, failures=failures, jitter=jitter
-                    )
-                if retry is None:
-                    await self._give_up(message, its_error)
-                    self._ledger.dead += 1
-                    self._finish(entry)
-                else:
-                    self._put_off(entry, now + retry.wait, retry.attempt, alone=split or failed is not None)
-            entries.pop()
+                self._put_off(entry, now + retry.wait, retry.attempt, alone=split or failed is not None)
+        # Only now a wait: nobody is to wait for the hook of another message.
+        entries[:] = [entry for entry, _ in doomed]
+        for entry, its_error in doomed:
+            await self._give_up(message_of(entry), its_error)
+            self._ledger.dead += 1
+            self._finish(entry)
+            del entries[0]
         worker.size = 0
         worker.failure = None
 
@@ -166,38 +171,35 @@ class Delivery:
         self._finish(entry)
 
     async def hand_back(self, entry: Entry, hand_back: HandBack) -> None:
-        """Give a message that is not due yet to the primary, and try again for as long as that fails.
+        """Give a message that is not due yet to the primary; where that fails, put it off for another try.
 
-        One that can never be handed back (`PermanentSendError`) is kept, and stays pending.
+        One that can never be handed back (`PermanentSendError`), or not in time, is kept: it stays pending.
         """
         message = message_of(entry)
         self.depart(entry)
-        failures = 0
         try:
-            while True:
-                left = max(0.0, message.execute_at - trio.current_time())
-                try:
-                    giving: Any = hand_back(message, left)
-                    if not inspect.isawaitable(giving):
-                        raise _not_awaitable("hand_back", giving)
-                    await giving
-                except Exception as raised:  # noqa: BLE001 (whatever it is, it harms this message only)
-                    error = failure_in(raised, timed_out=False) or raised
-                else:
-                    break
-                failures += 1
-                self._count_failure(error, trio.current_time())
-                if isinstance(error, PermanentSendError):
-                    self._arrive(entry)
-                    self._schedule.keep(*entry)
-                    return
-                await trio.sleep(wait_after(self._retry, error, failures=failures, jitter=random.random()))
-        except BaseException as raised:  # noqa: BLE001 (raised again)
+            giving: Any = hand_back(message, max(0.0, message.execute_at - trio.current_time()))
+            if not inspect.isawaitable(giving):
+                raise _not_awaitable("hand_back", giving)
+            await giving
+        except BaseException as raised:  # noqa: BLE001 (raised again where it is no mere error)
+            error = failure_in(raised, timed_out=False)
             self._arrive(entry)
-            self._schedule.keep(*entry)  # the drain is over: nobody is to hand it back again
-            reraise_without_errors(raised)
-        self._ledger.handed_back += 1
-        self._finish(entry)
+            if error is None:
+                self._schedule.keep(*entry)  # the drain is over: nobody is to hand it back again
+                reraise_without_errors(raised)
+            now = trio.current_time()
+            self._count_failure(error, now)
+            again = after_failing(entry, message.attempt, alone=False)
+            wait = wait_after(self._retry, error, failures=failures_of(again), jitter=random.random())
+            if isinstance(error, PermanentSendError) or now + wait >= self._schedule.horizon:
+                self._schedule.keep(*entry)
+            else:
+                self._schedule.put_off_later(now + wait, entry[1], again)
+            del error  # or its traceback, this frame and the payload hold each other
+        else:
+            self._ledger.handed_back += 1
+            self._finish(entry)
 
     def put_back(self, entry: Entry) -> None:
         """Make a message pending again whose send, hook or hand-back was cut off."""
@@ -220,7 +222,13 @@ class Delivery:
 
     async def _give_up(self, message: Message, error: Exception) -> None:
         if self._on_dead_letter is None:
-            logger.error("dead letter: message %s of %d bytes: %r", message.id, message.size, error)
+            _log(
+                logging.ERROR,
+                "dead letter: message %s of %d bytes: %s",
+                message.id,
+                message.size,
+                _told(error),
+            )
             return
         try:
             with trio.fail_after(self._send_timeout):
@@ -230,13 +238,15 @@ class Delivery:
             if failure is None:
                 reraise_without_errors(raised)
             self.dead_letter_errors += 1
-            logger.error(
-                "the dead-letter hook failed for message %s of %d bytes (%r): %r",
+            _log(
+                logging.ERROR,
+                "the dead-letter hook failed for message %s of %d bytes (%s): %s",
                 message.id,
                 message.size,
-                error,
-                failure,
+                _told(error),
+                _told(failure),
             )
+            del failure  # or its traceback, this frame and the payload hold each other
 
     def _count_failure(self, error: Exception, now: float) -> None:
         self.failures += 1
@@ -245,7 +255,22 @@ class Delivery:
             self._next_failure_line = now + _FAILURES_LOGGED_EVERY
             count = self.failures - self._failures_logged
             self._failures_logged = self.failures
-            logger.info("%d sends failed since the last such line, the latest with %r", count, error)
+            line = "%d failed since the last such line, the latest with %s"
+            _log(logging.INFO, line, count, _told(error))
+
+
+def _told(error: BaseException) -> str:
+    """The error in a line of bounded length, whatever its `repr` does."""
+    try:
+        told = repr(error)
+    except Exception:  # noqa: BLE001 (it is a stranger's)
+        return type(error).__name__
+    return told if len(told) <= _LONGEST_TOLD else f"{told[:_LONGEST_TOLD]}..."
+
+
+def _log(level: int, line: str, *values: object) -> None:
+    with contextlib.suppress(Exception):  # a handler that raises must not end a worker
+        logger.log(level, line, *values)
 
 
 class _NotAsyncError(PermanentSendError):

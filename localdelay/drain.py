@@ -28,14 +28,17 @@ async def empty(
         schedule.set_horizon(deadline)
     workers.close()
 
+    @trio.lowlevel.enable_ki_protection
     async def give_away(hand_back: HandBack) -> None:
         while True:
-            entry = schedule.take_later()
+            entry = schedule.take_later(trio.current_time())
             if entry is not None:
                 await delivery.hand_back(entry, hand_back)
-            elif workers.finished.is_set():
+                continue
+            next_later = schedule.next_later()
+            if workers.finished.is_set() and next_later == math.inf:
                 return
-            else:
+            with trio.CancelScope(deadline=next_later):
                 await schedule.later_arrived.park()
 
     failure: BaseException | None = None

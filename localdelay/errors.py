@@ -49,6 +49,8 @@ class PartialSendError(LocalDelayError):
     `failed` maps the ids of the messages that failed to their exceptions; anything else is a `TypeError`.
     """
 
+    failed: Mapping[str, Exception] | None = None  # where a child does not call `__init__`: nobody knows
+
     def __init__(self, failed: Mapping[str, Exception]) -> None:
         if not isinstance(failed, Mapping):
             raise TypeError(f"failed must map ids to exceptions, not be {type(failed).__name__}")
@@ -58,7 +60,7 @@ class PartialSendError(LocalDelayError):
         super().__init__(self.failed)
 
     def __str__(self) -> str:
-        return f"{len(self.failed)} messages of the batch failed"
+        return f"{len(self.failed or ())} messages of the batch failed"
 
 
 class JournalError(LocalDelayError):

@@ -99,7 +99,10 @@ class Fallback:
             if not self._degrades(reason):
                 raise
             await self._hold(message, reason)
-            return Receipt(Route.LOCAL, message, reason)
+            try:
+                return Receipt(Route.LOCAL, message, reason)
+            finally:
+                del reason  # or its traceback, this frame and the payload hold each other
         return Receipt(Route.PRIMARY, message)
 
     async def _hold(self, message: Message, reason: Exception) -> None:

@@ -13,11 +13,9 @@ def failure_in(raised: BaseException, *, timed_out: bool) -> Exception | None:
     A group with one exception in it stands for that exception: a send that opens a nursery raises such.
     """
     if isinstance(raised, BaseExceptionGroup):
-        cancelled, _ = raised.split(trio.Cancelled)
-        if cancelled is None:
-            alone = raised.exceptions[0] if len(raised.exceptions) == 1 else None
-            if alone is not None:
-                return failure_in(alone, timed_out=timed_out)
+        if not is_cancelled(raised):
+            if len(raised.exceptions) == 1:
+                return failure_in(raised.exceptions[0], timed_out=timed_out)
             return raised if isinstance(raised, Exception) else None
     elif isinstance(raised, Exception):
         return raised
@@ -38,7 +36,8 @@ def reraise_without_errors(raised: BaseException) -> NoReturn:
 def is_cancelled(raised: BaseException) -> bool:
     """Whether there is a cancellation in it."""
     if isinstance(raised, BaseExceptionGroup):
-        return raised.subgroup(trio.Cancelled) is not None
+        # Not `subgroup`: that calls `derive`, which a send's own class of groups may get wrong.
+        return any(is_cancelled(inner) for inner in raised.exceptions)
     return isinstance(raised, trio.Cancelled)
 
 

@@ -58,7 +58,7 @@ def _as_text(id: str | int) -> str:
     return id if isinstance(id, str) else render_id(id)
 
 
-@attrs.frozen(repr=False)
+@attrs.frozen(repr=False, weakref_slot=True)
 class Message:
     """One delayed message, as `send`, the dead-letter hook and the hand-back receive it.
 

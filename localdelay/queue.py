@@ -14,7 +14,7 @@ import trio
 from . import checks, drain, intake
 from .batch import ONE, BatchPolicy
 from .delivery import DeadLetterHook, Delivery, HandBack, Send, SendBatch, logger
-from .entry import Body, message_of, size_of
+from .entry import Body, Entry, execute_at_of, message_of, size_of
 from .errors import QueueClosed, QueueFull
 from .groups import is_cancelled, what_to_raise
 from .ids import Ids
@@ -118,10 +118,11 @@ class DelayQueue:
             and id is None
             and headers is None
             and not self._closed
+            and (now := trio.current_time()) is not None  # raises in a foreign thread, before anything counts
             and self._ledger.try_accept(len(payload))
         ):
             # The common call, in one frame. All else, and whatever is to be refused, goes the long way.
-            due = trio.current_time() + delay
+            due = now + delay
             number = next_number()
             self._schedule.put(due, number, payload)
             if due < self._workers.leader_due:
@@ -155,23 +156,35 @@ class DelayQueue:
         self._ledger.cancelled += 1
         self._ids.free(body)
         self._ledger.release(size_of(body))
+        if self._closed:
+            self._workers.wake_leader()  # it may have been the last one
+            self._schedule.later_arrived.unpark_all()
         return True
 
+    @trio.lowlevel.enable_ki_protection
     def is_pending(self, id: str) -> bool:
         """Whether a message with this id is accepted and not finished, or waits for room."""
         return self._ids.number(id) is not None
 
+    @trio.lowlevel.enable_ki_protection
     def messages(self) -> list[Message]:
         """Every pending message, in due order; a retry stands where its next send is."""
         entries = [*self._schedule.entries(), *self._delivery.in_flight.values()]
-        return [message_of(entry) for entry in sorted(entries, key=lambda entry: entry[:2])]
 
+        def when(entry: Entry) -> tuple[float, int]:
+            due, number, body = entry
+            return max(due, execute_at_of(due, body)), number
+
+        return [message_of(entry) for entry in sorted(entries, key=when)]
+
+    @trio.lowlevel.enable_ki_protection
     def pause(self) -> None:
         """Stop sending; sends that have begun go on, and puts are still accepted."""
         if self._closed:
             raise QueueClosed("a queue that drains cannot be paused")
         self._workers.pause()
 
+    @trio.lowlevel.enable_ki_protection
     def resume(self) -> None:
         """Go on sending."""
         self._workers.resume()
@@ -203,6 +216,7 @@ class DelayQueue:
         if workers is not None:
             self._workers.resize(workers)
 
+    @trio.lowlevel.enable_ki_protection
     def statistics(self) -> Statistics:
         """What the queue holds and has done, and how late it was."""
         ledger, schedule, delivery, workers = self._ledger, self._schedule, self._delivery, self._workers
@@ -248,12 +262,15 @@ class DelayQueue:
         the rest, `await hand_back(message, remaining_seconds)` is called at once, up to 100 at a time, and
         again with the retry policy's waits where it fails. Whatever is still running at the end of the
         grace is cancelled. What nobody took is in the report's `remaining`, and stays pending. A queue can
-        be drained once: a second call raises `QueueClosed`. If the caller is cancelled meanwhile, the
-        workers are ended at once and everything unfinished is still in `messages()`.
+        be drained once: a second call raises `QueueClosed`, and one from inside a send `RuntimeError`. If
+        the caller is cancelled meanwhile, the workers are ended at once, and everything unfinished is
+        still in `messages()`. Without a grace there is nothing to hand back.
         """
         seconds = intake.check_seconds("grace", grace, zero=True)
         if hand_back is not None:
             intake.check_async("hand_back", hand_back)
+        if self._workers.has(trio.lowlevel.current_task()):
+            raise RuntimeError("drain was called from inside a send, for which it would wait")
         if self._drained is not None:
             raise QueueClosed("the queue is drained already, or draining")
         self._drained = trio.Event()

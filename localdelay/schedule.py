@@ -75,8 +75,9 @@ class Schedule:
         self.retrying = 0
         self._retries: dict[int, float] = {}  # number to execute-at
         self._oldest_retries: list[tuple[float, int]] = []  # a heap of these, with gone ones in it
-        self._horizon = math.inf
+        self.horizon = math.inf
         self._later: list[_Slot] = []  # heaps, too
+        self._put_off: list[_Slot] = []
         self._kept: list[_Slot] = []
         self.later_arrived = trio.lowlevel.ParkingLot()
         """Unparked when a message arrives beyond the horizon."""
@@ -104,16 +105,21 @@ class Schedule:
         """Take in a message that was here before: a retry, or one whose send was cut off."""
         self._count(number, body, 1)
         slot = self._slot(due, number, body)
-        if due >= self._horizon:
+        if due >= self.horizon:
             heappush(self._later, slot)
             self.later_arrived.unpark()
         else:
             heappush(self._heap, slot)
 
+    def put_off_later(self, when: float, number: int, body: Body) -> None:
+        """Take in a message for `take_later` again, at `when` and not before."""
+        self._count(number, body, 1)
+        heappush(self._put_off, self._slot(when, number, body))
+
     def keep(self, due: float, number: int, body: Body) -> None:
         """Take in a message that nobody here is going to take out again; it stays pending."""
         self._count(number, body, 1)
-        heappush(self._kept, self._slot(due, number, body))
+        heappush(self._kept, self._slot(max(due, execute_at_of(due, body)), number, body))
 
     def take(self, now: float) -> Entry | None:
         """Take out the next message if it is due."""
@@ -146,7 +152,9 @@ class Schedule:
         while oldest and oldest[0][1] not in self._retries:
             heappop(oldest)
         next_due = self.next_due()  # drops the dead heads of all heaps
-        heads = [heap[0][0] for heap in (oldest, self._later, self._kept) if heap]
+        heads = [
+            heap[0][0] for heap in (oldest, self._later, self._kept) if heap
+        ]  # what is put off is a retry
         return min([next_due, *heads])
 
     def find(self, number: int) -> Body | None:
@@ -173,7 +181,7 @@ class Schedule:
 
     def set_horizon(self, horizon: float) -> None:
         """Put aside, for `take_later`, every message due at `horizon` or after it, now and from now on."""
-        self._horizon = horizon
+        self.horizon = horizon
         slots = list(self._slots())
         self._clear()
         slots.sort(key=lambda slot: slot[:2])
@@ -183,12 +191,22 @@ class Schedule:
             else:
                 self._later.append(slot)
 
-    def take_later(self) -> Entry | None:
-        """Take out a message from beyond the horizon."""
-        while self._later:
-            if (entry := self._claim(heappop(self._later))) is not None:
+    def take_later(self, now: float) -> Entry | None:
+        """Take out a message from beyond the horizon, or one whose time to be tried again has come."""
+        while True:
+            if self._put_off and self._put_off[0][0] <= now:
+                slot = heappop(self._put_off)
+            elif self._later:
+                slot = heappop(self._later)
+            else:
+                return None
+            if (entry := self._claim(slot)) is not None:
                 return entry
-        return None
+
+    def next_later(self) -> float:
+        """When the next message that was put off may be taken; infinite if there is none."""
+        self._drop_dead_heads()
+        return self._put_off[0][0] if self._put_off else math.inf
 
     @property
     def is_empty(self) -> bool:
@@ -246,7 +264,7 @@ class Schedule:
             while lane.head is not None and lane.head[1] not in index:
                 lane.advance()
                 self._dead -= 1
-        for heap in (self._heap, self._later, self._kept):
+        for heap in (self._heap, self._later, self._put_off, self._kept):
             while heap and heap[0][1] not in index:
                 heappop(heap)
                 self._dead -= 1
@@ -260,6 +278,7 @@ class Schedule:
             yield from slots
         yield from self._heap
         yield from self._later
+        yield from self._put_off
         yield from self._kept
 
     def _sweep(self) -> None:
@@ -271,7 +290,7 @@ class Schedule:
                 lane.append(slot)
         # A lane that is empty now has a late tail, and would fit nothing for a while.
         self._lanes = [lane for lane in self._lanes if lane.head is not None]
-        for heap in (self._heap, self._later, self._kept):
+        for heap in (self._heap, self._later, self._put_off, self._kept):
             heap[:] = living(heap)
             heapify(heap)
         self._dead = 0
@@ -280,4 +299,5 @@ class Schedule:
         self._lanes.clear()
         self._heap.clear()
         self._later.clear()
+        self._put_off.clear()
         self._kept.clear()

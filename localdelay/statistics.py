@@ -62,15 +62,15 @@ class Statistics:
     oldest_overdue: float
     """How late the latest of the pending messages is by now; 0 if none is overdue."""
     failures: int
-    """Sends that failed, all retries counted, throttled ones included."""
+    """Failed tries, counted for each message: sends and hand-backs, throttled ones included."""
     throttled: int
-    """Sends that failed because the broker throttled them."""
+    """Those of them that failed because the broker throttled them."""
     dead_letter_errors: int
     """Dead-letter hooks that raised or took longer than `send_timeout`."""
     lateness: LatencySummary
     """Start of the first send minus execute-at."""
     send_time: LatencySummary
-    """Time in `send`, failed sends included."""
+    """Time in `send`, failed sends included; a batch counts once."""
     total: LatencySummary
     """Confirmation minus execute-at, retries included."""
 

@@ -102,6 +102,13 @@ class Workers:
             self.leader_due = -math.inf
             self.finished.set()
 
+    def has(self, task: trio.lowlevel.Task) -> bool:
+        """Whether this is the task of a worker, or runs in a nursery of one."""
+        nursery = task.parent_nursery
+        while nursery is not None and nursery is not self._nursery:
+            nursery = nursery.parent_task.parent_nursery
+        return nursery is not None
+
     def wake_leader(self) -> None:
         """Let the leader look again: an earlier message has come, or the rules have changed."""
         self.leader_due = -math.inf
@@ -191,7 +198,7 @@ class Workers:
                 now = began = trio.current_time()
                 turn = 0
                 continue
-            if not full and self._batch.max_wait:
+            if not full and self._batch.max_wait and not self._closing:
                 await self._gather(worker)
                 now = began = trio.current_time()
                 if not worker.entries:
@@ -227,7 +234,7 @@ class Workers:
         """Wait for company, as the leader, until the batch is full or its first message must go."""
         last_call = worker.entries[0][0] + self._batch.max_wait
         full = False
-        while not full and trio.current_time() < last_call:
+        while not full and not self._closing and trio.current_time() < last_call:
             self._gathering = True
             try:
                 await self._lead(worker, min(last_call, self._schedule.next_due()))

@@ -105,7 +105,7 @@ async def test_waiting_for_company(autojump_clock: Any, conserved: Any) -> None:
         s = conserved(queue)
         assert (s.sending, s.waiting) == (1, 6)
         queue.put_nowait(b"in time", delay=0.125)
-        await trio.sleep(10)
+        await trio.sleep(12)
     assert sender.calls == [
         (1.5, [b"1", b"in time", b"1.5"]),
         (3.5, [b"2.5"]),
@@ -164,6 +164,20 @@ async def test_pausing_while_a_batch_waits_for_company(autojump_clock: Any, cons
     assert sender.calls == [(10, [b"b"])]
 
 
+async def test_a_drain_waits_for_no_company(autojump_clock: Any, conserved: Any) -> None:
+    """What comes due within the grace is sent when it is due, however long a batch might wait for more."""
+    sender = Batches()
+    policy = BatchPolicy(max_wait=10)
+    async with open_delay_queue(send_batch=sender, batch=policy, capacity=100, workers=2) as queue:
+        queue.put_nowait(b"gathering", delay=0)
+        queue.put_nowait(b"due in the grace", delay=3)
+        await trio.sleep(1)
+        assert conserved(queue).sending == 1
+        report = await queue.drain(grace=5)
+    assert sender.calls == [(1, [b"gathering"]), (3, [b"due in the grace"])]
+    assert (report.sent, report.remaining) == (2, [])
+
+
 async def test_leaving_by_a_cancellation_while_a_batch_waits(autojump_clock: Any, conserved: Any) -> None:
     """Nothing of a batch that has not gone yet, or is being sent, is lost by a cancellation."""
     sender = Batches(duration=50)
@@ -215,6 +229,29 @@ async def test_a_partial_failure_retries_the_failed_ones_alone(autojump_clock: A
     assert sorted(dead) == [(4, b"bad 1", 3), (4, b"bad 2", 3)]
     s = conserved(queue)
     assert (s.sent, s.dead) == (3, 2)
+
+
+async def test_a_partial_failure_that_names_nobody_is_one_of_all(autojump_clock: Any, conserved: Any) -> None:
+    """A child of `PartialSendError` that never calls its `__init__` says nothing about what was sent."""
+
+    class Partial(PartialSendError):
+        def __init__(self) -> None:
+            pass
+
+    first = True
+
+    def fail(messages: Sequence[Message]) -> None:
+        nonlocal first
+        if first:
+            first = False
+            raise Partial
+
+    sender = Batches(fail=fail)
+    async with open_delay_queue(send_batch=sender, capacity=100, workers=1, retry=STEADY) as queue:
+        queue.put_nowait(b"1", delay=1)
+        queue.put_nowait(b"2", delay=1)
+    assert sender.calls == [(1, [b"1", b"2"]), (2, [b"1", b"2"])]
+    assert conserved(queue).sent == 2
 
 
 @pytest.mark.parametrize("error", [OSError, Throttled])
@@ -323,6 +360,35 @@ async def test_dead_letters_of_a_batch_come_one_by_one(autojump_clock: Any, cons
             await trio.sleep_forever()
     s = conserved(queue)
     assert (s.dead, s.pending) == (2, 2)
+
+
+async def test_a_hook_holds_up_no_other_message_of_the_batch(autojump_clock: Any, conserved: Any) -> None:
+    """What was confirmed is sent, and what is to be tried again is, while the hook of another hangs."""
+
+    async def hook(message: Message, error: Exception) -> None:
+        await trio.sleep(25)
+
+    def fail(messages: Sequence[Message]) -> None:
+        failed: dict[str, Exception] = {}
+        for message in messages:
+            if message.payload == b"bad":
+                failed[message.id] = PermanentSendError()
+            if message.payload == b"later" and message.attempt == 1:
+                failed[message.id] = OSError()
+        if failed:
+            raise PartialSendError(failed)
+
+    async with open_delay_queue(
+        send_batch=Batches(fail=fail), capacity=10, workers=2, retry=STEADY, on_dead_letter=hook
+    ) as queue:
+        for payload in (b"good", b"bad", b"later", b"good"):
+            queue.put_nowait(payload, delay=1)
+        await trio.sleep(1.5)
+        s = conserved(queue)
+        assert (s.sent, s.sending, s.retrying) == (2, 1, 1)
+        await trio.sleep(1)
+        assert conserved(queue).sent == 3
+    assert conserved(queue).dead == 1
 
 
 async def test_a_batch_sender_that_is_no_coroutine_function_is_called_once(

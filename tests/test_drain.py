@@ -377,3 +377,66 @@ async def test_drain_refuses_bad_arguments(
         with pytest.raises(error, match=match):
             await queue.drain(**arguments)
         queue.put_nowait(b"", delay=1)
+
+
+async def test_failing_hand_backs_hold_up_no_others(autojump_clock: Any, conserved: Any) -> None:
+    """What waits to be handed back again takes no place among those in flight, and can be cancelled."""
+    given: list[bytes] = []
+
+    async def hand_back(message: Message, remaining: float) -> None:
+        if message.payload == b"bad":
+            raise OSError
+        given.append(message.payload)
+
+    retry = RetryPolicy(wait_initial=4, wait_max=4, wait_jitter=0)
+    async with open_delay_queue(RecordingSender(), capacity=1000, workers=1, retry=retry) as queue:
+        bad = [queue.put_nowait(b"bad", delay=100) for _ in range(150)]
+        for _ in range(500):
+            queue.put_nowait(b"good", delay=200)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(queue.drain, 10, hand_back)
+            await trio.sleep(1)
+            assert len(given) == 500
+            s = conserved(queue)
+            assert (s.retrying, s.handed_back, s.failures) == (150, 500, 150)
+            assert queue.cancel(bad[0].id)
+        assert trio.current_time() == 8  # a third try, at 12, would be too late
+        s = conserved(queue)
+        assert (s.pending, s.failures, s.next_due_in) == (149, 150 + 149 * 2, None)
+
+
+async def test_a_cancel_can_end_a_drain(autojump_clock: Any, conserved: Any) -> None:
+    """When the last message is cancelled, whoever waits for it to be sent waits no more."""
+
+    async def cancel_later(id: str) -> None:
+        await trio.sleep(1)
+        assert queue.cancel(id)
+
+    async with trio.open_nursery() as nursery:
+        async with open_delay_queue(RecordingSender(), capacity=10, workers=3) as queue:
+            nursery.start_soon(cancel_later, queue.put_nowait(b"", delay=1000).id)
+    assert trio.current_time() == 1
+    assert conserved(queue).cancelled == 1
+
+
+async def test_a_drain_from_inside_a_send_is_refused(autojump_clock: Any, conserved: Any) -> None:
+    """It would wait for itself; in a nursery of the send, too."""
+    errors: list[str] = []
+
+    async def send(message: Message) -> None:
+        async def child() -> None:
+            with pytest.raises(RuntimeError) as caught:
+                await queue.drain()
+            errors.append(str(caught.value))
+
+        await child()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(child)
+
+    async with open_delay_queue(send, capacity=10, workers=1) as queue:
+        queue.put_nowait(b"", delay=1)
+        await trio.sleep(2)
+        queue.put_nowait(b"", delay=1)
+    assert len(errors) == 4
+    assert "inside a send" in errors[0]
+    assert conserved(queue).sent == 2

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from typing import Any
 
 import pytest
@@ -351,6 +353,92 @@ async def test_failures_are_logged_once_a_minute(
         queue.put_nowait(b"", delay=1)
     lines = [r.getMessage() for r in caplog.records]
     assert len(lines) == 2
-    assert "1 sends failed" in lines[0]
-    assert "60 sends failed" in lines[1]
+    assert "1 failed" in lines[0]
+    assert "60 failed" in lines[1]
     assert "no route" in lines[1]
+
+
+class Nested(ValueError):
+    """Like an error that carries a deeply nested value."""
+
+    def __repr__(self) -> str:
+        raise RecursionError
+
+
+class BadGroup(ExceptionGroup[Exception]):
+    """A group that cannot be split."""
+
+    def derive(self, excs: Any) -> Any:
+        raise RuntimeError("derive")
+
+
+class Handler(logging.Handler):
+    """A log handler that raises."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise RuntimeError("emit")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Nested(),
+        BadGroup("g", [ValueError()]),
+        BadGroup("g", [OSError(), ValueError()]),
+        ValueError("x" * 10**6),
+    ],
+    ids=["repr raises", "derive raises", "derive raises for two", "huge"],
+)
+@pytest.mark.parametrize("attempts", [1, 2])
+async def test_an_odd_error_harms_its_message_only(
+    error: Exception, attempts: int, autojump_clock: Any, conserved: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever an exception does when it is looked at, the worker lives on and the log stays short."""
+    caplog.set_level(logging.INFO)
+    sender = FailingSender(lambda: error, times=1)
+    retry = RetryPolicy(attempts=attempts, wait_initial=1)
+    async with open_delay_queue(sender, capacity=10, workers=1, retry=retry) as queue:
+        queue.put_nowait(b"", delay=1)
+        queue.put_nowait(b"", delay=2)
+    s = conserved(queue)
+    assert s.sent + s.dead == 2
+    assert s.dead == (2 if attempts == 1 else 0)
+    assert caplog.records
+    assert all(len(record.getMessage()) < 2000 for record in caplog.records)
+
+
+async def test_a_log_handler_that_raises_harms_nothing(autojump_clock: Any, conserved: Any) -> None:
+    """Neither a dead letter nor a failing send depends on the program's logging."""
+    logger, handler = logging.getLogger("localdelay"), Handler()
+    logger.addHandler(handler)
+    try:
+        sender = FailingSender(lambda: PermanentSendError("no"), times=1)
+        async with open_delay_queue(sender, capacity=10, workers=1) as queue:
+            queue.put_nowait(b"", delay=1)
+    finally:
+        logger.removeHandler(handler)
+    assert conserved(queue).dead == 1
+
+
+@pytest.mark.parametrize("hook_raises", [False, True])
+async def test_no_payload_is_held_by_a_cycle(hook_raises: bool, autojump_clock: Any, conserved: Any) -> None:
+    """What is finished is freed at once, with the garbage collector off."""
+    seen: list[weakref.ref[Message]] = []
+
+    async def send(message: Message) -> None:
+        seen.append(weakref.ref(message))
+        raise PermanentSendError("no")
+
+    async def hook(message: Message, error: Exception) -> None:
+        if hook_raises:
+            raise OSError
+
+    gc.disable()
+    try:
+        async with open_delay_queue(send, capacity=10, workers=1, on_dead_letter=hook) as queue:
+            queue.put_nowait(b"", delay=1)
+        await trio.lowlevel.checkpoint()
+        assert [ref() for ref in seen] == [None]
+    finally:
+        gc.enable()
+    assert conserved(queue).dead == 1

@@ -340,7 +340,7 @@ def test_zero_seconds_are_allowed_where_they_mean_something(value: float) -> Non
         intake.check_seconds("send_timeout", value, zero=False)
 
 
-@pytest.mark.parametrize("value", [0, -5, 1.5, LikeFloat64(2.5), LikeInt(3), -1e308])
+@pytest.mark.parametrize("value", [0, -5, 1.5, LikeFloat64(2.5), LikeInt(3), -1e15])
 def test_an_instant_is_any_finite_number(value: float) -> None:
     """An instant may lie before the clock's zero."""
     assert intake.check_instant("execute_at", value) == value

@@ -110,6 +110,7 @@ async def test_a_wrong_argument_is_refused_at_the_call(
         ({"payload": "text"}, TypeError, "payload"),
         ({"execute_at": math.nan}, ValueError, "execute_at"),
         ({"execute_at": "soon"}, TypeError, "execute_at"),
+        ({"execute_at": -1e305}, ValueError, "execute_at"),
         ({"attempt": 0}, ValueError, "attempt"),
         ({"id": ""}, ValueError, "id"),
         ({"headers": {"k": 1}}, TypeError, "headers"),
@@ -419,3 +420,16 @@ async def test_cancelled_payloads_are_freed_at_once(autojump_clock: Any, conserv
         assert len(list(queue._schedule._slots())) < 100
         assert list(queue._schedule._index) == [first._id]
         queue.cancel(first.id)
+
+
+async def test_a_put_from_another_thread_is_refused_and_changes_nothing(conserved: Any) -> None:
+    """All methods belong to the Trio thread; a call from elsewhere is an error, and counts nothing."""
+    async with open_delay_queue(RecordingSender(), capacity=1, workers=1) as queue:
+
+        def put() -> None:
+            with pytest.raises(RuntimeError):
+                queue.put_nowait(b"", delay=0.0)
+
+        await trio.to_thread.run_sync(put)
+        assert conserved(queue).accepted == 0
+        queue.put_nowait(b"", delay=0.0)

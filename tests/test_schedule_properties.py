@@ -1,0 +1,223 @@
+"""The schedule against a model that is a sorted list, on generated lists of operations."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import math
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from localdelay.entry import Body, Entry, execute_at_of, failures_of
+from localdelay.schedule import Schedule
+
+Operation: TypeAlias = tuple[Any, ...]
+
+# Few distinct times, so that ties are common; more of them than there are lanes.
+_times = st.integers(0, 12).map(lambda quarter: quarter / 4)
+_picks = st.integers(0, 10**6)
+_operations = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), _times, st.sampled_from(["plain", "details"])),
+        st.tuples(st.just("put"), _times, st.just("plain")),
+        st.tuples(st.just("put many"), st.lists(_times, min_size=1, max_size=4), st.integers(2, 120)),
+        st.tuples(st.just("take"), _times),
+        st.tuples(st.just("take and put back"), _times, _times, st.booleans()),
+        st.tuples(st.just("cancel"), _picks),
+        st.tuples(st.just("cancel many"), st.integers(1, 3)),
+        st.tuples(st.just("take later and keep"), st.sampled_from(["keep", "put back", "take"]), _times),
+        st.tuples(st.just("horizon"), _times),
+    ),
+    max_size=40,
+)
+
+
+class Model:
+    """A schedule and, beside it, plain lists of what it should hold."""
+
+    def __init__(self, *, indexed: bool) -> None:
+        self.schedule = Schedule(indexed=indexed)
+        self.indexed = indexed
+        self.near: list[Entry] = []
+        self.later: list[Entry] = []
+        self.kept: list[Entry] = []
+        self.horizon = math.inf
+        self.number = 0
+
+    def put(self, due: float, kind: str = "plain") -> None:
+        if self.horizon < math.inf:
+            return  # a queue that drains takes nothing new
+        self.number += 1
+        payload = b"%d" % self.number
+        body: Body = payload if kind == "plain" else (payload, {"a": "b"}, None, 1, 0, due, False)
+        self.schedule.put(due, self.number, body)
+        self.near.append((due, self.number, body))
+
+    def take(self, now: float) -> Entry | None:
+        self.near.sort()
+        expected = self.near.pop(0) if self.near and self.near[0][0] <= now else None
+        assert self.schedule.take(now) == expected
+        return expected
+
+    def put_back(self, entry: Entry, wait: float, *, failed: bool) -> None:
+        due, number, body = entry
+        if failed:
+            payload = body if isinstance(body, bytes) else body[0]
+            body = (payload, None, None, 2, 1, execute_at_of(due, body), False)
+            due += wait
+        self.schedule.put_back(due, number, body)
+        (self.later if due >= self.horizon else self.near).append((due, number, body))
+
+    def cancel(self, pick: int) -> None:
+        if not self.indexed:
+            with pytest.raises(RuntimeError, match="cancellable"):
+                self.schedule.cancel(pick)
+            return
+        number = pick % (self.number + 2)  # also some that were never there, or are gone
+        found = [entry for entry in self.everything if entry[1] == number]
+        assert self.schedule.cancel(number) == (found[0][2] if found else None)
+        for entry in found:
+            for place in (self.near, self.later, self.kept):
+                if entry in place:
+                    place.remove(entry)
+
+    def take_later(self, then: str, wait: float) -> None:
+        self.later.sort(key=lambda entry: entry[:2])
+        expected = self.later.pop(0) if self.later else None
+        entry = self.schedule.take_later(math.inf)
+        assert entry == expected
+        if entry is None or then == "take":
+            return
+        if then == "keep":
+            self.schedule.keep(*entry)
+            self.kept.append(entry)
+        else:
+            self.put_back(entry, wait, failed=bool(wait))
+
+    def set_horizon(self, horizon: float) -> None:
+        if self.horizon < math.inf:
+            return  # a queue drains once
+        self.schedule.set_horizon(horizon)
+        self.horizon = horizon
+        self.later = sorted(entry for entry in self.near if entry[0] >= horizon)
+        self.near = [entry for entry in self.near if entry[0] < horizon]
+
+    @property
+    def everything(self) -> list[Entry]:
+        return sorted([*self.near, *self.later, *self.kept])
+
+    def apply(self, operation: Operation) -> None:
+        name, *rest = operation
+        if name == "put":
+            self.put(*rest)
+        elif name == "put many":
+            times, count = rest
+            for index in range(count):
+                self.put(times[index % len(times)] + index // 16)
+        elif name == "take":
+            self.take(rest[0])
+        elif name == "take and put back":
+            now, wait, failed = rest
+            entry = self.take(now)
+            if entry is not None:
+                self.put_back(entry, wait, failed=failed)
+        elif name == "cancel":
+            self.cancel(rest[0])
+        elif name == "cancel many":
+            for entry in self.everything[:: rest[0]]:
+                self.cancel(entry[1])
+        elif name == "take later and keep":
+            self.take_later(*rest)
+        else:
+            self.set_horizon(rest[0])
+
+    def check(self) -> None:
+        schedule, everything = self.schedule, self.everything
+        retries = [entry for entry in everything if failures_of(entry[2])]
+        assert schedule.entries() == everything
+        assert schedule.entries() == everything, "looking has changed it"
+        assert schedule.waiting == len(everything) - len(retries)
+        assert schedule.retrying == len(retries)
+        assert schedule.next_due() == min((due for due, _, _ in self.near), default=math.inf)
+        assert schedule.is_empty == (not self.near)
+        oldest = min((execute_at_of(due, body) for due, _, body in everything), default=math.inf)
+        assert schedule.oldest() == oldest
+        for number in (0, 1, self.number):
+            found = [body for _, key, body in everything if key == number]
+            assert schedule.find(number) == (found[0] if found else None)
+        # What is left of cancelled messages is bounded: the dead never outnumber the living by much.
+        assert len(list(schedule._slots())) <= 2 * len(everything) + 65
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+@settings(max_examples=150, derandomize=True, database=None, deadline=None)
+@given(operations=_operations)
+def test_the_schedule_does_what_a_sorted_list_does(indexed: bool, operations: list[Operation]) -> None:
+    """Whatever the order of the operations, all that comes out and all that is counted is the model's."""
+    model = Model(indexed=indexed)
+    for operation in operations:
+        model.apply(operation)
+        model.check()
+    while model.take(math.inf) is not None:
+        model.check()
+    while model.later:
+        model.take_later("take", 0.0)
+    model.check()
+
+
+@settings(max_examples=60, derandomize=True, database=None, deadline=None)
+@given(dues=st.lists(st.floats(0, 1e6), max_size=300), indexed=st.booleans())
+def test_any_due_times_come_out_in_order(dues: list[float], indexed: bool) -> None:
+    """Whatever fits no lane goes through the heap, and the order is exact."""
+    schedule = Schedule(indexed=indexed)
+    for number, due in enumerate(dues):
+        schedule.put(due, number, b"")
+    taken: list[Entry] = []
+    while (entry := schedule.take(math.inf)) is not None:
+        taken.append(entry)
+    assert taken == sorted((due, number, b"") for number, due in enumerate(dues))
+
+
+class _Headers(dict[str, str]):
+    """A dict that can be referred to weakly."""
+
+
+def _with(headers: _Headers) -> Body:
+    return (b"payload", headers, None, 1, 0, 1e9, False)
+
+
+@pytest.mark.parametrize("place", ["lane", "heap", "later"])
+def test_a_cancelled_message_frees_its_body_at_once(place: str) -> None:
+    """Nothing but a pair of numbers is left of it, wherever it waited."""
+    schedule = Schedule(indexed=True)
+    put: Callable[[float, int, Body], None] = schedule.put if place == "lane" else schedule.put_back
+    headers = _Headers()
+    gone = weakref.ref(headers)
+    put(1e9, 1, _with(headers))
+    if place == "later":
+        schedule.set_horizon(1.0)
+    del headers
+    assert gone() is not None
+    schedule.cancel(1)
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_lane_whose_messages_were_all_cancelled_serves_again() -> None:
+    """Cancelled messages with late due times do not drive what comes after them into the heap."""
+    schedule = Schedule(indexed=True)
+    numbers = itertools.count()
+    for due in range(8, 0, -1):
+        cancelled = list(itertools.islice(numbers, 200))
+        for number in cancelled:
+            schedule.put(due * 1e6, number, b"")
+        for number in cancelled:
+            schedule.cancel(number)
+    for number in itertools.islice(numbers, 100):
+        schedule.put(1.0, number, b"")
+    assert not schedule._heap
