@@ -55,9 +55,13 @@ def test_the_set_up_commands() -> None:
 
 def test_the_plan_command() -> None:
     """The planning command runs as printed."""
-    [command] = [block for block in blocks("sh") if block.startswith("localdelay plan")]
+    [command] = [block for block in blocks("sh") if block.startswith(".venv/bin/localdelay plan")]
     done = subprocess.run(
-        [sys.executable, "-m", *shlex.split(command)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", *shlex.split(command.removeprefix(".venv/bin/"))],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "24,000" in done.stdout
