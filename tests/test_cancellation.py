@@ -7,7 +7,6 @@ import signal
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeAlias
 
-import attrs
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -358,6 +357,10 @@ async def test_what_a_hand_back_raises_that_is_no_exception_leaves_drain_bare(
     assert conserved(queue).waiting == 1
 
 
+async def send_back(message: Message, remaining: float) -> None:
+    await trio.lowlevel.checkpoint()
+
+
 @pytest.mark.parametrize("where", ["leaving", "drain"])
 async def test_a_cancelled_comes_out_of_leaving_and_of_drain_bare(
     where: str, conserved: Conserved, autojump_clock: MockClock
@@ -378,164 +381,3 @@ async def test_a_cancelled_comes_out_of_leaving_and_of_drain_bare(
         await trio.lowlevel.checkpoint()
     assert scope.cancelled_caught
     assert conserved(queue).waiting == 1
-
-
-async def send_back(message: Message, remaining: float) -> None:
-    await trio.lowlevel.checkpoint()
-
-
-@attrs.frozen
-class _Mix:
-    """A send whose nursery ends in a group: its children's exceptions, when it is cancelled."""
-
-    errors: tuple[type[BaseException] | None, ...]
-
-    async def __call__(self, message: Message) -> None:
-        async with trio.open_nursery() as nursery:
-            for error in self.errors:
-                nursery.start_soon(self._child, error)
-
-    async def _child(self, error: type[BaseException] | None) -> None:
-        try:
-            await trio.sleep_forever()
-        finally:
-            if error is not None:
-                raise error
-
-
-_MIXES = [
-    (ValueError,),
-    (None, ValueError),
-    (None, None),
-    (ValueError, OSError),
-    (ValueError, None, KeyError),
-]
-
-
-@pytest.mark.parametrize("errors", _MIXES)
-async def test_a_group_under_send_timeout_is_a_failed_send(
-    errors: tuple[type[BaseException] | None, ...], conserved: Conserved, autojump_clock: MockClock
-) -> None:
-    """Whatever the send's nursery makes of the cancellation, the message is tried again and buried once."""
-    buried: list[tuple[float, int]] = []
-
-    async def bury(message: Message, error: Exception) -> None:
-        assert isinstance(error, Exception)
-        buried.append((trio.current_time() - message.execute_at, message.attempt))
-
-    async with open_delay_queue(
-        _Mix(errors),
-        capacity=10,
-        workers=2,
-        send_timeout=1.0,
-        retry=RetryPolicy(attempts=2, wait_initial=0.5, wait_jitter=0),
-        on_dead_letter=bury,
-    ) as queue:
-        queue.put_nowait(b"a", delay=1.0)
-    assert buried == [(2.5, 2)]
-    assert conserved(queue).dead == 1
-    assert trio.current_time() == 3.5
-
-
-@pytest.mark.parametrize("at_the_timeout", [False, True])
-@pytest.mark.parametrize("errors", _MIXES)
-async def test_a_group_under_an_outer_cancellation_is_a_cancellation(
-    errors: tuple[type[BaseException] | None, ...],
-    at_the_timeout: bool,
-    conserved: Conserved,
-    autojump_clock: MockClock,
-) -> None:
-    """The errors of a send that was cut off harm nobody, even if `send_timeout` strikes at that instant."""
-    with trio.CancelScope() as scope:
-        async with open_delay_queue(_Mix(errors), capacity=10, workers=2, send_timeout=1.0) as queue:
-            queue.put_nowait(b"a", delay=1.0)
-            queue.put_nowait(b"b", delay=1.5)
-            await trio.sleep(2.0 if at_the_timeout else 1.75)
-            scope.cancel()
-            await trio.lowlevel.checkpoint()
-    assert scope.cancelled_caught
-    assert conserved(queue).pending == 2
-
-
-@pytest.mark.parametrize("errors", _MIXES)
-async def test_a_group_at_the_end_of_the_grace_is_a_cancellation(
-    errors: tuple[type[BaseException] | None, ...], conserved: Conserved, autojump_clock: MockClock
-) -> None:
-    """A send and a hand-back that are cut off leave their messages pending, and drain returns on time."""
-    mix = _Mix(errors)
-
-    async def hand_back(message: Message, remaining: float) -> None:
-        await mix(message)
-
-    async with open_delay_queue(mix, capacity=10, workers=2, send_timeout=60.0) as queue:
-        queue.put_nowait(b"a", delay=1.0)
-        queue.put_nowait(b"b", delay=9.0)
-        report = await queue.drain(3.0, hand_back)
-        assert trio.current_time() == 3.0
-    assert [message.payload for message in report.remaining] == [b"a", b"b"]
-    assert conserved(queue).pending == 2
-
-
-@pytest.mark.parametrize("seed", SCHEDULES)
-def test_a_put_that_is_cancelled_as_room_is_found_is_accepted_or_not(seed: int, conserved: Conserved) -> None:
-    """It never raises `Cancelled` for a message that was accepted, nor returns one that was not."""
-    trio._core._run._r.seed(seed)
-    returned: list[str] = []
-    scopes = [trio.CancelScope() for _ in range(6)]
-
-    async def send(message: Message) -> None:
-        await trio.sleep_forever()
-
-    async def put(queue: DelayQueue, scope: trio.CancelScope) -> None:
-        with scope:
-            returned.append((await queue.put(b"x", delay=9.0)).id)
-
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            with trio.CancelScope() as whole:
-                async with open_delay_queue(send, capacity=1, workers=1) as queue:
-                    first = queue.put_nowait(b"first", delay=9.0)
-                    for scope in scopes:
-                        nursery.start_soon(put, queue, scope)
-                        await wait_all_tasks_blocked()
-                    queue.cancel(first.id)  # room for one
-                    for scope in scopes[:4]:
-                        scope.cancel()
-                    await wait_all_tasks_blocked()
-                    assert [message.id for message in queue.messages()] == returned
-                    assert conserved(queue).puts_waiting == 2
-                    for scope in scopes[4:]:
-                        scope.cancel()
-                    whole.cancel()
-                    await trio.lowlevel.checkpoint()
-            assert [message.id for message in queue.messages()] == returned
-            assert conserved(queue).accepted == 2
-
-    trio.run(main, clock=MockClock(autojump_threshold=0))
-    assert len(returned) == 1
-
-
-async def test_a_put_that_gives_up_lets_a_smaller_one_behind_it_in(
-    conserved: Conserved, autojump_clock: MockClock
-) -> None:
-    """The one that waited first was too large for the room there is; the next is not."""
-    returned: list[bytes] = []
-
-    async def send(message: Message) -> None:
-        await trio.lowlevel.checkpoint()
-
-    async def put(payload: bytes) -> None:
-        returned.append((await queue.put(payload, delay=9.0)).payload)
-
-    async with open_delay_queue(send, capacity=9, capacity_bytes=10, workers=1) as queue:
-        queue.put_nowait(b"seven..", delay=9.0)
-        async with trio.open_nursery() as nursery, trio.open_nursery() as inner:
-            inner.start_soon(put, b"four")
-            await wait_all_tasks_blocked()
-            nursery.start_soon(put, b"two")
-            await wait_all_tasks_blocked()
-            assert returned == []
-            inner.cancel_scope.cancel()
-        assert returned == [b"two"]
-        assert trio.current_time() == 0.0
-        assert conserved(queue).puts_waiting == 0
