@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -17,6 +18,7 @@ from localdelay import (
     Statistics,
     open_delay_queue,
 )
+from localdelay.schedule import _Lane
 
 Conserved: TypeAlias = Callable[[DelayQueue], Statistics]
 SCHEDULES = range(2)
@@ -177,3 +179,41 @@ async def test_a_put_that_gives_up_lets_a_smaller_one_behind_it_in(
         assert returned == [b"two"]
         assert trio.current_time() == 0.0
         assert conserved(queue).puts_waiting == 0
+
+
+@pytest.mark.parametrize("look", ["messages", "statistics"])
+def test_ctrl_c_cannot_strike_while_the_schedule_is_walked(
+    look: str, conserved: Conserved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes out of the block later, and every message is still there."""
+    queues: list[DelayQueue] = []
+    walked = _Lane.advance
+    left = iter(range(50, -1, -1))
+
+    def advance(lane: _Lane) -> None:
+        if next(left, None) == 0:
+            signal.raise_signal(signal.SIGINT)
+        walked(lane)
+
+    async def send(message: Message) -> None:
+        pass
+
+    async def main() -> None:
+        async with open_delay_queue(send, capacity=1000, workers=1) as queue:
+            queues.append(queue)
+            messages = [queue.put_nowait(b"x", delay=9.0) for _ in range(100)]
+            if look == "statistics":  # which drops the cancelled ones at the head
+                for message in messages[:60]:
+                    queue.cancel(message.id)
+            monkeypatch.setattr(_Lane, "advance", advance)
+            getattr(queue, look)()
+            monkeypatch.setattr(_Lane, "advance", walked)
+            await trio.sleep_forever()
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trio.run(main, clock=MockClock(autojump_threshold=0))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert conserved(queues[0]).pending == (100 if look == "messages" else 40)

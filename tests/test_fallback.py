@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -368,3 +370,22 @@ async def test_the_arguments_of_the_fallback_that_are_pinned(autojump_clock: Any
         with pytest.raises(TypeError):
             Fallback(Primary(), queue, (Throttled,))  # type: ignore[call-arg]
         Fallback(Primary(), queue, degrade_on=(), room_timeout=None)
+
+
+async def test_a_degraded_message_is_freed_at_once_when_it_is_cancelled(autojump_clock: Any) -> None:
+    """No cycle through the primary's exception keeps it, with the garbage collector off."""
+    seen: list[weakref.ref[Message]] = []
+
+    async def refuse(message: Message, delay: float) -> None:
+        seen.append(weakref.ref(message))
+        raise Throttled
+
+    gc.disable()
+    try:
+        async with open_delay_queue(RecordingSender(), capacity=5, workers=1) as queue:
+            receipt = await Fallback(refuse, queue).publish(b"p", delay=5)
+            assert queue.cancel(receipt.message.id)
+            del receipt
+            assert [ref() for ref in seen] == [None]
+    finally:
+        gc.enable()
