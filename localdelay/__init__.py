@@ -7,14 +7,16 @@ The layers; each module imports only from those above it (a test checks it):
     message     the message and its id
     capacity    the sizing formulas. Pure
     lateness    latencies in an HDR histogram
-    batch       which messages are sent together, and which a failed batch blames. Pure
     retry       when to try again and when to give up. Pure
     entry       what waits, as plain tuples
+    batch       which messages are sent together, and which a failed batch blames. Pure
     groups      exceptions that come out of nurseries
     intake      checking and stamping what a caller puts. Pure
     ids         the ids of pending messages
     timer       waiting until an instant
-    schedule    what waits, in due order: FIFO lanes and a heap
+    index       what waits, by number
+    piles       what waits, in due order: FIFO lanes and a heap
+    schedule    what waits, and what is known of it
     statistics  what the queue says about itself
     ledger      what was accepted, what became of it, and who waits for room
     workers     the pool that takes turns to wait for the next due message

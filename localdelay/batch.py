@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 
 from . import checks
+from .entry import Entry, goes_alone, size_of
 from .errors import PartialSendError
 
 
@@ -23,6 +24,27 @@ class BatchPolicy:
 
 ONE = BatchPolicy(max_messages=1)
 """No batches: each message goes alone."""
+
+
+def joining(entries: Sequence[Entry], policy: BatchPolicy, *, count: int, size: int) -> tuple[int, int, bool]:
+    """How many of these due messages join a batch that has `count` messages of `size` bytes already.
+
+    Returns how many, their bytes, and whether the batch is full then.
+    """
+    most, room = policy.max_messages - count, policy.max_bytes - size
+    joined = added = 0
+    for _, _, body in entries:
+        if type(body) is bytes:
+            its_size, alone = len(body), False
+        else:
+            its_size, alone = size_of(body), goes_alone(body)
+        if (joined or count) and (alone or added + its_size > room):
+            return joined, added, True
+        joined += 1
+        added += its_size
+        if alone or joined >= most or added >= room:
+            return joined, added, True
+    return joined, added, False
 
 
 def blame(error: Exception, ids: Sequence[str]) -> Mapping[str, Exception] | None:

@@ -22,6 +22,7 @@ from .ledger import Ledger
 from .message import Message
 from .retry import Retry, RetryPolicy, after_failure, wait_after
 from .schedule import Schedule
+from .timer import clock_parts
 from .workers import Worker, Workers
 
 Send: TypeAlias = Callable[[Message], Awaitable[object]]
@@ -41,17 +42,19 @@ class Delivery:
 
     def __init__(
         self,
-        send: SendBatch,
+        send: Send | SendBatch,
         schedule: Schedule,
         ledger: Ledger,
         workers: Workers,
         *,
+        one_by_one: bool,
         retry: RetryPolicy,
         send_timeout: float,
         on_dead_letter: DeadLetterHook | None,
         ids: Ids,
     ) -> None:
-        self._send = send
+        self._send: Callable[[Any], Awaitable[object]] = send
+        self._one_by_one = one_by_one
         self._schedule = schedule
         self._ledger = ledger
         self._workers = workers
@@ -59,9 +62,10 @@ class Delivery:
         self._send_timeout = send_timeout
         self._on_dead_letter = on_dead_letter
         self._ids = ids
+        self._read_clock, self._clock_offset = clock_parts()
         self._next_failure_line = -math.inf
         self._failures_logged = 0
-        self.in_flight: dict[int, Entry] = {}
+        self._handing_back: dict[int, Entry] = {}
         self.failures = 0
         self.throttled = 0
         self.dead_letter_errors = 0
@@ -69,45 +73,52 @@ class Delivery:
         self.send_time = LatencyRecorder()
         self.total = LatencyRecorder()
 
-    def depart(self, entry: Entry) -> None:
-        """Count a message as being sent from now on; it has just been taken out of the schedule."""
-        self.in_flight[entry[1]] = entry
-        self._ledger.sending += 1
+    def depart(self, count: int) -> None:
+        """Count messages as being sent from now on; they have just been taken out of the schedule."""
+        self._ledger.sending += count
+
+    def in_flight(self) -> list[Entry]:
+        """The messages that count as being sent."""
+        return [*self._workers.taken(), *self._handing_back.values()]
 
     async def deliver(self, worker: Worker, now: float) -> float:
         """Send what the worker has taken, `now` being the time; return the time afterwards."""
         entries = worker.entries
-        messages = [message_of(entry) for entry in entries]
-        for due, _, body in entries:
-            if not failures_of(body):
-                self.lateness.record(now - due)
-        self._workers.expect(worker, now + self._send_timeout)
+        due, number, body = entries[0]
+        if len(entries) == 1 and type(body) is bytes:
+            # What follows, for one plain message: this is done for every message if there are no batches.
+            messages = [Message(number, body, due)]
+            instants = [due]
+            self.lateness.record(now - due)
+        else:
+            messages = [message_of(entry) for entry in entries]
+            instants = [execute_at_of(due, body) for due, _, body in entries]
+            first_sends = [due for due, _, body in entries if not failures_of(body)]
+            self.lateness.record_run(now, first_sends)
+        worker.expires = now + self._send_timeout
+        if self._workers.watchdog is not None:
+            self._workers.watch()
         sending: Any = _NOT_CALLED
         try:
-            sending = self._send(messages)
+            sending = self._send(messages[0] if self._one_by_one else messages)
             await sending
         except BaseException as raised:  # noqa: BLE001 (raised again where it is no mere error)
             worker.expires = math.inf
             worker.failure = failure_in(raised, timed_out=worker.timed_out)
             if worker.failure is not None:
-                self.send_time.record(trio.current_time() - now)
+                self.send_time.record(self._read_clock() + self._clock_offset - now)
                 if sending is not _NOT_CALLED and not inspect.isawaitable(sending):
                     worker.failure = _not_awaitable("send", sending)
             if not isinstance(raised, Exception):
                 reraise_without_errors(raised)
             if not worker.timed_out:
                 await self.settle(worker)
-            return trio.current_time()
+            return self._read_clock() + self._clock_offset
         worker.expires = math.inf
-        finished = trio.current_time()
+        finished = self._read_clock() + self._clock_offset
         self.send_time.record(finished - now)
-        for due, number, body in entries:
-            del self.in_flight[number]
-            if isinstance(body, bytes):
-                self.total.record(finished - due)
-            else:
-                self.total.record(finished - execute_at_of(due, body))
-                self._ids.free(body)
+        self.total.record_run(finished, instants)
+        self._ids.free_all(entries)
         sent, size = len(entries), worker.size
         entries.clear()
         worker.size = 0
@@ -160,7 +171,7 @@ class Delivery:
         worker.failure = None
 
     def _put_off(self, entry: Entry, due: float, attempt: int, *, alone: bool) -> None:
-        self._arrive(entry)
+        self._ledger.sending -= 1
         self._schedule.put_back(due, entry[1], after_failing(entry, attempt, alone=alone))
         if due < self._workers.leader_due:
             self._workers.wake_leader()
@@ -176,7 +187,8 @@ class Delivery:
         One that can never be handed back (`PermanentSendError`), or not in time, is kept: it stays pending.
         """
         message = message_of(entry)
-        self.depart(entry)
+        self._handing_back[entry[1]] = entry
+        self.depart(1)
         try:
             giving: Any = hand_back(message, max(0.0, message.execute_at - trio.current_time()))
             if not inspect.isawaitable(giving):
@@ -184,7 +196,8 @@ class Delivery:
             await giving
         except BaseException as raised:  # noqa: BLE001 (raised again where it is no mere error)
             error = failure_in(raised, timed_out=False)
-            self._arrive(entry)
+            del self._handing_back[entry[1]]
+            self._ledger.sending -= 1
             if error is None:
                 self._schedule.keep(*entry)  # the drain is over: nobody is to hand it back again
                 reraise_without_errors(raised)
@@ -198,25 +211,22 @@ class Delivery:
                 self._schedule.put_off_later(now + wait, entry[1], again)
             del error  # or its traceback, this frame and the payload hold each other
         else:
+            del self._handing_back[entry[1]]
             self._ledger.handed_back += 1
             self._finish(entry)
 
     def put_back(self, entry: Entry) -> None:
-        """Make a message pending again whose send, hook or hand-back was cut off."""
-        self._arrive(entry)
+        """Make a message pending again whose send or dead-letter hook was cut off."""
+        self._ledger.sending -= 1
         self._schedule.put_back(*entry)
 
     def oldest(self) -> float:
         """The earliest execute-at of what is being sent; infinite if there is none."""
-        return min((execute_at_of(due, body) for due, _, body in self.in_flight.values()), default=math.inf)
-
-    def _arrive(self, entry: Entry) -> None:
-        del self.in_flight[entry[1]]
-        self._ledger.sending -= 1
+        return min((execute_at_of(due, body) for due, _, body in self.in_flight()), default=math.inf)
 
     def _finish(self, entry: Entry) -> None:
         body = entry[2]
-        self._arrive(entry)
+        self._ledger.sending -= 1
         self._ids.free(body)
         self._ledger.release(size_of(body))
 

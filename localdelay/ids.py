@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from . import intake
-from .entry import Body, chosen_id
+from .entry import Body, Entry, chosen_id
 from .message import number_of
 
 
@@ -34,6 +34,12 @@ class Ids:
         chosen = chosen_id(body)
         if chosen is not None:
             self._chosen[chosen] = number
+
+    def free_all(self, entries: Iterable[Entry]) -> None:
+        """These messages are finished."""
+        if self._chosen:
+            for _, _, body in entries:
+                self.free(body)
 
     def free(self, body: Body) -> None:
         """The message is finished: its id may be used again."""

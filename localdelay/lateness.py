@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 
 import attrs
 from hdrh.histogram import HdrHistogram
@@ -16,6 +17,7 @@ _EXACT_BITS = 11
 _EXACT = 1 << _EXACT_BITS
 """Microseconds that have a counter of their own: the next power of two after 2 · 10^DIGITS."""
 _BLOCK = 256
+_RUN = 1e-4
 
 
 @attrs.frozen
@@ -67,6 +69,23 @@ class LatencyRecorder:
             shift = index.bit_length() - _EXACT_BITS
             index = (index >> shift) + (shift << _EXACT_BITS - 1)
         self._fresh[index] = self._fresh.get(index, 0) + count
+
+    def record_run(self, now: float, instants: list[float]) -> None:
+        """Count what has passed since each of these instants, all in seconds.
+
+        Instants within 100 µs of each other count as one, the earliest: with many at once, latencies are
+        rounded up by so much.
+        """
+        if len(instants) == 1:
+            self.record(now - instants[0])
+            return
+        instants = sorted(instants)
+        start, count = 0, len(instants)
+        while start < count:
+            first = instants[start]
+            end = bisect_right(instants, first + _RUN, start)
+            self.record(now - first, end - start)
+            start = end
 
     def summary(self) -> LatencySummary:
         """Count, percentiles and maximum of all that was recorded."""

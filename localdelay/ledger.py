@@ -39,24 +39,25 @@ class Ledger:
         self.sending = 0
         self.capacity = capacity
         self.capacity_bytes = capacity_bytes
-        self._limit_bytes = math.inf if capacity_bytes is None else capacity_bytes
-        self._waiters: dict[_Waiter, None] = {}  # in the order of their calls
+        self.limit_bytes = math.inf if capacity_bytes is None else capacity_bytes
+        """`capacity_bytes` as a number."""
+        self.waiters: dict[_Waiter, None] = {}  # in the order of their calls
 
     @property
     def puts_waiting(self) -> int:
         """How many calls wait for room."""
-        return len(self._waiters)
+        return len(self.waiters)
 
     def check_size(self, size: int) -> None:
         """Raise `ValueError` for a message that could never fit."""
-        if size > self._limit_bytes:
+        if size > self.limit_bytes:
             raise ValueError(
                 f"payload and headers of {size} bytes are over the capacity_bytes of {self.capacity_bytes}"
             )
 
     def try_accept(self, size: int) -> bool:
         """Count a message of this many bytes in, unless there is no room or others wait for it."""
-        if self._waiters or not self._fits(size):
+        if self.waiters or not self._fits(size):
             return False
         self._count_in(size)
         return True
@@ -65,7 +66,7 @@ class Ledger:
         """Why there is no room, in a line."""
         return (
             f"{self.pending} of {self.capacity} messages and {self.pending_bytes} bytes are pending, "
-            f"{len(self._waiters)} puts wait for room"
+            f"{len(self.waiters)} puts wait for room"
         )
 
     async def wait_for_room(self, size: int, accept: Callable[[], None]) -> None:
@@ -75,10 +76,10 @@ class Ledger:
         caller when its turn comes: a cancellation in between finds either nothing done or all.
         """
         waiter = _Waiter(size, accept)
-        self._waiters[waiter] = None
+        self.waiters[waiter] = None
 
         def abort(_: object) -> trio.lowlevel.Abort:
-            del self._waiters[waiter]
+            del self.waiters[waiter]
             self.admit()  # a smaller message behind this one may fit
             return trio.lowlevel.Abort.SUCCEEDED
 
@@ -90,16 +91,16 @@ class Ledger:
         """So many messages, of so many bytes together, are finished: whoever waits may have their room."""
         self.pending -= count
         self.pending_bytes -= size
-        if self._waiters:
+        if self.waiters:
             self.admit()
 
     def admit(self) -> None:
         """Accept the puts that wait, in order, while there is room."""
-        while self._waiters:
-            waiter = next(iter(self._waiters))
+        while self.waiters:
+            waiter = next(iter(self.waiters))
             if not self._fits(waiter.size):
                 return
-            del self._waiters[waiter]
+            del self.waiters[waiter]
             self._count_in(waiter.size)
             waiter.accept()
             trio.lowlevel.reschedule(waiter.task)
@@ -108,23 +109,23 @@ class Ledger:
         """Change the room. What is pending stays; a waiting put that can never fit gets a `ValueError`."""
         self.capacity = capacity
         self.capacity_bytes = capacity_bytes
-        self._limit_bytes = limit = math.inf if capacity_bytes is None else capacity_bytes
-        for waiter in [waiter for waiter in self._waiters if waiter.size > limit]:
+        self.limit_bytes = limit = math.inf if capacity_bytes is None else capacity_bytes
+        for waiter in [waiter for waiter in self.waiters if waiter.size > limit]:
             self._refuse(waiter, ValueError("payload is over the capacity_bytes that was set meanwhile"))
         self.admit()
 
     def close(self) -> None:
         """Refuse the puts that wait, with `QueueClosed`."""
-        for waiter in list(self._waiters):
+        for waiter in list(self.waiters):
             self._refuse(waiter, QueueClosed("the queue was closed while the put waited for room"))
 
     def _refuse(self, waiter: _Waiter, error: Exception) -> None:
-        del self._waiters[waiter]
+        del self.waiters[waiter]
         waiter.error = error
         trio.lowlevel.reschedule(waiter.task)
 
     def _fits(self, size: int) -> bool:
-        return self.pending < self.capacity and self.pending_bytes + size <= self._limit_bytes
+        return self.pending < self.capacity and self.pending_bytes + size <= self.limit_bytes
 
     def _count_in(self, size: int) -> None:
         self.accepted += 1

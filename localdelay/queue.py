@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from enum import Enum
-from typing import Literal, TypeAlias
+from threading import get_ident
+from typing import TypeAlias
 
 import trio
 
 from . import checks, drain, intake
+from . import message as numbering
 from .batch import ONE, BatchPolicy
 from .delivery import DeadLetterHook, Delivery, HandBack, Send, SendBatch, logger
 from .entry import Body, Entry, execute_at_of, message_of, size_of
@@ -20,10 +22,11 @@ from .groups import is_cancelled, what_to_raise
 from .ids import Ids
 from .ledger import Ledger
 from .message import Message, next_number
+from .piles import BLOCK
 from .retry import RetryPolicy
 from .schedule import Schedule
 from .statistics import DrainReport, Statistics
-from .timer import TrioTimer
+from .timer import TimerKind, clock_parts
 from .workers import Workers
 
 
@@ -47,30 +50,36 @@ class DelayQueue:
 
     def __init__(
         self,
-        send: SendBatch,
+        send: Send | SendBatch,
         *,
+        one_by_one: bool,
         batch: BatchPolicy,
         capacity: int,
         workers: int,
         capacity_bytes: int | None,
         cancellable: bool,
+        timer: TimerKind,
         retry: RetryPolicy,
         send_timeout: float,
         on_dead_letter: DeadLetterHook | None,
     ) -> None:
+        self._read_clock, self._clock_offset = clock_parts()
+        self._thread = get_ident()
         self._cancellable = cancellable
         self._closed = False
         self._drained: trio.Event | None = None  # made when a drain begins, set when it has ended
         self._ended_at: float | None = None
         self._ids = Ids(self._find)
         self._schedule = Schedule(indexed=cancellable)
+        self._inbox = self._schedule.inbox
         self._ledger = Ledger(capacity, capacity_bytes)
-        self._workers = Workers(self._schedule, TrioTimer(), workers, batch)
+        self._workers = Workers(self._schedule, timer, workers, batch)
         self._delivery = Delivery(
             send,
             self._schedule,
             self._ledger,
             self._workers,
+            one_by_one=one_by_one,
             retry=retry,
             send_timeout=send_timeout,
             on_dead_letter=on_dead_letter,
@@ -94,7 +103,13 @@ class DelayQueue:
         their order. Raises `QueueClosed`, and `TypeError` or `ValueError` for an argument that is
         wrong; an `id` that is pending already is wrong too.
         """
-        return await self._accept_or_wait(self._stamp(payload, delay, at, id, headers))
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            message = self.put_nowait(payload, delay=delay, at=at, id=id, headers=headers)
+        except QueueFull:
+            return await self._accept_or_wait(self._stamp(payload, delay, at, id, headers))
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return message
 
     @trio.lowlevel.enable_ki_protection
     def put_nowait(
@@ -110,6 +125,9 @@ class DelayQueue:
 
         Else like `put`.
         """
+        # The common call is done right here, for a call costs as much as all the work of one of these
+        # lines. Whatever is not common, or is to be refused, goes the long way.
+        ledger = self._ledger
         if (
             type(payload) is bytes
             and (type(delay) is float or type(delay) is int)
@@ -118,13 +136,20 @@ class DelayQueue:
             and id is None
             and headers is None
             and not self._closed
-            and (now := trio.current_time()) is not None  # raises in a foreign thread, before anything counts
-            and self._ledger.try_accept(len(payload))
+            and get_ident() == self._thread
+            and ledger.pending < ledger.capacity
+            and (pending_bytes := ledger.pending_bytes + len(payload)) <= ledger.limit_bytes
+            and not ledger.waiters
         ):
-            # The common call, in one frame. All else, and whatever is to be refused, goes the long way.
-            due = now + delay
-            number = next_number()
-            self._schedule.put(due, number, payload)
+            ledger.accepted += 1
+            ledger.pending += 1
+            ledger.pending_bytes = pending_bytes
+            due = self._read_clock() + self._clock_offset + delay
+            number = next(numbering.sequence)
+            inbox = self._inbox
+            inbox.append((due, number, payload))
+            if len(inbox) >= BLOCK:
+                self._schedule.sort_in()
             if due < self._workers.leader_due:
                 self._workers.wake_leader()
             return Message(number, payload, due)
@@ -169,7 +194,7 @@ class DelayQueue:
     @trio.lowlevel.enable_ki_protection
     def messages(self) -> list[Message]:
         """Every pending message, in due order; a retry stands where its next send is."""
-        entries = [*self._schedule.entries(), *self._delivery.in_flight.values()]
+        entries = [*self._schedule.entries(), *self._delivery.in_flight()]
 
         def when(entry: Entry) -> tuple[float, int]:
             due, number, body = entry
@@ -399,8 +424,9 @@ class DelayQueue:
             self._workers.wake_leader()
 
     def _find(self, number: int) -> Body | None:
-        flying = self._delivery.in_flight.get(number)
-        return self._schedule.find(number) if flying is None else flying[2]
+        flying = (body for _, key, body in self._delivery.in_flight() if key == number)
+        body = next(flying, None)
+        return self._schedule.find(number) if body is None else body
 
 
 @asynccontextmanager
@@ -413,7 +439,7 @@ async def open_delay_queue(
     workers: int,
     capacity_bytes: int | None = None,
     cancellable: bool = True,
-    timer: Literal["auto", "trio"] = "auto",
+    timer: TimerKind = "auto",
     retry: RetryPolicy = RetryPolicy(),  # noqa: B008 (it is frozen)
     send_timeout: float | None = 30.0,
     on_dead_letter: DeadLetterHook | None = None,
@@ -427,22 +453,21 @@ async def open_delay_queue(
     many sends may run at once; `localdelay.plan_capacity` computes both. A send that takes more than
     `send_timeout` seconds (None: no limit) has failed, and so has a dead-letter hook. Failed messages are
     retried under `retry`; one that is given up on goes to `await on_dead_letter(message, error)`, or into
-    one ERROR line of the log. `cancellable=False` saves memory where millions wait. `timer` is "auto" or
-    "trio"; both mean Trio's own clock for now.
+    one ERROR line of the log. `cancellable=False` saves time and memory where millions wait. `timer` is
+    "trio" for Trio's own timer, good to a millisecond, or "auto" for a precise one where there is one.
 
     Leaving the block normally closes the queue to puts and waits until all is sent. Leaving it by an
     exception or a cancellation ends the workers; what is pending then stays in `messages()`, and one
     warning is logged. Raises `TypeError` and `ValueError` for an argument that is wrong.
     """
-    if (send is None) == (send_batch is None):
+    given = send_batch if send is None else send
+    if given is None or (send is not None and send_batch is not None):
         raise TypeError("exactly one of send and send_batch must be given")
     if not isinstance(batch, BatchPolicy):
         raise TypeError(f"batch must be a BatchPolicy, not {type(batch).__name__}")
     if send is not None:
-        intake.check_async("send", send)
-        send_batch, batch = _one_by_one(send), ONE
-    intake.check_async("send_batch", send_batch)
-    assert send_batch is not None  # noqa: S101 (one of the two is given)
+        batch = ONE
+    intake.check_async("send_batch" if send is None else "send", given)
     checks.count("capacity", capacity)
     checks.count("workers", workers)
     if capacity_bytes is not None:
@@ -454,12 +479,14 @@ async def open_delay_queue(
     if on_dead_letter is not None:
         intake.check_async("on_dead_letter", on_dead_letter)
     queue = DelayQueue(
-        send_batch,
+        given,
+        one_by_one=send is not None,
         batch=batch,
         capacity=capacity,
         workers=workers,
         capacity_bytes=capacity_bytes,
         cancellable=bool(cancellable),
+        timer=timer,
         retry=retry,
         send_timeout=intake.check_seconds("send_timeout", send_timeout, zero=False),
         on_dead_letter=on_dead_letter,
@@ -483,10 +510,3 @@ async def open_delay_queue(
     error = what_to_raise(from_block, from_nursery)
     if error is not None:
         raise error
-
-
-def _one_by_one(send: Send) -> SendBatch:
-    def send_only(messages: Sequence[Message]) -> Awaitable[object]:
-        return send(messages[0])
-
-    return send_only

@@ -1,20 +1,12 @@
-"""The waiting messages, in due order: FIFO channels and a heap.
+"""The waiting messages, in due order, and what is known of each.
 
-Patience piles. With one delay for all, messages arrive in the order in which they are due, and an
-append to a FIFO is all that it takes to keep them sorted. With a few delays the same holds for each
-delay on its own. So there are a few FIFO lanes, each in due order: a message is appended to the lane
-with the latest tail that is not later than itself; where there is none, a new lane is begun; where
-there are enough lanes already, it goes into a heap. The lane that takes it keeps its place in the list,
-because its new tail is still earlier than the tail of the lane before it: the tails always stand in
-descending order, the first lane that fits is the right one, and one delay costs one comparison. Retries
-go straight to the heap: a lane that took one would have a late tail and fit nothing else for a while.
+The order is kept by the piles. What is said of a message beyond its place in that order is kept here: how
+many wait, how many of them wait to be tried again, and, while the queue drains, which of them are due
+beyond its horizon and are handed back instead of sent.
 
-The next message is the smallest of the lanes' heads and the heap's top. A memory channel cannot be
-peeked at, so each lane's head is held here, outside its channel.
-
-Cancelling. With an index, the lanes and the heap carry only (due, number), and the index owns what the
-number stands for: cancelling takes it out there, which frees the payload at once, and leaves a dead
-pair behind. When the dead outnumber the living, everything is swept once.
+Cancelling. With an index, the piles carry only (due, number), and the index owns what the number stands
+for: cancelling takes it out there, which frees the payload at once, and leaves a dead pair behind. When the
+dead outnumber the living, everything is swept once.
 """
 
 from __future__ import annotations
@@ -22,94 +14,67 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
-from typing import TypeAlias
+from itertools import filterfalse
 
 import trio
 
 from .entry import Body, Entry, execute_at_of, failures_of
+from .index import Index
+from .piles import BLOCK, Piles, Slot
 
-_Slot: TypeAlias = tuple[float, int, Body] | tuple[float, int]
-
-MAX_LANES = 8
 _FEW = 64
-
-
-class _Lane:
-    __slots__ = ("_receive", "head", "push", "tail")
-
-    def __init__(self) -> None:
-        send, receive = trio.open_memory_channel[_Slot](math.inf)
-        self.push = send.send_nowait
-        self._receive = receive.receive_nowait
-        self.head: _Slot | None = None
-        self.tail = -math.inf
-
-    def append(self, slot: _Slot) -> None:
-        self.tail = slot[0]
-        if self.head is None:
-            self.head = slot
-        else:
-            self.push(slot)
-
-    def advance(self) -> None:
-        try:
-            self.head = self._receive()
-        except trio.WouldBlock:
-            self.head = None
-
-    def empty(self) -> Iterator[_Slot]:
-        while self.head is not None:
-            yield self.head
-            self.advance()
 
 
 class Schedule:
     """Messages in due order. All methods are synchronous; none of them awaits or calls out."""
 
     def __init__(self, *, indexed: bool) -> None:
-        self._lanes: list[_Lane] = []
-        self._heap: list[_Slot] = []
-        self._index: dict[int, Body] | None = {} if indexed else None
+        self._near = Piles()
+        self._index = Index() if indexed else None
         self._dead = 0
-        self.waiting = 0
+        self.inbox: list[Entry] = []
+        """New messages, in the order of their puts. Sorted in when there is need to, many at a time."""
+        self._waiting = 0
         self.retrying = 0
         self._retries: dict[int, float] = {}  # number to execute-at
         self._oldest_retries: list[tuple[float, int]] = []  # a heap of these, with gone ones in it
         self.horizon = math.inf
-        self._later: list[_Slot] = []  # heaps, too
-        self._put_off: list[_Slot] = []
-        self._kept: list[_Slot] = []
+        self._later = Piles()
+        self._put_off: list[Slot] = []  # heaps
+        self._kept: list[Slot] = []
         self.later_arrived = trio.lowlevel.ParkingLot()
         """Unparked when a message arrives beyond the horizon."""
 
     def put(self, due: float, number: int, body: Body) -> None:
         """Take in a new message."""
-        self.waiting += 1
-        slot = self._slot(due, number, body)
-        for lane in self._lanes:
-            if lane.tail <= due:
-                lane.tail = due
-                if lane.head is None:
-                    lane.head = slot
-                else:
-                    lane.push(slot)
-                return
-        if len(self._lanes) < MAX_LANES:
-            lane = _Lane()
-            lane.append(slot)
-            self._lanes.append(lane)
+        self.inbox.append((due, number, body))
+        if len(self.inbox) >= BLOCK:
+            self.sort_in()
+
+    def sort_in(self) -> None:
+        """Empty the inbox: every method that needs the order does this first."""
+        inbox = self.inbox
+        self._waiting += len(inbox)
+        if self._index is None:
+            self._near.add_all(inbox)
         else:
-            heappush(self._heap, slot)
+            self._index.put_all(inbox)
+            self._near.add_all([entry[:2] for entry in inbox])
+        inbox.clear()
+
+    @property
+    def waiting(self) -> int:
+        """How many messages wait that have not failed yet."""
+        return self._waiting + len(self.inbox)
 
     def put_back(self, due: float, number: int, body: Body) -> None:
         """Take in a message that was here before: a retry, or one whose send was cut off."""
         self._count(number, body, 1)
-        slot = self._slot(due, number, body)
         if due >= self.horizon:
-            heappush(self._later, slot)
+            self._later.push(self._slot(due, number, body))
             self.later_arrived.unpark()
         else:
-            heappush(self._heap, slot)
+            self._near.push(self._slot(due, number, body))
 
     def put_off_later(self, when: float, number: int, body: Body) -> None:
         """Take in a message for `take_later` again, at `when` and not before."""
@@ -121,130 +86,140 @@ class Schedule:
         self._count(number, body, 1)
         heappush(self._kept, self._slot(max(due, execute_at_of(due, body)), number, body))
 
-    def take(self, now: float) -> Entry | None:
-        """Take out the next message if it is due."""
-        while True:
-            best = self._heap[0] if self._heap else None
-            best_lane: _Lane | None = None
-            for lane in self._lanes:
-                head = lane.head
-                if head is not None and (best is None or head < best):
-                    best, best_lane = head, lane
-            if best is None or best[0] > now:
-                return None
-            if best_lane is None:
-                heappop(self._heap)
-            else:
-                best_lane.advance()
-            entry = self._claim(best)
-            if entry is not None:
-                return entry
-
-    def next_due(self) -> float:
-        """When the next message is due, in seconds on Trio's clock; infinite if there is none."""
-        self._drop_dead_heads()
-        soonest = min((lane.head[0] for lane in self._lanes if lane.head is not None), default=math.inf)
-        return min(soonest, self._heap[0][0]) if self._heap else soonest
-
-    def oldest(self) -> float:
-        """The earliest execute-at of all, retries included; infinite if there is none."""
-        oldest = self._oldest_retries
-        while oldest and oldest[0][1] not in self._retries:
-            heappop(oldest)
-        next_due = self.next_due()  # drops the dead heads of all heaps
-        heads = [
-            heap[0][0] for heap in (oldest, self._later, self._kept) if heap
-        ]  # what is put off is a retry
-        return min([next_due, *heads])
-
-    def find(self, number: int) -> Body | None:
-        """The body of the message with this number, or None. Without an index, everything is walked."""
-        if self._index is not None:
-            return self._index.get(number)
-        return next((entry[2] for entry in self.entries() if entry[1] == number), None)
-
-    def cancel(self, number: int) -> Body | None:
-        """Take out the message with this number and return its body, or None if it is not here."""
+    def due(self, now: float, most: int) -> list[Entry]:
+        """The next messages that are due, up to `most` of them and perhaps fewer. `take` takes them out."""
+        if self.inbox:
+            self.sort_in()
+        if self._dead:
+            self._drop_dead_heads()
+        slots = self._near.run(now, most)
         if self._index is None:
-            raise RuntimeError("cancel needs a queue with cancellable=True")
-        body = self._index.pop(number, None)
-        if body is not None:
-            self._count(number, body, -1)
-            self._dead += 1
-            if self._dead > len(self._index) + _FEW:
-                self._sweep()
-        return body
-
-    def entries(self) -> list[Entry]:
-        """Every message, in due order."""
-        return sorted(entry for slot in self._slots() if (entry := self._resolve(slot)) is not None)
-
-    def set_horizon(self, horizon: float) -> None:
-        """Put aside, for `take_later`, every message due at `horizon` or after it, now and from now on."""
-        self.horizon = horizon
-        slots = list(self._slots())
-        self._clear()
-        slots.sort(key=lambda slot: slot[:2])
+            return slots  # type: ignore[return-value]  # without an index, slots are entries
+        get = self._index.get
+        entries: list[Entry] = []
         for slot in slots:
-            if slot[0] < horizon:
-                self._heap.append(slot)  # a sorted list is a heap
-            else:
-                self._later.append(slot)
+            number = slot[1]
+            body = get(number)
+            if body is None:
+                break  # cancelled; the next call begins after it
+            entries.append((slot[0], number, body))
+        return entries
+
+    def take(self, entries: list[Entry]) -> None:
+        """Take out the first of the messages that `due` has just returned, as many as are given."""
+        self._near.drop(len(entries))
+        self._claim(entries)
+
+    def take_one(self, now: float) -> Entry | None:
+        """Take out the next message if it is due: `due` and `take` in one, for queues without batches."""
+        due = self.due(now, 1)
+        if not due:
+            return None
+        self._near.drop(1)
+        entry = due[0]
+        if self._index is None and type(entry[2]) is bytes:
+            self._waiting -= 1
+        else:
+            self._claim(due)
+        return entry
 
     def take_later(self, now: float) -> Entry | None:
         """Take out a message from beyond the horizon, or one whose time to be tried again has come."""
-        while True:
-            if self._put_off and self._put_off[0][0] <= now:
-                slot = heappop(self._put_off)
-            elif self._later:
-                slot = heappop(self._later)
-            else:
-                return None
-            if (entry := self._claim(slot)) is not None:
-                return entry
+        self._drop_dead_heads()
+        if self._put_off and self._put_off[0][0] <= now:
+            slot = heappop(self._put_off)
+        elif slots := self._later.run(math.inf, 1):
+            slot = slots[0]
+            self._later.drop(1)
+        else:
+            return None
+        entries = self._living([slot])
+        self._claim(entries)
+        return entries[0]
+
+    def next_due(self) -> float:
+        """When the next message is due, in seconds on Trio's clock; infinite if there is none."""
+        if self.inbox:
+            self.sort_in()
+        self._drop_dead_heads()
+        return _due(self._near.first())
 
     def next_later(self) -> float:
         """When the next message that was put off may be taken; infinite if there is none."""
         self._drop_dead_heads()
         return self._put_off[0][0] if self._put_off else math.inf
 
+    def oldest(self) -> float:
+        """The earliest execute-at of all, retries included; infinite if there is none."""
+        retries = self._oldest_retries
+        while retries and retries[0][1] not in self._retries:
+            heappop(retries)
+        next_due = self.next_due()
+        heads = (heap[0][0] for heap in (retries, self._kept) if heap)  # what is put off is a retry
+        return min(next_due, _due(self._later.first()), *heads)
+
     @property
     def is_empty(self) -> bool:
         """Whether nothing within the horizon is left to take."""
         return self.next_due() == math.inf
 
-    def _slot(self, due: float, number: int, body: Body) -> _Slot:
+    def find(self, number: int) -> Body | None:
+        """The body of the message with this number, or None. Without an index, everything is walked."""
+        self.sort_in()
+        if self._index is not None:
+            return self._index.get(number)
+        return next((entry[2] for entry in self._living(self._slots()) if entry[1] == number), None)
+
+    def cancel(self, number: int) -> Body | None:
+        """Take out the message with this number and return its body, or None if it is not here."""
+        if self._index is None:
+            raise RuntimeError("cancel needs a queue with cancellable=True")
+        self.sort_in()
+        body = self._index.pop(number)
+        if body is not None:
+            self._count(number, body, -1)
+            self._dead += 1
+            if self._dead > self.waiting + self.retrying + _FEW:
+                self._sweep()
+        return body
+
+    def entries(self) -> list[Entry]:
+        """Every message, in due order."""
+        self.sort_in()
+        return sorted(self._living(self._slots()))
+
+    def set_horizon(self, horizon: float) -> None:
+        """Put aside, for `take_later`, every message due at `horizon` or after it, now and from now on."""
+        self.sort_in()
+        self.horizon = horizon
+        self._later = self._near
+        self._near = self._later.cut(horizon)
+
+    def _slot(self, due: float, number: int, body: Body) -> Slot:
         if self._index is None:
             return (due, number, body)
-        self._index[number] = body
+        self._index.put(number, body)
         return (due, number)
 
-    def _resolve(self, slot: _Slot) -> Entry | None:
-        if len(slot) == 3:
-            return slot
-        assert self._index is not None  # noqa: S101 (pairs are only made where there is an index)
-        body = self._index.get(slot[1])
-        return None if body is None else (*slot, body)
+    def _living(self, slots: Iterable[Slot]) -> list[Entry]:
+        index = self._index
+        if index is None:
+            return list(slots)  # type: ignore[arg-type]  # as in `due`
+        return [(slot[0], slot[1], body) for slot in slots if (body := index.get(slot[1])) is not None]
 
-    def _claim(self, slot: _Slot) -> Entry | None:
-        if len(slot) == 3:
-            entry = slot
-        else:
-            assert self._index is not None  # noqa: S101 (as above)
-            body = self._index.pop(slot[1], None)
-            if body is None:
-                self._dead -= 1
-                return None
-            entry = (*slot, body)
-        if isinstance(entry[2], bytes):
-            self.waiting -= 1
-        else:
-            self._count(entry[1], entry[2], -1)
-        return entry
+    def _claim(self, entries: list[Entry]) -> None:
+        if self._index is not None:
+            for entry in entries:
+                self._index.pop(entry[1])
+        if not self.retrying:
+            self._waiting -= len(entries)
+            return
+        for _, number, body in entries:
+            self._count(number, body, -1)
 
     def _count(self, number: int, body: Body, change: int) -> None:
         if not failures_of(body):
-            self.waiting += change
+            self._waiting += change
             return
         self.retrying += change
         if change < 0:
@@ -256,48 +231,32 @@ class Schedule:
             self._oldest_retries = [(execute_at, key) for key, execute_at in self._retries.items()]
             heapify(self._oldest_retries)
 
-    def _drop_dead_heads(self) -> None:
-        if not self._dead or self._index is None:
-            return
-        index = self._index
-        for lane in self._lanes:
-            while lane.head is not None and lane.head[1] not in index:
-                lane.advance()
-                self._dead -= 1
-        for heap in (self._heap, self._later, self._put_off, self._kept):
-            while heap and heap[0][1] not in index:
-                heappop(heap)
-                self._dead -= 1
-
-    def _slots(self) -> Iterator[_Slot]:
-        # A channel is walked by emptying it and filling it again, lane by lane and without an await.
-        for lane in self._lanes:
-            slots = list(lane.empty())
-            for slot in slots:
-                lane.append(slot)
-            yield from slots
-        yield from self._heap
-        yield from self._later
+    def _slots(self) -> Iterator[Slot]:
+        yield from self._near.slots()
+        yield from self._later.slots()
         yield from self._put_off
         yield from self._kept
 
-    def _sweep(self) -> None:
-        def living(slots: Iterable[_Slot]) -> list[_Slot]:
-            return [slot for slot in slots if self._resolve(slot) is not None]
+    def _is_dead(self, slot: Slot) -> bool:
+        return self._index is not None and self._index.get(slot[1]) is None
 
-        for lane in self._lanes:
-            for slot in living(lane.empty()):
-                lane.append(slot)
-        # A lane that is empty now has a late tail, and would fit nothing for a while.
-        self._lanes = [lane for lane in self._lanes if lane.head is not None]
-        for heap in (self._heap, self._later, self._put_off, self._kept):
-            heap[:] = living(heap)
+    def _drop_dead_heads(self) -> None:
+        if not self._dead:
+            return
+        self._dead -= self._near.drop_heads(self._is_dead) + self._later.drop_heads(self._is_dead)
+        for heap in (self._put_off, self._kept):
+            while heap and self._is_dead(heap[0]):
+                heappop(heap)
+                self._dead -= 1
+
+    def _sweep(self) -> None:
+        self._near.sweep(self._is_dead)
+        self._later.sweep(self._is_dead)
+        for heap in (self._put_off, self._kept):
+            heap[:] = filterfalse(self._is_dead, heap)
             heapify(heap)
         self._dead = 0
 
-    def _clear(self) -> None:
-        self._lanes.clear()
-        self._heap.clear()
-        self._later.clear()
-        self._put_off.clear()
-        self._kept.clear()
+
+def _due(slot: Slot | None) -> float:
+    return math.inf if slot is None else slot[0]

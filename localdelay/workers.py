@@ -14,16 +14,18 @@ instant the leader sleeps to (`leader_due`) must wake the leader.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from itertools import chain
 from typing import Protocol
 
 import trio
 
-from .batch import BatchPolicy
-from .entry import Entry, goes_alone, size_of
+from .batch import BatchPolicy, joining
+from .entry import Entry, size_of
 from .schedule import Schedule
-from .timer import TrioTimer
+from .timer import Timer, TimerKind, TrioTimer, clock_parts, open_timer
 
-_TURN = 64
+_TURN = 256
 _TURN_SECONDS = 0.002
 """A worker whose sends never wait lets the other tasks run after this many messages or seconds."""
 
@@ -45,8 +47,8 @@ class Worker:
 class Delivery(Protocol):
     """What a worker does with a message. `deliver` returns the time, for that is what it knows last."""
 
-    def depart(self, entry: Entry) -> None:
-        """A message was taken out of the schedule: from now on it counts as being sent."""
+    def depart(self, count: int) -> None:
+        """Messages were taken out of the schedule: from now on they count as being sent."""
 
     async def deliver(self, worker: Worker, now: float) -> float:
         """Send `worker.entries`; where that fails, either settle them or leave it in `worker.failure`."""
@@ -61,10 +63,11 @@ class Delivery(Protocol):
 class Workers:
     """The nursery of workers, and the watchdog that ends the sends that take too long."""
 
-    def __init__(self, schedule: Schedule, timer: TrioTimer, count: int, batch: BatchPolicy) -> None:
+    def __init__(self, schedule: Schedule, timer: TimerKind, count: int, batch: BatchPolicy) -> None:
         self._schedule = schedule
         self._batch = batch
-        self._timer = timer
+        self._timer_kind: TimerKind = timer
+        self._timer: Timer = TrioTimer()
         self._delivery: Delivery
         self._nursery: trio.Nursery | None = None
         self._scope = trio.CancelScope()
@@ -72,10 +75,11 @@ class Workers:
         self._followers: dict[Worker, trio.lowlevel.Task] = {}
         self._leader: Worker | None = None
         self._stirred: Worker | None = None
-        self._gathering = False
+        self._reserved = False
         self._closing = False
         self._ending = False
-        self._watchdog: trio.lowlevel.Task | None = None
+        self.watchdog: trio.lowlevel.Task | None = None
+        """Waits for `watch` if it is not None."""
         self.leader_due = -math.inf
         """Until when the leader sleeps; a message due earlier must call `wake_leader`."""
         self.count = count
@@ -90,6 +94,7 @@ class Workers:
     async def run(self, delivery: Delivery) -> None:
         """Keep the pool at work until `close` was called and nothing is left to take, or until `stop`."""
         self._delivery = delivery
+        self._timer = open_timer(self._timer_kind)
         try:
             with self._scope:
                 async with trio.open_nursery() as watch:
@@ -100,6 +105,8 @@ class Workers:
         finally:
             self._nursery = None
             self.leader_due = -math.inf
+            self._timer.close()
+            self._timer = TrioTimer()
             self.finished.set()
 
     def has(self, task: trio.lowlevel.Task) -> bool:
@@ -108,6 +115,10 @@ class Workers:
         while nursery is not None and nursery is not self._nursery:
             nursery = nursery.parent_task.parent_nursery
         return nursery is not None
+
+    def taken(self) -> Iterator[Entry]:
+        """What the workers have taken and not settled yet."""
+        return chain.from_iterable(worker.entries for worker in self._workers)
 
     def wake_leader(self) -> None:
         """Let the leader look again: an earlier message has come, or the rules have changed."""
@@ -148,12 +159,11 @@ class Workers:
         self._ending = True
         self._scope.cancel()
 
-    def expect(self, worker: Worker, when: float) -> None:
-        """Have this worker's send end at `when` (seconds on Trio's clock) at the latest."""
-        worker.expires = when
-        if self._watchdog is not None:
-            trio.lowlevel.reschedule(self._watchdog)
-            self._watchdog = None
+    def watch(self) -> None:
+        """Some worker's `expires` was set while the watchdog had nothing to watch."""
+        if self.watchdog is not None:
+            trio.lowlevel.reschedule(self.watchdog)
+            self.watchdog = None
 
     def _hire(self) -> None:
         assert self._nursery is not None  # noqa: S101 (the callers have seen that it is open)
@@ -183,7 +193,8 @@ class Workers:
         """Take due messages and send them until this worker is to leave or its scope is used up."""
         if worker.failure is not None:
             await self._delivery.settle(worker)
-        now = began = trio.current_time()
+        read_clock, offset = clock_parts()
+        now = began = read_clock() + offset
         turn = 0
         while not worker.timed_out:
             if len(self._workers) > self.count:
@@ -195,38 +206,58 @@ class Workers:
                     self._workers.discard(worker)
                     return
                 await self._wait(worker)
-                now = began = trio.current_time()
+                now = began = read_clock() + offset
                 turn = 0
                 continue
             if not full and self._batch.max_wait and not self._closing:
                 await self._gather(worker)
-                now = began = trio.current_time()
+                now = began = read_clock() + offset
                 if not worker.entries:
                     continue
-            self._stir()
+            if self._leader is None:
+                self._stir()
             now = await self._delivery.deliver(worker, now)
             turn += 1
             if (turn == _TURN or now - began > _TURN_SECONDS) and not worker.timed_out:
-                await trio.lowlevel.checkpoint()
-                now = began = trio.current_time()
+                await self._pass_the_turn(worker)
+                now = began = read_clock() + offset
                 turn = 0
+
+    async def _pass_the_turn(self, worker: Worker) -> None:
+        """Let the other tasks run, and no other worker take a turn of its own in the same pass."""
+        if self._leader is not None:
+            await trio.lowlevel.checkpoint()
+            return
+        self._leader = worker
+        self._reserved = True
+        try:
+            await trio.lowlevel.checkpoint()
+        finally:
+            self._leader = None
+            self._reserved = False
 
     def _fill(self, worker: Worker, now: float) -> bool:
         """Take what is due and fits into the worker's batch; return whether that is to go now."""
-        if self.paused or self._ending or self._gathering:
+        if self.paused or self._ending or self._reserved:
             return False
-        batch = self._batch
-        entries = worker.entries
-        while (entry := self._schedule.take(now)) is not None:
-            body = entry[2]
-            size = size_of(body)
-            if entries and (worker.size + size > batch.max_bytes or goes_alone(body)):
-                self._schedule.put_back(*entry)
-                return True
-            entries.append(entry)
-            self._delivery.depart(entry)
-            worker.size += size
-            if len(entries) >= batch.max_messages or worker.size >= batch.max_bytes or goes_alone(body):
+        batch, schedule, entries = self._batch, self._schedule, worker.entries
+        if batch.max_messages == 1:
+            entry = schedule.take_one(now)
+            if entry is not None:
+                body = entry[2]
+                entries.append(entry)
+                worker.size = len(body) if type(body) is bytes else size_of(body)
+                self._delivery.depart(1)
+            return True
+        while due := schedule.due(now, batch.max_messages - len(entries)):
+            count, size, full = joining(due, batch, count=len(entries), size=worker.size)
+            if count:
+                del due[count:]
+                schedule.take(due)
+                self._delivery.depart(count)
+                entries += due
+                worker.size += size
+            if full:
                 return True
         return False
 
@@ -235,11 +266,11 @@ class Workers:
         last_call = worker.entries[0][0] + self._batch.max_wait
         full = False
         while not full and not self._closing and trio.current_time() < last_call:
-            self._gathering = True
+            self._reserved = True
             try:
                 await self._lead(worker, min(last_call, self._schedule.next_due()))
             finally:
-                self._gathering = False
+                self._reserved = False
             if self.paused or self._ending:
                 self._put_back(worker)
                 return
@@ -293,7 +324,7 @@ class Workers:
         while True:
             soonest = min((worker.expires for worker in self._workers), default=math.inf)
             if soonest == math.inf:
-                self._watchdog = trio.lowlevel.current_task()
+                self.watchdog = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(self._forget_watchdog)
                 continue
             await trio.sleep_until(soonest)
@@ -305,5 +336,5 @@ class Workers:
                     worker.scope.cancel()
 
     def _forget_watchdog(self, _: object) -> trio.lowlevel.Abort:
-        self._watchdog = None
+        self.watchdog = None
         return trio.lowlevel.Abort.SUCCEEDED

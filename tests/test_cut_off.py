@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 import pytest
@@ -17,8 +17,9 @@ from localdelay import (
     RetryPolicy,
     Statistics,
     open_delay_queue,
+    piles,
 )
-from localdelay.schedule import _Lane
+from localdelay import schedule as schedules
 
 Conserved: TypeAlias = Callable[[DelayQueue], Statistics]
 SCHEDULES = range(2)
@@ -187,13 +188,15 @@ def test_ctrl_c_cannot_strike_while_the_schedule_is_walked(
 ) -> None:
     """It comes out of the block later, and every message is still there."""
     queues: list[DelayQueue] = []
-    walked = _Lane.advance
-    left = iter(range(50, -1, -1))
+    monkeypatch.setattr(piles, "BLOCK", 4)
+    monkeypatch.setattr(schedules, "BLOCK", 4)
+    unpacked = piles._unpacked
+    left = iter(range(5, -1, -1))
 
-    def advance(lane: _Lane) -> None:
+    def interrupted(packed: tuple[Any, ...]) -> list[piles.Slot]:
         if next(left, None) == 0:
             signal.raise_signal(signal.SIGINT)
-        walked(lane)
+        return unpacked(packed)
 
     async def send(message: Message) -> None:
         pass
@@ -205,9 +208,10 @@ def test_ctrl_c_cannot_strike_while_the_schedule_is_walked(
             if look == "statistics":  # which drops the cancelled ones at the head
                 for message in messages[:60]:
                     queue.cancel(message.id)
-            monkeypatch.setattr(_Lane, "advance", advance)
+            monkeypatch.setattr(piles, "_unpacked", interrupted)
             getattr(queue, look)()
-            monkeypatch.setattr(_Lane, "advance", walked)
+            monkeypatch.setattr(piles, "_unpacked", unpacked)
+            assert next(left, None) is None, "nothing was interrupted"
             await trio.sleep_forever()
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -6,17 +6,29 @@ import gc
 import itertools
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from localdelay import piles
+from localdelay import schedule as schedules
 from localdelay.entry import Body, Entry, execute_at_of, failures_of
 from localdelay.schedule import Schedule
 
 Operation: TypeAlias = tuple[Any, ...]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_blocks() -> Iterator[None]:
+    """Blocks of a few slots, so that a short list of operations goes through all that happens to one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(piles, "BLOCK", 4)
+        patch.setattr(schedules, "BLOCK", 4)
+        yield
+
 
 # Few distinct times, so that ties are common; more of them than there are lanes.
 _times = st.integers(0, 12).map(lambda quarter: quarter / 4)
@@ -26,7 +38,7 @@ _operations = st.lists(
         st.tuples(st.just("put"), _times, st.sampled_from(["plain", "details"])),
         st.tuples(st.just("put"), _times, st.just("plain")),
         st.tuples(st.just("put many"), st.lists(_times, min_size=1, max_size=4), st.integers(2, 120)),
-        st.tuples(st.just("take"), _times),
+        st.tuples(st.just("take"), _times, st.integers(1, 30)),
         st.tuples(st.just("take and put back"), _times, _times, st.booleans()),
         st.tuples(st.just("cancel"), _picks),
         st.tuples(st.just("cancel many"), st.integers(1, 3)),
@@ -58,11 +70,18 @@ class Model:
         self.schedule.put(due, self.number, body)
         self.near.append((due, self.number, body))
 
-    def take(self, now: float) -> Entry | None:
+    def take(self, now: float, most: int = 1) -> list[Entry]:
         self.near.sort()
-        expected = self.near.pop(0) if self.near and self.near[0][0] <= now else None
-        assert self.schedule.take(now) == expected
-        return expected
+        expected = [entry for entry in self.near if entry[0] <= now]
+        due = self.schedule.due(now, most)
+        assert due == expected[: len(due)]
+        assert bool(due) == bool(expected)
+        assert len(due) <= most
+        taken = due[: (len(due) + 1) // 2]  # the rest is left where it is
+        if taken:
+            self.schedule.take(taken)
+            del self.near[: len(taken)]
+        return taken
 
     def put_back(self, entry: Entry, wait: float, *, failed: bool) -> None:
         due, number, body = entry
@@ -120,11 +139,10 @@ class Model:
             for index in range(count):
                 self.put(times[index % len(times)] + index // 16)
         elif name == "take":
-            self.take(rest[0])
+            self.take(*rest)
         elif name == "take and put back":
             now, wait, failed = rest
-            entry = self.take(now)
-            if entry is not None:
+            for entry in self.take(now):
                 self.put_back(entry, wait, failed=failed)
         elif name == "cancel":
             self.cancel(rest[0])
@@ -163,7 +181,7 @@ def test_the_schedule_does_what_a_sorted_list_does(indexed: bool, operations: li
     for operation in operations:
         model.apply(operation)
         model.check()
-    while model.take(math.inf) is not None:
+    while model.take(math.inf, 7):
         model.check()
     while model.later:
         model.take_later("take", 0.0)
@@ -171,15 +189,16 @@ def test_the_schedule_does_what_a_sorted_list_does(indexed: bool, operations: li
 
 
 @settings(max_examples=60, derandomize=True, database=None, deadline=None)
-@given(dues=st.lists(st.floats(0, 1e6), max_size=300), indexed=st.booleans())
-def test_any_due_times_come_out_in_order(dues: list[float], indexed: bool) -> None:
+@given(dues=st.lists(st.floats(0, 1e6), max_size=300), most=st.integers(1, 100), indexed=st.booleans())
+def test_any_due_times_come_out_in_order(dues: list[float], most: int, indexed: bool) -> None:
     """Whatever fits no lane goes through the heap, and the order is exact."""
     schedule = Schedule(indexed=indexed)
     for number, due in enumerate(dues):
         schedule.put(due, number, b"")
     taken: list[Entry] = []
-    while (entry := schedule.take(math.inf)) is not None:
-        taken.append(entry)
+    while due := schedule.due(math.inf, most):
+        schedule.take(due)
+        taken += due
     assert taken == sorted((due, number, b"") for number, due in enumerate(dues))
 
 
@@ -220,4 +239,4 @@ def test_a_lane_whose_messages_were_all_cancelled_serves_again() -> None:
             schedule.cancel(number)
     for number in itertools.islice(numbers, 100):
         schedule.put(1.0, number, b"")
-    assert not schedule._heap
+    assert not schedule._near.heap

@@ -224,7 +224,7 @@ class World:
         if not s.closed:  # those that are surplus stay until their sends have ended, and no longer
             assert len(self.queue._workers._workers) == max(s.workers, s.workers_busy)
         elif self.deadline < math.inf and self.drained_at is None and self.scene.hand_back == "takes":
-            assert not self.queue._schedule._later, "it waits to be handed back"
+            assert self.queue._schedule._later.first() is None, "it waits to be handed back"
 
     def _dead(self) -> list[str]:
         logged = [str(record.args[0]) for record in self.errors if isinstance(record.args, tuple)]
