@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 
 from . import checks
-from .entry import Entry, goes_alone, size_of
+from .entry import Entry, all_plain, goes_alone, plain_size, size_of
 from .errors import PartialSendError
 
 
@@ -32,12 +32,11 @@ def joining(entries: Sequence[Entry], policy: BatchPolicy, *, count: int, size: 
     Returns how many, their bytes, and whether the batch is full then.
     """
     most, room = policy.max_messages - count, policy.max_bytes - size
+    if len(entries) <= most and all_plain(entries) and (size_of_all := plain_size(entries)) <= room:
+        return len(entries), size_of_all, len(entries) == most or size_of_all == room
     joined = added = 0
     for _, _, body in entries:
-        if type(body) is bytes:
-            its_size, alone = len(body), False
-        else:
-            its_size, alone = size_of(body), goes_alone(body)
+        its_size, alone = size_of(body), goes_alone(body)
         if (joined or count) and (alone or added + its_size > room):
             return joined, added, True
         joined += 1

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import trio
 
 from .batch import blame
-from .entry import Entry, after_failing, execute_at_of, failures_of, message_of, size_of
+from .entry import Entry, after_failing, all_plain, execute_at_of, failures_of, message_of, size_of
 from .errors import PermanentSendError, Throttled
 from .groups import failure_in, reraise_without_errors
 from .ids import Ids
@@ -85,11 +85,14 @@ class Delivery:
         """Send what the worker has taken, `now` being the time; return the time afterwards."""
         entries = worker.entries
         due, number, body = entries[0]
-        if len(entries) == 1 and type(body) is bytes:
-            # What follows, for one plain message: this is done for every message if there are no batches.
+        if len(entries) == 1 and type(body) is bytes:  # each message, where there are no batches
             messages = [Message(number, body, due)]
             instants = [due]
             self.lateness.record(now - due)
+        elif all_plain(entries):
+            messages = [Message(number, body, due) for due, number, body in entries]  # type: ignore[arg-type]
+            instants = [entry[0] for entry in entries]
+            self.lateness.record_run(now, instants)
         else:
             messages = [message_of(entry) for entry in entries]
             instants = [execute_at_of(due, body) for due, _, body in entries]

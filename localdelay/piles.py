@@ -32,6 +32,7 @@ Slot: TypeAlias = tuple[float, int, Body] | tuple[float, int]
 """(due, number, body), or without a body where an index owns it."""
 _Packed: TypeAlias = tuple[Any, ...]
 """(due times, numbers, bodies), or without bodies: native doubles, native 64-bit integers, a tuple."""
+_Channel: TypeAlias = tuple[Callable[[_Packed], None], Callable[[], _Packed]]
 
 MAX_LANES = 8
 BLOCK = 256
@@ -40,12 +41,11 @@ BLOCK = 256
 class Lane:
     """One FIFO. Its head, the first block, is empty only where the lane is."""
 
-    __slots__ = ("_pull", "_push", "head", "last", "tail")
+    __slots__ = ("_pull", "_push", "_swept", "head", "last", "tail")
 
     def __init__(self) -> None:
-        sending, receiving = trio.open_memory_channel[_Packed](math.inf)
-        self._push = sending.send_nowait
-        self._pull = receiving.receive_nowait
+        self._push, self._pull = _open_channel()
+        self._swept: _Channel | None = None  # while it is being swept, what comes before the other channel
         self.head: list[Slot] = []
         self.tail = self.head  # one and the same list while there is but one block
         self.last = -math.inf  # when the last slot is due that was appended
@@ -67,17 +67,14 @@ class Lane:
         """Take out the first `count` slots of the head."""
         del self.head[:count]
         if not self.head and self.head is not self.tail:
-            try:
-                self.head = _unpacked(self._pull())
-            except trio.WouldBlock:
-                self.head = self.tail
+            packed = self._pull_first()
+            self.head = self.tail if packed is None else _unpacked(packed)
 
     def slots(self) -> Iterator[Slot]:
         """All slots, in order. A channel can't be looked into, so it is emptied and filled again."""
         packed: list[_Packed] = []
-        with contextlib.suppress(trio.WouldBlock):
-            while True:
-                packed.append(self._pull())
+        while (block := self._pull_first()) is not None:
+            packed.append(block)
         for block in packed:
             self._push(block)
         yield from self.head
@@ -85,6 +82,33 @@ class Lane:
             yield from _unpacked(block)
         if self.tail is not self.head:
             yield from self.tail
+
+    def sweep(self, is_dead: Callable[[Slot], bool]) -> Iterator[int]:
+        """Drop the slots that are dead, and yield how many: block by block, whatever happens in between."""
+        while True:
+            if self._swept is None:
+                self._swept = _open_channel()
+            try:
+                block = _unpacked(self._pull())
+            except trio.WouldBlock:
+                break
+            living = list(filterfalse(is_dead, block))
+            if living:
+                self._swept[0](_packed(living))
+            yield len(block) - len(living)
+        self._push, self._pull = self._swept
+        self._swept = None
+        before = len(self.tail)
+        self.tail[:] = filterfalse(is_dead, self.tail)
+        dropped = before - len(self.tail)
+        if self.head is not self.tail:
+            before = len(self.head)
+            self.head[:] = filterfalse(is_dead, self.head)
+            dropped += before - len(self.head)
+            self.drop(0)
+        if not self.head:
+            self.last = -math.inf  # or its late tail would let it fit nothing for a while
+        yield dropped
 
     def cut(self, horizon: float) -> Lane:
         """Take out what is due before `horizon`, as a lane of its own."""
@@ -95,6 +119,19 @@ class Lane:
                 near.append(slot)
             self.drop(count)
         return near
+
+    def _pull_first(self) -> _Packed | None:
+        if self._swept is not None:
+            with contextlib.suppress(trio.WouldBlock):
+                return self._swept[1]()
+        with contextlib.suppress(trio.WouldBlock):
+            return self._pull()
+        return None
+
+
+def _open_channel() -> _Channel:
+    sending, receiving = trio.open_memory_channel[_Packed](math.inf)
+    return sending.send_nowait, receiving.receive_nowait
 
 
 def _packed(block: list[Slot]) -> _Packed:
@@ -212,16 +249,11 @@ class Piles:
             dropped += 1
         return dropped
 
-    def sweep(self, is_dead: Callable[[Slot], bool]) -> None:
-        """Drop the slots that are dead."""
-        lanes: list[Lane] = []
-        for lane in self.lanes:
-            swept = Lane()
-            for slot in filterfalse(is_dead, lane.slots()):
-                swept.append(slot)
-            # A lane that is empty now has a late tail, and would fit nothing for a while.
-            if swept.head:
-                lanes.append(swept)
-        self.lanes = lanes or [Lane()]
-        self.heap = list(filterfalse(is_dead, self.heap))
+    def sweep(self, is_dead: Callable[[Slot], bool]) -> Iterator[int]:
+        """Drop the slots that are dead, and yield how many: step by step, whatever happens in between."""
+        for lane in list(self.lanes):
+            yield from lane.sweep(is_dead)
+        before = len(self.heap)
+        self.heap[:] = filterfalse(is_dead, self.heap)
         heapify(self.heap)
+        yield before - len(self.heap)

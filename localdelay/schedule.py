@@ -6,7 +6,7 @@ beyond its horizon and are handed back instead of sent.
 
 Cancelling. With an index, the piles carry only (due, number), and the index owns what the number stands
 for: cancelling takes it out there, which frees the payload at once, and leaves a dead pair behind. When the
-dead outnumber the living, everything is swept once.
+dead outnumber the living, everything is swept, block by block: each cancelling does a step of that.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Schedule:
         self._near = Piles()
         self._index = Index() if indexed else None
         self._dead = 0
+        self._sweeping: Iterator[int] | None = None
         self.inbox: list[Entry] = []
         """New messages, in the order of their puts. Sorted in when there is need to, many at a time."""
         self._waiting = 0
@@ -179,8 +180,10 @@ class Schedule:
         if body is not None:
             self._count(number, body, -1)
             self._dead += 1
-            if self._dead > self.waiting + self.retrying + _FEW:
-                self._sweep()
+            if self._dead > self.waiting + self.retrying + _FEW and self._sweeping is None:
+                self._sweeping = self._sweep()
+            if self._sweeping is not None:
+                self._dead -= next(self._sweeping, 0)
         return body
 
     def entries(self) -> list[Entry]:
@@ -191,6 +194,7 @@ class Schedule:
     def set_horizon(self, horizon: float) -> None:
         """Put aside, for `take_later`, every message due at `horizon` or after it, now and from now on."""
         self.sort_in()
+        self._sweeping = None  # it would go on in the wrong piles
         self.horizon = horizon
         self._later = self._near
         self._near = self._later.cut(horizon)
@@ -249,13 +253,15 @@ class Schedule:
                 heappop(heap)
                 self._dead -= 1
 
-    def _sweep(self) -> None:
-        self._near.sweep(self._is_dead)
-        self._later.sweep(self._is_dead)
+    def _sweep(self) -> Iterator[int]:
+        yield from self._near.sweep(self._is_dead)
+        yield from self._later.sweep(self._is_dead)
         for heap in (self._put_off, self._kept):
+            before = len(heap)
             heap[:] = filterfalse(self._is_dead, heap)
             heapify(heap)
-        self._dead = 0
+            yield before - len(heap)
+        self._sweeping = None
 
 
 def _due(slot: Slot | None) -> float:
