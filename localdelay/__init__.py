@@ -22,11 +22,13 @@ The layers; each module imports only from those above it (a test checks it):
     workers     the pool that takes turns to wait for the next due message
     delivery    one send, and what came of it
     drain       stopping within a grace
+    admission   taking a message in
     blocking    a send made of a blocking function
     queue       `open_delay_queue`, `DelayQueue`: all of this together
     fallback    the degrade path: primary or local
     testing     senders for tests
     brokers     one module a broker
+    benchmark   how late messages are under a load
     demo        a real broker at its limit, without and with the degrade path
     cli         parsing and printing only
 """

@@ -22,13 +22,13 @@ DEFAULT_TARGET_P99 = 0.1
 BYTES_HEADER = 33
 """Bytes that a `bytes` object takes besides its content: `sys.getsizeof(b"")` on 64-bit CPython."""
 
-QUEUE_OVERHEAD = 390
-"""Bytes that the queue takes for each waiting message besides its payload object, `cancellable=True`.
+QUEUE_OVERHEAD = 60
+"""Bytes that the queue takes for each waiting message besides its payload object.
 
-Measured, not derived, for the case that is planned for, a message that came through `Fallback` and keeps
-the id that the primary has seen: the growth of the process's resident memory over 150,000 messages with
-distinct payloads, less the payload objects, divided by their number, was 386. A message that is put
-directly takes 200 (`bench/` prints it), and headers take more.
+Measured, not derived: the growth of the process's resident memory over 400,000 messages with distinct
+payloads of 500 bytes, less the payload objects, divided by their number, was 54 (`bench/` prints it), put
+directly or through `Fallback`. It includes what the allocator rounds up. Headers, or an id of the caller's
+choice, take 300 more.
 """
 
 LARGEST = 10**15

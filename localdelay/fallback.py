@@ -15,7 +15,7 @@ import trio
 from . import intake
 from .errors import QueueFull, Throttled
 from .groups import failure_in
-from .message import NO_HEADERS, Message, fresh_id
+from .message import NO_HEADERS, Message, next_number
 from .queue import DelayQueue
 
 PublishDelayed: TypeAlias = Callable[[Message, float], Awaitable[object]]
@@ -91,29 +91,36 @@ class Fallback:
             raise ValueError(f"id {id!r} is the id of a message that is pending already")
         copy = None if headers is None else intake.check_headers(headers)
         shown = NO_HEADERS if copy is None else MappingProxyType(copy)
-        message = Message(id or fresh_id(), intake.check_payload(payload), due, shown)
+        number = next_number()
+        message = Message(number if id is None else id, intake.check_payload(payload), due, shown)
         try:
             await self._publish_delayed(message, due - now if delay is None else delay)
         except Exception as raised:
             reason = failure_in(raised, timed_out=False) or raised
             if not self._degrades(reason):
                 raise
-            await self._hold(message, reason)
+            await self._hold(message, number if id is None else None, reason)
             try:
                 return Receipt(Route.LOCAL, message, reason)
             finally:
                 del reason  # or its traceback, this frame and the payload hold each other
         return Receipt(Route.PRIMARY, message)
 
-    async def _hold(self, message: Message, reason: Exception) -> None:
+    @trio.lowlevel.enable_ki_protection
+    async def _hold(self, message: Message, number: int | None, reason: Exception) -> None:
+        admission = self._queue.admission
+        if number is None:
+            stamped = admission.stamp_message(message)
+        else:
+            stamped = admission.stamp_numbered(number, message)
         if self._room_timeout == 0:
             try:
-                self._queue.put_message_nowait(message)
+                admission.accept(stamped)
             except QueueFull as full:
                 raise full from reason
             return
         with trio.move_on_after(self._room_timeout):
-            await self._queue.put_message(message)
+            await admission.accept_or_wait(stamped)
             return
         raise QueueFull(f"no room within {self._room_timeout} s") from reason
 

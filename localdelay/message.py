@@ -32,11 +32,6 @@ def render_id(number: int) -> str:
     return f"{_prefixes[number >> _BITS]}-{number & _MASK}"
 
 
-def fresh_id() -> str:
-    """An id for a message that no queue has numbered yet."""
-    return f"{_prefixes[-1]}-p{next(sequence) & _MASK}"
-
-
 def number_of(id: str) -> int | None:
     """The number behind an id that this process, or one that it was forked from, made; None for any other."""
     prefix, _, digits = id.rpartition("-")

@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from enum import Enum
 from threading import get_ident
-from typing import TypeAlias
 
 import trio
 
 from . import checks, drain, intake
 from . import message as numbering
+from .admission import Admission
 from .batch import ONE, BatchPolicy
 from .delivery import DeadLetterHook, Delivery, HandBack, Send, SendBatch, logger
 from .entry import Body, Entry, execute_at_of, message_of, size_of
@@ -21,7 +21,7 @@ from .errors import QueueClosed, QueueFull
 from .groups import is_cancelled, what_to_raise
 from .ids import Ids
 from .ledger import Ledger
-from .message import Message, next_number
+from .message import Message
 from .piles import BLOCK
 from .retry import RetryPolicy
 from .schedule import Schedule
@@ -37,9 +37,6 @@ class _Unchanged(Enum):
 UNCHANGED = _Unchanged.UNCHANGED
 
 _LONGEST = 1e18  # seconds; an integer beyond what a float can hold must go the long way
-
-_Stamped: TypeAlias = tuple[Message, int, Body, int]
-"""(what put returns, its number, what the schedule holds, bytes)"""
 
 
 class DelayQueue:
@@ -66,7 +63,6 @@ class DelayQueue:
         self._read_clock, self._clock_offset = clock_parts()
         self._thread = get_ident()
         self._cancellable = cancellable
-        self._closed = False
         self._drained: trio.Event | None = None  # made when a drain begins, set when it has ended
         self._ended_at: float | None = None
         self._ids = Ids(self._find)
@@ -85,6 +81,8 @@ class DelayQueue:
             on_dead_letter=on_dead_letter,
             ids=self._ids,
         )
+        self.admission = Admission(self._schedule, self._ledger, self._workers, self._ids)
+        """For `Fallback`, which has checked its messages already."""
 
     @trio.lowlevel.enable_ki_protection
     async def put(
@@ -107,7 +105,8 @@ class DelayQueue:
         try:
             message = self.put_nowait(payload, delay=delay, at=at, id=id, headers=headers)
         except QueueFull:
-            return await self._accept_or_wait(self._stamp(payload, delay, at, id, headers))
+            admission = self.admission
+            return await admission.accept_or_wait(admission.stamp(payload, delay, at, id, headers))
         await trio.lowlevel.cancel_shielded_checkpoint()
         return message
 
@@ -135,7 +134,7 @@ class DelayQueue:
             and at is None
             and id is None
             and headers is None
-            and not self._closed
+            and not self.admission.closed
             and get_ident() == self._thread
             and ledger.pending < ledger.capacity
             and (pending_bytes := ledger.pending_bytes + len(payload)) <= ledger.limit_bytes
@@ -153,17 +152,17 @@ class DelayQueue:
             if due < self._workers.leader_due:
                 self._workers.wake_leader()
             return Message(number, payload, due)
-        return self._accept(self._stamp(payload, delay, at, id, headers))
+        return self.admission.accept(self.admission.stamp(payload, delay, at, id, headers))
 
     @trio.lowlevel.enable_ki_protection
     async def put_message(self, message: Message) -> Message:
         """Accept a message as it is, with its id and its execute-at, like `put`."""
-        return await self._accept_or_wait(self._stamp_message(message))
+        return await self.admission.accept_or_wait(self.admission.stamp_message(message))
 
     @trio.lowlevel.enable_ki_protection
     def put_message_nowait(self, message: Message) -> Message:
         """Accept a message as it is, with its id and its execute-at, like `put_nowait`."""
-        return self._accept(self._stamp_message(message))
+        return self.admission.accept(self.admission.stamp_message(message))
 
     @trio.lowlevel.enable_ki_protection
     def cancel(self, id: str) -> bool:
@@ -181,7 +180,7 @@ class DelayQueue:
         self._ledger.cancelled += 1
         self._ids.free(body)
         self._ledger.release(size_of(body))
-        if self._closed:
+        if self.admission.closed:
             self._workers.wake_leader()  # it may have been the last one
             self._schedule.later_arrived.unpark_all()
         return True
@@ -205,7 +204,7 @@ class DelayQueue:
     @trio.lowlevel.enable_ki_protection
     def pause(self) -> None:
         """Stop sending; sends that have begun go on, and puts are still accepted."""
-        if self._closed:
+        if self.admission.closed:
             raise QueueClosed("a queue that drains cannot be paused")
         self._workers.pause()
 
@@ -268,7 +267,7 @@ class DelayQueue:
             workers_busy=workers.busy,
             puts_waiting=ledger.puts_waiting,
             paused=workers.paused,
-            closed=self._closed,
+            closed=self.admission.closed,
             next_due_in=None if next_due == math.inf else max(0.0, next_due - now),
             oldest_overdue=max(0.0, now - oldest),
             failures=delivery.failures,
@@ -338,90 +337,7 @@ class DelayQueue:
             )
 
     def _close(self) -> None:
-        self._closed = True
-        self._ledger.close()
-
-    def _stamp(
-        self,
-        payload: bytes,
-        delay: float | None,
-        at: datetime | None,
-        id: str | None,
-        headers: Mapping[str, str] | None,
-    ) -> _Stamped:
-        """Check the arguments of a put, and fix when its message is due and how it is called."""
-        wall = intake.wall_clock(at)
-        due = intake.execute_at(trio.current_time(), delay, at, wall=wall)
-        if type(payload) is not bytes:
-            payload = intake.check_payload(payload)
-        number = next_number()
-        if id is None and headers is None:
-            size = len(payload)
-            self._ledger.check_size(size)
-            return Message(number, payload, due), number, payload, size
-        return self._stamp_details(number, payload, due, id, headers, attempt=1)
-
-    def _stamp_details(
-        self,
-        number: int,
-        payload: bytes,
-        due: float,
-        id: str | None,
-        headers: Mapping[str, str] | None,
-        *,
-        attempt: int,
-    ) -> _Stamped:
-        copy = None if headers is None else intake.check_headers(headers)
-        if id is not None and self._ids.number(id) is not None:
-            raise ValueError(f"id {id!r} is the id of a message that is pending already")
-        body = (payload, copy, id, attempt, 0, due, False)
-        size = size_of(body)
-        self._ledger.check_size(size)
-        return message_of((due, number, body)), number, body, size
-
-    def _stamp_message(self, message: Message) -> _Stamped:
-        if not isinstance(message, Message):
-            raise TypeError(f"message must be a Message, not {type(message).__name__}")
-        payload = intake.check_payload(message.payload)
-        due = intake.check_instant("execute_at", message.execute_at)
-        attempt = checks.count("attempt", message.attempt)
-        number = next_number()
-        return self._stamp_details(number, payload, due, message.id, message.headers, attempt=attempt)
-
-    def _accept(self, stamped: _Stamped) -> Message:
-        self._check_open()
-        message, number, body, size = stamped
-        if not self._ledger.try_accept(size):
-            raise QueueFull(self._ledger.describe())
-        self._hold(message.execute_at, number, body)
-        return message
-
-    async def _accept_or_wait(self, stamped: _Stamped) -> Message:
-        await trio.lowlevel.checkpoint_if_cancelled()
-        self._check_open()
-        message, number, body, size = stamped
-        due = message.execute_at
-        if self._ledger.try_accept(size):
-            self._hold(due, number, body)
-            await trio.lowlevel.cancel_shielded_checkpoint()
-            return message
-        self._ids.take(number, body)  # from now on, also while it waits for room
-        try:
-            await self._ledger.wait_for_room(size, lambda: self._hold(due, number, body))
-        except BaseException:
-            self._ids.free(body)
-            raise
-        return message
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise QueueClosed("the queue takes no more messages")
-
-    def _hold(self, due: float, number: int, body: Body) -> None:
-        self._ids.take(number, body)
-        self._schedule.put(due, number, body)
-        if due < self._workers.leader_due:
-            self._workers.wake_leader()
+        self.admission.close()
 
     def _find(self, number: int) -> Body | None:
         flying = (body for _, key, body in self._delivery.in_flight() if key == number)

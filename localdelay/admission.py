@@ -1,0 +1,130 @@
+"""Taking a message in: checking and stamping it, finding room for it, and putting it into the schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TypeAlias
+
+import trio
+
+from . import checks, intake
+from .entry import Body, message_of, size_of
+from .errors import QueueClosed, QueueFull
+from .ids import Ids
+from .ledger import Ledger
+from .message import Message, next_number
+from .schedule import Schedule
+from .workers import Workers
+
+Stamped: TypeAlias = tuple[Message, int, Body, int]
+"""(what put returns, its number, what the schedule holds, bytes)"""
+
+
+class Admission:
+    """The long way in. `DelayQueue.put_nowait` has a short one of its own, for the common call."""
+
+    def __init__(self, schedule: Schedule, ledger: Ledger, workers: Workers, ids: Ids) -> None:
+        self._schedule = schedule
+        self._ledger = ledger
+        self._workers = workers
+        self._ids = ids
+        self.closed = False
+
+    def close(self) -> None:
+        """Take in nothing any more; puts that wait for room raise `QueueClosed`."""
+        self.closed = True
+        self._ledger.close()
+
+    def stamp(
+        self,
+        payload: bytes,
+        delay: float | None,
+        at: datetime | None,
+        id: str | None,
+        headers: Mapping[str, str] | None,
+    ) -> Stamped:
+        """Check the arguments of a put, and fix when its message is due and how it is called."""
+        wall = intake.wall_clock(at)
+        due = intake.execute_at(trio.current_time(), delay, at, wall=wall)
+        if type(payload) is not bytes:
+            payload = intake.check_payload(payload)
+        number = next_number()
+        if id is None and headers is None:
+            size = len(payload)
+            self._ledger.check_size(size)
+            return Message(number, payload, due), number, payload, size
+        return self._stamp_details(number, payload, due, id, headers, attempt=1)
+
+    def _stamp_details(
+        self,
+        number: int,
+        payload: bytes,
+        due: float,
+        id: str | None,
+        headers: Mapping[str, str] | None,
+        *,
+        attempt: int,
+    ) -> Stamped:
+        copy = None if headers is None else intake.check_headers(headers)
+        if id is not None and self._ids.number(id) is not None:
+            raise ValueError(f"id {id!r} is the id of a message that is pending already")
+        body = (payload, copy, id, attempt, 0, due, False)
+        size = size_of(body)
+        self._ledger.check_size(size)
+        return message_of((due, number, body)), number, body, size
+
+    def stamp_message(self, message: Message) -> Stamped:
+        """Check a message that is to keep its id, its execute-at and its attempt."""
+        if not isinstance(message, Message):
+            raise TypeError(f"message must be a Message, not {type(message).__name__}")
+        payload = intake.check_payload(message.payload)
+        due = intake.check_instant("execute_at", message.execute_at)
+        attempt = checks.count("attempt", message.attempt)
+        number = next_number()
+        return self._stamp_details(number, payload, due, message.id, message.headers, attempt=attempt)
+
+    def stamp_numbered(self, number: int, message: Message) -> Stamped:
+        """A message that was checked before, and made of a number that no queue has seen."""
+        body: Body = message.payload
+        if message.headers:
+            body = (message.payload, dict(message.headers), None, 1, 0, message.execute_at, False)
+        self._ledger.check_size(message.size)
+        return message, number, body, message.size
+
+    def accept(self, stamped: Stamped) -> Message:
+        """Take the message in, or raise `QueueFull`."""
+        self._check_open()
+        message, number, body, size = stamped
+        if not self._ledger.try_accept(size):
+            raise QueueFull(self._ledger.describe())
+        self._hold(message.execute_at, number, body)
+        return message
+
+    async def accept_or_wait(self, stamped: Stamped) -> Message:
+        """Take the message in as soon as there is room."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._check_open()
+        message, number, body, size = stamped
+        due = message.execute_at
+        if self._ledger.try_accept(size):
+            self._hold(due, number, body)
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return message
+        self._ids.take(number, body)  # from now on, also while it waits for room
+        try:
+            await self._ledger.wait_for_room(size, lambda: self._hold(due, number, body))
+        except BaseException:
+            self._ids.free(body)
+            raise
+        return message
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise QueueClosed("the queue takes no more messages")
+
+    def _hold(self, due: float, number: int, body: Body) -> None:
+        self._ids.take(number, body)
+        self._schedule.put(due, number, body)
+        if due < self._workers.leader_due:
+            self._workers.wake_leader()
