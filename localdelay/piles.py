@@ -36,6 +36,7 @@ _Channel: TypeAlias = tuple[Callable[[_Packed], None], Callable[[], _Packed]]
 
 MAX_LANES = 8
 BLOCK = 256
+_POPPED = 64
 
 
 class Lane:
@@ -148,11 +149,12 @@ def _unpacked(packed: _Packed) -> list[Slot]:
 class Piles:
     """The lanes and the heap. `run` looks at the next slots, and `drop` takes out the first of these."""
 
-    __slots__ = ("_from", "heap", "lanes")
+    __slots__ = ("_from", "_popped", "heap", "lanes")
 
     def __init__(self) -> None:
         self.lanes = [Lane()]  # there is always one
         self.heap: list[Slot] = []
+        self._popped = Lane()  # due ones that were popped off the heap, many at a time, to be seen as a run
         self._from: Lane | None = None  # where the last run was seen; None is the heap
 
     def add_all(self, slots: Iterable[Slot]) -> None:
@@ -186,10 +188,16 @@ class Piles:
 
     def run(self, until: float, most: int) -> list[Slot]:
         """The next slots due at `until` or before, in order: none if there is none, else 1 to `most`."""
-        best: Slot | None = self.heap[0] if self.heap else None
+        heap = self.heap
+        if heap and heap[0][0] <= until and not self._popped.head:
+            for _ in range(_POPPED):
+                self._popped.append(heappop(heap))
+                if not heap or heap[0][0] > until:
+                    break
+        best: Slot | None = heap[0] if heap else None
         bound: tuple[float, float] = (until, math.inf)
         self._from = None
-        for lane in self.lanes:
+        for lane in (*self.lanes, self._popped):
             head = lane.head
             if not head:
                 continue
@@ -218,12 +226,12 @@ class Piles:
 
     def first(self) -> Slot | None:
         """The next slot, or None."""
-        heads = [lane.head[0] for lane in self.lanes if lane.head]
+        heads = [lane.head[0] for lane in (*self.lanes, self._popped) if lane.head]
         return min(heads + self.heap[:1], default=None)
 
     def slots(self) -> Iterator[Slot]:
         """All slots, in no order."""
-        for lane in self.lanes:
+        for lane in (*self.lanes, self._popped):
             yield from lane.slots()
         yield from self.heap
 
@@ -231,6 +239,7 @@ class Piles:
         """Take out what is due before `horizon`."""
         near = Piles()
         near.lanes = [lane.cut(horizon) for lane in self.lanes]
+        near._popped = self._popped.cut(horizon)
         near.heap = [slot for slot in self.heap if slot[0] < horizon]
         self.heap = [slot for slot in self.heap if slot[0] >= horizon]
         heapify(near.heap)
@@ -240,7 +249,7 @@ class Piles:
     def drop_heads(self, is_dead: Callable[[Slot], bool]) -> int:
         """Drop the slots that are dead and in front, and return how many they were."""
         dropped = 0
-        for lane in self.lanes:
+        for lane in (*self.lanes, self._popped):
             while lane.head and is_dead(lane.head[0]):
                 lane.drop(1)
                 dropped += 1
@@ -251,7 +260,7 @@ class Piles:
 
     def sweep(self, is_dead: Callable[[Slot], bool]) -> Iterator[int]:
         """Drop the slots that are dead, and yield how many: step by step, whatever happens in between."""
-        for lane in list(self.lanes):
+        for lane in (*self.lanes, self._popped):
             yield from lane.sweep(is_dead)
         before = len(self.heap)
         self.heap[:] = filterfalse(is_dead, self.heap)
