@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import math
 import os
 import sys
@@ -61,7 +62,7 @@ def is_trios_own(clock: trio.abc.Clock) -> bool:
 
 def open_timer(kind: TimerKind) -> Timer:
     """The precise timer where there is one and it may be used, else Trio's."""
-    if kind == "auto" and sys.platform == "linux" and is_trios_own(trio.lowlevel.current_clock()):
+    if kind == "auto" and is_trios_own(trio.lowlevel.current_clock()):
         with contextlib.suppress(OSError, AttributeError):  # out of descriptors, or an unusual C library
             return PreciseTimer()
     return TrioTimer()
@@ -132,7 +133,7 @@ if sys.version_info >= (3, 13) and sys.platform == "linux":
     def _set(descriptor: int, wait: float) -> None:
         os.timerfd_settime_ns(descriptor, initial=_nanoseconds(wait))
 
-else:
+elif sys.platform == "linux":
     _library = ctypes.CDLL(None, use_errno=True)
     _Itimerspec = ctypes.c_long * 4  # interval and first expiry, in seconds and nanoseconds each
 
@@ -146,3 +147,11 @@ else:
         setting = _Itimerspec(0, 0, *divmod(_nanoseconds(wait), 10**9))
         if _library.timerfd_settime(descriptor, 0, setting, None) < 0:
             raise OSError(ctypes.get_errno(), "timerfd_settime")
+
+else:
+
+    def _create() -> int:
+        raise OSError(errno.ENOSYS, "there is no timerfd but on Linux")
+
+    def _set(descriptor: int, wait: float) -> None:
+        raise OSError(errno.ENOSYS, "there is no timerfd but on Linux")

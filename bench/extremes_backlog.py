@@ -1,0 +1,196 @@
+"""The scene `backlog`: twelve million messages wait while 100,000/s go in and out."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+import trio
+
+import localdelay
+
+from .extremes_figures import Figure
+from .extremes_probes import Arrivals, Collections, Heartbeat, ResidentPeak, Steps, account
+from .load import BODY_BYTES, CHUNK, Generator, body, draw_delays, percentiles
+from .scenarios import _waited_for_a_core as waited_for_a_core
+
+WORKERS = 20
+_HOUR = 3600.0
+_ROUNDS = 31
+_ROUND = 2_000
+_SPARE = 2 * _ROUNDS * _ROUND
+_ALLOWANCE = 2.0
+"""How many times the calibrated time the fill may take before the first of its messages is due."""
+
+
+def progress(line: str) -> None:
+    """Say on standard error what is going on."""
+    print(f"  {line}", file=sys.stderr, flush=True)
+
+
+async def backlog(pending: int, rate: float, seconds: float) -> list[Figure]:
+    """`pending` messages wait, while for `seconds` `rate` messages a second come in and as many fall due.
+
+    The fill goes at full speed and is due from `start` on, `rate` messages a second, in the order of the
+    puts; from `start` on the load puts `rate` messages a second with a delay of `pending / rate` seconds.
+    So the number that waits stays what it is, as in a service that has been at it for hours.
+    """
+    delay = pending / rate
+    clock: Callable[[], float] = trio.lowlevel.current_clock().current_time
+    incoming = round(rate * seconds)
+    generator = Generator(clock, rate=rate, delays=draw_delays(incoming, delay, delay, 0))
+    arrivals = Arrivals(clock, expected=incoming + pending)
+    heart, peak, steps, collections = Heartbeat(), ResidentPeak(), Steps(), Collections()
+    capacity = incoming + pending + _SPARE
+    with collections.watched(), trio.CancelScope() as scope:
+        async with (
+            _open(arrivals, _SPARE) as empty,
+            _open(arrivals, capacity) as queue,
+            trio.open_nursery() as nursery,
+        ):
+            cost = await _calibrate(empty)
+            gc.collect()
+            before = peak.look()
+            nursery.start_soon(heart.run)
+            nursery.start_soon(peak.run)
+
+            start = clock() + _ALLOWANCE * cost * pending + 1
+            probed = _ROUNDS * _ROUND
+            heart.enter("filling")
+            began = clock()
+            await _fill(queue, incoming, pending - probed, start, rate, clock)
+            filled_in = clock() - began
+            heart.enter("probing")
+            ratio = await _cost_ratio(queue, empty, incoming + pending, start + delay, rate, clock)
+            full = peak.look()
+            heart.enter("waiting")
+            progress(f"{pending:,} pending after {filled_in:.1f} s; they fall due in {start - clock():.1f} s")
+            await trio.sleep_until(start)
+            heart.enter("running")
+            trio.lowlevel.add_instrument(steps)
+            pauses_from, waited = time.perf_counter(), waited_for_a_core()
+            await generator.offer(queue.put_nowait)
+            await trio.sleep_until(start + seconds)
+            running, waited_after = peak.look(), waited_for_a_core()
+            trio.lowlevel.remove_instrument(steps)
+            heart.enter("ended")
+            progress("counting every message")
+
+            # One instant, without an await: what was sent and what waits must be everything that was put.
+            now, books = clock(), queue.statistics()
+            sent = len(arrivals.late)
+            collections_made = len(collections.runs[2])
+            pause, running_pause = collections.longest(2), collections.longest(2, pauses_from)
+            collecting = collections.total(pauses_from) / seconds
+            gc.disable()  # the snapshot makes an object of each message, and is no part of what is measured
+            waiting = queue.messages()
+            told = account(arrivals, incoming + pending, books, waiting)
+            overdue = [now - message.execute_at for message in waiting if message.execute_at < now]
+            late = percentiles([*arrivals.late, *overdue])
+            left = len(waiting)
+            del waiting
+            gc.enable()
+            scope.cancel()
+    put_late = generator.lateness()
+    step = steps.longest_step(pauses_from)
+    robbed = None if waited is None or waited_after is None else (waited_after - waited) / seconds
+    per_message = None if full is None or before is None else (full - before) / pending - BODY_BYTES
+    resident = None if running is None or peak.bytes is None else peak.bytes / 1e9
+    return [
+        Figure("lateness p50", 1e3 * late.p50, "ms"),
+        Figure("lateness p99", 1e3 * late.p99, "ms", 2.0),
+        Figure("lateness max", 1e3 * late.max, "ms", 100.0),
+        Figure("the load's own lateness p99", 1e3 * put_late.p99, "ms", 10.0),
+        Figure("sent in the run", sent),
+        Figure("overdue at its end", len(overdue)),
+        Figure("pending at its end", left),
+        Figure("lost", told.lost, at_most=0),
+        Figure("twice", told.twice, at_most=0),
+        Figure("early", told.early, at_most=0),
+        Figure("books that don't add up", bool(told.books), at_most=0, note=told.books),
+        Figure("resident memory, peak", resident, "GB", 9.0),
+        Figure("beyond the payload, a message", per_message, "B", 200.0),
+        Figure("put_nowait, full / empty", ratio, "×", 1.5),
+        Figure("fill, a message", 1e6 * filled_in / (pending - probed), "µs"),
+        Figure("stall while filling, max", 1e3 * heart.longest("filling"), "ms", 100.0),
+        Figure("  99.9 % of the beats", 1e3 * heart.p999("filling"), "ms"),
+        Figure("stall while running, max", 1e3 * heart.longest("running"), "ms", 100.0),
+        Figure("  99.9 % of the beats", 1e3 * heart.p999("running"), "ms"),
+        Figure("  longest step of a task", 1e3 * step.seconds, "ms", note=f"in {step.task}"),
+        Figure("  processor time of it", 1e3 * step.cpu, "ms"),
+        Figure("others had its core", None if robbed is None else 100 * robbed, "%"),
+        Figure("full collections, all", collections_made),
+        Figure("  the longest while running", 1e3 * running_pause, "ms"),
+        Figure("  the longest of all", 1e3 * pause, "ms"),
+        Figure("all collections, share of the run", 100 * collecting, "%"),
+    ]
+
+
+def _open(arrivals: Arrivals, capacity: int) -> AbstractAsyncContextManager[localdelay.DelayQueue]:
+    return localdelay.open_delay_queue(
+        send_batch=arrivals.send_batch, capacity=capacity, workers=WORKERS, cancellable=False
+    )
+
+
+async def _calibrate(queue: localdelay.DelayQueue) -> float:
+    """Seconds that a put of the fill takes here, about."""
+    began = time.perf_counter()
+    for number in range(_ROUND):
+        queue.put_nowait(body(number), delay=_HOUR)
+    await trio.lowlevel.checkpoint()
+    return (time.perf_counter() - began) / _ROUND
+
+
+async def _fill(
+    queue: localdelay.DelayQueue,
+    first: int,
+    count: int,
+    start: float,
+    rate: float,
+    clock: Callable[[], float],
+) -> None:
+    """Put `count` messages, numbered from `first`; the k-th is due at start + k / rate."""
+    put_nowait = queue.put_nowait
+    told = 0
+    for chunk in range(0, count, CHUNK):
+        for number in range(chunk, min(count, chunk + CHUNK)):
+            # The clock is read for every message: a delay that is computed from an older reading would
+            # make each chunk's first messages due before the last ones of the chunk before.
+            delay = max(0.0, start + number / rate - clock())
+            put_nowait((first + number).to_bytes(BODY_BYTES, "big"), delay=delay)
+        if chunk - told > count / 10:
+            told = chunk
+            progress(f"{chunk:,} put")
+        await trio.lowlevel.checkpoint()
+
+
+async def _cost_ratio(
+    queue: localdelay.DelayQueue,
+    empty: localdelay.DelayQueue,
+    end: int,
+    last_due: float,
+    rate: float,
+    clock: Callable[[], float],
+) -> float:
+    """What a put costs with millions pending, over what it costs with next to none; processor time.
+
+    It is the end of the fill, in runs of 2,000 puts; each run is due where the fill would have it end. The
+    two queues take turns, in one process, so that the machine's drift and the collector's share are the same.
+    """
+    costs: dict[bool, list[float]] = {True: [], False: []}
+    for turn in range(_ROUNDS, 0, -1):
+        first = end - turn * _ROUND
+        for is_full, target in ((True, queue), (False, empty)):
+            bodies = [body(number) for number in range(first, first + _ROUND)]
+            delay = max(0.0, last_due - turn * _ROUND / rate - clock()) if is_full else _HOUR
+            put_nowait = target.put_nowait
+            began = time.process_time()
+            for payload in bodies:
+                put_nowait(payload, delay=delay)
+            costs[is_full].append(time.process_time() - began)
+            await trio.lowlevel.checkpoint()
+    return statistics.median(costs[True]) / statistics.median(costs[False])
