@@ -21,7 +21,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from itertools import filterfalse
-from struct import pack, unpack
+from struct import pack, unpack, unpack_from
 from typing import Any, TypeAlias
 
 import trio
@@ -112,13 +112,27 @@ class Lane:
         yield dropped
 
     def cut(self, horizon: float) -> Lane:
-        """Take out what is due before `horizon`, as a lane of its own."""
+        """Take out what is due before `horizon`, as a lane of its own. Packed blocks stay packed."""
         near = Lane()
-        while self.head and self.head[0][0] < horizon:
-            count = bisect_left(self.head, (horizon,))
-            for slot in self.head[:count]:
-                near.append(slot)
-            self.drop(count)
+        near.last = self.last
+        near.head = near.tail = self._cut_head(horizon)
+        if self.head or self.head is self.tail:
+            return near
+        near.tail = []
+        while (packed := self._pull_first()) is not None:
+            if _last_due(packed) >= horizon:
+                self.head = _unpacked(packed)
+                break
+            near._push(packed)
+        else:
+            self.head = self.tail
+        near.tail = self._cut_head(horizon)
+        return near
+
+    def _cut_head(self, horizon: float) -> list[Slot]:
+        count = bisect_left(self.head, (horizon,))
+        near = self.head[:count]
+        del self.head[:count]
         return near
 
     def _pull_first(self) -> _Packed | None:
@@ -144,6 +158,11 @@ def _unpacked(packed: _Packed) -> list[Slot]:
     dues, numbers, *bodies = packed
     count = len(dues) // 8
     return list(zip(unpack(f"{count}d", dues), unpack(f"{count}q", numbers), *bodies, strict=True))
+
+
+def _last_due(packed: _Packed) -> float:
+    due: float = unpack_from("d", packed[0], len(packed[0]) - 8)[0]
+    return due
 
 
 class Piles:
