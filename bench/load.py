@@ -1,8 +1,4 @@
-"""The load: an open-loop generator, and what is made of the latencies that it leads to.
-
-Open loop: message i is put at start + i / rate, whether or not the earlier ones have been sent, so a slow
-queue cannot slow its own load down and look better for it.
-"""
+"""The load: the open-loop generator of `localdelay bench`, and what is made of the latencies it leads to."""
 
 from __future__ import annotations
 
@@ -14,12 +10,22 @@ from itertools import pairwise
 from typing import Protocol
 
 import attrs
-import trio
+
+from localdelay.benchmark import load
+from localdelay.benchmark.load import CHUNK
+
+__all__ = [
+    "BODY_BYTES",
+    "CHUNK",
+    "Generator",
+    "Percentiles",
+    "PutNowait",
+    "body",
+    "draw_delays",
+    "percentiles",
+]
 
 BODY_BYTES = 500
-CHUNK = 256
-"""Messages put in a row by a generator that is behind, before the others get their turn."""
-_ROUNDING = 1e-3
 
 
 class PutNowait(Protocol):
@@ -64,45 +70,40 @@ def draw_delays(count: int, low: float, high: float, seed: int) -> array[float]:
 
 
 class Generator:
-    """Puts message i at start + i / rate, and remembers how late it was with that.
-
-    Two clock reads a wake-up, none a message: inside a run of puts the times are interpolated.
-    """
+    """Puts message i at start + i / rate, and remembers how late it was with that."""
 
     def __init__(self, clock: Callable[[], float], *, rate: float, delays: Sequence[float]) -> None:
-        self._clock = clock
-        self._rate = rate
         self._delays = delays
-        self._start = 0.0
+        self._pace = load.Pace(rate, rate, len(delays) / rate)
+        self._generator = load.Generator(self._pace, clock)
         self._runs: list[tuple[int, float, float]] = []
-        self.done = 0
+
+    @property
+    def done(self) -> int:
         """Messages put so far."""
+        return self._generator.done
 
     async def offer(self, put_nowait: PutNowait) -> None:
         """Put them all."""
-        clock, rate, delays = self._clock, self._rate, self._delays
-        count = len(delays)
-        start = self._start = clock()
-        while self.done < count:
-            began = clock()
-            due = min(count, int((began - start) * rate + _ROUNDING) + 1)
-            stop = min(due, self.done + CHUNK)
-            for number in range(self.done, stop):
+        delays = self._delays
+
+        def put_run(first: int, stop: int) -> None:
+            for number in range(first, stop):
                 put_nowait(number.to_bytes(BODY_BYTES, "big"), delay=delays[number])
-            self.done = stop
-            self._runs.append((stop, began, clock()))
-            if stop < due:
-                await trio.lowlevel.checkpoint()
-            else:
-                await trio.sleep_until(start + stop / rate)
+
+        def after_run(_: int, stop: int, began: float, ended: float) -> None:
+            self._runs.append((stop, began, ended))
+
+        await self._generator.offer(put_run, after_run)
 
     def lateness(self) -> Percentiles:
         """How late the puts were: the generator's own error, in seconds."""
+        start, offset = self._generator.start, self._pace.offset
         late: list[float] = []
         for (first, _, _), (stop, began, ended) in pairwise([(0, 0.0, 0.0), *self._runs]):
             step = (ended - began) / max(1, stop - first)
             late += (
-                max(0.0, began + (number - first) * step - self._start - number / self._rate)
+                max(0.0, began + (number - first) * step - start - offset(number))
                 for number in range(first, stop)
             )
         return percentiles(late)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
 
 import attrs
 from hdrh.histogram import HdrHistogram
@@ -36,6 +37,92 @@ class LatencySummary:
     """Exact, to the microsecond, also where it was clipped."""
     clipped: int = 0
     """Values over one hour: in `count`, but their percentiles say one hour."""
+
+
+@attrs.frozen
+class Latencies:
+    """Latencies that were counted, with the precision of the histogram: cheap to keep, and to add up."""
+
+    counts: Mapping[int, int] = attrs.field(factory=dict, repr=False)
+    """How many fell into each of the histogram's counters, by its index."""
+    longest: float = 0.0
+    """Seconds: exact, also where it was clipped."""
+    clipped: int = 0
+    """Values over one hour, counted as one of an hour."""
+
+    @classmethod
+    def together(cls, parts: Iterable[Latencies]) -> Latencies:
+        """All of them in one."""
+        counts: dict[int, int] = {}
+        longest, clipped = 0.0, 0
+        for part in parts:
+            for index, count in part.counts.items():
+                counts[index] = counts.get(index, 0) + count
+            longest = max(longest, part.longest)
+            clipped += part.clipped
+        return cls(counts, longest, clipped)
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return sum(self.counts.values())
+
+    def steps(self) -> Iterator[tuple[float, int]]:
+        """(seconds, how many took no longer than this), one for each value that differs, rising."""
+        most = int(self.longest * MICROSECONDS + 0.5)
+        reached = 0
+        for index in sorted(self.counts):
+            reached += self.counts[index]
+            yield min(_highest_in(index), most) / MICROSECONDS, reached
+
+    def at(self, *shares: float) -> list[float]:
+        """The percentiles in seconds, as in `LatencySummary`; `shares` are from 0 to 1, and rise."""
+        total = self.count
+        steps = self.steps()
+        value, reached = 0.0, 0
+        values: list[float] = []
+        for share in shares:
+            rank = min(total, max(1, math.ceil(share * total)))
+            while reached < rank:
+                value, reached = next(steps)
+            values.append(value)
+        return values
+
+    def encoded(self) -> str:
+        """As HdrHistogram's interchange format: V2, compressed, in base64. The unit is the microsecond."""
+        histogram = HdrHistogram(1, LONGEST, DIGITS)
+        for index, count in self.counts.items():
+            histogram.counts[index] = count
+        histogram.total_count = self.count
+        # Counters above that of the maximum are left out of what is written.
+        histogram.max_value = _highest_in(max(self.counts, default=0))
+        return str(histogram.encode(), "ascii")
+
+    @classmethod
+    def decoded(cls, text: str) -> Latencies:
+        """The reverse of `encoded`, with `longest` rounded up to its counter; else a `ValueError`."""
+        try:
+            histogram = HdrHistogram.decode(text)
+        # The library lets out whatever its parts raise: zlib, base64, ctypes and exceptions of its own.
+        except Exception as error:
+            raise ValueError("no histogram that can be decoded") from error
+        unit = histogram.lowest_trackable_value
+        if (unit, histogram.significant_figures) != (
+            1,
+            DIGITS,
+        ) or histogram.highest_trackable_value > LONGEST:
+            raise ValueError(f"no histogram of microseconds up to an hour with {DIGITS} digits")
+        counts = {index: count for index, count in enumerate(histogram.counts[:]) if count}
+        longest = _highest_in(max(counts)) / MICROSECONDS if counts else 0.0
+        return cls(counts, longest)
+
+
+def _highest_in(index: int) -> int:
+    """The largest microsecond that the counter stands for."""
+    if index < _EXACT:
+        return index
+    shift = (index >> _EXACT_BITS - 1) - 1
+    return min(((index - (shift << _EXACT_BITS - 1) + 1) << shift) - 1, LONGEST)
 
 
 class LatencyRecorder:
@@ -98,6 +185,19 @@ class LatencyRecorder:
         values = self._values_at((0.5, 0.9, 0.99, 0.999), total)
         p50, p90, p99, p999 = (min(value, most) / MICROSECONDS for value in values)
         return LatencySummary(total, p50, p90, p99, p999, longest / MICROSECONDS, self._clipped)
+
+    def take(self) -> Latencies:
+        """All that was recorded since the last `take`; what is recorded from now on stands on its own."""
+        counts = self._fresh
+        if self._histogram.get_total_count():
+            # A summary was asked for meanwhile, and has moved counts there.
+            self._settle()
+            counts = {index: count for index, count in enumerate(self._histogram.counts[:]) if count}
+            self._histogram = HdrHistogram(1, LONGEST, DIGITS)
+        taken = Latencies(counts, self._longest, self._clipped)
+        self._fresh = {}
+        self._longest, self._clipped = 0.0, 0
+        return taken
 
     def _settle(self) -> None:
         histogram = self._histogram

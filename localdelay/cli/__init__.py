@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from localdelay.cli.bench import bench
 from localdelay.cli.demo import demo
 from localdelay.cli.errors import OneLineErrors
 from localdelay.cli.plan import plan
@@ -17,3 +18,4 @@ def main() -> None:
 
 main.add_command(plan)
 main.add_command(demo)
+main.add_command(bench)

@@ -1,0 +1,89 @@
+"""A run's latencies in HdrHistogram's log format: one line an interval, the histogram in it compressed (V2).
+
+The format is that of HdrHistogram's own tools, https://github.com/HdrHistogram/HdrHistogram, version 1.2 of
+the log. Values are microseconds, which the file says in a comment of its own; times are in seconds, and the
+column of maxima in milliseconds, as is the custom.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import attrs
+
+from localdelay.lateness import Latencies
+
+_UNIT = "#[Values: microseconds]"
+_LEGEND = '"StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"'
+_RUN = re.compile(r"#\[Run: (.*)\]")
+_START = re.compile(r"#\[(?:Start|Base)Time: ([0-9.]+) ")
+_INTERVAL = re.compile(r"(?:Tag=[^,]*,)?([0-9]+\.?[0-9]*),([0-9]+\.?[0-9]*),([0-9]+\.?[0-9]*),([\w+/=]+)")
+
+
+@attrs.frozen
+class Log:
+    """A run, as its file has it."""
+
+    facts: str
+    """What was run, in words."""
+    began_at: float
+    """Unix time of the beginning of the first interval, in seconds."""
+    length: float
+    """Seconds of each interval but the last, which may be shorter or longer."""
+    intervals: Sequence[Latencies] = attrs.field(repr=False)
+
+
+def write(path: Path, log: Log, *, seconds: float) -> None:
+    """Write the file; `seconds` is how long the intervals are together. An `OSError` if it can't be."""
+    path.write_text("\n".join([*_lines(log, seconds), ""]), encoding="utf-8")
+
+
+def _lines(log: Log, seconds: float) -> Iterator[str]:
+    began = datetime.fromtimestamp(log.began_at, UTC).isoformat(" ", "milliseconds")
+    yield "#[Histogram log format version 1.2]"
+    yield f"#[Run: {log.facts}]"
+    yield _UNIT
+    yield f"#[StartTime: {log.began_at:.3f} (seconds since epoch), {began}]"
+    # With it the times of the lines are relative, also for a reader that takes them as absolute.
+    yield f"#[BaseTime: {log.began_at:.3f} (seconds since epoch)]"
+    yield _LEGEND
+    for number, interval in enumerate(log.intervals):
+        start = number * log.length
+        is_last = number == len(log.intervals) - 1
+        length = max(0.001, seconds - start) if is_last else log.length
+        yield f"{start:.3f},{length:.3f},{interval.longest * 1e3:.3f},{interval.encoded()}"
+
+
+def read(path: Path) -> Log:
+    """Read such a file. Raises `OSError`, and `ValueError` with the number of the line that is wrong."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if _UNIT not in text:
+        raise ValueError("it is no log of localdelay bench: its values may have any unit")
+    lines = text.splitlines()
+    intervals = list(_intervals(lines))
+    if not any(latencies.counts for _, latencies in intervals):
+        raise ValueError("there is not one latency in it")
+    facts = next((found[1] for line in lines if (found := _RUN.match(line))), "")
+    began_at = next((float(found[1]) for line in lines if (found := _START.match(line))), 0.0)
+    length = intervals[0][0]
+    return Log(facts, began_at, length, [latencies for _, latencies in intervals])
+
+
+def _intervals(lines: Iterable[str]) -> Iterator[tuple[float, Latencies]]:
+    """(seconds, latencies) of each."""
+    for number, line in enumerate(lines, 1):
+        if not line or line.startswith("#") or line == _LEGEND:
+            continue
+        found = _INTERVAL.fullmatch(line)
+        if found is None:
+            raise ValueError(f"line {number} is no interval")
+        try:
+            latencies = Latencies.decoded(found[4])
+        except ValueError as error:
+            raise ValueError(f"line {number} has {error}") from error
+        # The histogram has its values to three digits only; the maximum is exact.
+        longest = float(found[3]) / 1e3 if latencies.counts else 0.0
+        yield float(found[2]), attrs.evolve(latencies, longest=longest)

@@ -1,0 +1,158 @@
+"""The load: when each message is to be put, with which delay, and an open-loop generator that does it.
+
+Open loop: message i is put at its time whether or not the earlier ones have been sent, so a slow queue
+cannot slow its own load down and look better for it.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from array import array
+from collections.abc import Awaitable, Callable
+
+import attrs
+import trio
+
+CHUNK = 256
+"""Messages put in a row by a generator that is behind, before the others get their turn."""
+NUMBER_BYTES = 8
+"""A payload begins with its message's number, which tells when the message was to be put."""
+_DRAWN = 1 << 16
+
+
+@attrs.frozen
+class Pace:
+    """When the messages are to be put: evenly, or at a rate that changes linearly."""
+
+    first: float
+    """Messages/s at the beginning."""
+    last: float
+    """Messages/s at the end; the same as `first` for an even load."""
+    seconds: float
+    total: int = attrs.field(init=False)
+    """Messages, at least one."""
+    _bend: float = attrs.field(init=False, repr=False)
+
+    @total.default
+    def _count(self) -> int:
+        return max(1, round((self.first + self.last) / 2 * self.seconds))
+
+    @_bend.default
+    def _twice_the_slope(self) -> float:
+        return 2 * (self.last - self.first) / self.seconds
+
+    @property
+    def highest(self) -> float:
+        """The highest rate of it, in messages/s."""
+        return max(self.first, self.last)
+
+    def offset(self, number: int) -> float:
+        """When a message is to be put, in seconds from the start."""
+        if not self._bend:
+            return number / self.first
+        # number = first·t + (last - first)/(2·seconds)·t², solved for t in the form that loses no digits.
+        first = self.first
+        return 2 * number / (first + math.sqrt(max(0.0, first * first + self._bend * number)))
+
+    def put_by(self, elapsed: float) -> int:
+        """How many are to be put within so many seconds from the start, to within one."""
+        after = min(max(0.0, elapsed), self.seconds)
+        return min(self.total, math.floor((self.first + self._bend / 4 * after) * after) + 1)
+
+    def rate_at(self, elapsed: float) -> float:
+        """Messages/s at so many seconds from the start."""
+        share = min(1.0, max(0.0, elapsed / self.seconds))
+        return self.first + (self.last - self.first) * share
+
+
+@attrs.frozen
+class Delays:
+    """The delays of the messages, in seconds: one for all, or one of several or of a range, at random."""
+
+    values: tuple[float, ...]
+    """The delays; the two ends if they are a range."""
+    is_range: bool = False
+
+    @property
+    def shortest(self) -> float:
+        """Seconds."""
+        return min(self.values)
+
+    @property
+    def longest(self) -> float:
+        """Seconds."""
+        return max(self.values)
+
+    def table(self, seed: int) -> array[float]:
+        """Message i has the delay number `i % len(table)`: a power of two of them, or one alone.
+
+        So the delay of a message can be told from its number, and a long run takes no more memory.
+        """
+        if self.shortest == self.longest:
+            return array("d", self.values[:1])
+        draw = random.Random(seed)
+        if self.is_range:
+            return array("d", (draw.uniform(*self.values) for _ in range(_DRAWN)))
+        return array("d", draw.choices(self.values, k=_DRAWN))
+
+
+def filling(size: int, seed: int) -> bytes:
+    """What a payload of `size` bytes has behind its number: noise, which no broker can compress."""
+    return random.Random(seed).randbytes(size - NUMBER_BYTES)
+
+
+def number_in(payload: bytes) -> int:
+    """The number of the message with this payload."""
+    return int.from_bytes(payload[:NUMBER_BYTES], "big")
+
+
+class Generator:
+    """Calls for every message when its time has come, in runs of consecutive numbers.
+
+    Two clock reads a wake-up, none a message: within a run of puts, times can be interpolated.
+    """
+
+    def __init__(
+        self,
+        pace: Pace,
+        clock: Callable[[], float],
+        sleep_until: Callable[[float], Awaitable[object]] = trio.sleep_until,
+    ) -> None:
+        self._pace = pace
+        self._clock = clock
+        self._sleep_until = sleep_until
+        self.start = 0.0
+        """When it started, in seconds on its clock."""
+        self.done = 0
+        """Messages called for so far."""
+
+    async def offer(
+        self,
+        put_run: Callable[[int, int], object],
+        after_run: Callable[[int, int, float, float], object],
+        start: float | None = None,
+    ) -> None:
+        """Call `put_run(first, stop)`, and then `after_run(first, stop, began, ended)`, until all are put.
+
+        The first message is to be put at `start`, on the generator's clock, or else now.
+        """
+        clock, pace = self._clock, self._pace
+        offset, total = pace.offset, pace.total
+        start = self.start = clock() if start is None else start
+        while self.done < total:
+            first = self.done
+            began = clock()
+            due = min(total, max(first, pace.put_by(began - start)))
+            # In the terms of the deadline below, or a rounding error could make it sleep for ever.
+            while due < total and start + offset(due) <= began:
+                due += 1
+            stop = min(due, first + CHUNK)
+            if stop > first:
+                put_run(first, stop)
+                self.done = stop
+                after_run(first, stop, began, clock())
+            if stop < due:
+                await trio.lowlevel.checkpoint()
+            elif stop < total:
+                await self._sleep_until(start + offset(stop))

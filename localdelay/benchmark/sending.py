@@ -1,0 +1,84 @@
+"""What the queue sends with: the broker's own send, or nothing, with the meter in front of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from localdelay.batch import BatchPolicy
+from localdelay.benchmark.meter import Meter
+from localdelay.benchmark.result import Settings
+from localdelay.brokers.opening import Broker
+from localdelay.errors import LocalDelayError
+from localdelay.message import Message
+
+
+class BenchError(LocalDelayError):
+    """The benchmark could not run."""
+
+
+class NoBatches(BenchError):
+    """The broker takes one message at a time."""
+
+
+def senders(meter: Meter, broker: Broker | None, settings: Settings) -> dict[str, Any]:
+    """The arguments of `open_delay_queue` that say how to send."""
+    if settings.batch is None:
+        return {"send": _send_nothing(meter) if broker is None else _send(meter, broker.send)}
+    policy = BatchPolicy(
+        max_messages=settings.batch, max_bytes=max(1_000_000, settings.batch * settings.size)
+    )
+    if broker is None:
+        return {"send_batch": _send_no_batch(meter), "batch": policy}
+    send_batch = getattr(broker, "send_batch", None)
+    if send_batch is None:
+        raise NoBatches("this broker takes one message a send, and no batches")
+    return {"send_batch": _send_batch(meter, send_batch), "batch": policy}
+
+
+def _send_nothing(meter: Meter) -> Callable[[Message], Awaitable[None]]:
+    begin = meter.begin
+
+    async def send(message: Message) -> None:
+        begin(message)
+        meter.sent += 1
+
+    return send
+
+
+def _send_no_batch(meter: Meter) -> Callable[[Sequence[Message]], Awaitable[None]]:
+    async def send_batch(messages: Sequence[Message]) -> None:
+        meter.begin_batch(messages)
+        meter.sent += len(messages)
+
+    return send_batch
+
+
+def _send(
+    meter: Meter, send_one: Callable[[Message], Awaitable[None]]
+) -> Callable[[Message], Awaitable[None]]:
+    async def send(message: Message) -> None:
+        meter.begin(message)
+        try:
+            await send_one(message)
+        except BaseException as error:
+            meter.fail((message,), error)
+            raise
+        meter.end((message,))
+
+    return send
+
+
+def _send_batch(
+    meter: Meter, send_many: Callable[[Sequence[Message]], Awaitable[None]]
+) -> Callable[[Sequence[Message]], Awaitable[None]]:
+    async def send_batch(messages: Sequence[Message]) -> None:
+        meter.begin_batch(messages)
+        try:
+            await send_many(messages)
+        except BaseException as error:
+            meter.fail(messages, error)
+            raise
+        meter.end(messages)
+
+    return send_batch

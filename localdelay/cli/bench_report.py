@@ -1,0 +1,162 @@
+"""What `localdelay bench` says about a run: a table for people, and the words over a picture."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from localdelay.benchmark.result import HELD_P99, Distribution, Result, Settings
+from localdelay.brokers.opening import without_secrets
+from localdelay.cli.units import format_duration, format_number
+
+_WIDTH = 79
+_COLUMNS = ("p50", "p90", "p99", "p999", "p9999", "max")
+_TITLES = ("p50", "p90", "p99", "p99.9", "p99.99", "max")
+
+
+def lines(result: Result, others: Sequence[tuple[str, Distribution]]) -> Iterator[tuple[str, str | None]]:
+    """(line, style) of the report; `others` are the names and the latencies of runs to compare with."""
+    settings = result.settings
+    seconds = format_duration(settings.seconds)
+    yield from _filled(f"{_rate(settings)} for {seconds}, each due after {_delays(settings)}", "bold")
+    yield from _filled(_how(settings))
+    yield "", None
+    yield _row("", _TITLES), "bold"
+    yield _row("latency", _durations(result.latency)), "bold"
+    yield _row("  puts late", _durations(result.put_lateness)), None
+    yield _row("  queue late", _durations(result.queue_lateness)), None
+    if result.send_time.count:
+        yield _row("send time", _durations(result.send_time)), None
+    for name, other in others:
+        yield _row(textwrap.shorten(name, 17, placeholder="..."), _durations(other)), None
+    yield "", None
+    yield from _filled(
+        "Latency: from when a message was to be put, plus its delay, to when its send began. It holds "
+        "what the puts were late (this benchmark's own error) and what the queue was."
+    )
+    yield "", None
+    yield from _filled(_counts(result))
+    yield from _filled(_costs(result))
+    for sentence, style in _verdict(result):
+        yield from _filled(sentence, style)
+
+
+def headline(result: Result) -> tuple[str, str]:
+    """The two lines over the picture."""
+    settings, machine = result.settings, result.machine
+    facts = [
+        _how(settings),
+        _counted(machine.cores, "core"),
+        machine.system,
+        machine.python,
+        f"Trio {machine.trio}",
+        f"localdelay {machine.localdelay}",
+    ]
+    title = f"How late sends begin: {_rate(settings)}, each due after {_delays(settings)}"
+    return title, textwrap.shorten(", ".join(facts), 135, placeholder=" ...")
+
+
+def in_words(settings: Settings) -> str:
+    """The run, in one line."""
+    return f"{_rate(settings)}, each due after {_delays(settings)}, {_how(settings)}"
+
+
+def legend(name: str, facts: str, own_facts: str) -> str:
+    """What another run is called in the picture: its name, and in what it differs from this one."""
+    own = own_facts.split(", ")
+    others = [fact for fact in facts.split(", ") if fact not in own]
+    return textwrap.shorten(f"{name} ({', '.join(others)})" if others else name, 60, placeholder=" ...")
+
+
+def _rate(settings: Settings) -> str:
+    first, last = settings.rate
+    ramp = "" if first == last else f" to {format_number(last)}"
+    return f"{format_number(first)}{ramp} messages/s"
+
+
+def _delays(settings: Settings) -> str:
+    *others, last = map(format_duration, settings.delays.values)
+    return f"{', '.join(others)} {'to' if settings.delays.is_range else 'or'} {last}" if others else last
+
+
+def _how(settings: Settings) -> str:
+    batches = "one message a send" if settings.batch is None else f"batches of up to {settings.batch:,}"
+    parts = [f"{settings.size:,} bytes", _counted(settings.workers, "worker"), batches]
+    if not settings.cancellable:
+        parts.append("cancellable=False")
+    if settings.timer != "auto":
+        parts.append(f"timer={settings.timer}")
+    if settings.to is not None:
+        parts.append(f"to {without_secrets(settings.to)}")
+    return ", ".join(parts)
+
+
+def _counts(result: Result) -> str:
+    parts = [
+        f"{result.put:,} of {result.offered:,} put",
+        f"{result.sent:,} sent",
+        f"{result.unsent:,} unsent",
+        f"{result.early:,} early",
+    ]
+    if result.refused:
+        parts.append(f"{result.refused:,} refused by a full queue")
+    if result.dead:
+        parts.append(f"{result.dead:,} given up")
+    if result.failures:
+        parts.append(f"{result.failures:,} failed sends ({result.throttled:,} throttled)")
+    return f"{', '.join(parts)}; at most {result.peak_pending:,} pending."
+
+
+def _costs(result: Result) -> str:
+    cpu, share = result.cpu_us_per_message, result.cpu_share
+    memory = result.resident_bytes_per_pending
+    parts = []
+    if cpu is not None and share is not None:
+        parts.append(f"Cpu {cpu:.3g} us a message, {share:.0%} of a core, load and recording included; ")
+    if memory is None:
+        parts.append("too few pending, or too many in the warm-up, to tell their memory.")
+    else:
+        parts.append(f"memory {memory:,.0f} bytes a pending message, payload included.")
+    text = "".join(parts)
+    return text[0].upper() + text[1:]
+
+
+def _verdict(result: Result) -> Iterator[tuple[str, str | None]]:
+    if result.failure is not None:
+        yield f"The last failed send: {textwrap.shorten(result.failure, 200, placeholder=' ...')}", None
+    most = format_duration(HELD_P99)
+    if result.held is None:
+        return
+    if result.held:
+        yield f"Held: p99 is under {most}, and all was put and sent in time.", "green"
+        return
+    reasons = []
+    if result.latency.p99 is None or result.latency.p99 >= HELD_P99:
+        reasons.append(f"p99 is not under {most}")
+    if result.sent < result.offered:
+        reasons.append(f"{result.offered - result.sent:,} messages were not sent in time")
+    if result.early:
+        reasons.append("sends began early, which must not happen: please report it")
+    yield f"Not held: {', and '.join(reasons)}.", "yellow"
+    if result.held_up_to:
+        yield f"Held up to about {format_number(float(f'{result.held_up_to:.2g}'))} messages/s.", None
+    if (result.put_lateness.p99 or 0) >= HELD_P99:
+        yield "The puts were late themselves: this process can't put and send at this rate.", None
+
+
+def _row(label: str, cells: Sequence[str]) -> str:
+    return f"{label:<18}" + "".join(f"{cell:>10}" for cell in cells).rstrip()
+
+
+def _durations(found: Distribution) -> list[str]:
+    values = (getattr(found, name) for name in _COLUMNS)
+    return ["-" if value is None else format_duration(value) for value in values]
+
+
+def _filled(text: str, style: str | None = None) -> Iterator[tuple[str, str | None]]:
+    for line in textwrap.wrap(text, _WIDTH):
+        yield line, style
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,141 @@
+"""Latencies that are taken out of a recorder: added up, walked through, and in HdrHistogram's encoding."""
+
+from __future__ import annotations
+
+import base64
+import random
+import zlib
+
+import pytest
+from hdrh.histogram import HdrHistogram
+
+from localdelay.lateness import LONGEST, Latencies, LatencyRecorder
+
+HOUR = LONGEST / 1e6
+
+
+def recorded(*microseconds: int) -> Latencies:
+    recorder = LatencyRecorder()
+    for value in microseconds:
+        recorder.record(value / 1e6)
+    return recorder.take()
+
+
+def drawn(count: int) -> list[int]:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    draw = random.Random(seed)
+    return [int(10 ** draw.uniform(0, 9.5)) for _ in range(count)]
+
+
+def test_what_is_taken_is_what_was_recorded_since() -> None:
+    """Each take has the latencies since the one before, with their own maximum, and nothing of the others."""
+    recorder = LatencyRecorder()
+    recorder.record(0.005, 3)
+    first = recorder.take()
+    recorder.record(0.001, 2)
+    second = recorder.take()
+    assert (first.count, first.longest) == (3, 0.005)
+    assert (second.count, second.longest, second.at(0.5)) == (2, 0.001, [0.001])
+    assert recorder.take() == Latencies()
+    assert recorder.summary().count == 0
+
+
+def test_a_summary_in_between_takes_nothing_away() -> None:
+    """A take after a summary has all of it, and what follows is counted anew."""
+    recorder = LatencyRecorder()
+    recorder.record(0.5)
+    assert recorder.summary().count == 1
+    recorder.record(0.25)
+    taken = recorder.take()
+    assert (taken.count, taken.longest) == (2, 0.5)
+    recorder.record(0.125)
+    assert recorder.summary().count == 1
+    assert recorder.summary().max == 0.125
+
+
+def test_percentiles_are_those_of_a_summary() -> None:
+    """The same latencies have the same percentiles, whether they were taken out or summed up."""
+    values = drawn(5_000)
+    recorder = LatencyRecorder()
+    for value in values:
+        recorder.record(value / 1e6)
+    summary = recorder.summary()
+    taken = recorder.take()
+    assert taken.at(0.5, 0.9, 0.99, 0.999) == [summary.p50, summary.p90, summary.p99, summary.p999]
+    assert (taken.count, taken.longest) == (summary.count, pytest.approx(summary.max))
+
+
+def test_together_they_are_as_if_recorded_together() -> None:
+    """Adding parts up gives the counts, the maximum and the clipped ones of all; nothing gives nothing."""
+    values = drawn(1_000)
+    parts = [recorded(*values[:400]), Latencies(), recorded(*values[400:], LONGEST + 5)]
+    together = Latencies.together(parts)
+    whole = recorded(*values, LONGEST + 5)
+    assert together == whole
+    assert (together.count, together.clipped) == (1_001, 1)
+    assert Latencies.together([]) == Latencies()
+
+
+def test_steps_rise_to_the_maximum() -> None:
+    """Each value stands once, with the number of latencies up to it; the last is the exact maximum."""
+    steps = list(recorded(3, 1, 3, 5_001).steps())
+    assert steps == [(1e-6, 1), (3e-6, 3), (5_001e-6, 4)]
+    assert list(Latencies().steps()) == []
+
+
+def test_no_percentile_is_over_the_maximum() -> None:
+    """A counter of several microseconds says no more than what was the longest."""
+    assert recorded(1_000_001).at(0.5, 1.0) == [1.000001, 1.000001]
+    assert recorded(LONGEST + 10).at(0.0, 1.0) == [HOUR, HOUR]
+    assert Latencies().at(0.5) == [0.0]
+
+
+def test_they_come_back_from_their_encoding() -> None:
+    """Every count and every percentile survives, and the library itself reads the same."""
+    taken = recorded(*drawn(3_000), 0, LONGEST)
+    text = taken.encoded()
+    assert text.startswith("HIST")
+    back = Latencies.decoded(text)
+    assert back.counts == taken.counts
+    assert back.at(0.1, 0.5, 0.99, 0.9999, 1.0) == taken.at(0.1, 0.5, 0.99, 0.9999, 1.0)
+    histogram = HdrHistogram.decode(text)
+    assert histogram.get_total_count() == taken.count
+    assert histogram.get_value_at_percentile(50) == round(taken.at(0.5)[0] * 1e6)
+
+
+def test_nothing_has_an_encoding_too() -> None:
+    """An interval in which nothing was sent can be written and read."""
+    assert Latencies.decoded(Latencies().encoded()) == Latencies()
+
+
+def test_it_is_the_compressed_second_version() -> None:
+    """The cookies are those of V2: compressed outside, plain inside."""
+    data = base64.b64decode(recorded(1, 2, 3).encoded())
+    assert data[:4].hex() == "1c849314"
+    assert zlib.decompress(data[8:])[:4].hex() == "1c849313"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "HIST",
+        "HISTFAAAABx4nJNpmSzMgADMUJoRRFybvITB",
+        "!!!!",
+        base64.b64encode(bytes.fromhex("1c849314") + (4).to_bytes(4, "big") + b"nope").decode(),
+    ],
+)
+def test_what_is_no_histogram_is_refused(text: str) -> None:
+    """Whatever the library raises for it, it is a ValueError here."""
+    with pytest.raises(ValueError, match="no histogram that can be decoded"):
+        Latencies.decoded(text)
+
+
+@pytest.mark.parametrize("shape", [(1, LONGEST, 2), (1000, LONGEST, 3), (1, LONGEST * 1000, 3)])
+def test_a_histogram_of_another_shape_is_refused(shape: tuple[int, int, int]) -> None:
+    """One with another unit, range or precision can't be added to ours, and is not."""
+    histogram = HdrHistogram(*shape)
+    histogram.record_value(5_000)
+    with pytest.raises(ValueError, match="microseconds up to an hour with 3 digits"):
+        Latencies.decoded(str(histogram.encode(), "ascii"))

@@ -1,0 +1,296 @@
+"""The benchmark's run: on the virtual clock, with brokers that are made for it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+
+import pytest
+import trio
+import trio.testing
+
+from localdelay import Message, PartialSendError, PermanentSendError, Throttled
+from localdelay.benchmark import round as rounds
+from localdelay.benchmark.load import Delays, number_in
+from localdelay.benchmark.result import Result, Settings
+from localdelay.benchmark.round import Progress
+from localdelay.benchmark.run import Run, Stopped, check
+from localdelay.benchmark.sending import BenchError, NoBatches
+from localdelay.brokers.opening import Broker
+from localdelay.lateness import Latencies
+
+
+class Watched:
+    """Keeps the progress that it is shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[Progress] = []
+
+    def progress(self, progress: Progress) -> None:
+        self.seen.append(progress)
+
+
+class OneByOne:
+    """A broker whose sends take some seconds and fail as they are told to."""
+
+    def __init__(self, seconds: float = 0.0, fail: Callable[[int], Exception | None] | None = None) -> None:
+        self.seconds = seconds
+        self.fail = fail or (lambda _: None)
+        self.calls = 0
+        self.got: list[tuple[float, Message]] = []
+
+    async def send(self, message: Message) -> None:
+        self.calls += 1
+        began = trio.current_time()
+        error = self.fail(self.calls)
+        if error is not None:
+            raise error
+        await trio.sleep(self.seconds)
+        self.got.append((began, message))
+
+
+class InBatches(OneByOne):
+    """One that takes batches, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[list[int]] = []
+
+    async def send_batch(self, messages: Sequence[Message]) -> None:
+        self.batches.append([number_in(message.payload) for message in messages])
+        await trio.sleep(0.1)
+        if len(self.batches) == 2:
+            raise PartialSendError({messages[-1].id: ConnectionError("not this one")})
+
+
+def settings_of(rate: float = 10.0, delay: float = 0.0, **more: object) -> Settings:
+    options = {"seconds": 2.0, "warmup": 0.0, "size": 8, **more}
+    return Settings(rate=(rate, rate), delays=Delays((delay,)), **options)  # type: ignore[arg-type]
+
+
+async def run(settings: Settings, broker: Broker | None = None) -> Result:
+    one = Run(settings, Watched(), broker)
+    await one.go()
+    return one.result()
+
+
+async def test_an_exact_run(autojump_clock: trio.testing.MockClock) -> None:
+    """On a clock that never lags everything is put, sent and recorded once, and nothing is late."""
+    result = await run(settings_of(100.0, 1.5, seconds=3.0, size=500))
+    assert (result.offered, result.put, result.sent, result.unsent) == (300, 300, 300, 0)
+    assert (result.refused, result.dead, result.early, result.failures) == (0, 0, 0, 0)
+    assert result.latency.count == result.queue_lateness.count == result.put_lateness.count == 300
+    assert result.latency.max == pytest.approx(0.0, abs=1e-6)
+    assert (result.held, result.stopped_by, result.failure) == (True, None, None)
+    assert result.peak_pending == pytest.approx(150, abs=1)
+    assert [interval.count for interval in result.intervals] == [100, 100, 100]
+    assert result.seconds == pytest.approx(4.49, abs=0.02)
+    assert result.measured_seconds == pytest.approx(2.99, abs=0.02)
+    assert result.send_time.count == 0
+
+
+async def test_a_slow_broker_is_not_forgiven(autojump_clock: trio.testing.MockClock) -> None:
+    """Sends of 1.5 s at 1 message/s: each is half a second later than the one before, by its own time."""
+    broker = OneByOne(1.5)
+    result = await run(settings_of(1.0, seconds=4.0, workers=1), broker)
+    together = Latencies.together(result.intervals)
+    assert [round(seconds, 2) for seconds, _ in together.steps()] == [0, 0.5, 1, 1.5]
+    assert result.send_time.count == 4
+    assert result.send_time.max == pytest.approx(1.5)
+    assert result.held is False
+    assert len({message.payload for _, message in broker.got}) == 4
+
+
+async def test_a_blocked_loop_counts_too(mock_clock: trio.testing.MockClock) -> None:
+    """A send that blocks for a second makes the puts late, and what was put late is late, not on time."""
+    mock_clock.autojump_threshold = 0
+
+    def block(call: int) -> None:
+        if call == 1:
+            mock_clock.jump(1.0)
+
+    result = await run(settings_of(10.0, 0.5, seconds=2.0), OneByOne(fail=block))
+    assert result.put_lateness.max == pytest.approx(0.9, abs=0.11)
+    assert result.latency.max == pytest.approx(1.0, abs=0.11)
+    assert result.latency.max >= result.queue_lateness.max
+    assert result.sent == 20
+
+
+async def test_mixed_delays_are_each_met(autojump_clock: trio.testing.MockClock) -> None:
+    """Each message waits for the delay that its number says, and nothing is late."""
+    settings = Settings(
+        rate=(50.0, 150.0), seconds=2.0, delays=Delays((0.1, 3.0), is_range=True), warmup=0.0, seed=11
+    )
+    broker = OneByOne()
+    result = await run(settings, broker)
+    assert result.latency.count == result.sent == 200
+    assert result.latency.max == pytest.approx(0.0, abs=1e-6)
+    assert (result.held, result.held_up_to) == (True, 150.0)
+    table = settings.delays.table(11)
+    start = min(when - table[number_in(message.payload)] for when, message in broker.got)
+    for when, message in broker.got:
+        number = number_in(message.payload)
+        assert when == pytest.approx(start + settings.pace.offset(number) + table[number], abs=1e-6)
+
+
+async def test_the_warm_up_is_sent_and_not_recorded(autojump_clock: trio.testing.MockClock) -> None:
+    """Its messages reach the broker before the others, and are in none of the figures."""
+    broker = OneByOne()
+    result = await run(settings_of(10.0, 1.0, warmup=3.0), broker)
+    assert len(broker.got) == 50
+    assert (result.offered, result.sent, result.latency.count, result.queue_lateness.count) == (20,) * 4
+    assert result.seconds == pytest.approx(2.9, abs=0.02)
+
+
+async def test_batches_go_to_the_brokers_send_batch(autojump_clock: trio.testing.MockClock) -> None:
+    """At most so many messages a send; what failed of one is sent again, and recorded once."""
+    broker = InBatches()
+    result = await run(settings_of(200.0, seconds=1.0, batch=30, workers=1), broker)
+    assert max(map(len, broker.batches)) in range(15, 31)
+    assert sum(map(len, broker.batches)) == 201
+    assert (result.sent, result.failures, result.latency.count) == (200, 1, 200)
+    assert result.failure == "ConnectionError: not this one"
+
+
+@pytest.mark.parametrize("batch", [None, 7])
+async def test_without_a_broker_nothing_is_sent_and_all_is_counted(
+    batch: int | None, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The default sends nowhere, one by one or in batches."""
+    result = await run(settings_of(100.0, 0.25, batch=batch, cancellable=False))
+    assert (result.sent, result.latency.count, result.held) == (200, 200, True)
+
+
+async def test_a_broker_without_batches_is_told_so(autojump_clock: trio.testing.MockClock) -> None:
+    """Batches for a broker that knows none are refused, and not sent one by one."""
+    with pytest.raises(NoBatches, match="one message a send"):
+        await run(settings_of(batch=5), OneByOne())
+
+
+@pytest.mark.parametrize(
+    ("error", "throttled"), [(ConnectionError("lost"), 0), (Throttled("429", retry_after=0.2), 1)]
+)
+async def test_a_retry_is_recorded_once(
+    error: Exception, throttled: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A failed send is counted and named; the message's latency is that of its first send."""
+    broker = OneByOne(fail=lambda call: error if call == 3 else None)
+    result = await run(settings_of(), broker)
+    assert (result.sent, result.latency.count, broker.calls) == (20, 20, 21)
+    assert (result.failures, result.throttled) == (1, throttled)
+    assert result.failure == f"{type(error).__name__}: {error}"
+    assert result.latency.max == pytest.approx(0.0, abs=1e-6)
+
+
+async def test_what_is_given_up_is_not_held(autojump_clock: trio.testing.MockClock) -> None:
+    """A permanent error loses a message, and the rate is not held without it."""
+    broker = OneByOne(fail=lambda call: PermanentSendError("no") if call == 2 else None)
+    result = await run(settings_of(), broker)
+    assert (result.sent, result.dead, result.held) == (19, 1, False)
+
+
+async def test_a_broker_that_hangs_ends_the_run(autojump_clock: trio.testing.MockClock) -> None:
+    """What is not sent in good time is unsent; the queue is bounded, and refuses the rest."""
+    result = await run(settings_of(10.0, 1.0, seconds=60.0, workers=2), OneByOne(1e6))
+    assert (result.sent, result.held) == (0, False)
+    assert result.put == result.unsent == result.settings.capacity(None) == 112
+    assert result.refused == 600 - 112
+
+
+async def test_where_every_send_fails_the_run_ends_soon(autojump_clock: trio.testing.MockClock) -> None:
+    """Three seconds of nothing but errors are enough: the last one is what is reported."""
+    began = trio.current_time()
+    with pytest.raises(BenchError, match="no send succeeds: ConnectionError: no stream"):
+        await run(
+            settings_of(seconds=600.0, warmup=2.0), OneByOne(fail=lambda _: ConnectionError("no stream"))
+        )
+    assert trio.current_time() - began < 6
+
+
+async def test_a_load_that_can_not_be_put_is_given_up(mock_clock: trio.testing.MockClock) -> None:
+    """A generator that falls behind for good stops, and the rest was never put."""
+    mock_clock.autojump_threshold = 0
+
+    def slow(_: int) -> None:
+        mock_clock.jump(0.5)
+
+    result = await run(settings_of(10_000.0, seconds=4.0), OneByOne(fail=slow))
+    assert result.put < result.offered == 40_000
+    assert result.held is False
+
+
+async def test_it_can_be_stopped(autojump_clock: trio.testing.MockClock) -> None:
+    """A signal ends it at once, with what was recorded until then."""
+    one = Run(settings_of(10.0, 1.0, seconds=60.0), Watched(), OneByOne())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.go)
+        await trio.sleep(3.05)
+        one.stop(signal.SIGTERM)
+        one.stop(signal.SIGINT)
+    result = one.result()
+    assert (result.stopped_by, result.held) == (signal.SIGTERM, None)
+    assert (result.put, result.sent, result.unsent) == (31, 21, 10)
+    assert result.latency.count == 21
+    assert result.seconds == pytest.approx(3.05)
+
+
+@pytest.mark.parametrize("after", [0.0, 1.0, 2.5])
+async def test_stopped_before_anything_was_due(after: float, autojump_clock: trio.testing.MockClock) -> None:
+    """In the warm-up, or before the first message is due, there is nothing to report."""
+    one = Run(settings_of(10.0, 1.0, warmup=2.0), Watched(), OneByOne())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.go)
+        await trio.sleep(after)
+        one.stop(signal.SIGINT)
+    with pytest.raises(Stopped) as stopped:
+        one.result()
+    assert stopped.value.signum == signal.SIGINT
+
+
+async def test_progress_is_shown_as_it_goes(autojump_clock: trio.testing.MockClock) -> None:
+    """Several times a second: the time, the counts, and the p99 once a second is over."""
+    watched = Watched()
+    await Run(settings_of(10.0, 1.0, seconds=3.0, warmup=1.0), watched, OneByOne()).go()
+    assert len(watched.seen) == pytest.approx(39, abs=1)
+    assert [progress.elapsed for progress in watched.seen[:3]] == pytest.approx([0.1, 0.2, 0.3])
+    for progress in watched.seen:
+        assert progress.pending == progress.put - progress.sent
+        if not 1.95 < progress.elapsed < 2.15:
+            assert (progress.p99 is None) == (progress.elapsed < 2)
+    assert watched.seen[-1].sent == pytest.approx(29, abs=1)
+
+
+async def test_memory_is_not_told_after_a_full_warm_up(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the sends are slow already in the warm-up, its messages have left their memory to the others."""
+    sizes = iter([0, *range(0, 10**9, 10**6)])
+    monkeypatch.setattr(rounds, "resident_bytes", lambda: next(sizes))
+    settings = settings_of(40_000.0, 1.0, seconds=0.5, warmup=0.5, workers=1)
+    result = await run(settings, OneByOne(0.0005))
+    assert result.peak_pending > 15_000
+    assert result.resident_bytes_per_pending is None
+
+
+async def test_memory_is_told_where_many_wait(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The growth at the peak is shared by those that wait then; where few wait, it is not told."""
+    sizes = iter([1_000_000, *[41_000_000] * 1_000])
+    monkeypatch.setattr(rounds, "resident_bytes", lambda: next(sizes))
+    settings = settings_of(20_000.0, 2.0, seconds=1.0)
+    result = await run(settings)
+    assert result.resident_bytes_per_pending == pytest.approx(2_000, rel=0.11)
+    sizes = iter([1_000_000] * 1_000)
+    assert (await run(settings_of(100.0, 1.0))).resident_bytes_per_pending is None
+    monkeypatch.setattr(rounds, "resident_bytes", lambda: None)
+    assert (await run(settings)).resident_bytes_per_pending is None
+
+
+def test_what_would_not_fit_is_refused() -> None:
+    """A load that needs more memory than there is does not begin, and neither does one to nowhere."""
+    with pytest.raises(ValueError, match=r"delay is too long for this rate and size: 8,640,000,000 messages"):
+        check(Settings(rate=(1e5, 1e5), seconds=86_400.0, delays=Delays((86_400.0,))))
+    with pytest.raises(ValueError, match="to must begin with nats://"):
+        check(Settings(to="kafka://here/topic"))
+    check(Settings())
