@@ -47,16 +47,22 @@ class Admission:
         """Check the arguments of a put, and fix when its message is due and how it is called."""
         wall = intake.wall_clock(at)
         due = intake.execute_at(trio.current_time(), delay, at, wall=wall)
-        if type(payload) is not bytes:
-            payload = intake.check_payload(payload)
-        number = next_number()
-        if id is None and headers is None:
-            size = len(payload)
-            self._ledger.check_size(size)
-            return Message(number, payload, due), number, payload, size
-        return self._stamp_details(number, payload, due, id, headers, attempt=1)
+        return self._stamped(next_number(), intake.check_payload(payload), due, id, headers, attempt=1)
 
-    def _stamp_details(
+    def stamp_message(self, message: Message) -> Stamped:
+        """Check a message that is to keep its id, its execute-at and its attempt."""
+        if not isinstance(message, Message):
+            raise TypeError(f"message must be a Message, not {type(message).__name__}")
+        payload = intake.check_payload(message.payload)
+        due = intake.check_instant("execute_at", message.execute_at)
+        attempt = checks.count("attempt", message.attempt)
+        return self._stamped(next_number(), payload, due, message.id, message.headers, attempt=attempt)
+
+    def stamp_numbered(self, number: int, message: Message) -> Stamped:
+        """A message that was checked before, and made of a number that no queue has seen."""
+        return self._stamped(number, message.payload, message.execute_at, None, message.headers, attempt=1)
+
+    def _stamped(
         self,
         number: int,
         payload: bytes,
@@ -69,28 +75,12 @@ class Admission:
         copy = None if headers is None else intake.check_headers(headers)
         if id is not None and self._ids.number(id) is not None:
             raise ValueError(f"id {id!r} is the id of a message that is pending already")
-        body = (payload, copy, id, attempt, 0, due, False)
+        body: Body = payload
+        if id is not None or copy is not None:
+            body = (payload, copy, id, attempt, 0, due, False)
         size = size_of(body)
         self._ledger.check_size(size)
         return message_of((due, number, body)), number, body, size
-
-    def stamp_message(self, message: Message) -> Stamped:
-        """Check a message that is to keep its id, its execute-at and its attempt."""
-        if not isinstance(message, Message):
-            raise TypeError(f"message must be a Message, not {type(message).__name__}")
-        payload = intake.check_payload(message.payload)
-        due = intake.check_instant("execute_at", message.execute_at)
-        attempt = checks.count("attempt", message.attempt)
-        number = next_number()
-        return self._stamp_details(number, payload, due, message.id, message.headers, attempt=attempt)
-
-    def stamp_numbered(self, number: int, message: Message) -> Stamped:
-        """A message that was checked before, and made of a number that no queue has seen."""
-        body: Body = message.payload
-        if message.headers:
-            body = (message.payload, dict(message.headers), None, 1, 0, message.execute_at, False)
-        self._ledger.check_size(message.size)
-        return message, number, body, message.size
 
     def accept(self, stamped: Stamped) -> Message:
         """Take the message in, or raise `QueueFull`."""

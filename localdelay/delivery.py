@@ -85,9 +85,10 @@ class Delivery:
         """Send what the worker has taken, `now` being the time; return the time afterwards."""
         entries = worker.entries
         due, number, body = entries[0]
+        instants: list[float] | None
         if len(entries) == 1 and type(body) is bytes:  # each message, where there are no batches
             messages = [Message(number, body, due)]
-            instants = [due]
+            instants = None
             self.lateness.record(now - due)
         elif all_plain(entries):
             messages = [Message(number, body, due) for due, number, body in entries]  # type: ignore[arg-type]
@@ -98,8 +99,8 @@ class Delivery:
             instants = [execute_at_of(due, body) for due, _, body in entries]
             first_sends = [due for due, _, body in entries if not failures_of(body)]
             self.lateness.record_run(now, first_sends)
-        worker.expires = now + self._send_timeout
-        if self._workers.watchdog is not None:
+        worker.expires = expires = now + self._send_timeout
+        if self._workers.watchdog is not None and expires < math.inf:
             self._workers.watch()
         sending: Any = _NOT_CALLED
         try:
@@ -120,8 +121,11 @@ class Delivery:
         worker.expires = math.inf
         finished = self._read_clock() + self._clock_offset
         self.send_time.record(finished - now)
-        self.total.record_run(finished, instants)
-        self._ids.free_all(entries)
+        if instants is None:
+            self.total.record(finished - due)
+        else:
+            self.total.record_run(finished, instants)
+            self._ids.free_all(entries)
         sent, size = len(entries), worker.size
         entries.clear()
         worker.size = 0

@@ -2,19 +2,23 @@
 
 A dict of millions stops the world for as long as it takes to grow, and never shrinks. Numbers are given out
 one after the other, so a dict of small pages does as well with a sixth of the memory: it grows a page at
-a time, and a page goes when the last body of it does.
+a time, and a page goes when the last body of it does. Numbers that the primary took leave holes: where one
+message in a hundred is degraded, most pages have one body, and it takes 400 bytes instead of 13.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Sequence
+from operator import itemgetter
+from typing import Any, Final
 
 from .entry import Body, Entry
 
-_BITS = 6
+_BITS = 5
 _SIZE = 1 << _BITS
 _MASK = _SIZE - 1
+_NUMBER: Final = itemgetter(1)
+_BODY: Final = itemgetter(2)
 
 
 class Index:
@@ -29,16 +33,27 @@ class Index:
         """Keep a body under a number that is not there yet."""
         self.put_all([(0.0, number, body)])
 
-    def put_all(self, entries: Iterable[Entry]) -> None:
+    def put_all(self, entries: Sequence[Entry]) -> None:
         """Keep the bodies of all of these."""
-        get = self._pages.get
-        for _, number, body in entries:
-            page = get(number >> _BITS)
+        first = entries[0][1]
+        if list(map(_NUMBER, entries)) != list(range(first, first + len(entries))):
+            for entry in entries:
+                self._put_run(entry[1], [entry[2]])
+        else:  # mostly, and then whole pages are filled at once
+            self._put_run(first, list(map(_BODY, entries)))
+
+    def _put_run(self, number: int, bodies: list[Body]) -> None:
+        while bodies:
+            page = self._pages.get(number >> _BITS)
             if page is None:
                 page = self._pages[number >> _BITS] = [None] * _SIZE
                 page.append(0)
-            page[number & _MASK] = body
-            page[_SIZE] += 1
+            low = number & _MASK
+            here = bodies[: _SIZE - low]
+            page[low : low + len(here)] = here
+            page[_SIZE] += len(here)
+            number += len(here)
+            del bodies[: len(here)]
 
     def get(self, number: int) -> Body | None:
         """The body under this number, or None."""

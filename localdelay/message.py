@@ -54,11 +54,12 @@ def _as_text(id: str | int) -> str:
     return id if isinstance(id, str) else render_id(id)
 
 
-@attrs.define(repr=False, weakref_slot=True, unsafe_hash=True)
+@attrs.define(repr=False, unsafe_hash=True)
 class Message:
     """One delayed message, as `send`, the dead-letter hook and the hand-back receive it. It can't be changed.
 
-    `repr` shows the size of the payload and never its bytes, so that a message can be logged.
+    An id is text; the queues give a number instead, which stands for an id of this process. `repr` shows the
+    size of the payload and never its bytes, so that a message can be logged.
     """
 
     # Properties over private fields, and not a frozen class: to make one of these takes a third of the

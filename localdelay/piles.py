@@ -5,8 +5,9 @@ that it takes to keep them sorted. With a few delays the same holds for each del
 a few FIFO lanes, each in due order: a slot is appended to the lane with the latest tail that is not later
 than itself; where there is none, a new lane is begun; where there are enough lanes already, it goes into a
 heap. The lane that takes it keeps its place in the list, because its new tail is still earlier than the tail
-of the lane before it: the tails always stand in descending order, the first lane that fits is the right
-one, and one delay costs one comparison. The next slot is the smallest of the lanes' heads and the heap's top.
+of the lane before it: the tails stand in descending order, the first lane that fits is the best one, and one
+delay costs one comparison. (Where cancelling has emptied a lane, the order of the tails is lost, and with it
+the best choice, but nothing else.) The next slot is the smallest of the lanes' heads and the heap's top.
 
 A lane is a memory channel of blocks. Only its first and its last block are lists of slots; the blocks in
 between are packed: times and numbers as plain bytes, payloads as one tuple. A slot costs 24 bytes in a
@@ -18,11 +19,12 @@ from __future__ import annotations
 import contextlib
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import filterfalse
+from operator import itemgetter
 from struct import pack, unpack, unpack_from
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import trio
 
@@ -36,7 +38,9 @@ _Channel: TypeAlias = tuple[Callable[[_Packed], None], Callable[[], _Packed]]
 
 MAX_LANES = 8
 BLOCK = 256
+"""A block may be up to twice as long."""
 _POPPED = 64
+_DUE: Final = itemgetter(0)
 
 
 class Lane:
@@ -86,9 +90,9 @@ class Lane:
 
     def sweep(self, is_dead: Callable[[Slot], bool]) -> Iterator[int]:
         """Drop the slots that are dead, and yield how many: block by block, whatever happens in between."""
+        if self._swept is None:  # else it goes on with a sweep that was given up
+            self._swept = _open_channel()
         while True:
-            if self._swept is None:
-                self._swept = _open_channel()
             try:
                 block = _unpacked(self._pull())
             except trio.WouldBlock:
@@ -176,18 +180,18 @@ class Piles:
         self._popped = Lane()  # due ones that were popped off the heap, many at a time, to be seen as a run
         self._from: Lane | None = None  # where the last run was seen; None is the heap
 
-    def add_all(self, slots: Iterable[Slot]) -> None:
+    def add_all(self, slots: Sequence[Slot]) -> None:
         """Take in slots, each where it fits best."""
         first = self.lanes[0]
+        dues = list(map(_DUE, slots))
+        if first.last <= dues[0] and dues == sorted(dues):  # mostly
+            first.last = dues[-1]
+            first.tail += slots
+            if len(first.tail) >= BLOCK:
+                first.seal()
+            return
         for slot in slots:
-            due = slot[0]
-            if first.last <= due:  # all of them, mostly, so this is `append` without the call
-                first.last = due
-                first.tail.append(slot)
-                if len(first.tail) >= BLOCK:
-                    first.seal()
-            else:
-                self._add(slot)
+            self._add(slot)
 
     def _add(self, slot: Slot) -> None:
         for lane in self.lanes:
@@ -242,6 +246,23 @@ class Piles:
             heappop(self.heap)
         else:
             self._from.drop(count)
+
+    def pop(self, until: float) -> Slot | None:
+        """Take out the next slot if it is due at `until` or before: `run` and `drop` in one."""
+        if len(self.lanes) == 1 and not self.heap and not self._popped.head:
+            lane = self.lanes[0]
+            head = lane.head
+            if not head or head[0][0] > until:
+                return None
+            slot = head.pop(0)
+            if not head:
+                lane.drop(0)
+            return slot
+        run = self.run(until, 1)
+        if not run:
+            return None
+        self.drop(1)
+        return run[0]
 
     def first(self) -> Slot | None:
         """The next slot, or None."""

@@ -22,9 +22,8 @@ from .groups import is_cancelled, what_to_raise
 from .ids import Ids
 from .ledger import Ledger
 from .message import Message
-from .piles import BLOCK
 from .retry import RetryPolicy
-from .schedule import Schedule
+from .schedule import INBOX, Schedule
 from .statistics import DrainReport, Statistics
 from .timer import TimerKind, clock_parts
 from .workers import Workers
@@ -36,7 +35,7 @@ class _Unchanged(Enum):
 
 UNCHANGED = _Unchanged.UNCHANGED
 
-_LONGEST = 1e18  # seconds; an integer beyond what a float can hold must go the long way
+_LONGEST = 1e18  # seconds; far below what overflows a float, so that the sum below can't raise
 
 
 class DelayQueue:
@@ -103,7 +102,10 @@ class DelayQueue:
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         try:
-            message = self.put_nowait(payload, delay=delay, at=at, id=id, headers=headers)
+            if at is None and id is None and headers is None:
+                message = self.put_nowait(payload, delay=delay)
+            else:
+                message = self.put_nowait(payload, delay=delay, at=at, id=id, headers=headers)
         except QueueFull:
             admission = self.admission
             return await admission.accept_or_wait(admission.stamp(payload, delay, at, id, headers))
@@ -125,7 +127,8 @@ class DelayQueue:
         Else like `put`.
         """
         # The common call is done right here, for a call costs as much as all the work of one of these
-        # lines. Whatever is not common, or is to be refused, goes the long way.
+        # lines: `Admission.stamp`, `Ledger.try_accept`, `Schedule.put` and the waking of the leader, in step
+        # with what they do. Whatever is not common, or is to be refused, goes the long way.
         ledger = self._ledger
         if (
             type(payload) is bytes
@@ -140,14 +143,14 @@ class DelayQueue:
             and (pending_bytes := ledger.pending_bytes + len(payload)) <= ledger.limit_bytes
             and not ledger.waiters
         ):
+            due = self._read_clock() + self._clock_offset + delay
             ledger.accepted += 1
             ledger.pending += 1
             ledger.pending_bytes = pending_bytes
-            due = self._read_clock() + self._clock_offset + delay
             number = next(numbering.sequence)
             inbox = self._inbox
             inbox.append((due, number, payload))
-            if len(inbox) >= BLOCK:
+            if len(inbox) >= INBOX:
                 self._schedule.sort_in()
             if due < self._workers.leader_due:
                 self._workers.wake_leader()
@@ -187,7 +190,10 @@ class DelayQueue:
 
     @trio.lowlevel.enable_ki_protection
     def is_pending(self, id: str) -> bool:
-        """Whether a message with this id is accepted and not finished, or waits for room."""
+        """Whether a message with this id is accepted and not finished.
+
+        An id that the caller chose is pending also while its message waits for room.
+        """
         return self._ids.number(id) is not None
 
     @trio.lowlevel.enable_ki_protection
@@ -340,9 +346,10 @@ class DelayQueue:
         self.admission.close()
 
     def _find(self, number: int) -> Body | None:
-        flying = (body for _, key, body in self._delivery.in_flight() if key == number)
-        body = next(flying, None)
-        return self._schedule.find(number) if body is None else body
+        body = self._schedule.find(number)
+        if body is None:
+            body = next((body for _, key, body in self._delivery.in_flight() if key == number), None)
+        return body
 
 
 @asynccontextmanager
@@ -382,6 +389,8 @@ async def open_delay_queue(
     if not isinstance(batch, BatchPolicy):
         raise TypeError(f"batch must be a BatchPolicy, not {type(batch).__name__}")
     if send is not None:
+        if batch != BatchPolicy():
+            raise TypeError("batch is for send_batch: a send takes one message at a time")
         batch = ONE
     intake.check_async("send_batch" if send is None else "send", given)
     checks.count("capacity", capacity)

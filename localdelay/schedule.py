@@ -2,11 +2,13 @@
 
 The order is kept by the piles. What is said of a message beyond its place in that order is kept here: how
 many wait, how many of them wait to be tried again, and, while the queue drains, which of them are due
-beyond its horizon and are handed back instead of sent.
+beyond its horizon and are handed back instead of sent. New messages stand in an inbox, which every method
+that needs the order empties first: to sort in many at a time costs a fraction of one by one.
 
 Cancelling. With an index, the piles carry only (due, number), and the index owns what the number stands
 for: cancelling takes it out there, which frees the payload at once, and leaves a dead pair behind. When the
-dead outnumber the living, everything is swept, block by block: each cancelling does a step of that.
+dead outnumber the living, everything is swept: each cancelling does a step of that, which is a block of a
+lane, or the heap as a whole.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ import trio
 
 from .entry import Body, Entry, execute_at_of, failures_of
 from .index import Index
-from .piles import BLOCK, Piles, Slot
+from .piles import Piles, Slot
 
+INBOX = 256
+"""So many new messages are sorted in at once, or fewer if somebody needs the order before."""
 _FEW = 64
 
 
@@ -49,12 +53,14 @@ class Schedule:
     def put(self, due: float, number: int, body: Body) -> None:
         """Take in a new message."""
         self.inbox.append((due, number, body))
-        if len(self.inbox) >= BLOCK:
+        if len(self.inbox) >= INBOX:
             self.sort_in()
 
     def sort_in(self) -> None:
         """Empty the inbox: every method that needs the order does this first."""
         inbox = self.inbox
+        if not inbox:
+            return
         self._waiting += len(inbox)
         if self._index is None:
             self._near.add_all(inbox)
@@ -112,16 +118,26 @@ class Schedule:
         self._claim(entries)
 
     def take_one(self, now: float) -> Entry | None:
-        """Take out the next message if it is due: `due` and `take` in one, for queues without batches."""
-        due = self.due(now, 1)
-        if not due:
+        """Take out the next message if it is due: `due` and `take` in one, where there are no batches."""
+        if self.inbox:
+            self.sort_in()
+        if self._dead:
+            self._drop_dead_heads()
+        slot = self._near.pop(now)
+        if slot is None:
             return None
-        self._near.drop(1)
-        entry = due[0]
-        if self._index is None and type(entry[2]) is bytes:
-            self._waiting -= 1
+        entry: Entry
+        if len(slot) == 3:
+            entry = slot
         else:
-            self._claim(due)
+            assert self._index is not None  # noqa: S101 (slots have no body where there is an index)
+            body = self._index.pop(slot[1])
+            assert body is not None  # noqa: S101 (dead heads were dropped)
+            entry = (slot[0], slot[1], body)
+        if self.retrying:
+            self._count(entry[1], entry[2], -1)
+        else:
+            self._waiting -= 1
         return entry
 
     def take_later(self, now: float) -> Entry | None:

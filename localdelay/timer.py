@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import math
 import os
 import sys
@@ -134,18 +135,21 @@ if sys.version_info >= (3, 13) and sys.platform == "linux":
         os.timerfd_settime_ns(descriptor, initial=_nanoseconds(wait))
 
 elif sys.platform == "linux":
-    _library = ctypes.CDLL(None, use_errno=True)
     _Itimerspec = ctypes.c_long * 4  # interval and first expiry, in seconds and nanoseconds each
 
+    @functools.cache
+    def _library() -> ctypes.CDLL:
+        return ctypes.CDLL(None, use_errno=True)
+
     def _create() -> int:
-        descriptor = _library.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = _library().timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
         if descriptor < 0:
             raise OSError(ctypes.get_errno(), "timerfd_create")
         return int(descriptor)
 
     def _set(descriptor: int, wait: float) -> None:
         setting = _Itimerspec(0, 0, *divmod(_nanoseconds(wait), 10**9))
-        if _library.timerfd_settime(descriptor, 0, setting, None) < 0:
+        if _library().timerfd_settime(descriptor, 0, setting, None) < 0:
             raise OSError(ctypes.get_errno(), "timerfd_settime")
 
 else:

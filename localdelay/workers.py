@@ -9,6 +9,9 @@ the pool, and while sends return at once, one wake-up serves a whole run of due 
 What must hold: while a worker is idle, either one of them leads or one is on its way to look ("stirred").
 A worker that stops being idle, or leaves, therefore calls `_stir`; a message that is due earlier than the
 instant the leader sleeps to (`leader_due`) must wake the leader.
+
+The leader may also be a worker that waits for company for its batch, or one whose turn is over and that lets
+the other tasks run. Then it has `_reserved` what is due: nobody else takes anything until it looks again.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from .timer import Timer, TimerKind, TrioTimer, clock_parts, open_timer
 
 _TURN = 256
 _TURN_SECONDS = 0.002
-"""A worker whose sends never wait lets the other tasks run after this many messages or seconds."""
+"""A worker whose sends never wait lets the other tasks run after so many sends, or seconds."""
 
 
 class Worker:
@@ -44,7 +47,7 @@ class Worker:
         self.timed_out = False
 
 
-class Delivery(Protocol):
+class Deliverer(Protocol):
     """What a worker does with a message. `deliver` returns the time, for that is what it knows last."""
 
     def depart(self, count: int) -> None:
@@ -68,7 +71,7 @@ class Workers:
         self._batch = batch
         self._timer_kind: TimerKind = timer
         self._timer: Timer = TrioTimer()
-        self._delivery: Delivery
+        self._delivery: Deliverer
         self._nursery: trio.Nursery | None = None
         self._scope = trio.CancelScope()
         self._workers: set[Worker] = set()
@@ -91,7 +94,7 @@ class Workers:
         """Workers in a send or a dead-letter hook."""
         return sum(bool(worker.entries) for worker in self._workers)
 
-    async def run(self, delivery: Delivery) -> None:
+    async def run(self, delivery: Deliverer) -> None:
         """Keep the pool at work until `close` was called and nothing is left to take, or until `stop`."""
         self._delivery = delivery
         self._timer = open_timer(self._timer_kind)
@@ -214,7 +217,7 @@ class Workers:
                 now = began = read_clock() + offset
                 if not worker.entries:
                     continue
-            if self._leader is None:
+            if self._leader is None and self._stirred is None and self._followers:
                 self._stir()
             now = await self._delivery.deliver(worker, now)
             turn += 1

@@ -19,7 +19,7 @@ from localdelay import (
     open_delay_queue,
     piles,
 )
-from localdelay import schedule as schedules
+from localdelay import queue as queues_module
 
 Conserved: TypeAlias = Callable[[DelayQueue], Statistics]
 SCHEDULES = range(2)
@@ -189,7 +189,7 @@ def test_ctrl_c_cannot_strike_while_the_schedule_is_walked(
     """It comes out of the block later, and every message is still there."""
     queues: list[DelayQueue] = []
     monkeypatch.setattr(piles, "BLOCK", 4)
-    monkeypatch.setattr(schedules, "BLOCK", 4)
+    monkeypatch.setattr(queues_module, "INBOX", 4)
     unpacked = piles._unpacked
     left = iter(range(5, -1, -1))
 

@@ -26,7 +26,7 @@ def _small_blocks() -> Iterator[None]:
     """Blocks of a few slots, so that a short list of operations goes through all that happens to one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(piles, "BLOCK", 4)
-        patch.setattr(schedules, "BLOCK", 4)
+        patch.setattr(schedules, "INBOX", 4)
         yield
 
 
