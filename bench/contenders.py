@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import trio
 
 import localdelay
 
 from .literal import Waiting, open_literal_port
+from .pace import Recorder
+from .rivals import open_call_at, open_heap_of_threads, open_task_per_message
 
 LOCALDELAY = "localdelay"
 UNCANCELLABLE = "localdelay-uncancellable"
+BATCH = "localdelay-batch"
+BATCH_UNCANCELLABLE = "localdelay-batch-uncancellable"
+DEGRADED = "localdelay-degraded"
+"""A `Fallback` whose primary refuses every message."""
 LITERAL = "literal"
+TASKS = "trio-tasks"
+CALL_AT = "asyncio-call_at"
+"""The only one that needs an `AsyncioWorld`; all others live in a `TrioWorld`."""
+THREADS = "threads"
 BARE = "bare"
 """Trio's memory channel with a clock read, and nobody at its other end: the floor for a put."""
 PAYLOADS = "payloads"
@@ -26,14 +36,13 @@ NOTHING = "nothing"
 TITLES = {
     LOCALDELAY: "localdelay",
     UNCANCELLABLE: "  cancellable=False",
+    DEGRADED: "  through a Fallback",
+    BATCH: "localdelay, send_batch",
     LITERAL: "literal port",
     BARE: "bare memory channel",
     PAYLOADS: "payloads in a list",
     NOTHING: "generator alone",
 }
-
-Record: TypeAlias = Callable[[float], object]
-"""Called with a message's execute-at at the start of its send."""
 
 
 class Contender(Protocol):
@@ -75,11 +84,32 @@ class _Nothing:
         pass
 
 
+class _Degraded:
+    """A publisher whose primary throttles: every message takes the long way round."""
+
+    def __init__(self, queue: localdelay.DelayQueue) -> None:
+        self._publish = localdelay.Fallback(self._refuse, queue).publish
+
+    async def _refuse(self, message: localdelay.Message, delay: float) -> None:
+        raise localdelay.Throttled("429")
+
+    def put_nowait(self, payload: bytes, *, delay: float) -> None:
+        raise TypeError("a publish through the primary has to be awaited")
+
+    async def put(self, payload: bytes, *, delay: float) -> None:
+        receipt = await self._publish(payload, delay=delay)
+        assert receipt.route is localdelay.Route.LOCAL
+
+
 @asynccontextmanager
 async def open_contender(
-    name: str, record: Record, *, capacity: int, workers: int = 20
+    name: str, recorder: Recorder, *, capacity: int, workers: int = 20
 ) -> AsyncIterator[Contender]:
-    """Open a contender by name. Its send is async, awaits nothing, and calls `record`."""
+    """Open a contender by name. Its send awaits nothing, and records.
+
+    Leaving the block waits until everything is sent, where somebody sends.
+    """
+    record, record_batch = recorder.one, recorder.batch
 
     async def send_tuple(message: Waiting) -> None:
         record(message[0])
@@ -87,14 +117,34 @@ async def open_contender(
     async def send_message(message: localdelay.Message) -> None:
         record(message.execute_at)
 
-    if name in (LOCALDELAY, UNCANCELLABLE):
+    async def send_batch(messages: Sequence[localdelay.Message]) -> None:
+        record_batch(messages)
+
+    def send_at_once(message: Waiting) -> None:
+        record(message[0])
+
+    if name in (LOCALDELAY, UNCANCELLABLE, DEGRADED):
         async with localdelay.open_delay_queue(
-            send_message, capacity=capacity, workers=workers, cancellable=name == LOCALDELAY
+            send_message, capacity=capacity, workers=workers, cancellable=name != UNCANCELLABLE
+        ) as queue:
+            yield _Degraded(queue) if name == DEGRADED else queue
+    elif name in (BATCH, BATCH_UNCANCELLABLE):
+        async with localdelay.open_delay_queue(
+            send_batch=send_batch, capacity=capacity, workers=workers, cancellable=name == BATCH
         ) as queue:
             yield queue
     elif name == LITERAL:
         async with open_literal_port(send_tuple, capacity=capacity, workers=workers) as port:
             yield port
+    elif name == TASKS:
+        async with open_task_per_message(send_tuple) as tasks:
+            yield tasks
+    elif name == CALL_AT:
+        async with open_call_at(send_at_once) as timers:
+            yield timers
+    elif name == THREADS:
+        async with open_heap_of_threads(send_at_once, recorder.clock, workers=workers) as heap:
+            yield heap
     elif name == BARE:
         yield _BareChannel()
     elif name == PAYLOADS:

@@ -13,9 +13,8 @@ _NAME, _COLUMN = 24, 9
 
 def lines(measured: Result) -> Iterator[str]:
     """The whole report, line by line."""
-    machine, settings = measured["machine"], measured["settings"]
-    yield f"localdelay {machine['localdelay']} · trio {machine['trio']} · {machine['python']}"
-    yield f"{machine['system']} · {machine['cores_allowed']} of {machine['cores']} cores"
+    settings = measured["settings"]
+    yield from machine_lines(measured["machine"])
     yield (
         f"medians of {settings['runs']} runs · {settings['seconds']:g} s of load · "
         f"{settings['workers']} workers · seed {settings['seed']}"
@@ -24,7 +23,13 @@ def lines(measured: Result) -> Iterator[str]:
     yield from _memory(measured["memory"])
     for loop in measured["open"]:
         yield from _open(loop, settings)
-    yield from _targets(measured["targets"])
+    yield from target_lines(measured["targets"])
+
+
+def machine_lines(machine: Result) -> Iterator[str]:
+    """What the figures were measured on."""
+    yield f"localdelay {machine['localdelay']} · trio {machine['trio']} · {machine['python']}"
+    yield f"{machine['system']} · {machine['cores_allowed']} of {machine['cores']} cores"
 
 
 def _closed(closed: Result) -> Iterator[str]:
@@ -64,7 +69,7 @@ def _open(loop: Result, settings: Result) -> Iterator[str]:
         yield _row("  the generator's puts", *_milliseconds(result["put_lateness"]))
         held = f"{title}: held in {result['held_runs']} of {settings['runs']} runs"
         if result["waited_share"] is not None:
-            held += f"; others had its core for {100 * result['waited_share']:.1f} % of the time"
+            held += f"; others had its core for {100 * result['waited_share']:.1f} %"
         notes.append(held)
         if result["unsent"] or result["early"]:
             notes.append(
@@ -78,14 +83,11 @@ def _open(loop: Result, settings: Result) -> Iterator[str]:
     yield from (f"  {note}" for note in notes)
 
 
-def _targets(targets: list[Result]) -> Iterator[str]:
+def target_lines(targets: list[Result]) -> Iterator[str]:
+    """What was aimed at, and what came out."""
     yield ""
     yield "TARGETS"
-    for target in targets:
-        outcome = "not measured"
-        if target["measured"] is not None:
-            outcome = f"{target['measured']:.2f}, {'met' if target['met'] else 'missed'}"
-        yield f"  {target['name']}: at most {target['at_most']:g}: {outcome}"
+    yield from (f"  {target['line']}" for target in targets)
 
 
 def _milliseconds(summary: Result) -> list[str]:

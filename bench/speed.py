@@ -22,7 +22,8 @@ import attrs
 import click
 
 from . import report
-from .contenders import BARE, LITERAL, LOCALDELAY, NOTHING, PAYLOADS, UNCANCELLABLE
+from .contenders import BARE, BATCH, DEGRADED, LITERAL, LOCALDELAY, NOTHING, PAYLOADS, UNCANCELLABLE
+from .targets import Target
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXED, MIXED = "fixed", "mixed"
@@ -30,6 +31,8 @@ HELD_P99 = 0.010
 """Seconds. A rate is held if lateness and the generator's own error both stay under this at p99, and
 everything was put and sent."""
 _WORST = {"early", "unsent"}
+_TIMEOUT = 600.0
+"""Seconds for a sample."""
 
 Result: TypeAlias = dict[str, Any]
 RunSample: TypeAlias = Callable[[str, dict[str, Any]], Result]
@@ -65,14 +68,14 @@ class Sample:
 
 def plan(settings: Settings) -> Iterator[Sample]:
     """The samples of one run, those of a group side by side."""
-    for contender in (LOCALDELAY, UNCANCELLABLE, LITERAL, BARE):
+    for contender in (LOCALDELAY, UNCANCELLABLE, BATCH, LITERAL, BARE):
         yield Sample(("closed", "", 0), contender, {"messages": settings.closed_messages})
-    for contender in (LOCALDELAY, UNCANCELLABLE, LITERAL, PAYLOADS):
+    for contender in (LOCALDELAY, UNCANCELLABLE, DEGRADED, LITERAL, PAYLOADS):
         yield Sample(("memory", "", 0), contender, {"messages": settings.memory_messages})
     for rate in settings.rates:
         load = {"rate": rate, "seconds": settings.seconds, "seed": settings.seed, "workers": settings.workers}
         for name, delay in ((FIXED, settings.fixed), (MIXED, settings.mixed)):
-            for contender in (LOCALDELAY, LITERAL):
+            for contender in (LOCALDELAY, BATCH, LITERAL):
                 yield Sample(("open", name, rate), contender, {**load, "delay": delay})
             alone = {**load, "delay": delay, "seconds": min(2.0, settings.seconds)}
             yield Sample(("open", name, rate), NOTHING, alone)
@@ -81,7 +84,7 @@ def plan(settings: Settings) -> Iterator[Sample]:
 def in_process(kind: str, arguments: dict[str, Any]) -> Result:
     """Run one sample in a fresh interpreter."""
     command = [sys.executable, "-m", "bench.scenarios", kind, json.dumps(arguments)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=_TIMEOUT)
     answer: Result = json.loads(done.stdout)
     return answer
 
@@ -143,12 +146,13 @@ def _compare_open(contenders: dict[str, list[Result]]) -> Result:
             combined["held_runs"] = sum(map(is_held, runs))
             compared["contenders"][name] = combined
     ours, literal = (compared["contenders"][name] for name in (LOCALDELAY, LITERAL))
-    compared["p99_ratio"] = _ratio(ours["lateness"]["p99"], literal["lateness"]["p99"])
-    compared["cpu_ratio"] = _ratio(ours["cpu_us"], literal["cpu_us"])
+    compared["p99_ratio"] = ratio(ours["lateness"]["p99"], literal["lateness"]["p99"])
+    compared["cpu_ratio"] = ratio(ours["cpu_us"], literal["cpu_us"])
     return compared
 
 
-def _ratio(value: float, base: float) -> float | None:
+def ratio(value: float, base: float) -> float | None:
+    """The one over the other; None where the other is 0."""
     return value / base if base else None
 
 
@@ -157,24 +161,16 @@ def targets(loops: Iterable[Result]) -> list[Result]:
     p99 = {
         (loop["delays"], loop["rate"]): loop["contenders"][LOCALDELAY]["lateness"]["p99"] for loop in loops
     }
-    fixed = p99.get((FIXED, 10_000), math.nan)
-    mixed = p99.get((MIXED, 10_000), math.nan)
-    return [
-        _target("fixed delay, 50,000/s: p99 in ms", 10.0, 1e3 * p99.get((FIXED, 50_000), math.nan)),
-        _target(
-            "10,000/s: p99 with mixed delays / with a fixed one", 2.0, mixed / fixed if fixed else math.nan
+    fixed, fast, mixed = (p99.get(key) for key in ((FIXED, 10_000), (FIXED, 50_000), (MIXED, 10_000)))
+    both = [
+        Target("fixed delay, 50,000/s: p99 in ms", None if fast is None else 1e3 * fast, at_most=10.0),
+        Target(
+            "10,000/s: p99 with mixed delays / with a fixed one",
+            mixed / fixed if mixed is not None and fixed else None,
+            at_most=2.0,
         ),
     ]
-
-
-def _target(name: str, at_most: float, measured: float) -> Result:
-    known = not math.isnan(measured)
-    return {
-        "name": name,
-        "at_most": at_most,
-        "measured": measured if known else None,
-        "met": measured <= at_most if known else None,
-    }
+    return [target.as_json() for target in both]
 
 
 def machine() -> Result:

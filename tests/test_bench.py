@@ -12,11 +12,23 @@ import trio
 import trio.testing
 from click.testing import CliRunner
 
-from bench import report, speed
-from bench.contenders import BARE, LITERAL, LOCALDELAY, PAYLOADS, TITLES, UNCANCELLABLE, open_contender
+from bench import load, report, speed
+from bench.contenders import (
+    BARE,
+    BATCH,
+    DEGRADED,
+    LITERAL,
+    LOCALDELAY,
+    PAYLOADS,
+    TITLES,
+    UNCANCELLABLE,
+    open_contender,
+)
 from bench.literal import Waiting, open_literal_port
-from bench.load import BODY_BYTES, CHUNK, Generator, Percentiles, body, draw_delays, percentiles
-from bench.scenarios import SCENARIOS
+from bench.load import BODY_BYTES, CHUNK, Percentiles, draw_delays, percentiles
+from bench.pace import Pace, Recorder, body, offer
+from bench.scenarios import sample
+from bench.worlds import TrioWorld
 
 TINY = speed.Settings(
     rates=(100.0,), seconds=0.5, runs=2, workers=3, closed_messages=300, memory_messages=2_000
@@ -24,10 +36,7 @@ TINY = speed.Settings(
 
 
 def on_virtual_time(kind: str, arguments: dict[str, Any]) -> speed.Result:
-    async def run() -> speed.Result:
-        return await SCENARIOS[kind](**arguments)
-
-    return trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
+    return trio.run(sample, kind, arguments, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +60,7 @@ def test_a_measurement_is_one_json_object_with_every_part(measured: speed.Result
 
 def test_the_closed_loop_reports_every_contender(measured: speed.Result) -> None:
     """Every contender has a cost for every call that it can be asked for."""
-    assert measured["closed"].keys() == {LOCALDELAY, UNCANCELLABLE, LITERAL, BARE}
+    assert measured["closed"].keys() == {LOCALDELAY, UNCANCELLABLE, BATCH, LITERAL, BARE}
     for name, costs in measured["closed"].items():
         assert min(costs["put_nowait"], costs["await_put"], costs["checkpoint"]) > 0
         assert (costs["put_take_send"] is None) == (name == BARE)
@@ -59,16 +68,16 @@ def test_the_closed_loop_reports_every_contender(measured: speed.Result) -> None
 
 def test_the_memory_of_every_contender_is_reported(measured: speed.Result) -> None:
     """The figure is there, or None where the system does not tell it."""
-    assert measured["memory"].keys() == {LOCALDELAY, UNCANCELLABLE, LITERAL, PAYLOADS}
+    assert measured["memory"].keys() == {LOCALDELAY, UNCANCELLABLE, DEGRADED, LITERAL, PAYLOADS}
     for result in measured["memory"].values():
         assert result.keys() == {"messages", "beyond_payload"}
 
 
 def test_no_open_loop_loses_a_message_or_sends_one_early(measured: speed.Result) -> None:
-    """Both contenders send everything that was offered, and nothing before it was due."""
+    """The contenders send everything that was offered, and nothing before it was due."""
     assert [(loop["rate"], loop["delays"]) for loop in measured["open"]] == [(100, "fixed"), (100, "mixed")]
     for loop in measured["open"]:
-        assert loop["contenders"].keys() == {LOCALDELAY, LITERAL}
+        assert loop["contenders"].keys() == {LOCALDELAY, BATCH, LITERAL}
         for result in loop["contenders"].values():
             assert result["offered"] == result["put"] == result["sent"] == 50
             assert result["lateness"]["count"] == result["put_lateness"]["count"] == 50
@@ -100,7 +109,7 @@ def test_the_report_fits_80_columns_and_names_everything(measured: speed.Result)
     text = "\n".join(lines)
     assert f"seed {TINY.seed}" in text
     assert "at most 10: not measured" in text
-    assert all(TITLES[name] in text for name in (LOCALDELAY, UNCANCELLABLE, LITERAL, BARE, PAYLOADS))
+    assert all(TITLES[name] in text for name in TITLES)
 
 
 def test_the_report_tells_what_was_not_sent(measured: speed.Result) -> None:
@@ -171,7 +180,7 @@ def test_the_command_prints_json_and_its_progress_elsewhere(monkeypatch: pytest.
 async def test_an_unknown_contender_is_refused() -> None:
     """A name that nobody has is an error that repeats it."""
     with pytest.raises(ValueError, match="'zeromq'"):
-        async with open_contender("zeromq", lambda _: None, capacity=1):
+        async with open_contender("zeromq", Recorder(trio.current_time), capacity=1):
             pass
 
 
@@ -207,7 +216,24 @@ async def test_the_literal_port_blocks_behind_its_head(autojump_clock: trio.test
     assert sent == [(60.0, b"long"), (60.0, b"short")]
 
 
-async def test_the_generator_puts_each_message_at_its_time(autojump_clock: trio.testing.MockClock) -> None:
+class InstalledGenerator(load.Generator):
+    """The generator of `localdelay bench`, in the shape that the measurements of extremes use."""
+
+
+class EveryLoop(Pace):
+    """The generator that runs on any event loop, here on Trio's."""
+
+    async def offer(self, put_nowait: load.PutNowait) -> None:
+        await offer(TrioWorld(), self, put_nowait)
+
+
+GENERATORS = pytest.mark.parametrize("generator_class", [InstalledGenerator, EveryLoop])
+
+
+@GENERATORS
+async def test_the_generator_puts_each_message_at_its_time(
+    autojump_clock: trio.testing.MockClock, generator_class: type[EveryLoop]
+) -> None:
     """Message i is put at start + i / rate, with its own body and delay, whatever became of the others."""
     put: list[tuple[float, bytes, float]] = []
     start = trio.current_time()
@@ -215,13 +241,16 @@ async def test_the_generator_puts_each_message_at_its_time(autojump_clock: trio.
     def put_nowait(payload: bytes, /, *, delay: float) -> None:
         put.append((trio.current_time() - start, payload, delay))
 
-    generator = Generator(trio.current_time, rate=4, delays=[0.1, 0.2, 0.3])
+    generator = generator_class(trio.current_time, rate=4, delays=[0.1, 0.2, 0.3])
     await generator.offer(put_nowait)
     assert put == [(0.0, body(0), 0.1), (0.25, body(1), 0.2), (0.5, body(2), 0.3)]
     assert generator.lateness() == Percentiles(count=3)
 
 
-async def test_a_generator_that_wakes_late_catches_up_in_chunks(mock_clock: trio.testing.MockClock) -> None:
+@GENERATORS
+async def test_a_generator_that_wakes_late_catches_up_in_chunks(
+    mock_clock: trio.testing.MockClock, generator_class: type[EveryLoop]
+) -> None:
     """After a second away it puts what it missed in runs that let others in, and owns up to the delay."""
     put = 0
     runs: list[int] = []
@@ -238,7 +267,7 @@ async def test_a_generator_that_wakes_late_catches_up_in_chunks(mock_clock: trio
             await trio.lowlevel.checkpoint()
         runs.append(put)
 
-    generator = Generator(trio.current_time, rate=1_000, delays=[0.0] * 1_001)
+    generator = generator_class(trio.current_time, rate=1_000, delays=[0.0] * 1_001)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(generator.offer, put_nowait)
         await trio.testing.wait_all_tasks_blocked()
@@ -266,6 +295,7 @@ def test_bodies_are_500_bytes_and_distinct() -> None:
     bodies = {body(number) for number in range(1_000)}
     assert len(bodies) == 1_000
     assert {len(payload) for payload in bodies} == {BODY_BYTES}
+    assert body(999_999_999) == load.body(999_999_999)
 
 
 def test_delays_repeat_with_their_seed() -> None:
