@@ -8,17 +8,13 @@ message in a hundred is degraded, most pages have one body, and it takes 400 byt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from operator import itemgetter
-from typing import Any, Final
+from typing import Any
 
-from .entry import Body, Entry
+from .entry import Body
 
 _BITS = 5
 _SIZE = 1 << _BITS
 _MASK = _SIZE - 1
-_NUMBER: Final = itemgetter(1)
-_BODY: Final = itemgetter(2)
 
 
 class Index:
@@ -31,16 +27,16 @@ class Index:
 
     def put(self, number: int, body: Body) -> None:
         """Keep a body under a number that is not there yet."""
-        self.put_all([(0.0, number, body)])
+        self._put_run(number, [body])
 
-    def put_all(self, entries: Sequence[Entry]) -> None:
-        """Keep the bodies of all of these."""
-        first = entries[0][1]
-        if list(map(_NUMBER, entries)) != list(range(first, first + len(entries))):
-            for entry in entries:
-                self._put_run(entry[1], [entry[2]])
-        else:  # mostly, and then whole pages are filled at once
-            self._put_run(first, list(map(_BODY, entries)))
+    def put_all(self, numbers: list[int], bodies: list[Body]) -> None:
+        """Keep each of these bodies under its number."""
+        first = numbers[0]
+        if numbers == list(range(first, first + len(numbers))):  # mostly, and then it is done page by page
+            self._put_run(first, bodies)
+        else:
+            for number, body in zip(numbers, bodies, strict=True):
+                self._put_run(number, [body])
 
     def _put_run(self, number: int, bodies: list[Body]) -> None:
         while bodies:

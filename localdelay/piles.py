@@ -22,9 +22,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import filterfalse
-from operator import itemgetter
 from struct import pack, unpack, unpack_from
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import trio
 
@@ -40,7 +39,6 @@ MAX_LANES = 8
 BLOCK = 256
 """A block may be up to twice as long."""
 _POPPED = 64
-_DUE: Final = itemgetter(0)
 
 
 class Lane:
@@ -180,10 +178,9 @@ class Piles:
         self._popped = Lane()  # due ones that were popped off the heap, many at a time, to be seen as a run
         self._from: Lane | None = None  # where the last run was seen; None is the heap
 
-    def add_all(self, slots: Sequence[Slot]) -> None:
-        """Take in slots, each where it fits best."""
+    def add_all(self, slots: Sequence[Slot], dues: list[float]) -> None:
+        """Take in slots, which are due at `dues`, each where it fits best."""
         first = self.lanes[0]
-        dues = list(map(_DUE, slots))
         if first.last <= dues[0] and dues == sorted(dues):  # mostly
             first.last = dues[-1]
             first.tail += slots

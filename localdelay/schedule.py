@@ -17,6 +17,8 @@ import math
 from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from itertools import filterfalse
+from operator import itemgetter
+from typing import Final
 
 import trio
 
@@ -27,6 +29,9 @@ from .piles import Piles, Slot
 INBOX = 256
 """So many new messages are sorted in at once, or fewer if somebody needs the order before."""
 _FEW = 64
+_DUE: Final = itemgetter(0)
+_NUMBER: Final = itemgetter(1)
+_BODY: Final = itemgetter(2)
 
 
 class Schedule:
@@ -62,11 +67,13 @@ class Schedule:
         if not inbox:
             return
         self._waiting += len(inbox)
+        dues = list(map(_DUE, inbox))
         if self._index is None:
-            self._near.add_all(inbox)
+            self._near.add_all(inbox, dues)
         else:
-            self._index.put_all(inbox)
-            self._near.add_all([entry[:2] for entry in inbox])
+            numbers = list(map(_NUMBER, inbox))
+            self._index.put_all(numbers, list(map(_BODY, inbox)))
+            self._near.add_all(list(zip(dues, numbers, strict=True)), dues)
         inbox.clear()
 
     @property
