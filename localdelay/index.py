@@ -15,6 +15,7 @@ from .entry import Body
 _BITS = 5
 _SIZE = 1 << _BITS
 _MASK = _SIZE - 1
+_NOTHING: list[Any] = [None] * _SIZE
 
 
 class Index:
@@ -28,28 +29,6 @@ class Index:
     def put(self, number: int, body: Body) -> None:
         """Keep a body under a number that is not there yet."""
         self._put_run(number, [body])
-
-    def put_all(self, numbers: list[int], bodies: list[Body]) -> None:
-        """Keep each of these bodies under its number."""
-        first = numbers[0]
-        if numbers == list(range(first, first + len(numbers))):  # mostly, and then it is done page by page
-            self._put_run(first, bodies)
-        else:
-            for number, body in zip(numbers, bodies, strict=True):
-                self._put_run(number, [body])
-
-    def _put_run(self, number: int, bodies: list[Body]) -> None:
-        while bodies:
-            page = self._pages.get(number >> _BITS)
-            if page is None:
-                page = self._pages[number >> _BITS] = [None] * _SIZE
-                page.append(0)
-            low = number & _MASK
-            here = bodies[: _SIZE - low]
-            page[low : low + len(here)] = here
-            page[_SIZE] += len(here)
-            number += len(here)
-            del bodies[: len(here)]
 
     def get(self, number: int) -> Body | None:
         """The body under this number, or None."""
@@ -69,3 +48,64 @@ class Index:
             if not page[_SIZE]:
                 del self._pages[number >> _BITS]
         return body
+
+    # Numbers that are dealt with together mostly follow each other. Then it is done a page at a time.
+
+    def put_all(self, numbers: list[int], bodies: list[Body]) -> None:
+        """Keep each of these bodies under its number."""
+        if _follow_each_other(numbers):
+            self._put_run(numbers[0], bodies)
+        else:
+            for number, body in zip(numbers, bodies, strict=True):
+                self._put_run(number, [body])
+
+    def get_all(self, numbers: list[int]) -> list[Body | None]:
+        """The body under each of these numbers, or None."""
+        if not _follow_each_other(numbers):
+            return [self.get(number) for number in numbers]
+        bodies: list[Body | None] = []
+        number, end = numbers[0], numbers[-1] + 1
+        while number < end:
+            page = self._pages.get(number >> _BITS, _NOTHING)
+            low = number & _MASK
+            bodies += page[low : min(_SIZE, low + end - number)]
+            number += _SIZE - low
+        return bodies
+
+    def drop_all(self, numbers: list[int]) -> None:
+        """Take out the bodies under these numbers, which are all there."""
+        if _follow_each_other(numbers):
+            self._clear_run(numbers[0], len(numbers))
+        else:
+            for number in numbers:
+                self._clear_run(number, 1)
+
+    def _put_run(self, number: int, bodies: list[Body]) -> None:
+        start = 0
+        while start < len(bodies):
+            page = self._pages.get(number >> _BITS)
+            if page is None:
+                page = self._pages[number >> _BITS] = [*_NOTHING, 0]
+            low = number & _MASK
+            here = bodies[start : start + _SIZE - low]
+            page[low : low + len(here)] = here
+            page[_SIZE] += len(here)
+            start += len(here)
+            number += len(here)
+
+    def _clear_run(self, number: int, count: int) -> None:
+        end = number + count
+        while number < end:
+            page = self._pages[number >> _BITS]
+            low = number & _MASK
+            here = min(_SIZE - low, end - number)
+            page[_SIZE] -= here
+            if page[_SIZE]:
+                page[low : low + here] = _NOTHING[:here]
+            else:
+                del self._pages[number >> _BITS]
+            number += here
+
+
+def _follow_each_other(numbers: list[int]) -> bool:
+    return numbers == list(range(numbers[0], numbers[0] + len(numbers)))

@@ -109,15 +109,13 @@ class Schedule:
         slots = self._near.run(now, most)
         if self._index is None:
             return slots  # type: ignore[return-value]  # without an index, slots are entries
-        get = self._index.get
-        entries: list[Entry] = []
-        for slot in slots:
-            number = slot[1]
-            body = get(number)
-            if body is None:
-                break  # cancelled; the next call begins after it
-            entries.append((slot[0], number, body))
-        return entries
+        if not slots:
+            return []
+        numbers = list(map(_NUMBER, slots))
+        bodies = self._index.get_all(numbers)
+        if self._dead and None in bodies:
+            del bodies[bodies.index(None) :]  # cancelled; the next call begins after it
+        return list(zip(map(_DUE, slots), numbers, bodies, strict=False))  # type: ignore[arg-type]
 
     def take(self, entries: list[Entry]) -> None:
         """Take out the first of the messages that `due` has just returned, as many as are given."""
@@ -236,8 +234,7 @@ class Schedule:
 
     def _claim(self, entries: list[Entry]) -> None:
         if self._index is not None:
-            for entry in entries:
-                self._index.pop(entry[1])
+            self._index.drop_all(list(map(_NUMBER, entries)))
         if not self.retrying:
             self._waiting -= len(entries)
             return

@@ -1,0 +1,56 @@
+"""The index of what waits, beside a dict."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from localdelay.entry import Body
+from localdelay.index import Index
+
+_numbers = st.integers(0, 200)
+_runs = st.builds(lambda first, count: list(range(first, first + count)), _numbers, st.integers(1, 100))
+_some = st.lists(_numbers, min_size=1, max_size=20, unique=True)
+_operations = st.lists(
+    st.tuples(st.sampled_from(["put all", "get all", "drop all", "pop"]), st.one_of(_runs, _some)),
+    max_size=30,
+)
+
+
+@settings(max_examples=300, derandomize=True, database=None, deadline=None)
+@given(operations=_operations)
+def test_the_index_does_what_a_dict_does(operations: list[tuple[str, list[int]]]) -> None:
+    """Numbers in a row, across pages and in any order; and nothing is left of a page that is empty."""
+    index = Index()
+    model: dict[int, Body] = {}
+    for step, (name, numbers) in enumerate(operations):
+        if name == "put all":
+            fresh = [number for number in numbers if number not in model]
+            if fresh:
+                bodies: list[Body] = [b"%d in step %d" % (number, step) for number in fresh]
+                index.put_all(fresh, bodies)
+                model.update(zip(fresh, bodies, strict=True))
+        elif name == "get all":
+            assert index.get_all(numbers) == [model.get(number) for number in numbers]
+        elif name == "drop all":
+            there = [number for number in numbers if number in model]
+            if there:
+                index.drop_all(there)
+                for number in there:
+                    del model[number]
+        else:
+            assert index.pop(numbers[0]) == model.pop(numbers[0], None)
+        assert all(index.get(number) == model.get(number) for number in range(310))
+        assert sum(page[-1] for page in index._pages.values()) == len(model)
+        assert all(page[-1] == sum(body is not None for body in page[:-1]) for page in index._pages.values())
+        assert all(page[-1] for page in index._pages.values())
+
+
+def test_an_empty_payload_is_a_body_too() -> None:
+    """What is falsy is there all the same."""
+    index = Index()
+    index.put(7, b"")
+    assert index.get(7) == b""
+    assert index.pop(7) == b""
+    assert index.pop(7) is None
+    assert not index._pages
