@@ -16,9 +16,10 @@ from typing import Any, TypeAlias
 import attrs
 import click
 
-from . import speed
 from .extremes_figures import Figure, rows
 from .extremes_scenes import FROZEN
+from .report import machine_lines
+from .samples import ROOT, machine
 
 Arguments: TypeAlias = dict[str, Any]
 
@@ -91,7 +92,7 @@ def in_process(kind: str, arguments: Arguments) -> list[Figure]:
     """
     command = [sys.executable, "-m", "bench.extremes_scenes", kind, json.dumps(arguments)]
     with subprocess.Popen(
-        command, cwd=speed.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as child:
         assert child.stdin is not None and child.stdout is not None  # noqa: PT018
         try:
@@ -157,17 +158,15 @@ def main(names: tuple[str, ...], quick: bool, as_json: bool) -> None:
     settings = QUICK if quick else Settings()
     samples = [sample for sample in plan(settings) if not names or sample.scene in names]
     measured = measure(samples, in_process, lambda line: click.echo(line, err=True))
-    machine = speed.machine()
+    facts = machine()
     if as_json:
         scenes = {
             title: [{**attrs.asdict(figure), "met": figure.met} for figure in figures]
             for title, figures in measured
         }
-        click.echo(json.dumps({"machine": machine, "settings": attrs.asdict(settings), "scenes": scenes}))
+        click.echo(json.dumps({"machine": facts, "settings": attrs.asdict(settings), "scenes": scenes}))
     else:
-        click.echo(f"localdelay {machine['localdelay']} · trio {machine['trio']} · {machine['python']}")
-        click.echo(f"{machine['system']} · {machine['cores_allowed']} of {machine['cores']} cores\n")
-        click.echo("\n".join(rows(measured)))
+        click.echo("\n".join([*machine_lines(facts), "", *rows(measured)]))
     if any(figure.is_broken_promise for _, figures in measured for figure in figures):
         sys.exit(1)
 

@@ -12,11 +12,13 @@ from contextlib import AbstractAsyncContextManager
 import trio
 
 import localdelay
+from localdelay.benchmark.load import CHUNK
 
 from .extremes_figures import Figure
 from .extremes_probes import Arrivals, Collections, Heartbeat, ResidentPeak, Steps, account
-from .load import BODY_BYTES, CHUNK, Generator, body, draw_delays, percentiles
-from .scenarios import _waited_for_a_core as waited_for_a_core
+from .pace import BODY_BYTES, Pace, body, draw_delays, offer, percentiles
+from .samples import waited_for_a_core
+from .worlds import TrioWorld
 
 WORKERS = 20
 _HOUR = 3600.0
@@ -40,9 +42,10 @@ async def backlog(pending: int, rate: float, seconds: float) -> list[Figure]:
     So the number that waits stays what it is, as in a service that has been at it for hours.
     """
     delay = pending / rate
-    clock: Callable[[], float] = trio.lowlevel.current_clock().current_time
+    world = TrioWorld()
+    clock = world.clock
     incoming = round(rate * seconds)
-    generator = Generator(clock, rate=rate, delays=draw_delays(incoming, delay, delay, 0))
+    pace = Pace(clock, rate=rate, delays=draw_delays(incoming, delay, delay, 0))
     arrivals = Arrivals(clock, expected=incoming + pending)
     heart, peak, steps, collections = Heartbeat(), ResidentPeak(), Steps(), Collections()
     capacity = incoming + pending + _SPARE
@@ -73,7 +76,7 @@ async def backlog(pending: int, rate: float, seconds: float) -> list[Figure]:
             heart.enter("running")
             trio.lowlevel.add_instrument(steps)
             pauses_from, waited = time.perf_counter(), waited_for_a_core()
-            await generator.offer(queue.put_nowait)
+            await offer(world, pace, queue.put_nowait)
             await trio.sleep_until(start + seconds)
             running, waited_after = peak.look(), waited_for_a_core()
             trio.lowlevel.remove_instrument(steps)
@@ -95,7 +98,7 @@ async def backlog(pending: int, rate: float, seconds: float) -> list[Figure]:
             del waiting
             gc.enable()
             scope.cancel()
-    put_late = generator.lateness()
+    put_late = pace.lateness()
     step = steps.longest_step(pauses_from)
     robbed = None if waited is None or waited_after is None else (waited_after - waited) / seconds
     per_message = None if full is None or before is None else (full - before) / pending - BODY_BYTES
@@ -161,7 +164,7 @@ async def _fill(
             # The clock is read for every message: a delay that is computed from an older reading would
             # make each chunk's first messages due before the last ones of the chunk before.
             delay = max(0.0, start + number / rate - clock())
-            put_nowait((first + number).to_bytes(BODY_BYTES, "big"), delay=delay)
+            put_nowait(body(first + number), delay=delay)
         if chunk - told > count / 10:
             told = chunk
             progress(f"{chunk:,} put")

@@ -14,9 +14,9 @@ import attrs
 import trio
 
 from localdelay import Message, Statistics
+from localdelay.benchmark.process import resident_bytes
 
-from .load import BODY_BYTES, percentiles
-from .scenarios import _resident_bytes as resident_bytes
+from .pace import BODY_BYTES, percentiles
 
 BEAT = 0.001
 """Seconds that a heartbeat sleeps between its turns."""
@@ -26,7 +26,7 @@ _NUMBER_BYTES = 8
 
 
 def number_of(payload: bytes) -> int:
-    """The number that `load.body` made this payload of."""
+    """The number that `pace.body` made this payload of."""
     return int.from_bytes(payload[-_NUMBER_BYTES:], "big")
 
 

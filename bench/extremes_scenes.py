@@ -19,12 +19,13 @@ import attrs
 import trio
 
 import localdelay
+from localdelay.benchmark.load import CHUNK
+from localdelay.benchmark.process import resident_bytes
 
 from .extremes_backlog import WORKERS, backlog, progress
 from .extremes_figures import Figure
 from .extremes_probes import Arrivals, Collections, Heartbeat, Steps, account, longest
-from .load import BODY_BYTES, CHUNK, body, percentiles
-from .scenarios import _resident_bytes as resident_bytes
+from .pace import BODY_BYTES, body, percentiles
 
 _HOUR = 3600.0
 _WARM_UP = 2_000

@@ -22,8 +22,7 @@ from typing import Any
 
 import attrs
 
-from .load import BODY_BYTES, draw_delays
-from .pace import Outcome
+from .pace import BODY_BYTES, Outcome, draw_delays
 
 GO = "go"
 JAVA = "java"

@@ -6,6 +6,8 @@ better for it. Here, too, is what is recorded of each send, and what a run comes
 
 from __future__ import annotations
 
+import math
+import random
 import struct
 from array import array
 from collections.abc import Callable, Iterable, Sequence
@@ -14,15 +16,49 @@ from typing import Any, Protocol, TypeAlias
 
 import attrs
 
-from .load import BODY_BYTES, CHUNK, Percentiles, PutNowait, percentiles
+from localdelay.benchmark.load import CHUNK
+
 from .worlds import World
+
+BODY_BYTES = 500
 
 Run: TypeAlias = tuple[float, float, float]
 """Messages put so far, and when the last of the puts in a row began and ended, in seconds."""
 
 body = struct.Struct(f">{BODY_BYTES - 8}xQ").pack
-"""The same bytes as `load.body` in a quarter of the time, which is a part of every put that is measured."""
+"""500 bytes that no other number has, so that nothing can be shared or compressed away.
+
+A quarter of what `int.to_bytes` takes for the same bytes, which is a part of every put that is measured.
+"""
 _ROUNDING = 1e-3
+
+
+class PutNowait(Protocol):
+    """`put_nowait` of any contender."""
+
+    def __call__(self, payload: bytes, /, *, delay: float) -> object: ...
+
+
+@attrs.frozen
+class Percentiles:
+    """Exact percentiles (nearest rank of the sorted values), in the unit of the values."""
+
+    count: int = 0
+    p50: float = 0.0
+    p90: float = 0.0
+    p99: float = 0.0
+    p999: float = 0.0
+    max: float = 0.0
+
+
+def percentiles(values: Sequence[float]) -> Percentiles:
+    """Sort, and read off the ranks."""
+    if not values:
+        return Percentiles()
+    ordered = sorted(values)
+    count = len(ordered)
+    p50, p90, p99, p999 = (ordered[math.ceil(count * rank / 1000) - 1] for rank in (500, 900, 990, 999))
+    return Percentiles(count, p50, p90, p99, p999, ordered[-1])
 
 
 class Pace:
@@ -83,6 +119,14 @@ def put_lateness(runs: Iterable[Run], rate: float) -> array[float]:
         behind = began - first / rate
         late.fromlist([max(0.0, behind + number * step) for number in range(count)])
     return late
+
+
+def draw_delays(count: int, low: float, high: float, seed: int) -> array[float]:
+    """`count` delays in seconds, uniform between the two; one and the same if they are equal."""
+    if low == high:
+        return array("d", (low,)) * count
+    uniform = random.Random(seed).uniform
+    return array("d", (uniform(low, high) for _ in range(count)))
 
 
 def take_turns(count: int, delays: Sequence[float]) -> array[float]:

@@ -19,12 +19,12 @@ from typing import Any, TypeAlias
 import attrs
 import click
 
-from . import foreign, peers_report, speed
+from . import foreign, peers_report
 from .contenders import BARE, BATCH, BATCH_UNCANCELLABLE, CALL_AT, LITERAL, LOCALDELAY, TASKS, THREADS
 from .foreign import GO, JAVA
 from .ladder import highest, ladder, rung_at
 from .peers_table import belongs, row, targets, with_ratios
-from .speed import Result, RunSample, is_held
+from .samples import Result, RunSample, in_process, is_held, machine
 
 LIKELY = {
     GO: 700_000,
@@ -180,7 +180,7 @@ def measure(
                 samples[name].setdefault(figure, []).append(result)
     rows = {name: row(taken) for name, taken in samples.items()}
     return {
-        "machine": speed.machine(),
+        "machine": machine(),
         "settings": attrs.asdict(settings),
         "rows": {name: {"unavailable": why} for name, why in unavailable.items()} | with_ratios(rows),
         "targets": [target.as_json() for target in targets(rows)],
@@ -204,7 +204,7 @@ def programs(names: Sequence[str]) -> Iterator[tuple[RunSample, dict[str, str]]]
         def run_sample(kind: str, arguments: Result) -> Result:
             command = commands.get(arguments["contender"])
             if command is None:
-                return speed.in_process(kind, arguments)
+                return in_process(kind, arguments)
             return foreign.sample(command, kind, arguments)
 
         yield run_sample, unavailable

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, TypeAlias
 
 from .contenders import BARE, BATCH, BATCH_UNCANCELLABLE, CALL_AT, LITERAL, LOCALDELAY, TASKS, THREADS
 from .foreign import GO, JAVA
 from .report import machine_lines, target_lines
+from .samples import Result
 
-Result: TypeAlias = dict[str, Any]
 _NAME, _VALUE, _RATIO = 29, 11, 6
 
 TITLES = {

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .contenders import BARE, BATCH, BATCH_UNCANCELLABLE, LITERAL, LOCALDELAY
-from .speed import HELD_P99, Result, medians, ratio
+from .samples import HELD_P99, Result, medians, ratio
 from .targets import Target
 
 OURS = (LOCALDELAY, BATCH, BATCH_UNCANCELLABLE)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, TypeAlias
 
 from .contenders import BARE, LITERAL, TITLES
+from .samples import Result
 
-Result: TypeAlias = dict[str, Any]
 _NAME, _COLUMN = 24, 9
 
 

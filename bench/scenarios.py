@@ -11,49 +11,32 @@ import gc
 import json
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Any, TypeAlias
 
 import trio
 
 import localdelay
+from localdelay.benchmark.load import CHUNK
+from localdelay.benchmark.process import resident_bytes
 
 from .contenders import BARE, CALL_AT, Contender, open_contender
-from .load import BODY_BYTES, CHUNK, draw_delays
-from .pace import Outcome, Pace, Recorder, body, offer, take_turns
+from .pace import BODY_BYTES, Outcome, Pace, Recorder, body, draw_delays, offer, take_turns
+from .samples import Result, waited_for_a_core
 from .worlds import AsyncioWorld, TrioWorld, World
 
-Result: TypeAlias = dict[str, Any]
 _HOUR = 3600.0
 _WARM_UP = 2000
 _REHEARSED = 1000
 _HOLD_BEFORE = 0.05
 _SETTLE = 0.01
 """Seconds until the workers of whichever contender have begun to wait."""
-_STATM = Path("/proc/self/statm")
-_SCHEDSTAT = Path("/proc/self/schedstat")
 
 
 def _microseconds(seconds: float, messages: int) -> float:
     return seconds / messages * 1e6
-
-
-def _resident_bytes() -> int | None:
-    if not _STATM.exists():
-        return None
-    return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _waited_for_a_core() -> float | None:
-    """Seconds that this process could have run and others ran instead, where Linux tells."""
-    if not _SCHEDSTAT.exists():
-        return None
-    return int(_SCHEDSTAT.read_text().split()[1]) / 1e9
 
 
 def _own_figures(queue: Contender | None) -> Result | None:
@@ -214,7 +197,7 @@ async def open_loop(
     recorder = Recorder(world.clock)
     pace = Pace(world.clock, rate=rate, delays=delays)
     gc.collect()
-    waited = _waited_for_a_core()
+    waited = waited_for_a_core()
     began, cpu = world.clock(), time.process_time()
     if patience is None:
         patience = seconds / 2 + 2
@@ -224,7 +207,7 @@ async def open_loop(
     ):
         await offer(world, pace, queue.put_nowait)
     cpu, wall = time.process_time() - cpu, world.clock() - began
-    waited_after = _waited_for_a_core()
+    waited_after = waited_for_a_core()
     outcome = Outcome(messages, recorder.late, pace.runs, rate, cpu, wall)
     return {
         **outcome.figures(),
@@ -244,11 +227,11 @@ async def memory(contender: str, messages: int) -> Result:
         for number in range(_WARM_UP):
             await queue.put(body(number), delay=_HOUR)
         gc.collect()
-        before = _resident_bytes()
+        before = resident_bytes()
         for number in range(_WARM_UP, _WARM_UP + messages):
             await queue.put(body(number), delay=_HOUR)
         gc.collect()
-        after = _resident_bytes()
+        after = resident_bytes()
         give_up()
     if before is None or after is None:
         return {"messages": messages, "beyond_payload": None}

@@ -8,34 +8,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
-import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import attrs
 import click
 
 from . import report
 from .contenders import BARE, BATCH, DEGRADED, LITERAL, LOCALDELAY, NOTHING, PAYLOADS, UNCANCELLABLE
+from .samples import Result, RunSample, in_process, is_held, machine, medians, ratio
 from .targets import Target
 
-ROOT = Path(__file__).resolve().parent.parent
 FIXED, MIXED = "fixed", "mixed"
-HELD_P99 = 0.010
-"""Seconds. A rate is held if lateness and the generator's own error both stay under this at p99, and
-everything was put and sent."""
-_WORST = {"early", "unsent"}
-_TIMEOUT = 600.0
-"""Seconds for a sample."""
-
-Result: TypeAlias = dict[str, Any]
-RunSample: TypeAlias = Callable[[str, dict[str, Any]], Result]
 
 
 @attrs.frozen
@@ -81,34 +65,6 @@ def plan(settings: Settings) -> Iterator[Sample]:
             yield Sample(("open", name, rate), NOTHING, alone)
 
 
-def in_process(kind: str, arguments: dict[str, Any]) -> Result:
-    """Run one sample in a fresh interpreter."""
-    command = [sys.executable, "-m", "bench.scenarios", kind, json.dumps(arguments)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=_TIMEOUT)
-    answer: Result = json.loads(done.stdout)
-    return answer
-
-
-def medians(results: list[Result]) -> Result:
-    """Figure by figure the median over the runs; the worst of what should be 0; None stays None."""
-    combined: Result = {}
-    for name, first in results[0].items():
-        values = [result[name] for result in results]
-        if isinstance(first, dict):
-            combined[name] = medians(values)
-        elif first is None:
-            combined[name] = None
-        else:
-            combined[name] = max(values) if name in _WORST else statistics.median(values)
-    return combined
-
-
-def is_held(result: Result) -> bool:
-    """Whether this sample of an open loop kept up; see `HELD_P99`."""
-    in_time = result["lateness"]["p99"] < HELD_P99 and result["put_lateness"]["p99"] < HELD_P99
-    return in_time and not result["unsent"] and not result["early"]
-
-
 def measure(settings: Settings, run_sample: RunSample, progress: Callable[[str], None]) -> Result:
     """Run everything, and combine the runs into the object that `--json` prints."""
     samples = list(plan(settings))
@@ -151,11 +107,6 @@ def _compare_open(contenders: dict[str, list[Result]]) -> Result:
     return compared
 
 
-def ratio(value: float, base: float) -> float | None:
-    """The one over the other; None where the other is 0."""
-    return value / base if base else None
-
-
 def targets(loops: Iterable[Result]) -> list[Result]:
     """What was aimed at and what came out; `measured` is None where it was not run."""
     p99 = {
@@ -171,19 +122,6 @@ def targets(loops: Iterable[Result]) -> list[Result]:
         ),
     ]
     return [target.as_json() for target in both]
-
-
-def machine() -> Result:
-    """The facts that the figures depend on."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "cores": os.cpu_count(),
-        "cores_allowed": allowed,
-        "system": platform.platform(terse=True),
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "trio": version("trio"),
-        "localdelay": version("localdelay"),
-    }
 
 
 def _parse_rates(_: click.Context, __: click.Parameter, text: str) -> tuple[float, ...]:

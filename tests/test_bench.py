@@ -12,7 +12,7 @@ import trio
 import trio.testing
 from click.testing import CliRunner
 
-from bench import load, report, speed
+from bench import report, speed
 from bench.contenders import (
     BARE,
     BATCH,
@@ -25,26 +25,27 @@ from bench.contenders import (
     open_contender,
 )
 from bench.literal import Waiting, open_literal_port
-from bench.load import BODY_BYTES, CHUNK, Percentiles, draw_delays, percentiles
-from bench.pace import Pace, Recorder, body, offer
+from bench.pace import BODY_BYTES, Pace, Percentiles, Recorder, body, draw_delays, offer, percentiles
+from bench.samples import Result, in_process, is_held, medians
 from bench.scenarios import sample
 from bench.worlds import TrioWorld
+from localdelay.benchmark.load import CHUNK
 
 TINY = speed.Settings(
     rates=(100.0,), seconds=0.5, runs=2, workers=3, closed_messages=300, memory_messages=2_000
 )
 
 
-def on_virtual_time(kind: str, arguments: dict[str, Any]) -> speed.Result:
+def on_virtual_time(kind: str, arguments: dict[str, Any]) -> Result:
     return trio.run(sample, kind, arguments, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 @pytest.fixture(scope="module")
-def measured() -> speed.Result:
+def measured() -> Result:
     return speed.measure(TINY, on_virtual_time, lambda _: None)
 
 
-def test_a_measurement_is_one_json_object_with_every_part(measured: speed.Result) -> None:
+def test_a_measurement_is_one_json_object_with_every_part(measured: Result) -> None:
     """What `--json` prints can be read back and has every part that the README names."""
     assert json.loads(json.dumps(measured)).keys() == {
         "machine",
@@ -58,7 +59,7 @@ def test_a_measurement_is_one_json_object_with_every_part(measured: speed.Result
     assert {"cores", "cores_allowed", "python", "trio"} <= measured["machine"].keys()
 
 
-def test_the_closed_loop_reports_every_contender(measured: speed.Result) -> None:
+def test_the_closed_loop_reports_every_contender(measured: Result) -> None:
     """Every contender has a cost for every call that it can be asked for."""
     assert measured["closed"].keys() == {LOCALDELAY, UNCANCELLABLE, BATCH, LITERAL, BARE}
     for name, costs in measured["closed"].items():
@@ -66,14 +67,14 @@ def test_the_closed_loop_reports_every_contender(measured: speed.Result) -> None
         assert (costs["put_take_send"] is None) == (name == BARE)
 
 
-def test_the_memory_of_every_contender_is_reported(measured: speed.Result) -> None:
+def test_the_memory_of_every_contender_is_reported(measured: Result) -> None:
     """The figure is there, or None where the system does not tell it."""
     assert measured["memory"].keys() == {LOCALDELAY, UNCANCELLABLE, DEGRADED, LITERAL, PAYLOADS}
     for result in measured["memory"].values():
         assert result.keys() == {"messages", "beyond_payload"}
 
 
-def test_no_open_loop_loses_a_message_or_sends_one_early(measured: speed.Result) -> None:
+def test_no_open_loop_loses_a_message_or_sends_one_early(measured: Result) -> None:
     """The contenders send everything that was offered, and nothing before it was due."""
     assert [(loop["rate"], loop["delays"]) for loop in measured["open"]] == [(100, "fixed"), (100, "mixed")]
     for loop in measured["open"]:
@@ -84,7 +85,7 @@ def test_no_open_loop_loses_a_message_or_sends_one_early(measured: speed.Result)
             assert result["unsent"] == result["early"] == 0
 
 
-def test_the_queue_counts_what_the_bench_counts(measured: speed.Result) -> None:
+def test_the_queue_counts_what_the_bench_counts(measured: Result) -> None:
     """The queue's own statistics stand beside the bench's figures, and agree with them."""
     for loop in measured["open"]:
         own = loop["contenders"][LOCALDELAY]["own"]
@@ -93,7 +94,7 @@ def test_the_queue_counts_what_the_bench_counts(measured: speed.Result) -> None:
         assert loop["contenders"][LITERAL]["own"] is None
 
 
-def test_on_virtual_time_only_the_literal_port_is_late(measured: speed.Result) -> None:
+def test_on_virtual_time_only_the_literal_port_is_late(measured: Result) -> None:
     """With mixed delays the literal port's workers sleep on the wrong messages; the queue's do not."""
     mixed = measured["open"][1]["contenders"]
     assert mixed[LOCALDELAY]["lateness"]["max"] == 0
@@ -102,7 +103,7 @@ def test_on_virtual_time_only_the_literal_port_is_late(measured: speed.Result) -
     assert mixed[LITERAL]["held_runs"] == 0
 
 
-def test_the_report_fits_80_columns_and_names_everything(measured: speed.Result) -> None:
+def test_the_report_fits_80_columns_and_names_everything(measured: Result) -> None:
     """The table for people: no line over 80 columns, the seed and the targets stated."""
     lines = list(report.lines(measured))
     assert max(map(len, lines)) <= 80
@@ -112,7 +113,7 @@ def test_the_report_fits_80_columns_and_names_everything(measured: speed.Result)
     assert all(TITLES[name] in text for name in TITLES)
 
 
-def test_the_report_tells_what_was_not_sent(measured: speed.Result) -> None:
+def test_the_report_tells_what_was_not_sent(measured: Result) -> None:
     """A contender that fell behind is not shown by its percentiles alone."""
     behind = json.loads(json.dumps(measured))
     behind["open"][0]["contenders"][LITERAL] |= {"unsent": 1_200, "offered": 50_000}
@@ -126,12 +127,12 @@ def test_a_load_that_cannot_be_sent_in_time_is_given_up() -> None:
         {"contender": LITERAL, "rate": 10, "seconds": 2, "delay": (1.0, 9.0), "seed": 3, "workers": 0},
     )
     assert (result["put"], result["sent"], result["unsent"]) == (20, 0, 20)
-    assert not speed.is_held(result)
+    assert not is_held(result)
 
 
 def test_a_sample_runs_in_a_process_of_its_own() -> None:
     """A sample started as a process answers what it answers here."""
-    result = speed.in_process("memory", {"contender": PAYLOADS, "messages": 1_000})
+    result = in_process("memory", {"contender": PAYLOADS, "messages": 1_000})
     assert result["messages"] == 1_000
 
 
@@ -140,7 +141,7 @@ def test_medians_are_taken_figure_by_figure_and_the_worst_of_what_should_be_0() 
     runs = [
         {"early": early, "lateness": {"p99": p99}, "own": None} for early, p99 in [(0, 3), (1, 1), (0, 2)]
     ]
-    assert speed.medians(runs) == {"early": 1, "lateness": {"p99": 2}, "own": None}
+    assert medians(runs) == {"early": 1, "lateness": {"p99": 2}, "own": None}
 
 
 def test_targets_are_compared_with_what_was_measured() -> None:
@@ -216,23 +217,8 @@ async def test_the_literal_port_blocks_behind_its_head(autojump_clock: trio.test
     assert sent == [(60.0, b"long"), (60.0, b"short")]
 
 
-class InstalledGenerator(load.Generator):
-    """The generator of `localdelay bench`, in the shape that the measurements of extremes use."""
-
-
-class EveryLoop(Pace):
-    """The generator that runs on any event loop, here on Trio's."""
-
-    async def offer(self, put_nowait: load.PutNowait) -> None:
-        await offer(TrioWorld(), self, put_nowait)
-
-
-GENERATORS = pytest.mark.parametrize("generator_class", [InstalledGenerator, EveryLoop])
-
-
-@GENERATORS
 async def test_the_generator_puts_each_message_at_its_time(
-    autojump_clock: trio.testing.MockClock, generator_class: type[EveryLoop]
+    autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Message i is put at start + i / rate, with its own body and delay, whatever became of the others."""
     put: list[tuple[float, bytes, float]] = []
@@ -241,15 +227,14 @@ async def test_the_generator_puts_each_message_at_its_time(
     def put_nowait(payload: bytes, /, *, delay: float) -> None:
         put.append((trio.current_time() - start, payload, delay))
 
-    generator = generator_class(trio.current_time, rate=4, delays=[0.1, 0.2, 0.3])
-    await generator.offer(put_nowait)
+    pace = Pace(trio.current_time, rate=4, delays=[0.1, 0.2, 0.3])
+    await offer(TrioWorld(), pace, put_nowait)
     assert put == [(0.0, body(0), 0.1), (0.25, body(1), 0.2), (0.5, body(2), 0.3)]
-    assert generator.lateness() == Percentiles(count=3)
+    assert pace.lateness() == Percentiles(count=3)
 
 
-@GENERATORS
 async def test_a_generator_that_wakes_late_catches_up_in_chunks(
-    mock_clock: trio.testing.MockClock, generator_class: type[EveryLoop]
+    mock_clock: trio.testing.MockClock,
 ) -> None:
     """After a second away it puts what it missed in runs that let others in, and owns up to the delay."""
     put = 0
@@ -267,16 +252,16 @@ async def test_a_generator_that_wakes_late_catches_up_in_chunks(
             await trio.lowlevel.checkpoint()
         runs.append(put)
 
-    generator = generator_class(trio.current_time, rate=1_000, delays=[0.0] * 1_001)
+    pace = Pace(trio.current_time, rate=1_000, delays=[0.0] * 1_001)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(generator.offer, put_nowait)
+        nursery.start_soon(offer, TrioWorld(), pace, put_nowait)
         await trio.testing.wait_all_tasks_blocked()
         nursery.start_soon(watch)
         await trio.lowlevel.checkpoint()
         mock_clock.jump(0.001)
     # Trio shuffles the tasks of a round, so two runs may pass between two looks, and the one message before.
     assert max(later - earlier for earlier, later in pairwise(runs)) <= 2 * CHUNK + 1
-    late = generator.lateness()
+    late = pace.lateness()
     assert late.count == 1_001
     assert late.max == pytest.approx(0.999)
     assert late.p50 == pytest.approx(0.5, abs=0.01)
@@ -295,7 +280,7 @@ def test_bodies_are_500_bytes_and_distinct() -> None:
     bodies = {body(number) for number in range(1_000)}
     assert len(bodies) == 1_000
     assert {len(payload) for payload in bodies} == {BODY_BYTES}
-    assert body(999_999_999) == load.body(999_999_999)
+    assert body(999_999_999) == (999_999_999).to_bytes(BODY_BYTES, "big")
 
 
 def test_delays_repeat_with_their_seed() -> None:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 from array import array
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -26,10 +25,10 @@ from bench import extremes
 from bench.extremes_figures import Figure, rows
 from bench.extremes_probes import Arrivals, Collections, Steps, account, longest, number_of
 from bench.extremes_scenes import SCENES
-from bench.load import BODY_BYTES, body
-from bench.scenarios import _resident_bytes as resident_bytes
+from bench.pace import BODY_BYTES, body
+from bench.samples import ROOT
+from localdelay.benchmark.process import resident_bytes
 
-ROOT = Path(extremes.__file__).resolve().parent.parent
 PENDING = 1_200_000
 WARM_UP = 2_000
 MOST_BEYOND_PAYLOAD = 200

@@ -12,7 +12,7 @@ import attrs
 import pytest
 from click.testing import CliRunner
 
-from bench import peers, peers_report, peers_table, speed
+from bench import peers, peers_report, peers_table
 from bench.contenders import (
     BARE,
     BATCH,
@@ -23,7 +23,7 @@ from bench.contenders import (
 )
 from bench.foreign import GO, JAVA
 from bench.ladder import highest, ladder, rung_at
-from bench.speed import Result
+from bench.samples import Result
 from bench.targets import Target
 
 RUNGS = ladder(100, 2_000_000)
@@ -274,7 +274,7 @@ def test_options_that_make_no_sense_are_refused(option: str, value: str) -> None
 
 def test_the_command_measures_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Standard output is one JSON object with the chosen contenders and settings; progress goes elsewhere."""
-    monkeypatch.setattr(speed, "in_process", holding(LIMITS))
+    monkeypatch.setattr(peers, "in_process", holding(LIMITS))
     options = ["--quick", "--json", "--only", f"{BATCH},{LITERAL}", "--runs", "1", "--delay", "0.1"]
     result = CliRunner().invoke(peers.main, [*options, "--seconds", "0.3"])
     assert result.exit_code == 0, result.output

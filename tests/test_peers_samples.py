@@ -27,8 +27,8 @@ from bench.contenders import (
 )
 from bench.foreign import GO, JAVA
 from bench.pace import Outcome, Pace, Recorder, body, put_lateness, take_turns
+from bench.samples import Result
 from bench.scenarios import sample
-from bench.speed import Result
 from bench.worlds import AsyncioWorld, TrioWorld
 
 PYTHON = [LITERAL, TASKS, CALL_AT, THREADS, LOCALDELAY, BATCH, BATCH_UNCANCELLABLE]
