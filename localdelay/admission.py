@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import TypeAlias
 
@@ -13,7 +13,7 @@ from .entry import Body, message_of, size_of
 from .errors import QueueClosed, QueueFull
 from .ids import Ids
 from .ledger import Ledger
-from .message import Message, next_number
+from .message import Message
 from .schedule import Schedule
 from .workers import Workers
 
@@ -24,11 +24,14 @@ Stamped: TypeAlias = tuple[Message, int, Body, int]
 class Admission:
     """The long way in. `DelayQueue.put_nowait` has a short one of its own, for the common call."""
 
-    def __init__(self, schedule: Schedule, ledger: Ledger, workers: Workers, ids: Ids) -> None:
+    def __init__(
+        self, schedule: Schedule, ledger: Ledger, workers: Workers, ids: Ids, numbers: Iterator[int]
+    ) -> None:
         self._schedule = schedule
         self._ledger = ledger
         self._workers = workers
         self._ids = ids
+        self._numbers = numbers
         self.closed = False
 
     def close(self) -> None:
@@ -47,7 +50,7 @@ class Admission:
         """Check the arguments of a put, and fix when its message is due and how it is called."""
         wall = intake.wall_clock(at)
         due = intake.execute_at(trio.current_time(), delay, at, wall=wall)
-        return self._stamped(next_number(), intake.check_payload(payload), due, id, headers, attempt=1)
+        return self._stamped(next(self._numbers), intake.check_payload(payload), due, id, headers, attempt=1)
 
     def stamp_message(self, message: Message) -> Stamped:
         """Check a message that is to keep its id, its execute-at and its attempt."""
@@ -55,8 +58,12 @@ class Admission:
             raise TypeError(f"message must be a Message, not {type(message).__name__}")
         payload = intake.check_payload(message.payload)
         due = intake.check_instant("execute_at", message.execute_at)
+        try:
+            known = message.id
+        except (IndexError, TypeError):
+            raise TypeError("message must have an id that is a string") from None
         attempt = checks.count("attempt", message.attempt)
-        return self._stamped(next_number(), payload, due, message.id, message.headers, attempt=attempt)
+        return self._stamped(next(self._numbers), payload, due, known, message.headers, attempt=attempt)
 
     def stamp_numbered(self, number: int, message: Message) -> Stamped:
         """A message that was checked before, and made of a number that no queue has seen."""

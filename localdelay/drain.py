@@ -34,6 +34,7 @@ async def empty(
             entry = schedule.take_later(trio.current_time())
             if entry is not None:
                 await delivery.hand_back(entry, hand_back)
+                await trio.lowlevel.checkpoint()  # for it may not have waited, and then nobody else would run
                 continue
             next_later = schedule.next_later()
             if workers.finished.is_set() and next_later == math.inf:

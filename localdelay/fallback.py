@@ -15,7 +15,7 @@ import trio
 from . import intake
 from .errors import QueueFull, Throttled
 from .groups import failure_in
-from .message import NO_HEADERS, Message, next_number
+from .message import NO_HEADERS, Message, numbers
 from .queue import DelayQueue
 
 PublishDelayed: TypeAlias = Callable[[Message, float], Awaitable[object]]
@@ -64,6 +64,7 @@ class Fallback:
             raise TypeError(f"queue must be a DelayQueue, not {type(queue).__name__}")
         self._publish_delayed = publish_delayed
         self._queue = queue
+        self._numbers = numbers()
         self._degrades = _predicate(degrade_on)
         self._room_timeout = intake.check_seconds("room_timeout", room_timeout, zero=True)
 
@@ -91,7 +92,7 @@ class Fallback:
             raise ValueError(f"id {id!r} is the id of a message that is pending already")
         copy = None if headers is None else intake.check_headers(headers)
         shown = NO_HEADERS if copy is None else MappingProxyType(copy)
-        number = next_number()
+        number = next(self._numbers)
         message = Message(number if id is None else id, intake.check_payload(payload), due, shown)
         try:
             await self._publish_delayed(message, due - now if delay is None else delay)

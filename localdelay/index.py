@@ -1,7 +1,7 @@
 """The bodies of what waits, by number, for those who look one up or cancel it.
 
 A dict of millions stops the world for as long as it takes to grow, and never shrinks. Numbers are given out
-one after the other, so a dict of small pages does as well with a sixth of the memory: it grows a page at
+in runs, so a dict of small pages does as well with a sixth of the memory: it grows a page at
 a time, and a page goes when the last body of it does. Numbers that the primary took leave holes: where one
 message in a hundred is degraded, most pages have one body, and it takes 400 bytes instead of 13.
 """

@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 import attrs
@@ -18,13 +18,21 @@ NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _BITS = 52
 _MASK = (1 << _BITS) - 1
 _prefixes = [secrets.token_hex(6)]
-sequence = itertools.count(1)
-"""The numbers that are still free. A forked child has another: to be read as this module's attribute."""
+_RUN = 32
+_runs = itertools.count(_RUN, _RUN)
 
 
-def next_number() -> int:
-    """A number that no other message of this process has; `render_id` makes the id of it."""
-    return next(sequence)
+def numbers() -> Iterator[int]:
+    """Numbers that no other message of this process has, for one queue or fallback.
+
+    They are taken from the process's in runs, so that those of one queue lie close together.
+    """
+    return itertools.chain.from_iterable(range(first, first + _RUN) for first in _all_runs())
+
+
+def _all_runs() -> Iterator[int]:
+    while True:
+        yield next(_runs)  # looked up anew each time: a forked child has others
 
 
 def render_id(number: int) -> str:
@@ -37,12 +45,13 @@ def number_of(id: str) -> int | None:
     prefix, _, digits = id.rpartition("-")
     if prefix not in _prefixes or not re.fullmatch("[1-9][0-9]{0,15}", digits):
         return None
-    return _prefixes.index(prefix) << _BITS | int(digits)
+    number = int(digits)
+    return _prefixes.index(prefix) << _BITS | number if number <= _MASK else None
 
 
 def _begin_anew() -> None:
-    global sequence  # noqa: PLW0603 (a forked child would otherwise give out its parent's ids)
-    sequence = itertools.count((len(_prefixes) << _BITS) + 1)
+    global _runs  # noqa: PLW0603 (a forked child would otherwise give out its parent's ids)
+    _runs = itertools.count((len(_prefixes) << _BITS) + _RUN, _RUN)
     _prefixes.append(secrets.token_hex(6))
 
 

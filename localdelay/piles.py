@@ -73,8 +73,12 @@ class Lane:
             packed = self._pull_first()
             self.head = self.tail if packed is None else _unpacked(packed)
 
-    def slots(self) -> Iterator[Slot]:
-        """All slots, in order. A channel can't be looked into, so it is emptied and filled again."""
+    def slots(self, number: int | None = None) -> Iterator[Slot]:
+        """All slots, in order, or those near the one with this number: the blocks that may hold it.
+
+        A channel can't be looked into, so it is emptied and filled again.
+        """
+        needle = b"" if number is None else pack("q", number)
         packed: list[_Packed] = []
         while (block := self._pull_first()) is not None:
             packed.append(block)
@@ -82,7 +86,8 @@ class Lane:
             self._push(block)
         yield from self.head
         for block in packed:
-            yield from _unpacked(block)
+            if needle in block[1]:
+                yield from _unpacked(block)
         if self.tail is not self.head:
             yield from self.tail
 
@@ -266,10 +271,10 @@ class Piles:
         heads = [lane.head[0] for lane in (*self.lanes, self._popped) if lane.head]
         return min(heads + self.heap[:1], default=None)
 
-    def slots(self) -> Iterator[Slot]:
-        """All slots, in no order."""
+    def slots(self, number: int | None = None) -> Iterator[Slot]:
+        """All slots, in no order, or those near the one with this number."""
         for lane in (*self.lanes, self._popped):
-            yield from lane.slots()
+            yield from lane.slots(number)
         yield from self.heap
 
     def cut(self, horizon: float) -> Piles:

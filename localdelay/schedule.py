@@ -186,11 +186,11 @@ class Schedule:
         return self.next_due() == math.inf
 
     def find(self, number: int) -> Body | None:
-        """The body of the message with this number, or None. Without an index, everything is walked."""
+        """The body of the message with this number, or None. Without an index, all is searched."""
         self.sort_in()
         if self._index is not None:
             return self._index.get(number)
-        return next((entry[2] for entry in self._living(self._slots()) if entry[1] == number), None)
+        return next((entry[2] for entry in self._living(self._slots(number)) if entry[1] == number), None)
 
     def cancel(self, number: int) -> Body | None:
         """Take out the message with this number and return its body, or None if it is not here."""
@@ -215,7 +215,6 @@ class Schedule:
     def set_horizon(self, horizon: float) -> None:
         """Put aside, for `take_later`, every message due at `horizon` or after it, now and from now on."""
         self.sort_in()
-        self._sweeping = None  # it would go on in the wrong piles
         self.horizon = horizon
         self._later = self._near
         self._near = self._later.cut(horizon)
@@ -255,9 +254,9 @@ class Schedule:
             self._oldest_retries = [(execute_at, key) for key, execute_at in self._retries.items()]
             heapify(self._oldest_retries)
 
-    def _slots(self) -> Iterator[Slot]:
-        yield from self._near.slots()
-        yield from self._later.slots()
+    def _slots(self, number: int | None = None) -> Iterator[Slot]:
+        yield from self._near.slots(number)
+        yield from self._later.slots(number)
         yield from self._put_off
         yield from self._kept
 

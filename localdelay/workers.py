@@ -94,6 +94,7 @@ class Workers:
         """Workers in a send or a dead-letter hook."""
         return sum(bool(worker.entries) for worker in self._workers)
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self, delivery: Deliverer) -> None:
         """Keep the pool at work until `close` was called and nothing is left to take, or until `stop`."""
         self._delivery = delivery
@@ -108,9 +109,9 @@ class Workers:
         finally:
             self._nursery = None
             self.leader_due = -math.inf
+            self.finished.set()
             self._timer.close()
             self._timer = TrioTimer()
-            self.finished.set()
 
     def has(self, task: trio.lowlevel.Task) -> bool:
         """Whether this is the task of a worker, or runs in a nursery of one."""
@@ -205,8 +206,10 @@ class Workers:
                 return
             full = self._fill(worker, now)
             if not worker.entries:
-                if self._closing and self._schedule.is_empty:
+                # While something is being sent, it may fail, and then there is work for all again.
+                if self._closing and self._schedule.is_empty and not self.busy:
                     self._workers.discard(worker)
+                    self.wake_leader()
                     return
                 await self._wait(worker)
                 now = began = read_clock() + offset
@@ -322,6 +325,7 @@ class Workers:
         trio.lowlevel.reschedule(task)
         return worker
 
+    @trio.lowlevel.enable_ki_protection
     async def _watch(self) -> None:
         """End the sends that take too long: one task for the whole pool instead of a timer a send."""
         while True:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
+from typing import Any
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from localdelay import open_delay_queue
 from localdelay.entry import Body
 from localdelay.index import Index
+from localdelay.testing import RecordingSender
 
 _numbers = st.integers(0, 200)
 _runs = st.builds(lambda first, count: list(range(first, first + count)), _numbers, st.integers(1, 100))
@@ -54,3 +59,22 @@ def test_an_empty_payload_is_a_body_too() -> None:
     assert index.pop(7) == b""
     assert index.pop(7) is None
     assert not index._pages
+
+
+async def test_queues_that_share_a_process_have_numbers_close_together(autojump_clock: Any) -> None:
+    """However many queues there are, and however their puts alternate, pages are full."""
+    async with AsyncExitStack() as stack:
+        queues = [
+            await stack.enter_async_context(open_delay_queue(RecordingSender(), capacity=1000, workers=1))
+            for _ in range(10)
+        ]
+        for _ in range(320):
+            for queue in queues:
+                queue.put_nowait(b"", delay=1)
+        for queue in queues:
+            assert queue.statistics().pending == 320
+            index = queue._schedule._index
+            assert index is not None
+            assert len(index._pages) == 10
+        ids = [message.id for queue in queues for message in queue.messages()]
+        assert len(set(ids)) == 3200

@@ -6,17 +6,18 @@ import copy
 import pickle
 import subprocess
 import sys
+from itertools import islice
 
 import attrs
 import pytest
 
 from localdelay import Message
-from localdelay.message import NO_HEADERS, headers_size, next_number, number_of, render_id
+from localdelay.message import NO_HEADERS, headers_size, number_of, numbers, render_id
 
 
 def test_ids_are_unique_and_never_change() -> None:
     """Every number gives another id, and the same one each time somebody looks."""
-    messages = [Message(next_number(), b"", 0.0) for _ in range(1000)]
+    messages = [Message(number, b"", 0.0) for number in islice(numbers(), 1000)]
     ids = [message.id for message in messages]
     assert len(set(ids)) == 1000
     assert [message.id for message in messages] == ids
@@ -31,7 +32,7 @@ def test_an_id_chosen_by_the_caller_is_kept() -> None:
 
 def test_the_number_is_found_behind_an_id() -> None:
     """`number_of` undoes `render_id`."""
-    number = next_number()
+    number = next(numbers())
     assert number_of(render_id(number)) == number
     assert number_of(render_id(1)) == 1
     assert number_of(render_id(10**15)) == 10**15
@@ -61,6 +62,13 @@ def test_no_number_is_seen_in_an_id_of_another_shape(tail: str) -> None:
     """Only what `render_id` makes is read as one of this process's numbers: no second spelling of it."""
     prefix = render_id(1).removesuffix("1")
     assert number_of(prefix + tail) is None
+
+
+def test_no_number_is_seen_that_could_be_another_process_s() -> None:
+    """The numbers of a forked child begin where those of its parent would end."""
+    prefix = render_id(1).removesuffix("1")
+    assert number_of(f"{prefix}{2**52 - 1}") == 2**52 - 1
+    assert number_of(f"{prefix}{2**52}") is None
 
 
 def test_no_number_is_seen_in_a_foreign_id() -> None:
@@ -133,7 +141,7 @@ def test_the_first_attempt_is_number_one() -> None:
 
 def test_a_message_can_be_pickled_copied_and_hashed() -> None:
     """A copy is equal and has the same id; a pickle carries the id as text."""
-    message = Message(next_number(), b"x", 1.5, {"k": "v"}, 2)
+    message = Message(next(numbers()), b"x", 1.5, {"k": "v"}, 2)
     again = pickle.loads(pickle.dumps(message))
     assert again == message == copy.copy(message)
     assert len({again, message, Message(message.id, b"x", 1.5, {"k": "v"}, 2)}) == 1
@@ -145,11 +153,11 @@ def test_a_forked_child_has_ids_of_its_own() -> None:
     program = """
 import os, sys
 from localdelay import Message
-from localdelay.message import next_number, number_of, render_id
-message = Message(next_number(), b"", 0.0)
+from localdelay.message import number_of, numbers, render_id
+message = Message(next(numbers()), b"", 0.0)
 read, write = os.pipe()
 if os.fork() == 0:
-    mine = next_number()
+    mine = next(numbers())
     assert number_of(render_id(mine)) == mine
     assert number_of(message.id) == message._id
     os.write(write, "\\n".join([message.id, render_id(mine)]).encode())
@@ -157,7 +165,7 @@ if os.fork() == 0:
 os.wait()
 same, *others = os.read(read, 1000).decode().split()
 assert same == message.id, (same, message.id)
-assert len({*others, message.id, render_id(next_number())}) == 3, others
+assert len({*others, message.id, render_id(next(numbers()))}) == 3, others
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -115,6 +115,8 @@ async def test_a_wrong_argument_is_refused_at_the_call(
         ({"execute_at": -1e305}, ValueError, "execute_at"),
         ({"attempt": 0}, ValueError, "attempt"),
         ({"id": ""}, ValueError, "id"),
+        ({"id": None}, TypeError, "id"),
+        ({"id": 1 << 62}, TypeError, "id"),
         ({"headers": {"k": 1}}, TypeError, "headers"),
     ],
 )
