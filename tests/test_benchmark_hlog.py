@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -145,3 +146,23 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "run.hlog").write_bytes(bytes(range(256)))
     with pytest.raises(ValueError, match="no log of localdelay bench"):
         hlog.read(tmp_path / "run.hlog")
+
+
+def test_a_pipe_or_a_directory_is_refused(tmp_path: Path) -> None:
+    """What is no regular file may have no end, and is not even opened."""
+    os.mkfifo(tmp_path / "run.hlog")
+    for path in (tmp_path / "run.hlog", tmp_path):
+        with pytest.raises(ValueError, match="it is no regular file"):
+            hlog.read(path)
+
+
+def test_a_file_too_large_is_refused(tmp_path: Path) -> None:
+    """It is not read into the memory to find out what it is."""
+    log = tmp_path / "run.hlog"
+    log.touch()
+    os.truncate(log, 100_000_001)
+    with pytest.raises(ValueError, match="it has more than 100 MB"):
+        hlog.read(log)
+    os.truncate(log, 100)
+    with pytest.raises(ValueError, match="no log of localdelay bench"):
+        hlog.read(log)

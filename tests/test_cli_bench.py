@@ -131,13 +131,79 @@ def test_a_file_that_can_not_be_written_after_all(monkeypatch: pytest.MonkeyPatc
     """The report is printed, the file is named in one line, and the exit code is 2."""
 
     def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device", "run.hlog")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(hlog, "write", full)
     result = run(*SMALL, "--hlog", str(tmp_path / "run.hlog"))
     assert result.exit_code == 2
-    assert result.stderr.splitlines()[-1] == "Error: 'run.hlog' can't be written: No space left on device"
+    said = f"Error: '{tmp_path / 'run.hlog'}' can't be written: No space left on device"
+    assert result.stderr.splitlines()[-1] == said
     assert "latency" in result.stdout
+
+
+def shell(redirected: str, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run a small load with standard output or error sent elsewhere, as a shell does it."""
+    return subprocess.run(
+        ["/bin/sh", "-c", f'exec "$0" bench "$@" {redirected}', COMMAND, *SMALL, *args],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+
+
+@pytest.mark.parametrize("redirected", ["2>&-", pytest.param("2>/dev/full", marks=FULL)])
+@pytest.mark.parametrize("args", [[], ["--json"]])
+def test_progress_that_can_not_be_shown(redirected: str, args: list[str]) -> None:
+    """Standard error may be closed or full: the report is printed all the same."""
+    process = shell(redirected, *args)
+    assert process.returncode == 0
+    assert "latency" in process.stdout
+    assert "Error" not in process.stdout
+
+
+@FULL
+def test_an_error_that_can_not_be_shown() -> None:
+    """The exit code tells it, and nothing else gets into the report."""
+    for redirected in ("2>&-", "2>/dev/full"):
+        process = shell(redirected, "--json", "--hlog", "/dev/full")
+        assert process.returncode == 2
+        assert json.loads(process.stdout)["sent"] == 300
+
+
+@FULL
+@pytest.mark.parametrize("args", [[], ["--json"]])
+def test_a_report_that_can_not_be_printed(args: list[str], tmp_path: Path) -> None:
+    """One line with the reason, and exit code 1; the files are written."""
+    log, picture = tmp_path / "run.hlog", tmp_path / "run.svg"
+    process = shell(">/dev/full", *args, "--hlog", str(log), "--plot", str(picture))
+    assert process.returncode == 1
+    *progress, said = process.stderr.splitlines()
+    assert said == "Error: the report can't be printed: No space left on device"
+    assert all(" of 0.4 s " in line for line in progress)
+    assert sum(interval.count for interval in hlog.read(log).intervals) == 300
+    assert picture.stat().st_size
+
+
+@FULL
+def test_a_full_disk(tmp_path: Path) -> None:
+    """The file is named as it was given, and whatever has room is written, the report too."""
+    picture, full = tmp_path / "run.svg", tmp_path / "full.svg"
+    full.symlink_to("/dev/full")
+    process = shell("", "--hlog", "/dev/full", "--plot", str(picture))
+    assert process.returncode == 2
+    assert process.stderr.splitlines()[-1] == ("Error: '/dev/full' can't be written: No space left on device")
+    assert "latency" in process.stdout
+    assert picture.stat().st_size
+    process = shell("", "--json", "--hlog", "/dev/full", "--plot", str(full))
+    assert process.returncode == 2
+    assert process.stderr == (
+        "Error: '/dev/full' can't be written: No space left on device; "
+        f"'{full}' can't be written: No space left on device\n"
+    )
 
 
 async def test_a_run_through_a_real_broker() -> None:
@@ -234,8 +300,10 @@ async def test_batches_for_a_broker_that_knows_none() -> None:
         (["--compare", "/no/such"], "'--compare': '/no/such' can't be read: No such file"),
         (
             ["--compare", os.devnull],
-            "'--compare': '/dev/null' can't be used: it is no log of localdelay bench",
+            "'--compare': '/dev/null' can't be used: it is no regular file",
         ),
+        (["--compare", "/dev/zero"], "'--compare': '/dev/zero' can't be used: it is no regular file"),
+        (["--compare", __file__], "can't be used: it is no log of localdelay bench"),
         (
             ["--rate", "1M", "--delay", "1d", "--seconds", "1d"],
             "'--delay': is too long for this rate and size",

@@ -8,6 +8,7 @@ column of maxima in milliseconds, as is the custom.
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ import attrs
 
 from localdelay.lateness import Latencies
 
+_MOST_BYTES = 100_000_000
 _UNIT = "#[Values: microseconds]"
 _LEGEND = '"StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"'
 _RUN = re.compile(r"#\[Run: (.*)\]")
@@ -58,7 +60,16 @@ def _lines(log: Log, seconds: float) -> Iterator[str]:
 
 
 def read(path: Path) -> Log:
-    """Read such a file. Raises `OSError`, and `ValueError` with the number of the line that is wrong."""
+    """Read such a file, of at most 100 MB.
+
+    Raises `OSError`, and `ValueError` for what is no such file, with the number of the line that is wrong.
+    """
+    # A device or a pipe may have no end.
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("it is no regular file")
+    if found.st_size > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES // 10**6} MB")
     text = path.read_text(encoding="utf-8", errors="replace")
     if _UNIT not in text:
         raise ValueError("it is no log of localdelay bench: its values may have any unit")
@@ -66,8 +77,8 @@ def read(path: Path) -> Log:
     intervals = list(_intervals(lines))
     if not any(latencies.counts for _, latencies in intervals):
         raise ValueError("there is not one latency in it")
-    facts = next((found[1] for line in lines if (found := _RUN.match(line))), "")
-    began_at = next((float(found[1]) for line in lines if (found := _START.match(line))), 0.0)
+    facts = next((match[1] for line in lines if (match := _RUN.match(line))), "")
+    began_at = next((float(match[1]) for line in lines if (match := _START.match(line))), 0.0)
     length = intervals[0][0]
     return Log(facts, began_at, length, [latencies for _, latencies in intervals])
 

@@ -9,9 +9,10 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import attrs
 import click
@@ -26,7 +27,7 @@ from localdelay.benchmark.run import Stopped, check, run
 from localdelay.benchmark.sending import BenchError, NoBatches
 from localdelay.brokers.opening import without_secrets
 from localdelay.cli.bench_report import headline, in_words, legend, lines
-from localdelay.cli.units import DURATION, SIZE, format_duration, parse_duration
+from localdelay.cli.units import DURATION, SIZE, Parsed, format_duration, parse_duration
 from localdelay.lateness import Latencies
 
 _SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6}
@@ -43,32 +44,26 @@ Examples:
 \b
 Exit codes:
   0    measured
+  1    the report could not be printed
   2    wrong options, or it could not run
   130  stopped by Ctrl-C; what was measured until then is printed
 """
 
 
 class _Failed(click.ClickException):
-    """It could not run."""
+    """It could not run, or say what it found."""
 
     exit_code = 2
 
+    def show(self, file: Any = None) -> None:
+        """In one line, if there is where to."""
+        _tell(f"Error: {self.format_message()}")
 
-class _Parsed(click.ParamType):  # type: ignore[type-arg]
-    """An option that a function parses, which raises `ValueError`."""
 
-    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
-        self.name = name
-        self._parse = parse
+class _NotPrinted(_Failed):
+    """It ran, and nobody can see the report."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """What the function makes of the text; what is no text is a default."""
-        if not isinstance(value, str):
-            return value
-        try:
-            return self._parse(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+    exit_code = 1
 
 
 def parse_rate(text: str) -> tuple[float, float]:
@@ -123,7 +118,7 @@ _DEFAULT = Settings()
 @click.option("--to", metavar="URL", help="The broker to send to.  [default: a send that does nothing]")
 @click.option(
     "--rate",
-    type=_Parsed("rate", parse_rate),
+    type=Parsed("rate", parse_rate),
     default=_DEFAULT.rate,
     help="Messages per second: 500, 10k, 1.5M; or a ramp: 1k..100k.  [default: 10k]",
 )
@@ -131,7 +126,7 @@ _DEFAULT = Settings()
 @click.option(
     "--delay",
     "delays",
-    type=_Parsed("delay", parse_delays),
+    type=Parsed("delay", parse_delays),
     default=_DEFAULT.delays,
     help="One delay, a range, or several, at random: 2s, 100ms..5s, 1s,5s,30s.  [default: 2s]",
 )
@@ -149,16 +144,16 @@ _DEFAULT = Settings()
 @click.option(
     "--hlog",
     "log_file",
-    type=_Parsed("file", parse_output),
+    type=Parsed("file", parse_output),
     help="Write HdrHistogram's log format, an interval a second.",
 )
 @click.option(
-    "--plot", "picture", type=_Parsed("file", parse_picture), help="Draw a picture: FILE.svg or FILE.png."
+    "--plot", "picture", type=Parsed("file", parse_picture), help="Draw a picture: FILE.svg or FILE.png."
 )
 @click.option(
     "--compare",
     "others",
-    type=_Parsed("file", parse_log),
+    type=Parsed("file", parse_log),
     multiple=True,
     help="Another run's --hlog, beside this one; can be repeated.",
 )
@@ -182,7 +177,7 @@ def bench(
             # First, so that they are there even if who reads the report leaves before its end.
             _write(result, log_file, picture, others)
         finally:
-            _print(result, others, as_json)
+            _report(result, others, as_json)
     except Stopped as stopped:
         _stopped(stopped.signum, "before anything was measured.")
     except KeyboardInterrupt:
@@ -215,8 +210,32 @@ def _measure(options: dict[str, Any], picture: Path | None, as_json: bool) -> Re
 
 
 def _stopped(signum: int, when: str) -> NoReturn:
-    click.echo(f"Stopped {when}", err=True)
+    _tell(f"Stopped {when}")
     sys.exit(128 + signum)
+
+
+def _tell(text: str, *, nl: bool = True) -> None:
+    """On standard error, which may be closed or full: no reason to lose what is measured."""
+    try:
+        click.echo(text, err=True, nl=nl)
+    except (OSError, ValueError):
+        _abandon(sys.stderr)
+
+
+def _abandon(stream: TextIO) -> None:
+    # What is in its buffer would fail again at the exit, and change the exit code.
+    with suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def _report(result: Result, others: Sequence[tuple[str, hlog.Log]], as_json: bool) -> None:
+    try:
+        _print(result, others, as_json)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _abandon(sys.stdout)
+        raise _NotPrinted(f"the report can't be printed: {error.strerror or error}") from error
 
 
 def _print(result: Result, others: Sequence[tuple[str, hlog.Log]], as_json: bool) -> None:
@@ -237,18 +256,30 @@ def _write(
     result: Result, log_file: Path | None, picture: Path | None, others: Sequence[tuple[str, hlog.Log]]
 ) -> None:
     facts = in_words(result.settings)
-    try:
-        if log_file is not None:
-            log = hlog.Log(facts, result.began_at, INTERVAL, result.intervals)
+    failures: list[str] = []
+    if log_file is not None:
+        log = hlog.Log(facts, result.began_at, INTERVAL, result.intervals)
+        with _writing(log_file, failures):
             hlog.write(log_file, log, seconds=result.measured_seconds)
-        if picture is not None and result.latency.count:
-            own = plot.Series(log_file.stem if log_file else "this run", result.intervals, INTERVAL)
-            beside = [
-                plot.Series(legend(name, log.facts, facts), log.intervals, log.length) for name, log in others
-            ]
+    if picture is not None and result.latency.count:
+        own = plot.Series(log_file.stem if log_file else "this run", result.intervals, INTERVAL)
+        beside = [
+            plot.Series(legend(name, log.facts, facts), log.intervals, log.length) for name, log in others
+        ]
+        with _writing(picture, failures):
             plot.draw(picture, *headline(result), [own, *beside])
+    if failures:
+        raise _Failed("; ".join(failures))
+
+
+@contextmanager
+def _writing(path: Path, failures: list[str]) -> Iterator[None]:
+    """Note a failure, and go on: the other file may have room."""
+    try:
+        yield
     except OSError as error:
-        raise _Failed(f"{error.filename!r} can't be written: {error.strerror}") from error
+        # The path as it was given: a full disk's error names none.
+        failures.append(f"{str(path)!r} can't be written: {error.strerror or error}")
 
 
 class _Display:
@@ -285,23 +316,24 @@ class _Lines(_Display):
     def progress(self, progress: Progress) -> None:
         if progress.elapsed >= self._next:
             self._next += _LINE_EVERY
-            click.echo(self._line(progress), err=True)
+            _tell(self._line(progress))
 
 
 class _LiveLine(_Display):
     """One line that changes."""
 
     def __exit__(self, *_: object) -> None:
-        click.echo("\r\x1b[K", err=True, nl=False)
+        _tell("\r\x1b[K", nl=False)
 
     def progress(self, progress: Progress) -> None:
         if progress.elapsed >= self._next:
             self._next = progress.elapsed + _LIVE_EVERY
             room = shutil.get_terminal_size().columns - 1
-            click.echo(f"\r{self._line(progress)[:room]}\x1b[K", err=True, nl=False)
+            _tell(f"\r{self._line(progress)[:room]}\x1b[K", nl=False)
 
 
 def _display(settings: Settings, as_json: bool) -> _Display:
-    if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
+    # None: it was closed before Python began.
+    if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
         return _LiveLine(settings)
     return _Display(settings) if as_json else _Lines(settings)

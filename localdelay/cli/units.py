@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -85,38 +86,25 @@ def _shown(text: str) -> str:
 
 
 # Newer releases of click have a generic ParamType, older ones one that can't be subscripted.
-class Duration(click.ParamType):  # type: ignore[type-arg]
-    """An option's duration, in seconds."""
+class Parsed(click.ParamType):  # type: ignore[type-arg]
+    """An option that a function parses, which raises `ValueError`."""
 
-    name = "duration"
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Seconds; what is no string is a default, and is in seconds already."""
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """What the function makes of the text; what is no text is a default, and is as it should be."""
         if not isinstance(value, str):
-            return float(value)
+            return value
         try:
-            return parse_duration(value)
+            return self._parse(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
 
-class Size(click.ParamType):  # type: ignore[type-arg]
-    """An option's size, in bytes."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Bytes; what is no string is a default, and is in bytes already."""
-        if not isinstance(value, str):
-            return int(value)
-        try:
-            return parse_size(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-DURATION = Duration()
-SIZE = Size()
+DURATION = Parsed("duration", parse_duration)
+SIZE = Parsed("size", parse_size)
 
 
 def format_number(value: float) -> str:
