@@ -17,7 +17,7 @@ DIGITS = 3
 _EXACT_BITS = 11
 _EXACT = 1 << _EXACT_BITS
 """Microseconds that have a counter of their own: the next power of two after 2 · 10^DIGITS."""
-_BLOCK = 256
+_BLOCK_BITS = 8
 _RUN = 1e-4
 
 
@@ -133,10 +133,10 @@ class LatencyRecorder:
     as there are different indices, and nothing is rounded that the histogram would not round.
     """
 
-    __slots__ = ("_clipped", "_fresh", "_histogram", "_longest")
+    __slots__ = ("_blocks", "_clipped", "_fresh", "_histogram", "_longest")
 
     def __init__(self) -> None:
-        self._histogram = HdrHistogram(1, LONGEST, DIGITS)
+        self._begin()
         self._fresh: dict[int, int] = {}
         self._clipped = 0
         self._longest = 0.0
@@ -193,38 +193,38 @@ class LatencyRecorder:
             # A summary was asked for meanwhile, and has moved counts there.
             self._settle()
             counts = {index: count for index, count in enumerate(self._histogram.counts[:]) if count}
-            self._histogram = HdrHistogram(1, LONGEST, DIGITS)
+            self._begin()
         taken = Latencies(counts, self._longest, self._clipped)
         self._fresh = {}
         self._longest, self._clipped = 0.0, 0
         return taken
 
+    def _begin(self) -> None:
+        self._histogram = HdrHistogram(1, LONGEST, DIGITS)
+        self._blocks = [0] * ((self._histogram.counts_len >> _BLOCK_BITS) + 1)
+
     def _settle(self) -> None:
-        histogram = self._histogram
-        counts = histogram.counts
+        histogram, counts, blocks = self._histogram, self._histogram.counts, self._blocks
         for index, count in self._fresh.items():
             counts[index] += count
+            blocks[index >> _BLOCK_BITS] += count
             histogram.total_count += count
         self._fresh.clear()
 
     def _values_at(self, shares: tuple[float, ...], total: int) -> list[int]:
-        # The library's own walk is a Python loop over 23,552 counters: 4 ms in which no message is
-        # sent. Whole blocks are added up in C; only the block that holds the answer is walked.
-        counts = self._histogram.counts
+        # The library's own walk is a Python loop over 23,552 counters: 4 ms in which no message is sent.
+        # The sums of whole blocks are kept; only the block that holds the answer is walked.
+        counts, blocks = self._histogram.counts, self._blocks
         values: list[int] = []
-        seen = start = 0
-        block = counts[:_BLOCK]
+        block = before = 0
         for share in shares:
             rank = max(1, math.ceil(share * total))
-            while seen + (in_block := sum(block)) < rank:
-                seen += in_block
-                start += _BLOCK
-                block = counts[start : start + _BLOCK]
-            reached = seen
-            for offset, count in enumerate(block):
-                reached += count
-                if reached >= rank:
-                    lowest = self._histogram.get_value_from_index(start + offset)
-                    values.append(int(self._histogram.get_highest_equivalent_value(lowest)))
-                    break
+            while before + blocks[block] < rank:
+                before += blocks[block]
+                block += 1
+            index, reached = (block << _BLOCK_BITS) - 1, before
+            while reached < rank:
+                index += 1
+                reached += counts[index]
+            values.append(_highest_in(index))
         return values
