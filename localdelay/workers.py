@@ -28,7 +28,7 @@ from .entry import Entry, size_of
 from .schedule import Schedule
 from .timer import Timer, TimerKind, TrioTimer, clock_parts, open_timer
 
-_TURN = 256
+_TURN = 1024
 _TURN_SECONDS = 0.002
 """A worker whose sends never wait lets the other tasks run after so many sends, or seconds."""
 

@@ -21,7 +21,7 @@ def blocks(language: str) -> list[str]:
 PROGRAMS = [block for block in blocks("python") if "trio.run" in block]
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=["wrap a client", "the queue alone"])
+@pytest.mark.parametrize("program", PROGRAMS, ids=["wrap a client", "the queue alone", "batches"])
 def test_programs_run_as_printed(program: str) -> None:
     """Each whole program of the README runs, and prints what its comments promise."""
     done = subprocess.run(
@@ -34,6 +34,8 @@ def test_programs_run_as_printed(program: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     if "Fallback" in program:
         assert re.fullmatch(r"Route\.LOCAL (\S+) 429: .*\nsent \1 b'close order 7.*'\n", done.stdout)
+    elif "send_batch" in program:
+        assert sum(int(line.removeprefix("sent ")) for line in done.stdout.splitlines()) == 1000
     else:
         assert done.stdout == "True\n1 [True]\nTrue\n"
 
@@ -65,6 +67,26 @@ def test_the_plan_command() -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "24,000" in done.stdout
+
+
+def test_the_bench_command() -> None:
+    """The benchmark runs as printed, but for its length; and the other options that are named exist."""
+    [command] = [block for block in blocks("sh") if block.startswith(".venv/bin/localdelay bench")]
+    assert " --seconds 20\n" in command
+    shorter = command.removeprefix(".venv/bin/").replace("--seconds 20", "--seconds 0.3 --delay 100ms")
+    done = subprocess.run(
+        [sys.executable, "-m", *shlex.split(shorter)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0
+    assert "3,000 of 3,000 put, 3,000 sent, 0 unsent, 0 early" in done.stdout
+    [section] = re.findall(r"## How late, and how fast\n(.*?)\n## ", README, flags=re.DOTALL)
+    shown = subprocess.run(
+        [sys.executable, "-m", "localdelay", "bench", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    for option in re.findall(r"`(--[a-z]+)", section):
+        assert option in shown, option
+    for module in re.findall(r"python -m (bench\.[a-z]+)", section):
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
 
 
 def test_ci_runs_the_readmes_test_command() -> None:
