@@ -29,7 +29,7 @@ from .schedule import Schedule
 from .timer import Timer, TimerKind, TrioTimer, clock_parts, open_timer
 
 _TURN = 1024
-_TURN_SECONDS = 0.002
+_TURN_SECONDS = 0.001
 """A worker whose sends never wait lets the other tasks run after so many sends, or seconds."""
 
 
