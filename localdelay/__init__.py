@@ -4,6 +4,7 @@ The layers; each module imports only from those above it (a test checks it):
 
     checks      numbers, refused by their argument's name. Pure
     errors      what can go wrong
+    units       durations and sizes as people write them, and numbers as people read them. Pure
     message     the message and its id
     capacity    the sizing formulas. Pure
     lateness    latencies in an HDR histogram
@@ -30,14 +31,17 @@ The layers; each module imports only from those above it (a test checks it):
     brokers     one module a broker
     benchmark   how late messages are under a load
     demo        a real broker at its limit, without and with the degrade path
+    relay       lines from standard input, held until they are due, and sent
     cli         parsing and printing only
 """
 
+from . import brokers
 from .batch import BatchPolicy
 from .blocking import blocking
 from .capacity import CapacityPlan, RedisPlan, plan_capacity
 from .delivery import DeadLetterHook, HandBack, Send, SendBatch
 from .errors import (
+    DelayNotSupported,
     JournalError,
     LocalDelayError,
     PartialSendError,
@@ -57,6 +61,7 @@ __all__ = [
     "BatchPolicy",
     "CapacityPlan",
     "DeadLetterHook",
+    "DelayNotSupported",
     "DelayQueue",
     "DrainReport",
     "Fallback",
@@ -78,6 +83,7 @@ __all__ = [
     "Statistics",
     "Throttled",
     "blocking",
+    "brokers",
     "open_delay_queue",
     "plan_capacity",
 ]

@@ -63,5 +63,9 @@ class PartialSendError(LocalDelayError):
         return f"{len(self.failed or ())} messages of the batch failed"
 
 
+class DelayNotSupported(LocalDelayError):
+    """The broker has no delay of its own: it publishes at once or not at all."""
+
+
 class JournalError(LocalDelayError):
     """The journal on disk cannot be read or written."""

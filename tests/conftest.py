@@ -1,10 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from localdelay import DelayQueue, Statistics
+from tests.servers.all import make
+from tests.servers.process import NotInstalled, Server
 
 
 def conserve(queue: DelayQueue) -> Statistics:
@@ -24,3 +27,32 @@ def conserve(queue: DelayQueue) -> Statistics:
 def conserved() -> Callable[[DelayQueue], Statistics]:
     """`conserved(queue)` checks the conservation equation and returns the statistics."""
     return conserve
+
+
+@pytest.fixture(scope="session")
+def start_server() -> Iterator[Callable[[str], Server]]:
+    """`start_server(name)` is a running broker, started when it is first asked for and shared from then on.
+
+    Where its program is not installed the test is skipped, or fails with LOCALDELAY_REQUIRE_BROKERS=1.
+    """
+    servers: dict[str, Server] = {}
+
+    def started(name: str) -> Server:
+        if name not in servers:
+            server = make(name)
+            try:
+                server.start()
+            except NotInstalled as missing:
+                server.stop()
+                if os.environ.get("LOCALDELAY_REQUIRE_BROKERS") == "1":
+                    pytest.fail(str(missing))
+                pytest.skip(str(missing))
+            except BaseException:
+                server.stop()
+                raise
+            servers[name] = server
+        return servers[name]
+
+    yield started
+    for server in servers.values():
+        server.stop()

@@ -206,8 +206,9 @@ def test_a_full_disk(tmp_path: Path) -> None:
     )
 
 
-async def test_a_run_through_a_real_broker() -> None:
-    """The messages reach the subject of the URL; their sends take time; no password is shown."""
+@pytest.mark.parametrize("options", [[], ["--batch", "5"]])
+async def test_a_run_through_a_real_broker(options: list[str]) -> None:
+    """One by one or in batches, messages reach the subject of the URL; no password is shown."""
     async with running_server(max_buffered=100_000) as server:
         import trio_asyncio
         from nats.aio.client import Client
@@ -220,12 +221,14 @@ async def test_a_run_through_a_real_broker() -> None:
             await trio_asyncio.aio_as_trio(jetstream.add_stream)(name="T", subjects=["due"], storage="memory")
             url = server.url.replace("//", "//user:hunter2@") + "/due"
             process = await trio.run_process(
-                [COMMAND, "bench", "--to", url, *SMALL, "--json"], capture_stdout=True, capture_stderr=True
+                [COMMAND, "bench", "--to", url, *SMALL, "--json", *options],
+                capture_stdout=True,
+                capture_stderr=True,
             )
             info = await trio_asyncio.aio_as_trio(jetstream.stream_info)("T")
     shown = json.loads(process.stdout)
     assert (shown["sent"], info.state.messages) == (300, 300)
-    assert shown["send_time"]["count"] == 300
+    assert shown["send_time"]["count"] > 0
     assert shown["send_time"]["p50"] > 0
     assert shown["settings"]["to"].startswith("nats://***@127.0.0.1:")
     assert "hunter2" not in process.stdout.decode() + process.stderr.decode()
@@ -242,24 +245,9 @@ async def test_a_broker_that_takes_nothing() -> None:
         )
     assert process.returncode == 2
     *progress, error = process.stderr.decode().splitlines()
-    assert error.startswith("Error: no send succeeds: NoStreamResponseError")
+    assert error.startswith("Error: no send succeeds: PermanentSendError")
     assert all(" of 0.4 s " in line for line in progress)
     assert process.stdout == b""
-
-
-async def test_batches_for_a_broker_that_knows_none() -> None:
-    """A usage error that names the option."""
-    async with running_server(max_buffered=100_000) as server:
-        process = await trio.run_process(
-            [COMMAND, "bench", "--to", f"{server.url}/due", *SMALL, "--batch", "5"],
-            capture_stdout=True,
-            capture_stderr=True,
-            check=False,
-        )
-    assert process.returncode == 2
-    assert process.stderr.decode() == (
-        "Error: Invalid value for '--batch': this broker takes one message a send, and no batches\n"
-    )
 
 
 @pytest.mark.parametrize(
@@ -286,11 +274,12 @@ async def test_batches_for_a_broker_that_knows_none() -> None:
         (["--size", "big"], "'--size': 'big' is no size"),
         (["--workers", "0"], "'--workers': must be finite and at least 1"),
         (["--workers", "many"], "'--workers': 'many' is not a valid integer"),
+        (["--to", "stdout:"], "'--to': must be a broker: standard output is for the report"),
         (["--batch", "0"], "'--batch': must be finite and at least 1"),
         (["--warmup", "-1"], "'--warmup': a duration can't be negative"),
         (["--seed", "x"], "'--seed': 'x' is not a valid integer"),
         (["--timer", "sundial"], "'--timer': 'sundial' is not one of"),
-        (["--to", "kafka://host/topic"], "'--to': must begin with nats://"),
+        (["--to", "mqtt://host/topic"], "'--to': must begin with one of kafka://"),
         (["--to", "nats://user:hunter2@host"], "'--to': must end with the subject to publish to"),
         (["--to", "nats://127.0.0.1:1/orders"], "no connection to the NATS server"),
         (["--hlog", "/no/such/run.hlog"], "'--hlog': '/no/such/run.hlog' is no file in a directory"),
@@ -344,7 +333,7 @@ def test_a_broker_needs_the_extra() -> None:
 
     process = python("bench", "--to", "nats://host/orders")
     assert process.returncode == 2
-    assert process.stderr == "Error: nats:// needs a client: pip install 'localdelay[demo]'\n"
+    assert process.stderr == "Error: nats:// needs a client: pip install 'localdelay[nats]'\n"
     assert python("bench", *SMALL).returncode == 0
 
 

@@ -53,9 +53,9 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def public_names() -> dict[str, str]:
-    """The names that `localdelay` itself imports, with the layer that each comes from."""
+    """The names that `localdelay` itself imports, subpackages among them, with each one's layer."""
     origins = [name.split(".") for _, name in imports(PACKAGE / "__init__.py")]
-    return {names[2]: names[1] for names in origins if names[0] == "localdelay"}
+    return {names[-1]: names[1] for names in origins if names[0] == "localdelay"}
 
 
 def layers_imported(path: Path) -> Iterator[tuple[int, str]]:

@@ -21,19 +21,14 @@ from nats.aio.msg import Msg
 
 from localdelay import Message, PermanentSendError, Throttled
 from localdelay.brokers.nats import (
-    ATTEMPT,
-    EXECUTE_AT,
-    ID,
     NatsBroker,
-    answer_error,
-    classified,
     connected,
-    headers_bytes,
     open_nats,
-    rfc3339,
     schedule_subject,
     stream_subjects,
 )
+from localdelay.brokers.nats_frames import header_lines
+from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID, rfc3339
 from localdelay.demo.server import Server, running_server
 
 SUBJECT = "orders.due"
@@ -202,8 +197,7 @@ async def test_a_full_stream_is_throttled() -> None:
 async def test_too_large_is_permanent_and_harms_nothing_else() -> None:
     """What is over the server's limit with its headers is never sent; the limit itself passes."""
     async with opened() as (_, broker, stream):
-        headers = {ID: "fits", ATTEMPT: "1", EXECUTE_AT: rfc3339(0)}
-        largest = 1_048_576 - headers_bytes(headers)
+        largest = 1_048_576 - len(header_lines("fits", 1, rfc3339(0), {}))
         with pytest.raises(PermanentSendError, match=r"1048577 bytes with headers.*1048576 at most"):
             await broker.send(message("fits", b"x" * (largest + 1)))
         with pytest.raises(PermanentSendError):
@@ -241,16 +235,6 @@ async def test_a_stream_without_schedules_is_permanent() -> None:
     async with opened(allow_msg_schedules=False) as (_, broker, _stream):
         with pytest.raises(PermanentSendError, match="10188"):
             await broker.publish_delayed(message("x", delay=1), 1.0)
-
-
-async def test_without_a_stream_the_error_is_the_clients() -> None:
-    """Where no stream holds the subject, nats-py's own exception says so."""
-    async with (
-        running_server(max_buffered=100) as server,
-        open_nats(server.url, subject="nobody.listens") as broker,
-    ):
-        with pytest.raises(nats.js.errors.NoStreamResponseError):
-            await broker.send(message("x"))
 
 
 async def test_a_frozen_server_times_out() -> None:
@@ -298,7 +282,7 @@ async def test_a_cancelled_send_leaves_nothing_behind() -> None:
         os.kill(server.pid, signal.SIGCONT)
         await broker.send(message("next"))
         await stream.wait_for(2)
-        assert not broker._publisher._unconfirmed
+        assert not broker._outbox._unanswered
     assert stream.ids() == ["cut off", "next"]
 
 
@@ -324,17 +308,6 @@ async def test_the_blocks_own_exception_comes_out_bare() -> None:
         assert caught.value.__cause__ is None
 
 
-def test_rfc3339_is_never_early() -> None:
-    """Unix time becomes microseconds, rounded up, as far as a float can tell them apart."""
-    assert rfc3339(0) == "1970-01-01T00:00:00.000000+00:00"
-    assert rfc3339(1795262087.5) == "2026-11-21T11:54:47.500000+00:00"
-    generator = random.Random(2)
-    for _ in range(1000):
-        timestamp = generator.uniform(0, 4e9)
-        shown = datetime.fromisoformat(rfc3339(timestamp)).timestamp()
-        assert timestamp - 5e-7 <= shown < timestamp + 2e-6, timestamp
-
-
 def test_schedule_subjects_differ_and_are_safe() -> None:
     """Each id has a subject of its own, of letters and digits under the stream's wildcard."""
     subjects = {schedule_subject(SUBJECT, id) for id in AWKWARD_IDS}
@@ -342,50 +315,3 @@ def test_schedule_subjects_differ_and_are_safe() -> None:
     for subject in subjects:
         assert subject.startswith(f"{SUBJECT}.delayed.")
         assert subject.rpartition(".")[2].isalnum()
-
-
-def api_error(code: int, err_code: int, description: str = "text") -> nats.js.errors.APIError:
-    return nats.js.errors.APIError(code=code, err_code=err_code, description=description)
-
-
-@pytest.mark.parametrize(
-    ("code", "err_code", "description"),
-    [
-        (429, 10167, "too many requests"),
-        (503, 10023, "insufficient resources"),
-        (500, 10028, "insufficient memory resources available"),
-        (500, 10047, "insufficient storage resources available"),
-        (503, 10077, "maximum messages exceeded"),
-        (503, 10077, "maximum bytes exceeded"),
-    ],
-)
-def test_limits_are_throttled(code: int, err_code: int, description: str) -> None:
-    """What a limit refuses is `Throttled`, and says what the server said."""
-    error = classified(api_error(code, err_code, description))
-    assert isinstance(error, Throttled)
-    assert str(error) == f"{code} {description} (err_code {err_code})"
-
-
-def test_other_errors_stay_what_they_are() -> None:
-    """A store that failed for another reason, and whatever else, is neither throttling nor permanent."""
-    for error in (api_error(503, 10077, "write failed"), api_error(503, 10076), OSError("x")):
-        assert classified(error) is error
-
-
-def test_bad_requests_are_permanent() -> None:
-    """A 400 and a subject or header that is none can never work."""
-    bad: list[Exception] = [
-        nats.js.errors.BadRequestError(code=400, err_code=10054, description="message size exceeds"),
-        nats.errors.BadSubjectError(),
-        nats.errors.BadHeaderError("x"),
-    ]
-    for error in bad:
-        assert isinstance(classified(error), PermanentSendError)
-
-
-def test_an_unknown_field_in_an_error_is_ignored() -> None:
-    """A newer server may say more in an error than nats-py knows of."""
-    answer = Msg(
-        _client=Client(), data=b'{"error": {"code": 429, "err_code": 10167, "description": "d", "new": 1}}'
-    )
-    assert isinstance(classified(answer_error(answer) or Exception()), Throttled)

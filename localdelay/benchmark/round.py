@@ -16,7 +16,7 @@ from localdelay.benchmark.meter import Meter
 from localdelay.benchmark.process import machine, machine_bytes, resident_bytes
 from localdelay.benchmark.result import Distribution, Result, Settings, held, held_up_to
 from localdelay.benchmark.sending import BenchError, senders
-from localdelay.brokers.opening import Broker, hide_secrets
+from localdelay.brokers import Broker, hide_secrets
 from localdelay.errors import QueueFull
 from localdelay.lateness import Latencies
 from localdelay.queue import DelayQueue, open_delay_queue

@@ -10,7 +10,7 @@ from localdelay.benchmark.process import machine_bytes
 from localdelay.benchmark.result import Result, Settings
 from localdelay.benchmark.round import Round, Watcher
 from localdelay.benchmark.sending import BenchError
-from localdelay.brokers.opening import Broker, check_url, open_broker
+from localdelay.brokers import STDOUT, Broker, check_url, open_broker
 from localdelay.groups import bare
 
 
@@ -24,6 +24,8 @@ class Stopped(BenchError):
 
 def check(settings: Settings) -> None:
     """Raise a `ValueError` for what can't be run here: it names the argument."""
+    if settings.to == STDOUT:
+        raise ValueError("to must be a broker: standard output is for the report")
     if settings.to is not None:
         try:
             check_url(settings.to)
@@ -41,8 +43,7 @@ def run(settings: Settings, watcher: Watcher) -> Result:
     """Run it. Ctrl-C and SIGTERM end it at once, with what was recorded until then.
 
     Raises `ValueError` as `check` does, `ConnectionError` and `ModuleNotFoundError` as `open_broker` does,
-    `NoBatches` where there are to be batches and the broker knows none, `BenchError` where every send fails,
-    and `Stopped` where a signal came too early.
+    `BenchError` where every send fails, and `Stopped` where a signal came too early.
     """
     check(settings)
     return trio.run(_run_until_signal, Run(settings, watcher))

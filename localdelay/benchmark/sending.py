@@ -8,17 +8,13 @@ from typing import Any
 from localdelay.batch import BatchPolicy
 from localdelay.benchmark.meter import Meter
 from localdelay.benchmark.result import Settings
-from localdelay.brokers.opening import Broker
+from localdelay.brokers import Broker
 from localdelay.errors import LocalDelayError
 from localdelay.message import Message
 
 
 class BenchError(LocalDelayError):
     """The benchmark could not run."""
-
-
-class NoBatches(BenchError):
-    """The broker takes one message at a time."""
 
 
 def senders(meter: Meter, broker: Broker | None, settings: Settings) -> dict[str, Any]:
@@ -30,10 +26,7 @@ def senders(meter: Meter, broker: Broker | None, settings: Settings) -> dict[str
     )
     if broker is None:
         return {"send_batch": _send_no_batch(meter), "batch": policy}
-    send_batch = getattr(broker, "send_batch", None)
-    if send_batch is None:
-        raise NoBatches("this broker takes one message a send, and no batches")
-    return {"send_batch": _send_batch(meter, send_batch), "batch": policy}
+    return {"send_batch": _send_batch(meter, broker.send_batch), "batch": policy}
 
 
 def _send_nothing(meter: Meter) -> Callable[[Message], Awaitable[None]]:

@@ -1,4 +1,23 @@
 """One module a broker: send and confirm, tell throttling from failing, native delay where there is one.
 
 A module imports its client at the top, so nothing here imports the modules: each needs an extra.
+
+    wire        what travels with a message
+    broker      what every broker has
+    confirming  waiting for what a client settles
+    address     a broker's URL
+    opening     `open_broker`
+    stdout      lines on standard output; stdout_outbox: the thread that writes them
+    redis       by coredis; redis_pipelines: sends gathered; redis_line: the connection
+    beanstalkd  on Trio's sockets; beanstalkd_line: the connection
+    amqp        RabbitMQ, by pika; amqp_frames: what is written; amqp_channel: confirms; amqp_connection:
+                reconnecting; amqp_loop: pika's loop on Trio's; amqp_errors: what is throttling
+    kafka       by confluent-kafka; kafka_sending, kafka_line, kafka_client, kafka_errors likewise
+    nats        by nats-py; nats_frames, nats_wire, nats_line, nats_outbox, nats_answers likewise
 """
+
+from .address import hide_secrets
+from .broker import Broker
+from .opening import STDOUT, check_url, open_broker, without_secrets
+
+__all__ = ["STDOUT", "Broker", "check_url", "hide_secrets", "open_broker", "without_secrets"]

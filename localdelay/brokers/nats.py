@@ -1,53 +1,81 @@
-"""NATS JetStream, by nats-py on trio-asyncio. Needs the extra `demo`.
+"""NATS JetStream, by nats-py on trio-asyncio. Needs the extra `nats`.
 
-A message is confirmed by the PubAck of the stream that stores its subject. Its delay is the server's own
-(message schedules, NATS 2.12 and later): the stream must have `allow_msg_schedules` and hold both the
-subject itself and `SUBJECT.delayed.*`. A subject keeps one schedule, so each message is scheduled on a
-subject of its own, named by a digest of its id; publishing an id again replaces what was scheduled for it.
+The URL is `nats://[user:password@ | token@]host[:port]/SUBJECT`. A stream must hold the subject.
 
-What travels with a message: its own headers, and `Localdelay-Id`, `Localdelay-Attempt` and
-`Localdelay-Execute-At` (wall clock, RFC 3339), which a schedule passes on when it fires. `Nats-Msg-Id` is
-left alone: the server remembers it for a scheduled message too, and would then swallow an immediate one of
-the same id while saying that it took it. Consumers deduplicate by `Localdelay-Id`.
+What travels: the payload, the message's own headers, and `Localdelay-Id`, `Localdelay-Attempt` and
+`Localdelay-Execute-At` (wall clock, RFC 3339). `Nats-Msg-Id` is left alone: the server remembers it for a
+scheduled message too, and would then swallow an immediate one of the same id while saying that it took it.
+Consumers deduplicate by `Localdelay-Id`.
+
+A message is confirmed by the PubAck of the stream. The stream then has it: in memory, or in a file that the
+server's death does not harm; what the machine's may, the server's `sync_interval` says (two minutes, or
+`always`). With replicas, a majority has it. Messages are stored in the order in which they are sent, except
+that what is tried again comes later.
+
+Its delay is the server's own: message schedules, in NATS 2.12 and later; every server that may hold the
+stream must be. The stream must have `allow_msg_schedules`, and hold both the subject and `SUBJECT.delayed.*`.
+A subject keeps one schedule, so each message is scheduled on a subject of its own, named by a digest of its
+id; publishing an id again replaces what was scheduled for it. It is due by the server's clock.
+
+The user must be allowed to publish to these subjects, and to subscribe to an inbox (`_INBOX.>`, unless there
+is an `inbox_prefix`). That it may ask `$JS.API.STREAM.NAMES` helps, see below.
+
+All sends share one connection and go out together, each with an answer of its own: one that is refused or
+cancelled harms no other. A lost connection is made again, to any server of the cluster, for as long as the
+block is open; `send` and `send_batch` wait for it, and `publish_delayed`, whose caller may have another way,
+does not.
+
+- Throttled: 429, such as "too many requests" (the server's `max_buffered_msgs`); a stream that is full and
+  discards what is new (10077, "maximum ... exceeded"); the limits of the server (10023, 10028, 10047) and of
+  the account (10002, which comes as a 400). The server never says for how long.
+- Permanent: more than the server's `max_payload` with its headers; every other 400, such as a message over
+  the stream's `max_msg_size`, or a schedule where the stream allows none; a subject that this user may not
+  publish to; a subject that no stream holds; a header that NATS can't carry.
+- As nats-py raises it, and to be tried again: the rest. `NoStreamResponseError` too, where a stream holds the
+  subject and does not answer: it has no leader now, or its server is away. Without a stream the server's
+  answer is the same, so that it is asked for its streams; where it does not say, or a connection was made
+  again within the last ten seconds and the streams may be yet to come, this is not permanent.
+- What was under way when the connection was lost raises `ConnectionError`, and what is not confirmed within
+  `confirm_timeout` `TimeoutError`: both are ambiguous. What has found no connection for so long raises
+  `ConnectionError` too, and was not sent.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import itertools
-import json
-import logging
-import math
+import re
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
-import attrs
-import nats.errors
-import nats.js.errors
-import trio
-import trio_asyncio
-from nats.aio.client import Client
-from nats.aio.msg import Msg
+from localdelay import checks
+from localdelay.brokers.address import Address
+from localdelay.brokers.nats_answers import classified
+from localdelay.brokers.nats_frames import header_lines
+from localdelay.brokers.nats_line import Line, asyncio_loop, connected
+from localdelay.brokers.nats_outbox import Outbox, Publication
+from localdelay.brokers.wire import rfc3339, wall_clock
+from localdelay.errors import DelayNotSupported
+from localdelay.message import Message
 
-from localdelay.errors import PermanentSendError, Throttled
-from localdelay.message import Message, headers_size
+__all__ = [
+    "NatsBroker",
+    "classified",
+    "connected",
+    "open_address",
+    "open_nats",
+    "schedule_subject",
+    "stream_subjects",
+]
 
-ID = "Localdelay-Id"
-ATTEMPT = "Localdelay-Attempt"
-EXECUTE_AT = "Localdelay-Execute-At"
-
-logger = logging.getLogger("localdelay.brokers.nats")
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_TOO_MANY_REQUESTS = 429
-# JetStream's err_code: insufficient resources, memory, storage; the last, too many requests.
-_OUT_OF_ROOM = frozenset({10023, 10028, 10047, 10167})
-_STORE_FAILED = 10077
-_CLOSE_TIMEOUT = 2.0
+_SCHEDULES_SINCE = (2, 12)
+_SCHEDULE_HEADERS = frozenset({"nats-schedule", "nats-schedule-target"})
+_SHORTEST = 0.001
+_SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
+# A line of the protocol may have 4,096 bytes, and more than a subject is in it.
+_LONGEST_SUBJECT = 3000
 
 
 def schedule_subject(subject: str, id: str) -> str:
@@ -60,132 +88,19 @@ def stream_subjects(subject: str) -> list[str]:
     return [subject, f"{subject}.delayed.*"]
 
 
-def rfc3339(timestamp: float) -> str:
-    """A Unix time in seconds as RFC 3339 with microseconds, rounded up: nothing is due early."""
-    return (_EPOCH + timedelta(microseconds=math.ceil(timestamp * 1e6))).isoformat(timespec="microseconds")
-
-
-def headers_bytes(headers: Mapping[str, str]) -> int:
-    """What headers take in the protocol: a version line, `name: value` lines, and an empty line."""
-    return 12 + 4 * len(headers) + headers_size(headers)
-
-
-def classified(error: Exception) -> Exception:
-    """What to raise for an error of the client's: `Throttled`, `PermanentSendError`, or the error itself."""
-    if isinstance(error, nats.js.errors.APIError):
-        description = error.description or "refused"
-        full = error.err_code == _STORE_FAILED and "exceeded" in description
-        if error.code == _TOO_MANY_REQUESTS or error.err_code in _OUT_OF_ROOM or full:
-            return Throttled(f"{error.code} {description} (err_code {error.err_code})")
-        if isinstance(error, nats.js.errors.BadRequestError):
-            return PermanentSendError(f"{error.code} {description} (err_code {error.err_code})")
-    if isinstance(error, nats.errors.BadSubjectError | nats.errors.BadHeaderError):
-        return PermanentSendError(str(error))
-    return error
-
-
-def answer_error(answer: Msg) -> Exception | None:
-    """The error that an answer to a publish carries, or None where it confirms."""
-    if answer.headers and answer.headers.get("Status") == "503":
-        return nats.js.errors.NoStreamResponseError()
-    error = json.loads(answer.data).get("error")
-    if error is None:
-        return None
-    # What a newer server may add to these would be a TypeError in nats-py.
-    known = {name: error.get(name) for name in ("code", "err_code", "description")}
-    try:
-        nats.js.errors.APIError.from_error(known)  # raises it, though its name says otherwise
-    except nats.js.errors.APIError as raised:
-        return raised
-    return nats.js.errors.APIError(**known)
-
-
-@attrs.define(eq=False)
-class _Confirmation:
-    """What a publish that is under way waits for."""
-
-    answered: trio.Event = attrs.field(factory=trio.Event)
-    error: Exception | None = None
-
-
-class _Publisher:
-    """Many publishes under way at once, on one connection."""
-
-    def __init__(self, client: Client, timeout: float) -> None:
-        self._client = client
-        self._timeout = timeout
-        self._inbox = client.new_inbox()
-        self._numbers = itertools.count(1)
-        self._unconfirmed: dict[str, _Confirmation] = {}
-        self._outbox: deque[tuple[str, bytes, str, dict[str, str]]] = deque()
-        self._filled = asyncio.Event()
-
-    async def publish(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
-        """Publish, and wait for the confirmation."""
-        size = len(payload) + headers_bytes(headers)
-        if size > self._client.max_payload:
-            # The server would not just refuse it: it would end the connection.
-            raise PermanentSendError(
-                f"{size} bytes with headers; this server takes {self._client.max_payload} at most"
-            )
-        number = str(next(self._numbers))
-        confirmation = self._unconfirmed[number] = _Confirmation()
-        self._outbox.append((subject, payload, f"{self._inbox}.{number}", headers))
-        self._filled.set()
-        try:
-            with trio.move_on_after(self._timeout):
-                await confirmation.answered.wait()
-        finally:
-            del self._unconfirmed[number]
-        if not confirmation.answered.is_set():
-            raise TimeoutError(f"the NATS server did not confirm within {self._timeout} s")
-        if confirmation.error is not None:
-            error = classified(confirmation.error)
-            raise error from (None if error is confirmation.error else confirmation.error)
-
-    async def listen(self) -> None:
-        """Take the server's answers from now on. To be called in asyncio, as `pump` is."""
-        await self._client.subscribe(f"{self._inbox}.*", cb=self._answered)
-
-    async def pump(self) -> None:
-        """Write what is to be published: to call into asyncio for each costs more than the publish does."""
-        while True:
-            await self._filled.wait()
-            self._filled.clear()
-            while self._outbox:
-                subject, payload, reply, headers = self._outbox.popleft()
-                try:
-                    await self._client.publish(subject, payload, reply, headers)
-                except Exception as error:  # noqa: BLE001 (raised by the publish that waits for it)
-                    self._settle(reply, error)
-
-    async def disconnected(self) -> None:
-        """Fail what is under way: whether the server has stored it, nobody can tell any more."""
-        for number in list(self._unconfirmed):
-            self._settle(number, ConnectionError("the connection to the NATS server was lost"))
-
-    async def _answered(self, answer: Msg) -> None:
-        try:
-            error = answer_error(answer)
-        except (ValueError, AttributeError) as raised:
-            error = ConnectionError(f"the NATS server's answer is none: {raised}")
-        self._settle(answer.subject, error)
-
-    def _settle(self, reply: str, error: Exception | None) -> None:
-        confirmation = self._unconfirmed.get(reply.rpartition(".")[2])
-        if confirmation is not None and not confirmation.answered.is_set():
-            confirmation.error = error
-            confirmation.answered.set()
-
-
 class NatsBroker:
     """A connection that publishes to one subject; `open_nats` makes it."""
 
-    native_delay = True
+    native_delay: bool
+    """Whether the server that it is, or was last, connected to knows message schedules."""
 
-    def __init__(self, publisher: _Publisher, subject: str) -> None:
-        self._publisher = publisher
+    def __init__(self, outbox: Outbox, subject: str) -> None:
+        self._outbox = outbox
         self._subject = subject
+        self._encoded = subject.encode()
+        self._version = (0, 0)
+        self.native_delay = False
+        outbox.on_connected = self._connected
 
     async def send(self, message: Message) -> None:
         """Publish a message now; returns once the stream has stored it.
@@ -194,106 +109,136 @@ class NatsBroker:
         never work, such as a payload over the server's limit; `TimeoutError` or `ConnectionError` where
         nobody can tell whether it was stored; and what nats-py raises for the rest.
         """
-        due = time.time() + message.execute_at - trio.current_time()
-        await self._publisher.publish(self._subject, message.payload, _headers(message, due))
+        await self._outbox.publish(self._publication(message))
+
+    async def send_batch(self, messages: Sequence[Message]) -> None:
+        """Publish messages now, all at once and in their order; returns once the stream has stored them all.
+
+        It is no transaction: each is stored or not. Raises as `send` does, and `PartialSendError` where some
+        failed.
+        """
+        await self._outbox.publish_all(tuple(messages), self._publication)
 
     async def publish_delayed(self, message: Message, delay: float) -> None:
         """Have the server publish a message `delay` seconds from now; returns once it has stored that.
 
-        Raises as `send` does; `PermanentSendError` too where the stream allows no schedules.
+        Raises as `send` does; `PermanentSendError` too where the stream allows no schedules, and
+        `DelayNotSupported` where the server is older than 2.12. Where there is no connection it fails at
+        once.
         """
+        checks.at_least("delay", delay, 0, "a number of seconds")
+        self._outbox.check_open()
+        if not self.native_delay:
+            major, minor = self._version
+            raise DelayNotSupported(f"NATS {major}.{minor} has no message schedules: they came with 2.12")
         due = time.time() + delay
-        headers = _headers(message, due)
-        headers["Nats-Schedule"] = f"@at {rfc3339(due)}"
-        headers["Nats-Schedule-Target"] = self._subject
-        await self._publisher.publish(schedule_subject(self._subject, message.id), message.payload, headers)
+        try:
+            at = rfc3339(due)
+        except OverflowError:
+            raise ValueError(f"delay must end before the year 10000, not {delay:g} s from now") from None
+        others = {
+            name: value for name, value in message.headers.items() if name.lower() not in _SCHEDULE_HEADERS
+        }
+        headers = header_lines(message.id, message.attempt, at, others)
+        subject = schedule_subject(self._subject, message.id)
+        schedule = f"Nats-Schedule: @at {at}\r\nNats-Schedule-Target: {self._subject}\r\n\r\n"
+        held_by = stream_subjects(self._subject)[1]
+        publication = Publication(
+            subject.encode(), headers[:-2] + schedule.encode(), _payload(message), held_by
+        )
+        await self._outbox.publish(publication, only_now=True)
+
+    def _publication(self, message: Message) -> Publication:
+        due = rfc3339(wall_clock(message.execute_at))
+        headers = header_lines(message.id, message.attempt, due, message.headers)
+        return Publication(self._encoded, headers, _payload(message), self._subject)
+
+    def _connected(self, line: Line) -> None:
+        self._version = line.version
+        self.native_delay = line.version >= _SCHEDULES_SINCE
 
 
-def _headers(message: Message, due: float) -> dict[str, str]:
-    if message.id != message.id.strip() or "\n" in message.id or "\r" in message.id:
-        raise PermanentSendError("an id with a line break, or blanks around it, can't be a NATS header")
-    own = {ID: message.id, ATTEMPT: str(message.attempt), EXECUTE_AT: rfc3339(due)}
-    return {**message.headers, **own}
+def _payload(message: Message) -> bytes:
+    payload = message.payload
+    if not isinstance(payload, bytes):
+        raise TypeError(f"payload must be bytes, not {type(payload).__name__}")
+    return payload
+
+
+def open_address(where: Address) -> AbstractAsyncContextManager[NatsBroker]:
+    """Connect to where a URL points to."""
+    servers = [_server_url(host, port) for host, port in where.hosts]
+    return _open(servers, where.username, where.password, where.target, 10.0, 5.0, True, {})
 
 
 @asynccontextmanager
 async def open_nats(
-    url: str, *, subject: str, confirm_timeout: float = 10.0, reconnect: bool = True
+    url: str,
+    *,
+    subject: str,
+    confirm_timeout: float = 10.0,
+    connect_timeout: float = 5.0,
+    reconnect: bool = True,
+    **options: Any,
 ) -> AsyncIterator[NatsBroker]:
     """Connect to the server at `url`, and publish to `subject` for the length of an `async with` block.
 
     A publish that is not confirmed within `confirm_timeout` seconds has failed. With `reconnect`, a
-    connection that was lost is made again; what was under way raises `ConnectionError` all the same.
-    Raises `ConnectionError` where there is no server to connect to.
+    connection that was lost is made again; what was under way raises `ConnectionError` all the same. The
+    rest is for nats-py's `connect`: `tls`, `user_credentials`, `nkeys_seed`, `inbox_prefix`, `name` ... Where
+    TLS is asked for, by `tls` or a `tls://` URL, nothing is published without it.
+    Raises `ConnectionError` where no server answers within `connect_timeout` seconds, or it lets nobody in,
+    and `ValueError` for a URL, a subject or a time-out that is none.
     """
-    client = Client()
-    publisher = _Publisher(client, confirm_timeout)
-    async with connected(client, url, reconnect=reconnect, on_disconnect=publisher.disconnected) as loop:
-        await trio_asyncio.aio_as_trio(publisher.listen)()
-        pump = loop.create_task(publisher.pump())
-        try:
-            yield NatsBroker(publisher, subject)
-        finally:
-            pump.cancel()
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or 4222
+    except ValueError:
+        host = None
+    if not host or parts.scheme not in ("nats", "tls"):
+        raise ValueError("url must be a NATS server's, like nats://host:4222")  # what it is may be secret
+    server = _server_url(host, port, parts.scheme)
+    user = None if parts.username is None else unquote(parts.username)
+    password = None if parts.password is None else unquote(parts.password)
+    async with _open(
+        [server], user, password, subject, confirm_timeout, connect_timeout, reconnect, options
+    ) as broker:
+        yield broker
 
 
 @asynccontextmanager
-async def connected(
-    client: Client,
-    url: str,
-    *,
-    reconnect: bool = True,
-    connect_timeout: float = 5.0,
-    on_disconnect: Callable[[], Awaitable[None]] | None = None,
-) -> AsyncIterator[asyncio.AbstractEventLoop]:
-    """Connect a nats-py client for the length of an `async with` block, on an asyncio loop of its own.
-
-    The loop is the current one inside the block, where `trio_asyncio.aio_as_trio` calls the client's
-    methods. Raises `ConnectionError` where there is no server within `connect_timeout` seconds.
-    """
-    raised: BaseException | None = None
-    try:
-        async with trio_asyncio.open_loop() as loop:
-            try:
-                await _connect(client, url, reconnect, connect_timeout, on_disconnect)
-                try:
-                    yield loop
-                finally:
-                    with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-                        await trio_asyncio.aio_as_trio(client.close)()
-            except BaseException as error:
-                raised = error
-                raise
-    except BaseExceptionGroup:
-        # The loop's nurseries put groups around what comes out of the caller's block.
-        if raised is None:
-            raise
-        raise raised from raised.__cause__
-
-
-async def _connect(
-    client: Client,
-    url: str,
-    reconnect: bool,
+async def _open(
+    servers: Sequence[str],
+    user: str | None,
+    password: str | None,
+    subject: str,
+    confirm_timeout: float,
     connect_timeout: float,
-    on_disconnect: Callable[[], Awaitable[None]] | None,
-) -> None:
-    connecting = True
+    reconnect: bool,
+    options: dict[str, Any],
+) -> AsyncIterator[NatsBroker]:
+    if not _SUBJECT.fullmatch(subject) or len(subject.encode()) > _LONGEST_SUBJECT:
+        raise ValueError(
+            "subject must have words with dots between them, without blanks and wildcards, "
+            f"and {_LONGEST_SUBJECT:,} bytes at most"
+        )
+    checks.at_least("confirm_timeout", confirm_timeout, _SHORTEST, "a number of seconds")
+    checks.at_least("connect_timeout", connect_timeout, _SHORTEST, "a number of seconds")
+    # Not in the URL: there nats-py would forget them on its way to another server, and show them.
+    if user and password is None:
+        options = {"token": user, **options}
+    elif user:
+        options = {"user": user, "password": password, **options}
+    async with asyncio_loop() as nursery:
+        outbox = Outbox(servers, options, confirm_timeout, connect_timeout, reconnect)
+        broker = NatsBroker(outbox, subject)
+        await outbox.open()
+        nursery.start_soon(outbox.run)
+        try:
+            yield broker
+        finally:
+            await outbox.close()
 
-    async def note(error: Exception) -> None:
-        # Left to itself, nats-py tries for minutes to make its first connection, with no reconnecting too.
-        if connecting:
-            raise error
-        # What it gets over by itself. Who publishes gets an exception of the publish.
-        logger.debug("%s: %s", type(error).__name__, error)
 
-    try:
-        with trio.move_on_after(connect_timeout):
-            await trio_asyncio.aio_as_trio(client.connect)(
-                url, error_cb=note, disconnected_cb=on_disconnect, allow_reconnect=reconnect
-            )
-    except (OSError, nats.errors.Error) as error:
-        raise ConnectionError(f"no connection to the NATS server: {error}") from error
-    if not client.is_connected:
-        raise ConnectionError(f"no connection to the NATS server within {connect_timeout} s")
-    connecting = False
+def _server_url(host: str, port: int, scheme: str = "nats") -> str:
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

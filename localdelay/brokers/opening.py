@@ -3,47 +3,119 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Protocol
-from urllib.parse import SplitResult, unquote, urlsplit
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib import import_module
+from typing import cast
 
-from localdelay.message import Message
+import attrs
 
-_NATS_CLIENT = ("nats", "trio_asyncio")
-_FORM = "nats://host:4222/SUBJECT"
-_SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
-_HIDDEN = "***"
+from localdelay.brokers import address
+from localdelay.brokers.address import Address, Form, hide_secrets
+from localdelay.brokers.broker import Broker
+
+STDOUT = "stdout:"
+
+_ANY = re.compile(r"[^\s\x00-\x1f\x7f]+")
 
 
-class Broker(Protocol):
-    """What every broker has. One that takes batches has `send_batch`, for a sequence of messages, too."""
+@attrs.frozen
+class _Kind:
+    """One kind of broker: the module that knows it, and what it needs."""
 
-    async def send(self, message: Message) -> None:
-        """Publish a message now; returns once the broker has confirmed it."""
+    module: str
+    extra: str
+    clients: tuple[str, ...]
+    """The packages that the extra brings, by the names that they are imported by."""
+    form: Form
+
+
+_NATS = _Kind(
+    "nats",
+    "nats",
+    ("nats", "trio_asyncio"),
+    Form(
+        "nats://host:4222/SUBJECT",
+        "the subject to publish to",
+        re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*"),
+        default_port=4222,
+        many_hosts=True,
+    ),
+)
+_KAFKA = _Kind(
+    "kafka",
+    "kafka",
+    ("confluent_kafka",),
+    Form(
+        "kafka://host:9092/TOPIC",
+        "the topic to publish to",
+        re.compile(r"[A-Za-z0-9._-]{1,249}"),
+        default_port=9092,
+        options=None,
+        many_hosts=True,
+    ),
+)
+_AMQP = Form(
+    "amqp://user:password@host:5672/QUEUE",
+    "the queue to publish to",
+    re.compile(r"[^\x00-\x1f\x7f]{1,200}"),
+    default_port=5672,
+    options=frozenset({"vhost"}),
+)
+_REDIS = Form(
+    "redis://host:6379/STREAM",
+    "the stream to add to",
+    _ANY,
+    default_port=6379,
+    options=frozenset({"db"}),
+)
+_BEANSTALKD = _Kind(
+    "beanstalkd",
+    "beanstalkd",
+    ("greenstalk",),
+    Form(
+        "beanstalkd://host:11300/TUBE",
+        "the tube to put into",
+        re.compile(r"[A-Za-z0-9+/;.$_()][A-Za-z0-9+/;.$_()-]{0,199}"),
+        default_port=11300,
+        authenticates=False,
+    ),
+)
+_KINDS: Mapping[str, _Kind] = {
+    "kafka": _KAFKA,
+    "amqp": _Kind("amqp", "amqp", ("pika",), _AMQP),
+    "amqps": _Kind("amqp", "amqp", ("pika",), attrs.evolve(_AMQP, default_port=5671)),
+    "redis": _Kind("redis", "redis", ("coredis",), _REDIS),
+    "rediss": _Kind("redis", "redis", ("coredis",), _REDIS),
+    "beanstalkd": _BEANSTALKD,
+    "nats": _NATS,
+}
 
 
 @asynccontextmanager
 async def open_broker(url: str) -> AsyncIterator[Broker]:
     """Connect to the broker at `url`, for the length of an `async with` block.
 
-    `nats://[user:password@]host[:port]/SUBJECT` publishes to that subject of NATS JetStream.
+    `kafka://`, `amqp://`, `redis://`, `beanstalkd://` and `nats://`, each with a host and what to publish
+    to, as in `nats://[user:password@]host[:port]/SUBJECT`; and `stdout:`. The module of each broker says
+    what it carries and how it confirms.
     Raises `ValueError` for a URL that `check_url` refuses, `ModuleNotFoundError` where the broker's extra
     is not installed, and `ConnectionError` where no broker answers. None of them shows a password.
     """
-    parts = _split(url)
-    try:
-        from localdelay.brokers.nats import open_nats
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _NATS_CLIENT:
-            raise
-        raise ModuleNotFoundError("nats:// needs a client: pip install 'localdelay[demo]'") from error
+    where = _parse(url)
+    if where is None:
+        from localdelay.brokers.stdout import open_stdout
+
+        async with open_stdout() as stdout:
+            yield stdout
+        return
+    opened = _opener(where.scheme)(where)
     connected = False
     try:
-        async with open_nats(parts._replace(path="").geturl(), subject=unquote(parts.path[1:])) as broker:
+        async with opened as broker:
             connected = True
             yield broker
-    except ConnectionError as error:
+    except (ConnectionError, TimeoutError) as error:
         if connected:
             raise
         raise ConnectionError(hide_secrets(str(error), url)) from None
@@ -51,38 +123,34 @@ async def open_broker(url: str) -> AsyncIterator[Broker]:
 
 def check_url(url: str) -> None:
     """Raise a `ValueError` unless this is the URL of a broker; it says what is wrong, and no password."""
-    _split(url)
+    _parse(url)
 
 
 def without_secrets(url: str) -> str:
-    """A broker's URL, to be shown: without user, password and token."""
-    parts = _split(url)
-    _, at, host = parts.netloc.rpartition("@")
-    return parts._replace(netloc=f"{_HIDDEN}@{host}").geturl() if at else url
+    """A broker's URL, to be shown: without user, password and token. Raises as `check_url` does."""
+    _parse(url)
+    return address.without_secrets(url)
 
 
-def hide_secrets(text: str, url: str) -> str:
-    """The text without anything that stands before the host in the URL."""
-    secret, at, _ = url.partition("//")[2].rpartition("@")
-    if not at:
-        return text
-    for hidden in sorted({secret, *secret.split(":", 1)}, key=len, reverse=True):
-        for form in (hidden, unquote(hidden)):
-            text = text.replace(form, _HIDDEN) if form else text
-    return text
+def _parse(url: str) -> Address | None:
+    """Where the URL points to; None is standard output."""
+    if url == STDOUT:
+        return None
+    scheme = url.partition(":")[0].lower()
+    if scheme not in _KINDS or not url[len(scheme) :].startswith("://"):
+        known = ", ".join(f"{known}://" for known in _KINDS)
+        raise ValueError(f"url must begin with one of {known}, or be {STDOUT}")
+    return address.parse(url, _KINDS[scheme].form)
 
 
-def _split(url: str) -> SplitResult:
+def _opener(scheme: str) -> Callable[[Address], AbstractAsyncContextManager[Broker]]:
+    """The `open_address` of the module that knows this scheme."""
+    kind = _KINDS[scheme]
     try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        # What the exception says may be a part of a password.
-        raise ValueError(f"url must be a broker's, like {_FORM}") from None
-    if parts.scheme != "nats":
-        raise ValueError(f"url must begin with nats://, the only scheme there is a broker for: {_FORM}")
-    if not parts.hostname or parts.query or parts.fragment:
-        raise ValueError(f"url must be a host and a subject, like {_FORM}")
-    if not _SUBJECT.fullmatch(unquote(parts.path[1:])):
-        raise ValueError(f"url must end with the subject to publish to, like {_FORM}")
-    return parts
+        module = import_module(f"localdelay.brokers.{kind.module}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in kind.clients:
+            raise
+        fix = f"pip install 'localdelay[{kind.extra}]'"
+        raise ModuleNotFoundError(f"{scheme}:// needs a client: {fix}", name=error.name) from error
+    return cast("Callable[[Address], AbstractAsyncContextManager[Broker]]", module.open_address)

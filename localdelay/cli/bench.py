@@ -24,9 +24,10 @@ from localdelay.benchmark.meter import INTERVAL
 from localdelay.benchmark.result import Distribution, Result, Settings
 from localdelay.benchmark.round import Progress
 from localdelay.benchmark.run import Stopped, check, run
-from localdelay.benchmark.sending import BenchError, NoBatches
-from localdelay.brokers.opening import without_secrets
+from localdelay.benchmark.sending import BenchError
+from localdelay.brokers import without_secrets
 from localdelay.cli.bench_report import headline, in_words, legend, lines
+from localdelay.cli.files import parse_output
 from localdelay.cli.units import DURATION, SIZE, Parsed, format_duration, parse_duration
 from localdelay.lateness import Latencies
 
@@ -87,16 +88,6 @@ def parse_picture(text: str) -> Path:
     path = parse_output(text)
     if path.suffix.lower() not in plot.SUFFIXES:
         raise ValueError(f"{text!r} must end in {' or '.join(plot.SUFFIXES)}")
-    return path
-
-
-def parse_output(text: str) -> Path:
-    """A file that can be written: better to know before a long run than after it."""
-    path = Path(text)
-    if path.is_dir() or not path.parent.is_dir():
-        raise ValueError(f"{text!r} is no file in a directory that there is")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ValueError(f"{text!r} can't be written")
     return path
 
 
@@ -201,8 +192,6 @@ def _measure(options: dict[str, Any], picture: Path | None, as_json: bool) -> Re
     try:
         with display:
             return run(settings, display)
-    except NoBatches as error:
-        raise click.BadParameter(str(error), param_hint="'--batch'") from error
     except (BenchError, ConnectionError, ModuleNotFoundError) as error:
         if isinstance(error, Stopped):
             raise

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from localdelay.benchmark.result import HELD_P99, Distribution, Result, Settings
-from localdelay.brokers.opening import without_secrets
+from localdelay.brokers import without_secrets
 from localdelay.cli.units import format_duration, format_number
 
 _WIDTH = 79

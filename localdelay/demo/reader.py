@@ -13,7 +13,8 @@ import trio_asyncio
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from localdelay.brokers.nats import ID, connected, stream_subjects
+from localdelay.brokers.nats import connected, stream_subjects
+from localdelay.brokers.wire import ID
 from localdelay.demo.report import Reading
 from localdelay.demo.server import ServerError
 

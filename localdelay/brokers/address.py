@@ -1,0 +1,129 @@
+"""A broker's URL, taken apart and checked; nothing of it that is secret is ever shown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, unquote_plus, urlsplit
+
+import attrs
+
+HIDDEN = "***"
+
+_SECRET = re.compile("pass|secret|token|key|credential|oauthbearer", re.IGNORECASE)
+
+
+@attrs.frozen
+class Form:
+    """What the URLs of one kind of broker look like."""
+
+    example: str
+    """Such a URL, as errors quote it; it ends with what `named` says."""
+    named: str
+    """The word for what stands after the host, as in "the topic to publish to"."""
+    target: re.Pattern[str]
+    """What that may be, decoded."""
+    default_port: int
+    options: frozenset[str] | None = frozenset()
+    """The names that may stand after the `?`; None: any."""
+    authenticates: bool = True
+    """Whether it knows users, so that one may stand before the host."""
+    many_hosts: bool = False
+    """Whether several hosts may be given, with commas between them."""
+
+
+@attrs.frozen
+class Address:
+    """Where a broker is, and what to publish to."""
+
+    scheme: str
+    hosts: tuple[tuple[str, int], ...]
+    target: str
+    username: str | None = attrs.field(default=None, repr=False)
+    password: str | None = attrs.field(default=None, repr=False)
+    options: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+
+    @property
+    def host(self) -> str:
+        """The first host."""
+        return self.hosts[0][0]
+
+    @property
+    def port(self) -> int:
+        """The port of the first host."""
+        return self.hosts[0][1]
+
+
+def parse(url: str, form: Form) -> Address:
+    """Take a URL apart. Raises a `ValueError` that says what is wrong, and nothing that may be secret."""
+    like = f"like {form.example}"
+    try:
+        parts = urlsplit(url)
+        url.encode()  # a surrogate can't be sent
+        if parts.fragment or ("@" in parts.path and "@" not in parts.netloc):
+            # In a password `/` must be %2F, or what follows is taken for the path.
+            raise ValueError(url)
+        hosts = tuple(_host(text, form) for text in _hosts_of(parts, form))
+        options = dict(
+            parse_qsl(parts.query, strict_parsing=True, keep_blank_values=True) if parts.query else ()
+        )
+        target, user = unquote(parts.path[1:], errors="strict"), _user_of(parts)
+    except ValueError:
+        # What the exception says may be a part of a password.
+        raise ValueError(f"url must be a broker's, {like}") from None
+    if not all(host for host, _ in hosts):
+        raise ValueError(f"url must name a host, {like}")
+    if not form.target.fullmatch(target):
+        raise ValueError(f"url must end with {form.named}, {like}")
+    if not form.authenticates and user != (None, None):
+        raise ValueError(f"url can't have a user: {parts.scheme}:// knows none, {like}")
+    unknown = set() if form.options is None else options.keys() - form.options
+    if unknown:
+        known = ", ".join(sorted(form.options or ())) or "none"
+        raise ValueError(f"url has an option that {parts.scheme}:// does not know; it knows {known}: {like}")
+    return Address(parts.scheme, hosts, target, *user, options)
+
+
+def without_secrets(url: str) -> str:
+    """A broker's URL, to be shown: without user, password and token, and without what its options say."""
+    parts = urlsplit(url)
+    user, at, hosts = parts.netloc.rpartition("@")
+    shown = parts._replace(netloc=f"{HIDDEN}@{hosts}" if at else hosts, query=HIDDEN if parts.query else "")
+    return shown.geturl() if user or parts.query else url
+
+
+def hide_secrets(text: str, url: str) -> str:
+    """The text without anything that stands before the host in the URL, or in an option that is secret."""
+    head, _, query = url.partition("?")
+    user, _, _ = head.partition("//")[2].rpartition("@")
+    options = [
+        value
+        for name, _, value in (option.partition("=") for option in query.split("&"))
+        if _SECRET.search(name)
+    ]
+    name, _, password = user.partition(":")
+    written = {user, password or name, *options}  # a name on its own is a token
+    readings = (unquote, unquote_plus, lambda part: quote(unquote(part), safe=""))
+    forms = {reading(part) for part in written for reading in readings} | written
+    for form in sorted(forms - {""}, key=len, reverse=True):
+        text = text.replace(form, HIDDEN)
+    return text
+
+
+def _hosts_of(parts: SplitResult, form: Form) -> list[str]:
+    hosts = parts.netloc.rpartition("@")[2]
+    return hosts.split(",") if form.many_hosts else [hosts]
+
+
+def _host(text: str, form: Form) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")
+    port = parts.port
+    return parts.hostname or "", form.default_port if port is None else port
+
+
+def _user_of(parts: SplitResult) -> tuple[str | None, str | None]:
+    user, at, _ = parts.netloc.rpartition("@")
+    if not at:
+        return None, None
+    name, colon, password = user.partition(":")
+    return unquote(name, errors="strict"), unquote(password, errors="strict") if colon else None

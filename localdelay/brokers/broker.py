@@ -1,0 +1,36 @@
+"""What every broker has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from localdelay.message import Message
+
+
+class Broker(Protocol):
+    """A connection that publishes to one place; `open_broker` makes it.
+
+    Every method raises `Throttled` where the broker refuses because of a limit, `PermanentSendError` for
+    what can never work, and what the client raises for the rest; a `TimeoutError` or `ConnectionError`
+    leaves open whether the message was taken.
+    """
+
+    native_delay: bool
+    """Whether `publish_delayed` works: the broker has a delay of its own."""
+
+    async def send(self, message: Message) -> None:
+        """Publish a message now; returns once the broker has confirmed it."""
+
+    async def send_batch(self, messages: Sequence[Message]) -> None:
+        """Publish messages now; returns once the broker has confirmed all of them.
+
+        Raises `PartialSendError` where it did not take some of them; where all failed for one reason that
+        may pass, that error itself, so that they are tried again together.
+        """
+
+    async def publish_delayed(self, message: Message, delay: float) -> None:
+        """Have the broker publish a message in `delay` seconds; returns once it has confirmed that.
+
+        Raises `DelayNotSupported` where it has no delay of its own.
+        """

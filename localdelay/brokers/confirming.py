@@ -1,0 +1,96 @@
+"""Waiting on the Trio loop for what a client settles, message by message, in whatever thread it likes.
+
+A thread hop a message costs more than the message: what is settled between two turns of the loop comes
+over in one call.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+
+import trio
+
+from localdelay.errors import PartialSendError, PermanentSendError, Throttled
+from localdelay.message import Message
+
+
+class Confirmation:
+    """What the messages of one `send` or `send_batch` have come to so far. Of the Trio thread alone."""
+
+    __slots__ = ("_failed", "_settled", "_unsettled")
+
+    def __init__(self, count: int = 1) -> None:
+        self._unsettled = count
+        self._failed: dict[int, Exception] = {}
+        self._settled = trio.Event()
+
+    def settle(self, position: int, error: Exception | None) -> None:
+        """The message at this position is confirmed, or has failed. Once for each position."""
+        if error is not None:
+            self._failed[position] = error
+        self._unsettled -= 1
+        if self._unsettled == 0:
+            self._settled.set()
+
+    async def of_one(self) -> None:
+        """Wait for the only message, and raise what it failed with."""
+        await self._settled.wait()
+        if self._failed:
+            raise self._failed.pop(0)
+
+    async def of_all(self, messages: Sequence[Message]) -> None:
+        """Wait for all of them; raise as `Broker.send_batch` does."""
+        if messages:
+            await self._settled.wait()
+        raise_failures(messages, self._failed)
+
+
+def raise_failures(messages: Sequence[Message], failed: dict[int, Exception]) -> None:
+    """Raise as `Broker.send_batch` does, for the messages at these positions; return where none failed."""
+    if not failed:
+        return
+    errors = list(failed.values())
+    first = max(errors, key=_retry_after)
+    alike = all(type(error) is type(first) for error in errors)
+    if len(errors) == len(messages) and alike and not isinstance(first, PermanentSendError):
+        raise first
+    raise PartialSendError({messages[position].id: error for position, error in failed.items()})
+
+
+def _retry_after(error: Exception) -> float:
+    return (isinstance(error, Throttled) and error.retry_after) or 0.0
+
+
+def caused_by(error: Exception, original: BaseException) -> Exception:
+    """The error, with the client's own as its cause where it is another one, to be raised later."""
+    if error is not original:
+        error.__cause__ = original
+    return error
+
+
+class Settling:
+    """Brings what a client's threads have settled to the Trio loop that it was made on."""
+
+    def __init__(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        self._settled: deque[tuple[Confirmation, int, Exception | None]] = deque()
+        self._called = False
+
+    def settle(self, confirmation: Confirmation, position: int = 0, error: Exception | None = None) -> None:
+        """Settle a message from any thread; its task goes on in the next turn of the loop."""
+        self._settled.append((confirmation, position, error))
+        if not self._called:
+            # Two threads may both come here: one call too many finds nothing to do.
+            self._called = True
+            with suppress(trio.RunFinishedError):  # then nobody waits any more
+                self._token.run_sync_soon(self._deliver)
+
+    def _deliver(self) -> None:
+        # Before the first is taken: what comes after the last one calls again.
+        self._called = False
+        settled = self._settled
+        while settled:
+            confirmation, position, error = settled.popleft()
+            confirmation.settle(position, error)

@@ -1,0 +1,37 @@
+"""What travels with a message besides its payload, and what a broker's clock makes of execute-at.
+
+`Localdelay-Id`, `Localdelay-Attempt` and `Localdelay-Execute-At` (wall clock, RFC 3339 in UTC), where the
+broker has headers, beside the message's own. Consumers deduplicate by the id.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+
+import trio
+
+ID = "Localdelay-Id"
+ATTEMPT = "Localdelay-Attempt"
+EXECUTE_AT = "Localdelay-Execute-At"
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def wall_clock(instant: float) -> float:
+    """The Unix time in seconds of an instant on Trio's clock, as the wall clock stands now."""
+    return time.time() + instant - trio.current_time()
+
+
+def rfc3339(timestamp: float) -> str:
+    """A Unix time in seconds as RFC 3339 with microseconds, rounded up: nothing is due early."""
+    seconds, microseconds = divmod(math.ceil(timestamp * 1e6), 1_000_000)
+    return f"{_second(seconds)}.{microseconds:06d}+00:00"
+
+
+@lru_cache(maxsize=256)
+def _second(seconds: int) -> str:
+    # It takes longer than all the rest of a header, and many messages are due in the same second.
+    return (_EPOCH + timedelta(seconds=seconds)).isoformat()[:19]
