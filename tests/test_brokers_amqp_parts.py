@@ -1,0 +1,262 @@
+"""The parts of the RabbitMQ broker that need none: what errors mean, frames, and delays."""
+
+from __future__ import annotations
+
+import random
+import ssl
+
+import pika.exceptions
+import pytest
+from pika import frame, spec
+from pika.adapters.blocking_connection import ReturnedMessage
+from pika.adapters.utils import connection_workflow
+
+from localdelay import Message, PermanentSendError, Throttled
+from localdelay.brokers.amqp import LONGEST_CONFIRM_TIMEOUT, classified, open_amqp
+from localdelay.brokers.amqp_channel import DECLARED_FOR
+from localdelay.brokers.amqp_connection import Node
+from localdelay.brokers.amqp_errors import lost, reason
+from localdelay.brokers.amqp_frames import (
+    LEASE_MARGIN,
+    content_frames,
+    delay_arguments,
+    delay_queue,
+    publish_frame,
+    quantised,
+)
+from localdelay.brokers.wire import headers_of
+
+FRAME_MAX = 131_072
+DUE = 1_795_280_556.611
+
+RETURNED = ReturnedMessage(spec.Basic.Return(312, "NO_ROUTE", "", "orders"), spec.BasicProperties(), b"")
+
+
+def closed_channel(code: int, text: str) -> Exception:
+    error: Exception = pika.exceptions.ChannelClosedByBroker(code, text)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "meaning"),
+    [
+        (pika.exceptions.NackError([spec.Basic.Nack()]), Throttled),
+        (pika.exceptions.ConnectionBlockedTimeout("low on memory"), Throttled),
+        (closed_channel(406, "cannot declare queue 'q': queue limit in vhost '/' (3) is reached"), Throttled),
+        (closed_channel(506, "RESOURCE_ERROR"), Throttled),
+        (pika.exceptions.UnroutableError([RETURNED]), PermanentSendError),
+        (closed_channel(311, "CONTENT_TOO_LARGE"), PermanentSendError),
+        (closed_channel(403, "ACCESS_REFUSED - access to exchange 'amq.default'"), PermanentSendError),
+        (closed_channel(404, "NOT_FOUND - no exchange"), PermanentSendError),
+        (closed_channel(406, "message size 2 is larger than max size 1"), PermanentSendError),
+        (closed_channel(406, "PRECONDITION_FAILED - inequivalent arg 'x-expires'"), PermanentSendError),
+        (pika.exceptions.ShortStringTooLong(b"x" * 256), PermanentSendError),
+        (pika.exceptions.UnsupportedAMQPFieldException([], object()), PermanentSendError),
+        (pika.exceptions.ConnectionClosedByBroker(320, "CONNECTION_FORCED"), ConnectionError),
+        (pika.exceptions.StreamLostError("Transport indicated EOF"), ConnectionError),
+        (pika.exceptions.AMQPHeartbeatTimeout("No activity"), ConnectionError),
+        (closed_channel(405, "RESOURCE_LOCKED"), None),
+        (closed_channel(541, "INTERNAL_ERROR"), None),
+        (pika.exceptions.ChannelWrongStateError("Channel is closed."), None),
+        (ValueError("something else"), None),
+        (TimeoutError("too slow"), None),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_what_an_error_means(error: Exception, meaning: type[Exception] | None) -> None:
+    """Throttled, permanent or a lost connection, each caused by the client's own; else the error itself."""
+    classed = classified(error)
+    if meaning is None:
+        assert classed is error
+    else:
+        assert type(classed) is meaning
+        assert classed.__cause__ is error
+        assert "\n" not in str(classed)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ConnectionRefusedError(111, "Connection refused"), "Connection refused"),
+        (
+            pika.exceptions.AMQPConnectionError(
+                connection_workflow.AMQPConnectionWorkflowFailed(
+                    [
+                        OSError("the first address"),
+                        connection_workflow.AMQPConnectorSocketConnectError(OSError(113, "No route to host")),
+                    ]
+                )
+            ),
+            "No route to host",
+        ),
+        (
+            pika.exceptions.ConnectionClosedByBroker(320, "CONNECTION_FORCED\nbye"),
+            "320 CONNECTION_FORCED bye",
+        ),
+        (ssl.SSLError(1, "[SSL] wrong\nversion"), "[SSL] wrong version"),
+        (pika.exceptions.StreamLostError(), "StreamLostError"),
+        (ValueError("a", 1), "a: 1"),
+        (ValueError("x" * 1000), "x" * 500),
+    ],
+)
+def test_the_reason_is_one_line(error: Exception, told: str) -> None:
+    """Out of what pika wraps it into, on one line of bounded length."""
+    assert reason(error) == told
+    assert told in str(lost(error))
+    assert lost(error).__cause__ is error
+
+
+def sent(message: Message, frame_max: int = FRAME_MAX) -> bytes:
+    return b"".join(content_frames(2, message, DUE, frame_max))
+
+
+def by_pika(message: Message, frame_max: int = FRAME_MAX) -> bytes:
+    properties = spec.BasicProperties(
+        headers=headers_of(message, DUE), delivery_mode=2, message_id=message.id
+    )
+    largest = frame_max - 8
+    parts = [message.payload[i : i + largest] for i in range(0, len(message.payload), largest)]
+    frames = [frame.Header(2, len(message.payload), properties), *(frame.Body(2, part) for part in parts)]
+    return b"".join(one.marshal() for one in frames)
+
+
+def test_frames_are_the_bytes_that_pika_would_write() -> None:
+    """For payloads of any size, in one frame or many, and text of any kind."""
+    seed = 4
+    print("seed", seed)
+    chosen = random.Random(seed)
+    letters = "aZ09 _-ü漢🙂\n\0'\"%"
+    for size in [0, 1, 4087, 4088, 4089, 8176, 8177, *(chosen.randrange(20_000) for _ in range(200))]:
+        text = ["".join(chosen.choices(letters, k=chosen.randrange(1, 40))) for _ in range(5)]
+        headers = {text[0]: text[1], text[2]: text[3], "Localdelay-Id": "mine"}
+        message = Message(text[4], chosen.randbytes(size), 0.0, headers, chosen.randrange(1, 10**6))
+        assert sent(message, 4096) == by_pika(message, 4096)
+        assert sent(message) == by_pika(message)
+    numbered = Message(1 << 20, b"x", 0.0)  # as the queues make them
+    assert sent(numbered) == by_pika(numbered)
+
+
+def test_the_first_frame_is_mandatory_and_names_the_queue() -> None:
+    """Through the default exchange, so that a queue that is not there comes back."""
+    _, first = frame.decode_frame(publish_frame(2, "Grüße"))
+    method = first.method
+    assert (first.channel_number, method.exchange, method.routing_key, method.mandatory) == (
+        2,
+        "",
+        "Grüße",
+        True,
+    )
+
+
+def test_a_long_id_travels_in_the_headers() -> None:
+    """A property holds 255 bytes; a header any number."""
+    for length, as_property in [(255, "x" * 255), (256, None)]:
+        header = content_frames(1, Message("x" * length, b"", 0.0), DUE, FRAME_MAX)[0]
+        _, decoded = frame.decode_frame(bytes(header))
+        assert decoded.properties.message_id == as_property
+        assert decoded.properties.headers["Localdelay-Id"] == "x" * length
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Message("a", b"", 0.0, {"CC": "elsewhere"}),
+        Message("a", b"", 0.0, {"BCC": "elsewhere"}),
+        Message("a", b"", 0.0, {"n" * 256: "value"}),
+        Message("a", b"", 0.0, {"\ud800": "hunter2"}),
+        Message("a", b"", 0.0, {"name": "hunter2 \ud800"}),
+        Message("\ud800", b"", 0.0),
+        Message("a", b"", 0.0, {"name": "x" * FRAME_MAX}),
+        Message("x" * FRAME_MAX, b"", 0.0),
+    ],
+)
+def test_what_amqp_can_not_carry_is_permanent(message: Message) -> None:
+    """Refused here: RabbitMQ would close the channel, or the connection, on everybody. No header is shown."""
+    with pytest.raises(PermanentSendError) as refused:
+        sent(message)
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("delay", "milliseconds"),
+    [
+        (0.0, 0), (1e-10, 0), (1e-6, 1), (0.001, 1), (0.0011, 2), (0.999, 999), (0.9991, 1000), (1.0, 1000),
+        (1.001, 1010), (1.11, 1110), (2.3, 2300), (9.99, 9990), (9.991, 10_000), (119.9, 120_000),
+        (120, 120_000), (120.001, 121_000), (3600, 3_600_000), (86_400 * 30, 2_600_000_000),
+    ],
+)  # fmt: skip
+def test_a_delay_is_rounded_up(delay: float, milliseconds: int) -> None:
+    """To three significant digits of whole milliseconds."""
+    assert quantised(delay) == milliseconds
+
+
+def test_rounding_is_at_most_one_percent_and_there_are_few_queues() -> None:
+    """Never less, at most 1 % or a millisecond more, and at most 900 different ones a decade."""
+    seed = 5
+    print("seed", seed)
+    chosen = random.Random(seed)
+    for _ in range(5000):
+        delay = 10 ** chosen.uniform(-4, 6)
+        rounded = quantised(delay) / 1000
+        assert delay - 1e-9 <= rounded <= max(delay * 1.01, delay + 0.001)
+        assert quantised(rounded) == quantised(delay)
+    assert len({quantised(milliseconds / 1000) for milliseconds in range(10_000, 100_000, 7)}) <= 901
+
+
+@pytest.mark.parametrize("delay", [1e12, 1e300, 86_400 * 3650.0])
+def test_no_delay_is_over_ten_years(delay: float) -> None:
+    """What RabbitMQ would refuse by closing the channel."""
+    with pytest.raises(PermanentSendError, match="longest delay"):
+        quantised(delay)
+
+
+def test_a_delay_queue_outlives_what_is_in_it() -> None:
+    """A message is in it at most so long after its declaration as the queue lives longer than the delay."""
+    assert DECLARED_FOR + LONGEST_CONFIRM_TIMEOUT < LEASE_MARGIN - 60
+    for type in ("classic", "quorum"):
+        arguments = delay_arguments("orders", 120_000, type)
+        assert arguments["x-message-ttl"] == 120_000
+        assert arguments["x-expires"] == 120_000 + LEASE_MARGIN * 1000
+        assert arguments["x-dead-letter-routing-key"] == "orders"
+        assert arguments["x-overflow"] == "reject-publish"
+    # Two that differ must not share a name: the second declaration would be refused.
+    assert delay_queue("orders", 120_000, "classic") == "localdelay.orders.120000"
+    assert delay_queue("orders", 120_000, "quorum") == "localdelay.orders.120000.quorum"
+    assert delay_arguments("q", 1, "quorum")["x-dead-letter-strategy"] == "at-least-once"
+
+
+def test_nodes_show_no_user_and_no_password() -> None:
+    """Their repr is fit for a log."""
+    shown = repr(Node("host", 5672, "/", "somebody", "hunter2", None, 10, 5.0))
+    assert "hunter2" not in shown
+    assert "somebody" not in shown
+    assert "host" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "named"),
+    [
+        ({"queue": ""}, ValueError, "queue"),
+        ({"queue": "x" * 256}, ValueError, "queue"),
+        ({"queue": "ü" * 128}, ValueError, "queue"),
+        ({"confirm_timeout": 0}, ValueError, "confirm_timeout"),
+        ({"confirm_timeout": -1.0}, ValueError, "confirm_timeout"),
+        ({"confirm_timeout": float("nan")}, ValueError, "confirm_timeout"),
+        ({"confirm_timeout": 300.1}, ValueError, "confirm_timeout"),
+        ({"confirm_timeout": "10"}, TypeError, "confirm_timeout"),
+        ({"connect_timeout": 0.0}, ValueError, "connect_timeout"),
+        ({"connect_timeout": float("inf")}, ValueError, "connect_timeout"),
+        ({"connect_timeout": None}, TypeError, "connect_timeout"),
+        ({"heartbeat": -1}, ValueError, "heartbeat"),
+        ({"heartbeat": 0.5}, TypeError, "heartbeat"),
+        ({"heartbeat": True}, TypeError, "heartbeat"),
+        ({"delay_queue_type": "stream"}, ValueError, "delay_queue_type"),
+    ],
+)  # fmt: skip
+async def test_a_wrong_argument_is_named(
+    options: dict[str, object], error: type[Exception], named: str
+) -> None:
+    """Before anything is connected."""
+    with pytest.raises(error, match=named):
+        async with open_amqp("127.0.0.1", **{"queue": "orders", **options}):  # type: ignore[arg-type]
+            pass
