@@ -8,6 +8,7 @@ from localdelay.cli.bench import bench
 from localdelay.cli.demo import demo
 from localdelay.cli.errors import OneLineErrors
 from localdelay.cli.plan import plan
+from localdelay.cli.relay import relay
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,3 +20,4 @@ def main() -> None:
 main.add_command(plan)
 main.add_command(demo)
 main.add_command(bench)
+main.add_command(relay)

@@ -1,0 +1,203 @@
+"""A line into a message: text as it is, or a JSON object. Pure.
+
+Text: the bytes of the line are the payload, and the delay is the same for all. An empty line is an empty
+message.
+
+JSON lines, each an object with `payload` (text, sent as UTF-8) or `payload_base64`; `delay` (seconds, or
+"2m") or `at` (ISO 8601 with an offset; in the past: now), or neither where there is a delay for all; and if
+you like `id` and `headers`. `error`, which dead letters have, is read over. Anything else is wrong.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+from codecs import BOM_UTF8
+from collections import Counter
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, NoReturn, TypeAlias, TypedDict
+
+from localdelay import checks, intake
+from localdelay.units import parse_duration
+
+KNOWN = frozenset({"payload", "payload_base64", "delay", "at", "id", "headers", "error"})
+CUT_OFF = "cut_off"
+"""Half a line, that a stop has cut off; `cut_off_base64` where it is no UTF-8."""
+
+_LONGEST_SHOWN = 40
+_KINDS = {dict: "an object", list: "an array", str: "a string", bool: "true or false", type(None): "null"}
+
+
+class Options(TypedDict, total=False):
+    """The arguments of `put`, but for the payload."""
+
+    delay: float
+    at: datetime
+    id: str
+    headers: Mapping[str, str]
+
+
+Parsed: TypeAlias = tuple[bytes, Options]
+Parse: TypeAlias = Callable[[bytes], Parsed]
+"""A line, without its line break, into the arguments of `put`; raises `WrongLine`."""
+
+
+class WrongLine(ValueError):
+    """What is wrong with a line, without anything of its payload."""
+
+
+def text(delay: float) -> Parse:
+    """Each line is a payload, due after `delay` seconds."""
+    options: Options = {"delay": delay}
+    return lambda line: (line, options)
+
+
+def json_lines(delay: float | None) -> Parse:
+    """Each line is a JSON object; `delay`, in seconds, is for those that say nothing of when."""
+    return lambda line: _parse(line, delay)
+
+
+def _parse(line: bytes, delay: float | None) -> Parsed:
+    found = _object(line)
+    unknown = found.keys() - KNOWN
+    if unknown:
+        _refuse_unknown(unknown)
+    options: Options = {}
+    if "at" in found:
+        if "delay" in found:
+            raise WrongLine("only one of delay and at may be there")
+        options["at"] = _at(found["at"])
+    elif "delay" in found:
+        options["delay"] = _delay(found["delay"])
+    elif delay is not None:
+        options["delay"] = delay
+    else:
+        raise WrongLine("delay or at must be there, where no delay is given for all lines")
+    if "id" in found:
+        options["id"] = _id(found["id"])
+    if "headers" in found:
+        options["headers"] = _headers(found["headers"])
+    return _payload(found), options
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        found = _DECODER.decode(line.decode())
+    except UnicodeDecodeError as error:
+        raise WrongLine(f"is no UTF-8 from byte {error.start + 1} on") from None
+    except WrongLine:
+        raise
+    except json.JSONDecodeError as error:
+        if not line.strip():
+            raise WrongLine("is empty, and no JSON object") from None
+        if line.startswith(BOM_UTF8):
+            raise WrongLine("begins with a byte order mark, which UTF-8 does not need") from None
+        raise WrongLine(f"is no JSON: {error.msg} at character {error.pos + 1}") from None
+    except RecursionError:
+        raise WrongLine("is nested too deeply") from None
+    except ValueError:
+        raise WrongLine("has a number with too many digits") from None
+    if not isinstance(found, dict):
+        raise WrongLine(f"must be a JSON object, not {_kind(found)}")
+    return found
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise WrongLine(f"{_shown(twice)} is there twice")
+    return found
+
+
+def _constant(name: str) -> NoReturn:
+    raise WrongLine(f"{name} is no JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_constant)
+
+
+def _refuse_unknown(unknown: set[str]) -> NoReturn:
+    if unknown & {CUT_OFF, f"{CUT_OFF}_base64"}:
+        raise WrongLine(f"{CUT_OFF} is half a line, that a stop has cut off: make it whole, or remove it")
+    raise WrongLine(f"{_shown(min(unknown))} is no key that is known")
+
+
+def _payload(found: dict[str, Any]) -> bytes:
+    if ("payload" in found) == ("payload_base64" in found):
+        raise WrongLine("exactly one of payload and payload_base64 must be there")
+    name = "payload" if "payload" in found else "payload_base64"
+    value = _string(name, found[name])
+    try:
+        return value.encode() if name == "payload" else binascii.a2b_base64(value, strict_mode=True)
+    except UnicodeEncodeError:
+        raise WrongLine("payload must be text that UTF-8 can carry: it has half a surrogate pair") from None
+    except ValueError:
+        raise WrongLine("payload_base64 must be base64, with its padding and nothing in between") from None
+
+
+def _delay(value: Any) -> float:
+    try:
+        if isinstance(value, str):
+            return _duration(value)
+        return checks.at_least("delay", value, 0)
+    except TypeError:
+        raise WrongLine(f"delay must be a number of seconds or a string, not {_kind(value)}") from None
+    except ValueError as error:
+        reason = str(error)
+        raise WrongLine(reason if reason.startswith("delay") else f"delay: {reason}") from None
+
+
+@lru_cache(maxsize=1024)
+def _duration(text: str) -> float:
+    # It takes longer than all the rest of a line, and most lines have one of a few.
+    return parse_duration(text)
+
+
+def _at(value: Any) -> datetime:
+    try:
+        at = datetime.fromisoformat(_string("at", value))
+    except WrongLine:
+        raise
+    except ValueError:
+        raise WrongLine("at must be a time as in 2026-01-31T12:00:00Z or 2026-01-31T12:00:00+01:00") from None
+    if at.utcoffset() is None:
+        raise WrongLine("at must have an offset, as in 2026-01-31T12:00:00Z or 2026-01-31T12:00:00+01:00")
+    return at
+
+
+def _id(value: Any) -> str:
+    try:
+        intake.check_id(_string("id", value))
+    except ValueError as error:
+        raise WrongLine(str(error)) from None
+    return str(value)
+
+
+def _headers(value: Any) -> Mapping[str, str]:
+    if not isinstance(value, dict):
+        raise WrongLine(f"headers must be an object of strings, not {_kind(value)}")
+    for name, content in value.items():
+        if not isinstance(content, str):
+            raise WrongLine(f"headers must be an object of strings: {_shown(name)} is {_kind(content)}")
+    try:
+        return intake.check_headers(value) or {}
+    except ValueError:
+        raise WrongLine("headers must be text that UTF-8 can carry: one has half a surrogate pair") from None
+
+
+def _string(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise WrongLine(f"{name} must be a string, not {_kind(value)}")
+    return value
+
+
+def _kind(value: Any) -> str:
+    return _KINDS.get(type(value), "a number")
+
+
+def _shown(name: str) -> str:
+    """A name that somebody else has chosen: printable, and not too long."""
+    return repr(name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}...")

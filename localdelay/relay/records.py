@@ -1,0 +1,62 @@
+"""A message into a JSON line that `relay --format jsonl` reads back. Pure."""
+
+from __future__ import annotations
+
+import binascii
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from localdelay.brokers.wire import rfc3339
+from localdelay.message import Message
+from localdelay.relay.lines import CUT_OFF
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+@attrs.frozen
+class Instant:
+    """One moment, on both clocks."""
+
+    clock: float
+    """Seconds on Trio's clock."""
+    wall: float
+    """Unix time in seconds."""
+
+
+def record(message: Message, now: Instant, error: str | None = None) -> bytes:
+    """The line of a message, with its line break.
+
+    `at` is rounded up to the microsecond, so that nothing is early for having been written down.
+    """
+    found: dict[str, Any] = _as_text("payload", message.payload)
+    left = message.execute_at - now.clock
+    try:
+        found["at"] = rfc3339(now.wall + left)
+    except OverflowError:  # past the year 9999
+        found["delay"] = left
+    found["id"] = message.id
+    if message.headers:
+        found["headers"] = dict(message.headers)
+    if error is not None:
+        found["error"] = error
+    return _line(found)
+
+
+def cut_off(half: bytes) -> bytes:
+    """The line of half a line: to be read back it must be made whole, and until then it is refused."""
+    return _line(_as_text(CUT_OFF, half))
+
+
+def _as_text(name: str, content: bytes) -> dict[str, str]:
+    try:
+        return {name: content.decode()}
+    except UnicodeDecodeError:
+        return {f"{name}_base64": binascii.b2a_base64(content, newline=False).decode()}
+
+
+def _line(found: Mapping[str, Any]) -> bytes:
+    # What is text here is UTF-8 but for an error, which may quote anything.
+    return _encode(found).encode(errors="backslashreplace") + b"\n"

@@ -1,0 +1,325 @@
+"""A relay: the input, the queue and the broker, and what stops it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import trio
+
+from localdelay.batch import BatchPolicy
+from localdelay.brokers import STDOUT, Broker, check_url, hide_secrets, open_broker
+from localdelay.delivery import HandBack
+from localdelay.errors import LocalDelayError
+from localdelay.groups import bare
+from localdelay.message import Message
+from localdelay.queue import DelayQueue, open_delay_queue
+from localdelay.relay import lines
+from localdelay.relay.reading import Reader, Rest
+from localdelay.relay.records import Instant, cut_off, record
+from localdelay.relay.saving import JsonLines, Saved, open_lines, open_temporary, save
+from localdelay.relay.settings import Outcome, Phase, Progress, Settings, Watcher
+from localdelay.relay.source import Descriptor, Source
+from localdelay.retry import RetryPolicy
+
+PROGRESS_EVERY = 0.5
+"""Seconds."""
+
+_POLL = 0.02
+_LONGEST_TOLD = 1000  # characters
+
+_Item: TypeAlias = tuple[Message, Exception | None] | bytes
+"""What is written at the end: a message, with what it was given up for; or half a line."""
+
+
+class NoDelay(LocalDelayError):
+    """There is nothing to hand messages back to."""
+
+
+def check(settings: Settings, descriptor: int = 0) -> None:
+    """Raise a `ValueError` for what can't be done here: it names the setting."""
+    try:
+        check_url(settings.to)
+    except ValueError as error:
+        raise ValueError(f"to {str(error).partition(' ')[2]}") from None
+    if settings.to == STDOUT and _is_same_file(1, descriptor):
+        raise ValueError("to must not be the file that is read: it would never end")
+    for name in ("unsent", "dead_letters"):
+        path: Path | None = getattr(settings, name)
+        if path is not None and _is_same_file(path, descriptor):
+            raise ValueError(f"{name} must not be the file that is read: what was sent would be in it again")
+        if settings.to == STDOUT and path is not None and _is_same_file(path, 1):
+            raise ValueError(f"{name} must not be the file that the messages go to")
+
+
+def run(settings: Settings, watcher: Watcher, descriptor: int = 0) -> Outcome:
+    """Relay what can be read from the descriptor, until its end or until a signal stops it.
+
+    The first SIGINT, SIGTERM or SIGHUP (unless that is ignored, as under `nohup`) ends the reading, and what
+    comes due within the grace is sent; the second ends that, too. What was not sent is written to a file in
+    every case. A signal that comes when that is done has the effect that it had before the call.
+
+    Raises `ValueError` as `check` does, `InputError` where there is nothing to read, `ConnectionError` and
+    `ModuleNotFoundError` as `open_broker` does, and `NoDelay` where there is to be a hand-back and the broker
+    has no delay; nothing is read then.
+    """
+    check(settings, descriptor)
+    return trio.run(_run_until_signal, Relay(settings, Descriptor(descriptor), watcher))
+
+
+def stops() -> list[signal.Signals]:
+    """The signals that stop a relay."""
+    # What is ignored stays so: a hang-up under `nohup`, Ctrl-C in the background of a script.
+    asked = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return [signum for signum in asked if signal.getsignal(signum) != signal.SIG_IGN]
+
+
+async def _run_until_signal(relay: Relay) -> Outcome:
+    async def watch() -> None:
+        async for signum in signals:
+            relay.stop(signum)
+
+    with trio.open_signal_receiver(*stops()) as signals:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(watch)
+                await relay.go()
+                nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            error = bare(group)
+            raise error from error.__cause__
+    return relay.outcome()
+
+
+class Relay:
+    """One relay; `run` is the way to start it, and this for a test with a source and a broker of its own."""
+
+    def __init__(
+        self, settings: Settings, source: Source, watcher: Watcher, broker: Broker | None = None
+    ) -> None:
+        self._settings = settings
+        self._watcher = watcher
+        self._broker = broker
+        parse = (
+            lines.text(settings.delay)
+            if settings.format == "text" and settings.delay is not None
+            else lines.json_lines(settings.delay)
+        )
+        self._reader = Reader(
+            source,
+            parse,
+            max_line=settings.max_line,
+            strict=settings.strict,
+            on_wrong_line=watcher.wrong_line,
+        )
+        self._all = trio.CancelScope()
+        self._until_stopped = trio.CancelScope()
+        self._queue: DelayQueue | None = None
+        self._phase = Phase.READING
+        self._began = self._ended = self._deadline = 0.0
+        self._stopped_by: int | None = None
+        self._failure: str | None = None
+        self._rest: Rest | None = None
+        self._letters: JsonLines | None = None
+        self._kept: list[tuple[Message, Exception | None]] = []  # given up, but nobody took them
+        self._unsent = 0
+        self._saved = Saved()
+
+    def stop(self, signum: int) -> None:
+        """Stop because of this signal: within the grace, and at the second call at once."""
+        if self._stopped_by is not None or self._queue is None:
+            self._all.cancel()
+        self._stopped_by = self._stopped_by or signum
+        self._until_stopped.cancel()
+
+    async def go(self) -> None:
+        """Relay all there is, or what there is until `stop`. Raises as `run` does."""
+        try:
+            with self._all:
+                if self._broker is not None:
+                    await self._through(self._broker)
+                else:
+                    async with open_broker(self._settings.to) as broker:
+                        await self._through(broker)
+        except Exception as raised:
+            if self._queue is None:
+                raise
+            # All that was not sent is written by now, and it is for the outcome to say where.
+            self._failure = self._failure or self._told(bare(raised))
+
+    def outcome(self) -> Outcome:
+        """What became of it all."""
+        queue = None if self._queue is None else self._queue.statistics()
+        return Outcome(
+            seconds=self._ended - self._began,
+            lines=self._reader.lines,
+            wrong=self._reader.wrong,
+            queue=queue,
+            dead=0 if queue is None else queue.dead - len(self._kept),
+            letters=None if self._letters is None else self._letters.path,
+            unsent=self._unsent,
+            half=0 if self._rest is None else len(self._rest.half),
+            saved=self._saved,
+            input_ended=self._reader.ended,
+            stopped_by=self._stopped_by,
+            failure=self._failure,
+        )
+
+    async def _through(self, broker: Broker) -> None:
+        settings = self._settings
+        if settings.hand_back and not broker.native_delay:
+            raise NoDelay("this broker has no delay of its own, to which messages could be handed back")
+        sender: dict[str, Any] = {"send": broker.send}
+        if settings.batch is not None:
+            sender = {"send_batch": broker.send_batch, "batch": BatchPolicy(max_messages=settings.batch)}
+        try:
+            async with open_delay_queue(
+                **sender,
+                capacity=settings.capacity,
+                workers=settings.workers,
+                capacity_bytes=settings.capacity_bytes,
+                cancellable=False,
+                retry=RetryPolicy(attempts=settings.attempts),
+                send_timeout=settings.send_timeout,
+                on_dead_letter=self._give_up,
+            ) as queue:
+                self._queue = queue
+                self._began = trio.current_time()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._show, queue)
+                    await self._relay(queue, broker.publish_delayed if settings.hand_back else None)
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._save()
+
+    async def _relay(self, queue: DelayQueue, hand_back: HandBack | None) -> None:
+        with self._until_stopped:
+            try:
+                await self._reader.run(queue)
+            except OSError as error:
+                self._failure = f"standard input can't be read: {error.strerror or error}"
+            self._take_rest()
+            self._phase = Phase.LAST
+            await _until_all_is_sent(queue)
+            return
+        self._take_rest()
+        self._phase = Phase.STOPPING
+        self._deadline = trio.current_time() + self._settings.grace
+        await queue.drain(self._settings.grace, hand_back)
+
+    def _end(self, reason: str) -> None:
+        """End at once: there is no use in going on."""
+        self._failure = self._failure or reason
+        self._all.cancel()
+
+    def _take_rest(self) -> Rest:
+        if self._rest is None:
+            self._rest = self._reader.stop()
+        return self._rest
+
+    async def _show(self, queue: DelayQueue) -> None:
+        while True:
+            now = trio.current_time()
+            stopping = self._phase is Phase.STOPPING
+            self._watcher.progress(
+                Progress(
+                    elapsed=now - self._began,
+                    phase=self._phase,
+                    grace_left=max(0.0, self._deadline - now) if stopping else None,
+                    lines=self._reader.lines,
+                    wrong=self._reader.wrong,
+                    queue=queue.statistics(),
+                )
+            )
+            await trio.sleep(PROGRESS_EVERY)
+
+    async def _give_up(self, message: Message, error: Exception) -> None:
+        """The dead-letter hook."""
+        if self._settings.to == STDOUT and isinstance(error.__cause__, BrokenPipeError):
+            self._kept.append((message, None))
+            self._end(str(error))
+            return
+        try:
+            if self._letters is None:
+                self._letters = _open_letters(self._settings.dead_letters)
+            self._letters.append([record(message, _now(), self._told(error))])
+        except OSError as failed:
+            self._kept.append((message, error))
+            self._end(f"dead letters can't be written: {failed.strerror or failed}")
+        self._watcher.dead_letter(message, error)
+
+    def _save(self) -> None:
+        """Write down what was not sent. Nothing can cancel this: it awaits nothing."""
+        rest = self._take_rest()
+        self._ended = trio.current_time()
+        pending = [] if self._queue is None else self._queue.messages()
+        messages = [*((message, None) for message in (*pending, *rest.messages)), *self._kept]
+        self._unsent = len(messages)
+        items: list[_Item] = [*messages, rest.half] if rest.half else [*messages]
+        now = _now()
+
+        def encode(item: _Item) -> bytes:
+            if isinstance(item, bytes):
+                return cut_off(item)
+            message, error = item
+            return record(message, now, None if error is None else self._told(error))
+
+        self._saved = save(items, encode, _places(self._settings.unsent))
+        if self._letters is not None:
+            try:
+                self._letters.close()
+            except OSError as error:
+                reason = f"dead letters can't be written: {error.strerror or error}"
+                self._failure = self._failure or reason
+
+    def _told(self, error: BaseException) -> str:
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        return hide_secrets(told, self._settings.to)[:_LONGEST_TOLD]
+
+
+async def _until_all_is_sent(queue: DelayQueue) -> None:
+    """Wait until nothing is pending. A drain would do, but can't be given a grace afterwards."""
+    while (found := queue.statistics()).pending:
+        next_due_in = 0.0 if found.sending else found.next_due_in or 0.0
+        await trio.sleep(max(_POLL, next_due_in))
+
+
+def _now() -> Instant:
+    clock = trio.current_time()
+    return Instant(clock, time.time())  # in this order, or what is written down might be early
+
+
+def _places(unsent: Path | None) -> list[tuple[Path | None, Callable[[], JsonLines]]]:
+    """Where to write what was not sent, in the order in which it is tried."""
+    prefix = f"localdelay-unsent-{os.getpid()}"
+    default = Path(f"{prefix}.jsonl")
+
+    def first() -> JsonLines:
+        # Whoever can guess its name might have made it a link to somewhere else.
+        return open_lines(default, follow_links=False) if unsent is None else open_lines(unsent)
+
+    return [(unsent or default, first), (None, lambda: open_temporary(f"{prefix}-"))]
+
+
+def _open_letters(path: Path | None) -> JsonLines:
+    if path is not None:
+        return open_lines(path)
+    prefix = f"localdelay-dead-letters-{os.getpid()}"
+    try:
+        return open_lines(Path(f"{prefix}.jsonl"), follow_links=False)
+    except OSError:
+        return open_temporary(f"{prefix}-")
+
+
+def _is_same_file(file: Path | int, descriptor: int) -> bool:
+    try:
+        found = os.fstat(descriptor)
+        there = os.fstat(file) if isinstance(file, int) else file.stat()
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and os.path.samestat(found, there)

@@ -1,0 +1,150 @@
+"""What could not be sent, into files: appended to, readable by their owner alone, and synced."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import attrs
+
+_Item = TypeVar("_Item")
+
+_AT_ONCE = 1000
+_PATIENCE = 200  # milliseconds
+
+
+class JsonLines:
+    """A file that lines are appended to; `open_lines` opens it. Its methods raise `OSError`."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+        found = os.fstat(descriptor)
+        self._is_file = stat.S_ISREG(found.st_mode)
+        # Its last line may have been cut off, by a full disk for instance.
+        self._ready = select.poll()
+        self._ready.register(descriptor, select.POLLOUT)
+        self._begun = self._is_file and found.st_size > 0 and not _ends_with_line_break(path)
+
+    def append(self, lines: Sequence[bytes]) -> None:
+        """Append whole lines. Raises `NotAllWritten`, an `OSError`, which tells how many are written."""
+        content = b"".join((b"\n", *lines) if self._begun else lines)
+        room = memoryview(content)
+        while room:
+            try:
+                # A pipe that nobody reads must not stop everything: it is one that can't be written.
+                if not self._is_file and not self._ready.poll(_PATIENCE):
+                    raise BlockingIOError(errno.EAGAIN, "nobody reads it")
+                room = room[os.write(self._descriptor, room) :]
+            except OSError as error:
+                written = content[: len(content) - len(room)].count(b"\n")
+                written -= self._begun and written > 0
+                self._begun = True  # for all that is known, in the middle of a line
+                raise NotAllWritten(written, error) from error
+        self._begun = False
+
+    def close(self) -> None:
+        """Wait until the disk has it all, and close the file."""
+        try:
+            if self._is_file:
+                os.fsync(self._descriptor)
+                _sync_directory(self.path.parent)
+        finally:
+            os.close(self._descriptor)
+
+
+def open_lines(path: Path, *, follow_links: bool = True) -> JsonLines:
+    """Open a file, or make it, for its owner alone. Raises `OSError`."""
+    # A named pipe without a reader would block; not blocking, it is an error as any other.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
+    descriptor = os.open(path, flags, 0o600)
+    return JsonLines(path, descriptor)
+
+
+def open_temporary(prefix: str) -> JsonLines:
+    """Make a file in the directory for temporary files. Raises `OSError`."""
+    descriptor, path = tempfile.mkstemp(prefix=prefix, suffix=".jsonl")
+    return JsonLines(Path(path), descriptor)
+
+
+class NotAllWritten(OSError):
+    """Some lines are written, and the rest is not."""
+
+    def __init__(self, written: int, error: OSError) -> None:
+        super().__init__(error.errno, error.strerror)
+        self.written = written
+
+
+@attrs.frozen
+class Saved:
+    """Where items went."""
+
+    places: list[tuple[Path, int]] = attrs.field(factory=list)
+    """(file, how many items are in it)"""
+    failures: list[tuple[Path | None, str]] = attrs.field(factory=list)
+    """(file, why it could not take all of them); None is the directory for temporary files."""
+    lost: int = 0
+    """Items that are in no file."""
+
+
+def save(
+    items: Sequence[_Item],
+    encode: Callable[[_Item], bytes],
+    places: Iterable[tuple[Path | None, Callable[[], JsonLines]]],
+) -> Saved:
+    """Write a line for each item into the first file that takes it; what one does not take, the next does."""
+    saved = Saved(lost=len(items))
+    for path, opened in places:
+        if not saved.lost:
+            break
+        done = len(items) - saved.lost
+        taken, failure, where = 0, None, path
+        try:
+            with contextlib.closing(opened()) as file:
+                where = file.path
+                for batch in _batches(map(encode, islice(items, done, None))):
+                    file.append(batch)
+                    taken += len(batch)
+        except NotAllWritten as error:
+            taken += error.written
+            failure = error.strerror
+        except OSError as error:  # it was not opened, or the disk does not confirm what it has
+            taken, failure = 0, error.strerror or str(error)
+        saved = Saved(
+            [*saved.places, (where, taken)] if where and taken else saved.places,
+            saved.failures if failure is None else [*saved.failures, (where, failure)],
+            saved.lost - taken,
+        )
+    return saved
+
+
+def _batches(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
+    while batch := list(islice(lines, _AT_ONCE)):
+        yield batch
+
+
+def _ends_with_line_break(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
+    except OSError:
+        return False  # an empty line too many is better than two in one
+
+
+def _sync_directory(path: Path) -> None:
+    # Or a power cut might forget the name of a new file.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,132 @@
+"""What a relay is asked to do, how far it is, and what became of it."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol
+
+import attrs
+
+from localdelay import checks
+from localdelay.message import Message
+from localdelay.relay.saving import Saved
+from localdelay.statistics import Statistics
+
+FORMATS = ("text", "jsonl")
+
+
+def _count_or_none(_: object, attribute: Any, value: int | None) -> None:
+    if value is not None:
+        checks.count(attribute.name, value)
+
+
+def _seconds_or_none(_: object, attribute: Any, value: float | None) -> None:
+    if value is not None:
+        checks.at_least(attribute.name, value, 0, "a number of seconds")
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """What to relay, and how. A wrong one is a `TypeError` or `ValueError` that names it."""
+
+    to: str
+    """The broker's URL."""
+    delay: float | None = attrs.field(default=None, validator=_seconds_or_none)
+    """Seconds, for the lines that say nothing of when. Text needs it."""
+    format: str = "text"
+    """How a line is read: see `lines`."""
+    workers: int = attrs.field(default=20, validator=checks.field_count)
+    capacity: int = attrs.field(default=100_000, validator=checks.field_count)
+    """Messages held at once; the input waits while there are so many."""
+    capacity_bytes: int = attrs.field(default=256_000_000, validator=checks.field_count)
+    """Payloads and headers held at once."""
+    batch: int | None = attrs.field(default=None, validator=_count_or_none)
+    """The most messages of one send; None: one by one."""
+    attempts: int | None = attrs.field(default=None, validator=_count_or_none)
+    """Sends of a message before it is given up; None: no end."""
+    send_timeout: float = attrs.field(default=30.0)
+    """Seconds that a send may take."""
+    grace: float = attrs.field(default=25.0, validator=checks.field_at_least(0))
+    """Seconds from the first signal on in which what comes due is still sent."""
+    hand_back: bool = False
+    """Whether what comes due later is given to the broker's own delay."""
+    strict: bool = False
+    """Whether the first wrong line is the last that is read."""
+    max_line: int = attrs.field(default=1 << 20, validator=checks.field_count)
+    """The most bytes of a line, without its line break."""
+    unsent: Path | None = None
+    """Where to write what was not sent; None: a new file in the current directory, if there is anything."""
+    dead_letters: Path | None = None
+    """Where to write what was given up; None: as for `unsent`."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ValueError(f"format must be one of {', '.join(FORMATS)}, not {self.format!r}")
+        if self.format == "text" and self.delay is None:
+            raise ValueError("delay must be given for text: a line says nothing of when")
+        if not checks.at_least("send_timeout", self.send_timeout, 0) > 0:
+            raise ValueError("send_timeout must be more than 0")
+
+
+class Phase(Enum):
+    """What a relay is at."""
+
+    READING = "reading"
+    LAST = "last"
+    """The input has ended, and what is pending is waited for."""
+    STOPPING = "stopping"
+    """A signal has come, and what comes due within the grace is sent."""
+
+
+@attrs.frozen(kw_only=True)
+class Progress:
+    """How far a relay is, for a display."""
+
+    elapsed: float
+    """Seconds since it began to read."""
+    phase: Phase
+    grace_left: float | None
+    """Seconds, while it is stopping."""
+    lines: int
+    wrong: int
+    queue: Statistics
+
+
+@attrs.frozen(kw_only=True)
+class Outcome:
+    """What became of it all: lines = wrong + accepted + what was read and not taken in."""
+
+    seconds: float = 0.0
+    lines: int = 0
+    """Lines read, wrong ones included."""
+    wrong: int = 0
+    queue: Statistics | None = None
+    """None where nothing was read."""
+    dead: int = 0
+    """Messages given up; they are in `letters`."""
+    letters: Path | None = None
+    unsent: int = 0
+    """Messages that were read and neither sent nor given up; they are in `saved`."""
+    half: int = 0
+    """Bytes of a last line that a stop has cut off; it is in `saved` too."""
+    saved: Saved = attrs.field(factory=Saved)
+    input_ended: bool = False
+    """Whether all of the input was read."""
+    stopped_by: int | None = None
+    """The first signal."""
+    failure: str | None = None
+    """Why it ended before its time, in a line."""
+
+
+class Watcher(Protocol):
+    """Who is told what happens."""
+
+    def progress(self, progress: Progress) -> None:
+        """Twice a second."""
+
+    def wrong_line(self, number: int, reason: str) -> None:
+        """A line was skipped; the reason has nothing of its payload."""
+
+    def dead_letter(self, message: Message, error: Exception) -> None:
+        """A message was given up."""

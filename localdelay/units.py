@@ -1,0 +1,116 @@
+"""Durations and sizes as people write them, and numbers as people read them. Pure."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+_SECONDS = {
+    "us": Fraction(1, 1_000_000),
+    "ms": Fraction(1, 1000),
+    "": Fraction(1),
+    "s": Fraction(1),
+    "m": Fraction(60),
+    "min": Fraction(60),
+    "h": Fraction(3600),
+    "d": Fraction(86_400),
+}
+
+_BYTES = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+
+_LONGEST = 60
+# Three digits of exponent at the most: an exact 10^999999999 would fill the memory.
+_QUANTITY = re.compile(
+    r"\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]{1,3})?)\s*([a-zµμ]*)\s*", re.IGNORECASE
+)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds, from `120`, `120s`, `2m` (or `2min`), `1.5h`, `1d`, `100ms` or `250us`, in either case.
+
+    Raises ValueError for anything else, and for a negative one.
+    """
+    parts = _split(text)
+    unit = parts[1].replace("µ", "u").replace("μ", "u") if parts else ""
+    if parts is None or unit not in _SECONDS:
+        raise ValueError(f"{_shown(text)} is no duration; write 120, 120s, 2m, 1.5h, 1d or 100ms")
+    seconds = parts[0] * _SECONDS[unit]
+    if seconds < 0:
+        raise ValueError(f"a duration can't be negative, as {_shown(text)} is")
+    try:
+        return float(seconds)
+    except OverflowError:
+        raise ValueError(f"{_shown(text)} is too long a duration") from None
+
+
+def parse_size(text: str) -> int:
+    """Bytes, from `500`, `500B`, `1kB` or `12MB` (decimal), or `12MiB` (binary), in either case.
+
+    A fraction of a larger unit is rounded up to a whole byte. Raises ValueError for anything else, for
+    a negative size, and for a fraction of a byte.
+    """
+    parts = _split(text)
+    if parts is None or parts[1] not in _BYTES:
+        raise ValueError(f"{_shown(text)} is no size; write 500, 500B, 12kB, 12MB, 12MiB or 1GB")
+    number, unit = parts
+    if number < 0:
+        raise ValueError(f"a size can't be negative, as {_shown(text)} is")
+    if _BYTES[unit] == 1 and number.denominator != 1:
+        raise ValueError(f"{_shown(text)} is no whole number of bytes")
+    size = number * _BYTES[unit]
+    return -(-size.numerator // size.denominator)
+
+
+def _split(text: str) -> tuple[Fraction, str] | None:
+    match = _QUANTITY.fullmatch(text) if len(text) <= _LONGEST else None
+    return (Fraction(match[1]), match[2].lower()) if match else None
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _LONGEST else text[:_LONGEST] + "...")
+
+
+def format_number(value: float) -> str:
+    """`24,000`, `83.333`, `0.00012`: separators between thousands, at most three decimals or digits."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    if value != 0 and abs(value) < 0.001:
+        return f"{value:.3g}"
+    return f"{value:,.3f}".rstrip("0").rstrip(".")
+
+
+def format_duration(seconds: float) -> str:
+    """`250 us`, `90.1 ms`, `1.5 s`, `2 min`, `36 h`, `7 d`: three digits, in the unit that suits them."""
+    if seconds == 0:
+        return "0 s"
+    for limit, scale, unit in ((1e-3, 1e-6, "us"), (1, 1e-3, "ms"), (120, 1, "s"), (7200, 60, "min")):
+        # Rounded first, so that 0.9999 is "1 s" and not "1000 ms".
+        if _three_digits(seconds) < limit:
+            return f"{format_number(_three_digits(seconds / scale))} {unit}"
+    scale, unit = (3600, "h") if seconds < 172_800 else (86_400, "d")
+    return f"{format_number(_three_digits(seconds / scale))} {unit}"
+
+
+def format_size(size: int) -> str:
+    """`500 B`, `12 MB`, `18.6 MB`: decimal units, three digits."""
+    if size < 1000:
+        return f"{size} B"
+    for scale, unit in ((10**3, "kB"), (10**6, "MB"), (10**9, "GB")):
+        if _three_digits(size / scale) < 1000:
+            return f"{format_number(_three_digits(size / scale))} {unit}"
+    return f"{format_number(_three_digits(size / 10**12))} TB"
+
+
+def _three_digits(value: float) -> float:
+    return float(f"{value:.3g}")

@@ -1,0 +1,116 @@
+"""The options of `localdelay relay`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner, Result
+
+from localdelay.cli import main
+from localdelay.cli.relay import outlasting_signals
+from localdelay.cli.relay_status import Display, Teller
+from localdelay.relay.settings import Settings
+
+TO_STDOUT = ["--to", "stdout:"]
+
+
+def run(*args: str) -> Result:
+    environment = {"COLUMNS": "80", "FORCE_COLOR": None, "TTY_COMPATIBLE": None}
+    return CliRunner().invoke(main, ["relay", *args], prog_name="localdelay", env=environment)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([], "Missing option '--to'"),
+        (["--to", "stdout:"], "'--delay': must be given for text"),
+        (["--to", "nowhere", "--delay", "1"], "'--to': must begin with one of kafka://"),
+        (["--to", "nats://user:hunter2@host", "--delay", "1"], "'--to': must end with the subject"),
+        ([*TO_STDOUT, "--delay", "-1"], "'--delay': a duration can't be negative"),
+        ([*TO_STDOUT, "--delay", "soon"], "'--delay': 'soon' is no duration"),
+        (
+            [*TO_STDOUT, "--delay", "1", "--format", "csv"],
+            "'--format': 'csv' is not one of 'text', 'jsonl'",
+        ),
+        ([*TO_STDOUT, "--delay", "1", "--workers", "0"], "'--workers': must be at least 1, not 0"),
+        ([*TO_STDOUT, "--delay", "1", "--workers", "many"], "'--workers': 'many' is not a valid integer"),
+        ([*TO_STDOUT, "--delay", "1", "--batch", "0"], "'--batch': must be at least 1, not 0"),
+        ([*TO_STDOUT, "--delay", "1", "--capacity", "0"], "'--capacity': must be at least 1, not 0"),
+        ([*TO_STDOUT, "--delay", "1", "--capacity-bytes", "0"], "'--capacity-bytes': must be at least 1"),
+        ([*TO_STDOUT, "--delay", "1", "--capacity-bytes", "big"], "'--capacity-bytes': 'big' is no size"),
+        ([*TO_STDOUT, "--delay", "1", "--max-line", "0"], "'--max-line': must be at least 1, not 0"),
+        ([*TO_STDOUT, "--delay", "1", "--attempts", "0"], "'--attempts': must be at least 1, not 0"),
+        ([*TO_STDOUT, "--delay", "1", "--send-timeout", "0"], "'--send-timeout': must be more than 0"),
+        ([*TO_STDOUT, "--delay", "1", "--grace", "-5"], "'--grace': a duration can't be negative"),
+        ([*TO_STDOUT, "--delay", "1", "--unsent", "/no/such"], "'--unsent': '/no/such' is no file in"),
+        ([*TO_STDOUT, "--delay", "1", "--dead-letters", "/"], "'--dead-letters': '/' is no file in"),
+        ([*TO_STDOUT, "--colour"], "No such option '--colour'"),
+        ([*TO_STDOUT, "--delay", "1", "file"], "unexpected extra argument"),
+    ],
+)
+def test_bad_options(args: list[str], said: str) -> None:
+    """What is wrong is said in one line that names the option, with exit code 2, and nothing is read."""
+    result = run(*args)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+    assert "hunter2" not in result.stderr
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_around_a_relay(
+    signum: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything was read it is over at once; when all is saved it no longer matters."""
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    settings = Settings(to="stdout:", delay=1.0)
+    display = Display(Teller(live=False), settings, live=False, quiet=True)
+    before = signal.getsignal(signum)
+    with outlasting_signals(display):
+        signal.raise_signal(signum)
+        assert codes == [128 + signum]
+        assert capsys.readouterr().err == f"Stopped by {signum.name} before anything was read.\n"
+        display.began = True
+        signal.raise_signal(signum)
+    assert codes == [128 + signum]
+    assert capsys.readouterr().err == ""
+    assert signal.getsignal(signum) == before
+
+
+def test_hand_back_to_a_broker_that_has_no_delay() -> None:
+    """It is an option that can't be had here."""
+    code = "from localdelay.cli import main; main()"
+    process = subprocess.run(
+        [sys.executable, "-c", code, "relay", *TO_STDOUT, "--delay", "0", "--hand-back"],
+        input=b"a\n",
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (process.returncode, process.stdout) == (2, b"")
+    assert process.stderr.startswith(b"Error: Invalid value for '--hand-back': this broker has no delay")
+    assert process.stderr.count(b"\n") == 1
+
+
+def test_help_fits_80_columns() -> None:
+    """Every option and every exit code is explained, and no line is longer than a terminal."""
+    result = run("--help")
+    assert result.exit_code == 0
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    for word in (
+        "--to",
+        "--unsent",
+        "--dead-letters",
+        "--hand-back",
+        "--strict",
+        "--grace",
+        ", 143",
+        "jsonl",
+    ):
+        assert word in result.stdout
