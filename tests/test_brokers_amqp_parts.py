@@ -24,7 +24,7 @@ from localdelay.brokers.amqp_frames import (
     publish_frame,
     quantised,
 )
-from localdelay.brokers.wire import headers_of
+from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID, rfc3339
 
 FRAME_MAX = 131_072
 DUE = 1_795_280_556.611
@@ -111,8 +111,9 @@ def sent(message: Message, frame_max: int = FRAME_MAX) -> bytes:
 
 
 def by_pika(message: Message, frame_max: int = FRAME_MAX) -> bytes:
+    own = {ID: message.id, ATTEMPT: str(message.attempt), EXECUTE_AT: rfc3339(DUE)}
     properties = spec.BasicProperties(
-        headers=headers_of(message, DUE), delivery_mode=2, message_id=message.id
+        headers={**message.headers, **own}, delivery_mode=2, message_id=message.id
     )
     largest = frame_max - 8
     parts = [message.payload[i : i + largest] for i in range(0, len(message.payload), largest)]
