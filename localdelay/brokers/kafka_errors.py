@@ -1,0 +1,113 @@
+"""What Kafka's errors mean for a message. Pure.
+
+By code: `KafkaError.retriable()` is False for all of them, since librdkafka has tried again what it can.
+"""
+
+from __future__ import annotations
+
+from confluent_kafka import KafkaError, KafkaException
+
+from localdelay.errors import PermanentSendError, Throttled
+
+
+def codes(*names: str) -> frozenset[int]:
+    """The codes with these names; those with an underscore in front are librdkafka's own."""
+    return frozenset(getattr(KafkaError, name) for name in names)
+
+
+TIMED_OUT = codes("_MSG_TIMED_OUT", "_TIMED_OUT", "_TIMED_OUT_QUEUE", "REQUEST_TIMED_OUT")
+
+THROTTLED = TIMED_OUT | codes(
+    "_QUEUE_FULL",  # `produce` raises it as a BufferError
+    "THROTTLING_QUOTA_EXCEEDED",
+    "POLICY_VIOLATION",
+    "NOT_ENOUGH_REPLICAS",
+    "NOT_ENOUGH_REPLICAS_AFTER_APPEND",
+    "_ISR_INSUFF",
+)
+"""The cluster, or the way to it, takes less than it is given."""
+
+PERMANENT = codes(
+    # The message.
+    "MSG_SIZE_TOO_LARGE",
+    "RECORD_LIST_TOO_LARGE",
+    "INVALID_RECORD",  # a compacted topic wants a key, for one
+    "INVALID_TIMESTAMP",
+    "UNSUPPORTED_FOR_MESSAGE_FORMAT",  # headers, to a topic in the format of before 0.11
+    "_INVALID_ARG",
+    # The topic.
+    "UNKNOWN_TOPIC_OR_PART",
+    "TOPIC_EXCEPTION",
+    "_UNKNOWN_TOPIC",
+    "_UNKNOWN_PARTITION",
+    # The access.
+    "TOPIC_AUTHORIZATION_FAILED",
+    "CLUSTER_AUTHORIZATION_FAILED",
+    # The settings.
+    "UNSUPPORTED_COMPRESSION_TYPE",
+    "INVALID_REQUIRED_ACKS",
+    "_UNSUPPORTED_FEATURE",
+)
+"""No later try can end otherwise."""
+
+PURGED = codes("_PURGE_QUEUE", "_PURGE_INFLIGHT", "_DESTROY")
+"""The producer has given a message up, because it ends or can't go on."""
+
+GIVEN_UP = PURGED | codes("_FATAL")
+"""What it says of each message once it can't go on; the reason it has said before."""
+
+INVALID = codes("_INVALID_ARG")
+NOT_THERE = codes("UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC")
+NO_LEADER = codes("LEADER_NOT_AVAILABLE")
+"""A topic that has just been made."""
+ALL_DOWN = codes("_ALL_BROKERS_DOWN")
+NOT_LET_IN = codes("_AUTHENTICATION", "SASL_AUTHENTICATION_FAILED", "UNSUPPORTED_SASL_MECHANISM")
+
+_LOST_COUNT = codes(
+    "_FATAL",
+    "_FENCED",
+    "PRODUCER_FENCED",
+    "INVALID_PRODUCER_EPOCH",
+    "INVALID_PRODUCER_ID_MAPPING",
+    "OUT_OF_ORDER_SEQUENCE_NUMBER",
+)
+
+
+def kafka_error(error: BaseException) -> KafkaError | None:
+    """What a `KafkaException` carries, or None where it is something else."""
+    carried = error.args[0] if isinstance(error, KafkaException) and error.args else None
+    return carried if isinstance(carried, KafkaError) else None
+
+
+def ends_producer(error: KafkaError) -> bool:
+    """Whether an idempotent producer that meets this error can send nothing any more.
+
+    It has lost count of what the cluster has, or is not let in; another producer may well go on.
+    """
+    return error.fatal() or error.code() in _LOST_COUNT
+
+
+def classified(error: Exception, *, retry_after: float | None = None, trouble: str = "") -> Exception:
+    """What to raise for an error of the client's: `Throttled`, `PermanentSendError`, or the error itself.
+
+    `retry_after`: for how many seconds the cluster holds this client back, where it has said so; `trouble`:
+    what else is known to be wrong, which a time-out does not say.
+    """
+    if isinstance(error, BufferError):
+        return Throttled(f"librdkafka has no room: {error}", retry_after=retry_after)
+    if isinstance(error, UnicodeEncodeError):
+        return PermanentSendError("text that is not Unicode can't be a header or a key")
+    carried = kafka_error(error)
+    if carried is None:
+        return error
+    if carried.code() in THROTTLED:
+        why = f" ({trouble})" if trouble and carried.code() in TIMED_OUT else ""
+        return Throttled(shown(carried) + why, retry_after=retry_after)
+    if carried.code() in PERMANENT:
+        return PermanentSendError(shown(carried))
+    return error
+
+
+def shown(error: KafkaError) -> str:
+    """Its name and what it says, in one line."""
+    return " ".join(f"{error.name()}: {error.str()}".split())
