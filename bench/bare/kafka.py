@@ -1,0 +1,53 @@
+"""confluent-kafka alone: one idempotent producer, acks=all, polled by the thread that produces."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from urllib.parse import urlsplit
+
+from confluent_kafka import KafkaError, Producer
+
+from bench.bare import Sent
+
+
+def bare(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) -> Sent:
+    """See `Bare`. A batch is so many calls of `produce`: librdkafka itself puts together what it has."""
+    where = urlsplit(url)
+    topic = where.path[1:]
+    producer = Producer(
+        {
+            "bootstrap.servers": where.netloc,
+            "acks": "all",
+            "enable.idempotence": True,
+            # The best of what was tried: more gathers more, but waits for whole milliseconds.
+            "linger.ms": 0,
+            "socket.nagle.disable": True,
+        }
+    )
+    # The first waits for the connections and the producer's id.
+    producer.produce(topic, payload)
+    assert producer.flush(10) == 0
+    times: list[float] = []
+    under_way = 0
+
+    def done(group: list[float], error: KafkaError | None, _: object) -> None:
+        nonlocal under_way
+        assert error is None, error
+        group[0] -= 1
+        if not group[0]:
+            times.append(time.perf_counter() - group[1])
+            under_way -= 1
+
+    begun = time.perf_counter()
+    for _ in range(count // batch):
+        while under_way >= at_once:
+            producer.poll(1)
+        under_way += 1
+        report = partial(done, [batch, time.perf_counter()])
+        for _ in range(batch):
+            producer.produce(topic, payload, on_delivery=report)
+        producer.poll(0)
+    while under_way:
+        producer.poll(1)
+    return Sent(time.perf_counter() - begun, times)
