@@ -1,0 +1,84 @@
+"""What the README says about brokers, against a real one of each kind."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from test_readme import README, blocks
+
+from localdelay.brokers import check_url
+from tests.servers.all import NAMES
+from tests.servers.process import Server
+
+COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if " relay --to " in line]
+PROGRAM = next(block for block in blocks("python") if "brokers.open_broker" in block)
+
+
+def command_for(scheme: str) -> str:
+    [command] = [line for line in COMMANDS if f"--to {scheme}:" in line]
+    return command.replace("localdelay relay", f"{shlex.quote(sys.executable)} -m localdelay relay")
+
+
+@pytest.mark.parametrize("scheme", NAMES)
+def test_relay_from_the_shell(scheme: str, start_server: Callable[[str], Server]) -> None:
+    """The README's command, with a server of the test's own and a shorter delay: each line arrives once."""
+    server = start_server(scheme)
+    url = server.fresh()
+    command = re.sub(r"--to \S+ --delay 2m", f"--to {url} --delay 200ms", command_for(scheme))
+    command = command.replace("producer |", "seq 1 100 |")
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    received = server.read(url, 100)
+    assert sorted(int(one.payload) for one in received) == list(range(1, 101))
+
+
+def test_relay_to_standard_output() -> None:
+    """Lines go out as they came in, when they are due, and nothing else does."""
+    command = command_for("stdout").replace("--delay 2m | consumer", "--delay 200ms | sort -n")
+    command = command.replace("producer |", "seq 1 100 |")
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(number) for number in range(1, 101)]
+
+
+@pytest.mark.parametrize("scheme", NAMES)
+def test_the_program_sends_to_each(scheme: str, start_server: Callable[[str], Server]) -> None:
+    """The README's program, as printed, with the URL of a server of the test's own."""
+    server = start_server(scheme)
+    url = server.fresh()
+    subprocess.run([sys.executable, "-W", "error", "-c", PROGRAM, url], check=True, timeout=60)
+    (received,) = server.read(url, 1)
+    assert received.payload == b"close order 7 if it is unpaid"
+
+
+def test_the_table_names_every_broker() -> None:
+    """One line for each, whose URL is accepted once host and port are filled in."""
+    urls = re.findall(r"^\| `(\S+:\S*)` \|", README, flags=re.MULTILINE)
+    assert [url.partition(":")[0] for url in urls] == [
+        "kafka",
+        "amqp",
+        "redis",
+        "beanstalkd",
+        "nats",
+        "stdout",
+    ]
+    for url in urls:
+        check_url(url.replace("host:port", "host:1"))
+
+
+def test_the_json_line_is_one_that_relay_reads() -> None:
+    """The example of a line goes through."""
+    [line] = re.findall(r'`(\{"payload".*?\})`', README)
+    done = subprocess.run(
+        [sys.executable, "-m", "localdelay", "relay", "--to", "stdout:", "--format", "jsonl"],
+        input=line.replace("90s", "10ms"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, "close order 7\n"), done.stderr
