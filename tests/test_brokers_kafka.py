@@ -29,7 +29,6 @@ from localdelay import (
 from localdelay.brokers import kafka_line, open_broker
 from localdelay.brokers.kafka import (
     KafkaBroker,
-    _rfc3339,
     classified,
     kafka_headers,
     open_kafka,
@@ -37,7 +36,7 @@ from localdelay.brokers.kafka import (
 )
 from localdelay.brokers.kafka_client import Client
 from localdelay.brokers.kafka_errors import ends_producer
-from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID, rfc3339
+from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID
 from tests.servers.kafka import INIT_PRODUCER_ID, PRODUCE, KafkaServer
 from tests.servers.process import Server, free_port
 
@@ -429,15 +428,6 @@ async def test_what_can_be_no_header_is_permanent(server: KafkaServer) -> None:
             await broker.send_batch([message("a"), message("\udc80", b""), message("b")])
     assert set(raised.value.failed or {}) == {"\udc80"}
     assert await arrived(server, url, 2) == Counter(["a", "b"])
-
-
-def test_execute_at_is_as_everywhere() -> None:
-    """The quicker way to RFC 3339 says what the usual one says."""
-    seed = 20261121
-    print("seed", seed)
-    chance = random.Random(seed)
-    for timestamp in [0.0, 1.5, 1e9, 1_795_280_160.999_999_9, *(chance.uniform(0, 4e9) for _ in range(1000))]:
-        assert _rfc3339(timestamp).decode() == rfc3339(timestamp)
 
 
 async def test_first_attempt_and_later_ones() -> None:
