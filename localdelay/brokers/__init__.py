@@ -4,7 +4,6 @@ A module imports its client at the top, so nothing here imports the modules: eac
 
     wire        what travels with a message
     broker      what every broker has
-    confirming  waiting for what a client settles
     address     a broker's URL
     opening     `open_broker`
     stdout      lines on standard output; stdout_outbox: the thread that writes them

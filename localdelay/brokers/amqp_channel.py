@@ -26,8 +26,8 @@ from localdelay.brokers.amqp_frames import (
     delay_queue,
     publish_frame,
 )
-from localdelay.brokers.confirming import Confirmation
 from localdelay.brokers.wire import ID
+from localdelay.confirming import Confirmation
 from localdelay.errors import PermanentSendError
 from localdelay.message import Message
 

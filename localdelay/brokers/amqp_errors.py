@@ -6,7 +6,7 @@ import pika.exceptions
 from pika import spec
 from pika.adapters.blocking_connection import ReturnedMessage
 
-from localdelay.brokers.confirming import caused_by
+from localdelay.confirming import caused_by
 from localdelay.errors import PermanentSendError, Throttled
 
 _CONTENT_TOO_LARGE = 311

@@ -39,7 +39,7 @@ import trio
 from localdelay import checks
 from localdelay.brokers.address import Address
 from localdelay.brokers.beanstalkd_line import Line, Place
-from localdelay.brokers.confirming import Confirmation
+from localdelay.confirming import Confirmation
 from localdelay.errors import PermanentSendError, Throttled
 from localdelay.groups import is_cancelled, what_to_raise
 from localdelay.message import Message

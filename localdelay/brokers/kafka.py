@@ -40,12 +40,12 @@ import trio
 
 from localdelay import checks
 from localdelay.brokers.address import Address, hide_secrets
-from localdelay.brokers.confirming import caused_by
 from localdelay.brokers.kafka_client import Parcel
 from localdelay.brokers.kafka_errors import classified
 from localdelay.brokers.kafka_line import Line, Place
 from localdelay.brokers.kafka_sending import Sending
 from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID, rfc3339
+from localdelay.confirming import caused_by
 from localdelay.errors import DelayNotSupported, PermanentSendError
 from localdelay.message import Message
 

@@ -12,7 +12,6 @@ from typing import Any, TypeAlias
 import attrs
 from confluent_kafka import KafkaError, KafkaException, Producer, ThrottleEvent
 
-from localdelay.brokers.confirming import caused_by
 from localdelay.brokers.kafka_errors import (
     ALL_DOWN,
     GIVEN_UP,
@@ -24,6 +23,7 @@ from localdelay.brokers.kafka_errors import (
     shown,
 )
 from localdelay.brokers.kafka_sending import Sending
+from localdelay.confirming import caused_by
 
 logger = logging.getLogger("localdelay.brokers.kafka")
 

@@ -14,7 +14,7 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
-from localdelay.brokers.confirming import raise_failures
+from localdelay.confirming import raise_failures
 from localdelay.message import Message
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import attrs
 import trio
 
-from localdelay.brokers.confirming import Confirmation, caused_by
+from localdelay.confirming import Confirmation, caused_by
 from localdelay.errors import Throttled
 
 if TYPE_CHECKING:

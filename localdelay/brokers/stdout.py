@@ -34,8 +34,8 @@ from itertools import accumulate
 
 import trio
 
-from localdelay.brokers.confirming import caused_by
 from localdelay.brokers.stdout_outbox import Job, Outbox, Thread
+from localdelay.confirming import caused_by
 from localdelay.errors import DelayNotSupported, PermanentSendError, Throttled
 from localdelay.message import Message
 

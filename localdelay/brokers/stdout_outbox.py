@@ -16,7 +16,7 @@ import attrs
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from localdelay.brokers.confirming import Confirmation, Settling
+from localdelay.confirming import Confirmation, Settling
 from localdelay.message import Message
 
 
