@@ -21,26 +21,44 @@ The layers; each module imports only from those above it (a test checks it):
     statistics  what the queue says about itself
     ledger      what was accepted, what became of it, and who waits for room
     workers     the pool that takes turns to wait for the next due message
+    breaker     whether to call a primary that may well refuse. Pure
+    routing     where a message goes. Pure
+    events      what happens, for a listener
+    limit       a token bucket
     delivery    one send, and what came of it
+    gate        the breaker and the limit before the primary
+    router      the degrade decision, with all that it needs to know
+    returning   handing back while the queue runs
     drain       stopping within a grace
     admission   taking a message in
+    confirming  waiting for what other threads settle
     blocking    a send made of a blocking function
     queue       `open_delay_queue`, `DelayQueue`: all of this together
     fallback    the degrade path: primary or local
+    exits       queues that still run when the interpreter exits, or forks
+    remote      a queue in a thread of its own
+    threads     the queue and the fallback for threaded programs
+    aio         the same for asyncio programs
     testing     senders for tests
     brokers     one module a broker
     benchmark   how late messages are under a load
+    metrics     what `statistics()` says, for Prometheus
     demo        a real broker at its limit, without and with the degrade path
     relay       lines from standard input, held until they are due, and sent
     cli         parsing and printing only
 """
 
-from . import brokers
+from importlib import import_module
+from types import ModuleType
+
+from . import brokers, threads
 from .batch import BatchPolicy
 from .blocking import blocking
+from .breaker import BreakerPolicy, BreakerState
 from .capacity import CapacityPlan, RedisPlan, plan_capacity
 from .delivery import DeadLetterHook, HandBack, Send, SendBatch
 from .errors import (
+    BreakerOpen,
     DelayNotSupported,
     JournalError,
     LocalDelayError,
@@ -48,23 +66,31 @@ from .errors import (
     PermanentSendError,
     QueueClosed,
     QueueFull,
+    RateLimited,
     Throttled,
 )
-from .fallback import Fallback, Receipt, Route
+from .fallback import Fallback
 from .lateness import LatencySummary
+from .limit import RateLimit
 from .message import Message
 from .queue import DelayQueue, open_delay_queue
 from .retry import RetryPolicy
+from .router import FallbackStatistics, Receipt
+from .routing import Reason, Route
 from .statistics import DrainReport, Statistics
 
 __all__ = [
     "BatchPolicy",
+    "BreakerOpen",
+    "BreakerPolicy",
+    "BreakerState",
     "CapacityPlan",
     "DeadLetterHook",
     "DelayNotSupported",
     "DelayQueue",
     "DrainReport",
     "Fallback",
+    "FallbackStatistics",
     "HandBack",
     "JournalError",
     "LatencySummary",
@@ -74,6 +100,9 @@ __all__ = [
     "PermanentSendError",
     "QueueClosed",
     "QueueFull",
+    "RateLimit",
+    "RateLimited",
+    "Reason",
     "Receipt",
     "RedisPlan",
     "RetryPolicy",
@@ -86,4 +115,11 @@ __all__ = [
     "brokers",
     "open_delay_queue",
     "plan_capacity",
+    "threads",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name == "aio":  # it imports asyncio, which a service on Trio can do without
+        return import_module(".aio", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

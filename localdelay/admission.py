@@ -21,6 +21,28 @@ Stamped: TypeAlias = tuple[Message, int, Body, int]
 """(what put returns, its number, what the schedule holds, bytes)"""
 
 
+def stamp(
+    number: int,
+    payload: bytes,
+    due: float,
+    id: str | None,
+    headers: Mapping[str, str] | None,
+    *,
+    attempt: int = 1,
+) -> Stamped:
+    """What a put makes of its arguments, of which payload, due and id were checked. In any thread."""
+    copy = None if headers is None else intake.check_headers(headers)
+    body: Body = payload
+    if id is not None or copy is not None:
+        body = (payload, copy, id, attempt, 0, due, False)
+    return message_of((due, number, body)), number, body, size_of(body)
+
+
+def already_pending(id: str) -> ValueError:
+    """What to raise for an id that is one of a pending message."""
+    return ValueError(f"id {id!r} is the id of a message that is pending already")
+
+
 class Admission:
     """The long way in. `DelayQueue.put_nowait` has a short one of its own, for the common call."""
 
@@ -67,7 +89,8 @@ class Admission:
 
     def stamp_numbered(self, number: int, message: Message) -> Stamped:
         """A message that was checked before, and made of a number that no queue has seen."""
-        return self._stamped(number, message.payload, message.execute_at, None, message.headers, attempt=1)
+        headers = message.headers or None  # checked already: most messages have none
+        return self._stamped(number, message.payload, message.execute_at, None, headers, attempt=1)
 
     def _stamped(
         self,
@@ -79,29 +102,31 @@ class Admission:
         *,
         attempt: int,
     ) -> Stamped:
-        copy = None if headers is None else intake.check_headers(headers)
         if id is not None and self._ids.number(id) is not None:
-            raise ValueError(f"id {id!r} is the id of a message that is pending already")
-        body: Body = payload
-        if id is not None or copy is not None:
-            body = (payload, copy, id, attempt, 0, due, False)
-        size = size_of(body)
-        self._ledger.check_size(size)
-        return message_of((due, number, body)), number, body, size
+            raise already_pending(id)
+        stamped = stamp(number, payload, due, id, headers, attempt=attempt)
+        self._ledger.check_size(stamped[3])
+        return stamped
 
     def accept(self, stamped: Stamped) -> Message:
         """Take the message in, or raise `QueueFull`."""
-        self._check_open()
+        self.check_open()
         message, number, body, size = stamped
         if not self._ledger.try_accept(size):
             raise QueueFull(self._ledger.describe())
         self._hold(message.execute_at, number, body)
         return message
 
+    def accept_reserved(self, stamped: Stamped) -> None:
+        """Take in a message that was accepted before it came here, whatever the room."""
+        message, number, body, size = stamped
+        self._ledger.accept(size)
+        self._hold(message.execute_at, number, body)
+
     async def accept_or_wait(self, stamped: Stamped) -> Message:
         """Take the message in as soon as there is room."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        self._check_open()
+        self.check_open()
         message, number, body, size = stamped
         due = message.execute_at
         if self._ledger.try_accept(size):
@@ -116,7 +141,8 @@ class Admission:
             raise
         return message
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise `QueueClosed` where nothing is taken in any more."""
         if self.closed:
             raise QueueClosed("the queue takes no more messages")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -23,11 +23,21 @@ def blocking(fn: Callable[[Message], object], *, threads: int = 100) -> Send:
     """
     if not callable(fn):
         raise TypeError(f"fn must be a function, not {type(fn).__name__}")
-    if any(inspect.iscoroutinefunction(of) for of in (fn, getattr(fn, "__call__", None))):  # noqa: B004
+    if is_async(fn):
         raise TypeError("fn must be an ordinary function: an async one is a send as it is")
-    limiter = trio.CapacityLimiter(checks.count("threads", threads))
+    return in_threads(fn, threads=checks.count("threads", threads))
 
-    async def send(message: Message) -> None:
-        await trio.to_thread.run_sync(fn, message, abandon_on_cancel=True, limiter=limiter)
 
-    return send
+def in_threads(fn: Callable[..., object], *, threads: int) -> Callable[..., Awaitable[None]]:
+    """Make an async function of a blocking one, at most so many calls of which run at once."""
+    limiter = trio.CapacityLimiter(threads)
+
+    async def call(*args: object) -> None:
+        await trio.to_thread.run_sync(fn, *args, abandon_on_cancel=True, limiter=limiter)
+
+    return call
+
+
+def is_async(fn: object) -> bool:
+    """Whether this is an async function, or an object that is called like one."""
+    return any(inspect.iscoroutinefunction(of) for of in (fn, getattr(fn, "__call__", None)))  # noqa: B004

@@ -13,12 +13,14 @@ from typing import Any, TypeAlias
 import trio
 
 from .batch import blame
-from .entry import Entry, after_failing, all_plain, execute_at_of, failures_of, message_of, size_of
+from .entry import Body, Entry, after_failing, all_plain, execute_at_of, failures_of, message_of, size_of
 from .errors import PermanentSendError, Throttled
+from .events import DeadLetter, Listener, tell
 from .groups import failure_in, reraise_without_errors
 from .ids import Ids
 from .lateness import LatencyRecorder
 from .ledger import Ledger
+from .limit import RateLimit
 from .message import Message
 from .retry import Retry, RetryPolicy, after_failure, wait_after
 from .schedule import Schedule
@@ -51,6 +53,8 @@ class Delivery:
         retry: RetryPolicy,
         send_timeout: float,
         on_dead_letter: DeadLetterHook | None,
+        limit: RateLimit | None,
+        listener: Listener | None,
         ids: Ids,
     ) -> None:
         self._send: Callable[[Any], Awaitable[object]] = send
@@ -59,8 +63,10 @@ class Delivery:
         self._ledger = ledger
         self._workers = workers
         self._retry = retry
-        self._send_timeout = send_timeout
+        self.send_timeout = send_timeout
         self._on_dead_letter = on_dead_letter
+        self._limit = limit
+        self._listener = listener
         self._ids = ids
         self._read_clock, self._clock_offset = clock_parts()
         self._next_failure_line = -math.inf
@@ -84,6 +90,9 @@ class Delivery:
     async def deliver(self, worker: Worker, now: float) -> float:
         """Send what the worker has taken, `now` being the time; return the time afterwards."""
         entries = worker.entries
+        if self._limit is not None and not self._limit.try_acquire(len(entries)):
+            await self._limit.acquire(len(entries))
+            now = self._read_clock() + self._clock_offset
         due, number, body = entries[0]
         instants: list[float] | None
         if len(entries) == 1 and type(body) is bytes:  # each message, where there are no batches
@@ -99,7 +108,7 @@ class Delivery:
             instants = [execute_at_of(due, body) for due, _, body in entries]
             first_sends = [due for due, _, body in entries if not failures_of(body)]
             self.lateness.record_run(now, first_sends)
-        worker.expires = expires = now + self._send_timeout
+        worker.expires = expires = now + self.send_timeout
         if self._workers.watchdog is not None and expires < math.inf:
             self._workers.watch()
         sending: Any = _NOT_CALLED
@@ -112,7 +121,7 @@ class Delivery:
             if worker.failure is not None:
                 self.send_time.record(self._read_clock() + self._clock_offset - now)
                 if sending is not _NOT_CALLED and not inspect.isawaitable(sending):
-                    worker.failure = _not_awaitable("send", sending)
+                    worker.failure = not_awaitable("send", sending)
             if not isinstance(raised, Exception):
                 reraise_without_errors(raised)
             if not worker.timed_out:
@@ -170,10 +179,12 @@ class Delivery:
         # Only now a wait: nobody is to wait for the hook of another message.
         entries[:] = [entry for entry, _ in doomed]
         for entry, its_error in doomed:
-            await self._give_up(message_of(entry), its_error)
+            message = message_of(entry)
+            await self._give_up(message, its_error)
             self._ledger.dead += 1
             self._finish(entry)
             del entries[0]
+            tell(self._listener, DeadLetter(message, its_error))
         worker.size = 0
         worker.failure = None
 
@@ -188,10 +199,30 @@ class Delivery:
         self._ledger.sent += 1
         self._finish(entry)
 
-    async def hand_back(self, entry: Entry, hand_back: HandBack) -> None:
+    async def hand_back_or_put_off(self, entry: Entry, hand_back: HandBack) -> None:
         """Give a message that is not due yet to the primary; where that fails, put it off for another try.
 
         One that can never be handed back (`PermanentSendError`), or not in time, is kept: it stays pending.
+        """
+        # Where it is cut off the drain is over: nobody is to hand it back again.
+        error = await self.hand_back(entry, hand_back, take_back=self._schedule.keep)
+        if error is None:
+            return
+        now = trio.current_time()
+        again = after_failing(entry, message_of(entry).attempt, alone=False)
+        wait = wait_after(self._retry, error, failures=failures_of(again), jitter=random.random())
+        if isinstance(error, PermanentSendError) or now + wait >= self._schedule.horizon:
+            self._schedule.keep(*entry)
+        else:
+            self._schedule.put_off_later(now + wait, entry[1], again)
+        del error  # or its traceback, this frame and the payload hold each other
+
+    async def hand_back(
+        self, entry: Entry, hand_back: HandBack, *, take_back: Callable[[float, int, Body], object]
+    ) -> Exception | None:
+        """Give a message that is not due yet to the primary; return what it failed with.
+
+        A message that failed is the caller's to put somewhere. One that was cut off goes to `take_back`.
         """
         message = message_of(entry)
         self._handing_back[entry[1]] = entry
@@ -199,28 +230,24 @@ class Delivery:
         try:
             giving: Any = hand_back(message, max(0.0, message.execute_at - trio.current_time()))
             if not inspect.isawaitable(giving):
-                raise _not_awaitable("hand_back", giving)
+                raise not_awaitable("hand_back", giving)
             await giving
         except BaseException as raised:  # noqa: BLE001 (raised again where it is no mere error)
             error = failure_in(raised, timed_out=False)
             del self._handing_back[entry[1]]
             self._ledger.sending -= 1
             if error is None:
-                self._schedule.keep(*entry)  # the drain is over: nobody is to hand it back again
+                take_back(*entry)
                 reraise_without_errors(raised)
-            now = trio.current_time()
-            self._count_failure(error, now)
-            again = after_failing(entry, message.attempt, alone=False)
-            wait = wait_after(self._retry, error, failures=failures_of(again), jitter=random.random())
-            if isinstance(error, PermanentSendError) or now + wait >= self._schedule.horizon:
-                self._schedule.keep(*entry)
-            else:
-                self._schedule.put_off_later(now + wait, entry[1], again)
-            del error  # or its traceback, this frame and the payload hold each other
-        else:
-            del self._handing_back[entry[1]]
-            self._ledger.handed_back += 1
-            self._finish(entry)
+            self._count_failure(error, trio.current_time())
+            try:
+                return error
+            finally:
+                del error  # or its traceback, this frame and the payload hold each other
+        del self._handing_back[entry[1]]
+        self._ledger.handed_back += 1
+        self._finish(entry)
+        return None
 
     def put_back(self, entry: Entry) -> None:
         """Make a message pending again whose send or dead-letter hook was cut off."""
@@ -248,7 +275,7 @@ class Delivery:
             )
             return
         try:
-            with trio.fail_after(self._send_timeout):
+            with trio.fail_after(self.send_timeout):
                 await self._on_dead_letter(message, error)
         except BaseException as raised:  # noqa: BLE001 (raised again where it is no mere error)
             failure = failure_in(raised, timed_out=False)
@@ -294,7 +321,8 @@ class _NotAsyncError(PermanentSendError):
     """A function that was given as async is not: to call it again might well send again."""
 
 
-def _not_awaitable(name: str, returned: object) -> PermanentSendError:
+def not_awaitable(name: str, returned: object) -> PermanentSendError:
+    """What to raise where a function that was given as async has returned this."""
     return _NotAsyncError(
         f"{name} returned {type(returned).__name__}, which cannot be awaited; "
         "make a send of a blocking function with localdelay.blocking"

@@ -33,7 +33,7 @@ async def empty(
         while True:
             entry = schedule.take_later(trio.current_time())
             if entry is not None:
-                await delivery.hand_back(entry, hand_back)
+                await delivery.hand_back_or_put_off(entry, hand_back)
                 await trio.lowlevel.checkpoint()  # for it may not have waited, and then nobody else would run
                 continue
             next_later = schedule.next_later()

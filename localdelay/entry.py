@@ -77,6 +77,14 @@ def message_of(entry: Entry) -> Message:
     return Message(number if chosen is None else chosen, payload, execute_at, shown, attempt)
 
 
+def with_chosen_id(body: Body, due: float, id: str) -> Body:
+    """The same body with an id that is not made of its number; one that was chosen stays."""
+    if isinstance(body, bytes):
+        return (body, None, id, 1, 0, due, False)
+    payload, headers, chosen, attempt, failures, execute_at, alone = body
+    return (payload, headers, id if chosen is None else chosen, attempt, failures, execute_at, alone)
+
+
 def after_failing(entry: Entry, attempt: int, *, alone: bool) -> Body:
     """The body of the same message when it has failed once more, and `attempt` is its next send."""
     due, _, body = entry

@@ -39,6 +39,14 @@ class Throttled(LocalDelayError):
         self.retry_after = retry_after
 
 
+class BreakerOpen(Throttled):
+    """The primary was not called: it refused others just now, and the breaker is open."""
+
+
+class RateLimited(Throttled):
+    """The primary was not called: the limit that was set for it is reached."""
+
+
 class PermanentSendError(LocalDelayError):
     """This message can never be sent, however often it is tried: it goes to the dead letters at once."""
 

@@ -2,46 +2,31 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
-from enum import Enum
 from types import MappingProxyType
 from typing import TypeAlias
 
-import attrs
 import trio
 
-from . import intake
-from .errors import QueueFull, Throttled
+from . import checks, intake
+from .admission import Stamped
+from .breaker import BreakerPolicy
+from .errors import QueueFull
+from .events import Listener
 from .groups import failure_in
+from .limit import RateLimit
 from .message import NO_HEADERS, Message, numbers
 from .queue import DelayQueue
+from .returning import Returning
+from .router import DEFAULT_DEGRADE_ON, Controls, DegradeOn, MayDegrade, Receipt, Router
+from .routing import Action, Decision, Mode, Route
+from .timer import clock_parts
 
 PublishDelayed: TypeAlias = Callable[[Message, float], Awaitable[object]]
-DegradeOn: TypeAlias = tuple[type[Exception], ...] | type[Exception] | Callable[[Exception], bool]
 
 
-class Route(Enum):
-    """Where a message went."""
-
-    PRIMARY = "primary"
-    """The real queue's own delayed publish has taken it."""
-    LOCAL = "local"
-    """It is held in memory, and sent when it is due."""
-
-
-@attrs.frozen
-class Receipt:
-    """What became of a publish."""
-
-    route: Route
-    message: Message
-    reason: Exception | None = None
-    """Why it was degraded: the exception of the primary; None on the primary route."""
-
-
-class Fallback:
+class Fallback(Controls):
     """Publishes through the primary, and through the local queue what the primary refuses."""
 
     def __init__(
@@ -49,24 +34,63 @@ class Fallback:
         publish_delayed: PublishDelayed,
         queue: DelayQueue,
         *,
-        degrade_on: DegradeOn = (Throttled,),
+        degrade_on: DegradeOn = DEFAULT_DEGRADE_ON,
+        ambiguous: str = "raise",
+        may_degrade: MayDegrade | None = None,
+        mode: Mode = "active",
+        breaker: BreakerPolicy | None = BreakerPolicy(),  # noqa: B008 (it is frozen)
+        limit: RateLimit | None = None,
         room_timeout: float | None = 0.0,
+        hand_back: bool = False,
+        hand_back_after: float = 10.0,
+        listener: Listener | None = None,
     ) -> None:
         """Wrap `await publish_delayed(message, delay)`, the delay in seconds.
 
         `degrade_on` says which of its exceptions mean that it has refused the message and not taken it:
-        exception types, or a function of the exception. `room_timeout` is how many seconds a publish may
-        wait when the local queue is full too: by default not at all, since at the peak a caller must not
-        hang; None waits for ever. Raises `TypeError` and `ValueError` for an argument that is wrong.
+        exception types, or a function of the exception. After a time-out or a lost connection nobody can
+        tell: with `ambiguous="degrade"` such a message is held too, and may arrive twice under one id; with
+        "raise" the caller decides. `may_degrade(message)` says whether a message may be held at all; for
+        one that may not, the caller gets the error.
+
+        `mode` "shadow" decides and counts, but always calls the primary and holds nothing; "forced" never
+        calls it. `breaker` says when the primary is not called for a while (None: it always is), and
+        `limit` how many calls it is known to bear: what is over it degrades before it is refused.
+        `room_timeout` is how many seconds a publish may wait when the local queue is full too: by default
+        not at all, since at the peak a caller must not hang; None waits for ever.
+
+        With `hand_back`, whenever the primary can be called, messages of the queue that are more than
+        `hand_back_after` seconds from due go back to it, with the delay that is left; that needs a queue
+        with `cancellable=True`. `listener.on_event` is told what happens. Raises `TypeError` and
+        `ValueError` for an argument that is wrong. To be made on the loop that runs the queue.
         """
         intake.check_async("publish_delayed", publish_delayed)
         if not isinstance(queue, DelayQueue):
             raise TypeError(f"queue must be a DelayQueue, not {type(queue).__name__}")
+        if hand_back and not queue.is_cancellable:
+            raise ValueError("hand_back needs a queue that was opened with cancellable=True")
         self._publish_delayed = publish_delayed
         self._queue = queue
         self._numbers = numbers()
-        self._degrades = _predicate(degrade_on)
         self._room_timeout = intake.check_seconds("room_timeout", room_timeout, zero=True)
+        after = checks.at_least("hand_back_after", hand_back_after, 0, "a number of seconds")
+        read_clock, offset = clock_parts()  # for `statistics` in other threads
+        self._router = Router(
+            lambda: read_clock() + offset,
+            degrade_on=degrade_on,
+            ambiguous=ambiguous,
+            may_degrade=may_degrade,
+            mode=mode,
+            breaker=breaker,
+            limit=limit,
+            listener=listener,
+        )
+        self._returning: Returning | None = None
+        if hand_back and mode == "active":
+            self._returning = Returning(
+                queue.hand_backs, self._router, publish_delayed, after=after, listener=listener
+            )
+            queue.run_until_closed(self._returning.run, self._returning.stop)
 
     async def publish(
         self,
@@ -79,11 +103,11 @@ class Fallback:
     ) -> Receipt:
         """Publish a message that is due after `delay` seconds, or `at` an aware datetime.
 
-        Where the primary refuses it, the same message, under the same id, goes to the local queue.
-        Raises what the primary raised where `degrade_on` does not name it; `QueueFull`, caused by the
-        primary's exception, where the local queue is full too; `QueueClosed`; and `TypeError` or
-        `ValueError` for an argument that is wrong; a payload over `capacity_bytes` is one only where the
-        local queue is needed.
+        Where the primary refuses it, or is not to be called, the same message, under the same id, goes to
+        the local queue. Raises what the primary raised where the message does not degrade, `BreakerOpen`
+        or `RateLimited` where it was not called and the message may not; `QueueFull`, caused by the
+        reason, where the local queue is full too; `QueueClosed`; and `TypeError` or `ValueError` for an
+        argument that is wrong; a payload over `capacity_bytes` is one only where the local queue is needed.
         """
         wall = intake.wall_clock(at)
         now = trio.current_time()
@@ -94,44 +118,52 @@ class Fallback:
         shown = NO_HEADERS if copy is None else MappingProxyType(copy)
         number = next(self._numbers)
         message = Message(number if id is None else id, intake.check_payload(payload), due, shown)
+        asked = self._router.ask(message)
+        if asked.why is not None:
+            if asked.decision.action is Action.RAISE:
+                raise asked.why
+            return await self._hold(message, number if id is None else None, asked.decision, asked.why)
         try:
             await self._publish_delayed(message, due - now if delay is None else delay)
         except Exception as raised:
-            reason = failure_in(raised, timed_out=False) or raised
-            if not self._degrades(reason):
+            error = failure_in(raised, timed_out=False) or raised
+            decision = self._router.failed(asked, error)
+            if decision.action is Action.RAISE:
                 raise
-            await self._hold(message, number if id is None else None, reason)
             try:
-                return Receipt(Route.LOCAL, message, reason)
+                return await self._hold(message, number if id is None else None, decision, error)
             finally:
-                del reason  # or its traceback, this frame and the payload hold each other
-        return Receipt(Route.PRIMARY, message)
+                del error  # or its traceback, this frame and the payload hold each other
+        except BaseException:
+            self._router.cut_off(asked)
+            raise
+        self._router.taken(asked)
+        return Receipt(Route.PRIMARY, message, None, self._queue.at_risk)
 
     @trio.lowlevel.enable_ki_protection
-    async def _hold(self, message: Message, number: int | None, reason: Exception) -> None:
+    async def _hold(
+        self, message: Message, number: int | None, decision: Decision, why: Exception
+    ) -> Receipt:
+        assert decision.reason is not None  # noqa: S101 (what is held is held for a reason)
         admission = self._queue.admission
         if number is None:
             stamped = admission.stamp_message(message)
         else:
             stamped = admission.stamp_numbered(number, message)
-        if self._room_timeout == 0:
-            try:
+        try:
+            if self._room_timeout == 0:
                 admission.accept(stamped)
-            except QueueFull as full:
-                raise full from reason
-            return
+            else:
+                await self._accept_in_time(stamped)
+        except QueueFull as full:
+            self._router.full(message, decision.reason, why)
+            raise full from why
+        if self._returning is not None:
+            self._returning.wake()
+        return self._router.held(message, decision.reason, why, self._queue.at_risk)
+
+    async def _accept_in_time(self, stamped: Stamped) -> None:
         with trio.move_on_after(self._room_timeout):
-            await admission.accept_or_wait(stamped)
+            await self._queue.admission.accept_or_wait(stamped)
             return
-        raise QueueFull(f"no room within {self._room_timeout} s") from reason
-
-
-def _predicate(degrade_on: DegradeOn) -> Callable[[Exception], bool]:
-    types = degrade_on if isinstance(degrade_on, tuple) else (degrade_on,)
-    if all(isinstance(kind, type) and issubclass(kind, Exception) for kind in types):
-        return lambda error: isinstance(error, types)  # type: ignore[arg-type]
-    if isinstance(degrade_on, type | tuple) or not callable(degrade_on):
-        raise TypeError("degrade_on must be exception types, or a function of an exception")
-    if inspect.iscoroutinefunction(degrade_on):
-        raise TypeError("degrade_on must be an ordinary function: an async one answers too late")
-    return degrade_on
+        raise QueueFull(f"no room within {self._room_timeout} s")

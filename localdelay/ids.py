@@ -29,6 +29,10 @@ class Ids:
         body = None if number is None else self._find(number)
         return None if body is None or chosen_id(body) is not None else number
 
+    def is_chosen(self, id: str) -> bool:
+        """Whether a caller chose this id for a message that is pending. In any thread."""
+        return id in self._chosen
+
     def take(self, number: int, body: Body) -> None:
         """Keep the id that was chosen for this message, if there is one, until `free`."""
         chosen = chosen_id(body)

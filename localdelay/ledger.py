@@ -57,9 +57,9 @@ class Ledger:
 
     def try_accept(self, size: int) -> bool:
         """Count a message of this many bytes in, unless there is no room or others wait for it."""
-        if self.waiters or not self._fits(size):
+        if self.waiters or not self.fits(size):
             return False
-        self._count_in(size)
+        self.accept(size)
         return True
 
     def describe(self) -> str:
@@ -98,10 +98,10 @@ class Ledger:
         """Accept the puts that wait, in order, while there is room."""
         while self.waiters:
             waiter = next(iter(self.waiters))
-            if not self._fits(waiter.size):
+            if not self.fits(waiter.size):
                 return
             del self.waiters[waiter]
-            self._count_in(waiter.size)
+            self.accept(waiter.size)
             waiter.accept()
             trio.lowlevel.reschedule(waiter.task)
 
@@ -124,10 +124,15 @@ class Ledger:
         waiter.error = error
         trio.lowlevel.reschedule(waiter.task)
 
-    def _fits(self, size: int) -> bool:
-        return self.pending < self.capacity and self.pending_bytes + size <= self.limit_bytes
+    def fits(self, size: int, *, besides: int = 0, besides_bytes: int = 0) -> bool:
+        """Whether there is room for so many bytes, besides messages that are not counted in yet."""
+        return (
+            self.pending + besides < self.capacity
+            and self.pending_bytes + besides_bytes + size <= self.limit_bytes
+        )
 
-    def _count_in(self, size: int) -> None:
+    def accept(self, size: int) -> None:
+        """Count a message of this many bytes in."""
         self.accepted += 1
         self.pending += 1
         self.pending_bytes += size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from enum import Enum
@@ -17,22 +17,27 @@ from .batch import ONE, BatchPolicy
 from .delivery import DeadLetterHook, Delivery, HandBack, Send, SendBatch, logger
 from .entry import Body, Entry, execute_at_of, message_of, size_of
 from .errors import QueueClosed, QueueFull
+from .events import Listener, check_listener
 from .groups import is_cancelled, what_to_raise
 from .ids import Ids
 from .ledger import Ledger
+from .limit import RateLimit
 from .message import Message, numbers
 from .retry import RetryPolicy
+from .returning import HandBacks
 from .schedule import INBOX, Schedule
 from .statistics import DrainReport, Statistics
 from .timer import TimerKind, clock_parts
 from .workers import Workers
 
 
-class _Unchanged(Enum):
+class Unchanged(Enum):
+    """An argument that was not given, where None means something."""
+
     UNCHANGED = "unchanged"
 
 
-UNCHANGED = _Unchanged.UNCHANGED
+UNCHANGED = Unchanged.UNCHANGED
 
 _LONGEST = 1e18  # seconds; far below what overflows a float, so that the sum below can't raise
 
@@ -57,6 +62,8 @@ class DelayQueue:
         retry: RetryPolicy,
         send_timeout: float,
         on_dead_letter: DeadLetterHook | None,
+        limit: RateLimit | None,
+        listener: Listener | None,
     ) -> None:
         self._read_clock, self._clock_offset = clock_parts()
         self._thread = get_ident()
@@ -67,7 +74,8 @@ class DelayQueue:
         self._ids = Ids(self._find)
         self._schedule = Schedule(indexed=cancellable)
         self._inbox = self._schedule.inbox
-        self._ledger = Ledger(capacity, capacity_bytes)
+        self.ledger = self._ledger = Ledger(capacity, capacity_bytes)
+        """For `Remote`, which accepts messages before they are here."""
         self._workers = Workers(self._schedule, timer, workers, batch)
         self._delivery = Delivery(
             send,
@@ -78,8 +86,15 @@ class DelayQueue:
             retry=retry,
             send_timeout=send_timeout,
             on_dead_letter=on_dead_letter,
+            limit=limit,
+            listener=listener,
             ids=self._ids,
         )
+        self._nursery: trio.Nursery | None = None
+        self._beside: dict[trio.CancelScope, Callable[[], None]] = {}
+        self._beside_ended = trio.lowlevel.ParkingLot()
+        self.hand_backs = HandBacks(self._schedule, self._delivery, self._workers, self._ids, self._numbers)
+        """For `Fallback`, which gives messages back to the primary while the queue runs."""
         self.admission = Admission(self._schedule, self._ledger, self._workers, self._ids, self._numbers)
         """For `Fallback`, which has checked its messages already."""
 
@@ -196,6 +211,10 @@ class DelayQueue:
         """
         return self._ids.number(id) is not None
 
+    def is_chosen(self, id: str) -> bool:
+        """For `Remote`: whether a caller chose this id for a message that is pending. In any thread."""
+        return self._ids.is_chosen(id)
+
     @trio.lowlevel.enable_ki_protection
     def messages(self) -> list[Message]:
         """Every pending message, in due order; a retry stands where its next send is.
@@ -231,7 +250,7 @@ class DelayQueue:
         *,
         capacity: int | None = None,
         workers: int | None = None,
-        capacity_bytes: int | _Unchanged | None = UNCHANGED,
+        capacity_bytes: int | Unchanged | None = UNCHANGED,
     ) -> None:
         """Change the capacity (messages), the workers, or `capacity_bytes` (None: no limit).
 
@@ -315,6 +334,9 @@ class DelayQueue:
         ledger = self._ledger
         before = (ledger.sent, ledger.handed_back, ledger.spooled, ledger.dead, ledger.cancelled)
         try:
+            deadline = trio.current_time() + seconds
+            await self._end_beside(deadline)
+            seconds = max(0.0, deadline - trio.current_time())
             await drain.empty(
                 self._schedule, self._delivery, self._workers, grace=seconds, hand_back=hand_back
             )
@@ -329,6 +351,37 @@ class DelayQueue:
             remaining=self.messages(),
         )
 
+    @property
+    def is_cancellable(self) -> bool:
+        """Whether `cancel` works."""
+        return self._cancellable
+
+    @property
+    def at_risk(self) -> int:
+        """Messages that a crash right now would lose, as in `statistics()`."""
+        return self._ledger.pending
+
+    @trio.lowlevel.enable_ki_protection
+    def run_until_closed(self, run: Callable[[], Awaitable[None]], stop: Callable[[], None]) -> None:
+        """For `Fallback`: run this beside the workers.
+
+        When the queue takes no more messages `stop` is called, and it is to end; else it is cancelled.
+        """
+        self.admission.check_open()
+        assert self._nursery is not None  # noqa: S101 (it is open as long as the queue is)
+        scope = trio.CancelScope()
+        self._beside[scope] = stop
+        self._nursery.start_soon(self._run_beside, run, scope)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _run_beside(self, run: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+        try:
+            with scope:
+                await run()
+        finally:
+            del self._beside[scope]
+            self._beside_ended.unpark_all()
+
     @trio.lowlevel.enable_ki_protection
     async def _run(self) -> None:
         await self._workers.run(self._delivery)
@@ -339,6 +392,19 @@ class DelayQueue:
             await self.drain()
         else:
             await self._drained.wait()
+
+    async def _end_beside(self, deadline: float) -> None:
+        """Wait for what runs beside, and then end it: what it had in hand is the workers' again."""
+        try:
+            with trio.CancelScope(deadline=deadline):
+                while self._beside:
+                    await self._beside_ended.park()
+        finally:
+            for scope in self._beside:
+                scope.cancel()
+            with trio.CancelScope(shield=True):
+                while self._beside:
+                    await self._beside_ended.park()
 
     def _end(self) -> None:
         self._close()
@@ -352,6 +418,8 @@ class DelayQueue:
 
     def _close(self) -> None:
         self.admission.close()
+        for stop in self._beside.values():
+            stop()
 
     def _find(self, number: int) -> Body | None:
         body = self._schedule.find(number)
@@ -374,6 +442,8 @@ async def open_delay_queue(
     retry: RetryPolicy = RetryPolicy(),  # noqa: B008 (it is frozen)
     send_timeout: float | None = 30.0,
     on_dead_letter: DeadLetterHook | None = None,
+    limit: RateLimit | None = None,
+    listener: Listener | None = None,
 ) -> AsyncIterator[DelayQueue]:
     """Run a delay queue for the length of an `async with` block.
 
@@ -384,8 +454,10 @@ async def open_delay_queue(
     many sends may run at once; `localdelay.plan_capacity` computes both. A send that takes more than
     `send_timeout` seconds (None: no limit) has failed, and so has a dead-letter hook. Failed messages are
     retried under `retry`; one that is given up on goes to `await on_dead_letter(message, error)`, or into
-    one ERROR line of the log. `cancellable=False` saves time and memory where millions wait. `timer` is
-    "trio" for Trio's own timer, good to a millisecond, or "auto" for a precise one where there is one.
+    one ERROR line of the log. `limit` paces the sends; one that a `Fallback` shares gives them precedence.
+    `listener.on_event` is told of dead letters. `cancellable=False` saves time and memory where millions
+    wait. `timer` is "trio" for Trio's own timer, good to a millisecond, or "auto" for a precise one where
+    there is one.
 
     Leaving the block normally closes the queue to puts and waits until all is sent. Leaving it by an
     exception or a cancellation ends the workers; what is pending then stays in `messages()`, and one
@@ -411,6 +483,9 @@ async def open_delay_queue(
         raise TypeError(f"retry must be a RetryPolicy, not {type(retry).__name__}")
     if on_dead_letter is not None:
         intake.check_async("on_dead_letter", on_dead_letter)
+    if limit is not None and not isinstance(limit, RateLimit):
+        raise TypeError(f"limit must be a RateLimit or None, not {type(limit).__name__}")
+    check_listener(listener)
     queue = DelayQueue(
         given,
         one_by_one=send is not None,
@@ -423,11 +498,14 @@ async def open_delay_queue(
         retry=retry,
         send_timeout=intake.check_seconds("send_timeout", send_timeout, zero=False),
         on_dead_letter=on_dead_letter,
+        limit=limit,
+        listener=listener,
     )
     from_block: BaseException | None = None
     from_nursery: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
+            queue._nursery = nursery  # noqa: SLF001
             nursery.start_soon(queue._run)  # noqa: SLF001 (one class in two halves: this is its life)
             try:
                 yield queue

@@ -207,6 +207,17 @@ class Schedule:
                 self._dead -= next(self._sweeping, 0)
         return body
 
+    def far(self, horizon: float) -> list[Slot]:
+        """(due, number) of what waits until `horizon` or longer and has not failed, the latest first."""
+        far = [entry[:2] for entry in self.entries() if entry[0] >= horizon and not failures_of(entry[2])]
+        far.reverse()
+        return far  # type: ignore[return-value]
+
+    def take_out(self, due: float, number: int) -> Entry | None:
+        """Take out one of what `far` has returned, if it is still here. Needs an index."""
+        body = self.cancel(number)
+        return None if body is None else (due, number, body)
+
     def entries(self) -> list[Entry]:
         """Every message, in due order."""
         self.sort_in()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import random
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import trio
@@ -33,3 +36,14 @@ def test_a_time_that_no_calendar_has_is_an_error() -> None:
     """The year 10000 can't be written."""
     with pytest.raises(OverflowError):
         rfc3339(1e12)
+
+
+def test_a_time_is_written_as_the_standard_library_would() -> None:
+    """Whatever the second and its fraction."""
+    seed = 20261121
+    print("seed", seed)
+    chance = random.Random(seed)
+    epoch = datetime(1970, 1, 1, tzinfo=UTC)
+    for timestamp in [0.0, 1.5, 1e9, 1_795_280_160.999_999_9, *(chance.uniform(0, 4e9) for _ in range(1000))]:
+        exact = epoch + timedelta(microseconds=math.ceil(timestamp * 1e6))
+        assert rfc3339(timestamp) == exact.isoformat(timespec="microseconds")

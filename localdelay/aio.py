@@ -1,0 +1,375 @@
+"""For asyncio programs: the queue runs on a Trio loop in a thread of its own, and sends on the caller's loop.
+
+`send` and `publish_delayed` are coroutine functions that run on the loop that has opened the queue, for that
+is the loop that their clients belong to. What is to be sent comes over many at a time, and so does what came
+of it. Cancelling a task that waits here means what it means elsewhere: a cancelled put was not accepted, a
+cancelled drain ends the workers at once, and a send that takes too long is cancelled on its loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime
+from typing import Any, TypeAlias, TypeVar
+
+import trio
+
+from . import checks, intake
+from .admission import Stamped
+from .breaker import BreakerPolicy
+from .confirming import Confirmation, Settling
+from .delivery import not_awaitable
+from .errors import LocalDelayError, QueueFull
+from .events import Listener
+from .limit import RateLimit
+from .message import Message
+from .queue import UNCHANGED, Unchanged
+from .remote import Call, Remote
+from .router import DEFAULT_DEGRADE_ON, Controls, DegradeOn, MayDegrade, Receipt, Router
+from .routing import Action, Decision, Mode, Route
+from .statistics import DrainReport, Statistics
+
+Send: TypeAlias = Callable[..., Coroutine[Any, Any, object]]
+HandBack: TypeAlias = Callable[[Message, float], Coroutine[Any, Any, object]]
+PublishDelayed: TypeAlias = Callable[[Message, float], Coroutine[Any, Any, object]]
+
+_T = TypeVar("_T")
+
+
+class DelayQueue:
+    """Holds messages in memory until they are due, and then sends them. Made by `open_delay_queue` here.
+
+    All methods are to be called on the asyncio loop that has opened it.
+    """
+
+    def __init__(self, remote: Remote, errands: Errands) -> None:
+        self.remote = remote
+        """For `Fallback`."""
+        self.errands = errands
+        """For `Fallback`."""
+
+    async def put(
+        self,
+        payload: bytes,
+        *,
+        delay: float | None = None,
+        at: datetime | None = None,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Message:
+        """Accept a message, waiting for room if the queue is full. See `localdelay.DelayQueue.put`."""
+        message = await _put(self.remote, self.remote.stamp(payload, delay, at, id, headers), math.inf)
+        await asyncio.sleep(0)
+        return message
+
+    def put_nowait(
+        self,
+        payload: bytes,
+        *,
+        delay: float | None = None,
+        at: datetime | None = None,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Message:
+        """Accept a message, or raise `QueueFull` if there is no room or others wait for room."""
+        return self.remote.accept(self.remote.stamp(payload, delay, at, id, headers))
+
+    async def cancel(self, id: str) -> bool:
+        """See `localdelay.DelayQueue.cancel`."""
+        return await self._ask(lambda: self.remote.queue.cancel(id))
+
+    async def is_pending(self, id: str) -> bool:
+        """See `localdelay.DelayQueue.is_pending`."""
+        return await self._ask(lambda: self.remote.queue.is_pending(id))
+
+    async def messages(self) -> list[Message]:
+        """See `localdelay.DelayQueue.messages`."""
+        return await self._ask(self.remote.queue.messages)
+
+    async def statistics(self) -> Statistics:
+        """See `localdelay.DelayQueue.statistics`. All that was put before is in it."""
+        return await self._ask(self.remote.queue.statistics)
+
+    async def pause(self) -> None:
+        """See `localdelay.DelayQueue.pause`."""
+        await self._ask(self.remote.queue.pause)
+
+    async def resume(self) -> None:
+        """See `localdelay.DelayQueue.resume`."""
+        await self._ask(self.remote.queue.resume)
+
+    async def resize(
+        self,
+        *,
+        capacity: int | None = None,
+        workers: int | None = None,
+        capacity_bytes: int | Unchanged | None = UNCHANGED,
+    ) -> None:
+        """See `localdelay.DelayQueue.resize`."""
+        queue = self.remote.queue
+        await self._ask(
+            lambda: queue.resize(capacity=capacity, workers=workers, capacity_bytes=capacity_bytes)
+        )
+
+    async def drain(self, grace: float | None = None, hand_back: HandBack | None = None) -> DrainReport:
+        """See `localdelay.DelayQueue.drain`."""
+        given = None if hand_back is None else self.errands.on_loop("hand_back", hand_back)
+        return await _outcome(self.remote, self.remote.drain(lambda: self.remote.queue.drain(grace, given)))
+
+    async def _ask(self, act: Callable[[], _T]) -> _T:
+        if self.remote.ended.done():
+            return act()  # its thread is gone, and nobody else is at the queue
+        return await _outcome(self.remote, self.remote.begin(act))
+
+
+@asynccontextmanager
+async def open_delay_queue(
+    send: Send | None = None,
+    *,
+    send_batch: Send | None = None,
+    on_dead_letter: Send | None = None,
+    drain_on_exit: float | None = None,
+    **options: Any,
+) -> AsyncIterator[DelayQueue]:
+    """Run a delay queue, in a thread of its own, for the length of an `async with` block.
+
+    `await send(message)`, `await send_batch(messages)` and `await on_dead_letter(message, error)` run on the
+    loop of the caller. The other options are those of `localdelay.open_delay_queue`, and so is what happens
+    when the block is left. What a program does that exits without leaving it, or forks, is said in
+    `localdelay.threads.open_delay_queue`.
+    """
+    errands = Errands(asyncio.get_running_loop())
+    remote = Remote(
+        send=None if send is None else errands.on_loop("send", send),
+        send_batch=None if send_batch is None else errands.on_loop("send_batch", send_batch),
+        on_dead_letter=(
+            None if on_dead_letter is None else errands.on_loop("on_dead_letter", on_dead_letter)
+        ),
+        drain_on_exit=drain_on_exit,
+        **options,
+    )
+    remote.start()
+    ended = asyncio.wrap_future(remote.ended)
+    try:
+        yield DelayQueue(remote, errands)
+        remote.leave(at_once=False)
+        await asyncio.shield(ended)
+        remote.result()
+    except BaseException:
+        remote.leave(at_once=True)
+        await _until(ended)
+        with suppress(Exception):  # what the block raised is what matters
+            remote.result()
+        raise
+
+
+class Fallback(Controls):
+    """Publishes through a primary on the caller's loop, and through the local queue what that refuses."""
+
+    def __init__(
+        self,
+        publish_delayed: PublishDelayed,
+        queue: DelayQueue,
+        *,
+        degrade_on: DegradeOn = DEFAULT_DEGRADE_ON,
+        ambiguous: str = "raise",
+        may_degrade: MayDegrade | None = None,
+        mode: Mode = "active",
+        breaker: BreakerPolicy | None = BreakerPolicy(),  # noqa: B008 (it is frozen)
+        limit: RateLimit | None = None,
+        room_timeout: float | None = 0.0,
+        hand_back: bool = False,
+        hand_back_after: float = 10.0,
+        listener: Listener | None = None,
+    ) -> None:
+        """Wrap `await publish_delayed(message, delay)`, which runs on the loop that has opened the queue.
+
+        The rest is as in `localdelay.Fallback`; the listener is called on either loop.
+        """
+        intake.check_async("publish_delayed", publish_delayed)
+        if not isinstance(queue, DelayQueue):
+            raise TypeError(f"queue must be a localdelay.aio.DelayQueue, not {type(queue).__name__}")
+        self._publish_delayed = publish_delayed
+        self._remote = remote = queue.remote
+        self._room_timeout = intake.check_seconds("room_timeout", room_timeout, zero=True)
+        self._router = Router(
+            remote.clock,
+            degrade_on=degrade_on,
+            ambiguous=ambiguous,
+            may_degrade=may_degrade,
+            mode=mode,
+            breaker=breaker,
+            limit=limit,
+            listener=listener,
+        )
+        after = checks.at_least("hand_back_after", hand_back_after, 0, "a number of seconds")
+        self._wake = remote.give_back(
+            self._router,
+            queue.errands.on_loop("publish_delayed", publish_delayed),
+            wanted=hand_back and mode == "active",
+            after=after,
+            listener=listener,
+        )
+
+    async def publish(
+        self,
+        payload: bytes,
+        *,
+        delay: float | None = None,
+        at: datetime | None = None,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Receipt:
+        """See `localdelay.Fallback.publish`."""
+        router, remote = self._router, self._remote
+        stamped = remote.stamp(payload, delay, at, id, headers)
+        message = stamped[0]
+        asked = router.ask(message)
+        if asked.why is not None:
+            if asked.decision.action is Action.RAISE:
+                raise asked.why
+            return await self._hold(stamped, asked.decision, asked.why)
+        try:
+            await self._publish_delayed(message, max(0.0, message.execute_at - remote.clock()))
+        except Exception as error:
+            decision = router.failed(asked, error)
+            if decision.action is Action.RAISE:
+                raise
+            return await self._hold(stamped, decision, error)
+        except BaseException:
+            router.cut_off(asked)
+            raise
+        router.taken(asked)
+        return Receipt(Route.PRIMARY, message, None, remote.pending()[0])
+
+    async def _hold(self, stamped: Stamped, decision: Decision, why: Exception) -> Receipt:
+        assert decision.reason is not None  # noqa: S101 (what is held is held for a reason)
+        message = stamped[0]
+        try:
+            await _put(self._remote, stamped, self._room_timeout)
+        except QueueFull as full:
+            self._router.full(message, decision.reason, why)
+            raise full from why
+        self._wake()
+        return self._router.held(message, decision.reason, why, self._remote.pending()[0])
+
+
+class Errands:
+    """Coroutine functions that are to run on an asyncio loop, for tasks of a Trio loop that wait for them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._begun: deque[_Errand] = deque()
+        self._called = False  # whether the loop knows that there is something
+        self._settling: Settling | None = None
+
+    def on_loop(self, name: str, function: Send) -> Callable[..., Awaitable[None]]:
+        """The same, to be awaited on the Trio loop. A cancellation there cancels its task here."""
+        intake.check_async(name, function)
+
+        async def run(*args: object) -> None:
+            if self._settling is None:
+                self._settling = Settling()
+            errand = _Errand(name, function, args, self._settling)
+            self._begun.append(errand)
+            if not self._called:
+                self._called = True
+                self._loop.call_soon_threadsafe(self._begin)
+            try:
+                await errand.confirmation.of_one()
+            except trio.Cancelled:
+                with suppress(RuntimeError):  # the loop has been closed
+                    self._loop.call_soon_threadsafe(errand.cancel)
+                raise
+
+        return run
+
+    def _begin(self) -> None:
+        self._called = False  # before the first is taken: what comes after the last one calls again
+        while self._begun:
+            self._begun.popleft().begin()
+
+
+class _Errand:
+    """One call of a coroutine function."""
+
+    def __init__(self, name: str, function: Send, args: tuple[Any, ...], settling: Settling) -> None:
+        self.confirmation = Confirmation()
+        self._name = name
+        self._function = function
+        self._args = args
+        self._settling = settling
+        self._cancelled = False
+        self._task: asyncio.Future[object] | None = None
+
+    def begin(self) -> None:
+        if self._cancelled:
+            return
+        try:
+            returned: Any = self._function(*self._args)
+            if not inspect.isawaitable(returned):
+                raise not_awaitable(self._name, returned)
+            self._task = asyncio.ensure_future(returned)
+        except Exception as error:  # noqa: BLE001 (raised where it is waited for)
+            self._settling.settle(self.confirmation, 0, error)
+        else:
+            self._task.add_done_callback(self._done)
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def _done(self, task: asyncio.Future[object]) -> None:
+        error = LocalDelayError(f"the {self._name} was cancelled") if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, Exception):
+            error = LocalDelayError(f"the {self._name} ended in {type(error).__name__}")
+        self._settling.settle(self.confirmation, 0, error)
+
+
+async def _put(remote: Remote, stamped: Stamped, patience: float) -> Message:
+    if patience == 0:
+        return remote.accept(stamped)
+    call = remote.accept_or_wait(stamped)
+    if call is None:
+        return stamped[0]
+    try:
+        async with asyncio.timeout(None if patience == math.inf else patience):
+            return await _outcome(remote, call)
+    except TimeoutError:
+        _undo(remote, call)
+        raise QueueFull(f"no room within {patience:g} s") from None
+    except asyncio.CancelledError:
+        _undo(remote, call)
+        raise
+
+
+def _undo(remote: Remote, call: Call[Message]) -> None:
+    """Room came in the instant of the cancellation: whoever put does not know of it."""
+    if call.done.done() and call.done.exception() is None and remote.queue.is_cancellable:
+        message = call.done.result()
+        remote.begin(lambda: remote.queue.cancel(message.id))
+
+
+async def _outcome(remote: Remote, call: Call[_T]) -> _T:
+    """What a call came to. Where the task is cancelled the call is, and has ended when this has."""
+    future = asyncio.wrap_future(call.done)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        remote.cancel(call)
+        await _until(future)
+        raise
+
+
+async def _until(future: asyncio.Future[Any]) -> None:
+    """Wait for what will end soon, whoever cancels meanwhile."""
+    while not future.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([future])
+    future.exception()  # looked at, or asyncio would complain that nobody has

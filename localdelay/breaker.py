@@ -1,0 +1,192 @@
+"""The circuit breaker: whether to call a primary that may well refuse. Pure: time and jitter are given.
+
+The words are resilience4j's. *Closed*: calls go through, and the outcomes of the last ones are remembered;
+too many throttled ones among them, or too many in a row, open it. *Open*: no call goes through until a wait
+is over, which grows each time that a trial fails. *Half-open*: a few trial calls go through; if all of them
+are taken it closes, and the first that is throttled opens it again. *Forced open* and *disabled* are set from
+outside, and left by nothing else. A call that was let through before a change of state says nothing about
+the time after it: its outcome is dropped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from enum import Enum
+from typing import Any
+
+import attrs
+
+from . import checks
+
+
+class BreakerState(Enum):
+    """Whether calls go through."""
+
+    CLOSED = "closed"
+    """They do."""
+    OPEN = "open"
+    """They do not, until a wait is over."""
+    HALF_OPEN = "half_open"
+    """A few do, to see how the primary is."""
+    FORCED_OPEN = "forced_open"
+    """They do not, until somebody says so."""
+    DISABLED = "disabled"
+    """They do, whatever comes of them."""
+
+
+class Outcome(Enum):
+    """What a call came to, as far as the breaker is concerned."""
+
+    TAKEN = "taken"
+    THROTTLED = "throttled"
+    OTHER = "other"
+    """Cut off, or failed for a reason that says nothing about a limit."""
+
+
+def _share(_: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if not 0 < checks.number(attribute.name, value) <= 1:
+        raise ValueError(f"{attribute.name} must be over 0 and at most 1, not {value!r}")
+
+
+def _count_or_none(_: object, attribute: Any, value: int | None) -> None:
+    if value is not None:
+        checks.count(attribute.name, value)
+
+
+@attrs.frozen(kw_only=True)
+class BreakerPolicy:
+    """When the breaker opens and closes. A wrong argument is a `TypeError` or `ValueError` that names it."""
+
+    failure_rate: float = attrs.field(default=0.5, validator=_share)
+    """It opens when this share of the window was throttled."""
+    window: int = attrs.field(default=100, validator=checks.field_count)
+    """How many calls are remembered."""
+    minimum_calls: int = attrs.field(default=20, validator=checks.field_count)
+    """With fewer in the window, `failure_rate` says nothing."""
+    consecutive: int | None = attrs.field(default=5, validator=_count_or_none)
+    """It opens when so many in a row were throttled; None: it does not."""
+    wait_initial: float = attrs.field(default=1.0, validator=checks.field_at_least(0))
+    """Seconds that it stays open at first."""
+    wait_max: float = attrs.field(default=30.0, validator=checks.field_at_least(0))
+    """Seconds that the wait grows to, before the jitter."""
+    wait_exp_base: float = attrs.field(default=2.0, validator=checks.field_at_least(1))
+    """The wait after each trial that failed is so many times the one before."""
+    wait_jitter: float = attrs.field(default=0.2, validator=checks.field_at_least(0))
+    """Up to this share of the wait is added at random: instances must not come back together."""
+    trial_calls: int = attrs.field(default=3, validator=checks.field_count)
+    """Calls let through while it is half-open; all of them must be taken."""
+
+    def wait(self, openings: int, jitter: float) -> float:
+        """Seconds to stay open for the n-th time in a row (n from 1); `jitter` is drawn from 0 to 1."""
+        try:
+            grown = self.wait_initial * self.wait_exp_base ** (openings - 1)
+        except OverflowError:
+            grown = math.inf
+        return min(self.wait_max, grown) * (1 + self.wait_jitter * jitter)
+
+
+class Breaker:
+    """One breaker. Every method takes the time in seconds; none of them waits or calls out."""
+
+    def __init__(self, policy: BreakerPolicy, now: float) -> None:
+        self._policy = policy
+        self.state = BreakerState.CLOSED
+        self.since = now
+        """When the state began."""
+        self.retry_at = math.inf
+        """When it will be half-open, while it is open."""
+        self._openings = 0  # in a row, without a closing in between
+        self._ticket = 0
+        self._outcomes: deque[bool] = deque(maxlen=policy.window)  # whether throttled
+        self._throttled = 0
+        self._in_a_row = 0
+        self._trials_left = 0
+        self._trials_taken = 0
+
+    def ask(self, now: float) -> int | None:
+        """Whether a call may be made now: a ticket to `record` its outcome with, or None.
+
+        Every ticket must come back.
+        """
+        if self.state is BreakerState.OPEN and now >= self.retry_at:
+            self._change(BreakerState.HALF_OPEN, now)
+        if self.state is BreakerState.HALF_OPEN:
+            if not self._trials_left:
+                return None
+            self._trials_left -= 1
+        elif self.state in (BreakerState.OPEN, BreakerState.FORCED_OPEN):
+            return None
+        return self._ticket
+
+    def record(
+        self, ticket: int, outcome: Outcome, now: float, *, jitter: float, retry_after: float | None = None
+    ) -> None:
+        """Take note of what a call came to; `retry_after` is the wait that the primary asked for."""
+        if ticket != self._ticket or self.state is BreakerState.DISABLED:
+            return
+        if self.state is BreakerState.HALF_OPEN:
+            self._record_trial(outcome, now, jitter, retry_after)
+        elif outcome is not Outcome.OTHER:
+            self._remember(outcome is Outcome.THROTTLED)
+            if outcome is Outcome.THROTTLED and (retry_after or self._is_too_much()):
+                self._open(now, jitter, retry_after)
+
+    def force_open(self, now: float) -> None:
+        """Let no call through until `force_closed`, `disable` or `reset`."""
+        self._change(BreakerState.FORCED_OPEN, now)
+
+    def force_closed(self, now: float) -> None:
+        """Close it now, whatever it is; from then on it works as ever."""
+        self._change(BreakerState.CLOSED, now)
+
+    def disable(self, now: float) -> None:
+        """Let every call through until `force_open`, `force_closed` or `reset`."""
+        self._change(BreakerState.DISABLED, now)
+
+    def reset(self, now: float) -> None:
+        """As it was at the beginning: closed, and its waits short again."""
+        self._openings = 0
+        self._change(BreakerState.CLOSED, now)
+
+    def _record_trial(self, outcome: Outcome, now: float, jitter: float, retry_after: float | None) -> None:
+        if outcome is Outcome.THROTTLED:
+            self._open(now, jitter, retry_after)
+        elif outcome is Outcome.OTHER:
+            self._trials_left += 1
+        else:
+            self._trials_taken += 1
+            if self._trials_taken == self._policy.trial_calls:
+                self._openings = 0
+                self._change(BreakerState.CLOSED, now)
+
+    def _remember(self, throttled: bool) -> None:
+        if len(self._outcomes) == self._policy.window:
+            self._throttled -= self._outcomes[0]
+        self._outcomes.append(throttled)
+        self._throttled += throttled
+        self._in_a_row = self._in_a_row + 1 if throttled else 0
+
+    def _is_too_much(self) -> bool:
+        policy, calls = self._policy, len(self._outcomes)
+        if policy.consecutive is not None and self._in_a_row >= policy.consecutive:
+            return True
+        # Within a window smaller than `minimum_calls` a full one is enough.
+        return calls >= min(policy.minimum_calls, policy.window) and (
+            self._throttled >= policy.failure_rate * calls
+        )
+
+    def _open(self, now: float, jitter: float, retry_after: float | None) -> None:
+        self._openings += 1
+        wait = max(self._policy.wait(self._openings, jitter), retry_after or 0.0)
+        self._change(BreakerState.OPEN, now)
+        self.retry_at = now + wait
+
+    def _change(self, state: BreakerState, now: float) -> None:
+        self.state = state
+        self.since = now
+        self.retry_at = math.inf
+        self._ticket += 1
+        self._outcomes.clear()
+        self._throttled = self._in_a_row = self._trials_taken = 0
+        self._trials_left = self._policy.trial_calls

@@ -1,0 +1,80 @@
+"""What happens to queues that still run when the interpreter exits, or forks: nothing without a loud word."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import weakref
+from contextlib import suppress
+from typing import Protocol
+
+logger = logging.getLogger("localdelay")
+
+
+class Running(Protocol):
+    """A queue that runs in a thread of its own."""
+
+    def pending(self) -> tuple[int, int]:
+        """Messages, and their bytes."""
+
+    def drain_on_exit(self) -> bool:
+        """Drain it, for as long as its user has allowed; False: he has not said anything."""
+
+    def forget(self) -> None:
+        """This is a forked child, in which the thread is missing."""
+
+
+_running: weakref.WeakSet[Running] = weakref.WeakSet()
+_lock = threading.Lock()
+
+
+def watch(queue: Running) -> None:
+    """Look after a queue until it is gone, or has `left`."""
+    with _lock:
+        _running.add(queue)
+
+
+def leave(queue: Running) -> None:
+    """It has ended."""
+    with _lock:
+        _running.discard(queue)
+
+
+def _all() -> list[Running]:
+    with _lock:
+        return list(_running)
+
+
+@atexit.register
+def _at_exit() -> None:
+    for queue in _all():
+        count, size = queue.pending()
+        if not count:
+            continue
+        logger.warning("the interpreter exits with %d messages of %d bytes pending", count, size)
+        with suppress(Exception):
+            if queue.drain_on_exit():
+                count, size = queue.pending()
+        if count:
+            logger.error("%d messages of %d bytes are lost: the interpreter exits", count, size)
+
+
+def _before_fork() -> None:
+    for queue in _all():
+        count, size = queue.pending()
+        if count:
+            line = "the process forks with %d messages of %d bytes pending: they stay with the parent"
+            logger.warning(line, count, size)
+
+
+def _in_child() -> None:
+    global _lock  # noqa: PLW0603 (the thread that held it may be missing)
+    _lock = threading.Lock()
+    for queue in _all():
+        queue.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_in_child)

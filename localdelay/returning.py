@@ -1,0 +1,229 @@
+"""Handing back while the queue runs: when the primary takes messages again, what is far from due goes to it.
+
+The latest goes first: it would be at risk for longest. A few go at a time, behind all others where a limit
+is shared, and as trial calls where the breaker is half-open; so the breaker closes though nobody publishes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import trio
+
+from .breaker import BreakerState, Outcome
+from .delivery import Delivery, HandBack
+from .entry import Body, Entry, message_of, with_chosen_id
+from .errors import PermanentSendError
+from .events import HandedBack, Listener, tell
+from .ids import Ids
+from .message import Message, render_id
+from .piles import Slot
+from .retry import RetryPolicy
+from .router import Router
+from .schedule import Schedule
+from .workers import Workers
+
+IN_FLIGHT = 10
+_PASS_EVERY = 1.0
+"""Seconds between two searches for what is far, at the least: each walks all that waits."""
+_AFTER_FAILURES = RetryPolicy(wait_initial=1.0, wait_max=30.0, wait_jitter=0.0)
+
+
+class HandBacks:
+    """The messages of a running queue, as far as they can go back to the primary."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        delivery: Delivery,
+        workers: Workers,
+        ids: Ids,
+        new_numbers: Iterator[int],
+    ) -> None:
+        self._schedule = schedule
+        self._delivery = delivery
+        self._workers = workers
+        self._ids = ids
+        self._new_numbers = new_numbers
+        self._refused: set[int] = set()  # the primary can never take these
+
+    def far(self, horizon: float) -> list[Slot]:
+        """(due, number) of what is due at `horizon` or later, on Trio's clock; the latest first."""
+        slots = self._schedule.far(horizon)
+        if self._refused:
+            self._refused.intersection_update(slot[1] for slot in slots)
+            slots = [slot for slot in slots if slot[1] not in self._refused]
+        return slots
+
+    def take_out(self, slot: Slot) -> Entry | None:
+        """Take out one of these, if it is still here."""
+        return self._schedule.take_out(*slot[:2])
+
+    async def give(self, entry: Entry, hand_back: HandBack) -> Exception | None:
+        """Give it to the primary. Where that fails it is back in the queue, and the error is returned.
+
+        One that takes longer than a send may, or until the message is due, has failed, too.
+        """
+
+        async def in_time(message: Message, remaining: float) -> None:
+            with trio.fail_after(min(remaining, self._delivery.send_timeout)):
+                await hand_back(message, remaining)
+
+        error = await self._delivery.hand_back(entry, in_time, take_back=self._take_back)
+        if error is not None:
+            number = self._take_back(*entry)
+            if isinstance(error, PermanentSendError):
+                self._refused.add(number)
+        return error
+
+    def _take_back(self, due: float, number: int, body: Body) -> int:
+        # Under another number, and its id as one that was chosen: its old place in the order is still
+        # there, dead, and would come to life again.
+        again = next(self._new_numbers)
+        renamed = with_chosen_id(body, due, render_id(number))
+        self._ids.take(again, renamed)
+        self._schedule.put_back(due, again, renamed)
+        if due < self._workers.leader_due:
+            self._workers.wake_leader()
+        return again
+
+
+class Returning:
+    """Gives messages of a running queue back to the primary, with the delay that is left."""
+
+    def __init__(
+        self,
+        hand_backs: HandBacks,
+        router: Router,
+        hand_back: HandBack,
+        *,
+        after: float,
+        listener: Listener | None,
+    ) -> None:
+        self._hand_backs = hand_backs
+        self._router = router
+        self._gate = router.gate
+        self._gate.on_change = self._note_change_from_anywhere
+        self._token = trio.lowlevel.current_trio_token()
+        self._hand_back = hand_back
+        self._after = after
+        self._listener = listener
+        self._failures = 0  # passes in a row that ended with an error that is no throttling
+        self._failed = False
+        self._news = trio.Event()
+        self._changed = trio.lowlevel.ParkingLot()
+        self._stopping = False
+        self._pauses: set[trio.CancelScope] = set()
+
+    def wake(self) -> None:
+        """There may be something to give back."""
+        self._news.set()
+
+    async def run(self) -> None:
+        """Give back what is more than `after` seconds from due, whenever the gate lets it, until `stop`."""
+        while not self._stopping:
+            with self._pause():
+                await self._news.wait()
+                await self._until_permitted()
+            self._news = trio.Event()
+            await self._one_pass()
+            with self._pause():
+                await trio.sleep(max(_PASS_EVERY, _AFTER_FAILURES.wait(self._failures, 0.0)))
+
+    def stop(self) -> None:
+        """Begin no more hand-backs: `run` returns when those under way have ended."""
+        self._stopping = True
+        for pause in self._pauses:
+            pause.cancel()
+
+    @contextmanager
+    def _pause(self) -> Iterator[None]:
+        """A block that `stop` ends: nothing is in hand there."""
+        with trio.CancelScope() as pause:
+            self._pauses.add(pause)
+            if self._stopping:
+                pause.cancel()
+            try:
+                yield
+            finally:
+                self._pauses.discard(pause)
+
+    async def _until_permitted(self) -> None:
+        """Return when a call might be let through: at once, or when an open breaker's wait is over."""
+        while (wait := self._gate.retry_in) > 0:
+            with trio.move_on_after(wait):
+                await self._changed.park()
+
+    def wake_from_anywhere(self) -> None:
+        """The same, from any thread."""
+        if not self._news.is_set():
+            self._note_change_from_anywhere()
+
+    def _note_change_from_anywhere(self) -> None:
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self._note_change)
+
+    def _note_change(self) -> None:
+        self._changed.unpark_all()
+        self.wake()
+
+    async def _one_pass(self) -> None:
+        slots = self._hand_backs.far(trio.current_time() + self._after)
+        remaining = iter(slots)
+        self._failed = False
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(IN_FLIGHT, len(slots))):
+                nursery.start_soon(self._give, remaining)
+        self._failures = self._failures + 1 if self._failed else 0
+        if self._failed or next(remaining, None) is not None:
+            self._news.set()  # there is more, for later
+
+    async def _give(self, slots: Iterator[Slot]) -> None:
+        while not self._failed and not self._stopping:
+            ticket, wait = self._gate.ask_for_spare()
+            if ticket is None and wait == math.inf:
+                if self._gate.state is not BreakerState.HALF_OPEN:
+                    self._news.set()
+                    return
+                with self._pause():
+                    await self._changed.park()  # the trials that are under way will tell
+                continue
+            if ticket is None:
+                with self._pause():
+                    await trio.sleep(wait)
+                continue
+            entry = self._next(slots)
+            if entry is None:
+                self._gate.release(ticket)
+                return
+            error: Exception | None = None
+            outcome = Outcome.OTHER
+            try:
+                error = await self._hand_backs.give(entry, self._hand_back)
+                outcome = self._router.outcome_of(error)
+            finally:
+                self._gate.record(ticket, outcome, error)
+            self._settle(entry, error, outcome)
+            del error  # or its traceback, this frame and the payload hold each other
+
+    def _next(self, slots: Iterator[Slot]) -> Entry | None:
+        horizon = trio.current_time() + self._after
+        for slot in slots:
+            if slot[0] >= horizon:
+                entry = self._hand_backs.take_out(slot)
+                if entry is not None:
+                    return entry
+        return None
+
+    def _settle(self, entry: Entry, error: Exception | None, outcome: Outcome) -> None:
+        if error is None:
+            self._router.handed_back()
+            message = message_of(entry)
+            tell(self._listener, HandedBack(message, max(0.0, message.execute_at - trio.current_time())))
+            return
+        if outcome is Outcome.THROTTLED:
+            self._news.set()
+        elif not isinstance(error, PermanentSendError):
+            self._failed = True

@@ -1,0 +1,257 @@
+"""For threaded programs: the queue runs on a Trio loop in a thread of its own, and any thread may use it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from typing import Any, TypeAlias
+
+from . import checks, intake
+from .admission import Stamped
+from .blocking import in_threads, is_async
+from .breaker import BreakerPolicy
+from .drain import HAND_BACKS_IN_FLIGHT
+from .errors import QueueFull
+from .events import Listener
+from .limit import RateLimit
+from .message import Message
+from .queue import UNCHANGED, Unchanged
+from .remote import Remote
+from .returning import IN_FLIGHT
+from .router import DEFAULT_DEGRADE_ON, Controls, DegradeOn, MayDegrade, Receipt, Router
+from .routing import Action, Decision, Mode, Route
+from .statistics import DrainReport, Statistics
+
+HandBack: TypeAlias = Callable[[Message, float], object]
+PublishDelayed: TypeAlias = Callable[[Message, float], object]
+
+
+class DelayQueue:
+    """Holds messages in memory until they are due, and then sends them. Made by `open_delay_queue` here.
+
+    Any thread may call any method, but a `send` that runs on the loop: it would wait for itself.
+    """
+
+    def __init__(self, remote: Remote) -> None:
+        self.remote = remote
+        """For `Fallback`."""
+
+    def put(
+        self,
+        payload: bytes,
+        *,
+        delay: float | None = None,
+        at: datetime | None = None,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> Message:
+        """Accept a message, blocking while the queue is full, for at most `timeout` seconds.
+
+        Then it raises `QueueFull`. Else like `localdelay.DelayQueue.put`.
+        """
+        stamped = self.remote.stamp(payload, delay, at, id, headers)
+        return self.remote.put(stamped, intake.check_seconds("timeout", timeout, zero=True))
+
+    def put_nowait(
+        self,
+        payload: bytes,
+        *,
+        delay: float | None = None,
+        at: datetime | None = None,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Message:
+        """Accept a message, or raise `QueueFull` if there is no room or others wait for room."""
+        return self.remote.accept(self.remote.stamp(payload, delay, at, id, headers))
+
+    def cancel(self, id: str) -> bool:
+        """See `localdelay.DelayQueue.cancel`."""
+        return self.remote.ask(lambda: self.remote.queue.cancel(id))
+
+    def is_pending(self, id: str) -> bool:
+        """See `localdelay.DelayQueue.is_pending`."""
+        return self.remote.ask(lambda: self.remote.queue.is_pending(id))
+
+    def messages(self) -> list[Message]:
+        """See `localdelay.DelayQueue.messages`."""
+        return self.remote.ask(self.remote.queue.messages)
+
+    def statistics(self) -> Statistics:
+        """See `localdelay.DelayQueue.statistics`. All that was put before is in it."""
+        return self.remote.ask(self.remote.queue.statistics)
+
+    def pause(self) -> None:
+        """See `localdelay.DelayQueue.pause`."""
+        self.remote.ask(self.remote.queue.pause)
+
+    def resume(self) -> None:
+        """See `localdelay.DelayQueue.resume`."""
+        self.remote.ask(self.remote.queue.resume)
+
+    def resize(
+        self,
+        *,
+        capacity: int | None = None,
+        workers: int | None = None,
+        capacity_bytes: int | Unchanged | None = UNCHANGED,
+    ) -> None:
+        """See `localdelay.DelayQueue.resize`."""
+        queue = self.remote.queue
+        self.remote.ask(
+            lambda: queue.resize(capacity=capacity, workers=workers, capacity_bytes=capacity_bytes)
+        )
+
+    def drain(self, grace: float | None = None, hand_back: HandBack | None = None) -> DrainReport:
+        """See `localdelay.DelayQueue.drain`. `hand_back` is an ordinary function or an async one."""
+        given = None if hand_back is None else _async("hand_back", hand_back, HAND_BACKS_IN_FLIGHT)
+        call = self.remote.drain(lambda: self.remote.queue.drain(grace, given))
+        try:
+            return call.done.result()
+        except BaseException:
+            self.remote.cancel(call)
+            raise
+
+
+@contextmanager
+def open_delay_queue(
+    send: Callable[..., object] | None = None,
+    *,
+    send_batch: Callable[..., object] | None = None,
+    workers: int,
+    on_dead_letter: Callable[..., object] | None = None,
+    drain_on_exit: float | None = None,
+    **options: Any,
+) -> Iterator[DelayQueue]:
+    """Run a delay queue, in a thread of its own, for the length of a `with` block.
+
+    `send(message)`, `send_batch(messages)` and `on_dead_letter(message, error)` are ordinary functions,
+    which then run in threads, as many at once as there are `workers`, or async ones, which run on Trio's
+    loop. A blocking call cannot be interrupted: see `localdelay.blocking`. The other options are those of
+    `localdelay.open_delay_queue`, and so is what happens when the block is left.
+
+    A program that exits without leaving the block warns of what is pending; with `drain_on_exit` it drains
+    first, for so many seconds at most. A forked child has no queue: in it, puts raise `QueueClosed`.
+    """
+    checks.count("workers", workers)
+    remote = Remote(
+        send=None if send is None else _async("send", send, workers),
+        send_batch=None if send_batch is None else _async("send_batch", send_batch, workers),
+        on_dead_letter=None if on_dead_letter is None else _async("on_dead_letter", on_dead_letter, workers),
+        workers=workers,
+        drain_on_exit=drain_on_exit,
+        **options,
+    )
+    remote.start()
+    try:
+        yield DelayQueue(remote)
+    except BaseException:
+        remote.leave(at_once=True)
+        with suppress(Exception):  # what the block raised is what matters
+            remote.result()
+        raise
+    remote.leave(at_once=False)
+    try:
+        remote.result()
+    except BaseException:
+        remote.leave(at_once=True)  # Ctrl-C, for instance
+        raise
+
+
+class Fallback(Controls):
+    """Publishes through a blocking primary, and through the local queue what that refuses."""
+
+    def __init__(
+        self,
+        publish_delayed: PublishDelayed,
+        queue: DelayQueue,
+        *,
+        degrade_on: DegradeOn = DEFAULT_DEGRADE_ON,
+        ambiguous: str = "raise",
+        may_degrade: MayDegrade | None = None,
+        mode: Mode = "active",
+        breaker: BreakerPolicy | None = BreakerPolicy(),  # noqa: B008 (it is frozen)
+        limit: RateLimit | None = None,
+        room_timeout: float | None = 0.0,
+        hand_back: bool = False,
+        hand_back_after: float = 10.0,
+        listener: Listener | None = None,
+    ) -> None:
+        """Wrap `publish_delayed(message, delay)`, which is called in the thread that publishes.
+
+        The rest is as in `localdelay.Fallback`. With `hand_back` it is also called in threads of the
+        queue's; the listener is called in whatever thread something happens in.
+        """
+        intake.check_async("publish_delayed", publish_delayed)
+        if is_async(publish_delayed):
+            raise TypeError("publish_delayed must be an ordinary function here")
+        if not isinstance(queue, DelayQueue):
+            raise TypeError(f"queue must be a localdelay.threads.DelayQueue, not {type(queue).__name__}")
+        self._publish_delayed = publish_delayed
+        self._remote = remote = queue.remote
+        self._room_timeout = intake.check_seconds("room_timeout", room_timeout, zero=True)
+        self._router = Router(
+            remote.clock,
+            degrade_on=degrade_on,
+            ambiguous=ambiguous,
+            may_degrade=may_degrade,
+            mode=mode,
+            breaker=breaker,
+            limit=limit,
+            listener=listener,
+        )
+        self._wake = remote.give_back(
+            self._router,
+            in_threads(publish_delayed, threads=IN_FLIGHT),
+            wanted=hand_back and mode == "active",
+            after=checks.at_least("hand_back_after", hand_back_after, 0, "a number of seconds"),
+            listener=listener,
+        )
+
+    def publish(
+        self,
+        payload: bytes,
+        *,
+        delay: float | None = None,
+        at: datetime | None = None,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Receipt:
+        """See `localdelay.Fallback.publish`."""
+        router, remote = self._router, self._remote
+        stamped = remote.stamp(payload, delay, at, id, headers)
+        message = stamped[0]
+        asked = router.ask(message)
+        if asked.why is not None:
+            if asked.decision.action is Action.RAISE:
+                raise asked.why
+            return self._hold(stamped, asked.decision, asked.why)
+        try:
+            self._publish_delayed(message, max(0.0, message.execute_at - remote.clock()))
+        except Exception as error:
+            decision = router.failed(asked, error)
+            if decision.action is Action.RAISE:
+                raise
+            return self._hold(stamped, decision, error)
+        except BaseException:
+            router.cut_off(asked)
+            raise
+        router.taken(asked)
+        return Receipt(Route.PRIMARY, message, None, remote.pending()[0])
+
+    def _hold(self, stamped: Stamped, decision: Decision, why: Exception) -> Receipt:
+        assert decision.reason is not None  # noqa: S101 (what is held is held for a reason)
+        message = stamped[0]
+        try:
+            self._remote.put(stamped, self._room_timeout)
+        except QueueFull as full:
+            self._router.full(message, decision.reason, why)
+            raise full from why
+        self._wake()
+        return self._router.held(message, decision.reason, why, self._remote.pending()[0])
+
+
+def _async(name: str, given: Callable[..., object], threads: int) -> Callable[..., Awaitable[Any]]:
+    intake.check_async(name, given)
+    return given if is_async(given) else in_threads(given, threads=threads)  # type: ignore[return-value]

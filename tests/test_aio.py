@@ -1,0 +1,433 @@
+"""The queue and the fallback in an asyncio program: on the caller's loop, and cancelled as it should be."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from localdelay import (
+    BreakerOpen,
+    BreakerPolicy,
+    Message,
+    PermanentSendError,
+    QueueClosed,
+    QueueFull,
+    RateLimit,
+    RetryPolicy,
+    Route,
+    Statistics,
+    Throttled,
+    aio,
+)
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def on_asyncio(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run the test on an asyncio loop of its own, with a time limit."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        async def limited() -> None:
+            async with asyncio.timeout(60):
+                await test(*args, **kwargs)
+
+        asyncio.run(limited())
+
+    return run
+
+
+def conserved(s: Statistics) -> Statistics:
+    assert s.accepted == s.sent + s.dead + s.cancelled + s.handed_back + s.spooled + s.pending, s
+    assert s.pending == s.waiting + s.sending + s.retrying, s
+    return s
+
+
+async def until(done: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(20):
+        while not await done():  # noqa: ASYNC110 (time passes in the other thread)
+            await asyncio.sleep(0.005)
+
+
+class Sent:
+    """A coroutine function that keeps what it gets, and on which loop."""
+
+    def __init__(self, hold: asyncio.Event | None = None) -> None:
+        self.messages: list[Message] = []
+        self.loops: set[asyncio.AbstractEventLoop] = set()
+        self.cancelled = 0
+        self._hold = hold
+
+    async def __call__(self, message: Message) -> None:
+        self.loops.add(asyncio.get_running_loop())
+        try:
+            if self._hold is not None:
+                await self._hold.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        self.messages.append(message)
+
+
+@on_asyncio
+async def test_messages_are_sent_on_the_callers_loop() -> None:
+    """When they are due, each once; leaving the block waits for all of them."""
+    sent = Sent()
+    async with aio.open_delay_queue(sent, capacity=100, workers=4) as queue:
+        first = await queue.put(b"1", delay=0.05, headers={"k": "v"})
+        second = queue.put_nowait(b"2", delay=0.02, id="order 7")
+        assert [message.id for message in await queue.messages()] == ["order 7", first.id]
+        assert conserved(await queue.statistics()).waiting == 2
+        assert await queue.is_pending("order 7")
+    assert [message.id for message in sent.messages] == [second.id, first.id]
+    assert sent.messages[1] == first
+    assert sent.loops == {asyncio.get_running_loop()}
+    assert conserved(await queue.statistics()).sent == 2
+
+
+@on_asyncio
+async def test_many_tasks_put_and_many_sends_run_at_once() -> None:
+    """20,000 messages from 50 tasks, each sent once, by sends that wait for one another's loop."""
+    counts: Counter[int] = Counter()
+
+    async def send(message: Message) -> None:
+        await asyncio.sleep(0)
+        counts[int(message.payload)] += 1
+
+    async def produce(first: int) -> None:
+        for number in range(first, first + 400):
+            await queue.put(b"%d" % number, delay=(number % 10) / 1000)
+
+    async with aio.open_delay_queue(send, capacity=2000, workers=50) as queue:
+        await asyncio.gather(*(produce(i * 400) for i in range(50)))
+    assert len(counts) == 20_000
+    assert set(counts.values()) == {1}
+    assert conserved(await queue.statistics()).sent == 20_000
+
+
+@on_asyncio
+async def test_batches_and_dead_letters_run_on_the_loop() -> None:
+    """`send_batch` and `on_dead_letter` are coroutine functions of the caller's."""
+    dead: list[str] = []
+
+    async def send_batch(messages: list[Message]) -> None:
+        raise ValueError("no")
+
+    async def on_dead_letter(message: Message, error: Exception) -> None:
+        await asyncio.sleep(0)
+        dead.append(f"{message.payload!r} {error}")
+
+    async with aio.open_delay_queue(
+        send_batch=send_batch,
+        capacity=50,
+        workers=1,
+        retry=RetryPolicy(attempts=1),
+        on_dead_letter=on_dead_letter,
+    ) as queue:
+        for _ in range(10):
+            queue.put_nowait(b"x", delay=0.01)
+    assert dead == ["b'x' no"] * 10
+
+
+@on_asyncio
+async def test_what_is_no_coroutine_function_is_given_up_at_once() -> None:
+    """It has sent already, and to call it again would send again."""
+    calls: list[Message] = []
+    dead: list[Exception] = []
+
+    async def on_dead_letter(message: Message, error: Exception) -> None:
+        dead.append(error)
+
+    async with aio.open_delay_queue(
+        calls.append,  # type: ignore[arg-type]
+        capacity=5,
+        workers=1,
+        on_dead_letter=on_dead_letter,
+    ) as queue:
+        queue.put_nowait(b"", delay=0.0)
+    assert len(calls) == 1
+    assert [type(error).__mro__[1] for error in dead] == [PermanentSendError]
+    assert "cannot be awaited" in str(dead[0])
+
+
+@on_asyncio
+async def test_a_put_that_is_cancelled_was_not_accepted() -> None:
+    """Whoever waits for room can be cancelled, and nothing of his message stays behind."""
+    hold = asyncio.Event()
+    sent = Sent(hold)
+    async with aio.open_delay_queue(sent, capacity=1, workers=1) as queue:
+        queue.put_nowait(b"1", delay=0.0)
+        waiting = [asyncio.create_task(queue.put(b"no", delay=0.0, id="no")) for _ in range(1)]
+
+        async def one_waits() -> bool:
+            return (await queue.statistics()).puts_waiting == 1
+
+        await until(one_waits)
+        with pytest.raises(QueueFull):
+            queue.put_nowait(b"no", delay=0.0)
+        for task in waiting:
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert not await queue.is_pending("no")
+        assert conserved(await queue.statistics()).puts_waiting == 0
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await queue.put(b"no", delay=0.0)
+        hold.set()
+    assert [message.payload for message in sent.messages] == [b"1"]
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.0005, 0.001, 0.002])
+@on_asyncio
+async def test_cancelled_at_any_moment_nothing_is_half_done(wait: float) -> None:
+    """Room comes and cancellations come: what was accepted is sent, and a cancelled put was not."""
+    sent = Sent()
+    async with aio.open_delay_queue(sent, capacity=2, workers=2) as queue:
+        accepted: list[str] = []
+
+        async def put(number: int) -> None:
+            message = await queue.put(b"%d" % number, delay=0.001, id=f"m{number}")
+            accepted.append(message.id)
+
+        for first in range(0, 200, 10):
+            tasks = [asyncio.create_task(put(number)) for number in range(first, first + 10)]
+            await asyncio.sleep(wait)
+            for task in tasks[::2]:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+    statistics = conserved(await queue.statistics())
+    ids = {message.id for message in sent.messages}
+    assert set(accepted) <= ids
+    # One that was already being sent when its cancellation came can't be taken back.
+    assert statistics.sent == len(ids) <= len(accepted) + statistics.accepted - len(accepted)
+    assert statistics.pending == 0
+
+
+@on_asyncio
+async def test_a_send_that_takes_too_long_is_cancelled_on_its_loop() -> None:
+    """`send_timeout` ends the task there, and the message is tried again."""
+    hold = asyncio.Event()
+    sent = Sent(hold)
+    async with aio.open_delay_queue(
+        sent, capacity=5, workers=1, send_timeout=0.05, retry=RetryPolicy(wait_initial=0.01, wait_jitter=0)
+    ) as queue:
+        queue.put_nowait(b"", delay=0.0)
+
+        async def cancelled() -> bool:
+            return sent.cancelled >= 2
+
+        await until(cancelled)
+        hold.set()
+    assert len(sent.messages) == 1
+    assert sent.messages[0].attempt >= 3
+
+
+@on_asyncio
+async def test_a_drain_hands_back_on_the_loop() -> None:
+    """The report accounts for everything."""
+    back: list[tuple[bytes, float, asyncio.AbstractEventLoop]] = []
+
+    async def hand_back(message: Message, left: float) -> None:
+        back.append((message.payload, left, asyncio.get_running_loop()))
+
+    sent = Sent()
+    async with aio.open_delay_queue(sent, capacity=10, workers=1) as queue:
+        queue.put_nowait(b"soon", delay=0.05)
+        queue.put_nowait(b"late", delay=60.0)
+        report = await queue.drain(grace=5.0, hand_back=hand_back)
+        with pytest.raises(QueueClosed):
+            queue.put_nowait(b"", delay=0.0)
+        with pytest.raises(QueueClosed):
+            await queue.put(b"", delay=0.0)
+    assert (report.sent, report.handed_back, report.remaining) == (1, 1, [])
+    ((payload, left, loop),) = back
+    assert (payload, loop) == (b"late", asyncio.get_running_loop())
+    assert 55 < left <= 60
+
+
+@on_asyncio
+async def test_leaving_is_cancelled(caplog: pytest.LogCaptureFixture) -> None:
+    """A task that is cancelled while it waits for the end ends at once, with a warning."""
+    queues: list[aio.DelayQueue] = []
+
+    async def main() -> None:
+        async with aio.open_delay_queue(Sent(), capacity=10, workers=1) as queue:
+            queues.append(queue)
+            queue.put_nowait(b"12345", delay=60.0)
+
+    task = asyncio.create_task(main())
+    await asyncio.sleep(0.1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert conserved(await queues[0].statistics()).pending == 1
+    assert "the queue was left with 1 messages of 5 bytes pending" in caplog.messages
+
+
+@on_asyncio
+async def test_an_error_of_the_block_comes_out_as_it_is() -> None:
+    """And the queue has ended; its thread too."""
+    own = RuntimeError("mine")
+    with pytest.raises(RuntimeError) as raised:
+        async with aio.open_delay_queue(Sent(asyncio.Event()), capacity=10, workers=1) as queue:
+            queue.put_nowait(b"", delay=0.0)
+            await asyncio.sleep(0.02)
+            raise own
+    assert raised.value is own
+    assert conserved(await queue.statistics()).pending == 1
+    assert not [thread for thread in threading.enumerate() if thread.name == "localdelay"]
+
+
+@on_asyncio
+async def test_it_is_paused_resized_and_cancelled() -> None:
+    """What the Trio queue can, this one can."""
+    sent = Sent()
+    async with aio.open_delay_queue(sent, capacity=1, workers=1) as queue:
+        await queue.pause()
+        message = queue.put_nowait(b"", delay=0.0)
+        await queue.resize(capacity=2, workers=3, capacity_bytes=500)
+        statistics = await queue.statistics()
+        assert (statistics.capacity, statistics.workers, statistics.capacity_bytes) == (2, 3, 500)
+        assert await queue.cancel(message.id)
+        assert not await queue.cancel(message.id)
+        await queue.resume()
+    assert sent.messages == []
+
+
+class Primary:
+    """A delayed publish on the caller's loop."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
+        self.calls: list[tuple[Message, float]] = []
+        self.loops: set[asyncio.AbstractEventLoop] = set()
+
+    async def __call__(self, message: Message, delay: float) -> None:
+        self.calls.append((message, delay))
+        self.loops.add(asyncio.get_running_loop())
+        await asyncio.sleep(0)
+        if self.error is not None:
+            raise self.error
+
+
+@on_asyncio
+async def test_the_fallback_degrades_and_comes_back() -> None:
+    """Refused, spared, sent by the queue under the same id; and handed back when the primary recovers."""
+    sent, primary = Sent(), Primary(Throttled("429"))
+    async with aio.open_delay_queue(sent, capacity=20, workers=1) as queue:
+        fallback = aio.Fallback(
+            primary, queue, breaker=BreakerPolicy(consecutive=2, wait_initial=0.05), hand_back=True
+        )
+        receipts = [await fallback.publish(b"%d" % number, delay=0.01) for number in range(3)]
+        assert [receipt.route for receipt in receipts] == [Route.LOCAL] * 3
+        assert isinstance(receipts[2].reason, BreakerOpen)
+        for _ in range(5):
+            await fallback.publish(b"", delay=60.0)
+        primary.error = None
+
+        async def all_back() -> bool:
+            return fallback.statistics().handed_back == 5
+
+        await until(all_back)
+        assert (await fallback.publish(b"", delay=9.0, id="a")).route is Route.PRIMARY
+        assert conserved(await queue.statistics()).handed_back == 5
+    assert primary.loops == {asyncio.get_running_loop()}
+    assert Counter(message.id for message in sent.messages) == Counter(r.message.id for r in receipts)
+
+
+@on_asyncio
+async def test_a_cancelled_publish_is_neither_held_nor_counted_as_refused() -> None:
+    """The primary may have taken it; the caller knows that it was cut off."""
+
+    async def hangs(message: Message, delay: float) -> None:
+        await asyncio.Event().wait()
+
+    async with aio.open_delay_queue(Sent(), capacity=20, workers=1) as queue:
+        fallback = aio.Fallback(hangs, queue)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await fallback.publish(b"", delay=60.0)
+        statistics = fallback.statistics()
+        assert (statistics.calls, statistics.primary, statistics.local, statistics.refused) == (1, 0, 0, 0)
+        assert (await queue.statistics()).accepted == 0
+
+
+@on_asyncio
+async def test_a_limit_is_shared_by_both_loops() -> None:
+    """What is over it degrades, on the caller's loop; due sends on the other wait for it."""
+    limit = RateLimit(5.0, burst=2)
+    sent, primary = Sent(), Primary(None)
+    async with aio.open_delay_queue(sent, capacity=10, workers=1, limit=limit) as queue:
+        fallback = aio.Fallback(primary, queue, limit=limit)
+        receipts = [await fallback.publish(b"", delay=0.01) for _ in range(3)]
+    assert [receipt.route for receipt in receipts] == [Route.PRIMARY, Route.PRIMARY, Route.LOCAL]
+    assert len(sent.messages) == 1
+
+
+@on_asyncio
+async def test_a_full_queue_says_why_it_was_needed() -> None:
+    """QueueFull, caused by the primary's error; at once, or after `room_timeout`."""
+    throttled = Throttled("429")
+    async with aio.open_delay_queue(Sent(), capacity=1, workers=1) as queue:
+        kept = queue.put_nowait(b"", delay=60.0)
+        for room_timeout in (0.0, 0.02):
+            fallback = aio.Fallback(Primary(throttled), queue, room_timeout=room_timeout)
+            with pytest.raises(QueueFull) as full:
+                await fallback.publish(b"", delay=60.0)
+            assert full.value.__cause__ is throttled
+        assert await queue.cancel(kept.id)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        ({"workers": 0}, ValueError, "workers"),
+        ({"send": 5}, TypeError, "send"),
+        ({"send": None}, TypeError, "exactly one of send and send_batch"),
+        ({"drain_on_exit": 0}, ValueError, "drain_on_exit"),
+        ({"colour": "red"}, TypeError, "colour"),
+    ],
+)
+def test_a_wrong_argument_is_refused(arguments: dict[str, Any], error: type[Exception], said: str) -> None:
+    """Where it is opened, by name."""
+
+    async def main() -> None:
+        options: dict[str, Any] = {"send": Sent(), "capacity": 1, "workers": 1, **arguments}
+        async with aio.open_delay_queue(**options):
+            pass
+
+    with pytest.raises(error, match=said):
+        asyncio.run(main())
+
+
+@on_asyncio
+async def test_a_wrong_fallback_is_refused() -> None:
+    """By the argument's name; and each world has its own queue."""
+    async with aio.open_delay_queue(Sent(), capacity=1, workers=1, cancellable=False) as queue:
+        with pytest.raises(TypeError, match="publish_delayed"):
+            aio.Fallback(5, queue)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="mode"):
+            aio.Fallback(Primary(None), queue, mode="off")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="cancellable=True"):
+            aio.Fallback(Primary(None), queue, hand_back=True)
+        with pytest.raises(TypeError, match="queue must be"):
+            aio.Fallback(Primary(None), "queue")  # type: ignore[arg-type]
+
+
+def test_the_package_has_it_without_importing_asyncio_first() -> None:
+    """`import localdelay` is enough for `localdelay.aio`, and loads no asyncio before that is asked for."""
+    code = (
+        "import sys, localdelay; assert 'asyncio' not in sys.modules; "
+        "print(localdelay.aio.open_delay_queue.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("open_delay_queue\n", "")

@@ -1,0 +1,282 @@
+"""The circuit breaker: a table of states, without a clock."""
+
+from __future__ import annotations
+
+import math
+
+import attrs
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from localdelay import BreakerPolicy
+from localdelay.breaker import Breaker, BreakerState, Outcome
+
+TAKEN, THROTTLED, OTHER = Outcome.TAKEN, Outcome.THROTTLED, Outcome.OTHER
+CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
+FORCED_OPEN, DISABLED = BreakerState.FORCED_OPEN, BreakerState.DISABLED
+POLICY = BreakerPolicy(
+    failure_rate=0.5, window=10, minimum_calls=4, consecutive=3, wait_initial=1.0, wait_max=5.0, trial_calls=2
+)
+
+
+def breaker(**changes: object) -> Breaker:
+    return Breaker(attrs.evolve(POLICY, **changes), 0.0)
+
+
+def call(
+    breaker: Breaker, outcome: Outcome, now: float = 0.0, retry_after: float | None = None
+) -> BreakerState:
+    """One call from beginning to end; the state after it."""
+    ticket = breaker.ask(now)
+    assert ticket is not None
+    breaker.record(ticket, outcome, now, jitter=0.0, retry_after=retry_after)
+    return breaker.state
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "state"),
+    [
+        ([THROTTLED, THROTTLED], CLOSED),
+        ([THROTTLED, THROTTLED, THROTTLED], OPEN),
+        ([THROTTLED, THROTTLED, OTHER, THROTTLED], OPEN),
+        ([THROTTLED, THROTTLED, TAKEN], CLOSED),
+        ([TAKEN, THROTTLED, TAKEN, THROTTLED], OPEN),
+        ([THROTTLED, TAKEN, OTHER, OTHER, THROTTLED], CLOSED),
+        ([TAKEN] * 10 + [THROTTLED, THROTTLED] + [TAKEN] * 2 + [THROTTLED, THROTTLED], CLOSED),
+        ([TAKEN] * 10 + [THROTTLED, TAKEN] * 4 + [THROTTLED], OPEN),
+        ([OTHER] * 20, CLOSED),
+    ],
+)
+def test_when_it_opens(outcomes: list[Outcome], state: BreakerState) -> None:
+    """Three in a row, or half of the last ten once there are four; what says nothing counts for nothing."""
+    tested = breaker()
+    for outcome in outcomes:
+        assert tested.state is CLOSED
+        call(tested, outcome)
+    assert tested.state is state
+
+
+def test_without_a_limit_in_a_row_only_the_share_counts() -> None:
+    """`consecutive=None` leaves it to the window."""
+    tested = breaker(consecutive=None, minimum_calls=6)
+    for _ in range(5):
+        assert call(tested, THROTTLED) is CLOSED
+    assert call(tested, THROTTLED) is OPEN
+
+
+def test_a_window_smaller_than_the_minimum_is_enough_when_it_is_full() -> None:
+    """Else it would never open."""
+    tested = breaker(consecutive=None, window=2, minimum_calls=4)
+    assert call(tested, THROTTLED) is CLOSED
+    assert call(tested, THROTTLED) is OPEN
+
+
+def opened(now: float = 0.0, **changes: object) -> Breaker:
+    tested = breaker(**changes)
+    for _ in range(3):
+        call(tested, THROTTLED, now)
+    assert tested.state is OPEN
+    return tested
+
+
+def test_open_it_lets_no_call_through_until_the_wait_is_over() -> None:
+    """Then it is half-open: a few calls, and no more of them at a time."""
+    tested = opened(10.0)
+    assert (tested.since, tested.retry_at) == (10.0, 11.0)
+    assert tested.ask(10.999) is None
+    first, second = tested.ask(11.0), tested.ask(11.0)
+    assert tested.state is HALF_OPEN
+    assert None not in (first, second)
+    assert tested.ask(11.0) is None
+    assert tested.retry_at == math.inf
+
+
+def test_it_closes_when_all_trials_are_taken() -> None:
+    """Two of two; and the window begins anew."""
+    tested = opened()
+    assert call(tested, TAKEN, 1.0) is HALF_OPEN
+    assert call(tested, TAKEN, 1.5) is CLOSED
+    assert tested.since == 1.5
+    assert call(tested, THROTTLED, 2.0) is CLOSED
+    assert call(tested, THROTTLED, 2.0) is CLOSED
+
+
+def test_one_throttled_trial_opens_it_again_for_longer() -> None:
+    """1, 2, 4, and then 5 seconds, which is the most; after a closing it is 1 again."""
+    tested = opened()
+    now = 0.0
+    for wait in (1.0, 2.0, 4.0, 5.0, 5.0):
+        assert tested.retry_at - now == wait
+        now = tested.retry_at
+        assert call(tested, THROTTLED, now) is OPEN
+    now = tested.retry_at
+    call(tested, TAKEN, now)
+    assert call(tested, TAKEN, now) is CLOSED
+    for _ in range(3):
+        call(tested, THROTTLED, now)
+    assert tested.retry_at - now == 1.0
+
+
+def test_a_trial_that_says_nothing_is_made_again() -> None:
+    """Cut off or failed otherwise: its place is free."""
+    tested = opened()
+    for _ in range(5):
+        assert call(tested, OTHER, 1.0) is HALF_OPEN
+    call(tested, TAKEN, 1.0)
+    assert call(tested, TAKEN, 1.0) is CLOSED
+
+
+def test_the_jitter_lengthens_the_wait() -> None:
+    """By up to the share that the policy says."""
+    tested = breaker(wait_jitter=0.5)
+    for _ in range(3):
+        ticket = tested.ask(0.0)
+        assert ticket is not None
+        tested.record(ticket, THROTTLED, 0.0, jitter=0.8)
+    assert tested.retry_at == pytest.approx(1.4)
+
+
+def test_what_the_primary_asks_for_is_honoured() -> None:
+    """`retry_after` opens it at once, for at least so long; a shorter one does not shorten the wait."""
+    tested = breaker()
+    assert call(tested, THROTTLED, 0.0, retry_after=30.0) is OPEN
+    assert tested.retry_at == 30.0
+    assert call(tested, THROTTLED, 30.0, retry_after=0.5) is OPEN
+    assert tested.retry_at == 32.0
+    tested = breaker()
+    assert call(tested, THROTTLED, 0.0, retry_after=0.0) is CLOSED
+
+
+def test_an_outcome_from_before_a_change_says_nothing() -> None:
+    """Calls that were let through while it was closed do not spoil, or make, a trial."""
+    tested = breaker()
+    late = [tested.ask(0.0) for _ in range(3)]
+    for _ in range(3):
+        call(tested, THROTTLED, 0.0)
+    trial = tested.ask(1.0)
+    assert trial is not None
+    for ticket, outcome in zip(late, (TAKEN, TAKEN, THROTTLED), strict=True):
+        assert ticket is not None
+        tested.record(ticket, outcome, 1.0, jitter=0.0)
+        assert tested.state is HALF_OPEN
+
+
+def test_forced_open_is_left_by_nothing_but_a_word() -> None:
+    """No wait ends it."""
+    tested = breaker()
+    ticket = tested.ask(0.0)
+    tested.force_open(1.0)
+    assert tested.state is FORCED_OPEN
+    assert tested.ask(1e9) is None
+    assert ticket is not None
+    tested.record(ticket, TAKEN, 2.0, jitter=0.0)
+    assert tested.state is FORCED_OPEN
+    tested.force_closed(3.0)
+    assert call(tested, TAKEN, 3.0) is CLOSED
+
+
+def test_disabled_it_lets_everything_through() -> None:
+    """And remembers nothing."""
+    tested = opened()
+    tested.disable(0.5)
+    for _ in range(50):
+        assert call(tested, THROTTLED, 1.0, retry_after=9.0) is DISABLED
+    tested.reset(2.0)
+    assert tested.state is CLOSED
+
+
+def test_a_forced_closing_keeps_the_long_wait_and_a_reset_does_not() -> None:
+    """Closed by hand it opens for the next longer wait; a reset forgets how often it has opened."""
+    for forget, wait in ((False, 2.0), (True, 1.0)):
+        tested = opened()
+        if forget:
+            tested.reset(0.5)
+        else:
+            tested.force_closed(0.5)
+        for _ in range(3):
+            call(tested, THROTTLED, 1.0)
+        assert tested.retry_at == 1.0 + wait
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "error"),
+    [
+        ("failure_rate", 0, ValueError),
+        ("failure_rate", 1.1, ValueError),
+        ("failure_rate", math.nan, ValueError),
+        ("failure_rate", "1", TypeError),
+        ("window", 0, ValueError),
+        ("window", 1.5, TypeError),
+        ("minimum_calls", 0, ValueError),
+        ("consecutive", 0, ValueError),
+        ("consecutive", "5", TypeError),
+        ("wait_initial", -1, ValueError),
+        ("wait_max", math.inf, ValueError),
+        ("wait_exp_base", 0.5, ValueError),
+        ("wait_jitter", -0.1, ValueError),
+        ("trial_calls", 0, ValueError),
+    ],
+)
+def test_a_wrong_policy_is_refused_by_name(name: str, wrong: object, error: type[Exception]) -> None:
+    """Each argument says which it is."""
+    with pytest.raises(error, match=name):
+        BreakerPolicy(**{name: wrong})  # type: ignore[arg-type]
+
+
+def test_a_wait_grows_without_overflowing() -> None:
+    """However often it has opened."""
+    assert BreakerPolicy(wait_max=60.0).wait(10**6, 0.0) == 60.0
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["ask", "taken", "throttled", "other", "retry", "force", "close", "disable", "reset"]
+        ),
+        st.floats(0, 3),
+        st.floats(0, 1),
+    ),
+    max_size=80,
+)
+
+
+@given(STEPS)
+def test_whatever_happens_its_rules_hold(steps: list[tuple[str, float, float]]) -> None:
+    """No ticket while it is open; never more trials under way than allowed; time only goes on."""
+    tested = breaker()
+    now = 0.0
+    out: list[int] = []
+    for step, wait, jitter in steps:
+        now += wait
+        if step == "ask":
+            before = (tested.state, tested.retry_at)
+            ticket = tested.ask(now)
+            if before[0] is FORCED_OPEN or (before[0] is OPEN and now < before[1]):
+                assert ticket is None
+            if before[0] in (CLOSED, DISABLED):
+                assert ticket is not None
+            if ticket is not None:
+                out.append(ticket)
+                trials = [one for one in out if one == ticket]
+                if tested.state is HALF_OPEN:
+                    assert len(trials) <= POLICY.trial_calls
+        elif step in ("force", "close", "disable", "reset"):
+            {
+                "force": tested.force_open,
+                "close": tested.force_closed,
+                "disable": tested.disable,
+                "reset": tested.reset,
+            }[step](now)
+        elif out:
+            outcome = {"taken": TAKEN, "other": OTHER}.get(step, THROTTLED)
+            ticket = out.pop(int(jitter * (len(out) - 1)))
+            retry_after = 7.0 if step == "retry" else None
+            state = tested.state
+            tested.record(ticket, outcome, now, jitter=jitter, retry_after=retry_after)
+            if state in (FORCED_OPEN, DISABLED):
+                assert tested.state is state
+            if tested.state is OPEN and state is not OPEN:
+                assert tested.retry_at >= now + (retry_after or POLICY.wait_initial)
+        assert tested.since <= now
+        assert (tested.retry_at < math.inf) == (tested.state is OPEN)

@@ -1,0 +1,529 @@
+"""The fallback in a throttle storm: what it calls, what it spares, what it says, and how it comes back."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from localdelay import (
+    BreakerOpen,
+    BreakerPolicy,
+    BreakerState,
+    Fallback,
+    Message,
+    PermanentSendError,
+    QueueFull,
+    RateLimit,
+    RateLimited,
+    Reason,
+    Route,
+    Throttled,
+    open_delay_queue,
+)
+from localdelay.events import Closed, DeadLetter, Degraded, Event, Full, HalfOpened, HandedBack, Opened
+from localdelay.testing import RecordingSender
+
+STEADY = BreakerPolicy(wait_jitter=0.0)
+
+
+class Weather:
+    """A primary that asks what the weather is at each call."""
+
+    def __init__(self, error_at: Callable[[float, int], Exception | None]) -> None:
+        self._error_at = error_at
+        self.calls: list[tuple[float, Message, float]] = []
+        self.taken: list[tuple[float, Message, float]] = []
+
+    async def __call__(self, message: Message, delay: float) -> None:
+        self.calls.append((trio.current_time(), message, delay))
+        error = self._error_at(trio.current_time(), len(self.calls))
+        if error is not None:
+            raise error
+        self.taken.append(self.calls[-1])
+
+
+class Heard:
+    """A listener that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[float, Event]] = []
+
+    def on_event(self, event: Event) -> None:
+        self.events.append((trio.current_time(), event))
+
+    def of(self, *kinds: type) -> list[tuple[float, Any]]:
+        return [(when, event) for when, event in self.events if isinstance(event, kinds)]
+
+
+def always(error: Exception | None) -> Weather:
+    return Weather(lambda now, number: error)
+
+
+async def test_a_storm_of_ten_minutes(autojump_clock: trio.testing.MockClock, conserved: Any) -> None:
+    """All is refused for 5 minutes, half of it for 5 more; 8 publishes a second, none lost, few called.
+
+    It opens at the fifth call, at 0.5 s. Trials follow after 1, 2, 4, 8, 16, 30, 30, ... seconds, at 1.5,
+    3.5, 7.5, 15.5, 31.5, 61.5, ... 271.5: 13 of them, each refused. From 300 s every second call is taken:
+    at 301.5 one is, the next opens it again, and so every 30.125 s, ten times. From 600 s all is taken:
+    three trials from 602.75 on close it at 603.0.
+    """
+    odd = {"calls": 0}
+
+    def weather(now: float, number: int) -> Exception | None:
+        if now < 300:
+            return Throttled("429")
+        if now >= 600:
+            return None
+        odd["calls"] += 1
+        return None if odd["calls"] % 2 else Throttled("429")
+
+    primary, sender, heard = Weather(weather), RecordingSender(), Heard()
+    async with open_delay_queue(sender, capacity=10_000, workers=2) as queue:
+        fallback = Fallback(primary, queue, breaker=STEADY, listener=heard)
+        receipts = []
+        for number in range(8 * 660):
+            receipts.append(await fallback.publish(b"%d" % number, delay=120.0))
+            if number == 8 * 300 - 1:
+                storm = fallback.statistics()
+            await trio.sleep(0.125)
+        statistics = fallback.statistics()
+    assert (storm.calls, storm.calls_saved, storm.local) == (18, 2382, 2400)
+    assert storm.degraded[Reason.THROTTLED] == 18
+    assert storm.breaker is BreakerState.OPEN
+    assert [when for when, _, _ in primary.calls[5:18]] == [
+        *(1.5, 3.5, 7.5, 15.5),
+        31.5,
+        *(61.5 + 30 * n for n in range(8)),
+    ]
+    second = [(when, taken) for when, _, taken in primary.calls if 300 <= when < 600]
+    assert [when for when, _ in second[::2]] == [301.5 + 30.125 * n for n in range(10)]
+    assert len(second) == 20
+    ((recovered, closed),) = heard.of(Closed)
+    assert recovered == 603.0
+    assert closed.open_for == 602.5
+    assert statistics.breaker is BreakerState.CLOSED
+    # Nothing is lost: each is with the primary or was sent on time.
+    assert statistics.primary + statistics.local == len(receipts) == 5280
+    assert statistics.primary == len(primary.taken) == 10 + 8 * 660 - 4822
+    assert conserved(queue).sent == statistics.local == len(sender.sent)
+    assert {m.id for _, m, _ in primary.taken} | {m.id for _, m in sender.sent} == {
+        receipt.message.id for receipt in receipts
+    }
+    assert all(when == message.execute_at for when, message in sender.sent)
+
+
+async def test_while_it_is_open_nobody_waits_for_the_primary(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The receipt says why, and when the primary will be asked again."""
+    primary = always(Throttled("429"))
+    async with open_delay_queue(RecordingSender(), capacity=50, workers=1) as queue:
+        fallback = Fallback(primary, queue, breaker=STEADY)
+        for _ in range(5):
+            receipt = await fallback.publish(b"", delay=1.0)
+        assert type(receipt.reason) is Throttled
+        await trio.sleep(0.25)
+        receipt = await fallback.publish(b"", delay=1.0)
+        assert receipt.route is Route.LOCAL
+        assert isinstance(receipt.reason, BreakerOpen)
+        assert receipt.reason.retry_after == 0.75
+        assert receipt.at_risk == 6
+        statistics = fallback.statistics()
+        assert (statistics.breaker, statistics.breaker_for, statistics.retry_in) == (
+            BreakerState.OPEN,
+            0.25,
+            0.75,
+        )
+    assert len(primary.calls) == 5
+
+
+async def test_retry_after_opens_it_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    """A primary that says how long to wait is not asked before."""
+    primary = always(Throttled("429", retry_after=7.5))
+    async with open_delay_queue(RecordingSender(), capacity=50, workers=1) as queue:
+        fallback = Fallback(primary, queue, breaker=STEADY)
+        for _ in range(9):
+            await fallback.publish(b"", delay=1.0)
+            await trio.sleep(1.0)
+    assert [when for when, _, _ in primary.calls] == [0.0, 8.0]
+
+
+async def test_what_is_over_the_limit_degrades_before_it_is_refused(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Two a second are known to be taken: the third is held, and the primary never refuses."""
+    primary = always(None)
+    async with open_delay_queue(RecordingSender(), capacity=50, workers=1) as queue:
+        fallback = Fallback(primary, queue, limit=RateLimit(2.0, burst=2))
+        receipts = [await fallback.publish(b"", delay=1.0) for _ in range(3)]
+        assert [receipt.route for receipt in receipts] == [Route.PRIMARY, Route.PRIMARY, Route.LOCAL]
+        assert isinstance(receipts[2].reason, RateLimited)
+        await trio.sleep(0.5)
+        assert (await fallback.publish(b"", delay=1.0)).route is Route.PRIMARY
+        assert fallback.statistics().degraded[Reason.RATE_LIMITED] == 1
+
+
+async def test_due_sends_come_first_where_the_limit_is_shared(
+    autojump_clock: trio.testing.MockClock, conserved: Any
+) -> None:
+    """Ten due sends take the whole rate for a second; a publish meanwhile finds no token left for it."""
+    limit, sender, primary = RateLimit(10.0, burst=1), RecordingSender(), always(None)
+    async with open_delay_queue(sender, capacity=50, workers=20, limit=limit) as queue:
+        fallback = Fallback(primary, queue, limit=limit)
+        for _ in range(10):
+            queue.put_nowait(b"", delay=1.0)
+        await trio.sleep(1.45)
+        receipt = await fallback.publish(b"", delay=10.0)
+        assert isinstance(receipt.reason, RateLimited)
+    assert [round(when, 3) for when, _ in sender.sent[:10]] == [1.0 + n / 10 for n in range(10)]
+    assert conserved(queue).lateness.max == pytest.approx(0.9, rel=0.01)
+
+
+@pytest.mark.parametrize("error", [TimeoutError("?"), trio.TooSlowError("?"), ConnectionResetError("?")])
+async def test_when_nobody_can_tell_the_caller_chooses(
+    error: Exception, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Ambiguous errors are raised, or hold the message, as it was asked for."""
+    async with open_delay_queue(RecordingSender(), capacity=50, workers=1) as queue:
+        with pytest.raises(type(error)) as raised:
+            await Fallback(always(error), queue).publish(b"", delay=1.0)
+        assert raised.value is error
+        fallback = Fallback(always(error), queue, ambiguous="degrade", breaker=STEADY)
+        receipts = [await fallback.publish(b"", delay=1.0) for _ in range(6)]
+        assert all(receipt.route is Route.LOCAL for receipt in receipts)
+        assert receipts[0].reason is error
+        statistics = fallback.statistics()
+        assert statistics.degraded[Reason.AMBIGUOUS] == 5
+        assert statistics.degraded[Reason.BREAKER_OPEN] == 1  # it does not answer: it is not to be called
+
+
+async def test_what_may_not_degrade_gets_the_error(autojump_clock: trio.testing.MockClock) -> None:
+    """Refused, not called, or over the limit: the caller hears of it, and nothing is held."""
+
+    def short(message: Message) -> bool:
+        return message.headers.get("hold") != "no"
+
+    async with open_delay_queue(RecordingSender(), capacity=50, workers=1) as queue:
+        error = Throttled("429")
+        fallback = Fallback(always(error), queue, may_degrade=short, breaker=STEADY)
+        with pytest.raises(Throttled) as raised:
+            await fallback.publish(b"", delay=1.0, headers={"hold": "no"})
+        assert raised.value is error
+        fallback.force_open()
+        with pytest.raises(BreakerOpen):
+            await fallback.publish(b"", delay=1.0, headers={"hold": "no"})
+        assert (await fallback.publish(b"", delay=1.0)).route is Route.LOCAL
+        limited = Fallback(always(None), queue, may_degrade=short, limit=RateLimit(1.0))
+        await limited.publish(b"", delay=1.0)
+        with pytest.raises(RateLimited):
+            await limited.publish(b"", delay=1.0, headers={"hold": "no"})
+        assert fallback.statistics().refused == 2
+        assert queue.statistics().pending == 1
+
+
+async def test_shadow_counts_and_changes_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    """The primary is always called, its errors reach the caller, and nothing is held."""
+    primary = always(Throttled("429"))
+    async with open_delay_queue(RecordingSender(), capacity=50, workers=1) as queue:
+        fallback = Fallback(primary, queue, mode="shadow", breaker=STEADY)
+        for _ in range(8):
+            with pytest.raises(Throttled):
+                await fallback.publish(b"", delay=1.0)
+        assert queue.statistics().accepted == 0
+    assert len(primary.calls) == 8
+    statistics = fallback.statistics()
+    assert statistics.degraded[Reason.THROTTLED] == 5
+    assert statistics.degraded[Reason.BREAKER_OPEN] == 3  # once each, though they were called and refused
+    assert (statistics.calls_saved, statistics.local, statistics.mode) == (3, 0, "shadow")
+
+
+async def test_forced_holds_everything(autojump_clock: trio.testing.MockClock, conserved: Any) -> None:
+    """The primary is never called."""
+    primary, sender = always(None), RecordingSender()
+    async with open_delay_queue(sender, capacity=50, workers=1) as queue:
+        fallback = Fallback(primary, queue, mode="forced")
+        receipt = await fallback.publish(b"", delay=1.0)
+        assert receipt.route is Route.LOCAL
+    assert primary.calls == []
+    assert len(sender.sent) == conserved(queue).sent == 1
+
+
+async def test_it_is_opened_and_closed_by_hand(autojump_clock: trio.testing.MockClock) -> None:
+    """force_open, force_closed, disable and reset do what they say."""
+    primary = always(None)
+    async with open_delay_queue(RecordingSender(), capacity=50, workers=1) as queue:
+        fallback = Fallback(primary, queue)
+        fallback.force_open()
+        assert fallback.statistics().retry_in is None
+        assert (await fallback.publish(b"", delay=1.0)).route is Route.LOCAL
+        fallback.force_closed()
+        assert (await fallback.publish(b"", delay=1.0)).route is Route.PRIMARY
+        fallback.disable()
+        assert fallback.statistics().breaker is BreakerState.DISABLED
+        fallback.reset()
+        assert fallback.statistics().breaker is BreakerState.CLOSED
+        assert fallback.statistics().retry_in == 0.0
+
+
+async def test_without_a_breaker_the_primary_is_always_called(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """`breaker=None`: every publish tries it."""
+    primary = always(Throttled("429"))
+    async with open_delay_queue(RecordingSender(), capacity=50, workers=1) as queue:
+        fallback = Fallback(primary, queue, breaker=None)
+        for _ in range(20):
+            await fallback.publish(b"", delay=1.0)
+    assert len(primary.calls) == 20
+
+
+async def test_what_is_far_from_due_goes_back(autojump_clock: trio.testing.MockClock, conserved: Any) -> None:
+    """When the storm is over, messages return with the delay that is left, paced by the limit."""
+    primary = Weather(lambda now, number: Throttled("429") if now < 10 else None)
+    sender, heard, limit = RecordingSender(), Heard(), RateLimit(20.0, burst=1)
+    async with open_delay_queue(sender, capacity=500, workers=2) as queue:
+        fallback = Fallback(
+            primary, queue, breaker=STEADY, limit=limit, hand_back=True, hand_back_after=30.0, listener=heard
+        )
+        for number in range(100):
+            delay = 25.0 if number % 4 == 0 else 120.0
+            await fallback.publish(b"%d" % number, delay=delay, id=f"m{number}")
+            await trio.sleep(0.09)
+        await trio.sleep(11.0)
+        assert conserved(queue).pending == 25  # what is at risk has shrunk to what is due soon
+        assert fallback.statistics().handed_back == 75
+        await fallback.publish(b"new", delay=120.0)
+    assert conserved(queue).handed_back == 75
+    assert len(sender.sent) == 25
+    assert {message.id for _, message in sender.sent} == {f"m{n}" for n in range(0, 100, 4)}
+    back = heard.of(HandedBack)
+    assert len(back) == 75
+    # One every twentieth of a second, the latest first, each with what was left of its delay.
+    returned = [call for call in primary.taken if call[1].payload != b"new"]
+    assert [message.id for _, message, _ in returned[:3]] == ["m99", "m98", "m97"]
+    for when, message, remaining in returned:
+        assert remaining == pytest.approx(message.execute_at - when)
+    times = [when for when, _, _ in returned]
+    assert all(later - earlier >= 0.0499 for earlier, later in itertools.pairwise(times))
+
+
+async def test_the_breaker_closes_though_nobody_publishes(
+    autojump_clock: trio.testing.MockClock, conserved: Any
+) -> None:
+    """Messages that go back are the trial calls, when there are no others."""
+    primary = Weather(lambda now, number: Throttled("429") if now < 5 else None)
+    async with open_delay_queue(RecordingSender(), capacity=500, workers=2) as queue:
+        fallback = Fallback(primary, queue, breaker=STEADY, hand_back=True, hand_back_after=10.0)
+        for _ in range(50):
+            await fallback.publish(b"", delay=300.0)
+        await trio.sleep(30)
+        assert fallback.statistics().breaker is BreakerState.CLOSED
+        assert conserved(queue).handed_back == 50
+
+
+async def test_after_the_trials_many_go_back_at_once(
+    autojump_clock: trio.testing.MockClock, conserved: Any
+) -> None:
+    """Three trials, and when these have closed the breaker ten at a time."""
+
+    async def primary(message: Message, delay: float) -> None:
+        if trio.current_time() < 5:
+            raise Throttled("429")
+        await trio.sleep(0.5)
+
+    async with open_delay_queue(RecordingSender(), capacity=500, workers=2) as queue:
+        fallback = Fallback(primary, queue, breaker=STEADY, hand_back=True, hand_back_after=10.0)
+        for _ in range(103):
+            await fallback.publish(b"", delay=300.0)
+        await trio.sleep(7.0 + 0.5 - 0.001)
+        assert conserved(queue).sending == 3
+        await trio.sleep(0.5)
+        assert conserved(queue).sending == 10
+        await trio.sleep(5.0)
+        assert conserved(queue).handed_back == 103
+
+
+async def test_while_it_stays_refused_nothing_is_lost(
+    autojump_clock: trio.testing.MockClock, conserved: Any
+) -> None:
+    """Hand-backs that are refused leave their messages where they were, and those are sent on time."""
+    primary, sender = always(Throttled("429")), RecordingSender()
+    async with open_delay_queue(sender, capacity=500, workers=2) as queue:
+        fallback = Fallback(primary, queue, breaker=STEADY, hand_back=True, hand_back_after=5.0)
+        for number in range(30):
+            await fallback.publish(b"", delay=60.0 + number)
+        await trio.sleep(50)
+        assert conserved(queue).waiting == 30
+    assert [when for when, _ in sender.sent] == [60.0 + number for number in range(30)]
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"), [(PermanentSendError("no such queue"), 1), (ValueError("broken"), 4)]
+)
+async def test_a_message_that_cannot_go_back_is_sent_here(
+    error: Exception, tries: int, autojump_clock: trio.testing.MockClock, conserved: Any
+) -> None:
+    """One that is refused for good is not tried again; other errors are, after longer and longer waits."""
+    primary = Weather(lambda now, number: Throttled("429", retry_after=1.0) if number == 1 else error)
+    sender = RecordingSender()
+    async with open_delay_queue(sender, capacity=500, workers=2) as queue:
+        fallback = Fallback(primary, queue, breaker=STEADY, hand_back=True, hand_back_after=10.0)
+        await fallback.publish(b"", delay=22.0)
+        await trio.sleep(25)
+    assert [when for when, _ in sender.sent] == [22.0]
+    assert len(primary.calls) == 1 + tries
+    assert conserved(queue).handed_back == 0
+
+
+@pytest.mark.parametrize(
+    ("takes", "delay", "handed_back"), [(20.0, 36.0, 3), (60.0, 36.0, 0), (60.0, 25.0, 0)]
+)
+async def test_a_drain_waits_for_the_hand_backs_under_way(
+    takes: float, delay: float, handed_back: int, autojump_clock: trio.testing.MockClock, conserved: Any
+) -> None:
+    """They end, or fail for taking longer than a send may, or until it is due: then it is sent on time."""
+
+    async def primary(message: Message, delay: float) -> None:
+        if trio.current_time() < 1:
+            raise Throttled("429", retry_after=2.0)
+        await trio.sleep(takes)
+
+    sender = RecordingSender()
+    async with open_delay_queue(sender, capacity=500, workers=2) as queue:
+        fallback = Fallback(primary, queue, breaker=STEADY, hand_back=True, hand_back_after=10.0)
+        for _ in range(3):
+            await fallback.publish(b"", delay=delay)
+        await trio.sleep(5)
+        assert conserved(queue).sending == 3
+    statistics = conserved(queue)
+    assert (statistics.handed_back, statistics.sent) == (handed_back, 3 - handed_back)
+    assert [when for when, _ in sender.sent] == [delay] * (3 - handed_back)
+
+
+async def test_a_drain_with_a_grace_cuts_hand_backs_off(
+    autojump_clock: trio.testing.MockClock, conserved: Any
+) -> None:
+    """At its end those under way are cancelled, and their messages remain."""
+
+    async def primary(message: Message, delay: float) -> None:
+        if trio.current_time() < 1:
+            raise Throttled("429", retry_after=2.0)
+        await trio.sleep_forever()
+
+    async with open_delay_queue(RecordingSender(), capacity=500, workers=2) as queue:
+        fallback = Fallback(primary, queue, breaker=STEADY, hand_back=True, hand_back_after=10.0)
+        kept = [(await fallback.publish(b"", delay=60.0)).message.id for _ in range(3)]
+        await trio.sleep(5)
+        report = await queue.drain(grace=4.0)
+        assert trio.current_time() == 9.0
+        assert {message.id for message in report.remaining} == set(kept)
+        assert conserved(queue).pending == 3
+
+
+async def test_one_log_line_for_each_change(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Opened, half-open, closed: a line each, and none for a message."""
+    primary = Weather(lambda now, number: Throttled("429") if now < 1 else None)
+    with caplog.at_level(logging.INFO, "localdelay"):
+        async with open_delay_queue(RecordingSender(), capacity=500, workers=2) as queue:
+            fallback = Fallback(primary, queue, breaker=STEADY)
+            for _ in range(100):
+                await fallback.publish(b"secret", delay=1.0)
+                await trio.sleep(0.0625)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the breaker is open: the primary is not called for 1 s",
+        "the breaker is half-open: a few calls try the primary",
+        "the breaker is closed after 1.12 s: the primary is called again",
+    ]
+
+
+async def test_a_listener_hears_everything(autojump_clock: trio.testing.MockClock) -> None:
+    """Each kind of event, in order, as a frozen object."""
+    primary = Weather(lambda now, number: Throttled("429") if now < 1 else None)
+    heard = Heard()
+    sender_error = PermanentSendError("never")
+
+    async def send(message: Message) -> None:
+        raise sender_error
+
+    async with open_delay_queue(send, capacity=6, workers=2, listener=heard) as queue:
+        fallback = Fallback(
+            primary, queue, breaker=STEADY, listener=heard, hand_back=True, hand_back_after=10.0
+        )
+        first = await fallback.publish(b"", delay=0.5)
+        for _ in range(5):
+            await fallback.publish(b"", delay=60.0)
+        with pytest.raises(QueueFull):
+            await fallback.publish(b"", delay=60.0)
+        await trio.sleep(30)
+    kinds = [type(event) for _, event in heard.events]
+    assert kinds[:4] == [Degraded] * 4
+    assert kinds[4:8] == [Opened, Degraded, Degraded, Full]
+    assert kinds[8:10] == [DeadLetter, HalfOpened]
+    assert sorted(kind.__name__ for kind in kinds[10:]) == ["Closed"] + ["HandedBack"] * 5
+    assert heard.events[0][1] == Degraded(first.message, Reason.THROTTLED, first.reason, 1)
+    ((_, opened),) = heard.of(Opened)
+    assert opened.retry_in == 1.0
+    ((_, dead),) = heard.of(DeadLetter)
+    assert (dead.message.id, dead.error) == (first.message.id, sender_error)
+    with pytest.raises(AttributeError):
+        dead.error = None
+
+
+async def test_a_listener_that_fails_harms_nobody(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture, conserved: Any
+) -> None:
+    """It is logged, and the message goes its way."""
+
+    class Broken:
+        def on_event(self, event: Event) -> None:
+            raise RuntimeError("payload")
+
+    async with open_delay_queue(RecordingSender(), capacity=6, workers=2, listener=Broken()) as queue:
+        receipt = await Fallback(always(Throttled()), queue, listener=Broken()).publish(b"", delay=1.0)
+        assert receipt.route is Route.LOCAL
+    assert conserved(queue).sent == 1
+    assert caplog.records[0].getMessage() == "the listener failed at Degraded: RuntimeError"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"ambiguous": "maybe"}, ValueError),
+        ({"mode": "off"}, ValueError),
+        ({"breaker": 5}, TypeError),
+        ({"limit": 5}, TypeError),
+        ({"may_degrade": True}, TypeError),
+        ({"hand_back_after": -1}, ValueError),
+        ({"hand_back_after": math.nan}, ValueError),
+        ({"listener": print}, TypeError),
+    ],
+)
+async def test_a_wrong_argument_is_refused_by_name(arguments: dict[str, Any], error: type[Exception]) -> None:
+    """Each says which it is."""
+    async with open_delay_queue(RecordingSender(), capacity=6, workers=2) as queue:
+        with pytest.raises(error, match=next(iter(arguments))):
+            Fallback(always(None), queue, **arguments)
+
+
+async def test_hand_back_needs_a_queue_that_can_take_out() -> None:
+    """With `cancellable=False` nothing can be taken out of the middle."""
+    async with open_delay_queue(RecordingSender(), capacity=6, workers=2, cancellable=False) as queue:
+        with pytest.raises(ValueError, match="cancellable=True"):
+            Fallback(always(None), queue, hand_back=True)
+
+
+@pytest.mark.parametrize("arguments", [{"limit": 5}, {"listener": print}])
+async def test_the_queue_refuses_a_wrong_limit_or_listener(arguments: dict[str, Any]) -> None:
+    """By name, before anything runs."""
+    with pytest.raises(TypeError, match=next(iter(arguments))):
+        async with open_delay_queue(RecordingSender(), capacity=6, workers=2, **arguments):
+            pass

@@ -1,0 +1,533 @@
+"""The queue and the fallback in a threaded program, on the real clock: no promise depends on it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+import trio.lowlevel
+
+from localdelay import (
+    BreakerOpen,
+    BreakerPolicy,
+    Message,
+    QueueClosed,
+    QueueFull,
+    RateLimit,
+    Reason,
+    RetryPolicy,
+    Route,
+    Statistics,
+    Throttled,
+    threads,
+)
+
+
+class Sent:
+    """A blocking send that keeps what it gets."""
+
+    def __init__(self, hold: threading.Event | None = None) -> None:
+        self.messages: list[Message] = []
+        self.threads: set[str] = set()
+        self._hold = hold
+
+    def __call__(self, message: Message) -> None:
+        if self._hold is not None:
+            self._hold.wait(20)
+        self.messages.append(message)
+        self.threads.add(threading.current_thread().name)
+
+    def ids(self) -> Counter[str]:
+        return Counter(message.id for message in self.messages)
+
+
+def conserved(s: Statistics) -> Statistics:
+    assert s.accepted == s.sent + s.dead + s.cancelled + s.handed_back + s.spooled + s.pending, s
+    assert s.pending == s.waiting + s.sending + s.retrying, s
+    return s
+
+
+def until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < deadline, "it takes too long"
+        threading.Event().wait(0.002)
+
+
+def in_thread(act: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_messages_are_sent_when_they_are_due() -> None:
+    """Put in one thread, sent in another, none early; leaving the block waits for all of them."""
+    sent = Sent()
+    with threads.open_delay_queue(sent, capacity=100, workers=4) as queue:
+        first = queue.put(b"1", delay=0.05, headers={"k": "v"})
+        second = queue.put_nowait(b"2", delay=0.02, id="order 7")
+        assert [message.id for message in queue.messages()] == ["order 7", first.id]
+        assert conserved(queue.statistics()).waiting == 2
+    assert [message.id for message in sent.messages] == [second.id, first.id]
+    assert sent.messages[1] == first
+    statistics = conserved(queue.statistics())
+    assert (statistics.sent, statistics.closed) == (2, True)
+    assert 0 <= statistics.lateness.max < 5
+    assert "MainThread" not in sent.threads
+
+
+def test_an_async_send_runs_on_the_loop() -> None:
+    """It is a Trio function, in the queue's own thread."""
+    seen: list[str] = []
+
+    async def send(message: Message) -> None:
+        await trio.lowlevel.checkpoint()
+        seen.append(threading.current_thread().name)
+
+    with threads.open_delay_queue(send, capacity=5, workers=1) as queue:
+        queue.put_nowait(b"", delay=0.0)
+    assert seen == ["localdelay"]
+
+
+def test_batches_and_dead_letters_in_threads() -> None:
+    """`send_batch` and `on_dead_letter` may block, too."""
+    batches: list[int] = []
+    dead: list[str] = []
+
+    def send_batch(messages: list[Message]) -> None:
+        batches.append(len(messages))
+        raise ValueError("no")
+
+    with threads.open_delay_queue(
+        send_batch=send_batch,
+        capacity=50,
+        workers=1,
+        retry=RetryPolicy(attempts=1),
+        on_dead_letter=lambda message, error: dead.append(f"{message.payload!r} {error}"),
+    ) as queue:
+        for _ in range(10):
+            queue.put_nowait(b"x", delay=0.01)
+    assert sum(batches) >= 10
+    assert dead == ["b'x' no"] * 10
+
+
+def test_eight_threads_and_two_hundred_thousand_messages() -> None:
+    """Whatever the threads do to one another, each message that was accepted is sent once."""
+    each = 25_000
+    counts: Counter[int] = Counter()
+
+    async def send_batch(messages: list[Message]) -> None:
+        counts.update(int(message.payload) for message in messages)
+
+    def produce(first: int) -> None:
+        for number in range(first, first + each):
+            queue.put(b"%d" % number, delay=(number % 100) / 1000)
+
+    with threads.open_delay_queue(send_batch=send_batch, capacity=20_000, workers=4) as queue:
+        producers = [in_thread(lambda first=i * each: produce(first)) for i in range(8)]
+        while any(producer.is_alive() for producer in producers):
+            assert conserved(queue.statistics()).pending <= 20_000
+            threading.Event().wait(0.05)
+    assert conserved(queue.statistics()).sent == 8 * each
+    assert len(counts) == 8 * each
+    assert set(counts.values()) == {1}
+
+
+def test_a_full_queue_blocks_refuses_or_times_out() -> None:
+    """`put` waits for room, in the order of the calls; `put_nowait` and a short time-out raise QueueFull."""
+    release = threading.Event()
+    sent = Sent(release)
+    with threads.open_delay_queue(sent, capacity=2, workers=2) as queue:
+        queue.put_nowait(b"1", delay=0.0)
+        queue.put_nowait(b"2", delay=0.0)
+        with pytest.raises(QueueFull):
+            queue.put_nowait(b"no", delay=0.0)
+        with pytest.raises(QueueFull):
+            queue.put(b"no", delay=0.0, timeout=0)
+        with pytest.raises(QueueFull, match=r"no room within 0\.05 s"):
+            queue.put(b"no", delay=0.0, timeout=0.05)
+        got: list[Message] = []
+        waiting = in_thread(lambda: got.append(queue.put(b"3", delay=0.0)))
+        until(lambda: queue.statistics().puts_waiting == 1)
+        with pytest.raises(QueueFull):
+            queue.put_nowait(b"no", delay=0.0)
+        release.set()
+        waiting.join(20)
+        assert got[0].payload == b"3"
+    assert sorted(message.payload for message in sent.messages) == [b"1", b"2", b"3"]
+    assert conserved(queue.statistics()).accepted == 3
+
+
+def test_bytes_are_bounded_too() -> None:
+    """`capacity_bytes` counts what is on its way to the loop as well."""
+    with threads.open_delay_queue(Sent(), capacity=1000, capacity_bytes=1000, workers=1) as queue:
+        queue.pause()
+        accepted = 0
+        with pytest.raises(QueueFull):
+            for _ in range(200):
+                queue.put_nowait(bytes(100), delay=0.0)
+                accepted += 1
+        assert accepted == 10
+        with pytest.raises(ValueError, match="capacity_bytes"):
+            queue.put_nowait(bytes(1001), delay=0.0)
+        with pytest.raises(ValueError, match="capacity_bytes"):
+            queue.put(bytes(1001), delay=0.0)
+        queue.resume()
+
+
+def test_an_id_is_pending_once() -> None:
+    """A chosen id, or one of this process, that is pending already is refused, wherever it is."""
+    with threads.open_delay_queue(Sent(), capacity=10, workers=1) as queue:
+        for _ in range(3):
+            queue.put_nowait(b"", delay=60.0, id="a")
+            with pytest.raises(ValueError, match="'a'"):
+                queue.put_nowait(b"", delay=60.0, id="a")
+            assert queue.is_pending("a")
+            assert queue.cancel("a")
+            assert not queue.is_pending("a")
+        message = queue.put_nowait(b"", delay=60.0)
+        with pytest.raises(ValueError, match=message.id):
+            queue.put_nowait(b"", delay=60.0, id=message.id)
+        assert queue.cancel(message.id)
+        assert not queue.cancel(message.id)
+    assert conserved(queue.statistics()).cancelled == 4
+
+
+def test_it_is_paused_and_resized_from_any_thread() -> None:
+    """What the Trio queue can, this one can."""
+    sent = Sent()
+    with threads.open_delay_queue(sent, capacity=1, workers=1) as queue:
+        queue.pause()
+        assert queue.statistics().paused
+        queue.put_nowait(b"", delay=0.0)
+        queue.resize(capacity=2, workers=3, capacity_bytes=500)
+        statistics = queue.statistics()
+        assert (statistics.capacity, statistics.workers, statistics.capacity_bytes) == (2, 3, 500)
+        queue.put_nowait(b"", delay=0.0)
+        assert sent.messages == []
+        queue.resume()
+    assert len(sent.messages) == 2
+
+
+def test_a_drain_hands_back_what_is_not_due() -> None:
+    """`hand_back` is an ordinary function here; the report accounts for everything."""
+    back: list[tuple[bytes, float]] = []
+    sent = Sent()
+    with threads.open_delay_queue(sent, capacity=10, workers=1) as queue:
+        queue.put_nowait(b"soon", delay=0.05)
+        queue.put_nowait(b"late", delay=60.0)
+        report = queue.drain(grace=5.0, hand_back=lambda message, left: back.append((message.payload, left)))
+        with pytest.raises(QueueClosed):
+            queue.put_nowait(b"", delay=0.0)
+        with pytest.raises(QueueClosed):
+            queue.drain()
+    assert (report.sent, report.handed_back, report.remaining) == (1, 1, [])
+    assert [message.payload for message in sent.messages] == [b"soon"]
+    ((payload, left),) = back
+    assert payload == b"late"
+    assert 55 < left <= 60
+
+
+def test_a_send_that_blocks_for_ever_does_not_stop_a_drain() -> None:
+    """At the end of the grace it is abandoned, and its message remains."""
+    never = threading.Event()
+    with threads.open_delay_queue(Sent(never), capacity=10, workers=1) as queue:
+        message = queue.put_nowait(b"", delay=0.0)
+        until(lambda: queue.statistics().sending == 1)
+        begun = time.monotonic()
+        report = queue.drain(grace=0.3)
+        assert time.monotonic() - begun < 5
+    assert [left.id for left in report.remaining] == [message.id]
+    never.set()
+
+
+def test_an_error_of_the_block_ends_it_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    """It comes out as it is; what is pending is still there to be looked at, and warned of."""
+    own = RuntimeError("mine")
+    with pytest.raises(RuntimeError) as raised:
+        with threads.open_delay_queue(Sent(), capacity=10, workers=1) as queue:
+            for _ in range(5):
+                queue.put_nowait(b"12345", delay=60.0)
+            raise own
+    assert raised.value is own
+    assert len(queue.messages()) == conserved(queue.statistics()).pending == 5
+    assert "the queue was left with 5 messages of 25 bytes pending" in caplog.messages
+    with pytest.raises(QueueClosed):
+        queue.put_nowait(b"", delay=0.0)
+
+
+def test_puts_that_wait_end_when_the_queue_closes() -> None:
+    """With QueueClosed, in whatever thread."""
+    never = threading.Event()
+    errors: list[Exception] = []
+
+    def put() -> None:
+        try:
+            queue.put(b"", delay=0.0)
+        except Exception as error:  # noqa: BLE001 (looked at below)
+            errors.append(error)
+
+    with threads.open_delay_queue(Sent(never), capacity=1, workers=1) as queue:
+        queue.put_nowait(b"", delay=0.0)
+        waiting = in_thread(put)
+        until(lambda: queue.statistics().puts_waiting == 1)
+        queue.drain(grace=0.0)
+        waiting.join(20)
+    assert [type(error) for error in errors] == [QueueClosed]
+    never.set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        ({"workers": 0}, ValueError, "workers"),
+        ({"capacity": 0}, ValueError, "capacity"),
+        ({"send": 5}, TypeError, "send"),
+        ({"send": None}, TypeError, "exactly one of send and send_batch"),
+        ({"drain_on_exit": -1}, ValueError, "drain_on_exit"),
+        ({"on_dead_letter": 5}, TypeError, "on_dead_letter"),
+        ({"colour": "red"}, TypeError, "colour"),
+    ],
+)
+def test_a_wrong_argument_is_refused(arguments: dict[str, Any], error: type[Exception], said: str) -> None:
+    """In the thread that opens it, by name; and no thread stays behind."""
+    before = threading.active_count()
+    options: dict[str, Any] = {"send": Sent(), "capacity": 1, "workers": 1, **arguments}
+    with pytest.raises(error, match=said):
+        with threads.open_delay_queue(**options):
+            pass
+    assert threading.active_count() <= before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"delay": -1.0}, "delay"),
+        ({"delay": 1.0, "timeout": -1}, "timeout"),
+        ({"delay": 0.0, "id": ""}, "id"),
+    ],
+)
+def test_a_wrong_put_is_refused(arguments: dict[str, Any], said: str) -> None:
+    """At the call, in the thread that makes it."""
+    with threads.open_delay_queue(Sent(), capacity=1, workers=1) as queue:
+        with pytest.raises(ValueError, match=said):
+            queue.put(b"", **arguments)
+        with pytest.raises(TypeError, match="payload"):
+            queue.put_nowait("text", delay=0.0)  # type: ignore[arg-type]
+        assert queue.statistics().accepted == 0
+
+
+def test_on_its_own_loop_it_says_so_instead_of_hanging() -> None:
+    """An async send that asks the queue for something would wait for itself."""
+    errors: list[Exception] = []
+
+    async def send(message: Message) -> None:
+        try:
+            queue.statistics()
+        except Exception as error:  # noqa: BLE001 (looked at below)
+            errors.append(error)
+
+    with threads.open_delay_queue(send, capacity=1, workers=1) as queue:
+        queue.put_nowait(b"", delay=0.0)
+    assert [type(error) for error in errors] == [RuntimeError]
+
+
+class Primary:
+    """A blocking delayed publish."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
+        self.calls: list[tuple[Message, float, str]] = []
+
+    def __call__(self, message: Message, delay: float) -> None:
+        self.calls.append((message, delay, threading.current_thread().name))
+        if self.error is not None:
+            raise self.error
+
+
+def test_the_fallback_degrades_in_the_callers_thread() -> None:
+    """The primary is called where publish is; what it refuses is sent by the queue, under the same id."""
+    sent, primary = Sent(), Primary(Throttled("429"))
+    with threads.open_delay_queue(sent, capacity=10, workers=1) as queue:
+        fallback = threads.Fallback(primary, queue, breaker=BreakerPolicy(consecutive=2))
+        receipts = [fallback.publish(b"%d" % number, delay=0.02) for number in range(3)]
+        assert [receipt.route for receipt in receipts] == [Route.LOCAL] * 3
+        assert receipts[0].reason is primary.error
+        assert isinstance(receipts[2].reason, BreakerOpen)
+        assert receipts[2].at_risk <= 3
+        statistics = fallback.statistics()
+        assert (statistics.calls, statistics.calls_saved, statistics.local) == (2, 1, 3)
+        assert statistics.degraded[Reason.BREAKER_OPEN] == 1
+        primary.error = None
+        fallback.force_closed()
+        assert fallback.publish(b"", delay=1.5, id="a").route is Route.PRIMARY
+    assert [name for *_, name in primary.calls] == ["MainThread"] * 3
+    assert primary.calls[2][0].id == "a"
+    assert 1.4 < primary.calls[2][1] <= 1.5
+    assert sent.ids() == Counter(receipt.message.id for receipt in receipts)
+
+
+def test_a_limit_is_shared_by_threads_and_the_loop() -> None:
+    """Calls of the primary in any thread, and due sends on the loop, take from one bucket."""
+    limit = RateLimit(5.0, burst=2)
+    sent, primary = Sent(), Primary(None)
+    with threads.open_delay_queue(sent, capacity=10, workers=1, limit=limit) as queue:
+        fallback = threads.Fallback(primary, queue, limit=limit)
+        routes = [fallback.publish(b"", delay=0.01).route for _ in range(3)]
+        assert routes == [Route.PRIMARY, Route.PRIMARY, Route.LOCAL]
+        until(lambda: queue.statistics().sent == 1)
+    assert len(primary.calls) == 2
+    assert conserved(queue.statistics()).lateness.max > 0.05  # it had to wait for a token
+
+
+def test_other_errors_of_the_primary_reach_the_caller() -> None:
+    """And nothing is held; a full queue raises QueueFull from the reason."""
+    with threads.open_delay_queue(Sent(), capacity=1, workers=1) as queue:
+        error = ValueError("broken")
+        with pytest.raises(ValueError, match="broken"):
+            threads.Fallback(Primary(error), queue).publish(b"", delay=60.0)
+        throttled = Throttled("429")
+        fallback = threads.Fallback(Primary(throttled), queue, room_timeout=0.02)
+        kept = fallback.publish(b"", delay=60.0)
+        with pytest.raises(QueueFull) as full:
+            fallback.publish(b"", delay=60.0)
+        assert full.value.__cause__ is throttled
+        assert fallback.statistics().refused == 1
+        queue.cancel(kept.message.id)
+
+
+def test_messages_go_back_when_the_primary_takes_them_again() -> None:
+    """The breaker closes by itself, in the queue's thread, and what is far from due is handed back."""
+    primary = Primary(Throttled("429", retry_after=0.05))
+    with threads.open_delay_queue(Sent(), capacity=10, workers=1) as queue:
+        fallback = threads.Fallback(primary, queue, hand_back=True, breaker=BreakerPolicy(wait_initial=0.05))
+        for _ in range(5):
+            fallback.publish(b"", delay=60.0)
+        primary.error = None
+        until(lambda: fallback.statistics().handed_back == 5)
+        assert conserved(queue.statistics()).handed_back == 5
+    assert all(50 < delay <= 60 for _, delay, _ in primary.calls)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"publish_delayed": 5}, TypeError),
+        ({"mode": "off"}, ValueError),
+        ({"room_timeout": -1}, ValueError),
+        ({"hand_back_after": -1}, ValueError),
+    ],
+)
+def test_a_wrong_fallback_is_refused(arguments: dict[str, Any], error: type[Exception]) -> None:
+    """By the argument's name."""
+    options: dict[str, Any] = {"publish_delayed": Primary(None), **arguments}
+    with threads.open_delay_queue(Sent(), capacity=1, workers=1) as queue:
+        with pytest.raises(error, match=next(iter(arguments))):
+            threads.Fallback(queue=queue, **options)
+
+
+def test_an_async_primary_or_another_queue_is_refused() -> None:
+    """Each world has its own."""
+
+    async def publish_delayed(message: Message, delay: float) -> None:
+        pass
+
+    with threads.open_delay_queue(Sent(), capacity=1, workers=1) as queue:
+        with pytest.raises(TypeError, match="ordinary function"):
+            threads.Fallback(publish_delayed, queue)
+    with pytest.raises(TypeError, match="queue must be"):
+        threads.Fallback(Primary(None), "queue")  # type: ignore[arg-type]
+
+
+PROGRAM = """
+import os, sys, time
+from localdelay import threads
+
+def send(message):
+    print("sent", message.payload.decode(), flush=True)
+
+opened = threads.open_delay_queue(send, capacity=10, workers=2{options})
+queue = opened.__enter__()
+{body}
+"""
+
+
+def run(body: str, options: str = "") -> subprocess.CompletedProcess[str]:
+    program = PROGRAM.format(options=options, body=textwrap.dedent(body))
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONWARNINGS": "default"},
+    )
+
+
+def test_an_exit_with_messages_pending_is_loud() -> None:
+    """Two lines: what is pending, and that it is lost."""
+    done = run("queue.put(b'12345', delay=60)")
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [
+        "the interpreter exits with 1 messages of 5 bytes pending",
+        "1 messages of 5 bytes are lost: the interpreter exits",
+    ]
+
+
+def test_an_exit_drains_if_it_was_told_to() -> None:
+    """What comes due in time is sent; the rest is lost, and said to be."""
+    done = run("queue.put(b'soon', delay=0.3); queue.put(b'late', delay=60)", options=", drain_on_exit=1.0")
+    assert done.stdout == "sent soon\n"
+    assert done.stderr.splitlines()[0] == "the interpreter exits with 2 messages of 8 bytes pending"
+    assert done.stderr.splitlines()[-1] == "1 messages of 4 bytes are lost: the interpreter exits"
+
+
+def test_an_exit_without_messages_says_nothing() -> None:
+    """There is nothing to say."""
+    done = run("queue.put(b'x', delay=0)\ntime.sleep(0.5)")
+    assert (done.stdout, done.stderr, done.returncode) == ("sent x\n", "", 0)
+
+
+def test_a_fork_is_loud_and_its_child_has_no_queue() -> None:
+    """The messages stay with the parent; in the child a put raises QueueClosed instead of hanging."""
+    done = run(
+        """
+        queue.put(b'x', delay=0.5)
+        if os.fork() == 0:
+            try:
+                queue.put(b'y', delay=0)
+            except Exception as error:
+                print(type(error).__name__, flush=True)
+            opened.__exit__(None, None, None)
+            os._exit(0)
+        os.wait()
+        opened.__exit__(None, None, None)
+        if os.fork() == 0:
+            with threads.open_delay_queue(send, capacity=1, workers=1) as another:
+                another.put(b'z', delay=0)
+            os._exit(0)
+        os.wait()
+        """
+    )
+    assert done.stdout == "QueueClosed\nsent x\nsent z\n"
+    assert "the process forks with 1 messages of 1 bytes pending: they stay with the parent" in done.stderr
+
+
+def test_nothing_is_logged_about_payloads(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever fails."""
+    with caplog.at_level(logging.DEBUG):
+        with threads.open_delay_queue(
+            lambda message: 1 / 0, capacity=10, workers=1, retry=RetryPolicy(attempts=1)
+        ) as queue:
+            queue.put(b"secret", delay=0.0)
+    assert caplog.messages
+    assert not any("secret" in line for line in caplog.messages)
