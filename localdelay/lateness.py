@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
 
 import attrs
 from hdrh.histogram import HdrHistogram
@@ -13,6 +14,12 @@ MICROSECONDS = 1e6
 LONGEST = 3_600_000_000
 """Microseconds: one hour. What is longer is recorded as an hour, and counted as clipped."""
 DIGITS = 3
+
+BOUNDARIES = (
+    *(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
+    *(1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0),
+)
+"""Seconds: what `LatencySummary.buckets` counts up to. They are fixed, so that buckets can be added up."""
 
 _EXACT_BITS = 11
 _EXACT = 1 << _EXACT_BITS
@@ -37,6 +44,17 @@ class LatencySummary:
     """Exact, to the microsecond, also where it was clipped."""
     clipped: int = 0
     """Values over one hour: in `count`, but their percentiles say one hour."""
+    sum: float = 0.0
+    """Of all values, rounded up by at most 0.1 %; what was clipped counts as one hour."""
+    buckets: tuple[tuple[float, int], ...] = attrs.field(
+        default=tuple((boundary, 0) for boundary in BOUNDARIES), repr=False
+    )
+    """(seconds, how many values were no longer than this), for each of `BOUNDARIES`.
+
+    An HDR counter that a boundary goes through is counted above it: a value that is over a boundary is
+    never counted below it, and one that is less than 0.1 % below a boundary may be counted above it. What
+    was clipped is in none of them.
+    """
 
 
 @attrs.frozen
@@ -125,6 +143,24 @@ def _highest_in(index: int) -> int:
     return min(((index - (shift << _EXACT_BITS - 1) + 1) << shift) - 1, LONGEST)
 
 
+def _index_for(microseconds: int) -> int:
+    """The counter that stands for this many microseconds: what `record` computes in its own line."""
+    if microseconds < _EXACT:
+        return microseconds
+    shift = microseconds.bit_length() - _EXACT_BITS
+    return (microseconds >> shift) + (shift << _EXACT_BITS - 1)
+
+
+def _last_within(boundary: float) -> int:
+    """The last counter that holds nothing over the boundary, which is in seconds."""
+    microseconds = round(boundary * MICROSECONDS)
+    index = _index_for(microseconds)
+    return index if _highest_in(index) <= microseconds else index - 1
+
+
+_LAST_WITHIN = tuple(_last_within(boundary) for boundary in BOUNDARIES)
+
+
 class LatencyRecorder:
     """Records latencies of 0 to 1 hour, to the microsecond and 3 digits.
 
@@ -133,7 +169,7 @@ class LatencyRecorder:
     as there are different indices, and nothing is rounded that the histogram would not round.
     """
 
-    __slots__ = ("_blocks", "_clipped", "_fresh", "_histogram", "_longest")
+    __slots__ = ("_blocks", "_clipped", "_fresh", "_histogram", "_longest", "_weights")
 
     def __init__(self) -> None:
         self._begin()
@@ -175,7 +211,7 @@ class LatencyRecorder:
             start = end
 
     def summary(self) -> LatencySummary:
-        """Count, percentiles and maximum of all that was recorded."""
+        """Count, percentiles, maximum, sum and buckets of all that was recorded."""
         self._settle()
         total = self._histogram.get_total_count()
         if not total:
@@ -184,7 +220,17 @@ class LatencyRecorder:
         most = min(longest, LONGEST)
         values = self._values_at((0.5, 0.9, 0.99, 0.999), total)
         p50, p90, p99, p999 = (min(value, most) / MICROSECONDS for value in values)
-        return LatencySummary(total, p50, p90, p99, p999, longest / MICROSECONDS, self._clipped)
+        return LatencySummary(
+            total,
+            p50,
+            p90,
+            p99,
+            p999,
+            longest / MICROSECONDS,
+            self._clipped,
+            self._sum() / MICROSECONDS,
+            self._buckets(),
+        )
 
     def take(self) -> Latencies:
         """All that was recorded since the last `take`; what is recorded from now on stands on its own."""
@@ -202,14 +248,38 @@ class LatencyRecorder:
     def _begin(self) -> None:
         self._histogram = HdrHistogram(1, LONGEST, DIGITS)
         self._blocks = [0] * ((self._histogram.counts_len >> _BLOCK_BITS) + 1)
+        self._weights = [0] * len(self._blocks)  # for each block, the indices of all that is in it added up
 
     def _settle(self) -> None:
-        histogram, counts, blocks = self._histogram, self._histogram.counts, self._blocks
+        histogram, counts = self._histogram, self._histogram.counts
+        blocks, weights = self._blocks, self._weights
         for index, count in self._fresh.items():
             counts[index] += count
             blocks[index >> _BLOCK_BITS] += count
+            weights[index >> _BLOCK_BITS] += index * count
             histogram.total_count += count
         self._fresh.clear()
+
+    def _sum(self) -> int:
+        """Microseconds, with the largest that a counter stands for as the value of all that is in it."""
+        total = 0
+        for block, count in enumerate(self._blocks):
+            if count:
+                # In a block that value rises with the index in even steps: `_highest_in`, without its end.
+                shift = max(0, (block << _BLOCK_BITS >> _EXACT_BITS - 1) - 1)
+                steps = self._weights[block] - ((shift << _EXACT_BITS - 1) - 1) * count
+                total += (steps << shift) - count
+        return total
+
+    def _buckets(self) -> tuple[tuple[float, int], ...]:
+        counts, blocks, before = self._histogram.counts, self._blocks, [0, *accumulate(self._blocks)]
+        within: list[int] = []
+        for last in _LAST_WITHIN:
+            block = last >> _BLOCK_BITS
+            besides = sum(counts[block << _BLOCK_BITS : last + 1]) if blocks[block] else 0
+            within.append(before[block] + besides)
+        within[-1] -= self._clipped  # counted as an hour, and longer
+        return tuple(zip(BOUNDARIES, within, strict=True))
 
     def _values_at(self, shares: tuple[float, ...], total: int) -> list[int]:
         # The library's own walk is a Python loop over 23,552 counters: 4 ms in which no message is sent.

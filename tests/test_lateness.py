@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from localdelay import LatencySummary
-from localdelay.lateness import LONGEST, LatencyRecorder
+from localdelay.lateness import BOUNDARIES, LONGEST, LatencyRecorder
 
 HOUR = 3600.0
 SHARES = {
@@ -43,6 +43,13 @@ def check(summary: LatencySummary, values: list[int]) -> None:
         shown = in_microseconds(getattr(summary, name))
         assert exact <= shown <= min(exact * 1.001, ordered[-1]), name
         assert shown <= LONGEST, name
+    exact_sum = sum(min(value, LONGEST) for value in ordered)
+    assert exact_sum <= round(summary.sum * 1e6) <= exact_sum * 1.001
+    assert tuple(boundary for boundary, _ in summary.buckets) == BOUNDARIES
+    for boundary, count in summary.buckets:
+        within = round(boundary * 1e6)
+        surely = sum(value * 1.001 <= within or value == within == LONGEST for value in ordered)
+        assert surely <= count <= sum(value <= within for value in ordered), boundary
 
 
 @example(values=[(0, 1)])
@@ -132,7 +139,10 @@ def test_a_lone_value_comes_out_exactly(seconds: float) -> None:
     """No percentile is over the maximum, and the maximum is exact."""
     recorder = LatencyRecorder()
     recorder.record(seconds, 7)
-    assert recorder.summary() == LatencySummary(7, seconds, seconds, seconds, seconds, seconds, 0)
+    summary = recorder.summary()
+    assert summary.count == 7
+    assert {summary.p50, summary.p90, summary.p99, summary.p999, summary.max} == {seconds}
+    assert summary.clipped == 0
 
 
 @pytest.mark.parametrize(
@@ -191,6 +201,39 @@ def test_a_value_that_is_no_time_raises(seconds: float) -> None:
     """NaN and infinity are refused at once."""
     with pytest.raises((ValueError, OverflowError)):
         LatencyRecorder().record(seconds)
+
+
+def test_nothing_recorded_is_in_no_bucket() -> None:
+    """An empty summary has all the buckets, so that a sum over queues finds each of them."""
+    assert LatencySummary().buckets == tuple((boundary, 0) for boundary in BOUNDARIES)
+    assert tuple(sorted(set(BOUNDARIES))) == BOUNDARIES
+    assert (BOUNDARIES[0], BOUNDARIES[-1]) == (0.0005, HOUR)
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_what_is_over_a_boundary_is_never_below_it(boundary: float) -> None:
+    """A counter that a boundary goes through is counted above; up to 2 ms they are exact, and at an hour."""
+    below, above = LatencyRecorder(), LatencyRecorder()
+    below.record(boundary * 0.999)
+    above.record(boundary + 1e-6)
+    assert dict(below.summary().buckets)[boundary] == 1
+    assert dict(above.summary().buckets)[boundary] == 0
+    if boundary <= 0.002 or boundary == HOUR:
+        exact = LatencyRecorder()
+        exact.record(boundary)
+        assert dict(exact.summary().buckets)[boundary] == 1
+
+
+def test_buckets_and_sum_begin_anew_when_all_was_taken() -> None:
+    """After `take`, as every other figure does."""
+    recorder = LatencyRecorder()
+    recorder.record(0.001, 3)
+    recorder.record(2 * HOUR)
+    recorder.summary()
+    recorder.take()
+    assert recorder.summary() == LatencySummary()
+    recorder.record(0.001)
+    assert (recorder.summary().sum, recorder.summary().buckets[1]) == (0.001, (0.001, 1))
 
 
 class Watched(list[int]):
