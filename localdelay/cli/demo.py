@@ -7,31 +7,35 @@ import logging
 import math
 import signal
 import sys
-import textwrap
 import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 import attrs
 import click
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
+from localdelay.cli.demo_report import STATES, TITLES, lines, messages_of, never_throttled
 from localdelay.cli.units import DURATION, format_duration, format_number, format_size
+from localdelay.fallback import Fallback
+from localdelay.queue import DelayQueue
 
 if TYPE_CHECKING:  # what these import comes with the extra; `localdelay plan` has to work without it
-    from localdelay.demo.report import Progress, Report, RunResult
+    from localdelay.demo.report import Progress, Report
     from localdelay.demo.scene import Scene
     from localdelay.demo.server import Server
 
 _RATE = 3000
 _SECONDS = 2
-_DELAY = 3
+_DELAY = 4
 _MESSAGE_BYTES = 500
 _MAX_INPUT_BYTES = 500_000_000
 _LINE_EVERY = 1.0
-_TITLES = {"plain": "plain", "fallback": "with localdelay"}
 
 _EPILOG = """\b
 Exit codes:
@@ -60,7 +64,7 @@ class _Failed(click.ClickException):
     type=DURATION,
     default=_DELAY,
     show_default=True,
-    help="When each message is due, after it is published: 3, 3s, 500ms.",
+    help="When each message is due, after it is published: 4, 4s, 500ms.",
 )
 @click.option(
     "--input",
@@ -69,21 +73,64 @@ class _Failed(click.ClickException):
     metavar="FILE",
     help="Publish the lines of FILE, each a message; '-' is standard input.",
 )
+@click.option(
+    "--metrics",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="Serve Prometheus metrics on this port of 127.0.0.1 meanwhile.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def demo(*, rate: float, seconds: float | None, delay: float, file: BinaryIO | None, as_json: bool) -> None:
+def demo(
+    *,
+    rate: float,
+    seconds: float | None,
+    delay: float,
+    file: BinaryIO | None,
+    metrics: int | None,
+    as_json: bool,
+) -> None:
     """Show what a throttled broker loses, and what localdelay saves.
 
     Starts a NATS server on this machine that refuses bursts, and publishes a peak of delayed messages to
-    it, twice: plainly, so that a refused message is lost, and through localdelay. A consumer reads back
-    what arrives.
+    it, twice: plainly, so that a refused message is lost, and through localdelay, which calls the broker no
+    more while its breaker is open, and hands messages back to it afterwards. A consumer reads back what
+    arrives.
     """
     try:
-        _demo(rate, seconds, delay, file, as_json)
+        with _exporter(metrics) as export:
+            _demo(rate, seconds, delay, file, as_json, export)
     except KeyboardInterrupt:
         _stopped(signal.SIGINT)
 
 
-def _demo(rate: float, seconds: float | None, delay: float, file: BinaryIO | None, as_json: bool) -> None:
+@contextmanager
+def _exporter(port: int | None) -> Iterator[Callable[[DelayQueue, Fallback], None]]:
+    """What to export a queue and its fallback with: over HTTP, or not at all."""
+    if port is None:
+        yield lambda queue, fallback: None
+        return
+    try:
+        from localdelay.metrics import Collector, serve
+    except ModuleNotFoundError as error:
+        raise _Failed(str(error)) from error
+    collector = Collector()
+    with ExitStack() as stack:
+        try:
+            served = stack.enter_context(serve(collector, port=port))
+        except OSError as error:
+            raise _Failed(f"port {port} can't be used for metrics: {error.strerror}") from error
+        click.echo(f"Metrics: http://127.0.0.1:{served}/metrics", err=True)
+        yield lambda queue, fallback: collector.add(queue, fallback, labels={"queue": "demo"})
+
+
+def _demo(
+    rate: float,
+    seconds: float | None,
+    delay: float,
+    file: BinaryIO | None,
+    as_json: bool,
+    export: Callable[[DelayQueue, Fallback], None],
+) -> None:
     scenes = _load()
     # The table, or the one line of an error, tells what the library would log.
     logging.getLogger("localdelay").addHandler(logging.NullHandler())
@@ -102,7 +149,7 @@ def _demo(rate: float, seconds: float | None, delay: float, file: BinaryIO | Non
     display = _display(scene, out, as_json)
     try:
         with display:
-            report = scenes.run(scene, display)
+            report = scenes.run(scene, display, export)
     except scenes.Stopped as stopped:
         _stopped(stopped.signum)
     except scenes.ServerError as error:
@@ -112,7 +159,8 @@ def _demo(rate: float, seconds: float | None, delay: float, file: BinaryIO | Non
         if not report.throttled:
             click.echo(never_throttled(report), err=True)
     else:
-        _show(report, out)
+        for line, style in lines(report, min(80, out.width), out.encoding):
+            out.print(line, style=style)
     sys.exit(exit_code(report))
 
 
@@ -177,8 +225,16 @@ def _read(file: BinaryIO, count: int | None, most: int, longest: int) -> list[by
     return messages
 
 
-def _counts(progress: Progress) -> str:
-    return f"{progress.published:,} published  {progress.refused:,} refused  {progress.received:,} received"
+def _counts(progress: Progress, *more: str) -> str:
+    counts = f"{progress.published:,} published", f"{progress.refused:,} refused", *more
+    return "  ".join([*counts, f"{progress.received:,} received"])
+
+
+def _degrading(progress: Progress) -> list[str]:
+    """How the degrade path is; nothing in the plain run, which has none."""
+    if progress.breaker is None:
+        return []
+    return [f"breaker {STATES[progress.breaker][0]}", f"{progress.handed_back:,} handed back"]
 
 
 class _Display:
@@ -199,7 +255,7 @@ class _Display:
             count = len(self._scene.messages)
             self._out.print(
                 f"NATS server {server.version}, started for this demo; it answers bursts with 429.\n"
-                f"Two runs of {_messages(count)} at {format_number(self._scene.rate)}/s, each due "
+                f"Two runs of {messages_of(count)} at {format_number(self._scene.rate)}/s, each due "
                 f"{format_duration(self._scene.delay)} after it is published:\n"
             )
 
@@ -220,15 +276,26 @@ class _Lines(_Display):
         now = time.monotonic()
         if now >= self._next or progress.finished:
             self._next = now + _LINE_EVERY
-            click.echo(f"{_TITLES[progress.run]}: {_counts(progress)}", err=True)
+            click.echo(f"{TITLES[progress.run]}: {_counts(progress, *_degrading(progress))}", err=True)
+
+
+class _NotedBars(Bars):
+    """Bars with a line below them."""
+
+    note = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.note:
+            yield Text(self.note, no_wrap=True, overflow="crop")
 
 
 class _LiveBars(_Display):
-    """Two bars that grow with what the consumer receives."""
+    """Two bars that grow with what the consumer receives, and how the breaker is."""
 
     def __init__(self, scene: Scene, out: Console | None, err: Console) -> None:
         super().__init__(scene, out)
-        self._bars = Bars(
+        self._bars = _NotedBars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=max(5, min(30, err.width - 66))),
             TextColumn("{task.fields[counts]}"),
@@ -243,11 +310,13 @@ class _LiveBars(_Display):
     def started(self, server: Server) -> None:
         super().started(server)
         self._bars.start()
-        for run, title in _TITLES.items():
+        for run, title in TITLES.items():
             self._tasks[run] = self._bars.add_task(title, total=len(self._scene.messages), counts="")
 
     def progress(self, progress: Progress) -> None:
         task = self._tasks[progress.run]
+        if progress.breaker is not None:
+            self._bars.note = "  ".join([*_degrading(progress), f"{progress.degraded:,} held here at first"])
         self._bars.update(task, completed=progress.received, counts=_counts(progress), refresh=True)
 
 
@@ -257,87 +326,3 @@ def _display(scene: Scene, out: Console, as_json: bool) -> _Display:
     if err.is_terminal and not err.is_dumb_terminal:
         return _LiveBars(scene, opening, err)
     return _Display(scene, opening) if as_json else _Lines(scene, opening)
-
-
-def _show(report: Report, out: Console) -> None:
-    out.print()
-    for label, plain, fallback, note in _rows(report.plain, report.fallback):
-        style = "bold" if label in ("", "lost") else None
-        out.print(f"{label:<24}{plain:>10}{fallback:>18}   {note}".rstrip(), style=style)
-    out.print()
-    for paragraph in closing(report):
-        out.print(textwrap.fill(paragraph, min(80, out.width)))
-
-
-def _rows(plain: RunResult, fallback: RunResult) -> list[tuple[str, str, str, str]]:
-    def whole(label: str, note: str, name: str) -> tuple[str, str, str, str]:
-        return label, f"{getattr(plain, name):,}", f"{getattr(fallback, name):,}", note
-
-    def late(label: str, note: str, name: str) -> tuple[str, str, str, str]:
-        return label, _duration(getattr(plain, name)), _duration(getattr(fallback, name)), note
-
-    return [
-        ("", _TITLES["plain"], _TITLES["fallback"], ""),
-        whole("published", "", "published"),
-        whole("accepted by the broker", "", "accepted"),
-        whole("refused by the broker", "with 429", "refused"),
-        whole("degraded", "held here until due", "degraded"),
-        whole("received", "by the consumer", "received"),
-        whole("lost", "", "lost"),
-        whole("duplicates", "", "duplicates"),
-        late("lateness p50", "from due to received", "lateness_p50"),
-        late("lateness p99", "", "lateness_p99"),
-        late("lateness max", "", "lateness_max"),
-    ]
-
-
-def closing(report: Report) -> list[str]:
-    """What the reader has just seen, in words: a paragraph a string."""
-    plain, fallback = report.plain, report.fallback
-    if not report.throttled:
-        return [never_throttled(report)]
-    paragraphs = [
-        f"Plainly, {plain.lost:,} of {_messages(plain.published)} never arrived: "
-        f"the broker refused {plain.refused:,}."
-    ]
-    if fallback.lost:
-        return [
-            *paragraphs,
-            f"With localdelay {fallback.lost:,} of {_messages(fallback.published)} never arrived either. "
-            "That must not happen: please report it.",
-        ]
-    saved = (
-        f"the {fallback.degraded:,} that the broker refused waited in this process until they were due, and "
-        "then went to the same broker as ordinary messages."
-        if fallback.degraded
-        else "the broker refused none of them."
-    )
-    late = (fallback.lateness_p99 or 0) > 1.5 * (plain.lateness_p99 or 0)
-    lateness = (
-        "What came late was sent as fast as the broker would take it."
-        if late
-        else "Most of the lateness is the broker's own timer: see the plain column."
-    )
-    return [
-        *paragraphs,
-        f"With localdelay all {fallback.received:,} arrived: {saved}",
-        lateness,
-    ]
-
-
-def never_throttled(report: Report) -> str:
-    """Why the demo has shown nothing."""
-    return (
-        f"The broker never throttled: {_messages(report.plain.published)} at this rate were no burst to it, "
-        "so there was nothing to save. Try a higher --rate."
-    )
-
-
-def _messages(count: int) -> str:
-    return f"{count:,} message{'' if count == 1 else 's'}"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    return f"-{format_duration(-seconds)}" if seconds < 0 else format_duration(seconds)

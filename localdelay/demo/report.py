@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
 
+from localdelay.demo.timeline import BreakerChange, Bucket
+
 
 @attrs.frozen
 class Progress:
@@ -22,6 +24,9 @@ class Progress:
     degraded: int
     received: int
     finished: bool
+    handed_back: int = 0
+    breaker: str | None = None
+    """`closed`, `open` or `half_open`; None in the plain run, which has none."""
 
 
 @attrs.frozen
@@ -31,11 +36,11 @@ class RunResult:
     published: int
     """Messages that the application has published."""
     accepted: int
-    """Delayed publishes that the broker has confirmed."""
+    """Messages that the broker's delayed publish took when they were published."""
     refused: int
-    """Delayed publishes that the broker has answered with 429."""
+    """Messages that it answered with 429 then."""
     degraded: int
-    """Messages that waited in the local queue."""
+    """Messages that were held here: refused, or not even tried because the breaker was open."""
     received: int
     """Published messages that the consumer has read, each counted once."""
     lost: int
@@ -50,11 +55,24 @@ class RunResult:
 
 
 @attrs.frozen
+class FallbackResult(RunResult):
+    """The run with `Fallback`: all but the readings is what it told its listener."""
+
+    handed_back: int
+    """Degraded messages that the broker's delayed publish took later, before they were due."""
+    breaker_opened: int
+    """How often the breaker opened."""
+    timeline: Sequence[Bucket]
+    breaker: Sequence[BreakerChange]
+    """Every change of its state."""
+
+
+@attrs.frozen
 class Report:
     """Both runs."""
 
     plain: RunResult
-    fallback: RunResult
+    fallback: FallbackResult
 
     @property
     def throttled(self) -> bool:

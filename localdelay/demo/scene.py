@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Protocol, TypeAlias
 
 import attrs
@@ -14,8 +15,10 @@ import trio
 import localdelay
 from localdelay.brokers.nats import NatsBroker, open_nats
 from localdelay.demo.reader import Reader, open_reader
-from localdelay.demo.report import Progress, Report, RunResult, reckon
+from localdelay.demo.record import Record
+from localdelay.demo.report import FallbackResult, Progress, Report, RunResult, reckon
 from localdelay.demo.server import Server, ServerError, running_server
+from localdelay.demo.timeline import timeline, times_opened
 
 MAX_MESSAGES = 1_000_000
 """Both the demo and its server keep every message in memory."""
@@ -27,10 +30,14 @@ LONGEST_DELAY = 3600.0
 # take of a gust: that depends less on how fast the machine is than a steady stream would.
 _GUST_EVERY = 0.035
 _MAX_BUFFERED = 50
-# As many sends as the buffer holds, so that they are not refused where nothing else is being published.
-_WORKERS = _MAX_BUFFERED
+# With ten hand-backs, as many at once as the buffer holds: no refusals where nothing else is being published.
+_WORKERS = _MAX_BUFFERED - 10
 # A buffer that is full is empty again within milliseconds, so there is no point in waiting long.
 _RETRY = localdelay.RetryPolicy(wait_initial=0.01, wait_max=0.1, wait_jitter=0.02)
+# A peak of seconds is to show several openings; in a service, where it lasts for hours, they would be longer.
+_BREAKER = localdelay.BreakerPolicy(consecutive=10, wait_initial=0.3)
+# A hand-back has until its message is due; one that a busy machine does not get done by then arrives twice.
+_HAND_BACK_AFTER = 1.0
 _SUBJECT = "orders.due"
 _PROGRESS_EVERY = 0.1
 _BACKLOG_EVERY = 0.1
@@ -97,28 +104,25 @@ class Scene:
                 )
 
 
-@attrs.define
-class _Counts:
-    """What a run counts itself. What was received is counted by the reader."""
-
-    due: dict[str, float] = attrs.field(factory=dict)
-    accepted: int = 0
-    refused: int = 0
-    degraded: int = 0
+Export: TypeAlias = Callable[[localdelay.DelayQueue, localdelay.Fallback], None]
+Publish: TypeAlias = Callable[[str, Scene, NatsBroker, Record], Awaitable[None]]
 
 
-Publish: TypeAlias = Callable[[str, Scene, NatsBroker, _Counts], Awaitable[None]]
+def _not_exported(queue: localdelay.DelayQueue, fallback: localdelay.Fallback) -> None:
+    pass
 
 
-def run(scene: Scene, watcher: Watcher) -> Report:
+def run(scene: Scene, watcher: Watcher, export: Export = _not_exported) -> Report:
     """Play the scene. Ctrl-C and SIGTERM end it, and raise `Stopped` once the server is gone.
+
+    `export(queue, fallback)` is called when these two are there, on the loop that runs them.
 
     Raises `ServerError` where there is no server, or where it ends or does not do what it should.
     """
-    return trio.run(_play_until_signal, scene, watcher)
+    return trio.run(_play_until_signal, scene, watcher, export)
 
 
-async def _play_until_signal(scene: Scene, watcher: Watcher) -> Report:
+async def _play_until_signal(scene: Scene, watcher: Watcher, export: Export) -> Report:
     stopped: Stopped | None = None
 
     async def watch() -> None:
@@ -131,7 +135,7 @@ async def _play_until_signal(scene: Scene, watcher: Watcher) -> Report:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(watch)
-                report = await play(scene, watcher)
+                report = await play(scene, watcher, export)
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             error = _first(group)
@@ -143,30 +147,43 @@ async def _play_until_signal(scene: Scene, watcher: Watcher) -> Report:
     return report
 
 
-async def play(scene: Scene, watcher: Watcher) -> Report:
+async def play(scene: Scene, watcher: Watcher, export: Export = _not_exported) -> Report:
     """Play the scene on a server of its own; raises as `run` does, but no signal ends it."""
     async with running_server(max_buffered=_MAX_BUFFERED) as server:
         watcher.started(server)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_raise_if_ended, server)
-                plain = await _one_run("plain", _publish_plainly, scene, server, watcher)
-                fallback = await _one_run("fallback", _publish_with_fallback, scene, server, watcher)
+                plain = await _one_run("plain", _publish_plainly, scene, server, watcher, Record())
+                record = Record()
+                publish = partial(_publish_with_fallback, export)
+                result = await _one_run("fallback", publish, scene, server, watcher, record)
                 nursery.cancel_scope.cancel()
         except (ExceptionGroup, OSError) as error:
             # A lost connection is noticed before the end of the server behind it is.
             with trio.move_on_after(_END_NOTICED_WITHIN):
                 raise await server.wait_ended() from error
             raise
-    return Report(plain, fallback)
+    return Report(plain, _with_story(result, record))
+
+
+def _with_story(result: RunResult, record: Record) -> FallbackResult:
+    return FallbackResult(
+        **attrs.asdict(result),
+        handed_back=len(record.handed_back),
+        breaker_opened=times_opened(record.changes),
+        timeline=timeline(record.primary, record.local, record.handed_back, record.changes),
+        breaker=record.changes,
+    )
 
 
 async def _raise_if_ended(server: Server) -> None:
     raise await server.wait_ended()
 
 
-async def _one_run(name: str, publish: Publish, scene: Scene, server: Server, watcher: Watcher) -> RunResult:
-    counts = _Counts()
+async def _one_run(
+    name: str, publish: Publish, scene: Scene, server: Server, watcher: Watcher, record: Record
+) -> RunResult:
     async with (
         open_reader(server.url, stream=name, subject=_SUBJECT) as reader,
         open_nats(server.url, subject=_SUBJECT, reconnect=False) as broker,
@@ -177,30 +194,32 @@ async def _one_run(name: str, publish: Publish, scene: Scene, server: Server, wa
             return Progress(
                 run=name,
                 total=len(scene.messages),
-                published=len(counts.due),
-                accepted=counts.accepted,
-                refused=counts.refused,
-                degraded=counts.degraded,
+                published=len(record.due),
+                accepted=len(record.primary),
+                refused=record.refused,
+                degraded=len(record.local),
                 received=len(reader.ids),
                 finished=finished,
+                handed_back=len(record.handed_back),
+                breaker=None if name == "plain" else record.breaker,
             )
 
         nursery.start_soon(_report_progress, progress, watcher, scene.delay + _STUCK_AFTER)
-        await publish(name, scene, broker, counts)
-        await trio.sleep_until(max(counts.due.values()))
+        await publish(name, scene, broker, record)
+        await trio.sleep_until(max(record.due.values()))
         await _read_all(reader)
         nursery.cancel_scope.cancel()
         watcher.progress(progress(finished=True))
     return reckon(
-        counts.due,
+        record.due,
         reader.readings,
-        accepted=counts.accepted,
-        refused=counts.refused,
-        degraded=counts.degraded,
+        accepted=len(record.primary),
+        refused=record.refused,
+        degraded=len(record.local),
     )
 
 
-async def _publish_plainly(name: str, scene: Scene, broker: NatsBroker, counts: _Counts) -> None:
+async def _publish_plainly(name: str, scene: Scene, broker: NatsBroker, record: Record) -> None:
     """What an application does without this library: a message that is refused is lost."""
 
     async def publish(id: str, payload: bytes, delay: float) -> None:
@@ -208,32 +227,41 @@ async def _publish_plainly(name: str, scene: Scene, broker: NatsBroker, counts: 
         try:
             await broker.publish_delayed(message, delay)
         except localdelay.Throttled:
-            counts.refused += 1
+            record.refused += 1
         else:
-            counts.accepted += 1
+            record.primary.append(record.now)
 
-    await _peak(name, scene, counts, publish)
+    await _peak(name, scene, record, publish)
 
 
-async def _publish_with_fallback(name: str, scene: Scene, broker: NatsBroker, counts: _Counts) -> None:
-    """The same with this library: what is refused waits here, and is sent when it is due."""
+async def _publish_with_fallback(
+    export: Export, name: str, scene: Scene, broker: NatsBroker, record: Record
+) -> None:
+    """The same with this library: what is refused waits here, and is sent when it is due or goes back."""
     async with localdelay.open_delay_queue(
         broker.send, capacity=len(scene.messages), workers=_WORKERS, retry=_RETRY
     ) as queue:
-        fallback = localdelay.Fallback(broker.publish_delayed, queue)
+        fallback = localdelay.Fallback(
+            broker.publish_delayed,
+            queue,
+            breaker=_BREAKER,
+            hand_back=True,
+            hand_back_after=min(_HAND_BACK_AFTER, scene.delay / 2),
+            listener=record,
+        )
+        export(queue, fallback)
 
         async def publish(id: str, payload: bytes, delay: float) -> None:
             receipt = await fallback.publish(payload, delay=delay, id=id)
             if receipt.route is localdelay.Route.PRIMARY:
-                counts.accepted += 1
-            else:
-                counts.refused += 1
-                counts.degraded += 1
+                record.primary.append(record.now)
 
-        await _peak(name, scene, counts, publish)
+        await _peak(name, scene, record, publish)
+        # A queue that is being left hands nothing back any more.
+        await trio.sleep_until(max(record.due.values()))
 
 
-async def _peak(name: str, scene: Scene, counts: _Counts, publish: PublishOne) -> None:
+async def _peak(name: str, scene: Scene, record: Record, publish: PublishOne) -> None:
     """Publish every message when its turn comes, whatever has become of those before it (an open loop).
 
     Message i is due at start + i / rate + delay. A publish that begins a little late, for being part of a
@@ -241,16 +269,16 @@ async def _peak(name: str, scene: Scene, counts: _Counts, publish: PublishOne) -
     """
 
     async def one(id: str, payload: bytes) -> None:
-        await publish(id, payload, max(0.0, counts.due[id] - trio.current_time()))
+        await publish(id, payload, max(0.0, record.due[id] - trio.current_time()))
 
-    start = trio.current_time()
+    start = record.start = trio.current_time()
     begun = 0
     async with trio.open_nursery() as nursery:
         while True:
             turn = min(len(scene.messages), int((trio.current_time() - start) * scene.rate) + 1)
             for number in range(begun, turn):
                 message_id = f"{name}-{number + 1}"
-                counts.due[message_id] = start + number / scene.rate + scene.delay
+                record.due[message_id] = start + number / scene.rate + scene.delay
                 nursery.start_soon(one, message_id, scene.messages[number])
             begun = turn
             if begun == len(scene.messages):

@@ -1,0 +1,177 @@
+"""What `localdelay demo` says about its two runs: a table, a timeline, and a few words."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from localdelay.cli.units import format_duration
+from localdelay.demo.timeline import step_of
+
+if TYPE_CHECKING:  # the demo's parts come with an extra
+    from localdelay.demo.report import FallbackResult, Report, RunResult
+    from localdelay.demo.timeline import Bucket
+
+TITLES = {"plain": "plain", "fallback": "with localdelay"}
+STATES = {"closed": ("closed", "."), "open": ("open", "#"), "half_open": ("half-open", "-")}
+"""What a state of the breaker is called, and its sign."""
+_BLOCKS = ".\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+_DIGITS = ".123456789"
+_LABEL_WIDTH = 13
+_TICK_EVERY = 10
+
+
+def lines(report: Report, width: int, encoding: str) -> Iterator[tuple[str, str | None]]:
+    """(line, style) of the report, for a terminal of that width, or a file, with this encoding."""
+    yield "", None
+    for label, plain, fallback, note in _rows(report.plain, report.fallback):
+        style = "bold" if label in ("", "lost") else None
+        yield f"{label:<24}{plain:>10}{fallback:>18}   {note}".rstrip(), style
+    yield "", None
+    for line in timeline_lines(report.fallback.timeline, encoding):
+        yield line, None
+    yield "", None
+    for paragraph in closing(report):
+        for line in textwrap.wrap(paragraph, width):
+            yield line, None
+
+
+def timeline_lines(buckets: Sequence[Bucket], encoding: str) -> list[str]:
+    """The timeline, 80 columns wide at the most: an axis, a line for each rate and the breaker, a legend.
+
+    All rates have one scale. Where the encoding has no blocks they are digits.
+    """
+    if not buckets:
+        return []
+    signs = _BLOCKS if _can_encode(_BLOCKS, encoding) else _DIGITS
+    rates = {
+        "primary": [bucket.primary for bucket in buckets],
+        "local": [bucket.local for bucket in buckets],
+        "handed back": [bucket.handed_back for bucket in buckets],
+    }
+    top = max(map(max, rates.values()))
+    step = step_of(buckets)
+    rows = {"messages/s": _axis(len(buckets), step)}
+    rows |= {label: "".join(_level(rate, top, signs) for rate in row) for label, row in rates.items()}
+    rows["breaker"] = "".join(STATES[bucket.breaker][1] for bucket in buckets)
+    states = "  ".join(f"{sign} {name}" for name, sign in STATES.values())
+    return [
+        *(f"{label:<{_LABEL_WIDTH}}{row}" for label, row in rows.items()),
+        f"A column is {format_duration(step)}, {signs[-1]} is {round(top):,}/s. Breaker: {states}",
+    ]
+
+
+def _axis(columns: int, step: float) -> str:
+    ticks = (format_duration(column * step) for column in range(0, columns, _TICK_EVERY))
+    return "".join(f"{tick:<{_TICK_EVERY}}" for tick in ticks).rstrip()
+
+
+def _level(rate: float, top: float, signs: str) -> str:
+    """The sign for a rate: the first for none, the last for `top`, and at least the second for any other."""
+    return signs[math.ceil(rate / top * (len(signs) - 1))] if rate else signs[0]
+
+
+def _can_encode(text: str, encoding: str) -> bool:
+    try:
+        text.encode(encoding)
+    except (UnicodeError, LookupError):
+        return False
+    return True
+
+
+def _rows(plain: RunResult, fallback: FallbackResult) -> list[tuple[str, str, str, str]]:
+    def whole(label: str, note: str, name: str) -> tuple[str, str, str, str]:
+        return label, f"{getattr(plain, name, 0):,}", f"{getattr(fallback, name):,}", note
+
+    def late(label: str, note: str, name: str) -> tuple[str, str, str, str]:
+        return label, _duration(getattr(plain, name)), _duration(getattr(fallback, name)), note
+
+    return [
+        ("", TITLES["plain"], TITLES["fallback"], ""),
+        whole("published", "", "published"),
+        whole("accepted by the broker", "", "accepted"),
+        whole("refused by the broker", "with 429", "refused"),
+        whole("degraded", "held here at first", "degraded"),
+        whole("handed back", "to the broker, before due", "handed_back"),
+        whole("received", "by the consumer", "received"),
+        whole("lost", "", "lost"),
+        whole("duplicates", "", "duplicates"),
+        whole("breaker opened", "times", "breaker_opened"),
+        late("lateness p50", "from due to received", "lateness_p50"),
+        late("lateness p99", "", "lateness_p99"),
+        late("lateness max", "", "lateness_max"),
+    ]
+
+
+def closing(report: Report) -> list[str]:
+    """What the reader has just seen, in words: a paragraph a string."""
+    plain, fallback = report.plain, report.fallback
+    if not report.throttled:
+        return [never_throttled(report)]
+    paragraphs = [
+        f"Plainly, {plain.lost:,} of {messages_of(plain.published)} never arrived: "
+        f"the broker refused {plain.refused:,}."
+    ]
+    if fallback.lost:
+        return [
+            *paragraphs,
+            f"With localdelay {fallback.lost:,} of {messages_of(fallback.published)} never arrived either. "
+            "That must not happen: please report it.",
+        ]
+    late = (fallback.lateness_p99 or 0) > 1.5 * (plain.lateness_p99 or 0)
+    lateness = (
+        "What came late was sent as fast as the broker would take it."
+        if late
+        else "Most of the lateness is the broker's own timer: see the plain column."
+    )
+    return [
+        *paragraphs,
+        f"With localdelay all {fallback.received:,} arrived: {_saved(fallback)}",
+        *_twice(fallback),
+        lateness,
+    ]
+
+
+def _saved(fallback: FallbackResult) -> str:
+    if not fallback.degraded:
+        return "the broker refused none of them."
+    why = f"{fallback.refused:,} because the broker refused them"
+    if fallback.breaker_opened:
+        why += f", {fallback.degraded - fallback.refused:,} because the breaker was open"
+    sent = fallback.degraded - fallback.handed_back
+    fates = []
+    if fallback.handed_back:
+        fates.append(f"{fallback.handed_back:,} went back to the broker before they were due")
+    if sent:
+        fates.append(f"{sent:,} went to it as ordinary messages when they were due")
+    return f"{fallback.degraded:,} were held here at first, {why}. Of these {', and '.join(fates)}."
+
+
+def _twice(fallback: FallbackResult) -> list[str]:
+    if not fallback.duplicates:
+        return []
+    return [
+        f"{messages_of(fallback.duplicates)} came again, under the same id: an answer of the broker's came "
+        "too late or not at all, and what it had taken was given to it once more."
+    ]
+
+
+def never_throttled(report: Report) -> str:
+    """Why the demo has shown nothing."""
+    return (
+        f"The broker never throttled: {messages_of(report.plain.published)} at this rate were no burst to "
+        "it, so there was nothing to save. Try a higher --rate."
+    )
+
+
+def messages_of(count: int) -> str:
+    """So many messages, in words."""
+    return f"{count:,} message{'' if count == 1 else 's'}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"-{format_duration(-seconds)}" if seconds < 0 else format_duration(seconds)

@@ -1,0 +1,204 @@
+"""The demo's timeline: what is kept, how it is counted, and how it looks."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import attrs
+import pytest
+import trio
+from rich.console import Console
+
+import localdelay
+from localdelay.cli.demo import _counts, _LiveBars
+from localdelay.cli.demo_report import timeline_lines
+from localdelay.demo.record import Record
+from localdelay.demo.report import Progress
+from localdelay.demo.scene import Scene
+from localdelay.demo.server import Server
+from localdelay.demo.timeline import COLUMNS, BreakerChange, Bucket, step_for, step_of, timeline, times_opened
+
+
+def changes(*pairs: tuple[float, str]) -> list[BreakerChange]:
+    return [BreakerChange(*pair) for pair in pairs]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "step"),
+    [
+        (0.0, 0.1),
+        (6.39, 0.1),
+        (6.41, 0.2),
+        (12.81, 0.5),
+        (32.01, 1.0),
+        (64.01, 2.0),
+        (128.01, 5.0),
+        (3600.0, 100.0),
+        (1e9, 2e7),
+    ],
+)
+def test_the_step(seconds: float, step: float) -> None:
+    """The shortest of the round steps of which a line holds enough."""
+    assert step_for(seconds) == step
+    assert int(seconds / step) < COLUMNS
+
+
+def test_nothing_has_no_timeline() -> None:
+    """Where nothing happened there is nothing to draw."""
+    assert timeline([], [], [], []) == []
+    assert timeline_lines([], "utf-8") == []
+
+
+def test_rates() -> None:
+    """Each row counts what happened in each step, per second, to the last step in which anything did."""
+    buckets = timeline([0.0, 0.01, 0.31], [0.05, 0.15, 0.16, 0.17], [0.45], [])
+    assert [bucket.at for bucket in buckets] == [0.0, 0.1, 0.2, 0.3, 0.4]
+    assert [round(bucket.primary) for bucket in buckets] == [20, 0, 0, 10, 0]
+    assert [round(bucket.local) for bucket in buckets] == [10, 30, 0, 0, 0]
+    assert [round(bucket.handed_back) for bucket in buckets] == [0, 0, 0, 0, 10]
+    assert {bucket.breaker for bucket in buckets} == {"closed"}
+    assert step_of(buckets) == 0.1
+
+
+def test_longer_runs_have_longer_steps() -> None:
+    """Whatever its length, nothing is left out and no line is too long."""
+    for seconds in (0.05, 6.4, 12.8, 63.9, 64.0, 1234.5):
+        times = [number * seconds / 1000 for number in range(1001)]
+        buckets = timeline(times, [], [], [])
+        assert len(buckets) <= COLUMNS
+        assert sum(bucket.primary for bucket in buckets) * step_of(buckets) == pytest.approx(1001)
+
+
+@pytest.mark.parametrize(
+    ("seen", "states"),
+    [
+        ([], "closed closed closed closed"),
+        ([(0.02, "open")], "open open open open"),
+        ([(0.07, "open")], "closed open open open"),
+        ([(0.12, "open"), (0.29, "half_open"), (0.299, "closed")], "closed open half_open closed"),
+        ([(0.12, "open"), (0.25, "half_open"), (0.25, "closed")], "closed open half_open closed"),
+        ([(0.12, "open"), (0.25, "half_open"), (0.26, "open")], "closed open half_open open"),
+        ([(0.01, "open"), (0.22, "half_open")], "open open half_open half_open"),
+        ([(0.01, "open"), (0.04, "half_open"), (0.05, "closed")], "half_open closed closed closed"),
+        ([(0.1, "open")], "closed open open open"),
+    ],
+)
+def test_states(seen: list[tuple[float, str]], states: str) -> None:
+    """A step has the state that it was in for longest, and half-open wherever it occurred at all."""
+    buckets = timeline([0.0, 0.35], [], [], changes(*seen))
+    assert " ".join(bucket.breaker for bucket in buckets) == states
+
+
+def test_openings_are_counted() -> None:
+    """Every change to open is one, also straight from half-open."""
+    assert times_opened(changes((0, "open"), (1, "half_open"), (2, "open"), (3, "half_open"))) == 2
+
+
+STORY = [
+    Bucket(0.0, 3000.0, 0.0, 0.0, "closed"),
+    Bucket(0.1, 1500.0, 1500.0, 0.0, "open"),
+    Bucket(0.2, 0.0, 3000.0, 1.0, "half_open"),
+    Bucket(0.3, 0.0, 0.0, 375.0, "closed"),
+]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "rows"),
+    [
+        ("utf-8", ["█▄..", ".▄█.", "..▁▁"]),
+        ("ascii", ["95..", ".59.", "..12"]),
+        ("iso-8859-1", ["95..", ".59.", "..12"]),
+        ("no such", ["95..", ".59.", "..12"]),
+        ("cp437", ["95..", ".59.", "..12"]),
+    ],
+)
+def test_how_it_looks(encoding: str, rows: list[str]) -> None:
+    """Blocks, or digits where the encoding has not all of them; any rate at all is seen."""
+    legend = f"A column is 100 ms, {'█' if '█' in rows[0] else '9'} is 3,000/s. "
+    assert timeline_lines(STORY, encoding) == [
+        "messages/s   0 s",
+        f"primary      {rows[0]}",
+        f"local        {rows[1]}",
+        f"handed back  {rows[2]}",
+        "breaker      .#-.",
+        legend + "Breaker: . closed  # open  - half-open",
+    ]
+
+
+def full_length(step: float) -> Sequence[Bucket]:
+    bucket = Bucket(0.0, 1e6, 0.0, 0.0, "closed")
+    return [attrs.evolve(bucket, at=number * step) for number in range(COLUMNS)]
+
+
+def test_the_axis() -> None:
+    """Every tenth column has its time over it."""
+    [axis, *_] = timeline_lines(full_length(0.1)[:45], "utf-8")
+    assert axis == "messages/s   0 s       1 s       2 s       3 s       4 s"
+
+
+def test_no_line_is_too_long() -> None:
+    """80 columns hold the longest timeline, whatever its step."""
+    for power in range(6):
+        for digit in (1, 2, 5):
+            for line in timeline_lines(full_length(digit * 10**power / 10), "utf-8"):
+                assert len(line) <= 80, line
+
+
+def test_no_rates_at_all() -> None:
+    """A timeline of the breaker alone can be drawn too."""
+    assert timeline_lines(timeline([], [], [], changes((0.05, "open"))), "ascii")[1] == "primary      ."
+
+
+async def test_a_record_of_a_fallback(autojump_clock: trio.testing.MockClock) -> None:
+    """It holds when each message was degraded or handed back, and when the breaker changed."""
+    well_at = trio.current_time() + 2.5
+
+    async def publish_delayed(message: localdelay.Message, delay: float) -> None:
+        if trio.current_time() < well_at:
+            raise localdelay.Throttled("429")
+
+    async def send(message: localdelay.Message) -> None:
+        raise AssertionError(message)
+
+    record = Record(start=trio.current_time())
+    policy = localdelay.BreakerPolicy(consecutive=2, wait_initial=1.0, wait_jitter=0.0, trial_calls=1)
+    async with localdelay.open_delay_queue(send, capacity=9, workers=1) as queue:
+        fallback = localdelay.Fallback(
+            publish_delayed, queue, breaker=policy, hand_back=True, hand_back_after=10.0, listener=record
+        )
+        assert record.breaker == "closed"
+        for _ in range(4):
+            await fallback.publish(b"", delay=100.0)
+        assert record.breaker == "open"
+        await trio.sleep(20.0)
+        statistics = fallback.statistics()
+    assert record.local == [0.0] * 4
+    assert record.refused == statistics.degraded[localdelay.Reason.THROTTLED] == 2
+    assert len(record.handed_back) == statistics.handed_back == 4
+    assert record.handed_back[0] == 3.0
+    assert record.changes == changes(
+        (0.0, "open"), (1.0, "half_open"), (1.0, "open"), (3.0, "half_open"), (3.0, "closed")
+    )
+
+
+PROGRESS = Progress("fallback", 9000, 9000, 1, 264, 5600, 6000, finished=False, handed_back=1936)
+
+
+@pytest.mark.parametrize("state", ["closed", "open", "half_open"])
+def test_the_live_view(state: str) -> None:
+    """Under the bars stands how the breaker is, in 80 columns; in the plain run, which has none, nothing."""
+    err = Console(file=io.StringIO(), force_terminal=True, width=80, height=24, color_system=None)
+    scene = Scene(messages=[b""] * 9000, rate=1.0, delay=1.0)
+    display = _LiveBars(scene, None, err)
+    server: Server = object()  # type: ignore[assignment]  # nothing is read of it
+    with display:
+        display.started(server)
+        plain = attrs.evolve(PROGRESS, run="plain", breaker=None)
+        display.progress(plain)
+        assert "breaker" not in err.file.getvalue()  # type: ignore[attr-defined]
+        display.progress(attrs.evolve(PROGRESS, breaker=state))
+    shown = err.file.getvalue()  # type: ignore[attr-defined]
+    name = state.replace("_", "-")
+    assert f"breaker {name}  1,936 handed back  5,600 held here at first" in shown
+    assert _counts(plain) in shown
