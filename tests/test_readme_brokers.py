@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from test_readme import README, blocks
@@ -82,3 +85,46 @@ def test_the_json_line_is_one_that_relay_reads() -> None:
         timeout=60,
     )
     assert (done.returncode, done.stdout) == (0, "close order 7\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("world", "refused"), [("threads", False), ("threads", True), ("aio", False), ("aio", True)]
+)
+def test_the_programs_of_other_worlds(
+    world: str, refused: bool, start_server: Callable[[str], Server]
+) -> None:
+    """As printed, on a real RabbitMQ: the message comes, whether or not the delayed publish is refused."""
+    [program] = [block for block in blocks("python") if f"{world}.open_delay_queue(" in block]
+    server: Any = start_server("amqp")
+    with server.connection() as connection:
+        channel = connection.channel()
+        expire = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "orders"}
+        full = {"x-max-length": 0, "x-overflow": "reject-publish"} if refused else {}
+        for queue, arguments in (("orders", {}), ("orders.delayed", {**expire, **full})):
+            channel.queue_delete(queue)
+            channel.queue_declare(queue, durable=True, arguments=arguments)
+    done = subprocess.run(
+        [sys.executable, "-c", program, f"amqp://guest:guest@127.0.0.1:{server.port}/"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    route, id = done.stdout.split()
+    assert route == ("Route.LOCAL" if refused else "Route.PRIMARY")
+    with server.connection() as connection:
+        deadline = time.monotonic() + 20
+        while (got := connection.channel().basic_get("orders"))[0] is None:
+            assert time.monotonic() < deadline
+        _, properties, payload = got
+    assert (properties.message_id, payload) == (id, b"close order 7 if it is unpaid")
+
+
+def test_the_metrics_program() -> None:
+    """The lines about metrics are a piece of a program, and what they name is there."""
+    [piece] = [block for block in blocks("python") if "REGISTRY" in block]
+    compile(piece, "README.md", "exec")
+    assert "from localdelay.metrics import Collector\n" in piece
+    from localdelay.metrics import Collector
+
+    assert {"queue", "fallback", "labels"} <= set(inspect.signature(Collector).parameters)
