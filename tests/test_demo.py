@@ -191,7 +191,7 @@ class Caught(Exception):
 
 
 def messages_of(monkeypatch: pytest.MonkeyPatch, *args: str, input: bytes | None = None) -> list[bytes]:
-    def caught(scene: scenes.Scene, _: object) -> None:
+    def caught(scene: scenes.Scene, *_: object) -> None:
         raise Caught(scene)
 
     monkeypatch.setattr(scenes, "run", caught)
