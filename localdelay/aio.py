@@ -29,7 +29,7 @@ from .events import Listener
 from .limit import RateLimit
 from .message import Message
 from .queue import UNCHANGED, Unchanged
-from .remote import Call, Remote
+from .remote import Call, Cut, Remote
 from .router import DEFAULT_DEGRADE_ON, Controls, DegradeOn, MayDegrade, Receipt, Router
 from .routing import Action, Decision, Mode, Route
 from .statistics import DrainReport, Statistics
@@ -118,6 +118,7 @@ class DelayQueue:
 
     async def drain(self, grace: float | None = None, hand_back: HandBack | None = None) -> DrainReport:
         """See `localdelay.DelayQueue.drain`."""
+        intake.check_seconds("grace", grace, zero=True)
         given = None if hand_back is None else self.errands.on_loop("hand_back", hand_back)
         return await _outcome(self.remote, self.remote.drain(lambda: self.remote.queue.drain(grace, given)))
 
@@ -279,7 +280,12 @@ class Errands:
             self._begun.append(errand)
             if not self._called:
                 self._called = True
-                self._loop.call_soon_threadsafe(self._begin)
+                try:
+                    self._loop.call_soon_threadsafe(self._begin)
+                except RuntimeError:  # the loop is closed
+                    self._called = False
+                    self._begun.remove(errand)
+                    raise
             try:
                 await errand.confirmation.of_one()
             except trio.Cancelled:
@@ -342,8 +348,10 @@ async def _put(remote: Remote, stamped: Stamped, patience: float) -> Message:
         async with asyncio.timeout(None if patience == math.inf else patience):
             return await _outcome(remote, call)
     except TimeoutError:
-        _undo(remote, call)
-        raise QueueFull(f"no room within {patience:g} s") from None
+        try:
+            return call.done.result()  # room came in that very instant
+        except Cut:
+            raise QueueFull(f"no room within {patience:g} s") from None
     except asyncio.CancelledError:
         _undo(remote, call)
         raise

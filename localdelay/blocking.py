@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Collection
 
 import trio
 
 from . import checks
 from .delivery import Send
+from .errors import LocalDelayError, Throttled
 from .message import Message
 
 
@@ -25,17 +27,43 @@ def blocking(fn: Callable[[Message], object], *, threads: int = 100) -> Send:
         raise TypeError(f"fn must be a function, not {type(fn).__name__}")
     if is_async(fn):
         raise TypeError("fn must be an ordinary function: an async one is a send as it is")
-    return in_threads(fn, threads=checks.count("threads", threads))
+    return in_threads(fn, trio.CapacityLimiter(checks.count("threads", threads)))
 
 
-def in_threads(fn: Callable[..., object], *, threads: int) -> Callable[..., Awaitable[None]]:
-    """Make an async function of a blocking one, at most so many calls of which run at once."""
-    limiter = trio.CapacityLimiter(threads)
+_here = threading.local()
+
+
+def in_threads(
+    fn: Callable[..., object], limiter: trio.CapacityLimiter, *, waits: bool = True
+) -> Callable[..., Awaitable[None]]:
+    """Make an async function of a blocking one, at most so many calls of which run at once.
+
+    One call more waits for a place, or raises `Throttled`. What is no `Exception` (a `sys.exit()` in it, say)
+    would end a thread of the program's own; here it is an error of the call.
+    """
+
+    def run(*args: object) -> None:
+        _here.limiter = limiter
+        try:
+            fn(*args)
+        except Exception:
+            raise
+        except BaseException as raised:
+            raise LocalDelayError(f"the call ended in {type(raised).__name__}") from raised
+        finally:
+            del _here.limiter
 
     async def call(*args: object) -> None:
-        await trio.to_thread.run_sync(fn, *args, abandon_on_cancel=True, limiter=limiter)
+        if not waits and limiter.available_tokens <= 0:
+            raise Throttled("every thread is held by a call that does not return")
+        await trio.to_thread.run_sync(run, *args, abandon_on_cancel=True, limiter=limiter)
 
     return call
+
+
+def runs_under(limiters: Collection[trio.CapacityLimiter]) -> bool:
+    """Whether this thread is at this moment in a call of such a function, under one of these."""
+    return getattr(_here, "limiter", None) in limiters
 
 
 def is_async(fn: object) -> bool:

@@ -76,7 +76,11 @@ Event: TypeAlias = Degraded | Full | Opened | HalfOpened | Closed | HandedBack |
 
 
 class Listener(Protocol):
-    """Is told what happens, on the Trio thread, between two steps of the loop: it must not block."""
+    """Is told what happens, in the thread in which it does: it must not block.
+
+    With a queue on Trio that is the loop's own thread; with `localdelay.threads` and `localdelay.aio` any
+    thread that publishes, and the queue's.
+    """
 
     def on_event(self, event: Event) -> None:
         """Take note of an event."""

@@ -11,6 +11,7 @@ import math
 import random
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from .breaker import Breaker, BreakerPolicy, BreakerState, Outcome
@@ -138,7 +139,8 @@ class Gate:
                 change = self._change(now)
         if change is not None:
             level, line, event = change
-            logger.log(level, line)
+            with suppress(Exception):  # a handler that raises: the call was made, and must count
+                logger.log(level, line)
             tell(self._listener, event)
             self.on_change()
         return result

@@ -393,6 +393,11 @@ class DelayQueue:
         else:
             await self._drained.wait()
 
+    async def wait_drained(self) -> None:
+        """For `Remote`: wait for the end of a drain that has begun."""
+        if self._drained is not None:
+            await self._drained.wait()
+
     async def _end_beside(self, deadline: float) -> None:
         """Wait for what runs beside, and then end it: what it had in hand is the workers' again."""
         try:

@@ -59,7 +59,11 @@ class Call(Generic[_T]):
             self.done.set_exception(error)
             return
         if isinstance(result, Awaitable):
-            nursery.start_soon(self._finish, result)
+            try:
+                nursery.start_soon(self._finish, result)
+            except RuntimeError:  # the block has been left meanwhile
+                result.close()  # type: ignore[union-attr]  # a coroutine
+                self.done.set_exception(QueueClosed("the queue has ended"))
         else:
             self.done.set_result(result)
 
@@ -96,6 +100,7 @@ class Remote:
         self._chosen: set[str] = set()  # ids on their way
         self._closed = False
         self._ended = False
+        self._forked = False
         self._numbers = numbers()
         self._ready = threading.Event()
         self.ended: Future[None] = Future()
@@ -159,11 +164,11 @@ class Remote:
         chosen = chosen_id(stamped[2])
 
         async def wait() -> Message:
-            self._chosen.discard(chosen)
             try:
                 return await self._queue.admission.accept_or_wait(stamped)
             finally:
                 with self._lock:
+                    self._chosen.discard(chosen)
                     self._waiting -= 1
 
         with self._lock:
@@ -177,8 +182,8 @@ class Remote:
 
     def put(self, stamped: Stamped, timeout: float) -> Message:
         """Accept what was stamped, blocking for room, for `timeout` seconds at most; then `QueueFull`."""
-        if timeout == 0:
-            return self.accept(stamped)
+        if timeout == 0 or self._is_here():
+            return self.accept(stamped)  # on its own loop nobody could wait for room
         call = self.accept_or_wait(stamped)
         if call is None:
             return stamped[0]
@@ -196,9 +201,11 @@ class Remote:
 
     def ask(self, act: Callable[[], _T]) -> _T:
         """Do this on the loop, after all that was put before, and wait for what it returns."""
+        if self._forked:
+            raise QueueClosed("this is a forked child: the queue is with its parent")
         if self._ended:
             return act()  # its thread is gone, and nobody else is at the queue
-        if threading.current_thread() is self._thread:
+        if self._is_here():
             raise RuntimeError("this was called on the queue's own loop, which it would wait for")
         return self.begin(act).done.result()
 
@@ -279,12 +286,18 @@ class Remote:
         grace = self._drain_on_exit
         if grace == math.inf:
             return False
-        self.close()
-        self.drain(lambda: self._queue.drain(grace)).done.result(grace + 1.0)
+        drained = self.drain(lambda: self._queue.drain(grace)).done
+        try:
+            drained.result(grace + 1.0)
+        except QueueClosed:
+            # It is draining already, and that may have the time.
+            waiting: Call[None] = self.begin(self._queue.wait_drained)
+            waiting.done.result(grace)
         return True
 
     def forget(self) -> None:
         """See `exits.Running`."""
+        self._forked = True
         self._lock = threading.Lock()  # the thread that held it may be missing
         self._end(None)
 
@@ -308,6 +321,9 @@ class Remote:
         if self._is_known(id):
             raise already_pending(id)
         self._chosen.add(id)
+
+    def _is_here(self) -> bool:
+        return threading.current_thread() is self._thread
 
     def _is_known(self, id: str) -> bool:
         return id in self._chosen or self._queue.is_chosen(id)

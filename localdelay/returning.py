@@ -197,6 +197,7 @@ class Returning:
             entry = self._next(slots)
             if entry is None:
                 self._gate.release(ticket)
+                self._changed.unpark_all()
                 return
             error: Exception | None = None
             outcome = Outcome.OTHER
@@ -206,6 +207,7 @@ class Returning:
             finally:
                 self._gate.record(ticket, outcome, error)
             self._settle(entry, error, outcome)
+            self._changed.unpark_all()  # a trial that said nothing is there again, or all are to stop
             del error  # or its traceback, this frame and the payload hold each other
 
     def _next(self, slots: Iterator[Slot]) -> Entry | None:

@@ -149,7 +149,11 @@ class Router:
 
     def failed(self, asked: Asked, error: Exception) -> Decision:
         """The call has failed: say whether to hold the message or to raise the error."""
-        failure = self._failure_of(error)
+        try:
+            failure = self._failure_of(error)
+        except BaseException:
+            self.cut_off(asked)
+            raise
         self._record(asked, self._outcome(failure), error)
         decision = decide(
             Situation(
@@ -186,8 +190,13 @@ class Router:
             self._counts.handed_back += 1
 
     def outcome_of(self, error: Exception | None) -> Outcome:
-        """What a call of the primary that ended in this says about a limit."""
-        return Outcome.TAKEN if error is None else self._outcome(self._failure_of(error))
+        """What a hand-back that ended in this says about a limit. It never raises."""
+        if error is None:
+            return Outcome.TAKEN
+        try:
+            return self._outcome(self._failure_of(error))
+        except Exception:  # noqa: BLE001 (of `degrade_on`, a stranger's: the queue must not end by it)
+            return Outcome.OTHER
 
     def statistics(self) -> FallbackStatistics:
         """What was published where and why, and how the breaker stands."""

@@ -7,9 +7,11 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any, TypeAlias
 
+import trio
+
 from . import checks, intake
 from .admission import Stamped
-from .blocking import in_threads, is_async
+from .blocking import in_threads, is_async, runs_under
 from .breaker import BreakerPolicy
 from .drain import HAND_BACKS_IN_FLIGHT
 from .errors import QueueFull
@@ -33,9 +35,10 @@ class DelayQueue:
     Any thread may call any method, but a `send` that runs on the loop: it would wait for itself.
     """
 
-    def __init__(self, remote: Remote) -> None:
+    def __init__(self, remote: Remote, limiter: trio.CapacityLimiter) -> None:
         self.remote = remote
         """For `Fallback`."""
+        self._limiter = limiter
 
     def put(
         self,
@@ -98,14 +101,24 @@ class DelayQueue:
         capacity_bytes: int | Unchanged | None = UNCHANGED,
     ) -> None:
         """See `localdelay.DelayQueue.resize`."""
-        queue = self.remote.queue
-        self.remote.ask(
-            lambda: queue.resize(capacity=capacity, workers=workers, capacity_bytes=capacity_bytes)
-        )
+
+        def resize() -> None:
+            self.remote.queue.resize(capacity=capacity, workers=workers, capacity_bytes=capacity_bytes)
+            if workers is not None:
+                self._limiter.total_tokens = workers
+
+        self.remote.ask(resize)
 
     def drain(self, grace: float | None = None, hand_back: HandBack | None = None) -> DrainReport:
         """See `localdelay.DelayQueue.drain`. `hand_back` is an ordinary function or an async one."""
-        given = None if hand_back is None else _async("hand_back", hand_back, HAND_BACKS_IN_FLIGHT)
+        intake.check_seconds("grace", grace, zero=True)
+        if runs_under([self._limiter]):
+            raise RuntimeError("drain was called from inside a send, for which it would wait")
+        given = (
+            None
+            if hand_back is None
+            else _async("hand_back", hand_back, trio.CapacityLimiter(HAND_BACKS_IN_FLIGHT))
+        )
         call = self.remote.drain(lambda: self.remote.queue.drain(grace, given))
         try:
             return call.done.result()
@@ -132,20 +145,22 @@ def open_delay_queue(
     `localdelay.open_delay_queue`, and so is what happens when the block is left.
 
     A program that exits without leaving the block warns of what is pending; with `drain_on_exit` it drains
-    first, for so many seconds at most. A forked child has no queue: in it, puts raise `QueueClosed`.
+    first, for so many seconds at most; on Python 3.12, where no thread can begin then, that needs an async
+    `send`. A forked child has no queue: in it, puts raise `QueueClosed`.
     """
-    checks.count("workers", workers)
+    # A worker has one call under way, so that none waits for a thread but behind calls that hang.
+    limiter = trio.CapacityLimiter(checks.count("workers", workers))
     remote = Remote(
-        send=None if send is None else _async("send", send, workers),
-        send_batch=None if send_batch is None else _async("send_batch", send_batch, workers),
-        on_dead_letter=None if on_dead_letter is None else _async("on_dead_letter", on_dead_letter, workers),
+        send=None if send is None else _async("send", send, limiter),
+        send_batch=None if send_batch is None else _async("send_batch", send_batch, limiter),
+        on_dead_letter=None if on_dead_letter is None else _async("on_dead_letter", on_dead_letter, limiter),
         workers=workers,
         drain_on_exit=drain_on_exit,
         **options,
     )
     remote.start()
     try:
-        yield DelayQueue(remote)
+        yield DelayQueue(remote, limiter)
     except BaseException:
         remote.leave(at_once=True)
         with suppress(Exception):  # what the block raised is what matters
@@ -203,7 +218,7 @@ class Fallback(Controls):
         )
         self._wake = remote.give_back(
             self._router,
-            in_threads(publish_delayed, threads=IN_FLIGHT),
+            in_threads(publish_delayed, trio.CapacityLimiter(IN_FLIGHT)),
             wanted=hand_back and mode == "active",
             after=checks.at_least("hand_back_after", hand_back_after, 0, "a number of seconds"),
             listener=listener,
@@ -252,6 +267,10 @@ class Fallback(Controls):
         return self._router.held(message, decision.reason, why, self._remote.pending()[0])
 
 
-def _async(name: str, given: Callable[..., object], threads: int) -> Callable[..., Awaitable[Any]]:
+def _async(
+    name: str, given: Callable[..., object], limiter: trio.CapacityLimiter
+) -> Callable[..., Awaitable[Any]]:
     intake.check_async(name, given)
-    return given if is_async(given) else in_threads(given, threads=threads)  # type: ignore[return-value]
+    if is_async(given):
+        return given  # type: ignore[return-value]
+    return in_threads(given, limiter, waits=False)

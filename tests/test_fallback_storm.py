@@ -350,6 +350,54 @@ async def test_after_the_trials_many_go_back_at_once(
         assert conserved(queue).handed_back == 103
 
 
+async def test_a_trial_that_says_nothing_does_not_hold_up_the_others(
+    autojump_clock: trio.testing.MockClock, conserved: Any
+) -> None:
+    """One of three trials loses its connection: another takes its place, and all go back."""
+
+    def weather(now: float, number: int) -> Exception | None:
+        if now < 5:
+            return Throttled("429")
+        return ConnectionResetError() if len(trials) == 0 and trials.append(number) is None else None
+
+    trials: list[int] = []
+    async with open_delay_queue(RecordingSender(), capacity=500, workers=2) as queue:
+        fallback = Fallback(Weather(weather), queue, breaker=STEADY, hand_back=True, hand_back_after=10.0)
+        for _ in range(50):
+            await fallback.publish(b"", delay=300.0)
+        await trio.sleep(60)
+        assert fallback.statistics().breaker is BreakerState.CLOSED
+        assert conserved(queue).handed_back == 50
+
+
+async def test_a_predicate_that_raises_harms_nobody_else(
+    autojump_clock: trio.testing.MockClock, conserved: Any
+) -> None:
+    """The caller gets its error; the trials are not used up by it, and a hand-back survives it."""
+
+    def degrades(error: Exception) -> bool:
+        if isinstance(error, Throttled):
+            return True
+        raise AttributeError("mine")
+
+    primary = Weather(
+        lambda now, number: Throttled("429") if now < 5 else ValueError("odd") if now < 20 else None
+    )
+    async with open_delay_queue(RecordingSender(), capacity=500, workers=2) as queue:
+        fallback = Fallback(
+            primary, queue, breaker=STEADY, degrade_on=degrades, hand_back=True, hand_back_after=10.0
+        )
+        for _ in range(5):
+            await fallback.publish(b"", delay=300.0)
+        await trio.sleep(8)
+        for _ in range(5):
+            with pytest.raises(AttributeError, match="mine"):
+                await fallback.publish(b"", delay=300.0)
+        await trio.sleep(60)
+        assert fallback.statistics().breaker is BreakerState.CLOSED
+        assert conserved(queue).handed_back == 5
+
+
 async def test_while_it_stays_refused_nothing_is_lost(
     autojump_clock: trio.testing.MockClock, conserved: Any
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
 import subprocess
@@ -249,6 +251,118 @@ def test_a_send_that_blocks_for_ever_does_not_stop_a_drain() -> None:
         assert time.monotonic() - begun < 5
     assert [left.id for left in report.remaining] == [message.id]
     never.set()
+
+
+def test_a_drain_that_meets_the_end_of_the_block_ends() -> None:
+    """Whichever comes first: neither hangs, and the thread does not crash."""
+    for _ in range(60):
+        with threads.open_delay_queue(Sent(), capacity=10, workers=1) as queue:
+            draining = in_thread(functools.partial(drain, queue))
+        draining.join(20)
+        assert not draining.is_alive()
+
+
+def drain(queue: threads.DelayQueue) -> None:
+    with contextlib.suppress(QueueClosed):
+        queue.drain(grace=1.0)
+
+
+def test_a_drain_that_is_wrong_closes_nothing() -> None:
+    """It is refused before anything is done."""
+    with threads.open_delay_queue(Sent(), capacity=10, workers=1) as queue:
+        with pytest.raises(TypeError, match="grace"):
+            queue.drain(grace="x")  # type: ignore[arg-type]
+        queue.put_nowait(b"", delay=0.0)
+
+
+def test_a_drain_from_inside_a_send_says_so() -> None:
+    """It would wait for itself."""
+    errors: list[str] = []
+
+    def send(message: Message) -> None:
+        try:
+            queue.drain()
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    with threads.open_delay_queue(send, capacity=10, workers=1) as queue:
+        queue.put_nowait(b"", delay=0.0)
+    assert errors == ["drain was called from inside a send, for which it would wait"]
+
+
+def test_a_put_on_the_queues_own_loop_does_not_wait_for_room() -> None:
+    """An async send that puts into its own full queue gets QueueFull instead of hanging the loop."""
+    errors: list[Exception] = []
+
+    async def send(message: Message) -> None:
+        try:
+            queue.put(b"", delay=0.0)
+        except Exception as error:  # noqa: BLE001 (looked at below)
+            errors.append(error)
+
+    with threads.open_delay_queue(send, capacity=1, workers=1) as queue:
+        queue.put_nowait(b"", delay=0.0)
+        until(lambda: bool(errors))
+    assert [type(error) for error in errors] == [QueueFull]
+
+
+def test_more_workers_send_more_at_once() -> None:
+    """`resize` gives a blocking send more threads, too."""
+    hold = threading.Event()
+    running = threading.Semaphore(0)
+
+    def send(message: Message) -> None:
+        running.release()
+        hold.wait(20)
+
+    with threads.open_delay_queue(send, capacity=20, workers=2) as queue:
+        queue.resize(workers=8)
+        for _ in range(8):
+            queue.put_nowait(b"", delay=0.0)
+        assert all(running.acquire(timeout=20) for _ in range(8))
+        hold.set()
+
+
+def test_sends_that_hang_cost_other_messages_no_attempt() -> None:
+    """While every thread is held by a call that was given up, the rest is put off as throttled."""
+    hold = threading.Event()
+    sent: list[bytes] = []
+
+    def send(message: Message) -> None:
+        if message.payload == b"hangs":
+            hold.wait(20)
+        sent.append(message.payload)
+
+    with threads.open_delay_queue(
+        send,
+        capacity=20,
+        workers=2,
+        send_timeout=0.05,
+        retry=RetryPolicy(attempts=2, wait_initial=0.02, wait_jitter=0.0, wait_max=0.05),
+    ) as queue:
+        for payload in (b"hangs", b"hangs", b"1", b"2", b"3"):
+            queue.put_nowait(payload, delay=0.0)
+        until(lambda: queue.statistics().throttled >= 6)
+        assert queue.statistics().dead <= 2
+        hold.set()
+    assert {b"1", b"2", b"3"} <= set(sent)
+
+
+def test_a_send_that_exits_harms_its_message_only() -> None:
+    """`sys.exit()` in a blocking send is an error of that send."""
+    seen: list[int] = []
+
+    def send(message: Message) -> None:
+        seen.append(message.attempt)
+        if len(seen) == 1:
+            sys.exit(3)
+
+    with threads.open_delay_queue(
+        send, capacity=10, workers=1, retry=RetryPolicy(wait_initial=0.01, wait_jitter=0.0)
+    ) as queue:
+        queue.put_nowait(b"", delay=0.0)
+    assert seen == [1, 2]
+    assert conserved(queue.statistics()).sent == 1
 
 
 def test_an_error_of_the_block_ends_it_at_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,6 +10,7 @@ from trio.lowlevel import (
     Task,
     checkpoint,
     current_task,
+    enable_ki_protection,
     reschedule,
     wait_task_rescheduled,
 )
@@ -52,6 +53,7 @@ class Sending:
         self.unsettled = 1
         self.settle(0, self._failed[0])
 
+    @enable_ki_protection  # or a task that does not wait would be woken
     async def of_one(self) -> None:
         """Wait for the only message, and raise what it failed with."""
         if self.unsettled:
@@ -62,6 +64,7 @@ class Sending:
         if self._failed:
             raise self._failed.pop(0)
 
+    @enable_ki_protection
     async def of_all(self, messages: Sequence[Message]) -> None:
         """Wait for all of them; raise as `Broker.send_batch` does."""
         if self.unsettled:
