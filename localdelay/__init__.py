@@ -8,6 +8,8 @@ The layers; each module imports only from those above it (a test checks it):
     message     the message and its id
     capacity    the sizing formulas. Pure
     lateness    latencies in an HDR histogram
+    journal     what is kept of a message on disk. Pure
+    sqlite_journal  a journal in a file
     retry       when to try again and when to give up. Pure
     entry       what waits, as plain tuples
     batch       which messages are sent together, and which a failed batch blames. Pure
@@ -18,6 +20,9 @@ The layers; each module imports only from those above it (a test checks it):
     index       what waits, by number
     piles       what waits, in due order: FIFO lanes and a heap
     schedule    what waits, and what is known of it
+    drain_plan  what a drain is going to do. Pure
+    committer   group commits to the journal
+    recovery    what a journal held, as messages of this process. Pure
     statistics  what the queue says about itself
     ledger      what was accepted, what became of it, and who waits for room
     workers     the pool that takes turns to wait for the next due message
@@ -31,9 +36,11 @@ The layers; each module imports only from those above it (a test checks it):
     returning   handing back while the queue runs
     drain       stopping within a grace
     admission   taking a message in
+    life        from the opening of a queue to its end
     confirming  waiting for what other threads settle
     blocking    a send made of a blocking function
     queue       `open_delay_queue`, `DelayQueue`: all of this together
+    stopping    a drain when a signal comes
     fallback    the degrade path: primary or local
     exits       queues that still run when the interpreter exits, or forks
     remote      a queue in a thread of its own
@@ -57,6 +64,7 @@ from .blocking import blocking
 from .breaker import BreakerPolicy, BreakerState
 from .capacity import CapacityPlan, RedisPlan, plan_capacity
 from .delivery import DeadLetterHook, HandBack, Send, SendBatch
+from .drain_plan import DrainPlan, plan_drain
 from .errors import (
     BreakerOpen,
     DelayNotSupported,
@@ -70,6 +78,7 @@ from .errors import (
     Throttled,
 )
 from .fallback import Fallback
+from .journal import Journal
 from .lateness import LatencySummary
 from .limit import RateLimit
 from .message import Message
@@ -77,7 +86,9 @@ from .queue import DelayQueue, open_delay_queue
 from .retry import RetryPolicy
 from .router import FallbackStatistics, Receipt
 from .routing import Reason, Route
+from .sqlite_journal import SqliteJournal
 from .statistics import DrainReport, Statistics
+from .stopping import run_until_signal
 
 __all__ = [
     "BatchPolicy",
@@ -88,10 +99,12 @@ __all__ = [
     "DeadLetterHook",
     "DelayNotSupported",
     "DelayQueue",
+    "DrainPlan",
     "DrainReport",
     "Fallback",
     "FallbackStatistics",
     "HandBack",
+    "Journal",
     "JournalError",
     "LatencySummary",
     "LocalDelayError",
@@ -109,12 +122,15 @@ __all__ = [
     "Route",
     "Send",
     "SendBatch",
+    "SqliteJournal",
     "Statistics",
     "Throttled",
     "blocking",
     "brokers",
     "open_delay_queue",
     "plan_capacity",
+    "plan_drain",
+    "run_until_signal",
     "threads",
 ]
 

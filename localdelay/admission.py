@@ -9,7 +9,8 @@ from typing import TypeAlias
 import trio
 
 from . import checks, intake
-from .entry import Body, message_of, size_of
+from .committer import Committer
+from .entry import Body, Entry, message_of, size_of
 from .errors import QueueClosed, QueueFull
 from .ids import Ids
 from .ledger import Ledger
@@ -54,11 +55,20 @@ class Admission:
         self._workers = workers
         self._ids = ids
         self._numbers = numbers
+        self._committer: Committer | None = None
         self.closed = False
+        self.has_short_way = True
+        """Whether a plain message may go straight into the schedule."""
+
+    def use(self, committer: Committer) -> None:
+        """Have what is taken in from now on kept in a journal."""
+        self._committer = committer
+        self.has_short_way = False
 
     def close(self) -> None:
         """Take in nothing any more; puts that wait for room raise `QueueClosed`."""
         self.closed = True
+        self.has_short_way = False
         self._ledger.close()
 
     def stamp(
@@ -109,12 +119,13 @@ class Admission:
         return stamped
 
     def accept(self, stamped: Stamped) -> Message:
-        """Take the message in, or raise `QueueFull`."""
+        """Take the message in, or raise `QueueFull`. A journal has it with its next commit."""
         self.check_open()
         message, number, body, size = stamped
         if not self._ledger.try_accept(size):
             raise QueueFull(self._ledger.describe())
         self._hold(message.execute_at, number, body)
+        self._keep(message.execute_at, number, body)
         return message
 
     def accept_reserved(self, stamped: Stamped) -> None:
@@ -122,13 +133,49 @@ class Admission:
         message, number, body, size = stamped
         self._ledger.accept(size)
         self._hold(message.execute_at, number, body)
+        self._keep(message.execute_at, number, body)
+
+    def recover(self, entries: list[Entry]) -> None:
+        """Take in messages that are in the journal already, whatever the room."""
+        ledger, schedule = self._ledger, self._schedule
+        for due, number, body in entries:
+            ledger.accept(size_of(body))
+            self._ids.take(number, body)
+            schedule.put(due, number, body)
+        ledger.recovered += len(entries)
+        if min(entry[0] for entry in entries) < self._workers.leader_due:
+            self._workers.wake_leader()
+
+    async def accept_safely(self, stamped: Stamped) -> Message:
+        """Take the message in, or raise `QueueFull`; return when the journal has it, if there is one."""
+        if self._committer is None:
+            return self.accept(stamped)
+        self.check_open()
+        if not self._ledger.try_reserve(stamped[3]):
+            raise QueueFull(self._ledger.describe())
+        return await self._commit(self._committer, stamped)
+
+    async def accept_claimed(self, stamped: Stamped) -> Message:
+        """Take the message in when the journal has it; there was room for it before it came here."""
+        self.check_open()
+        assert self._committer is not None  # noqa: S101 (else it would have been accepted there)
+        self._ledger.reserve(stamped[3])
+        return await self._commit(self._committer, stamped)
 
     async def accept_or_wait(self, stamped: Stamped) -> Message:
-        """Take the message in as soon as there is room."""
+        """Take the message in when there is room; return when the journal has it, if there is one."""
         await trio.lowlevel.checkpoint_if_cancelled()
         self.check_open()
         message, number, body, size = stamped
         due = message.execute_at
+        if self._committer is not None:
+            if not self._ledger.try_reserve(size):
+                self._ids.take(number, body)
+                try:
+                    await self._ledger.wait_for_room(size, None)
+                finally:
+                    self._ids.free(body)
+            return await self._commit(self._committer, stamped)
         if self._ledger.try_accept(size):
             self._hold(due, number, body)
             await trio.lowlevel.cancel_shielded_checkpoint()
@@ -145,6 +192,28 @@ class Admission:
         """Raise `QueueClosed` where nothing is taken in any more."""
         if self.closed:
             raise QueueClosed("the queue takes no more messages")
+
+    async def _commit(self, committer: Committer, stamped: Stamped) -> Message:
+        """Take in a message for which there is room reserved, when it is in the journal."""
+        message, number, body, size = stamped
+        due = message.execute_at
+
+        def accept() -> None:
+            self._ledger.accept_reserved(size)
+            self._hold(due, number, body)
+
+        self._ids.take(number, body)
+        try:
+            await committer.commit(due, number, body, accept)
+        except BaseException:
+            self._ids.free(body)
+            self._ledger.release_reserved(size)
+            raise
+        return message
+
+    def _keep(self, due: float, number: int, body: Body) -> None:
+        if self._committer is not None:
+            self._committer.keep(due, number, body)
 
     def _hold(self, due: float, number: int, body: Body) -> None:
         self._ids.take(number, body)

@@ -116,6 +116,15 @@ class DelayQueue:
             lambda: queue.resize(capacity=capacity, workers=workers, capacity_bytes=capacity_bytes)
         )
 
+    async def flush(self) -> None:
+        """See `localdelay.DelayQueue.flush`."""
+        call: Call[None] = self.remote.begin(self.remote.queue.flush)
+        await _outcome(self.remote, call)
+
+    async def cut_short(self) -> None:
+        """See `localdelay.DelayQueue.cut_short`."""
+        await self._ask(self.remote.queue.cut_short)
+
     async def drain(self, grace: float | None = None, hand_back: HandBack | None = None) -> DrainReport:
         """See `localdelay.DelayQueue.drain`."""
         intake.check_seconds("grace", grace, zero=True)
@@ -246,7 +255,7 @@ class Fallback(Controls):
             router.cut_off(asked)
             raise
         router.taken(asked)
-        return Receipt(Route.PRIMARY, message, None, remote.pending()[0])
+        return Receipt(Route.PRIMARY, message, None, remote.at_risk()[0])
 
     async def _hold(self, stamped: Stamped, decision: Decision, why: Exception) -> Receipt:
         assert decision.reason is not None  # noqa: S101 (what is held is held for a reason)
@@ -257,7 +266,7 @@ class Fallback(Controls):
             self._router.full(message, decision.reason, why)
             raise full from why
         self._wake()
-        return self._router.held(message, decision.reason, why, self._remote.pending()[0])
+        return self._router.held(message, decision.reason, why, self._remote.at_risk()[0])
 
 
 class Errands:
@@ -339,13 +348,11 @@ class _Errand:
 
 
 async def _put(remote: Remote, stamped: Stamped, patience: float) -> Message:
-    if patience == 0:
-        return remote.accept(stamped)
-    call = remote.accept_or_wait(stamped)
+    call = remote.accept_or_wait(stamped, waits=patience > 0)
     if call is None:
         return stamped[0]
     try:
-        async with asyncio.timeout(None if patience == math.inf else patience):
+        async with asyncio.timeout(patience if 0 < patience < math.inf else None):
             return await _outcome(remote, call)
     except TimeoutError:
         try:

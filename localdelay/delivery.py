@@ -13,7 +13,18 @@ from typing import Any, TypeAlias
 import trio
 
 from .batch import blame
-from .entry import Body, Entry, after_failing, all_plain, execute_at_of, failures_of, message_of, size_of
+from .committer import Committer
+from .entry import (
+    Body,
+    Entry,
+    after_failing,
+    all_plain,
+    attempt_of,
+    execute_at_of,
+    failures_of,
+    message_of,
+    size_of,
+)
 from .errors import PermanentSendError, Throttled
 from .events import DeadLetter, Listener, tell
 from .groups import failure_in, reraise_without_errors
@@ -68,6 +79,8 @@ class Delivery:
         self._limit = limit
         self._listener = listener
         self._ids = ids
+        self.committer: Committer | None = None
+        """Keeps what is pending in a journal, if there is one."""
         self._read_clock, self._clock_offset = clock_parts()
         self._next_failure_line = -math.inf
         self._failures_logged = 0
@@ -82,6 +95,19 @@ class Delivery:
     def depart(self, count: int) -> None:
         """Count messages as being sent from now on; they have just been taken out of the schedule."""
         self._ledger.sending += count
+
+    def messages(self) -> list[Message]:
+        """Every pending message, in due order; a retry stands where its next send is."""
+        flying = self.in_flight()
+        entries = [*self._schedule.entries(), *flying]
+
+        def when(entry: Entry) -> tuple[float, int]:
+            due, number, body = entry
+            return max(due, execute_at_of(due, body)), number
+
+        if flying or self._schedule.retrying:
+            entries.sort(key=when)
+        return [message_of(entry) for entry in entries]
 
     def in_flight(self) -> list[Entry]:
         """The messages that count as being sent."""
@@ -106,7 +132,7 @@ class Delivery:
         else:
             messages = [message_of(entry) for entry in entries]
             instants = [execute_at_of(due, body) for due, _, body in entries]
-            first_sends = [due for due, _, body in entries if not failures_of(body)]
+            first_sends = [execute_at_of(due, body) for due, _, body in entries if not failures_of(body)]
             self.lateness.record_run(now, first_sends)
         worker.expires = expires = now + self.send_timeout
         if self._workers.watchdog is not None and expires < math.inf:
@@ -136,11 +162,17 @@ class Delivery:
             self.total.record_run(finished, instants)
             self._ids.free_all(entries)
         sent, size = len(entries), worker.size
+        if self.committer is not None:
+            for entry in entries:
+                self.committer.remove(entry[1])
         entries.clear()
         worker.size = 0
         self._ledger.sending -= sent
         self._ledger.sent += sent
         self._ledger.release(size, sent)
+        if self.committer is not None:
+            await self.committer.written()  # or a crash would repeat more than what is being sent
+            return self._read_clock() + self._clock_offset
         return finished
 
     async def settle(self, worker: Worker) -> None:
@@ -180,17 +212,22 @@ class Delivery:
         entries[:] = [entry for entry, _ in doomed]
         for entry, its_error in doomed:
             message = message_of(entry)
-            await self._give_up(message, its_error)
+            is_taken = await self._give_up(message, its_error)
             self._ledger.dead += 1
-            self._finish(entry)
+            self._finish(entry, dead=None if is_taken else _told(its_error))
             del entries[0]
             tell(self._listener, DeadLetter(message, its_error))
         worker.size = 0
         worker.failure = None
+        if self.committer is not None:
+            await self.committer.written()
 
     def _put_off(self, entry: Entry, due: float, attempt: int, *, alone: bool) -> None:
         self._ledger.sending -= 1
-        self._schedule.put_back(due, entry[1], after_failing(entry, attempt, alone=alone))
+        again = after_failing(entry, attempt, alone=alone)
+        self._schedule.put_back(due, entry[1], again)
+        if self.committer is not None and attempt != attempt_of(entry[2]):
+            self.committer.update((due, entry[1], again))
         if due < self._workers.leader_due:
             self._workers.wake_leader()
 
@@ -247,6 +284,8 @@ class Delivery:
         del self._handing_back[entry[1]]
         self._ledger.handed_back += 1
         self._finish(entry)
+        if self.committer is not None:
+            await self.committer.written()
         return None
 
     def put_back(self, entry: Entry) -> None:
@@ -258,13 +297,20 @@ class Delivery:
         """The earliest execute-at of what is being sent; infinite if there is none."""
         return min((execute_at_of(due, body) for due, _, body in self.in_flight()), default=math.inf)
 
-    def _finish(self, entry: Entry) -> None:
+    def _finish(self, entry: Entry, dead: str | None = None) -> None:
+        """It is settled; `dead` is why it was given up, where nobody but a journal has it now."""
         body = entry[2]
+        if self.committer is not None:
+            if dead is None:
+                self.committer.remove(entry[1])
+            else:
+                self.committer.update(entry, dead)
         self._ledger.sending -= 1
         self._ids.free(body)
         self._ledger.release(size_of(body))
 
-    async def _give_up(self, message: Message, error: Exception) -> None:
+    async def _give_up(self, message: Message, error: Exception) -> bool:
+        """Give the message to the dead letters; whether the hook has taken it."""
         if self._on_dead_letter is None:
             _log(
                 logging.ERROR,
@@ -273,10 +319,11 @@ class Delivery:
                 message.size,
                 _told(error),
             )
-            return
+            return False
         try:
             with trio.fail_after(self.send_timeout):
                 await self._on_dead_letter(message, error)
+            return True
         except BaseException as raised:  # noqa: BLE001 (raised again where it is no mere error)
             failure = failure_in(raised, timed_out=False)
             if failure is None:
@@ -291,6 +338,7 @@ class Delivery:
                 _told(failure),
             )
             del failure  # or its traceback, this frame and the payload hold each other
+            return False
 
     def _count_failure(self, error: Exception, now: float) -> None:
         self.failures += 1
@@ -309,6 +357,7 @@ def _told(error: BaseException) -> str:
         told = repr(error)
     except Exception:  # noqa: BLE001 (it is a stranger's)
         return type(error).__name__
+    told = told.encode("utf-8", "backslashreplace").decode()
     return told if len(told) <= _LONGEST_TOLD else f"{told[:_LONGEST_TOLD]}..."
 
 

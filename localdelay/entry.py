@@ -24,6 +24,7 @@ Entry: TypeAlias = tuple[float, int, Body]
 
 _BODY: Final = itemgetter(2)
 _CHOSEN_ID: Final = 2
+_ATTEMPT: Final = 3
 _FAILURES: Final = 4
 _EXECUTE_AT: Final = 5
 _ALONE: Final = 6
@@ -42,6 +43,11 @@ def plain_size(entries: Sequence[Entry]) -> int:
 def chosen_id(body: Body) -> str | None:
     """The id that the caller chose; None where the id is made of the number."""
     return None if isinstance(body, bytes) else body[_CHOSEN_ID]
+
+
+def attempt_of(body: Body) -> int:
+    """The number of the message's next send, or of the one that is under way."""
+    return 1 if isinstance(body, bytes) else body[_ATTEMPT]
 
 
 def failures_of(body: Body) -> int:

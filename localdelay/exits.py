@@ -19,8 +19,11 @@ class Running(Protocol):
     def pending(self) -> tuple[int, int]:
         """Messages, and their bytes."""
 
-    def drain_on_exit(self) -> bool:
-        """Drain it, for as long as its user has allowed; False: he has not said anything."""
+    def at_risk(self) -> tuple[int, int]:
+        """The same for those that are in no journal."""
+
+    def drain_on_exit(self) -> None:
+        """Drain it, for as long as its user has allowed, if he has."""
 
     def forget(self) -> None:
         """This is a forked child, in which the thread is missing."""
@@ -55,8 +58,8 @@ def _at_exit() -> None:
             continue
         logger.warning("the interpreter exits with %d messages of %d bytes pending", count, size)
         with suppress(Exception):
-            if queue.drain_on_exit():
-                count, size = queue.pending()
+            queue.drain_on_exit()
+        count, size = queue.at_risk()
         if count:
             logger.error("%d messages of %d bytes are lost: the interpreter exits", count, size)
 

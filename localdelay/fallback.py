@@ -152,7 +152,7 @@ class Fallback(Controls):
             stamped = admission.stamp_numbered(number, message)
         try:
             if self._room_timeout == 0:
-                admission.accept(stamped)
+                await admission.accept_safely(stamped)
             else:
                 await self._accept_in_time(stamped)
         except QueueFull as full:

@@ -45,8 +45,12 @@ class Ids:
             for _, _, body in entries:
                 self.free(body)
 
+    def clear(self) -> None:
+        """No message is pending any more."""
+        self._chosen.clear()
+
     def free(self, body: Body) -> None:
         """The message is finished: its id may be used again."""
         chosen = chosen_id(body)
         if chosen is not None:
-            del self._chosen[chosen]
+            self._chosen.pop(chosen, None)  # a journal may bring back two with one id

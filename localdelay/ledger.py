@@ -13,7 +13,7 @@ from .errors import QueueClosed
 class _Waiter:
     __slots__ = ("accept", "error", "size", "task")
 
-    def __init__(self, size: int, accept: Callable[[], None]) -> None:
+    def __init__(self, size: int, accept: Callable[[], None] | None) -> None:
         self.size = size
         self.accept = accept
         self.error: Exception | None = None
@@ -29,6 +29,7 @@ class Ledger:
 
     def __init__(self, capacity: int, capacity_bytes: int | None) -> None:
         self.accepted = 0
+        self.recovered = 0
         self.sent = 0
         self.dead = 0
         self.cancelled = 0
@@ -36,11 +37,15 @@ class Ledger:
         self.spooled = 0
         self.pending = 0
         self.pending_bytes = 0
+        self.reserved = 0  # room for puts that are not accepted before the journal has them
+        self.reserved_bytes = 0
         self.sending = 0
         self.capacity = capacity
         self.capacity_bytes = capacity_bytes
         self.limit_bytes = math.inf if capacity_bytes is None else capacity_bytes
         """`capacity_bytes` as a number."""
+        self.largest = math.inf
+        """The most bytes that a journal takes for a message."""
         self.waiters: dict[_Waiter, None] = {}  # in the order of their calls
 
     @property
@@ -50,6 +55,8 @@ class Ledger:
 
     def check_size(self, size: int) -> None:
         """Raise `ValueError` for a message that could never fit."""
+        if size > self.largest:
+            raise ValueError(f"payload and headers of {size} bytes are over the journal's {self.largest}")
         if size > self.limit_bytes:
             raise ValueError(
                 f"payload and headers of {size} bytes are over the capacity_bytes of {self.capacity_bytes}"
@@ -62,6 +69,25 @@ class Ledger:
         self.accept(size)
         return True
 
+    def try_reserve(self, size: int) -> bool:
+        """Keep room for a message of this many bytes, unless there is none or others wait for it."""
+        if self.waiters or not self.fits(size):
+            return False
+        self.reserve(size)
+        return True
+
+    def accept_reserved(self, size: int) -> None:
+        """Count in a message for which there is room reserved."""
+        self.reserved -= 1
+        self.reserved_bytes -= size
+        self.accept(size)
+
+    def release_reserved(self, size: int) -> None:
+        """The message for which there is room reserved does not come: whoever waits may have its room."""
+        self.reserved -= 1
+        self.reserved_bytes -= size
+        self.admit()
+
     def describe(self) -> str:
         """Why there is no room, in a line."""
         return (
@@ -69,11 +95,12 @@ class Ledger:
             f"{len(self.waiters)} puts wait for room"
         )
 
-    async def wait_for_room(self, size: int, accept: Callable[[], None]) -> None:
+    async def wait_for_room(self, size: int, accept: Callable[[], None] | None) -> None:
         """Wait for room, in the order of the calls; `accept` is called at the instant when there is some.
 
         The message is counted in and accepted by whoever makes the room, in one step, and not by the
-        caller when its turn comes: a cancellation in between finds either nothing done or all.
+        caller when its turn comes: a cancellation in between finds either nothing done or all. Without
+        `accept` the room is reserved, and the message not counted in yet.
         """
         waiter = _Waiter(size, accept)
         self.waiters[waiter] = None
@@ -101,8 +128,11 @@ class Ledger:
             if not self.fits(waiter.size):
                 return
             del self.waiters[waiter]
-            self.accept(waiter.size)
-            waiter.accept()
+            if waiter.accept is None:
+                self.reserve(waiter.size)
+            else:
+                self.accept(waiter.size)
+                waiter.accept()
             trio.lowlevel.reschedule(waiter.task)
 
     def resize(self, capacity: int, capacity_bytes: int | None) -> None:
@@ -127,9 +157,14 @@ class Ledger:
     def fits(self, size: int, *, besides: int = 0, besides_bytes: int = 0) -> bool:
         """Whether there is room for so many bytes, besides messages that are not counted in yet."""
         return (
-            self.pending + besides < self.capacity
-            and self.pending_bytes + besides_bytes + size <= self.limit_bytes
+            self.pending + self.reserved + besides < self.capacity
+            and self.pending_bytes + self.reserved_bytes + besides_bytes + size <= self.limit_bytes
         )
+
+    def reserve(self, size: int) -> None:
+        """Keep room for a message of this many bytes, whether there is any or not."""
+        self.reserved += 1
+        self.reserved_bytes += size
 
     def accept(self, size: int) -> None:
         """Count a message of this many bytes in."""

@@ -86,6 +86,7 @@ _UP: _Family[bool] = _Family(_GAUGE, "up", "Whether the queue answered this scra
 # pending = waiting + sending + retrying: the values of one scrape are of one instant.
 _OF_QUEUES: tuple[_Family[Statistics], ...] = (
     _Family(_COUNTER, "accepted_messages_total", "Messages that a put took in.", lambda s: s.accepted),
+    _Family(_COUNTER, "recovered_messages_total", "Those from a journal.", lambda s: s.recovered),
     _Family(_COUNTER, "sent_messages_total", "Messages that the real queue confirmed.", lambda s: s.sent),
     _Family(_COUNTER, "dead_messages_total", "Messages that were given up on.", lambda s: s.dead),
     _Family(_COUNTER, "cancelled_messages_total", "Messages taken out by cancel.", lambda s: s.cancelled),
@@ -108,6 +109,7 @@ _OF_QUEUES: tuple[_Family[Statistics], ...] = (
     _Family(_GAUGE, "workers", "Workers that the queue was told to keep.", lambda s: s.workers),
     _Family(_GAUGE, "workers_busy", "Workers in a send or a dead-letter hook.", lambda s: s.workers_busy),
     _Family(_GAUGE, "puts_waiting", "Calls of put that wait for room.", lambda s: s.puts_waiting),
+    _Family(_GAUGE, "puts_committing", "Calls of put that wait for the journal.", lambda s: s.committing),
     _Family(_GAUGE, "paused", "Whether sending is paused.", lambda s: s.paused),
     _Family(_GAUGE, "closed", "Whether puts are refused.", lambda s: s.closed),
     _Family(_COUNTER, "failures_total", "Failed tries, counted for each message.", lambda s: s.failures),
@@ -118,6 +120,7 @@ _OF_QUEUES: tuple[_Family[Statistics], ...] = (
         "Dead-letter hooks that raised or took too long.",
         lambda s: s.dead_letter_errors,
     ),
+    _Family(_COUNTER, "journal_failures_total", "Commits that failed.", lambda s: s.journal_failures),
     _Family(
         _GAUGE,
         "oldest_overdue_seconds",
@@ -147,6 +150,9 @@ _OF_QUEUES: tuple[_Family[Statistics], ...] = (
         "confirmation_lateness_seconds",
         "Confirmation minus the time when the message was due, retries included.",
         lambda s: s.total,
+    ),
+    _Family(
+        _HISTOGRAM, "commit_duration_seconds", "Time in a commit of the journal.", lambda s: s.commit_time
     ),
 )
 _OF_FALLBACKS: tuple[_Family[FallbackStatistics], ...] = (

@@ -11,16 +11,20 @@ from threading import get_ident
 
 import trio
 
-from . import checks, drain, intake
+from . import checks, intake
 from .admission import Admission
 from .batch import ONE, BatchPolicy
-from .delivery import DeadLetterHook, Delivery, HandBack, Send, SendBatch, logger
-from .entry import Body, Entry, execute_at_of, message_of, size_of
+from .committer import Committer
+from .delivery import DeadLetterHook, Delivery, HandBack, Send, SendBatch
+from .entry import Body, size_of
 from .errors import QueueClosed, QueueFull
 from .events import Listener, check_listener
 from .groups import is_cancelled, what_to_raise
 from .ids import Ids
+from .journal import Journal, check_journal
+from .lateness import LatencySummary
 from .ledger import Ledger
+from .life import Life
 from .limit import RateLimit
 from .message import Message, numbers
 from .retry import RetryPolicy
@@ -68,8 +72,6 @@ class DelayQueue:
         self._read_clock, self._clock_offset = clock_parts()
         self._thread = get_ident()
         self._cancellable = cancellable
-        self._drained: trio.Event | None = None  # made when a drain begins, set when it has ended
-        self._ended_at: float | None = None
         self._numbers = numbers()
         self._ids = Ids(self._find)
         self._schedule = Schedule(indexed=cancellable)
@@ -90,13 +92,20 @@ class DelayQueue:
             listener=listener,
             ids=self._ids,
         )
-        self._nursery: trio.Nursery | None = None
-        self._beside: dict[trio.CancelScope, Callable[[], None]] = {}
-        self._beside_ended = trio.lowlevel.ParkingLot()
         self.hand_backs = HandBacks(self._schedule, self._delivery, self._workers, self._ids, self._numbers)
         """For `Fallback`, which gives messages back to the primary while the queue runs."""
         self.admission = Admission(self._schedule, self._ledger, self._workers, self._ids, self._numbers)
         """For `Fallback`, which has checked its messages already."""
+        self._life = Life(
+            self._schedule,
+            self._ledger,
+            self._delivery,
+            self._workers,
+            self.admission,
+            self._ids,
+            limit=limit,
+            batch=batch.max_messages,
+        )
 
     @trio.lowlevel.enable_ki_protection
     async def put(
@@ -116,6 +125,9 @@ class DelayQueue:
         wrong; an `id` that is pending already is wrong too.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
+        if self._life.committer is not None:
+            admission = self.admission
+            return await admission.accept_or_wait(admission.stamp(payload, delay, at, id, headers))
         try:
             if at is None and id is None and headers is None:
                 message = self.put_nowait(payload, delay=delay)
@@ -152,7 +164,7 @@ class DelayQueue:
             and at is None
             and id is None
             and headers is None
-            and not self.admission.closed
+            and self.admission.has_short_way
             and get_ident() == self._thread
             and ledger.pending < ledger.capacity
             and (pending_bytes := ledger.pending_bytes + len(payload)) <= ledger.limit_bytes
@@ -195,6 +207,9 @@ class DelayQueue:
         body = None if number is None else self._schedule.cancel(number)
         if body is None:
             return False
+        assert number is not None  # noqa: S101 (or there would be no body)
+        if self._life.committer is not None:
+            self._life.committer.remove(number)
         self._ledger.cancelled += 1
         self._ids.free(body)
         self._ledger.release(size_of(body))
@@ -221,16 +236,7 @@ class DelayQueue:
 
         This takes about a microsecond for each of them, in which nothing else happens.
         """
-        flying = self._delivery.in_flight()
-        entries = [*self._schedule.entries(), *flying]
-
-        def when(entry: Entry) -> tuple[float, int]:
-            due, number, body = entry
-            return max(due, execute_at_of(due, body)), number
-
-        if flying or self._schedule.retrying:
-            entries.sort(key=when)
-        return [message_of(entry) for entry in entries]
+        return self._delivery.messages()
 
     @trio.lowlevel.enable_ki_protection
     def pause(self) -> None:
@@ -275,11 +281,13 @@ class DelayQueue:
     def statistics(self) -> Statistics:
         """What the queue holds and has done, and how late it was."""
         ledger, schedule, delivery, workers = self._ledger, self._schedule, self._delivery, self._workers
-        now = trio.current_time() if self._ended_at is None else self._ended_at
+        committer, ended_at = self._life.committer, self._life.ended_at
+        now = trio.current_time() if ended_at is None else ended_at
         next_due = schedule.next_due()
         oldest = min(schedule.oldest(), delivery.oldest())
         return Statistics(
             accepted=ledger.accepted,
+            recovered=ledger.recovered,
             sent=ledger.sent,
             dead=ledger.dead,
             cancelled=ledger.cancelled,
@@ -290,13 +298,14 @@ class DelayQueue:
             sending=ledger.sending,
             retrying=schedule.retrying,
             pending_bytes=ledger.pending_bytes,
-            at_risk=ledger.pending,
-            at_risk_bytes=ledger.pending_bytes,
+            at_risk=self.at_risk,
+            at_risk_bytes=ledger.pending_bytes if committer is None else committer.at_risk_bytes,
             capacity=ledger.capacity,
             capacity_bytes=ledger.capacity_bytes,
             workers=workers.count,
             workers_busy=workers.busy,
             puts_waiting=ledger.puts_waiting,
+            committing=0 if committer is None else committer.committing,
             paused=workers.paused,
             closed=self.admission.closed,
             next_due_in=None if next_due == math.inf else max(0.0, next_due - now),
@@ -304,9 +313,11 @@ class DelayQueue:
             failures=delivery.failures,
             throttled=delivery.throttled,
             dead_letter_errors=delivery.dead_letter_errors,
+            journal_failures=0 if committer is None else committer.failures,
             lateness=delivery.lateness.summary(),
             send_time=delivery.send_time.summary(),
             total=delivery.total.summary(),
+            commit_time=LatencySummary() if committer is None else committer.commit_time.summary(),
         )
 
     @trio.lowlevel.enable_ki_protection
@@ -314,42 +325,32 @@ class DelayQueue:
         """Close the queue, empty it as far as the grace allows, end the workers, and say what became of all.
 
         `grace` is in seconds; None waits until all is sent. What comes due within it is sent on time; for
-        the rest, `await hand_back(message, remaining_seconds)` is called at once, up to 100 at a time, and
-        again with the retry policy's waits where it fails. Whatever is still running at the end of the
-        grace is cancelled. What nobody took is in the report's `remaining`, and stays pending. A queue can
-        be drained once: a second call raises `QueueClosed`, and one from inside a send `RuntimeError`. If
-        the caller is cancelled meanwhile, the workers are ended at once, and everything unfinished is
-        still in `messages()`. Without a grace there is nothing to hand back. The report takes as long as
-        `messages()` where much remains, beyond the grace.
+        the rest, `await hand_back(message, remaining_seconds)` is called at once, up to 100 at a time, as the
+        limit allows, and again with the retry policy's waits where it fails. Whatever is still running at the
+        end of the grace is cancelled. What is left then stays in the journal; without one it is in the
+        report's `remaining`, and stays pending. What is to become of all is planned (`plan_drain`), logged
+        and reported. A queue can be drained once: a second call raises `QueueClosed`, and one from inside a
+        send `RuntimeError`. If the caller is cancelled meanwhile, the workers are ended at once, and
+        everything unfinished is still in `messages()`. Without a grace there is nothing to hand back. The
+        report takes as long as `messages()` where much remains, beyond the grace.
         """
         seconds = intake.check_seconds("grace", grace, zero=True)
         if hand_back is not None:
             intake.check_async("hand_back", hand_back)
-        if self._workers.has(trio.lowlevel.current_task()):
-            raise RuntimeError("drain was called from inside a send, for which it would wait")
-        if self._drained is not None:
-            raise QueueClosed("the queue is drained already, or draining")
-        self._drained = trio.Event()
-        self._close()
-        ledger = self._ledger
-        before = (ledger.sent, ledger.handed_back, ledger.spooled, ledger.dead, ledger.cancelled)
-        try:
-            deadline = trio.current_time() + seconds
-            await self._end_beside(deadline)
-            seconds = max(0.0, deadline - trio.current_time())
-            await drain.empty(
-                self._schedule, self._delivery, self._workers, grace=seconds, hand_back=hand_back
-            )
-        finally:
-            self._drained.set()
-        return DrainReport(
-            sent=ledger.sent - before[0],
-            handed_back=ledger.handed_back - before[1],
-            spooled=ledger.spooled - before[2],
-            dead=ledger.dead - before[3],
-            cancelled=ledger.cancelled - before[4],
-            remaining=self.messages(),
-        )
+        return await self._life.drain(seconds, hand_back)
+
+    @trio.lowlevel.enable_ki_protection
+    def cut_short(self) -> None:
+        """End the grace of a drain that is under way, now; it returns what it returns at the end of one."""
+        self._life.cut_short()
+
+    @trio.lowlevel.enable_ki_protection
+    async def flush(self) -> None:
+        """Wait until the journal has all that was accepted. Raises `JournalError` if it can't be written."""
+        if self._life.committer is None:
+            await trio.lowlevel.checkpoint()
+        else:
+            await self._life.committer.flush()
 
     @property
     def is_cancellable(self) -> bool:
@@ -357,9 +358,15 @@ class DelayQueue:
         return self._cancellable
 
     @property
+    def committer(self) -> Committer | None:
+        """For `Remote`: what writes the journal, if there is one."""
+        return self._life.committer
+
+    @property
     def at_risk(self) -> int:
         """Messages that a crash right now would lose, as in `statistics()`."""
-        return self._ledger.pending
+        committer = self.committer
+        return self._ledger.pending if committer is None else len(committer.at_risk)
 
     @trio.lowlevel.enable_ki_protection
     def run_until_closed(self, run: Callable[[], Awaitable[None]], stop: Callable[[], None]) -> None:
@@ -367,64 +374,11 @@ class DelayQueue:
 
         When the queue takes no more messages `stop` is called, and it is to end; else it is cancelled.
         """
-        self.admission.check_open()
-        assert self._nursery is not None  # noqa: S101 (it is open as long as the queue is)
-        scope = trio.CancelScope()
-        self._beside[scope] = stop
-        self._nursery.start_soon(self._run_beside, run, scope)
-
-    @trio.lowlevel.enable_ki_protection
-    async def _run_beside(self, run: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
-        try:
-            with scope:
-                await run()
-        finally:
-            del self._beside[scope]
-            self._beside_ended.unpark_all()
-
-    @trio.lowlevel.enable_ki_protection
-    async def _run(self) -> None:
-        await self._workers.run(self._delivery)
-
-    async def _leave(self) -> None:
-        """Leave the block normally: a drain without a grace, unless there was or is one."""
-        if self._drained is None:
-            await self.drain()
-        else:
-            await self._drained.wait()
+        self._life.run_beside(run, stop)
 
     async def wait_drained(self) -> None:
         """For `Remote`: wait for the end of a drain that has begun."""
-        if self._drained is not None:
-            await self._drained.wait()
-
-    async def _end_beside(self, deadline: float) -> None:
-        """Wait for what runs beside, and then end it: what it had in hand is the workers' again."""
-        try:
-            with trio.CancelScope(deadline=deadline):
-                while self._beside:
-                    await self._beside_ended.park()
-        finally:
-            for scope in self._beside:
-                scope.cancel()
-            with trio.CancelScope(shield=True):
-                while self._beside:
-                    await self._beside_ended.park()
-
-    def _end(self) -> None:
-        self._close()
-        self._ended_at = trio.current_time()
-        if self._ledger.pending:
-            logger.warning(
-                "the queue was left with %d messages of %d bytes pending",
-                self._ledger.pending,
-                self._ledger.pending_bytes,
-            )
-
-    def _close(self) -> None:
-        self.admission.close()
-        for stop in self._beside.values():
-            stop()
+        await self._life.wait_drained()
 
     def _find(self, number: int) -> Body | None:
         body = self._schedule.find(number)
@@ -449,6 +403,8 @@ async def open_delay_queue(
     on_dead_letter: DeadLetterHook | None = None,
     limit: RateLimit | None = None,
     listener: Listener | None = None,
+    journal: Journal | None = None,
+    recover_rate: float | None = None,
 ) -> AsyncIterator[DelayQueue]:
     """Run a delay queue for the length of an `async with` block.
 
@@ -463,6 +419,11 @@ async def open_delay_queue(
     `listener.on_event` is told of dead letters. `cancellable=False` saves time and memory where millions
     wait. `timer` is "trio" for Trio's own timer, good to a millisecond, or "auto" for a precise one where
     there is one.
+
+    With a `journal` (`SqliteJournal`), what is pending survives a crash: a put returns when its message is in
+    the journal, and opening a queue on a journal that holds messages takes these in again, `recover_rate` of
+    what is overdue a second (None: all at once). They count as accepted, whatever the capacity. Raises
+    `JournalError` where it can't be used.
 
     Leaving the block normally closes the queue to puts and waits until all is sent. Leaving it by an
     exception or a cancellation ends the workers; what is pending then stays in `messages()`, and one
@@ -491,6 +452,10 @@ async def open_delay_queue(
     if limit is not None and not isinstance(limit, RateLimit):
         raise TypeError(f"limit must be a RateLimit or None, not {type(limit).__name__}")
     check_listener(listener)
+    rate = None if recover_rate is None else checks.number("recover_rate", recover_rate)
+    if rate is not None and not 0 < rate < math.inf:
+        raise ValueError(f"recover_rate must be over 0 and finite, not {recover_rate!r}")
+    check_journal(journal)
     queue = DelayQueue(
         given,
         one_by_one=send is not None,
@@ -510,11 +475,11 @@ async def open_delay_queue(
     from_nursery: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
-            queue._nursery = nursery  # noqa: SLF001
-            nursery.start_soon(queue._run)  # noqa: SLF001 (one class in two halves: this is its life)
+            life = queue._life  # noqa: SLF001 (one class in two halves: this is its life)
             try:
+                await life.begin(nursery, journal, queue._numbers, rate)  # noqa: SLF001
                 yield queue
-                await queue._leave()  # noqa: SLF001
+                await life.leave()
             except BaseException as raised:
                 from_block = raised
                 if is_cancelled(raised):
@@ -522,7 +487,7 @@ async def open_delay_queue(
                 nursery.cancel_scope.cancel()
     except BaseException as raised:  # noqa: BLE001 (raised again below)
         from_nursery = raised
-    queue._end()  # noqa: SLF001
+    await queue._life.end()  # noqa: SLF001
     error = what_to_raise(from_block, from_nursery)
     if error is not None:
         raise error

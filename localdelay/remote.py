@@ -154,12 +154,17 @@ class Remote:
         """Accept what was stamped, or raise `QueueFull`, `QueueClosed` or `ValueError`."""
         self._ledger.check_size(stamped[3])
         with self._lock:
-            if not self._try_accept(stamped):
+            if not self._try_claim(stamped):
                 raise QueueFull(self._ledger.describe())
+            self._send_over(stamped)
         return stamped[0]
 
-    def accept_or_wait(self, stamped: Stamped) -> Call[Message] | None:
-        """Accept what was stamped, now (None) or as soon as there is room, behind all who wait already."""
+    def accept_or_wait(self, stamped: Stamped, *, waits: bool) -> Call[Message] | None:
+        """Accept what was stamped, now (None) or as soon as there is room, behind all who wait already.
+
+        Unless it `waits` for that it raises `QueueFull`. Where there is a journal the call ends when that has
+        the message.
+        """
         self._ledger.check_size(stamped[3])
         chosen = chosen_id(stamped[2])
 
@@ -171,24 +176,38 @@ class Remote:
                     self._chosen.discard(chosen)
                     self._waiting -= 1
 
+        async def commit() -> Message:
+            try:
+                self._arrived += 1
+                self._arrived_bytes += stamped[3]
+                return await self._queue.admission.accept_claimed(stamped)
+            finally:
+                self._chosen.discard(chosen)
+
         with self._lock:
-            if self._try_accept(stamped):
-                return None
-            self._claim_id(chosen)
-            self._waiting += 1
-            call: Call[Message] = Call(wait)
+            if self._try_claim(stamped):
+                if self._queue.committer is None:
+                    self._send_over(stamped)
+                    return None
+                call: Call[Message] = Call(commit)
+            elif waits:
+                self._claim_id(chosen)
+                self._waiting += 1
+                call = Call(wait)
+            else:
+                raise QueueFull(self._ledger.describe())
             self._send_over(call)
         return call
 
     def put(self, stamped: Stamped, timeout: float) -> Message:
         """Accept what was stamped, blocking for room, for `timeout` seconds at most; then `QueueFull`."""
-        if timeout == 0 or self._is_here():
-            return self.accept(stamped)  # on its own loop nobody could wait for room
-        call = self.accept_or_wait(stamped)
+        if self._is_here():
+            return self.accept(stamped)  # on its own loop nobody could wait
+        call = self.accept_or_wait(stamped, waits=timeout > 0)
         if call is None:
             return stamped[0]
         try:
-            return call.done.result(None if timeout == math.inf else timeout)
+            return call.done.result(timeout if 0 < timeout < math.inf else None)
         except TimeoutError:
             self.cancel(call)
             try:
@@ -281,11 +300,18 @@ class Remote:
             ledger.pending_bytes + self._sent_over_bytes - self._arrived_bytes,
         )
 
-    def drain_on_exit(self) -> bool:
+    def at_risk(self) -> tuple[int, int]:
+        """Those of them that a crash would lose, and their bytes."""
+        committer = self._queue.committer
+        if committer is None:
+            return self.pending()
+        return len(committer.at_risk), committer.at_risk_bytes
+
+    def drain_on_exit(self) -> None:
         """See `exits.Running`."""
         grace = self._drain_on_exit
         if grace == math.inf:
-            return False
+            return
         drained = self.drain(lambda: self._queue.drain(grace)).done
         try:
             drained.result(grace + 1.0)
@@ -293,7 +319,6 @@ class Remote:
             # It is draining already, and that may have the time.
             waiting: Call[None] = self.begin(self._queue.wait_drained)
             waiting.done.result(grace)
-        return True
 
     def forget(self) -> None:
         """See `exits.Running`."""
@@ -301,7 +326,8 @@ class Remote:
         self._lock = threading.Lock()  # the thread that held it may be missing
         self._end(None)
 
-    def _try_accept(self, stamped: Stamped) -> bool:
+    def _try_claim(self, stamped: Stamped) -> bool:
+        """Take room for a message that is to come over, if there is any."""
         if self._closed:
             raise QueueClosed("the queue takes no more messages")
         size = stamped[3]
@@ -312,7 +338,6 @@ class Remote:
         self._claim_id(chosen_id(stamped[2]))
         self._sent_over += 1
         self._sent_over_bytes += size
-        self._send_over(stamped)
         return True
 
     def _claim_id(self, id: str | None) -> None:

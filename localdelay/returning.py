@@ -85,6 +85,8 @@ class HandBacks:
         renamed = with_chosen_id(body, due, render_id(number))
         self._ids.take(again, renamed)
         self._schedule.put_back(due, again, renamed)
+        if self._delivery.committer is not None:
+            self._delivery.committer.rename(number, (due, again, renamed))
         if due < self._workers.leader_due:
             self._workers.wake_leader()
         return again

@@ -159,6 +159,16 @@ class Schedule:
         self._claim(entries)
         return entries[0]
 
+    def has_later(self, now: float) -> bool:
+        """Whether there is anything for `take_later`."""
+        self._drop_dead_heads()
+        return self._later.first() is not None or self.next_later() <= now
+
+    def near(self) -> tuple[int, float]:
+        """How many messages are due before the horizon, and when the last of them is; -inf without any."""
+        dues = [entry[0] for entry in self._living(self._near.slots())]
+        return len(dues), max(dues, default=-math.inf)
+
     def next_due(self) -> float:
         """When the next message is due, in seconds on Trio's clock; infinite if there is none."""
         if self.inbox:
@@ -222,6 +232,16 @@ class Schedule:
         """Every message, in due order."""
         self.sort_in()
         return sorted(self._living(self._slots()))
+
+    def clear(self) -> None:
+        """Forget everything: a journal has it."""
+        if self._index is not None:
+            self._index = Index()
+        self._near, self._later = Piles(), Piles()
+        self._sweeping = None
+        self._dead = self._waiting = self.retrying = 0
+        for each in (self.inbox, self._retries, self._oldest_retries, self._put_off, self._kept):
+            each.clear()
 
     def set_horizon(self, horizon: float) -> None:
         """Put aside, for `take_later`, every message due at `horizon` or after it, now and from now on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import attrs
 
+from .drain_plan import DrainPlan
 from .lateness import LatencySummary
 from .message import Message
 
@@ -18,7 +19,9 @@ class Statistics:
     """
 
     accepted: int
-    """Messages that a put has taken in."""
+    """Messages that a put has taken in, or that came back from a journal."""
+    recovered: int
+    """Those of them that came back from a journal."""
     sent: int
     """Sends that returned: the real queue has confirmed the message."""
     dead: int
@@ -28,7 +31,7 @@ class Statistics:
     handed_back: int
     """Given back to the primary by `drain`, before they were due."""
     spooled: int
-    """Left in a journal by `drain`."""
+    """Left in the journal when the queue was drained, or ended."""
     pending: int
     """Accepted and not finished: what counts against `capacity`."""
     waiting: int
@@ -40,7 +43,7 @@ class Statistics:
     pending_bytes: int
     """Payload and headers of all that is pending: what counts against `capacity_bytes`."""
     at_risk: int
-    """Messages that a crash right now would lose."""
+    """Messages that a crash right now would lose: those that no journal has."""
     at_risk_bytes: int
     """Payload and headers of these."""
     capacity: int
@@ -53,6 +56,8 @@ class Statistics:
     """Workers in a send or a dead-letter hook."""
     puts_waiting: int
     """Calls of `put` that wait for room."""
+    committing: int
+    """Calls of `put` that wait for the journal."""
     paused: bool
     """Whether sending is stopped by `pause`."""
     closed: bool
@@ -67,24 +72,30 @@ class Statistics:
     """Those of them that failed because the broker throttled them."""
     dead_letter_errors: int
     """Dead-letter hooks that raised or took longer than `send_timeout`."""
+    journal_failures: int
+    """Commits that failed."""
     lateness: LatencySummary
     """Start of the first send minus execute-at."""
     send_time: LatencySummary
     """Time in `send`, failed sends included; a batch counts once."""
     total: LatencySummary
     """Confirmation minus execute-at, retries included."""
+    commit_time: LatencySummary
+    """Time in a commit of the journal."""
 
 
 @attrs.frozen(kw_only=True)
 class DrainReport:
     """What became of the messages that were pending when `drain` was called."""
 
+    plan: DrainPlan
+    """What was expected."""
     sent: int
     """Sent, because they came due within the grace."""
     handed_back: int
     """Taken by `hand_back`."""
     spooled: int
-    """Left in a journal."""
+    """Left in the journal."""
     dead: int
     """Given up on meanwhile."""
     cancelled: int

@@ -19,7 +19,7 @@ from .events import Listener
 from .limit import RateLimit
 from .message import Message
 from .queue import UNCHANGED, Unchanged
-from .remote import Remote
+from .remote import Call, Remote
 from .returning import IN_FLIGHT
 from .router import DEFAULT_DEGRADE_ON, Controls, DegradeOn, MayDegrade, Receipt, Router
 from .routing import Action, Decision, Mode, Route
@@ -108,6 +108,15 @@ class DelayQueue:
                 self._limiter.total_tokens = workers
 
         self.remote.ask(resize)
+
+    def flush(self) -> None:
+        """See `localdelay.DelayQueue.flush`."""
+        call: Call[None] = self.remote.begin(self.remote.queue.flush)
+        call.done.result()
+
+    def cut_short(self) -> None:
+        """See `localdelay.DelayQueue.cut_short`. This may be called in a handler of signals, too."""
+        self.remote.begin(self.remote.queue.cut_short)
 
     def drain(self, grace: float | None = None, hand_back: HandBack | None = None) -> DrainReport:
         """See `localdelay.DelayQueue.drain`. `hand_back` is an ordinary function or an async one."""
@@ -253,7 +262,7 @@ class Fallback(Controls):
             router.cut_off(asked)
             raise
         router.taken(asked)
-        return Receipt(Route.PRIMARY, message, None, remote.pending()[0])
+        return Receipt(Route.PRIMARY, message, None, remote.at_risk()[0])
 
     def _hold(self, stamped: Stamped, decision: Decision, why: Exception) -> Receipt:
         assert decision.reason is not None  # noqa: S101 (what is held is held for a reason)
@@ -264,7 +273,7 @@ class Fallback(Controls):
             self._router.full(message, decision.reason, why)
             raise full from why
         self._wake()
-        return self._router.held(message, decision.reason, why, self._remote.pending()[0])
+        return self._router.held(message, decision.reason, why, self._remote.at_risk()[0])
 
 
 def _async(

@@ -33,6 +33,7 @@ Samples: TypeAlias = dict[tuple[str, frozenset[tuple[str, str]]], float]
 QUEUE_LABELS = {"queue": "orders"}
 OF_QUEUES = {
     "localdelay_accepted_messages_total": "accepted",
+    "localdelay_recovered_messages_total": "recovered",
     "localdelay_sent_messages_total": "sent",
     "localdelay_dead_messages_total": "dead",
     "localdelay_cancelled_messages_total": "cancelled",
@@ -50,11 +51,13 @@ OF_QUEUES = {
     "localdelay_workers": "workers",
     "localdelay_workers_busy": "workers_busy",
     "localdelay_puts_waiting": "puts_waiting",
+    "localdelay_puts_committing": "committing",
     "localdelay_paused": "paused",
     "localdelay_closed": "closed",
     "localdelay_failures_total": "failures",
     "localdelay_throttled_total": "throttled",
     "localdelay_dead_letter_errors_total": "dead_letter_errors",
+    "localdelay_journal_failures_total": "journal_failures",
     "localdelay_oldest_overdue_seconds": "oldest_overdue",
     "localdelay_next_due_seconds": "next_due_in",
 }
@@ -62,6 +65,7 @@ HISTOGRAMS = {
     "localdelay_lateness_seconds": "lateness",
     "localdelay_send_duration_seconds": "send_time",
     "localdelay_confirmation_lateness_seconds": "total",
+    "localdelay_commit_duration_seconds": "commit_time",
 }
 OF_FALLBACKS = {
     "localdelay_fallback_refused_messages_total": "refused",

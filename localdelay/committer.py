@@ -1,0 +1,349 @@
+"""The journal's own thread, and what waits for it: group commits.
+
+What changes is gathered, under a lock, and the thread takes all of it whenever it is free: while one group
+is written, the next one gathers. A commit costs about the same for one message as for a hundred, so the more
+puts wait at a time, the less each of them costs. (The interpreter's own lock helps: the thread has to wait
+for it until the loop has nothing left to do, which is when all tasks that could put have put.)
+
+A put that waits is accepted by the commit itself, not by its task afterwards. Where a commit fails, the puts
+that wait for it are refused; all else stays to be written with the next one, and what was accepted without
+waiting stays at risk. A message that is finished before it was written is never written.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Final, TypeAlias
+
+import trio
+
+from .entry import Body, Entry, execute_at_of, message_of, size_of
+from .errors import JournalError
+from .journal import Journal, Record
+from .lateness import LatencyRecorder
+from .timer import clock_parts
+
+logger = logging.getLogger("localdelay")
+
+RETRY_EVERY: Final = 0.5
+"""Seconds between two tries to write what could not be written, if nothing new comes meanwhile."""
+_CLOSE_TIMEOUT: Final = 10.0
+_RECOVERED: Final = 1 << 62
+"""The numbers of recovered messages lie so far below their keys: no other message has such a number."""
+
+_Change: TypeAlias = tuple[Entry, float, str | None] | None
+"""(message, its due time on the wall clock, what it was given up for), or that it is gone."""
+
+
+class _Waiter:
+    """A task that waits for a commit. It is a put where there is something to `accept`."""
+
+    __slots__ = ("accept", "error", "number", "task")
+
+    def __init__(self, number: int = 0, accept: Callable[[], None] | None = None) -> None:
+        self.number = number
+        self.accept = accept
+        self.error: JournalError | None = None
+        self.task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
+
+
+class _Group:
+    """What is committed together."""
+
+    __slots__ = ("changes", "durable", "error", "seconds", "tried", "waiters")
+
+    def __init__(self) -> None:
+        self.changes: dict[int, _Change] = {}  # by number
+        self.waiters: list[_Waiter] = []
+        self.durable = False  # whether a message in it is new
+        self.tried = False
+        self.error: Exception | None = None
+        self.seconds = 0.0
+
+
+class Committer:
+    """Has a journal keep what the queue holds. Of the Trio thread, but for what says otherwise."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._read_clock, self._clock_offset = clock_parts()
+        self._token = trio.lowlevel.current_trio_token()
+        self._lock = threading.Lock()
+        self._news: SimpleQueue[None] = SimpleQueue()
+        # Under the lock:
+        self._group = _Group()
+        self._told = False  # whether the thread knows that there is something
+        self._taken = 0  # groups; of these, so many have ended:
+        self._ended = 0
+        self._closing = False
+        # Of the Trio thread:
+        self._new: set[int] = set()  # numbers of messages that were never written yet
+        self._renamed: dict[int, int] = {}
+        self._first_key = 0
+        self._first_number = 0
+        self._failing = False
+        self._closed = trio.Event()
+        self.at_risk: dict[int, Entry] = {}
+        """What is accepted and not written yet."""
+        self.at_risk_bytes = 0
+        self.committing = 0
+        """Puts that wait for their commit."""
+        self.failures = 0
+        self.commit_time = LatencyRecorder()
+
+    async def open(self, first_number: int) -> list[Record]:
+        """Open the journal, and return what it holds; numbers of new messages begin at `first_number`.
+
+        Raises `JournalError`.
+        """
+        opened = trio.Event()
+        outcome: list[list[Record] | Exception] = []
+
+        def tell(result: list[Record] | Exception) -> None:
+            outcome.append(result)
+            opened.set()
+
+        thread = threading.Thread(target=self._run, args=(tell,), name="localdelay-journal", daemon=True)
+        thread.start()
+        with trio.CancelScope(shield=True):  # or nobody would close it
+            await opened.wait()
+        result = outcome[0]
+        if isinstance(result, Exception):
+            raise result
+        self._first_number = first_number
+        self._first_key = 1 + max((record.key for record in result), default=0)
+        return result
+
+    @staticmethod
+    def number_of(record: Record) -> int:
+        """The number of a message that was recovered."""
+        return record.key - _RECOVERED
+
+    def keep(self, due: float, number: int, body: Body) -> None:
+        """Write down a message that is accepted already: it is at risk until it is there."""
+        entry = (due, number, body)
+        self.at_risk[number] = entry
+        self.at_risk_bytes += size_of(body)
+        self._new.add(number)
+        self._add(number, self._change(entry), durable=True)
+
+    async def commit(self, due: float, number: int, body: Body, accept: Callable[[], None]) -> None:
+        """Write a message down, and call `accept` as soon as it is there; raises `JournalError` if it is not.
+
+        A cancellation has to wait until that is known.
+        """
+        waiter = _Waiter(number, accept)
+        self.committing += 1
+        self._new.add(number)
+        self._add(number, self._change((due, number, body)), waiter, durable=True)
+        await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
+        if waiter.error is not None:
+            raise waiter.error
+
+    def update(self, entry: Entry, dead: str | None = None) -> None:
+        """The message has another attempt from now on, or it was given up on and stays."""
+        number = self._renamed.get(entry[1], entry[1])
+        if dead is not None:
+            self._renamed.pop(entry[1], None)
+            self._out_of_risk(number)
+        self._add(number, self._change(entry, dead))
+
+    def remove(self, number: int) -> None:
+        """The message is finished."""
+        if self._renamed:
+            number = self._renamed.pop(number, number)
+        self._out_of_risk(number)
+        with self._lock:
+            if number in self._new and number in self._group.changes:
+                del self._group.changes[number]
+                self._new.discard(number)
+                return
+        self._add(number, None)
+
+    def rename(self, number: int, entry: Entry) -> None:
+        """The message with this number is that entry from now on."""
+        first = self._renamed.pop(number, number)
+        self._renamed[entry[1]] = first
+        if first in self.at_risk:
+            self.at_risk[first] = entry
+
+    async def written(self) -> None:
+        """Wait until what has changed so far is written, or could not be; that is tried again later."""
+        if not self._is_settled():
+            await self._wait()
+
+    async def flush(self) -> None:
+        """Wait until all that was accepted is there. Raises `JournalError` if it could not be written."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._is_settled():
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return
+        error = await self._wait()
+        if error is not None:
+            raise error
+
+    async def close(self) -> None:
+        """Write what there is to write, and let go of the journal."""
+        with self._lock:
+            self._closing = True
+        self._tell()
+        with trio.move_on_after(_CLOSE_TIMEOUT, shield=True) as timed_out:
+            await self._closed.wait()
+        if timed_out.cancelled_caught:
+            logger.error("the journal does not answer, and was left open")
+        left = sum(change is None for change in self._group.changes.values())
+        if left:
+            logger.error("%d finished messages are still in the journal: it could not be written", left)
+
+    def _change(self, entry: Entry, dead: str | None = None) -> _Change:
+        due, _, body = entry
+        now = self._read_clock() + self._clock_offset
+        # The wall clock is read after the other one: what is written may be late by that, and never early.
+        return entry, execute_at_of(due, body) - now + time.time(), dead
+
+    def _add(
+        self, number: int, change: _Change, waiter: _Waiter | None = None, *, durable: bool = False
+    ) -> None:
+        with self._lock:
+            group = self._group
+            group.changes[number] = change
+            group.durable |= durable
+            if waiter is not None:
+                group.waiters.append(waiter)
+            if self._told:
+                return
+            self._told = True
+        self._news.put(None)
+
+    def _tell(self) -> None:
+        with self._lock:
+            self._told = True
+        self._news.put(None)
+
+    def _is_settled(self) -> bool:
+        with self._lock:
+            return self._taken == self._ended and not self._group.changes
+
+    async def _wait(self) -> JournalError | None:
+        waiter = _Waiter()
+        with self._lock:
+            self._group.waiters.append(waiter)
+        self._tell()
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            waiter.task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        return waiter.error
+
+    def _out_of_risk(self, number: int) -> None:
+        entry = self.at_risk.pop(number, None)
+        if entry is not None:
+            self.at_risk_bytes -= size_of(entry[2])
+
+    def _settle(self, group: _Group) -> None:
+        """A commit has ended."""
+        self._ended += 1
+        error = group.error
+        if group.tried:
+            self.commit_time.record(group.seconds)
+            self._note(error)
+        if error is None:
+            for number in group.changes:
+                self._new.discard(number)
+                if self.at_risk:
+                    self._out_of_risk(number)
+        for waiter in group.waiters:
+            if waiter.accept is not None:
+                self.committing -= 1
+                if error is None:
+                    waiter.accept()
+                else:
+                    self._new.discard(waiter.number)
+            if error is not None:
+                waiter.error = JournalError(str(error))
+            if waiter.task is not None:
+                trio.lowlevel.reschedule(waiter.task)
+
+    def _note(self, error: Exception | None) -> None:
+        if error is not None:
+            self.failures += 1
+            if not self._failing:
+                logger.error("the journal can't be written, what is put now is refused: %s", error)
+        elif self._failing:
+            logger.warning("the journal can be written again")
+        self._failing = error is not None
+
+    # From here on: in the thread.
+
+    def _run(self, tell: Callable[[list[Record] | Exception], None]) -> None:
+        try:
+            held = self._journal.open()
+        except Exception as error:  # noqa: BLE001 (raised where it is waited for)
+            self._call(partial(tell, error))
+            return
+        self._call(partial(tell, held))
+        del held, tell
+        failed = closing = False
+        while not closing:
+            with suppress(Empty):
+                self._news.get(timeout=RETRY_EVERY if failed else None)
+            with self._lock:
+                group, self._group = self._group, _Group()
+                self._told = False
+                self._taken += 1
+                closing = self._closing
+            if group.changes:
+                begun = time.perf_counter()
+                self._write(group)
+                group.tried = True
+                group.seconds = time.perf_counter() - begun
+            failed = group.error is not None
+            self._call(partial(self._settle, group))
+        with suppress(Exception):
+            self._journal.close()
+        self._call(self._closed.set)
+
+    def _write(self, group: _Group) -> None:
+        kept = [self._record(number, change) for number, change in group.changes.items() if change]
+        gone = [self._key(number) for number, change in group.changes.items() if change is None]
+        try:
+            self._journal.write(kept, gone, durable=group.durable)
+        except Exception as error:  # noqa: BLE001 (raised where it is waited for)
+            group.error = error
+        else:
+            return
+        if kept and gone:
+            # What is removed makes room.
+            with suppress(Exception):
+                self._journal.write([], gone, durable=False)
+                group.changes = {number: change for number, change in group.changes.items() if change}
+        refused = {waiter.number for waiter in group.waiters if waiter.accept is not None}
+        with self._lock:
+            again = self._group
+            again.durable |= group.durable
+            for number, change in group.changes.items():
+                if number not in refused:
+                    again.changes.setdefault(number, change)
+
+    def _record(self, number: int, change: tuple[Entry, float, str | None]) -> Record:
+        entry, due, dead = change
+        message = message_of(entry)
+        headers = dict(message.headers) or None
+        return Record(self._key(number), due, message.attempt, message.id, headers, message.payload, dead)
+
+    def _key(self, number: int) -> int:
+        if number < 0:
+            return number + _RECOVERED
+        return number - self._first_number + self._first_key
+
+    def _call(self, function: Callable[[], object]) -> None:
+        with suppress(trio.RunFinishedError):  # then nobody waits any more
+            self._token.run_sync_soon(function)

@@ -1,0 +1,104 @@
+"""What a journal keeps of a message, and what the queue needs of a journal. Pure."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+
+class Record(NamedTuple):
+    """A message as it is kept. Its time is on the wall clock: no other means anything to the next process."""
+
+    key: int
+    """Unique in the journal, and ascending."""
+    due: float
+    """Execute-at, in seconds since 1970 (Unix time)."""
+    attempt: int
+    """The number of its next send."""
+    id: str
+    headers: dict[str, str] | None
+    payload: bytes
+    dead: str | None = None
+    """What it was given up for; None while it is pending."""
+
+
+class Journal(Protocol):
+    """Keeps messages across the end of the process. All of it is called in one thread, which may block."""
+
+    largest: int
+    """The most bytes of payload and headers that a message may have."""
+
+    def open(self) -> list[Record]:
+        """Take hold of it, and return what it holds. Raises `JournalError`."""
+
+    def write(self, kept: Sequence[Record], gone: Sequence[int], *, durable: bool) -> None:
+        """Keep these, each in the place of one with its key, and forget those: all or nothing.
+
+        What `durable` is written is to survive what the journal promises to survive; the rest must survive
+        the end of the process. Raises `JournalError`, and may be called again then.
+        """
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+def check_journal(journal: object) -> None:
+    """Raise a `TypeError` unless this is a journal, or None."""
+    if journal is not None and not all(callable(getattr(journal, name, None)) for name in ("open", "write")):
+        raise TypeError(f"journal must be a SqliteJournal, not {type(journal).__name__}")
+
+
+Row: TypeAlias = tuple[int, float, int, str, bytes | None, bytes, str | None, int]
+"""A record as a database holds it, and a checksum over all of it."""
+
+
+def encode(record: Record) -> Row:
+    """The row of a record. Headers become JSON, in UTF-8."""
+    key, due, attempt, name, headers, payload, dead = record
+    packed = None if headers is None else json.dumps(headers, ensure_ascii=False).encode()
+    return (
+        key,
+        due,
+        attempt,
+        name,
+        packed,
+        payload,
+        dead,
+        _checksum(key, due, attempt, name, packed, payload, dead),
+    )
+
+
+def decode(row: Sequence[Any]) -> Record:
+    """The record of a row. Raises `ValueError` for a row that `encode` cannot have made."""
+    key, due, attempt, name, packed, payload, dead, checksum = row
+    if not (
+        type(key) is int
+        and type(due) is float
+        and math.isfinite(due)
+        and type(attempt) is int
+        and attempt >= 1
+        and type(name) is str
+        and name
+        and (packed is None or type(packed) is bytes)
+        and type(payload) is bytes
+        and (dead is None or type(dead) is str)
+        and checksum == _checksum(key, due, attempt, name, packed, payload, dead)
+    ):
+        raise ValueError(f"row {key!r} is damaged")
+    headers = None if packed is None else json.loads(packed)
+    return Record(key, due, attempt, name, headers, payload, dead)
+
+
+def _checksum(
+    key: int, due: float, attempt: int, id: str, packed: bytes | None, payload: bytes, dead: str | None
+) -> int:
+    rest = zlib.crc32(payload, zlib.crc32(_NUMBERS.pack(key, due, attempt, len(payload))))
+    texts = (id.encode("utf-8", "replace"), packed or b"", b"" if dead is None else b"!" + dead.encode())
+    return zlib.crc32(b"\0".join(texts), rest)
+
+
+_NUMBERS = struct.Struct("<qdqq")

@@ -1,0 +1,234 @@
+"""A journal in a file: SQLite, with a write-ahead log.
+
+A write goes to the end of the log (`PATH-wal`), and what the log has gathered goes to the database now and
+then. So a group of messages costs one write and, where it is to survive a loss of power, one fsync; one that
+is torn by a crash is not there at all. The file is checked by a connection that can only read, so that one
+that is refused stays as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from itertools import chain
+from pathlib import Path
+from typing import Final, Literal
+from urllib.parse import quote
+
+from .errors import JournalError
+from .journal import Record, Row, decode, encode
+
+_MAGIC: Final = b"SQLite format 3\0"
+_APPLICATION: Final = 0x1D31A70B
+_VERSION: Final = 1
+_SCHEMA: Final = (
+    "CREATE TABLE messages (key INTEGER PRIMARY KEY, due REAL NOT NULL, attempt INTEGER NOT NULL, "
+    "id TEXT NOT NULL, headers BLOB, payload BLOB NOT NULL, dead TEXT, checksum INTEGER NOT NULL)"
+)
+_PAGE: Final = 4096  # the larger a page, the more is written for a message
+_AT_ONCE: Final = (64, 16, 4, 1)
+"""Rows a statement. Each statement hands the interpreter's lock over and waits to have it back."""
+
+
+class SqliteJournal:
+    """Pending messages in the SQLite database at `path`, for one queue at a time.
+
+    What `put` has accepted survives the end of the process, whatever ends it. With `durability="fsync"` it
+    survives a loss of power, too, as far as the disk keeps what it has confirmed; with "os" it may not, and
+    a put waits for no disk. The file is to be on a local one. It is made if there is none, for its owner
+    alone (mode 0600); beside it stand `PATH-wal` and `PATH-lock`. Raises `TypeError` and `ValueError` for
+    arguments that are wrong.
+    """
+
+    largest = 500_000_000
+
+    def __init__(self, path: str | os.PathLike[str], durability: Literal["fsync", "os"] = "fsync") -> None:
+        if durability not in ("fsync", "os"):
+            raise ValueError(f'durability must be "fsync" or "os", not {durability!r}')
+        given = os.fspath(path)
+        if not isinstance(given, str):
+            raise TypeError(f"path must be text or a Path, not {type(path).__name__}")
+        if not given or "\0" in given:
+            raise ValueError(f"path must name a file, which {given!r} does not")
+        self.path = Path(os.path.realpath(given))
+        self.durability = durability
+        self._lock: int | None = None
+        self._connection: sqlite3.Connection | None = None
+        self._synchronous = ""
+
+    def __repr__(self) -> str:
+        return f"SqliteJournal({str(self.path)!r}, {self.durability!r})"
+
+    def open(self) -> list[Record]:
+        """See `Journal`. Makes the file if there is none."""
+        with self._errors():
+            self._take_lock()
+            try:
+                if not self.path.exists() or not self.path.stat().st_size:
+                    self._make()
+                records = self._records()
+                self._connection = self._connect("rw")
+                self._connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+                self._connection.execute("PRAGMA fullfsync = ON")
+                self._connection.execute("BEGIN IMMEDIATE")  # others are locked out from here on
+                self._connection.execute("COMMIT")
+                Path(f"{self.path}-shm").unlink(missing_ok=True)  # the reader's; who is alone needs none
+            except BaseException:
+                self.close()
+                raise
+        return records
+
+    def read(self) -> list[Record]:
+        """What it holds, without changing anything: for a journal that no queue uses."""
+        with self._errors():
+            if not self.path.exists():
+                raise FileNotFoundError(2, "there is no such file", str(self.path))
+            self._take_lock()
+            try:
+                return self._records()
+            finally:
+                self.close()
+
+    def write(self, kept: Sequence[Record], gone: Sequence[int], *, durable: bool) -> None:
+        """See `Journal`."""
+        connection = self._connection
+        if connection is None:
+            raise JournalError(f"the journal {self.path} is closed")
+        synchronous = "FULL" if durable and self.durability == "fsync" else "NORMAL"
+        with self._errors():
+            try:
+                if synchronous != self._synchronous:
+                    self._synchronous = ""
+                    connection.execute(f"PRAGMA synchronous = {synchronous}")
+                    self._synchronous = synchronous
+                connection.execute("BEGIN IMMEDIATE")
+                _insert(connection, list(map(encode, kept)))
+                if gone:
+                    connection.execute(
+                        "DELETE FROM messages WHERE key IN (SELECT value FROM json_each(?))",
+                        (json.dumps(gone),),
+                    )
+                connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                raise
+
+    def close(self) -> None:
+        """See `Journal`."""
+        connection, self._connection = self._connection, None
+        self._synchronous = ""
+        if connection is not None:
+            with suppress(sqlite3.Error):
+                connection.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _take_lock(self) -> None:
+        import fcntl
+
+        if self._lock is not None:
+            raise JournalError(f"the journal {self.path} is in use by another queue")
+        lock = os.open(f"{self.path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(lock, 20).decode("ascii", "replace").strip()
+            os.close(lock)
+            raise JournalError(f"the journal {self.path} is in use by process {holder or '?'}") from None
+        except BaseException:
+            os.close(lock)
+            raise
+        self._lock = lock
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+
+    def _make(self) -> None:
+        """Make an empty journal: all of it or nothing, even if the power fails meanwhile."""
+        new = self.path.with_name(f"{self.path.name}-new")
+        for leftover in (new, Path(f"{new}-wal"), Path(f"{new}-shm")):
+            leftover.unlink(missing_ok=True)
+        os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        with closing(self._connect("rw", new)) as connection:
+            connection.execute(f"PRAGMA page_size = {_PAGE}")
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute(_SCHEMA)
+            connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+            connection.execute(f"PRAGMA user_version = {_VERSION}")
+        new.replace(self.path)
+        directory = os.open(self.path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def _records(self) -> list[Record]:
+        with self.path.open("rb") as file:
+            if file.read(len(_MAGIC)) != _MAGIC:
+                raise JournalError(f"{self.path} is not a journal of localdelay: it is no SQLite database")
+        log = Path(f"{self.path}-wal")
+        # Without a log, SQLite would make an empty one to read a database.
+        mode = "ro" if log.exists() and log.stat().st_size else "ro&immutable=1"
+        with closing(self._connect(mode)) as connection:
+            [application] = connection.execute("PRAGMA application_id").fetchone()
+            if application != _APPLICATION:
+                raise JournalError(f"{self.path} is not a journal of localdelay, but another database")
+            [version] = connection.execute("PRAGMA user_version").fetchone()
+            if version != _VERSION:
+                raise JournalError(f"the journal {self.path} is of version {version}, not {_VERSION}")
+            schema = connection.execute("SELECT sql FROM sqlite_schema").fetchall()
+            if schema != [(_SCHEMA,)]:
+                raise JournalError(f"the journal {self.path} is damaged: its tables are not what they were")
+            found = connection.execute("SELECT * FROM messages ORDER BY key")
+            records: list[Record] = []
+            while rows := found.fetchmany(1000):
+                records += map(decode, rows)
+            return records
+
+    def _connect(self, mode: str, path: Path | None = None) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            f"file:{quote(str(path or self.path))}?mode={mode}",
+            uri=True,
+            isolation_level=None,
+            timeout=0,
+            check_same_thread=False,
+        )
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute("PRAGMA cell_size_check = ON")
+        return connection
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise JournalError(f"the journal {self.path}: {_told(error)}") from error
+        except OSError as error:
+            raise JournalError(f"the journal {self.path}: {error.strerror or error}") from error
+        except (ValueError, OverflowError) as error:
+            raise JournalError(f"the journal {self.path} is damaged: {error}") from error
+
+
+def _insert(connection: sqlite3.Connection, rows: list[Row]) -> None:
+    begin = 0
+    for count in _AT_ONCE:
+        while len(rows) - begin >= count:
+            values = ",".join(["(?,?,?,?,?,?,?,?)"] * count)
+            flat = tuple(chain.from_iterable(rows[begin : begin + count]))
+            connection.execute(f"INSERT OR REPLACE INTO messages VALUES {values}", flat)  # noqa: S608
+            begin += count
+
+
+def _told(error: sqlite3.Error) -> str:
+    return {
+        "database is locked": "it is in use by another program",
+        "file is not a database": "it is no SQLite database, or a damaged one",
+        "database disk image is malformed": "it is damaged",
+        "database or disk is full": "the disk is full",
+    }.get(str(error), str(error))

@@ -1,0 +1,71 @@
+"""Stopping a service when it is told to: a signal, then a drain within the time that is left."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+
+from . import intake
+from .delivery import HandBack
+from .groups import bare
+from .queue import DelayQueue
+from .statistics import DrainReport
+
+logger = logging.getLogger("localdelay")
+
+
+async def run_until_signal(
+    queue: DelayQueue,
+    service: Callable[[], Awaitable[object]] | None = None,
+    *,
+    grace: float,
+    hand_back: HandBack | None = None,
+    signals: Sequence[int] = (signal.SIGTERM, signal.SIGINT),
+) -> DrainReport:
+    """Run a service beside its queue until it returns or a signal comes; then drain the queue.
+
+    With the first signal `await service()` is cancelled, and when it has ended the queue is drained as by
+    `DelayQueue.drain`, `grace` seconds after the signal at the latest. A second signal ends the drain at
+    once: what is left then stays in the journal, or is in the report's `remaining`. Without a service it only
+    waits for the signal. Give a grace shorter than what kills the process: Kubernetes does so
+    `terminationGracePeriodSeconds` after the signal. To be called on the main thread. An error of the service
+    is raised as it is, and nothing is drained then.
+    """
+    seconds = intake.check_seconds("grace", grace, zero=True)
+    if hand_back is not None:
+        intake.check_async("hand_back", hand_back)
+    running = trio.CancelScope()
+    deadline = math.inf
+    again = False
+
+    async def watch() -> None:
+        nonlocal deadline, again
+        async for signum in received:
+            if deadline == math.inf:
+                logger.info("%s: stopping within %g s", signal.Signals(signum).name, seconds)
+                deadline = trio.current_time() + seconds
+                running.cancel()
+            else:
+                logger.info("%s again: stopping now", signal.Signals(signum).name)
+                again = True
+                queue.cut_short()
+
+    with trio.open_signal_receiver(*signals) as received:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(watch)
+                with running:
+                    await (service or trio.sleep_forever)()
+                if deadline == math.inf:
+                    deadline = trio.current_time() + seconds
+                left = 0.0 if again else max(0.0, deadline - trio.current_time())
+                report = await queue.drain(left, hand_back)
+                nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            error = bare(group)
+            raise error from error.__cause__
+    return report
