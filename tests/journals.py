@@ -1,0 +1,46 @@
+"""A journal in memory, and waiting for what happens in real time beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import trio
+
+from localdelay.journal import Record
+
+
+class Disk:
+    """A journal in memory that can fail and be slow: what it holds outlives the queue."""
+
+    largest = 1_000_000
+
+    def __init__(self) -> None:
+        self.rows: dict[int, Record] = {}
+        self.error: Exception | None = None
+        self.writes: list[tuple[list[str], list[int], bool]] = []
+        self.closed = 0
+
+    def open(self) -> list[Record]:
+        return list(self.rows.values())
+
+    def write(self, kept: Sequence[Record], gone: Sequence[int], *, durable: bool) -> None:
+        self.writes.append(([record.id for record in kept], list(gone), durable))
+        if self.error is not None and kept:
+            raise self.error
+        self.rows |= {record.key: record for record in kept}
+        for key in gone:
+            self.rows.pop(key, None)
+
+    def close(self) -> None:
+        self.closed += 1
+
+    @property
+    def ids(self) -> list[str]:
+        return [self.rows[key].id for key in sorted(self.rows)]
+
+
+async def until(done: Callable[[], object]) -> None:
+    """Wait in real time: a journal is written in a thread."""
+    with trio.fail_after(20):
+        while not done():  # noqa: ASYNC110 (nobody tells)
+            await trio.sleep(0.001)
