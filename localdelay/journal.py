@@ -14,7 +14,7 @@ class Record(NamedTuple):
     """A message as it is kept. Its time is on the wall clock: no other means anything to the next process."""
 
     key: int
-    """Unique in the journal, and ascending."""
+    """Unique in the journal."""
     due: float
     """Execute-at, in seconds since 1970 (Unix time)."""
     attempt: int

@@ -9,6 +9,7 @@ so on the loop: while somebody does, nothing is accepted past him. So the loop h
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -287,6 +288,8 @@ class Remote:
 
     def result(self) -> None:
         """Wait for the end, and for that of the thread; raise what it failed with."""
+        if sys.is_finalizing():
+            return  # the interpreter takes its objects apart, and lets no other thread run any more
         try:
             self.ended.result()
         finally:
