@@ -23,10 +23,11 @@ from typing import Final, TypeAlias
 
 import trio
 
-from .entry import Body, Entry, execute_at_of, message_of, size_of
+from .entry import Body, Entry, execute_at_of, size_of
 from .errors import JournalError
 from .journal import Journal, Record
 from .lateness import LatencyRecorder
+from .message import render_id
 from .timer import clock_parts
 
 logger = logging.getLogger("localdelay")
@@ -334,10 +335,12 @@ class Committer:
                     again.changes.setdefault(number, change)
 
     def _record(self, number: int, change: tuple[Entry, float, str | None]) -> Record:
-        entry, due, dead = change
-        message = message_of(entry)
-        headers = dict(message.headers) or None
-        return Record(self._key(number), due, message.attempt, message.id, headers, message.payload, dead)
+        (_, shown, body), due, dead = change
+        if isinstance(body, bytes):
+            return Record(self._key(number), due, 1, render_id(shown), None, body, dead)
+        payload, headers, chosen, attempt = body[:4]
+        name = render_id(shown) if chosen is None else chosen
+        return Record(self._key(number), due, attempt, name, headers, payload, dead)
 
     def _key(self, number: int) -> int:
         if number < 0:

@@ -60,16 +60,8 @@ def encode(record: Record) -> Row:
     """The row of a record. Headers become JSON, in UTF-8."""
     key, due, attempt, name, headers, payload, dead = record
     packed = None if headers is None else json.dumps(headers, ensure_ascii=False).encode()
-    return (
-        key,
-        due,
-        attempt,
-        name,
-        packed,
-        payload,
-        dead,
-        _checksum(key, due, attempt, name, packed, payload, dead),
-    )
+    checksum = _checksum(key, due, attempt, name, packed, payload, dead)
+    return key, due, attempt, name, packed, payload, dead, checksum
 
 
 def decode(row: Sequence[Any]) -> Record:
@@ -94,11 +86,12 @@ def decode(row: Sequence[Any]) -> Record:
 
 
 def _checksum(
-    key: int, due: float, attempt: int, id: str, packed: bytes | None, payload: bytes, dead: str | None
+    key: int, due: float, attempt: int, name: str, packed: bytes | None, payload: bytes, dead: str | None
 ) -> int:
-    rest = zlib.crc32(payload, zlib.crc32(_NUMBERS.pack(key, due, attempt, len(payload))))
-    texts = (id.encode("utf-8", "replace"), packed or b"", b"" if dead is None else b"!" + dead.encode())
-    return zlib.crc32(b"\0".join(texts), rest)
+    # With the lengths in it, no byte can go over from one part to the next.
+    texts = [name.encode(), packed or b"", b"" if dead is None else dead.encode()]
+    lengths = (len(texts[0]), -1 if packed is None else len(packed), -1 if dead is None else len(texts[2]))
+    return zlib.crc32(b"".join((_NUMBERS.pack(key, due, attempt, *lengths, len(payload)), *texts, payload)))
 
 
-_NUMBERS = struct.Struct("<qdqq")
+_NUMBERS = struct.Struct("<qdqqqqq")
