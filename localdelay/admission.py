@@ -138,11 +138,11 @@ class Admission:
     def recover(self, entries: list[Entry]) -> None:
         """Take in messages that are in the journal already, whatever the room."""
         ledger, schedule = self._ledger, self._schedule
+        ledger.accept(sum(size_of(body) for _, _, body in entries), len(entries))
+        ledger.recovered += len(entries)
         for due, number, body in entries:
-            ledger.accept(size_of(body))
             self._ids.take(number, body)
             schedule.put(due, number, body)
-        ledger.recovered += len(entries)
         if min(entry[0] for entry in entries) < self._workers.leader_due:
             self._workers.wake_leader()
 

@@ -69,8 +69,8 @@ def size_of(body: Body) -> int:
     """Bytes of payload and headers."""
     if isinstance(body, bytes):
         return len(body)
-    payload, headers = body[:2]
-    return len(payload) + headers_size(headers or NO_HEADERS)
+    payload, headers = body[0], body[1]
+    return len(payload) if headers is None else len(payload) + headers_size(headers)
 
 
 def message_of(entry: Entry) -> Message:

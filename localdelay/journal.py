@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import struct
 import zlib
 from collections.abc import Sequence
@@ -67,19 +66,11 @@ def encode(record: Record) -> Row:
 def decode(row: Sequence[Any]) -> Record:
     """The record of a row. Raises `ValueError` for a row that `encode` cannot have made."""
     key, due, attempt, name, packed, payload, dead, checksum = row
-    if not (
-        type(key) is int
-        and type(due) is float
-        and math.isfinite(due)
-        and type(attempt) is int
-        and attempt >= 1
-        and type(name) is str
-        and name
-        and (packed is None or type(packed) is bytes)
-        and type(payload) is bytes
-        and (dead is None or type(dead) is str)
-        and checksum == _checksum(key, due, attempt, name, packed, payload, dead)
-    ):
+    try:
+        is_sound = checksum == _checksum(key, due, attempt, name, packed, payload, dead)
+    except (TypeError, AttributeError, ValueError, struct.error):  # something of another type
+        is_sound = False
+    if not is_sound:
         raise ValueError(f"row {key!r} is damaged")
     headers = None if packed is None else json.loads(packed)
     return Record(key, due, attempt, name, headers, payload, dead)

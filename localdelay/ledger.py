@@ -166,8 +166,8 @@ class Ledger:
         self.reserved += 1
         self.reserved_bytes += size
 
-    def accept(self, size: int) -> None:
-        """Count a message of this many bytes in."""
-        self.accepted += 1
-        self.pending += 1
+    def accept(self, size: int, count: int = 1) -> None:
+        """Count a message of this many bytes in, or so many of them together."""
+        self.accepted += count
+        self.pending += count
         self.pending_bytes += size

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import islice
+from operator import itemgetter
 
 import trio
 
@@ -81,7 +82,7 @@ class Life:
         pending = [record for record in records if record.dead is None]
         dead = len(records) - len(pending)
         del records
-        pending.sort(key=lambda record: (record.due, record.key))
+        pending.sort(key=itemgetter(1))  # by when they are due
         wall = time.time()
         now = trio.current_time()
         rest = iter(pending)

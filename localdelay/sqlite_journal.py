@@ -23,7 +23,7 @@ from .journal import Record, Row, decode, encode
 
 _MAGIC: Final = b"SQLite format 3\0"
 _APPLICATION: Final = 0x1D31A70B
-_VERSION: Final = 1
+VERSION: Final = 1
 _SCHEMA: Final = (
     "CREATE TABLE messages (key INTEGER PRIMARY KEY, due REAL NOT NULL, attempt INTEGER NOT NULL, "
     "id TEXT NOT NULL, headers BLOB, payload BLOB NOT NULL, dead TEXT, checksum INTEGER NOT NULL)"
@@ -83,14 +83,22 @@ class SqliteJournal:
 
     def read(self) -> list[Record]:
         """What it holds, without changing anything: for a journal that no queue uses."""
+        self.check()
         with self._errors():
-            if not self.path.exists():
-                raise FileNotFoundError(2, "there is no such file", str(self.path))
             self._take_lock()
             try:
                 return self._records()
             finally:
                 self.close()
+
+    def check(self) -> None:
+        """Raise a `JournalError` unless there is a file that may be a journal. Nothing is made beside it."""
+        with self._errors():
+            if not self.path.exists():
+                raise FileNotFoundError(2, "there is no such file", str(self.path))
+            if not self.path.is_file():  # a named pipe would be waited for
+                raise JournalError(f"{self.path} is not a journal of localdelay: it is no file")
+            self._check_magic()
 
     def write(self, kept: Sequence[Record], gone: Sequence[int], *, durable: bool) -> None:
         """See `Journal`."""
@@ -160,7 +168,7 @@ class SqliteJournal:
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute(_SCHEMA)
             connection.execute(f"PRAGMA application_id = {_APPLICATION}")
-            connection.execute(f"PRAGMA user_version = {_VERSION}")
+            connection.execute(f"PRAGMA user_version = {VERSION}")
         new.replace(self.path)
         directory = os.open(self.path.parent, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -169,9 +177,7 @@ class SqliteJournal:
             os.close(directory)
 
     def _records(self) -> list[Record]:
-        with self.path.open("rb") as file:
-            if file.read(len(_MAGIC)) != _MAGIC:
-                raise JournalError(f"{self.path} is not a journal of localdelay: it is no SQLite database")
+        self._check_magic()
         log = Path(f"{self.path}-wal")
         # Without a log, SQLite would make an empty one to read a database.
         mode = "ro" if log.exists() and log.stat().st_size else "ro&immutable=1"
@@ -180,8 +186,8 @@ class SqliteJournal:
             if application != _APPLICATION:
                 raise JournalError(f"{self.path} is not a journal of localdelay, but another database")
             [version] = connection.execute("PRAGMA user_version").fetchone()
-            if version != _VERSION:
-                raise JournalError(f"the journal {self.path} is of version {version}, not {_VERSION}")
+            if version != VERSION:
+                raise JournalError(f"the journal {self.path} is of version {version}, not {VERSION}")
             schema = connection.execute("SELECT sql FROM sqlite_schema").fetchall()
             if schema != [(_SCHEMA,)]:
                 raise JournalError(f"the journal {self.path} is damaged: its tables are not what they were")
@@ -190,6 +196,11 @@ class SqliteJournal:
             while rows := found.fetchmany(1000):
                 records += map(decode, rows)
             return records
+
+    def _check_magic(self) -> None:
+        with self.path.open("rb") as file:
+            if file.read(len(_MAGIC)) != _MAGIC:
+                raise JournalError(f"{self.path} is not a journal of localdelay: it is no SQLite database")
 
     def _connect(self, mode: str, path: Path | None = None) -> sqlite3.Connection:
         connection = sqlite3.connect(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from localdelay import SqliteJournal
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -19,8 +23,10 @@ def blocks(language: str) -> list[str]:
 
 
 PROGRAMS = [
-    block for block in blocks("python") if "trio.run" in block and "open_broker" not in block
-]  # the others need a broker: test_readme_brokers
+    block
+    for block in blocks("python")
+    if "trio.run" in block and "open_broker" not in block and "run_until_signal" not in block
+]  # the others need a broker, or a signal: test_readme_brokers
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=["wrap a client", "the queue alone", "batches"])
@@ -42,11 +48,52 @@ def test_programs_run_as_printed(program: str) -> None:
         assert done.stdout == "True\n1 [True]\nTrue\n"
 
 
-def test_the_stopping_program_is_python() -> None:
-    """The lines about stopping are a piece of a program: they compile, and drain takes these arguments."""
-    [piece] = [block for block in blocks("python") if "queue.drain" in block]
-    compile(piece, "README.md", "exec", flags=0x2000)  # ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-    assert "queue.drain(grace=25.0, hand_back=hand_back)" in piece
+def test_the_program_that_survives(tmp_path: Path) -> None:
+    """Stopped by SIGTERM it leaves its message in the journal; killed, too; and the commands show both."""
+    [program] = [block for block in blocks("python") if "run_until_signal" in block]
+
+    def run(*signals: int) -> str:
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", program],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        lines = [process.stdout.readline(), process.stdout.readline()]
+        for signum in signals:
+            process.send_signal(signum)
+        rest, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) in ((0, ""), (-signal.SIGKILL, ""))
+        return "".join(lines) + rest
+
+    first = run(signal.SIGTERM)
+    told = re.fullmatch(
+        r"recovered 0\non disk (\S+)\n"
+        r"planned to of 1 messages within .* s: send 0, hand back 1, leave 0\nspooled 1 remaining 0\n",
+        first,
+    )
+    assert told, first
+    second = run(signal.SIGKILL)
+    assert re.fullmatch(r"recovered 1\non disk (\S+)\n", second), second
+    [commands] = [block for block in blocks("sh") if "localdelay journal" in block]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for number, command in enumerate(commands.replace(".venv/bin/", "").splitlines()):
+        if number == 1:
+            command = command.replace("relay ", "relay --quiet --grace 0s --unsent unsent ")
+            command = f"timeout --signal=TERM 3 sh -c {shlex.quote(command)}; true"
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, "Traceback" in done.stderr) == (0, False), (command, done.stderr)
+    assert SqliteJournal(tmp_path / "orders.journal").read() == []
 
 
 def test_the_set_up_commands() -> None:

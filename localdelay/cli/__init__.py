@@ -7,6 +7,7 @@ import click
 from localdelay.cli.bench import bench
 from localdelay.cli.demo import demo
 from localdelay.cli.errors import OneLineErrors
+from localdelay.cli.journal import journal
 from localdelay.cli.plan import plan
 from localdelay.cli.relay import relay
 
@@ -21,3 +22,4 @@ main.add_command(plan)
 main.add_command(demo)
 main.add_command(bench)
 main.add_command(relay)
+main.add_command(journal)
