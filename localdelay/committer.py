@@ -13,6 +13,7 @@ waiting stays at risk. A message that is finished before it was written is never
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -35,6 +36,7 @@ logger = logging.getLogger("localdelay")
 RETRY_EVERY: Final = 0.5
 """Seconds between two tries to write what could not be written, if nothing new comes meanwhile."""
 _CLOSE_TIMEOUT: Final = 10.0
+_FAILURES_LOGGED_EVERY: Final = 60.0
 _RECOVERED: Final = 1 << 62
 """The numbers of recovered messages lie so far below their keys: no other message has such a number."""
 
@@ -88,7 +90,8 @@ class Committer:
         self._renamed: dict[int, int] = {}
         self._first_key = 0
         self._first_number = 0
-        self._failing = False
+        self._next_line = -math.inf
+        self._is_told = False  # that it fails
         self._closed = trio.Event()
         self.at_risk: dict[int, Entry] = {}
         """What is accepted and not written yet."""
@@ -255,7 +258,7 @@ class Committer:
         error = group.error
         if group.tried:
             self.commit_time.record(group.seconds)
-            self._note(error)
+            self._note(group)
         if error is None:
             for number in group.changes:
                 self._new.discard(number)
@@ -273,14 +276,18 @@ class Committer:
             if waiter.task is not None:
                 trio.lowlevel.reschedule(waiter.task)
 
-    def _note(self, error: Exception | None) -> None:
-        if error is not None:
+    def _note(self, group: _Group) -> None:
+        now = self._read_clock() + self._clock_offset
+        if group.error is not None:
             self.failures += 1
-            if not self._failing:
-                logger.error("the journal can't be written, what is put now is refused: %s", error)
-        elif self._failing:
+            if now >= self._next_line:
+                self._next_line = now + _FAILURES_LOGGED_EVERY
+                self._is_told = True
+                line = "the journal can't be written, and puts are refused: %s"
+                logger.error(line, group.error)
+        elif self._is_told and group.durable:
+            self._is_told = False
             logger.warning("the journal can be written again")
-        self._failing = error is not None
 
     # From here on: in the thread.
 

@@ -279,6 +279,8 @@ class Remote:
 
     def leave(self, *, at_once: bool) -> None:
         """Have the queue end as leaving its block does, normally or by an exception; then `ended` is set."""
+        if sys.is_finalizing():
+            return  # the interpreter takes its objects apart, and lets no thread run that holds a lock
         self.close()
         if self._ended:
             return
@@ -289,7 +291,7 @@ class Remote:
     def result(self) -> None:
         """Wait for the end, and for that of the thread; raise what it failed with."""
         if sys.is_finalizing():
-            return  # the interpreter takes its objects apart, and lets no other thread run any more
+            return
         try:
             self.ended.result()
         finally:

@@ -4,10 +4,15 @@ A write goes to the end of the log (`PATH-wal`), and what the log has gathered g
 then. So a group of messages costs one write and, where it is to survive a loss of power, one fsync; one that
 is torn by a crash is not there at all. The file is checked by a connection that can only read, so that one
 that is refused stays as it is.
+
+To remove a message takes room in the log, too. On a disk that the journal itself has filled nothing could
+ever be removed again: so a file, `PATH-reserve`, keeps some room. It is given up when the disk is full, the
+log goes to the database with what that frees, and nothing new is kept until the reserve is there again.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
@@ -29,6 +34,12 @@ _SCHEMA: Final = (
     "id TEXT NOT NULL, headers BLOB, payload BLOB NOT NULL, dead TEXT, checksum INTEGER NOT NULL)"
 )
 _PAGE: Final = 4096  # the larger a page, the more is written for a message
+_RESERVE: Final = 8 << 20
+"""Bytes: more than the log has when it goes to the database."""
+_SPARSE: Final = 4
+"""A database is rewritten to make room where no more than one page in so many is in use,"""
+_SMALL: Final = 16_384
+"""and no more than so many pages are."""
 _AT_ONCE: Final = (64, 16, 4, 1)
 """Rows a statement. Each statement hands the interpreter's lock over and waits to have it back."""
 
@@ -39,8 +50,8 @@ class SqliteJournal:
     What `put` has accepted survives the end of the process, whatever ends it. With `durability="fsync"` it
     survives a loss of power, too, as far as the disk keeps what it has confirmed; with "os" it may not, and
     a put waits for no disk. The file is to be on a local one. It is made if there is none, for its owner
-    alone (mode 0600); beside it stand `PATH-wal` and `PATH-lock`. Raises `TypeError` and `ValueError` for
-    arguments that are wrong.
+    alone (mode 0600); beside it stand `PATH-wal`, `PATH-lock` and `PATH-reserve` (8 MiB). Raises `TypeError`
+    and `ValueError` for arguments that are wrong.
     """
 
     largest = 500_000_000
@@ -58,6 +69,7 @@ class SqliteJournal:
         self._lock: int | None = None
         self._connection: sqlite3.Connection | None = None
         self._synchronous = ""
+        self._has_reserve = False
 
     def __repr__(self) -> str:
         return f"SqliteJournal({str(self.path)!r}, {self.durability!r})"
@@ -75,6 +87,8 @@ class SqliteJournal:
                 self._connection.execute("PRAGMA fullfsync = ON")
                 self._connection.execute("BEGIN IMMEDIATE")  # others are locked out from here on
                 self._connection.execute("COMMIT")
+                with suppress(OSError):  # what is on a full disk can be sent all the same
+                    self._make_reserve()
                 Path(f"{self.path}-shm").unlink(missing_ok=True)  # the reader's; who is alone needs none
             except BaseException:
                 self.close()
@@ -107,6 +121,8 @@ class SqliteJournal:
             raise JournalError(f"the journal {self.path} is closed")
         synchronous = "FULL" if durable and self.durability == "fsync" else "NORMAL"
         with self._errors():
+            if kept and not self._has_reserve:
+                self._regain_reserve(connection)
             try:
                 if synchronous != self._synchronous:
                     self._synchronous = ""
@@ -124,6 +140,7 @@ class SqliteJournal:
                 with suppress(sqlite3.Error):
                     if connection.in_transaction:
                         connection.execute("ROLLBACK")
+                self._use_reserve(connection)
                 raise
 
     def close(self) -> None:
@@ -136,6 +153,38 @@ class SqliteJournal:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def _make_reserve(self) -> None:
+        path = f"{self.path}-reserve"
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file, 0, _RESERVE)
+            else:
+                os.write(file, bytes(_RESERVE))
+        except OSError:
+            os.ftruncate(file, 0)
+            raise
+        finally:
+            os.close(file)
+        self._has_reserve = True
+
+    def _use_reserve(self, connection: sqlite3.Connection) -> None:
+        """Give up the reserve, and move the log to the database: then there is room to remove things."""
+        self._has_reserve = False
+        with suppress(OSError):
+            os.truncate(f"{self.path}-reserve", 0)
+        with suppress(sqlite3.Error):
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def _regain_reserve(self, connection: sqlite3.Connection) -> None:
+        """Make room for the reserve, if there is any by now. Raises `OSError`."""
+        [pages] = connection.execute("PRAGMA page_count").fetchone()
+        [free] = connection.execute("PRAGMA freelist_count").fetchone()
+        if (pages - free) * _SPARSE <= pages and pages - free <= _SMALL:
+            connection.execute("VACUUM")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self._make_reserve()
 
     def _take_lock(self) -> None:
         import fcntl
@@ -221,7 +270,8 @@ class SqliteJournal:
         except sqlite3.Error as error:
             raise JournalError(f"the journal {self.path}: {_told(error)}") from error
         except OSError as error:
-            raise JournalError(f"the journal {self.path}: {error.strerror or error}") from error
+            reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+            raise JournalError(f"the journal {self.path}: {reason}") from error
         except (ValueError, OverflowError) as error:
             raise JournalError(f"the journal {self.path} is damaged: {error}") from error
 

@@ -7,6 +7,8 @@ import os
 import shutil
 import sqlite3
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -240,6 +242,85 @@ async def test_a_full_disk_refuses_puts_and_harms_nothing_else(
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
 
 
+FULL = """
+import resource, sys, time
+import trio
+from localdelay import JournalError, SqliteJournal, open_delay_queue
+
+sent = []
+
+
+async def send(message):
+    sent.append(message.id)
+
+
+async def main():
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    async with open_delay_queue(
+        send, capacity=10**6, workers=5, journal=SqliteJournal(sys.argv[1], "os")
+    ) as queue:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # of each file: what is there stays
+        accepted, refused = [], 0
+        while refused < 5:
+            try:
+                accepted.append((await queue.put(bytes(5000), delay=0.5)).id)
+            except JournalError:
+                refused += 1
+        while queue.statistics().pending:
+            await trio.sleep(0.01)
+        assert sent == accepted, "what was accepted is sent"
+        assert queue.statistics().lateness.max < 5
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        await queue.put(b"", delay=0.1)
+        await queue.put(b"", delay=100.0)
+        while queue.statistics().pending > 1:
+            await trio.sleep(0.01)
+        await queue.drain(0.0)
+    print(len(accepted), refused)
+
+
+trio.run(main)
+"""
+
+
+def test_a_real_file_that_can_not_grow(path: Path) -> None:
+    """The kernel refuses to write more: puts fail, sends go on, and afterwards the journal is in order."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    accepted, refused = map(int, done.stdout.split())
+    assert accepted > 0
+    assert refused == 5
+    assert done.stderr.count("the journal can't be written") == 1
+    assert len(SqliteJournal(path).read()) == 1
+
+
+def test_the_room_for_removals_is_given_up_and_regained(path: Path) -> None:
+    """A write that fails frees the reserve; nothing new is kept before it is there again."""
+    journal = SqliteJournal(path)
+    reserve = path.with_name("journal-reserve")
+    journal.open()
+    rows = [Record(key, 1.0, 1, f"m{key}", None, bytes(5000)) for key in range(1, 1001)]
+    journal.write(rows, [], durable=True)
+    size = path.stat().st_size
+    assert reserve.stat().st_size == 8 << 20
+    connection = journal._connection
+    assert connection is not None
+    connection.execute("PRAGMA max_page_count = 1")  # that is, of those there are
+    with pytest.raises(JournalError, match="the disk is full"):
+        journal.write([rows[0]._replace(key=2000)], [], durable=True)
+    assert reserve.stat().st_size == 0
+    journal.write([], [row.key for row in rows[1:]], durable=False)
+    assert reserve.stat().st_size == 0
+    connection.execute("PRAGMA max_page_count = 1000000")
+    journal.write([Record(3000, 1.0, 1, "new", None, b"")], [], durable=True)
+    assert reserve.stat().st_size == 8 << 20
+    assert path.stat().st_size < size / 10, "what is mostly empty was rewritten to make room"
+    journal.close()
+    assert [record.id for record in SqliteJournal(path).read()] == ["m1", "new"]
+
+
 async def test_what_could_not_be_written_is_left_to_the_caller(conserved: Conserved) -> None:
     """With a disk that stays full a drain spools what is on it; the rest is in `remaining`."""
     disk = Disk()
@@ -396,7 +477,7 @@ async def test_the_files_are_for_their_owner_alone(path: Path, tmp_path: Path) -
             await queue.drain(0.0)
     finally:
         os.umask(before)
-    assert modes == {"journal": 0o600, "journal-wal": 0o600, "journal-lock": 0o600}
+    assert modes == {f"journal{end}": 0o600 for end in ("", "-wal", "-lock", "-reserve")}
 
 
 def content_of(directory: Path) -> dict[str, bytes]:
