@@ -10,7 +10,7 @@ import trio
 
 from . import checks, intake
 from .committer import Committer
-from .entry import Body, Entry, message_of, size_of
+from .entry import Body, Entry, execute_at_of, message_of, size_of
 from .errors import QueueClosed, QueueFull
 from .ids import Ids
 from .ledger import Ledger
@@ -142,7 +142,8 @@ class Admission:
         ledger.recovered += len(entries)
         for due, number, body in entries:
             self._ids.take(number, body)
-            schedule.put(due, number, body)
+            put = schedule.put if execute_at_of(due, body) == due else schedule.put_back
+            put(due, number, body)
         if min(entry[0] for entry in entries) < self._workers.leader_due:
             self._workers.wake_leader()
 

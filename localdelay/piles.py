@@ -118,6 +118,19 @@ class Lane:
             self.last = -math.inf  # or its late tail would let it fit nothing for a while
         yield dropped
 
+    def extent(self) -> tuple[int, float]:
+        """How many slots there are, and when the last is due; -inf without any. Packed blocks stay packed."""
+        packed: list[_Packed] = []
+        while (block := self._pull_first()) is not None:
+            packed.append(block)
+        for block in packed:
+            self._push(block)
+        count = len(self.head) + sum(len(block[0]) // 8 for block in packed)
+        if self.tail is not self.head:
+            count += len(self.tail)
+        ends = [part[-1][0] for part in (self.head, self.tail) if part] + [_last_due(each) for each in packed]
+        return count, max(ends, default=-math.inf)
+
     def cut(self, horizon: float) -> Lane:
         """Take out what is due before `horizon`, as a lane of its own. Packed blocks stay packed."""
         near = Lane()
@@ -270,6 +283,12 @@ class Piles:
         """The next slot, or None."""
         heads = [lane.head[0] for lane in (*self.lanes, self._popped) if lane.head]
         return min(heads + self.heap[:1], default=None)
+
+    def extent(self) -> tuple[int, float]:
+        """How many slots there are, and when the last is due; -inf without any."""
+        lanes = [lane.extent() for lane in (*self.lanes, self._popped)]
+        last = max((slot[0] for slot in self.heap), default=-math.inf)
+        return sum(lane[0] for lane in lanes) + len(self.heap), max(last, *(lane[1] for lane in lanes))
 
     def slots(self, number: int | None = None) -> Iterator[Slot]:
         """All slots, in no order, or those near the one with this number."""

@@ -46,8 +46,8 @@ class Schedule:
         """New messages, in the order of their puts. Sorted in when there is need to, many at a time."""
         self._waiting = 0
         self.retrying = 0
-        self._retries: dict[int, float] = {}  # number to execute-at
-        self._oldest_retries: list[tuple[float, int]] = []  # a heap of these, with gone ones in it
+        self._overdue: dict[int, float] = {}  # number to execute-at, where that is not what it waits for
+        self._oldest_overdue: list[tuple[float, int]] = []  # a heap of these, with gone ones in it
         self.horizon = math.inf
         self._later = Piles()
         self._put_off: list[Slot] = []  # heaps
@@ -82,8 +82,8 @@ class Schedule:
         return self._waiting + len(self.inbox)
 
     def put_back(self, due: float, number: int, body: Body) -> None:
-        """Take in a message that was here before: a retry, or one whose send was cut off."""
-        self._count(number, body, 1)
+        """Take in a message that waits for another time than its execute-at, or that was here before."""
+        self._count_in(due, number, body)
         if due >= self.horizon:
             self._later.push(self._slot(due, number, body))
             self.later_arrived.unpark()
@@ -92,12 +92,12 @@ class Schedule:
 
     def put_off_later(self, when: float, number: int, body: Body) -> None:
         """Take in a message for `take_later` again, at `when` and not before."""
-        self._count(number, body, 1)
+        self._count_in(when, number, body)
         heappush(self._put_off, self._slot(when, number, body))
 
     def keep(self, due: float, number: int, body: Body) -> None:
         """Take in a message that nobody here is going to take out again; it stays pending."""
-        self._count(number, body, 1)
+        self._count_in(due, number, body)
         heappush(self._kept, self._slot(max(due, execute_at_of(due, body)), number, body))
 
     def due(self, now: float, most: int) -> list[Entry]:
@@ -139,8 +139,8 @@ class Schedule:
             body = self._index.pop(slot[1])
             assert body is not None  # noqa: S101 (dead heads were dropped)
             entry = (slot[0], slot[1], body)
-        if self.retrying:
-            self._count(entry[1], entry[2], -1)
+        if self.retrying or self._overdue:
+            self._count_out(entry[1], entry[2])
         else:
             self._waiting -= 1
         return entry
@@ -162,12 +162,18 @@ class Schedule:
     def has_later(self, now: float) -> bool:
         """Whether there is anything for `take_later`."""
         self._drop_dead_heads()
-        return self._later.first() is not None or self.next_later() <= now
+        return self._later.first() is not None or (bool(self._put_off) and self._put_off[0][0] <= now)
 
     def near(self) -> tuple[int, float]:
-        """How many messages are due before the horizon, and when the last of them is; -inf without any."""
-        dues = [entry[0] for entry in self._living(self._near.slots())]
-        return len(dues), max(dues, default=-math.inf)
+        """How many messages are due before the horizon, and when the last of them is; -inf without any.
+
+        Those that were cancelled and not swept yet count for the second.
+        """
+        self.sort_in()
+        count, last = self._near.extent()
+        if self._dead:
+            count = len(self._living(self._near.slots()))
+        return count, last
 
     def next_due(self) -> float:
         """When the next message is due, in seconds on Trio's clock; infinite if there is none."""
@@ -183,11 +189,11 @@ class Schedule:
 
     def oldest(self) -> float:
         """The earliest execute-at of all, retries included; infinite if there is none."""
-        retries = self._oldest_retries
-        while retries and retries[0][1] not in self._retries:
-            heappop(retries)
+        overdue = self._oldest_overdue
+        while overdue and overdue[0][1] not in self._overdue:
+            heappop(overdue)
         next_due = self.next_due()
-        heads = (heap[0][0] for heap in (retries, self._kept) if heap)  # what is put off is a retry
+        heads = (heap[0][0] for heap in (overdue, self._kept) if heap)  # what is put off is a retry
         return min(next_due, _due(self._later.first()), *heads)
 
     @property
@@ -209,7 +215,7 @@ class Schedule:
         self.sort_in()
         body = self._index.pop(number)
         if body is not None:
-            self._count(number, body, -1)
+            self._count_out(number, body)
             self._dead += 1
             if self._dead > self.waiting + self.retrying + _FEW and self._sweeping is None:
                 self._sweeping = self._sweep()
@@ -240,7 +246,7 @@ class Schedule:
         self._near, self._later = Piles(), Piles()
         self._sweeping = None
         self._dead = self._waiting = self.retrying = 0
-        for each in (self.inbox, self._retries, self._oldest_retries, self._put_off, self._kept):
+        for each in (self.inbox, self._overdue, self._oldest_overdue, self._put_off, self._kept):
             each.clear()
 
     def set_horizon(self, horizon: float) -> None:
@@ -265,25 +271,32 @@ class Schedule:
     def _claim(self, entries: list[Entry]) -> None:
         if self._index is not None:
             self._index.drop_all(list(map(_NUMBER, entries)))
-        if not self.retrying:
+        if not (self.retrying or self._overdue):
             self._waiting -= len(entries)
             return
         for _, number, body in entries:
-            self._count(number, body, -1)
+            self._count_out(number, body)
 
-    def _count(self, number: int, body: Body, change: int) -> None:
-        if not failures_of(body):
-            self._waiting += change
+    def _count_in(self, due: float, number: int, body: Body) -> None:
+        if failures_of(body):
+            self.retrying += 1
+        else:
+            self._waiting += 1
+        execute_at = execute_at_of(due, body)
+        if execute_at == due:
             return
-        self.retrying += change
-        if change < 0:
-            del self._retries[number]
-            return
-        self._retries[number] = execute_at_of(0.0, body)
-        heappush(self._oldest_retries, (self._retries[number], number))
-        if len(self._oldest_retries) > 2 * len(self._retries) + _FEW:
-            self._oldest_retries = [(execute_at, key) for key, execute_at in self._retries.items()]
-            heapify(self._oldest_retries)
+        self._overdue[number] = execute_at
+        heappush(self._oldest_overdue, (execute_at, number))
+        if len(self._oldest_overdue) > 2 * len(self._overdue) + _FEW:
+            self._oldest_overdue = [(execute_at, key) for key, execute_at in self._overdue.items()]
+            heapify(self._oldest_overdue)
+
+    def _count_out(self, number: int, body: Body) -> None:
+        if failures_of(body):
+            self.retrying -= 1
+        else:
+            self._waiting -= 1
+        self._overdue.pop(number, None)
 
     def _slots(self, number: int | None = None) -> Iterator[Slot]:
         yield from self._near.slots(number)

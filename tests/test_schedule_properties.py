@@ -163,6 +163,11 @@ class Model:
         assert schedule.retrying == len(retries)
         assert schedule.next_due() == min((due for due, _, _ in self.near), default=math.inf)
         assert schedule.is_empty == (not self.near)
+        count, last = schedule.near()
+        assert count == len(self.near)
+        assert last >= max((due for due, _, _ in self.near), default=-math.inf)
+        assert last == max((due for due, _, _ in self.near), default=-math.inf) or schedule._dead
+        assert schedule.has_later(math.inf) == bool(self.later)
         oldest = min((execute_at_of(due, body) for due, _, body in everything), default=math.inf)
         assert schedule.oldest() == oldest
         for number in (0, 1, self.number):
@@ -186,6 +191,22 @@ def test_the_schedule_does_what_a_sorted_list_does(indexed: bool, operations: li
         model.check()
     while model.later:
         model.take_later("take", 0.0)
+    model.check()
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+@settings(max_examples=50, derandomize=True, database=None, deadline=None)
+@given(operations=_operations)
+def test_a_schedule_that_was_cleared_is_empty(indexed: bool, operations: list[Operation]) -> None:
+    """Whatever was in it; and it can be used again."""
+    model = Model(indexed=indexed)
+    for operation in operations:
+        model.apply(operation)
+    model.schedule.clear()
+    model.near, model.later, model.kept = [], [], []
+    model.check()
+    model.schedule.keep(1.0, 1, b"x")
+    model.kept = [(1.0, 1, b"x")]
     model.check()
 
 
