@@ -121,7 +121,9 @@ class DelayQueue:
 
         `delay` is in seconds; `at` is an aware datetime, and one in the past means now: give one of
         them. When the message is due is decided at the call, not when room is found. Calls get room in
-        their order. Raises `QueueClosed`, and `TypeError` or `ValueError` for an argument that is
+        their order. With a journal it returns when that has the message, and a cancellation meanwhile waits
+        for the end of the commit; where the commit fails it raises `JournalError`, and the message is not
+        accepted. Raises `QueueClosed`, and `TypeError` or `ValueError` for an argument that is
         wrong; an `id` that is pending already is wrong too.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -151,7 +153,8 @@ class DelayQueue:
     ) -> Message:
         """Accept a message, or raise `QueueFull` if there is no room or others wait for room.
 
-        Else like `put`.
+        Else like `put`; but it waits for no journal. That has the message when `await flush()` has returned:
+        until then it is at risk, as `statistics()` says.
         """
         # The common call is done right here, for a call costs as much as all the work of one of these
         # lines: `Admission.stamp`, `Ledger.try_accept`, `Schedule.put` and the waking of the leader, in step
@@ -198,8 +201,8 @@ class DelayQueue:
     def cancel(self, id: str) -> bool:
         """Take a message out again.
 
-        True: it will never be sent. False: it is unknown, being sent, or finished. Raises
-        `RuntimeError` if the queue was opened with `cancellable=False`.
+        True: it will never be sent; should the process be killed before `flush` has returned, a journal may
+        still bring it back. False: it is unknown, being sent, or finished. Raises `RuntimeError` if the queue was opened with `cancellable=False`.
         """
         if not self._cancellable:
             raise RuntimeError("cancel needs a queue that was opened with cancellable=True")
