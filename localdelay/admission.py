@@ -21,6 +21,8 @@ from .workers import Workers
 Stamped: TypeAlias = tuple[Message, int, Body, int]
 """(what put returns, its number, what the schedule holds, bytes)"""
 
+_MOST_ATTEMPTS = 2**62  # a journal's numbers have 64 bits
+
 
 def stamp(
     number: int,
@@ -95,6 +97,8 @@ class Admission:
         except (IndexError, TypeError):
             raise TypeError("message must have an id that is a string") from None
         attempt = checks.count("attempt", message.attempt)
+        if attempt > _MOST_ATTEMPTS:
+            raise ValueError(f"attempt must be at most {_MOST_ATTEMPTS}, not {attempt}")
         return self._stamped(next(self._numbers), payload, due, known, message.headers, attempt=attempt)
 
     def stamp_numbered(self, number: int, message: Message) -> Stamped:

@@ -85,8 +85,9 @@ class Committer:
         self._taken = 0  # groups; of these, so many have ended:
         self._ended = 0
         self._closing = False
-        # Of the Trio thread:
+        self._writing: dict[int, _Change] = {}  # what the thread writes at the moment
         self._new: set[int] = set()  # numbers of messages that were never written yet
+        # Of the Trio thread:
         self._renamed: dict[int, int] = {}
         self._first_key = 0
         self._first_number = 0
@@ -164,7 +165,7 @@ class Committer:
             number = self._renamed.pop(number, number)
         self._out_of_risk(number)
         with self._lock:
-            if number in self._new and number in self._group.changes:
+            if number in self._new and number in self._group.changes and number not in self._writing:
                 del self._group.changes[number]
                 self._new.discard(number)
                 return
@@ -259,11 +260,9 @@ class Committer:
         if group.tried:
             self.commit_time.record(group.seconds)
             self._note(group)
-        if error is None:
+        if error is None and self.at_risk:
             for number in group.changes:
-                self._new.discard(number)
-                if self.at_risk:
-                    self._out_of_risk(number)
+                self._out_of_risk(number)
         for waiter in group.waiters:
             if waiter.accept is not None:
                 self.committing -= 1
@@ -307,6 +306,7 @@ class Committer:
                 group, self._group = self._group, _Group()
                 self._told = False
                 self._taken += 1
+                self._writing = group.changes
                 closing = self._closing
             if group.changes:
                 begun = time.perf_counter()
@@ -327,6 +327,9 @@ class Committer:
         except Exception as error:  # noqa: BLE001 (raised where it is waited for)
             group.error = error
         else:
+            with self._lock:
+                self._writing = {}
+                self._new.difference_update(group.changes)  # before the loop gets to know: see `remove`
             return
         if kept and gone:
             # What is removed makes room.
@@ -335,6 +338,7 @@ class Committer:
                 group.changes = {number: change for number, change in group.changes.items() if change}
         refused = {waiter.number for waiter in group.waiters if waiter.accept is not None}
         with self._lock:
+            self._writing = {}
             again = self._group
             again.durable |= group.durable
             for number, change in group.changes.items():

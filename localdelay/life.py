@@ -147,6 +147,10 @@ class Life:
             await self._flush()
             self._spool()
         finally:
+            # A cancellation may come before the workers are told to end; else this changes nothing.
+            self._workers.stop()
+            with trio.CancelScope(shield=True):
+                await self._workers.finished.wait()
             self._drained.set()
         return DrainReport(
             plan=plan,

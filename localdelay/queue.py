@@ -202,7 +202,8 @@ class DelayQueue:
         """Take a message out again.
 
         True: it will never be sent; should the process be killed before `flush` has returned, a journal may
-        still bring it back. False: it is unknown, being sent, or finished. Raises `RuntimeError` if the queue was opened with `cancellable=False`.
+        still bring it back. False: it is unknown, being sent, or finished. Raises `RuntimeError` if the queue
+        was opened with `cancellable=False`.
         """
         if not self._cancellable:
             raise RuntimeError("cancel needs a queue that was opened with cancellable=True")

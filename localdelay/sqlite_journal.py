@@ -240,6 +240,10 @@ class SqliteJournal:
             schema = connection.execute("SELECT sql FROM sqlite_schema").fetchall()
             if schema != [(_SCHEMA,)]:
                 raise JournalError(f"the journal {self.path} is damaged: its tables are not what they were")
+            # A page that is damaged may hide its messages, and nothing else.
+            [told] = connection.execute("PRAGMA quick_check(1)").fetchone()
+            if told != "ok":
+                raise JournalError(f"the journal {self.path} is damaged: {' '.join(told.split())}")
             found = connection.execute("SELECT * FROM messages ORDER BY key")
             records: list[Record] = []
             while rows := found.fetchmany(1000):
