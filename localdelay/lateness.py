@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import math
+import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
@@ -26,6 +28,9 @@ _EXACT = 1 << _EXACT_BITS
 """Microseconds that have a counter of their own: the next power of two after 2 · 10^DIGITS."""
 _BLOCK_BITS = 8
 _RUN = 1e-4
+_HEAD_BYTES = 8  # before what is packed
+_MOST_UNPACKED = 1_000_000
+"""Bytes: 23,552 counters of 9 bytes each are far less."""
 
 
 @attrs.frozen
@@ -120,6 +125,7 @@ class Latencies:
     def decoded(cls, text: str) -> Latencies:
         """The reverse of `encoded`, with `longest` rounded up to its counter; else a `ValueError`."""
         try:
+            _check_unpacked(base64.b64decode(text)[_HEAD_BYTES:])
             histogram = HdrHistogram.decode(text)
         # The library lets out whatever its parts raise: zlib, base64, ctypes and exceptions of its own.
         except Exception as error:
@@ -133,6 +139,14 @@ class Latencies:
         counts = {index: count for index, count in enumerate(histogram.counts[:]) if count}
         longest = _highest_in(max(counts)) / MICROSECONDS if counts else 0.0
         return cls(counts, longest)
+
+
+def _check_unpacked(packed: bytes) -> None:
+    """Raise for what would fill the memory: it may unpack to a thousand times its size."""
+    unpacker = zlib.decompressobj()
+    unpacker.decompress(packed, _MOST_UNPACKED)
+    if unpacker.unconsumed_tail:
+        raise ValueError("more than a histogram has")
 
 
 def _highest_in(index: int) -> int:

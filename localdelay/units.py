@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from fractions import Fraction
 
@@ -30,6 +31,7 @@ _BYTES = {
 }
 
 _LONGEST = 60
+_LARGEST = 2**63 - 1
 # Three digits of exponent at the most: an exact 10^999999999 would fill the memory.
 _QUANTITY = re.compile(
     r"\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]{1,3})?)\s*([a-zµμ]*)\s*", re.IGNORECASE
@@ -58,7 +60,7 @@ def parse_size(text: str) -> int:
     """Bytes, from `500`, `500B`, `1kB` or `12MB` (decimal), or `12MiB` (binary), in either case.
 
     A fraction of a larger unit is rounded up to a whole byte. Raises ValueError for anything else, for
-    a negative size, and for a fraction of a byte.
+    a negative size, for a fraction of a byte, and for 2**63 bytes and more.
     """
     parts = _split(text)
     if parts is None or parts[1] not in _BYTES:
@@ -68,8 +70,10 @@ def parse_size(text: str) -> int:
         raise ValueError(f"a size can't be negative, as {_shown(text)} is")
     if _BYTES[unit] == 1 and number.denominator != 1:
         raise ValueError(f"{_shown(text)} is no whole number of bytes")
-    size = number * _BYTES[unit]
-    return -(-size.numerator // size.denominator)
+    size = math.ceil(number * _BYTES[unit])
+    if size > _LARGEST:
+        raise ValueError(f"{_shown(text)} is too large a size")
+    return size
 
 
 def _split(text: str) -> tuple[Fraction, str] | None:

@@ -7,6 +7,7 @@ column of maxima in milliseconds, as is the custom.
 
 from __future__ import annotations
 
+import math
 import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +22,7 @@ _MOST_BYTES = 100_000_000
 _UNIT = "#[Values: microseconds]"
 _LEGEND = '"StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"'
 _RUN = re.compile(r"#\[Run: (.*)\]")
-_START = re.compile(r"#\[(?:Start|Base)Time: ([0-9.]+) ")
+_START = re.compile(r"#\[(?:Start|Base)Time: ([0-9]{1,15}(?:\.[0-9]{1,9})?) ")
 _INTERVAL = re.compile(r"(?:Tag=[^,]*,)?([0-9]+\.?[0-9]*),([0-9]+\.?[0-9]*),([0-9]+\.?[0-9]*),([\w+/=]+)")
 
 
@@ -95,6 +96,8 @@ def _intervals(lines: Iterable[str]) -> Iterator[tuple[float, Latencies]]:
             latencies = Latencies.decoded(found[4])
         except ValueError as error:
             raise ValueError(f"line {number} has {error}") from error
+        length, most = float(found[2]), float(found[3])
+        if not max(length, most) < math.inf:
+            raise ValueError(f"line {number} has a time that is too long")
         # The histogram has its values to three digits only; the maximum is exact.
-        longest = float(found[3]) / 1e3 if latencies.counts else 0.0
-        yield float(found[2]), attrs.evolve(latencies, longest=longest)
+        yield length, attrs.evolve(latencies, longest=most / 1e3 if latencies.counts else 0.0)

@@ -59,7 +59,8 @@ def parse(url: str, form: Form) -> Address:
     like = f"like {form.example}"
     try:
         parts = urlsplit(url)
-        url.encode()  # a surrogate can't be sent
+        if not url.isprintable():  # a surrogate can't be sent, and `urlsplit` drops line breaks and tabs
+            raise ValueError(url)
         if parts.fragment or ("@" in parts.path and "@" not in parts.netloc):
             # In a password `/` must be %2F, or what follows is taken for the path.
             raise ValueError(url)
@@ -94,16 +95,21 @@ def without_secrets(url: str) -> str:
 
 def hide_secrets(text: str, url: str) -> str:
     """The text without anything that stands before the host in the URL, or in an option that is secret."""
-    head, _, query = url.partition("?")
-    user, _, _ = head.partition("//")[2].rpartition("@")
+    parts = urlsplit(url)
+    user, _, _ = parts.netloc.rpartition("@")
     options = [
         value
-        for name, _, value in (option.partition("=") for option in query.split("&"))
-        if _SECRET.search(name)
+        for name, _, value in (option.partition("=") for option in parts.query.split("&"))
+        if _SECRET.search(unquote_plus(name))
     ]
     name, _, password = user.partition(":")
     written = {user, password or name, *options}  # a name on its own is a token
-    readings = (unquote, unquote_plus, lambda part: quote(unquote(part), safe=""))
+    readings = (
+        unquote,
+        unquote_plus,
+        lambda part: quote(unquote(part), safe=""),
+        lambda part: quote(unquote_plus(part), safe=""),
+    )
     forms = {reading(part) for part in written for reading in readings} | written
     for form in sorted(forms - {""}, key=len, reverse=True):
         text = text.replace(form, HIDDEN)

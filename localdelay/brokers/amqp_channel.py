@@ -251,8 +251,10 @@ class ConfirmedChannel:
         method = confirm.method
         tags: Iterable[int] = (method.delivery_tag,)
         if method.multiple:
-            tags = range(self._oldest, method.delivery_tag + 1)
-            self._oldest = tags.stop
+            # 0 stands for all; what was never published has no say in what comes next.
+            last = min(method.delivery_tag or self._next, self._next - 1)
+            tags = range(self._oldest, last + 1)
+            self._oldest = max(self._oldest, tags.stop)
         refused = isinstance(method, spec.Basic.Nack)
         for tag in tags:
             publish = self._unconfirmed.pop(tag, None)

@@ -30,6 +30,7 @@ _MOST_UNDER_WAY = 2000
 _WRITE_BYTES = 65_536
 _READ_BYTES = 65_536
 _LONGEST_ANSWER = 1000
+_LONGEST_ID = 20  # digits of 64 bits
 _PAUSE_MIN, _PAUSE_MAX = 0.05, 1.0
 _FRESH = 0.002  # seconds after a put in which nobody asks whether there still is a connection
 _OUT_OF_STEP = (greenstalk.BadFormatError, greenstalk.UnknownCommandError, greenstalk.UnknownResponseError)
@@ -64,7 +65,7 @@ def answer_error(answer: bytes) -> Exception | None:
     if answer.startswith(b"INSERTED "):
         return None
     status, *values = answer.split(b" ")
-    if status == b"BURIED" and all(value.isdigit() for value in values):
+    if status == b"BURIED" and all(value.isdigit() and len(value) <= _LONGEST_ID for value in values):
         return greenstalk.BuriedError(values)
     if status in greenstalk.ERROR_RESPONSES and not values:
         error: Exception = greenstalk.ERROR_RESPONSES[status](answer.decode(errors="replace"))

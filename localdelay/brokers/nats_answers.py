@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import nats.errors
 import nats.js.errors
@@ -50,7 +51,7 @@ def answer_error(headers: bytes, data: bytes) -> Exception | None:
         return nats.js.errors.NoStreamResponseError()
     try:
         told = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         told = None
     if not isinstance(told, Mapping):
         return nats.errors.Error("what has answered is no stream")
@@ -58,8 +59,12 @@ def answer_error(headers: bytes, data: bytes) -> Exception | None:
     if not isinstance(error, Mapping):
         confirms = error is None and "stream" in told and "seq" in told
         return None if confirms else nats.errors.Error("what has answered is no stream")
-    # What a newer server may add to these would be a TypeError in nats-py.
-    known = {name: error.get(name) for name in ("code", "err_code", "description")}
+    # What a newer server may add to these would be a TypeError in nats-py, and so would be other types.
+    kinds = {"code": int, "err_code": int, "description": str}
+    known: dict[str, Any] = {
+        name: value for name, kind in kinds.items() if isinstance(value := error.get(name), kind)
+    }
+    known.setdefault("code", None)
     try:
         nats.js.errors.APIError.from_error(known)  # raises it, though its name says otherwise
     except nats.js.errors.APIError as raised:

@@ -15,7 +15,10 @@ from localdelay.errors import PermanentSendError
 END = b"\r\n"
 
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # a token of RFC 9110
-_PLAIN = re.compile(rb"MSG (\S+\.)(\d+) \d+ (\d+)\r\n")
+_PLAIN = re.compile(rb"MSG (\S+\.)(\d{1,18}) \d+ (\d{1,9})\r\n")
+_SIZE = re.compile(rb"[0-9]{1,9}")
+_NUMBER = re.compile(rb"[0-9]{1,18}")
+_LARGEST = 8 * 1024 * 1024  # bytes of a frame: answers, and what the server says of itself, are far below
 _OWN = frozenset({ID, ATTEMPT, EXECUTE_AT})
 
 
@@ -61,7 +64,10 @@ class Frames:
         self._rest = b""
 
     def feed(self, received: bytes) -> tuple[list[Answer], bytes]:
-        """The answers that are complete now, and everything else that is complete, as it came."""
+        """The answers that are complete now, and everything else that is complete, as it came.
+
+        Raises `ValueError` for what is no frame, or one that is too large: the connection is of no use then.
+        """
         data = self._rest + received if self._rest else received
         answers: list[Answer] = []
         others: list[bytes] = []
@@ -90,6 +96,8 @@ class Frames:
                 break
             begin = end
         self._rest = data[begin:]
+        if len(self._rest) > _LARGEST:
+            raise ValueError(f"a frame of more than {_LARGEST} bytes")
         return answers, b"".join(others)
 
     def _other(self, data: bytes, begin: int, answers: list[Answer], others: list[bytes]) -> int:
@@ -100,13 +108,27 @@ class Frames:
         words = data[begin:end].split()
         body = end = end + len(END)
         if words and words[0] in (b"MSG", b"HMSG"):
-            end = body + int(words[-1]) + len(END)
+            size, header_size = _sizes(words)
+            end = body + size + len(END)
             if end > len(data):
                 return -1
             if words[0] == b"HMSG" and words[1].startswith(self._reply):
-                split = body + int(words[-2])
-                number = int(words[1][len(self._reply) :])
-                answers.append(Answer(number, data[body:split], data[split : end - len(END)]))
-                return end
+                split = body + header_size
+                number = words[1][len(self._reply) :]
+                if _NUMBER.fullmatch(number):
+                    answers.append(Answer(int(number), data[body:split], data[split : end - len(END)]))
+                    return end
         others.append(data[begin:end])
         return end
+
+
+def _sizes(words: list[bytes]) -> tuple[int, int]:
+    """Bytes of headers and payload, and of the headers, as the line of a message says them."""
+    count = 2 if words[0] == b"HMSG" else 1
+    sizes = words[3:][-count:]
+    if len(sizes) != count or not all(map(_SIZE.fullmatch, sizes)):
+        raise ValueError("a frame that says nothing of its size")
+    size, header_size = int(sizes[-1]), int(sizes[0])
+    if size > _LARGEST or header_size > size:
+        raise ValueError(f"a frame of {size} bytes, of which {header_size} are headers")
+    return size, header_size

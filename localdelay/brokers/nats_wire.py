@@ -111,7 +111,11 @@ class Wire:
                 self._last_two = (self._last_two + data[-2:])[-2:]
                 pass_on(data)
                 return
-            answers, others = self._frames.feed(data)
+            try:
+                answers, others = self._frames.feed(data)
+            except ValueError:
+                self.abort()
+                return
             if others:
                 pass_on(others)
             for answer in answers:

@@ -35,8 +35,8 @@ def record(message: Message, now: Instant, error: str | None = None) -> bytes:
     left = message.execute_at - now.clock
     try:
         found["at"] = rfc3339(now.wall + left)
-    except OverflowError:  # past the year 9999
-        found["delay"] = left
+    except OverflowError:  # past the year 9999, or long before the first
+        found["delay"] = max(0.0, left)
     found["id"] = message.id
     if message.headers:
         found["headers"] = dict(message.headers)
