@@ -260,9 +260,10 @@ async def test_memory_is_not_told_after_a_full_warm_up(
     """Where the sends are slow already in the warm-up, its messages have left their memory to the others."""
     sizes = iter([0, *range(0, 10**9, 10**6)])
     monkeypatch.setattr(rounds, "resident_bytes", lambda: next(sizes))
-    settings = settings_of(40_000.0, 1.0, seconds=0.5, warmup=0.5, workers=1)
-    result = await run(settings, OneByOne(0.0005))
-    assert result.peak_pending > 15_000
+    monkeypatch.setattr(rounds, "_FEW_PENDING", 1_500)
+    settings = settings_of(4_000.0, 1.0, seconds=0.5, warmup=0.5, workers=1)
+    result = await run(settings, OneByOne(0.005))
+    assert result.peak_pending > 1_500
     assert result.resident_bytes_per_pending is None
 
 
@@ -278,7 +279,8 @@ async def test_memory_is_told_where_many_wait(
     sizes = iter([1_000_000] * 1_000)
     assert (await run(settings_of(100.0, 1.0))).resident_bytes_per_pending is None
     monkeypatch.setattr(rounds, "resident_bytes", lambda: None)
-    assert (await run(settings)).resident_bytes_per_pending is None
+    monkeypatch.setattr(rounds, "_FEW_PENDING", 10)
+    assert (await run(settings_of(100.0, 1.0))).resident_bytes_per_pending is None
 
 
 def test_what_would_not_fit_is_refused() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 
 import pytest
@@ -71,6 +72,32 @@ async def read(server: Server, url: str, count: int, wait: float = 30.0) -> list
     return await trio.to_thread.run_sync(lambda: server.read(url, count, wait))
 
 
+@pytest.fixture
+def servers(start_server: Callable[[str], Server]) -> list[Server]:
+    """All that are installed; of the others the tests of one broker tell."""
+    found: list[Server] = []
+    for name in NAMES:
+        with suppress(pytest.skip.Exception):
+            found.append(start_server(name))
+    return found
+
+
+async def at_once(scene: Callable[[Server, str], Awaitable[None]], servers: list[Server]) -> None:
+    """Play a scene with each broker; they mostly wait, and so do it together."""
+
+    async def play(server: Server) -> None:
+        try:
+            await scene(server, await trio.to_thread.run_sync(server.fresh))
+        except BaseException as error:
+            error.add_note(f"with {server.name}")
+            raise
+
+    assert servers
+    async with trio.open_nursery() as nursery:
+        for server in servers:
+            nursery.start_soon(play, server)
+
+
 @asynccontextmanager
 async def queue_to(broker: Broker, *, batches: bool = False, workers: int = 50) -> AsyncIterator[DelayQueue]:
     """A queue that sends to this broker; leaving it has a time limit."""
@@ -109,20 +136,24 @@ async def test_it_carries_payload_headers_and_id(server: Server, url: str) -> No
 
 @pytest.mark.parametrize("batches", [False, True], ids=["send", "send_batch"])
 async def test_mixed_delays_arrive_exactly_once(
-    server: Server, url: str, batches: bool, conserved: Callable[[DelayQueue], Statistics]
+    servers: list[Server], batches: bool, conserved: Callable[[DelayQueue], Statistics]
 ) -> None:
     """2,000 messages with delays of their own: each is there once, none early, and the ledger agrees."""
     seed = 20261121
     print("seed", seed)
-    delays = random.Random(seed)
-    async with open_broker(url) as broker, queue_to(broker, batches=batches) as queue:
-        for number in range(MANY):
-            queue.put_nowait(b"m%d " % number + bytes(500), delay=delays.uniform(0, 1.5), id=f"m{number}")
-        conserved(queue)
-    assert conserved(queue).sent == MANY
-    received = await read(server, url, MANY)
-    assert ids(received) == Counter(f"m{number}" for number in range(MANY))
-    assert early(received) == []
+
+    async def scene(server: Server, url: str) -> None:
+        delays = random.Random(seed)
+        async with open_broker(url) as broker, queue_to(broker, batches=batches) as queue:
+            for number in range(MANY):
+                queue.put_nowait(b"m%d " % number + bytes(500), delay=delays.uniform(0, 1.5), id=f"m{number}")
+            conserved(queue)
+        assert conserved(queue).sent == MANY
+        received = await read(server, url, MANY)
+        assert ids(received) == Counter(f"m{number}" for number in range(MANY))
+        assert early(received) == []
+
+    await at_once(scene, servers)
 
 
 async def test_two_hundred_sends_at_once(server: Server, url: str) -> None:
@@ -186,38 +217,43 @@ async def test_native_delay_or_none(server: Server, url: str) -> None:
             with pytest.raises(DelayNotSupported):
                 await broker.publish_delayed(message("late"), 1.2)
             return
+        begun = time.time()
         with trio.fail_after(10):
-            await broker.publish_delayed(message("late", delay=1.2), 1.2)
-            begun = trio.current_time()
+            await broker.publish_delayed(message("late", delay=1.0), 1.0)
             await broker.publish_delayed(message("now"), 0.0)
-        (now,) = await read(server, url, 1, wait=1.0)
-        assert now.payload == b"now"
-        received = await read(server, url, 2)
-        waited = trio.current_time() - begun
-    assert ids(received)["late"] == 1
-    assert 1.2 <= waited < 5
+        looks = [await read(server, url, count) for count in (1, 2)]  # the first while it is delayed
+    assert ids(looks[0])["now"] == 1
+    assert ids(looks[1]) == Counter(["now", "late"])
+    for look in looks:
+        assert all(one.at - begun >= 1.0 - CLOCK_STEP for one in look if one.payload == b"late")
+        assert early(look) == []
     for delay in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="delay"):
             await broker.publish_delayed(message("never"), delay)
 
 
 async def test_killed_and_restarted_nothing_is_lost(
-    server: Server, url: str, conserved: Callable[[DelayQueue], Statistics]
+    servers: list[Server], conserved: Callable[[DelayQueue], Statistics]
 ) -> None:
-    """2,000 messages fall due over three seconds, in the midst of which the broker dies and comes back."""
-    async with open_broker(url) as broker, queue_to(broker) as queue:
-        for number in range(MANY):
-            queue.put_nowait(b"m%d" % number, delay=3.0 * number / MANY, id=f"m{number}")
-        await trio.sleep(1.0)
-        await trio.to_thread.run_sync(server.kill)
-        await trio.sleep(0.5)
-        await trio.to_thread.run_sync(server.restart)
-    assert conserved(queue).sent == MANY
-    arrived = ids(await read(server, url, MANY))
-    assert set(arrived) == {f"m{number}" for number in range(MANY)}
-    duplicates = arrived.total() - MANY
-    print("duplicates", duplicates)
-    assert duplicates <= 50  # what was in flight: one message a worker
+    """2,000 messages fall due over 1.5 seconds, in the midst of which the broker dies and comes back."""
+
+    async def scene(server: Server, url: str) -> None:
+        async with open_broker(url) as broker, queue_to(broker) as queue:
+            for number in range(MANY):
+                queue.put_nowait(b"m%d" % number, delay=1.5 * number / MANY, id=f"m{number}")
+            await trio.sleep(0.5)
+            await trio.to_thread.run_sync(server.kill)
+            await trio.sleep(0.3)
+            assert conserved(queue).pending > 0
+            await trio.to_thread.run_sync(server.restart)
+        assert conserved(queue).sent == MANY
+        arrived = ids(await read(server, url, MANY))
+        assert set(arrived) == {f"m{number}" for number in range(MANY)}
+        duplicates = arrived.total() - MANY
+        print(server.name, "duplicates", duplicates)
+        assert duplicates <= 50  # what was in flight: one message a worker
+
+    await at_once(scene, servers)
 
 
 async def test_throttling_is_recognised(
@@ -241,24 +277,28 @@ async def test_throttling_is_recognised(
 
 
 async def test_frozen_for_three_seconds(
-    server: Server, url: str, conserved: Callable[[DelayQueue], Statistics]
+    servers: list[Server], conserved: Callable[[DelayQueue], Statistics]
 ) -> None:
     """Sends wait or time out while it stands still, and go on; nothing is lost, and nothing comes early."""
     count = 500
-    async with open_broker(url) as broker, queue_to(broker) as queue:
-        for number in range(count):
-            queue.put_nowait(b"m%d" % number, delay=2.0 * number / count, id=f"m{number}")
-        await trio.sleep(0.5)
-        await trio.to_thread.run_sync(server.freeze)
-        try:
-            await trio.sleep(FROZEN)
-            assert conserved(queue).pending > 0
-        finally:
-            await trio.to_thread.run_sync(server.thaw)
-    assert conserved(queue).sent == count
-    received = await read(server, url, count)
-    assert set(ids(received)) == {f"m{number}" for number in range(count)}
-    assert early(received) == []
+
+    async def scene(server: Server, url: str) -> None:
+        async with open_broker(url) as broker, queue_to(broker) as queue:
+            for number in range(count):
+                queue.put_nowait(b"m%d" % number, delay=2.0 * number / count, id=f"m{number}")
+            await trio.sleep(0.5)
+            await trio.to_thread.run_sync(server.freeze)
+            try:
+                await trio.sleep(FROZEN)
+                assert conserved(queue).pending > 0
+            finally:
+                server.thaw()
+        assert conserved(queue).sent == count
+        received = await read(server, url, count)
+        assert set(ids(received)) == {f"m{number}" for number in range(count)}
+        assert early(received) == []
+
+    await at_once(scene, servers)
 
 
 async def test_a_cancelled_send_leaves_the_broker_usable(server: Server, url: str) -> None:
@@ -271,7 +311,7 @@ async def test_a_cancelled_send_leaves_the_broker_usable(server: Server, url: st
                 await broker.send(message(f"single{wait}"))
         with trio.fail_after(20):
             await broker.send(message("last"))
-    assert "last" in ids(await read(server, url, 210, wait=1.0))
+    assert "last" in ids(await read(server, url, 1))
 
 
 async def test_sends_under_way_end_with_the_block(server: Server, url: str) -> None:
@@ -286,23 +326,18 @@ async def test_sends_under_way_end_with_the_block(server: Server, url: str) -> N
         else:
             ended.append("confirmed")
 
-    with trio.fail_after(30):
-        async with trio.open_nursery() as nursery:
-            async with open_broker(url) as broker:
-                await trio.to_thread.run_sync(server.freeze)
-                try:
+    try:
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                async with open_broker(url) as broker:
+                    await trio.to_thread.run_sync(server.freeze)
                     for number in range(10):
                         nursery.start_soon(send, broker, number)
                     await trio.sleep(0.2)
-                finally:
-                    nursery.start_soon(thaw_later, server)
-            assert trio.current_effective_deadline() > trio.current_time()
+                    assert not ended
+    finally:
+        server.thaw()
     assert len(ended) == 10
-
-
-async def thaw_later(server: Server) -> None:
-    await trio.sleep(4.0)
-    await trio.to_thread.run_sync(server.thaw)
 
 
 async def test_used_after_its_block_it_fails_at_once(server: Server, url: str) -> None:

@@ -116,7 +116,7 @@ async def test_a_long_delay_holds_up_no_short_one(rabbit: RabbitServer, queue: s
     assert Counter(id for id, _, _ in got) == Counter(delays.keys())
     late = [at - published[id] - delays[id] for id, at, _ in got]
     assert min(late) >= 0
-    assert max(late) < 0.5
+    assert max(late) < 1.0  # behind the longest, the shortest would be late by 1.4 s
     for id, _, headers in got:
         assert headers["Trace"] == id
         assert headers["Localdelay-Attempt"] == "3"

@@ -201,7 +201,7 @@ async def test_a_refusing_cluster_throttles(server: KafkaServer) -> None:
 async def test_a_hesitating_cluster_is_waited_for(server: KafkaServer) -> None:
     """A few refusals that may pass librdkafka gets over by itself, and the message is there once."""
     url = server.fresh()
-    async with open_broker(url) as broker:
+    async with open_broker(f"{url}?retry.backoff.max.ms=200") as broker:
         codes = [code("NOT_ENOUGH_REPLICAS"), code("REQUEST_TIMED_OUT"), TRANSPORT, TRANSPORT]
         with server.failing(PRODUCE, codes), trio.fail_after(14):
             await broker.send_batch([message(f"m{number}") for number in range(100)])
@@ -252,14 +252,14 @@ async def test_no_room_in_the_client_throttles(server: KafkaServer) -> None:
 async def test_what_is_not_confirmed_in_time_throttles(server: KafkaServer, how: str) -> None:
     """While nobody answers, a send ends within the time-out and a second; afterwards all is well again."""
     url = server.fresh()
-    async with open_broker(f"{url}?delivery.timeout.ms=1500") as broker:
+    async with open_broker(f"{url}?delivery.timeout.ms=1000") as broker:
         await broker.send(message("first"))
         await trio.to_thread.run_sync(server.kill if how == "down" else server.freeze)
         try:
             begun = trio.current_time()
             with trio.fail_after(10), pytest.raises(Throttled, match="_MSG_TIMED_OUT") as raised:
                 await broker.send(message("late"))
-            assert 1.0 < trio.current_time() - begun < 4.0
+            assert 0.8 < trio.current_time() - begun < 4.0
             assert isinstance(raised.value.__cause__, KafkaException)
             if how == "down":
                 assert "refused" in str(raised.value)
@@ -380,10 +380,14 @@ async def test_an_old_epoch_ends_the_producer_too(server: KafkaServer) -> None:
     assert await arrived(server, url, 2) == Counter(["first", "last"])
 
 
-async def test_not_let_in_as_a_producer(server: KafkaServer) -> None:
+async def test_not_let_in_as_a_producer(server: KafkaServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the opening it is a ConnectionError; later each send is permanently refused, until it is let in."""
     url = server.fresh()
-    with server.failing(INIT_PRODUCER_ID, [code("CLUSTER_AUTHORIZATION_FAILED")] * 10):
+    with (
+        server.failing(INIT_PRODUCER_ID, [code("CLUSTER_AUTHORIZATION_FAILED")] * 10),
+        monkeypatch.context() as patched,
+    ):
+        patched.setattr(kafka_line, "_PRODUCER_ID", 8.0)  # a busy machine may need longer for the refusal
         with trio.fail_after(10), pytest.raises(ConnectionError, match="authorization") as refused:
             async with open_broker(url):
                 pass
@@ -442,11 +446,13 @@ async def test_first_attempt_and_later_ones() -> None:
 
 
 async def test_keys_are_the_callers(server: KafkaServer) -> None:
-    """By default none; a function makes one of a message, and the same key goes to the same partition."""
+    """By default none, and all partitions are used; with a function, the same key goes to the same one."""
     url = server.fresh(partitions=4)
     topic = url.rpartition("/")[2]
     async with open_kafka(server.hosts, topic=topic) as broker:
-        await broker.send(message("no key"))
+        for number in range(40):
+            await broker.send(message(f"no key {number}"))
+            await trio.sleep(0.012)
 
     def customer(one: Message) -> str | None:
         if one.id == "wrong":
@@ -458,22 +464,11 @@ async def test_keys_are_the_callers(server: KafkaServer) -> None:
         await broker.send_batch([*batch, message("no customer")])
         with pytest.raises(LookupError):
             await broker.send(message("wrong"))
-    records = await trio.to_thread.run_sync(lambda: server.records(url, 32))
+    records = await trio.to_thread.run_sync(lambda: server.records(url, 71))
     keys = Counter(record.key for record in records)
-    assert keys == {None: 2, b"c0": 10, b"c1": 10, b"c2": 10}
+    assert {record.partition for record in records if record.key is None} == {0, 1, 2, 3}
+    assert keys == {None: 41, b"c0": 10, b"c1": 10, b"c2": 10}
     assert len({(record.key, record.partition) for record in records if record.key}) == 3
-
-
-async def test_partitions_are_all_used(server: KafkaServer) -> None:
-    """Without keys what is sent over some time is spread."""
-    url = server.fresh(partitions=4)
-    async with open_broker(url) as broker:
-        for number in range(40):
-            await broker.send_batch([message(f"m{number}-{part}") for part in range(5)])
-            await trio.sleep(0.012)
-    records = await trio.to_thread.run_sync(lambda: server.records(url, 200))
-    assert len(records) == 200
-    assert {record.partition for record in records} == {0, 1, 2, 3}
 
 
 async def test_there_is_no_delay_of_its_own(server: KafkaServer) -> None:
@@ -511,9 +506,14 @@ async def test_one_of_several_hosts_is_enough(server: KafkaServer) -> None:
     ],
 )
 async def test_no_connection_is_one_line(
-    server: KafkaServer, url: str, says: str, capfd: pytest.CaptureFixture[str]
+    server: KafkaServer,
+    url: str,
+    says: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It says where and why, soon; no password, and nothing of librdkafka's on standard error."""
+    monkeypatch.setattr(kafka_line, "_ALL_DOWN_AFTER", 0.2)
     where = url.format(closed=f"127.0.0.1:{free_port()}", hosts=server.hosts)
     begun = trio.current_time()
     with trio.fail_after(10), pytest.raises(ConnectionError, match=says) as refused:
@@ -531,11 +531,11 @@ async def test_a_frozen_cluster_is_not_waited_for(server: KafkaServer) -> None:
     url = server.fresh()
     await trio.to_thread.run_sync(server.freeze)
     try:
-        with trio.fail_after(6), pytest.raises(ConnectionError, match="within 1 s"):
-            async with open_kafka(server.hosts, topic=url.rpartition("/")[2], open_timeout=1.0):
+        with trio.fail_after(6), pytest.raises(ConnectionError, match=r"within 0\.7 s"):
+            async with open_kafka(server.hosts, topic=url.rpartition("/")[2], open_timeout=0.7):
                 pass
         begun = trio.current_time()
-        with trio.move_on_after(0.5):
+        with trio.move_on_after(0.3):
             async with open_broker(url):
                 pass
         assert trio.current_time() - begun < 2.5
@@ -843,7 +843,7 @@ async def test_a_cluster_that_is_killed_for_good(own_server: KafkaServer) -> Non
             outcomes["confirmed"] += 1
 
     with trio.fail_after(15):
-        async with open_broker(f"{url}?delivery.timeout.ms=1500") as broker:
+        async with open_broker(f"{url}?delivery.timeout.ms=1000") as broker:
             async with trio.open_nursery() as nursery:
                 for _ in range(20):
                     nursery.start_soon(worker)
@@ -864,20 +864,20 @@ async def test_connections_that_break_again_and_again(
     async with open_broker(url) as broker:
         with trio.fail_after(60):
             async with open_delay_queue(
-                send_batch=broker.send_batch, capacity=5000, workers=10, retry=RETRY
+                send_batch=broker.send_batch, capacity=2000, workers=10, retry=RETRY
             ) as queue:
-                for number in range(3000):
-                    queue.put_nowait(bytes(100), delay=2.0 * number / 3000, id=f"m{number}")
+                for number in range(2000):
+                    queue.put_nowait(bytes(100), delay=2.0 * number / 2000, id=f"m{number}")
                 for _ in range(8):
                     await trio.sleep(0.2)
                     await trio.to_thread.run_sync(own_server.kill)
                     await trio.sleep(0.05)
                     await trio.to_thread.run_sync(own_server.restart)
-        assert conserved(queue).sent == 3000
-    found = await arrived(own_server, url, 3000)
-    assert set(found) == {f"m{number}" for number in range(3000)}
+        assert conserved(queue).sent == 2000
+    found = await arrived(own_server, url, 2000)
+    assert set(found) == {f"m{number}" for number in range(2000)}
     # A cluster takes what comes a second time for what it is; the mock does not look at sequence numbers.
-    print("duplicates", found.total() - 3000)
+    print("duplicates", found.total() - 2000)
 
 
 def test_the_program_of_the_mock_says_what_it_can_not_do(server: KafkaServer) -> None:

@@ -20,7 +20,7 @@ import pytest
 import trio
 
 from localdelay import Message, PartialSendError, PermanentSendError, Throttled
-from localdelay.brokers import open_broker
+from localdelay.brokers import nats_outbox, open_broker
 from localdelay.brokers.address import Address
 from localdelay.brokers.nats import NatsBroker, open_address, open_nats, schedule_subject
 from tests.servers.nats import NatsServer, stream_of
@@ -215,8 +215,11 @@ async def test_a_user_who_may_not_publish(own: Callable[..., NatsServer]) -> Non
     server.read(f"nats://{server.host}/denied", 1)
 
 
-async def test_a_user_who_may_not_ask_for_streams(own: Callable[..., NatsServer]) -> None:
+async def test_a_user_who_may_not_ask_for_streams(
+    own: Callable[..., NatsServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where nobody can tell whether there is a stream, nothing is permanent."""
+    monkeypatch.setattr(nats_outbox, "_LOOKUP_TIMEOUT", 0.3)
     rights = '{user: u, password: p, permissions: {publish: {deny: ["$JS.API.>"]}}}'
     server = own(users=f"{_OWNER}, {rights}", owner=OWNER)
     server.make_stream(SUBJECT)

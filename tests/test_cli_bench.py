@@ -23,6 +23,7 @@ from localdelay.benchmark.load import Delays
 from localdelay.cli import main
 from localdelay.cli.bench import parse_delays, parse_rate
 from localdelay.demo.server import running_server
+from tests.catching import until_it_catches
 
 COMMAND = str(Path(sysconfig.get_path("scripts"), "localdelay"))
 SMALL = ["--rate", "1k", "--seconds", "0.3", "--delay", "100ms", "--warmup", "0"]
@@ -389,7 +390,7 @@ def test_a_signal_ends_it(signum: signal.Signals, code: int, args: list[str], sa
     if args[0] == "--delay":
         process.stderr.readline()
     else:
-        time.sleep(1.0)
+        until_it_catches(process.pid, signal.SIGTERM)
     process.send_signal(signum)
     began = time.monotonic()
     printed, told = process.communicate(timeout=20)

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from tests.catching import until_it_catches
+
 COMMAND = str(Path(sysconfig.get_path("scripts"), "localdelay"))
 TO_STDOUT = ["relay", "--to", "stdout:"]
 PIPE = subprocess.PIPE
@@ -123,12 +125,12 @@ def test_strict(tmp_path: Path) -> None:
 def test_a_signal_leaves_a_file_that_is_read_back(tmp_path: Path) -> None:
     """What comes due within the grace is sent, the rest is written, and another relay goes on with it."""
     unsent = tmp_path / "unsent.jsonl"
-    with running("--format", "jsonl", "--grace", "1", "--unsent", str(unsent)) as process:
+    with running("--format", "jsonl", "--grace", "500ms", "--unsent", str(unsent)) as process:
         began = time.monotonic()
         begin(
             process,
-            '{"payload": "soon", "delay": "600ms"}',
-            '{"payload": "later", "delay": 2.5}',
+            '{"payload": "soon", "delay": "300ms"}',
+            '{"payload": "later", "delay": 1.8}',
             '{"payload": "much later", "delay": "1h"}',
         )
         assert process.stdin is not None
@@ -146,7 +148,7 @@ def test_a_signal_leaves_a_file_that_is_read_back(tmp_path: Path) -> None:
     assert (later["payload"], much_later["payload"], cut) == ("later", "much later", {"cut_off": '{"payl'})
     again = relay("--format", "jsonl", given=unsent.read_bytes().splitlines()[0])
     assert (again.returncode, again.stdout) == (0, b"later\n")
-    assert time.monotonic() - began >= 2.5
+    assert time.monotonic() - began >= 1.8
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
@@ -242,7 +244,8 @@ def test_it_reads_no_faster_than_there_is_room(tmp_path: Path) -> None:
         os.close(reader)
         os.set_blocking(writer, False)
         written = 0
-        deadline = time.monotonic() + 1.5
+        until_it_catches(process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + 0.8
         while time.monotonic() < deadline:
             if select.select([], [writer], [], 0.05)[1]:
                 written += os.write(writer, b"x" * 99 + b"\n" * 1)

@@ -16,7 +16,7 @@ COMMAND = str(Path(sysconfig.get_path("scripts"), "localdelay"))
 def test_metrics_are_served_while_it_runs() -> None:
     """On the port that it says; the queue and the fallback of the second run are in them."""
     process = subprocess.Popen(
-        [COMMAND, "demo", "--rate", "500", "--seconds", "1s", "--delay", "2s", "--metrics", "0", "--json"],
+        [COMMAND, "demo", "--rate", "500", "--seconds", "300ms", "--delay", "1s", "--metrics", "0", "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -24,7 +24,7 @@ from localdelay.events import Closed, Event, Opened
 from tests.servers.process import Received, Server
 
 COUNT = 200
-DELAY = 5.0
+DELAY = 3.0
 BREAKER = BreakerPolicy(consecutive=3, wait_initial=0.2, wait_max=0.5)
 RETRY = RetryPolicy(wait_initial=0.05, wait_max=0.5)
 
@@ -63,7 +63,7 @@ async def storm(
     with trio.fail_after(60):
         async with open_delay_queue(broker.send, capacity=COUNT, workers=20, retry=RETRY) as queue:
             fallback = Fallback(
-                publish_delayed, queue, breaker=BREAKER, hand_back=True, hand_back_after=1.0, listener=heard
+                publish_delayed, queue, breaker=BREAKER, hand_back=True, hand_back_after=0.5, listener=heard
             )
             limit = throttled()
             await trio.to_thread.run_sync(limit.__enter__)
@@ -135,7 +135,7 @@ async def test_nats_with_a_full_buffer(conserved: Any) -> None:
             with trio.fail_after(60):
                 async with open_delay_queue(broker.send, capacity=5000, workers=10, retry=RETRY) as queue:
                     fallback = Fallback(
-                        broker.publish_delayed, queue, breaker=BREAKER, hand_back=True, hand_back_after=1.0
+                        broker.publish_delayed, queue, breaker=BREAKER, hand_back=True, hand_back_after=0.5
                     )
 
                     async def publish(number: int) -> None:

@@ -183,6 +183,7 @@ async def test_again_and_again(own: NatsServer) -> None:
                 id = f"{worker}-{number}"
                 await send_until_taken(broker, id)
                 confirmed.append(id)
+                await trio.sleep(0.01)
 
         async with trio.open_nursery() as nursery:
             for worker in range(20):
@@ -234,10 +235,11 @@ async def test_streams_may_come_back_after_their_server(
         with pytest.raises(nats.js.errors.NoStreamResponseError):
             await broker.send(message("after"))
         await trio.sleep(1.1)
+        monkeypatch.setattr(nats_outbox, "_LOOKUP_HOLDS", 0.2)
         with pytest.raises(PermanentSendError, match="no stream holds"):
             await broker.send(message("after"))
         await in_thread(lambda: own.make_stream(SUBJECT, storage="memory"))
-        await trio.sleep(1.1)
+        await trio.sleep(0.3)
         await broker.send(message("after"))
 
 

@@ -610,7 +610,7 @@ def test_an_exit_drains_if_it_was_told_to(kind: str, monkeypatch: pytest.MonkeyP
 
 def test_an_exit_without_messages_says_nothing() -> None:
     """There is nothing to say."""
-    done = run("queue.put(b'x', delay=0)\ntime.sleep(0.5)")
+    done = run("queue.put(b'x', delay=0)\nwhile not queue.statistics().sent:\n    time.sleep(0.01)")
     assert (done.stdout, done.stderr, done.returncode) == ("sent x\n", "", 0)
 
 

@@ -20,7 +20,7 @@ from tests.servers.process import NotInstalled, Process, Received, free_port, li
 # Debian's command changes to the user rabbitmq and to a directory of that user; this is what it calls.
 _SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 _COOKIE = "localdelay"
-_SETTLE = 0.2
+_SETTLE = 0.1
 
 CONFIGURATION = """\
 listeners.tcp.1 = 127.0.0.1:{port}

@@ -16,7 +16,7 @@ import greenstalk
 
 from tests.servers.process import Process, Received, free_port, listening, program
 
-_SETTLE = 0.2
+_SETTLE = 0.1
 
 
 class BeanstalkdServer:

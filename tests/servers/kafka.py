@@ -26,8 +26,8 @@ from tests.servers.process import NotInstalled, Process, Received
 PRODUCE, METADATA, INIT_PRODUCER_ID = 0, 3, 22  # API keys of the protocol
 THROTTLING_QUOTA_EXCEEDED = 89
 _MANY = 2000  # requests that fail until the throttling ends
-_LINGER = 0.2
-_POLL = 50  # milliseconds
+_LINGER = 0.1
+_POLL = 10  # milliseconds
 
 
 class KafkaServer:
@@ -88,6 +88,8 @@ class KafkaServer:
             ),  # the mock does not answer a later client's question for versions as it should
             auto_offset_reset="earliest",
             enable_auto_commit=False,
+            # The mock answers nothing else on a connection while it holds a fetch back for want of records.
+            fetch_max_wait_ms=_POLL,
         )
         try:
             numbers = consumer.partitions_for_topic(topic) or set()

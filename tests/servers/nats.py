@@ -34,7 +34,7 @@ _AS_ANYBODY = "no_auth_user: anybody"
 _NO_LIMIT, _FULL = "-1", "100"
 _TIMEOUT = 10.0
 _POLL = 0.01
-_SETTLE = 0.3
+_SETTLE = 0.1
 
 T = TypeVar("T")
 
@@ -132,12 +132,14 @@ class NatsServer:
             messages = await client.jetstream().subscribe(
                 subject, stream=stream_of(subject), ordered_consumer=True
             )
+            more = 0  # of which the server has told that they are there
             while True:
-                left = until - time.monotonic() if len(received) < count else _SETTLE
+                left = until - time.monotonic() if more or len(received) < count else _SETTLE
                 try:
                     message = await messages.next_msg(max(left, _SETTLE))
                 except nats.errors.TimeoutError:
                     return received
+                more = message.metadata.num_pending
                 at = message.metadata.timestamp.timestamp()
                 received.append(Received(message.data, message.headers or {}, at))
 

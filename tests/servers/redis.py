@@ -15,7 +15,7 @@ from redis import Redis
 from tests.servers.process import Process, Received, free_port, program
 
 _POLL = 0.02
-_SETTLE = 0.2
+_SETTLE = 0.1
 PAYLOAD = b"payload"
 
 
