@@ -56,6 +56,10 @@ class _Waiter:
         self.task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
 
 
+def _not_now(_: object) -> trio.lowlevel.Abort:
+    return trio.lowlevel.Abort.FAILED
+
+
 class _Group:
     """What is committed together."""
 
@@ -147,7 +151,7 @@ class Committer:
         self.committing += 1
         self._new.add(number)
         self._add(number, self._change((due, number, body)), waiter, durable=True)
-        await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
+        await trio.lowlevel.wait_task_rescheduled(_not_now)
         if waiter.error is not None:
             raise waiter.error
 
