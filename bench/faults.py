@@ -1,0 +1,39 @@
+"""Proof by breaking it: `python -m bench.faults [--long] [--only NAME] [--seed N]`.
+
+Does each fault to a real queue, reads the broker by id, and prints a row for it. What is lost, early, or
+duplicated beyond what was in flight makes its row bad, and the exit code 1.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+
+import click
+
+from tests.faults.every import FAULTS, run_all
+from tests.faults.row import table
+from tests.faults.scale import Scale
+from tests.servers.process import NotInstalled
+
+
+@click.command()
+@click.option(
+    "--long", "is_long", is_flag=True, help="50 kills, five minutes of soak, and so on: half an hour."
+)
+@click.option("--only", multiple=True, type=click.Choice(list(FAULTS)), help="Only this; repeatable.")
+@click.option("--seed", type=int, default=None, help="What was printed, to draw the same again.")
+def main(is_long: bool, only: tuple[str, ...], seed: int | None) -> None:
+    """Break the queue in every way there is, and count what arrives."""
+    seed = random.randrange(1 << 30) if seed is None else seed
+    click.echo(f"seed {seed}", err=True)
+    try:
+        rows = list(run_all(only or FAULTS, Scale(seed=seed, long=is_long)))
+    except NotInstalled as missing:
+        raise click.ClickException(str(missing)) from None
+    click.echo("\n".join(table(rows)))
+    sys.exit(0 if all(row.is_good for row in rows) else 1)
+
+
+if __name__ == "__main__":
+    main()
