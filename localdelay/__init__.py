@@ -52,6 +52,7 @@ The layers; each module imports only from those above it (a test checks it):
     metrics     what `statistics()` says, for Prometheus
     demo        a real broker at its limit, without and with the degrade path
     relay       lines from standard input, held until they are due, and sent
+    orphan      what a journal holds that no queue uses, as lines for the relay. Pure
     cli         parsing and printing only
 """
 

@@ -1,0 +1,242 @@
+"""`localdelay journal`: look at a journal that no queue uses, send it from elsewhere, or empty it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from operator import attrgetter
+from pathlib import Path
+from typing import Final
+
+import click
+
+from localdelay.cli import journal_report as report
+from localdelay.cli.files import parse_output
+from localdelay.cli.journal_output import BrokeOff, Failed, Lines, Output, append, tell
+from localdelay.cli.units import Parsed
+from localdelay.errors import JournalError
+from localdelay.journal import Record
+from localdelay.orphan import Amount, contents, size
+from localdelay.relay.settings import Settings
+from localdelay.sqlite_journal import VERSION, SqliteJournal
+
+_EPILOG = """\b
+A service that is started again on its journal sends what is in it.
+`export` is for one that never will be:
+  localdelay journal show orders.journal
+  localdelay journal export orders.journal |
+    localdelay relay --to nats://127.0.0.1:4222/orders --format jsonl
+  localdelay journal purge --all orders.journal
+To take a journal elsewhere, copy PATH together with PATH-wal.
+
+\b
+Exit codes:
+  0    done
+  1    the output broke off, or not all was removed that was asked for
+  2    wrong options, or the journal can't be used: it is left as it is
+  130  stopped by SIGINT
+"""
+_SHOW = """\b
+Times are local, with their zone; in JSON they are Unix time in seconds.
+Nothing of a payload is shown.
+"""
+_EXPORT = """\b
+A line has the payload, the id, the headers, and when the message is due, as
+`at`: so what is left of its delay is right wherever and whenever it is read.
+What is overdue then is sent at once. A dead letter has its `error`, too. How
+often a message was tried has no place in a line: the relay begins at 1.
+
+\b
+Lines come in the order in which they are due, so that a relay that can't hold
+all of them holds the right ones. They are appended to FILE, which only its
+owner may read if it is new.
+
+\b
+The journal stays as it is: a queue that opens it sends all of it again, under
+the same ids. Purge it when the relay has ended well.
+"""
+_PURGE = """\b
+They are gone for good: `export` them first. The file keeps its size, and what
+is free in it is used again.
+"""
+_PURGED_AT_ONCE: Final = 1_000
+_MAX_LINE: Final = Settings(to="stdout:", delay=0.0).max_line
+_LASTING_FILES: Final = ("", "-wal", "-reserve")
+_OWN_FILES: Final = (*_LASTING_FILES, "-shm", "-lock", "-new")
+
+
+@click.group(epilog=_EPILOG)
+def journal() -> None:
+    """Look at the journal of a queue that is not running, export it, or empty it.
+
+    A journal is the file in which a queue keeps its messages across a crash or a restart.
+    """
+
+
+@journal.command(epilog=_SHOW)
+@click.argument("path")
+@click.option("--messages", "listed", is_flag=True, help="List the messages, too, as they are due.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="List N messages at most.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def show(ctx: click.Context, path: str, *, listed: bool, limit: int | None, as_json: bool) -> None:
+    """Show how much a journal holds, and when it is due."""
+    if limit is not None and not listed:
+        raise click.UsageError("--limit is for --messages", ctx)
+    with _ending_well():
+        output = Output()
+        source = _journal(path)
+        held = source.read()
+        now = time.time()
+        looked = report.Looked(
+            path=source.path,
+            version=VERSION,
+            disk_bytes=sum(file.stat().st_size for file in _files(source, _LASTING_FILES) if file.exists()),
+            now=now,
+            contents=contents(held, now),
+        )
+        rows = sorted(held, key=attrgetter("due"))[:limit] if listed else None
+        if as_json:
+            output.text(report.as_json(looked, rows))
+        else:
+            output.text(_text(looked, rows, len(held)))
+
+
+@journal.command(epilog=_EXPORT)
+@click.argument("path")
+@click.option(
+    "--output", "file", type=Parsed("file", parse_output), metavar="FILE", help="Not to standard output."
+)
+@click.option("--dead", is_flag=True, help="Dead letters, too.")
+@click.option("--dead-only", is_flag=True, help="Dead letters, and nothing else.")
+@click.pass_context
+def export(ctx: click.Context, path: str, *, file: Path | None, dead: bool, dead_only: bool) -> None:
+    """Write the messages as the JSON lines that the relay reads."""
+    if dead and dead_only:
+        raise click.UsageError("only one of --dead and --dead-only can be given", ctx)
+    with _ending_well():
+        output = Output() if file is None else None
+        source = _journal(path)
+        own = _files(source, _OWN_FILES)
+        if file.resolve() in own if file else output is not None and output.is_one_of(own):
+            raise click.BadParameter("must not be a file of the journal", ctx, param_hint="'--output'")
+        held = source.read()
+        chosen = [record for record in held if dead or (record.dead is not None) == dead_only]
+        left_out = 0 if dead_only else len(held) - len(chosen)
+        del held
+        chosen.sort(key=attrgetter("due"))
+        lines = Lines(chosen, time.time())
+        if output is not None:
+            for piece in lines.pieces():
+                output.write(b"".join(piece))
+        elif file is not None:
+            append(file, lines, len(chosen))
+            tell(f"Exported {report.counted(len(chosen), 'message')}.")
+        if left_out:
+            tell(f"Left out {report.counted(left_out, 'dead letter')}: --dead exports them, too.")
+        if lines.longest > _MAX_LINE:
+            tell(f"The longest line has {lines.longest:,} bytes: the relay needs --max-line {lines.longest}.")
+
+
+@journal.command(epilog=_PURGE)
+@click.argument("path")
+@click.option("--dead", is_flag=True, help="Remove the dead letters.")
+@click.option("--id", "ids", multiple=True, metavar="ID", help="Remove what has this id; repeatable.")
+@click.option("--all", "everything", is_flag=True, help="Remove all messages and dead letters.")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@click.pass_context
+def purge(
+    ctx: click.Context, path: str, *, dead: bool, ids: tuple[str, ...], everything: bool, yes: bool
+) -> None:
+    """Remove messages for good."""
+    if dead + bool(ids) + everything != 1:
+        raise click.UsageError("exactly one of --dead, --id and --all must be given", ctx)
+    with _ending_well(), closing(_journal(path)) as store:
+        output = Output()
+        store.check()  # what is not there would be made
+        held = store.open()
+        wanted = frozenset(ids)
+        chosen = [
+            record
+            for record in held
+            if everything or (dead and record.dead is not None) or record.id in wanted
+        ]
+        missing = sorted(wanted - {record.id for record in chosen})
+        amount = Amount(len(chosen), sum(map(size, chosen)))
+        keys = [record.key for record in chosen]
+        left = len(held) - len(keys)
+        del held, chosen
+        for name in missing:
+            tell(f"There is no message with the id {name!r}.")
+        what = f"{report.counted(amount.messages, 'message')} ({amount.bytes:,} bytes)"
+        if keys and not yes:
+            _ask(f"Remove {what} of {len(keys) + left:,} from {report.printable(str(store.path))}?")
+        _remove(store, keys)
+        output.text([f"Removed {what}, {left:,} left." if keys else f"Nothing to remove, {left:,} left."])
+    if missing:
+        sys.exit(1)
+
+
+def _journal(path: str) -> SqliteJournal:
+    try:
+        return SqliteJournal(path)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="'PATH'") from error
+
+
+def _files(source: SqliteJournal, ends: Sequence[str]) -> list[Path]:
+    return [Path(f"{source.path}{end}") for end in ends]
+
+
+def _text(looked: report.Looked, rows: Sequence[Record] | None, count: int) -> Iterator[str]:
+    heading, *lines = report.table(looked)
+    terminal = sys.stdout.isatty()
+    styled = terminal and os.environ.get("TERM") not in ("dumb", "unknown")
+    yield click.style(heading, bold=True) if styled else heading
+    yield from lines
+    if rows is not None:
+        yield ""
+        width = shutil.get_terminal_size().columns - 1 if terminal else None
+        yield from report.message_rows(rows, width)
+        if len(rows) < count:
+            yield f"and {count - len(rows):,} more"
+
+
+def _ask(question: str) -> None:
+    try:
+        yes = click.confirm(question, err=True)
+    except click.Abort:
+        click.echo(err=True)
+        raise BrokeOff("nothing was removed: nobody has answered, and --yes was not given") from None
+    if not yes:
+        raise BrokeOff("nothing was removed")
+
+
+def _remove(store: SqliteJournal, keys: Sequence[int]) -> None:
+    # Not all in one go: the log would need as much room as they have, and the disk may be full.
+    for begin in range(0, len(keys), _PURGED_AT_ONCE):
+        group = keys[begin : begin + _PURGED_AT_ONCE]
+        try:
+            try:
+                store.write([], group, durable=True)
+            except JournalError:  # where the disk is full, that has given up the reserve
+                store.write([], group, durable=True)
+        except BaseException:
+            if begin:
+                tell(f"Removed {report.counted(begin, 'message')}, and no more.")
+            raise
+
+
+@contextmanager
+def _ending_well() -> Iterator[None]:
+    try:
+        yield
+    except JournalError as error:
+        raise Failed(str(error)) from error
+    except KeyboardInterrupt:
+        tell("Stopped by SIGINT.")
+        sys.exit(130)

@@ -1,0 +1,137 @@
+"""What `localdelay journal show` prints of a journal: never anything of a payload."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+
+import attrs
+
+from localdelay.cli.units import format_duration, format_size
+from localdelay.journal import Record
+from localdelay.orphan import Amount, Contents, size
+
+_WIDTH = 79
+_ERRORS_SHOWN = 5
+
+
+@attrs.frozen(kw_only=True)
+class Looked:
+    """A journal, looked at."""
+
+    path: Path
+    version: int
+    disk_bytes: int
+    """Of its files: the database, the log, and the room that it reserves."""
+    now: float
+    """Unix time in seconds."""
+    contents: Contents
+
+
+def table(looked: Looked) -> Iterator[str]:
+    """The table; its first line is the heading."""
+    found = looked.contents
+    yield printable(f"Journal {looked.path}")
+    yield f"  version {looked.version}, {format_size(looked.disk_bytes)} on disk"
+    yield ""
+    yield _row("", "messages", "bytes")
+    yield _amount("pending", found.pending)
+    if found.pending.messages:
+        yield _amount("  overdue", found.overdue)
+        yield _amount("  within a minute", found.within_minute)
+        yield _amount("  within an hour", found.within_hour)
+        yield _amount("  later", found.later)
+    yield _amount("dead letters", found.dead)
+    if found.oldest_due is not None and found.newest_due is not None:
+        yield ""
+        yield f"  oldest due    {_when(found.oldest_due, looked.now)}"
+        yield f"  newest due    {_when(found.newest_due, looked.now)}"
+        if found.retried:
+            tried = f"{found.retried:,}, the most before attempt {found.highest_attempt:,}"
+            yield f"  tried before  {tried}"
+    if found.errors:
+        yield ""
+        yield "Given up for"
+        shown = found.errors[:_ERRORS_SHOWN]
+        for error, count in shown:
+            yield cut(f"{count:>9,}  {printable(error)}", _WIDTH)
+        rest = found.dead.messages - sum(count for _, count in shown)
+        if rest:
+            yield f"{rest:>9,}  other errors"
+
+
+def as_json(looked: Looked, rows: Sequence[Record] | None) -> Iterator[str]:
+    """One JSON object, in lines; the messages are in it if they are given, each in a line of its own."""
+    found = attrs.asdict(looked.contents)
+    found["errors"] = [{"error": error, "messages": count} for error, count in looked.contents.errors]
+    head = {
+        "path": str(looked.path),
+        "version": looked.version,
+        "disk_bytes": looked.disk_bytes,
+        "now": looked.now,
+        **found,
+    }
+    text = json.dumps(head, indent=2)
+    if rows is None:
+        yield text
+        return
+    yield text.removesuffix("\n}") + ',\n  "messages": ['
+    for number, record in enumerate(rows, 1):
+        yield f"    {_message_json(record)}{',' if number < len(rows) else ''}"
+    yield "  ]\n}"
+
+
+def message_rows(held: Sequence[Record], width: int | None) -> Iterator[str]:
+    """A line for each message, and one before them; cut to `width` characters where there is one."""
+    ids = max((len(record.id) for record in held), default=0)
+    ids = min(max(ids, len("id")), 40)
+    yield f"{'id':<{ids}}  {'due':<25}  attempt  {'bytes':>9}  given up for".rstrip()
+    for record in held:
+        error = "" if record.dead is None else printable(record.dead)
+        due = _local(record.due, "%Y-%m-%d %H:%M:%S%z")
+        row = f"{printable(record.id):<{ids}}  {due:<25}  {record.attempt:>7}  {size(record):>9,}  {error}"
+        yield row.rstrip() if width is None else cut(row.rstrip(), width)
+
+
+def printable(text: str) -> str:
+    """In one line, and nothing in it that a terminal obeys: it may be of somebody else's making."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def cut(text: str, width: int) -> str:
+    """At most so many characters."""
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 message`, `24,000 messages`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _message_json(record: Record) -> str:
+    shown = {"id": record.id, "due": record.due, "attempt": record.attempt, "bytes": size(record)}
+    return json.dumps({**shown, "error": record.dead})
+
+
+def _amount(label: str, amount: Amount) -> str:
+    return _row(label, f"{amount.messages:,}", f"{amount.bytes:,}")
+
+
+def _row(label: str, *cells: str) -> str:
+    return f"  {label:<17}" + "".join(f"{cell:>18}" for cell in cells)
+
+
+def _when(due: float, now: float) -> str:
+    left = due - now
+    far = format_duration(abs(left) if abs(left) < 10 else round(abs(left)))
+    when = _local(due, "%Y-%m-%d %H:%M:%S %z (%Z)")
+    return f"{when}, {far} ago" if left <= 0 else f"{when}, in {far}"
+
+
+def _local(timestamp: float, form: str) -> str:
+    try:
+        return datetime.fromtimestamp(timestamp).astimezone().strftime(form)
+    except (OverflowError, ValueError, OSError):
+        return "outside of the calendar"
