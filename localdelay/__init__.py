@@ -21,8 +21,8 @@ The layers; each module imports only from those above it (a test checks it):
     piles       what waits, in due order: FIFO lanes and a heap
     schedule    what waits, and what is known of it
     drain_plan  what a drain is going to do. Pure
-    committer   group commits to the journal
     recovery    what a journal held, as messages of this process. Pure
+    committer   group commits to the journal
     statistics  what the queue says about itself
     ledger      what was accepted, what became of it, and who waits for room
     workers     the pool that takes turns to wait for the next due message

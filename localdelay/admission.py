@@ -144,10 +144,11 @@ class Admission:
         ledger, schedule = self._ledger, self._schedule
         ledger.accept(sum(size_of(body) for _, _, body in entries), len(entries))
         ledger.recovered += len(entries)
+        self._ids.take_all(entries)
+        schedule.put_all([entry for entry in entries if execute_at_of(entry[0], entry[2]) == entry[0]])
         for due, number, body in entries:
-            self._ids.take(number, body)
-            put = schedule.put if execute_at_of(due, body) == due else schedule.put_back
-            put(due, number, body)
+            if execute_at_of(due, body) != due:
+                schedule.put_back(due, number, body)
         if min(entry[0] for entry in entries) < self._workers.leader_due:
             self._workers.wake_leader()
 

@@ -16,9 +16,10 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from operator import itemgetter
 from queue import Empty, SimpleQueue
 from typing import Final, TypeAlias
 
@@ -26,9 +27,10 @@ import trio
 
 from .entry import Body, Entry, execute_at_of, size_of
 from .errors import JournalError
-from .journal import Journal, Record
+from .journal import Journal, Kept, Record
 from .lateness import LatencyRecorder
 from .message import render_id
+from .recovery import RECOVERED
 from .timer import clock_parts
 
 logger = logging.getLogger("localdelay")
@@ -37,8 +39,6 @@ RETRY_EVERY: Final = 0.5
 """Seconds between two tries to write what could not be written, if nothing new comes meanwhile."""
 _CLOSE_TIMEOUT: Final = 10.0
 _FAILURES_LOGGED_EVERY: Final = 60.0
-_RECOVERED: Final = 1 << 62
-"""The numbers of recovered messages lie so far below their keys: no other message has such a number."""
 
 _Change: TypeAlias = tuple[Entry, float, str | None] | None
 """(message, its due time on the wall clock, what it was given up for), or that it is gone."""
@@ -106,15 +106,15 @@ class Committer:
         self.failures = 0
         self.commit_time = LatencyRecorder()
 
-    async def open(self, first_number: int) -> list[Record]:
+    async def open(self, first_number: int) -> Sequence[Kept]:
         """Open the journal, and return what it holds; numbers of new messages begin at `first_number`.
 
         Raises `JournalError`.
         """
         opened = trio.Event()
-        outcome: list[list[Record] | Exception] = []
+        outcome: list[Sequence[Kept] | Exception] = []
 
-        def tell(result: list[Record] | Exception) -> None:
+        def tell(result: Sequence[Kept] | Exception) -> None:
             outcome.append(result)
             opened.set()
 
@@ -126,13 +126,8 @@ class Committer:
         if isinstance(result, Exception):
             raise result
         self._first_number = first_number
-        self._first_key = 1 + max((record.key for record in result), default=0)
+        self._first_key = 1 + max(map(itemgetter(0), result), default=0)
         return result
-
-    @staticmethod
-    def number_of(record: Record) -> int:
-        """The number of a message that was recovered."""
-        return record.key - _RECOVERED
 
     def keep(self, due: float, number: int, body: Body) -> None:
         """Write down a message that is accepted already: it is at risk until it is there."""
@@ -294,7 +289,7 @@ class Committer:
 
     # From here on: in the thread.
 
-    def _run(self, tell: Callable[[list[Record] | Exception], None]) -> None:
+    def _run(self, tell: Callable[[Sequence[Kept] | Exception], None]) -> None:
         try:
             held = self._journal.open()
         except Exception as error:  # noqa: BLE001 (raised where it is waited for)
@@ -359,7 +354,7 @@ class Committer:
 
     def _key(self, number: int) -> int:
         if number < 0:
-            return number + _RECOVERED
+            return number + RECOVERED
         return number - self._first_number + self._first_key
 
     def _call(self, function: Callable[[], object]) -> None:

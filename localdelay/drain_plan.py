@@ -31,7 +31,7 @@ class DrainPlan:
     """Until the last of the sends and hand-backs has ended; `grace` where that is what ends them."""
 
     def __str__(self) -> str:
-        within = "" if self.grace == math.inf else f" within {self.grace:g} s"
+        within = "" if self.grace == math.inf else f" within {self.grace:.3g} s"
         parts = [f"send {self.send}"]
         parts += [f"hand back {self.hand_back}"] if self.hand_back else []
         parts += [f"spool {self.spool}"] if self.spool else []

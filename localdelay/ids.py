@@ -39,6 +39,10 @@ class Ids:
         if chosen is not None:
             self._chosen[chosen] = number
 
+    def take_all(self, entries: Iterable[Entry]) -> None:
+        """The same for many, which all have an id that was chosen."""
+        self._chosen.update((chosen, number) for _, number, body in entries if (chosen := chosen_id(body)))
+
     def free_all(self, entries: Iterable[Entry]) -> None:
         """These messages are finished."""
         if self._chosen:

@@ -25,13 +25,18 @@ class Record(NamedTuple):
     """What it was given up for; None while it is pending."""
 
 
+Kept: TypeAlias = tuple[int, float, int, str, dict[str, str] | None, bytes, str | None]
+"""What a `Record` is underneath. A million of them are read at once, and exact tuples the garbage collector
+soon looks at no more: see `entry`."""
+
+
 class Journal(Protocol):
     """Keeps messages across the end of the process. All of it is called in one thread, which may block."""
 
     largest: int
     """The most bytes of payload and headers that a message may have."""
 
-    def open(self) -> list[Record]:
+    def open(self) -> Sequence[Kept]:
         """Take hold of it, and return what it holds. Raises `JournalError`."""
 
     def write(self, kept: Sequence[Record], gone: Sequence[int], *, durable: bool) -> None:
@@ -63,7 +68,7 @@ def encode(record: Record) -> Row:
     return key, due, attempt, name, packed, payload, dead, checksum
 
 
-def decode(row: Sequence[Any]) -> Record:
+def decode(row: Sequence[Any]) -> Kept:
     """The record of a row. Raises `ValueError` for a row that `encode` cannot have made."""
     key, due, attempt, name, packed, payload, dead, checksum = row
     try:
@@ -72,17 +77,26 @@ def decode(row: Sequence[Any]) -> Record:
         is_sound = False
     if not is_sound:
         raise ValueError(f"row {key!r} is damaged")
-    headers = None if packed is None else json.loads(packed)
-    return Record(key, due, attempt, name, headers, payload, dead)
+    return key, due, attempt, name, None if packed is None else json.loads(packed), payload, dead
 
 
 def _checksum(
     key: int, due: float, attempt: int, name: str, packed: bytes | None, payload: bytes, dead: str | None
 ) -> int:
     # With the lengths in it, no byte can go over from one part to the next.
-    texts = [name.encode(), packed or b"", b"" if dead is None else dead.encode()]
-    lengths = (len(texts[0]), -1 if packed is None else len(packed), -1 if dead is None else len(texts[2]))
-    return zlib.crc32(b"".join((_NUMBERS.pack(key, due, attempt, *lengths, len(payload)), *texts, payload)))
+    text = name.encode()
+    if packed is None and dead is None:
+        head = _NUMBERS.pack(key, due, attempt, len(text), -1, -1, len(payload)) + text
+    else:
+        told = b"" if dead is None else dead.encode()
+        lengths = (-1 if packed is None else len(packed), -1 if dead is None else len(told))
+        head = (
+            _NUMBERS.pack(key, due, attempt, len(text), *lengths, len(payload))
+            + text
+            + (packed or b"")
+            + told
+        )
+    return zlib.crc32(payload, zlib.crc32(head))
 
 
 _NUMBERS = struct.Struct("<qdqqqqq")

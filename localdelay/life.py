@@ -29,6 +29,7 @@ from .statistics import DrainReport
 from .workers import Workers
 
 logger = logging.getLogger("localdelay")
+plan_logger = logging.getLogger("localdelay.drain")
 
 _CHUNK = 2000  # recovered messages, between which other tasks run
 _SPOOL_TIMEOUT = 5.0
@@ -74,27 +75,25 @@ class Life:
             nursery.start_soon(self._run)
             return
         committer = Committer(journal)
-        records = await committer.open(next(numbers))
+        held = await committer.open(next(numbers))
         self.committer = self._delivery.committer = committer
         self._admission.use(committer)
         self._ledger.largest = journal.largest
         nursery.start_soon(self._run)
-        pending = [record for record in records if record.dead is None]
-        dead = len(records) - len(pending)
-        del records
+        pending = [kept for kept in held if kept[-1] is None]
+        dead = len(held) - len(pending)
+        del held
         pending.sort(key=itemgetter(1))  # by when they are due
         wall = time.time()
         now = trio.current_time()
         rest = iter(pending)
         while chunk := list(islice(rest, _CHUNK)):
-            entries = recovered(
-                chunk, committer.number_of, wall=wall, now=now, rate=rate, before=self._ledger.recovered
-            )
+            entries = recovered(chunk, wall=wall, now=now, rate=rate, before=self._ledger.recovered)
             self._admission.recover(entries)
             await trio.lowlevel.checkpoint()
         if pending or dead:
             line = "%d messages came back from the journal, %d of them overdue; it has %d dead letters"
-            logger.info(line, len(pending), sum(record.due <= wall for record in pending), dead)
+            logger.info(line, len(pending), sum(kept[1] <= wall for kept in pending), dead)
 
     @trio.lowlevel.enable_ki_protection
     async def _run(self) -> None:
@@ -135,7 +134,7 @@ class Life:
                 self._schedule.set_horizon(grace.deadline)
             plan = self._plan(grace, hands_back=hand_back is not None)
             if grace.deadline < math.inf:
-                logger.info("draining, %s", plan)
+                plan_logger.info("draining, %s", plan)
             await drain.empty(
                 self._schedule,
                 self._delivery,

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Final
 
 from .entry import Entry
-from .journal import Record
+from .journal import Kept
+
+RECOVERED: Final = 1 << 62
+"""The numbers of recovered messages lie so far below their keys: no other message has such a number."""
 
 
 def recovered(
-    records: Sequence[Record],
-    number_of: Callable[[Record], int],
-    *,
-    wall: float,
-    now: float,
-    rate: float | None,
-    before: int = 0,
+    held: Sequence[Kept], *, wall: float, now: float, rate: float | None, before: int = 0
 ) -> list[Entry]:
     """These messages, with the delay that is left by the wall clock.
 
@@ -26,10 +24,9 @@ def recovered(
     """
     entries: list[Entry] = []
     offset = now - wall
-    for position, record in enumerate(records, before):
-        execute_at = due = record.due + offset
-        if rate is not None and due <= now:
-            due = now + position / rate
-        body = (record.payload, record.headers, record.id, record.attempt, 0, execute_at, False)
-        entries.append((due, number_of(record), body))
+    for position, (key, due, attempt, name, headers, payload, _) in enumerate(held, before):
+        execute_at = when = due + offset
+        if rate is not None and when <= now:
+            when = now + position / rate
+        entries.append((when, key - RECOVERED, (payload, headers, name, attempt, 0, execute_at, False)))
     return entries

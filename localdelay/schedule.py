@@ -61,6 +61,11 @@ class Schedule:
         if len(self.inbox) >= INBOX:
             self.sort_in()
 
+    def put_all(self, entries: list[Entry]) -> None:
+        """Take in many new messages."""
+        self.inbox += entries
+        self.sort_in()
+
     def sort_in(self) -> None:
         """Empty the inbox: every method that needs the order does this first."""
         inbox = self.inbox

@@ -24,7 +24,7 @@ from typing import Final, Literal
 from urllib.parse import quote
 
 from .errors import JournalError
-from .journal import Record, Row, decode, encode
+from .journal import Kept, Record, Row, decode, encode
 
 _MAGIC: Final = b"SQLite format 3\0"
 _APPLICATION: Final = 0x1D31A70B
@@ -74,14 +74,16 @@ class SqliteJournal:
     def __repr__(self) -> str:
         return f"SqliteJournal({str(self.path)!r}, {self.durability!r})"
 
-    def open(self) -> list[Record]:
+    def open(self) -> list[Kept]:
         """See `Journal`. Makes the file if there is none."""
         with self._errors():
+            if not self._is_missing():
+                self.check()
             self._take_lock()
             try:
-                if not self.path.exists() or not self.path.stat().st_size:
+                if self._is_missing():
                     self._make()
-                records = self._records()
+                held = self._held()
                 self._connection = self._connect("rw")
                 self._connection.execute("PRAGMA locking_mode = EXCLUSIVE")
                 self._connection.execute("PRAGMA fullfsync = ON")
@@ -93,7 +95,7 @@ class SqliteJournal:
             except BaseException:
                 self.close()
                 raise
-        return records
+        return held
 
     def read(self) -> list[Record]:
         """What it holds, without changing anything: for a journal that no queue uses."""
@@ -101,7 +103,7 @@ class SqliteJournal:
         with self._errors():
             self._take_lock()
             try:
-                return self._records()
+                return [Record(*kept) for kept in self._held()]
             finally:
                 self.close()
 
@@ -225,7 +227,10 @@ class SqliteJournal:
         finally:
             os.close(directory)
 
-    def _records(self) -> list[Record]:
+    def _is_missing(self) -> bool:
+        return not self.path.exists() or (self.path.is_file() and not self.path.stat().st_size)
+
+    def _held(self) -> list[Kept]:
         self._check_magic()
         log = Path(f"{self.path}-wal")
         # Without a log, SQLite would make an empty one to read a database.
@@ -245,10 +250,10 @@ class SqliteJournal:
             if told != "ok":
                 raise JournalError(f"the journal {self.path} is damaged: {' '.join(told.split())}")
             found = connection.execute("SELECT * FROM messages ORDER BY key")
-            records: list[Record] = []
+            held: list[Kept] = []
             while rows := found.fetchmany(1000):
-                records += map(decode, rows)
-            return records
+                held += map(decode, rows)
+            return held
 
     def _check_magic(self) -> None:
         with self.path.open("rb") as file:

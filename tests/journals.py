@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 
 import trio
@@ -37,6 +38,18 @@ class Disk:
     @property
     def ids(self) -> list[str]:
         return [self.rows[key].id for key in sorted(self.rows)]
+
+
+class Gated(Disk):
+    """A disk whose writes wait for a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+
+    def write(self, kept: Sequence[Record], gone: Sequence[int], *, durable: bool) -> None:
+        assert self.gate.wait(20)
+        super().write(kept, gone, durable=durable)
 
 
 async def until(done: Callable[[], object]) -> None:

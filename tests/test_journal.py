@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from journals import Disk, until
+from journals import Disk, Gated, until
 
 from localdelay import (
     DelayQueue,
@@ -395,16 +395,22 @@ async def test_a_cancellation_waits_for_the_end_of_the_commit(conserved: Conserv
 
 async def test_a_drain_takes_along_what_is_being_committed(conserved: Conserved) -> None:
     """A put whose commit is under way when a drain begins is accepted, and spooled; no later one is."""
-    disk = Disk()
+    disk = Gated()
     async with open_delay_queue(nothing, capacity=10, workers=1, journal=disk) as queue:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: queue.put(b"", delay=60.0))
-            while queue.statistics().committing == 0:
-                await trio.lowlevel.checkpoint()
-            report = await queue.drain(1.0)
+            await trio.testing.wait_all_tasks_blocked()
+            assert conserved(queue).committing == 1
+
+            @nursery.start_soon
+            async def drain() -> None:
+                report = await queue.drain(5.0)
+                assert report.spooled == 1
+
+            await trio.testing.wait_all_tasks_blocked()
             with pytest.raises(QueueClosed):
                 await queue.put(b"", delay=1.0)
-    assert report.spooled == 1
+            disk.gate.set()
     assert conserved(queue).spooled == 1
 
 

@@ -6,13 +6,13 @@ import asyncio
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
-from journals import Disk, until
+from journals import Disk, Gated, until
 
 from localdelay import (
     DelayQueue,
@@ -32,18 +32,6 @@ from localdelay import (
 from localdelay.journal import Record
 
 Conserved = Callable[[DelayQueue], Statistics]
-
-
-class Gated(Disk):
-    """A disk whose writes wait for a gate."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate = threading.Event()
-
-    def write(self, kept: Sequence[Record], gone: Sequence[int], *, durable: bool) -> None:
-        assert self.gate.wait(20)
-        super().write(kept, gone, durable=durable)
 
 
 async def nothing(*_: object) -> None:

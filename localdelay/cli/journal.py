@@ -158,7 +158,7 @@ def purge(
     with _ending_well(), closing(_journal(path)) as store:
         output = Output()
         store.check()  # what is not there would be made
-        held = store.open()
+        held = [Record(*kept) for kept in store.open()]
         wanted = frozenset(ids)
         chosen = [
             record

@@ -64,6 +64,9 @@ class _Failed(click.ClickException):
         Teller(live=False).last(f"Error: {self.format_message()}")
 
 
+_LEFT = ("localdelay", logging.WARNING)
+
+
 class _Notices(logging.Handler):
     """Shows what the library logs: that sends fail, and with what."""
 
@@ -73,8 +76,9 @@ class _Notices(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show one line."""
-        # The only warning says that messages were left, and where they went is said better at the end.
-        if not (record.name == "localdelay" and record.levelno == logging.WARNING):
+        # The only warning says that messages were left, and where they went is said better at the end; what a
+        # drain is going to do stands in the status.
+        if record.name != "localdelay.drain" and (record.name, record.levelno) != _LEFT:
             self._display.notice(record.getMessage())
 
 
