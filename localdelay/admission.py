@@ -10,7 +10,7 @@ import trio
 
 from . import checks, intake
 from .committer import Committer
-from .entry import Body, Entry, execute_at_of, message_of, size_of
+from .entry import Body, Entry, message_of, size_of
 from .errors import QueueClosed, QueueFull
 from .ids import Ids
 from .ledger import Ledger
@@ -139,16 +139,15 @@ class Admission:
         self._hold(message.execute_at, number, body)
         self._keep(message.execute_at, number, body)
 
-    def recover(self, entries: list[Entry]) -> None:
-        """Take in messages that are in the journal already, whatever the room."""
-        ledger, schedule = self._ledger, self._schedule
-        ledger.accept(sum(size_of(body) for _, _, body in entries), len(entries))
-        ledger.recovered += len(entries)
+    def recover(self, on_time: list[Entry], paced: list[Entry]) -> None:
+        """Take in messages that are in the journal already, whatever the room; some wait past their time."""
+        entries = [*on_time, *paced]
+        self._ledger.accept(sum(size_of(body) for _, _, body in entries), len(entries))
+        self._ledger.recovered += len(entries)
         self._ids.take_all(entries)
-        schedule.put_all([entry for entry in entries if execute_at_of(entry[0], entry[2]) == entry[0]])
-        for due, number, body in entries:
-            if execute_at_of(due, body) != due:
-                schedule.put_back(due, number, body)
+        self._schedule.put_all(on_time)
+        for entry in paced:
+            self._schedule.put_back(*entry)
         if min(entry[0] for entry in entries) < self._workers.leader_due:
             self._workers.wake_leader()
 

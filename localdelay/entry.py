@@ -23,7 +23,7 @@ Entry: TypeAlias = tuple[float, int, Body]
 """(due, number, body), `due` in seconds on Trio's clock; the number is unique and breaks ties."""
 
 _BODY: Final = itemgetter(2)
-_CHOSEN_ID: Final = 2
+CHOSEN_ID: Final = 2
 _ATTEMPT: Final = 3
 _FAILURES: Final = 4
 _EXECUTE_AT: Final = 5
@@ -42,7 +42,7 @@ def plain_size(entries: Sequence[Entry]) -> int:
 
 def chosen_id(body: Body) -> str | None:
     """The id that the caller chose; None where the id is made of the number."""
-    return None if isinstance(body, bytes) else body[_CHOSEN_ID]
+    return None if isinstance(body, bytes) else body[CHOSEN_ID]
 
 
 def attempt_of(body: Body) -> int:

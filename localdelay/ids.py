@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 
 from . import intake
-from .entry import Body, Entry, chosen_id
+from .entry import CHOSEN_ID, Body, Entry, chosen_id
 from .message import number_of
 
 
@@ -39,9 +40,10 @@ class Ids:
         if chosen is not None:
             self._chosen[chosen] = number
 
-    def take_all(self, entries: Iterable[Entry]) -> None:
+    def take_all(self, entries: Sequence[Entry]) -> None:
         """The same for many, which all have an id that was chosen."""
-        self._chosen.update((chosen, number) for _, number, body in entries if (chosen := chosen_id(body)))
+        bodies = map(itemgetter(2), entries)
+        self._chosen.update(zip(map(itemgetter(CHOSEN_ID), bodies), map(itemgetter(1), entries), strict=True))
 
     def free_all(self, entries: Iterable[Entry]) -> None:
         """These messages are finished."""

@@ -88,8 +88,8 @@ class Life:
         now = trio.current_time()
         rest = iter(pending)
         while chunk := list(islice(rest, _CHUNK)):
-            entries = recovered(chunk, wall=wall, now=now, rate=rate, before=self._ledger.recovered)
-            self._admission.recover(entries)
+            on_time, paced = recovered(chunk, wall=wall, now=now, rate=rate, before=self._ledger.recovered)
+            self._admission.recover(on_time, paced)
             await trio.lowlevel.checkpoint()
         if pending or dead:
             line = "%d messages came back from the journal, %d of them overdue; it has %d dead letters"

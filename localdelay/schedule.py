@@ -63,8 +63,9 @@ class Schedule:
 
     def put_all(self, entries: list[Entry]) -> None:
         """Take in many new messages."""
-        self.inbox += entries
-        self.sort_in()
+        for begin in range(0, len(entries), INBOX):
+            self.inbox += entries[begin : begin + INBOX]
+            self.sort_in()
 
     def sort_in(self) -> None:
         """Empty the inbox: every method that needs the order does this first."""
