@@ -14,7 +14,7 @@ import trio
 
 from .breaker import BreakerState, Outcome
 from .delivery import Delivery, HandBack
-from .entry import Body, Entry, message_of, with_chosen_id
+from .entry import Body, Entry, chosen_id, message_of, with_chosen_id
 from .errors import PermanentSendError
 from .events import HandedBack, Listener, tell
 from .ids import Ids
@@ -82,7 +82,8 @@ class HandBacks:
         # Under another number, and its id as one that was chosen: its old place in the order is still
         # there, dead, and would come to life again.
         again = next(self._new_numbers)
-        renamed = with_chosen_id(body, due, render_id(number))
+        chosen = chosen_id(body)  # a recovered message has one always: no id is made of its number
+        renamed = with_chosen_id(body, due, render_id(number) if chosen is None else chosen)
         self._ids.take(again, renamed)
         self._schedule.put_back(due, again, renamed)
         if self._delivery.committer is not None:

@@ -27,6 +27,7 @@ from .errors import JournalError
 from .journal import Kept, Record, Row, decode, encode
 
 _MAGIC: Final = b"SQLite format 3\0"
+_WITH_LOG: Final = b"\2\2"
 _APPLICATION: Final = 0x1D31A70B
 VERSION: Final = 1
 _SCHEMA: Final = (
@@ -82,6 +83,7 @@ class SqliteJournal:
             self._take_lock()
             try:
                 if self._is_missing():
+                    self._check_alone()
                     self._make()
                 held = self._held()
                 self._connection = self._connect("rw")
@@ -91,7 +93,6 @@ class SqliteJournal:
                 self._connection.execute("COMMIT")
                 with suppress(OSError):  # what is on a full disk can be sent all the same
                     self._make_reserve()
-                Path(f"{self.path}-shm").unlink(missing_ok=True)  # the reader's; who is alone needs none
             except BaseException:
                 self.close()
                 raise
@@ -114,7 +115,7 @@ class SqliteJournal:
                 raise FileNotFoundError(2, "there is no such file", str(self.path))
             if not self.path.is_file():  # a named pipe would be waited for
                 raise JournalError(f"{self.path} is not a journal of localdelay: it is no file")
-            self._check_magic()
+            self._check_header()
 
     def write(self, kept: Sequence[Record], gone: Sequence[int], *, durable: bool) -> None:
         """See `Journal`."""
@@ -230,35 +231,55 @@ class SqliteJournal:
     def _is_missing(self) -> bool:
         return not self.path.exists() or (self.path.is_file() and not self.path.stat().st_size)
 
+    def _check_alone(self) -> None:
+        """Raise where there was a journal before: what is left of it would go with a new one."""
+        ends = ["-wal", "-reserve"] if self.path.exists() else ["-wal"]
+        for end in ends:
+            beside = Path(f"{self.path}{end}")
+            if beside.exists() and beside.stat().st_size:
+                raise JournalError(
+                    f"the journal {self.path} is damaged: it is empty, and {beside.name} is not"
+                )
+
     def _held(self) -> list[Kept]:
-        self._check_magic()
-        log = Path(f"{self.path}-wal")
+        self._check_header()
+        log, shared = Path(f"{self.path}-wal"), Path(f"{self.path}-shm")
+        was_there = shared.exists()
         # Without a log, SQLite would make an empty one to read a database.
         mode = "ro" if log.exists() and log.stat().st_size else "ro&immutable=1"
-        with closing(self._connect(mode)) as connection:
-            [application] = connection.execute("PRAGMA application_id").fetchone()
-            if application != _APPLICATION:
-                raise JournalError(f"{self.path} is not a journal of localdelay, but another database")
-            [version] = connection.execute("PRAGMA user_version").fetchone()
-            if version != VERSION:
-                raise JournalError(f"the journal {self.path} is of version {version}, not {VERSION}")
-            schema = connection.execute("SELECT sql FROM sqlite_schema").fetchall()
-            if schema != [(_SCHEMA,)]:
-                raise JournalError(f"the journal {self.path} is damaged: its tables are not what they were")
-            # A page that is damaged may hide its messages, and nothing else.
-            [told] = connection.execute("PRAGMA quick_check(1)").fetchone()
-            if told != "ok":
-                raise JournalError(f"the journal {self.path} is damaged: {' '.join(told.split())}")
-            found = connection.execute("SELECT * FROM messages ORDER BY key")
-            held: list[Kept] = []
-            while rows := found.fetchmany(1000):
-                held += map(decode, rows)
-            return held
+        try:
+            with closing(self._connect(mode)) as connection:
+                return self._read_all(connection)
+        finally:
+            if not was_there:
+                shared.unlink(missing_ok=True)
 
-    def _check_magic(self) -> None:
+    def _read_all(self, connection: sqlite3.Connection) -> list[Kept]:
+        [version] = connection.execute("PRAGMA user_version").fetchone()
+        if version != VERSION:
+            raise JournalError(f"the journal {self.path} is of version {version}, not {VERSION}")
+        schema = connection.execute("SELECT sql FROM sqlite_schema").fetchall()
+        if schema != [(_SCHEMA,)]:
+            raise JournalError(f"the journal {self.path} is damaged: its tables are not what they were")
+        # A page that is damaged may hide its messages, and nothing else.
+        [told] = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if told != "ok":
+            raise JournalError(f"the journal {self.path} is damaged: {' '.join(told.split())}")
+        found = connection.execute("SELECT * FROM messages ORDER BY key")
+        held: list[Kept] = []
+        while rows := found.fetchmany(1000):
+            held += map(decode, rows)
+        return held
+
+    def _check_header(self) -> None:
         with self.path.open("rb") as file:
-            if file.read(len(_MAGIC)) != _MAGIC:
-                raise JournalError(f"{self.path} is not a journal of localdelay: it is no SQLite database")
+            header = file.read(100)
+        if not header.startswith(_MAGIC):
+            raise JournalError(f"{self.path} is not a journal of localdelay: it is no SQLite database")
+        if int.from_bytes(header[68:72]) != _APPLICATION:
+            raise JournalError(f"{self.path} is not a journal of localdelay, but another database")
+        if header[18:20] != _WITH_LOG:  # to write to it SQLite would refuse only later
+            raise JournalError(f"the journal {self.path} is damaged: it is of a version of SQLite's to come")
 
     def _connect(self, mode: str, path: Path | None = None) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -296,9 +317,10 @@ def _insert(connection: sqlite3.Connection, rows: list[Row]) -> None:
 
 
 def _told(error: sqlite3.Error) -> str:
-    return {
+    told = {
         "database is locked": "it is in use by another program",
         "file is not a database": "it is no SQLite database, or a damaged one",
         "database disk image is malformed": "it is damaged",
         "database or disk is full": "the disk is full",
     }.get(str(error), str(error))
+    return told if told.isprintable() else "it is damaged"  # it quotes what it can't read
