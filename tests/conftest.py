@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -22,6 +23,12 @@ def conserve(queue: DelayQueue) -> Statistics:
     assert s.lateness.clipped == 0
     assert len({message.id for message in messages}) == len(messages)
     return s
+
+
+def pytest_configure() -> None:
+    """Ctrl-C does what it does: a shell takes that away from what it starts in the background."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:

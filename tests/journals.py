@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import trio
 
@@ -50,6 +51,15 @@ class Gated(Disk):
     def write(self, kept: Sequence[Record], gone: Sequence[int], *, durable: bool) -> None:
         assert self.gate.wait(20)
         super().write(kept, gone, durable=durable)
+
+
+def content_of(directory: Path) -> dict[str, bytes]:
+    """All but the reserve, which is large and empty, and the lock."""
+    return {
+        file.name: file.read_bytes()
+        for file in directory.iterdir()
+        if not file.name.endswith(("-reserve", "-lock"))
+    }
 
 
 async def until(done: Callable[[], object]) -> None:

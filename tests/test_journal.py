@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from journals import Disk, Gated, until
+from journals import Disk, Gated, content_of, until
 
 from localdelay import (
     DelayQueue,
@@ -484,10 +484,6 @@ async def test_the_files_are_for_their_owner_alone(path: Path, tmp_path: Path) -
     finally:
         os.umask(before)
     assert modes == {f"journal{end}": 0o600 for end in ("", "-wal", "-lock", "-reserve")}
-
-
-def content_of(directory: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in directory.iterdir() if file.name != "journal-lock"}
 
 
 def not_a_database(path: Path) -> None:
