@@ -21,9 +21,9 @@ _KINDS = ("frozen", "throttled", "killed")
 
 
 def real(fault: str, scale: Scale, *, journal: bool = False, rate: float = 5_000.0) -> Row:
-    """15 seconds, or five minutes."""
+    """Ten seconds, or five minutes."""
     draws, watch = scale.random(fault), Watch()
-    seconds, pauses = (300.0, (2.0, 5.0)) if scale.long else (15.0, (0.8, 1.4))
+    seconds, pauses = (300.0, (2.0, 5.0)) if scale.long else (10.0, (0.8, 1.4))
     with redis() as server, directory() as place:
         url, log = server.fresh(), place / "accepted"
         orders = Orders(

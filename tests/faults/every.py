@@ -55,9 +55,9 @@ LIGHT: dict[str, Fault] = {
 """These wait most of the time."""
 
 HEAVY: dict[str, Fault] = {
-    "kill -9": _cycles(killed.killed, 8, 50, "kills"),
+    "kill -9": _cycles(killed.killed, 6, 50, "kills"),
     "kill -9, durability os": _cycles(partial(killed.killed, durability="os"), 2, 50, "kills"),
-    "kill -9, batches": _cycles(partial(killed.killed, batch=100), 2, 15, "kills"),
+    "kill -9, batches": _cycles(partial(killed.killed, batch=100), 2, 50, "kills"),
     "SIGTERM, journal": _cycles(partial(killed.killed, by=signal.SIGTERM), 2, 15, "kills"),
     "large payloads": filled.too_large,
     "producer too fast": filled.too_fast,
