@@ -48,6 +48,7 @@ The layers; each module imports only from those above it (a test checks it):
     aio         the same for asyncio programs
     testing     senders for tests
     brokers     one module a broker
+    redis_plan  plan 1: the same queue in the sorted sets of a Redis
     benchmark   how late messages are under a load
     metrics     what `statistics()` says, for Prometheus
     demo        a real broker at its limit, without and with the degrade path

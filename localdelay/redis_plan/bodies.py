@@ -1,0 +1,66 @@
+"""A message as Redis holds it. Pure.
+
+    8 bytes  execute-at in microseconds of Redis's clock, a double, written by the script that puts it
+    4 bytes  number of the next send
+    4 bytes  how often it has failed; the highest bit: it is to go alone
+    4 bytes  length of the headers
+    headers  JSON
+    payload
+
+All numbers are big-endian. The scripts read and write the first 16 bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+
+import attrs
+
+_HEAD = struct.Struct(">dII")
+_NOTE = struct.Struct(">II")
+_LENGTH = struct.Struct(">I")
+_ALONE = 1 << 31
+_MOST = _ALONE - 1
+
+OVERHEAD = _HEAD.size + _LENGTH.size
+"""Bytes that a message takes besides its headers and its payload."""
+
+
+@attrs.frozen
+class Stored:
+    """What Redis holds of a message besides its id."""
+
+    due: int
+    """Execute-at, microseconds on Redis's clock."""
+    payload: bytes = attrs.field(repr=lambda payload: f"<{len(payload)} bytes>")
+    headers: dict[str, str] | None = None
+    attempt: int = 1
+    failures: int = 0
+    alone: bool = False
+
+
+def note(attempt: int, failures: int, *, alone: bool) -> bytes:
+    """What the scripts write into a message that has failed."""
+    return _NOTE.pack(min(attempt, _MOST), min(failures, _MOST) | (_ALONE if alone else 0))
+
+
+def encode(payload: bytes, headers: Mapping[str, str] | None, attempt: int) -> bytes:
+    """A new message, without its execute-at."""
+    text = json.dumps(dict(headers), ensure_ascii=False).encode() if headers else b""
+    return b"".join((note(attempt, 0, alone=False), _LENGTH.pack(len(text)), text, payload))
+
+
+def decode(value: bytes) -> Stored:
+    """A message as Redis holds it. Raises `ValueError` for what is none."""
+    try:
+        due, attempt, failures = _HEAD.unpack_from(value)
+        (length,) = _LENGTH.unpack_from(value, _HEAD.size)
+    except struct.error:
+        raise ValueError("this is no message of localdelay's") from None
+    end = OVERHEAD + length
+    if end > len(value):
+        raise ValueError("this message is cut off")
+    headers = json.loads(value[OVERHEAD:end]) if length else None
+    return Stored(int(due), value[end:], headers, attempt, failures & _MOST, bool(failures & _ALONE))

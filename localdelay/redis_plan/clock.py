@@ -1,0 +1,48 @@
+"""Redis's clock, as seen from Trio's. Pure: the caller reads both."""
+
+from __future__ import annotations
+
+import math
+
+_PERIOD = 5.0
+"""Seconds. The clocks are compared anew within two of these, for Redis's may be slewed or set."""
+
+
+class RedisClock:
+    """Translates instants of Redis's clock (microseconds, its TIME) into Trio's (seconds), never too early.
+
+    A reply that has come by `now` was made before, so Trio's clock was at most `now` when Redis's showed what
+    the reply says. The quickest reply of the last seconds gives the best bound; what is left of its way back
+    is how late this clock is. No clock of this machine but the monotonic one takes part.
+    """
+
+    def __init__(self) -> None:
+        self._base = 0
+        self._begun = -math.inf
+        self._now = math.inf  # the smallest offset in this period, and in the one before
+        self._before = math.inf
+
+    @property
+    def known(self) -> bool:
+        """Whether Redis's time was seen yet."""
+        return self._now < math.inf
+
+    def observe(self, redis: int, now: float) -> None:
+        """Redis's clock showed `redis`, and that is known at `now`."""
+        if not self._base:
+            self._base = redis
+        if now - self._begun >= 2 * _PERIOD:
+            self._now = self._before = math.inf
+            self._begun = now
+        elif now - self._begun >= _PERIOD:
+            self._before, self._now = self._now, math.inf
+            self._begun = now
+        self._now = min(self._now, now - (redis - self._base) / 1e6)
+
+    def local(self, redis: int) -> float:
+        """The instant on Trio's clock: never before it, and later by a fraction of a round trip."""
+        return (redis - self._base) / 1e6 + min(self._now, self._before)
+
+    def redis(self, local: float) -> int:
+        """The instant on Redis's clock, as good as it is known."""
+        return self._base + math.ceil((local - min(self._now, self._before)) * 1e6)

@@ -1,0 +1,202 @@
+"""What this instance has claimed: until when, and what Redis is still to be told of it.
+
+A message is confirmed to Redis a little after its send has returned, together with others of its shard. Until
+then a crash means that it is sent again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+
+import attrs
+import trio
+
+from localdelay.redis_plan.link import logger
+from localdelay.redis_plan.store import Return, Store
+
+_MOST = 500
+"""Messages of one command."""
+_IN_FLIGHT = 16
+_RETRY = 0.5
+"""Seconds after which what Redis did not take is told again."""
+KEEP = -1.0
+
+
+@attrs.define(eq=False)
+class Claim:
+    """A message that is claimed."""
+
+    shard: int
+    ends: float
+    """Until when the lease holds for certain, seconds on Trio's clock."""
+
+
+class Held:
+    """Keeps the claims. Its `tell` and `renew` are to run as tasks."""
+
+    def __init__(self, store: Store, *, lease: float, confirm_within: float) -> None:
+        self._store = store
+        self._lease = lease
+        self._confirm_within = confirm_within
+        self._claims: dict[str, Claim] = {}
+        self._confirmed: defaultdict[int, list[str]] = defaultdict(list)
+        self._returned: defaultdict[int, list[tuple[str, float | None, bytes]]] = defaultdict(list)
+        self._untold = trio.lowlevel.ParkingLot()
+        self._returns = trio.Event()
+        self._telling = trio.Lock()
+
+    def __len__(self) -> int:
+        return len(self._claims)
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._claims
+
+    @property
+    def untold(self) -> int:
+        """Messages of which Redis is to be told something."""
+        return sum(map(len, self._confirmed.values())) + sum(map(len, self._returned.values()))
+
+    def claim(self, id: str, shard: int, ends: float) -> None:
+        """This message was claimed, or claimed again."""
+        self._claims[id] = Claim(shard, ends)
+
+    def holds(self, id: str, now: float) -> bool:
+        """Whether the message is this instance's for certain."""
+        claim = self._claims.get(id)
+        return claim is not None and now < claim.ends
+
+    def forget(self, id: str) -> None:
+        """The lease has ended: it is somebody else's."""
+        self._claims.pop(id, None)
+
+    def confirm(self, id: str) -> None:
+        """The message is finished. Redis is told soon."""
+        claim = self._claims.pop(id, None)
+        if claim is not None:
+            self._confirmed[claim.shard].append(id)
+            self._untold.unpark()
+
+    def give_back(self, id: str, due: float | None, note: bytes) -> None:
+        """Somebody else may have the message, `due` then (None: when it always was). Redis is told at once."""
+        claim = self._claims.pop(id, None)
+        if claim is not None:
+            self._returned[claim.shard].append((id, due, note))
+            self._returns.set()
+            self._untold.unpark()
+
+    def write_down(self, id: str, note: bytes) -> None:
+        """The message has failed, and stays here."""
+        claim = self._claims.get(id)
+        if claim is not None:
+            self._returned[claim.shard].append((id, KEEP, note))
+            self._returns.set()
+            self._untold.unpark()
+
+    def pop_confirmed(self, shard: int) -> list[str]:
+        """What Redis is to be told of this shard: for a command that goes there anyway."""
+        ids = self._confirmed.get(shard)
+        if ids is None:
+            return []
+        taken = ids[:_MOST]
+        del ids[:_MOST]
+        if not ids:
+            del self._confirmed[shard]
+        return taken
+
+    def not_confirmed(self, shard: int, ids: Sequence[str]) -> None:
+        """Redis was not told: take them back."""
+        if ids:
+            self._confirmed[shard] += ids
+            self._untold.unpark()
+
+    async def tell(self) -> None:
+        """Tell Redis what is confirmed, `confirm_within` seconds later, and at once what is given back."""
+        while True:
+            if not self._confirmed and not self._returned:
+                await self._untold.park()
+            if not self._returned:
+                with trio.move_on_after(self._confirm_within):
+                    await self._returns.wait()
+            if not await self.tell_all():
+                await trio.sleep(_RETRY)
+
+    async def tell_all(self) -> bool:
+        """Tell Redis all that it does not know; return whether it was told."""
+        ok = True
+        room = trio.CapacityLimiter(_IN_FLIGHT)
+
+        async def told(job: Callable[[], Awaitable[bool]]) -> None:
+            nonlocal ok
+            async with room:
+                ok = await job() and ok
+
+        async with self._telling, trio.open_nursery() as nursery:
+            self._returns = trio.Event()
+            for shard in list(self._confirmed):
+                while ids := self.pop_confirmed(shard):
+                    nursery.start_soon(told, partial(self._tell_confirmed, shard, ids))
+            for shard in list(self._returned):
+                returned = self._returned.pop(shard)
+                for start in range(0, len(returned), _MOST):
+                    part = returned[start : start + _MOST]
+                    nursery.start_soon(told, partial(self._tell_returned, shard, part))
+        return ok
+
+    async def _tell_confirmed(self, shard: int, ids: list[str]) -> bool:
+        told = False
+        try:
+            await self._store.confirm(shard, ids)
+            told = True
+        except Exception as error:  # noqa: BLE001 (told again)
+            logger.debug("shard %d could not be told what is confirmed: %s", shard, error)
+        finally:
+            if not told:
+                self.not_confirmed(shard, ids)
+        return told
+
+    async def _tell_returned(self, shard: int, returned: list[tuple[str, float | None, bytes]]) -> bool:
+        now = trio.current_time()
+        returns: list[Return] = [
+            (id, due if due is None or due == KEEP else max(0.0, due - now), note)
+            for id, due, note in returned
+        ]
+        told = False
+        try:
+            await self._store.give_back(shard, returns)
+            told = True
+        except Exception as error:  # noqa: BLE001 (told again)
+            logger.debug("shard %d could not be told what is given back: %s", shard, error)
+        finally:
+            if not told:
+                self._returned[shard] += returned
+                self._untold.unpark()
+        return told
+
+    async def renew(self) -> None:
+        """Hold what is claimed for as long as it is here."""
+        while True:
+            await trio.sleep(self._lease / 4)
+            await self.renew_all()
+
+    async def renew_all(self) -> None:
+        """Renew the leases that have lost a third of their length. What Redis does not answer is tried again."""
+        now = trio.current_time()
+        by_shard: defaultdict[int, list[str]] = defaultdict(list)
+        for id, claim in self._claims.items():
+            if claim.ends < now + self._lease * 2 / 3:
+                by_shard[claim.shard].append(id)
+        for shard, ids in by_shard.items():
+            for start in range(0, len(ids), _MOST):
+                part = ids[start : start + _MOST]
+                asked = trio.current_time()
+                try:
+                    still = await self._store.renew(shard, part)
+                except Exception:  # noqa: BLE001, S112 (the lease runs out, or the next time is in time)
+                    continue
+                for id in part:
+                    held = self._claims.get(id)
+                    if held is not None:
+                        held.ends = asked + self._lease if id in still else -math.inf

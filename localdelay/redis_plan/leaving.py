@@ -1,0 +1,69 @@
+"""Stopping an instance: send what comes due within the grace, and give the rest back to Redis."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import trio
+
+from localdelay.redis_plan.sending import ClaimedDelivery
+from localdelay.schedule import Schedule
+
+if TYPE_CHECKING:
+    from localdelay.redis_plan.queue import Parts
+
+_LOOK_EVERY = 0.01
+_LAST_WORDS = 2.0
+"""Seconds for which an instance that ends tries to tell Redis what it gives back."""
+
+
+def release_all(schedule: Schedule, delivery: ClaimedDelivery) -> None:
+    """Give back all that waits here."""
+    for due, number, _ in schedule.entries():
+        entry = schedule.take_out(due, number)
+        if entry is not None:
+            delivery.release(entry)
+
+
+async def drain(parts: Parts, grace: float) -> None:
+    """Claim and send what comes due within the grace; then end the workers, and give the rest back."""
+    deadline = trio.current_time() + grace
+    workers, claimer = parts.workers, parts.claimer
+    try:
+        if grace < math.inf:
+            workers.resume()
+            claimer.paused = False
+            claimer.change_until(deadline)
+            await _until_nothing_is_due(parts, deadline)
+        claimer.paused = True
+        await claimer.settle()
+        parts.delivery.keep_within = -1.0
+        release_all(parts.schedule, parts.delivery)
+        workers.close()
+        with trio.CancelScope(deadline=deadline):
+            await workers.finished.wait()
+    finally:
+        claimer.paused = True
+        await end(parts)
+
+
+async def end(parts: Parts) -> None:
+    """End the workers at once, and tell Redis what it does not know, for a short time."""
+    parts.workers.stop()
+    with trio.CancelScope(shield=True):
+        await parts.workers.finished.wait()
+        release_all(parts.schedule, parts.delivery)
+        with trio.move_on_after(_LAST_WORDS):
+            while parts.held.untold and parts.link.is_connected:
+                if not await parts.held.tell_all():
+                    await trio.sleep(_LOOK_EVERY)
+
+
+async def _until_nothing_is_due(parts: Parts, deadline: float) -> None:
+    while (now := trio.current_time()) < deadline:
+        await parts.claimer.settle()
+        next_due = min(parts.schedule.next_due(), parts.claimer.next_due())
+        if next_due > deadline and not parts.ledger.sending:
+            return
+        await trio.sleep(min(max(_LOOK_EVERY, min(next_due, deadline) - now), deadline - now))

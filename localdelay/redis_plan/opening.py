@@ -1,0 +1,272 @@
+"""`open_redis_delay_queue`."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from localdelay import checks, intake
+from localdelay.batch import ONE, BatchPolicy
+from localdelay.brokers.address import Form, parse
+from localdelay.brokers.redis_line import Place
+from localdelay.delivery import DeadLetterHook, Send, SendBatch
+from localdelay.events import Listener, check_listener
+from localdelay.groups import is_cancelled, what_to_raise
+from localdelay.ids import Ids
+from localdelay.ledger import Ledger
+from localdelay.limit import RateLimit
+from localdelay.message import numbers
+from localdelay.redis_plan import leaving
+from localdelay.redis_plan.claims import Claimer
+from localdelay.redis_plan.clock import RedisClock
+from localdelay.redis_plan.held import Held
+from localdelay.redis_plan.keys import Names, check_shards
+from localdelay.redis_plan.layouts import Layouts
+from localdelay.redis_plan.link import Link
+from localdelay.redis_plan.puts import Putter
+from localdelay.redis_plan.queue import Parts, RedisDelayQueue
+from localdelay.redis_plan.sending import Arrivals, ClaimedDelivery
+from localdelay.redis_plan.store import Limits, Store
+from localdelay.retry import RetryPolicy
+from localdelay.schedule import Schedule
+from localdelay.timer import TimerKind
+from localdelay.workers import Workers
+
+_FORM = Form(
+    "redis://host:6379/NAME",
+    "the name of the queue",
+    re.compile(r"[^\s{}\x00-\x1f\x7f]{1,200}"),
+    default_port=6379,
+    options=frozenset({"db"}),
+)
+_SHORTEST = 0.001
+
+
+@asynccontextmanager
+async def open_redis_delay_queue(
+    send: Send | None = None,
+    *,
+    send_batch: SendBatch | None = None,
+    batch: BatchPolicy = BatchPolicy(),  # noqa: B008 (it is frozen)
+    url: str,
+    shards: int | None = None,
+    workers: int,
+    capacity: int = 10_000,
+    capacity_bytes: int | None = None,
+    shard_messages: int = 4_000,
+    shard_bytes: int = 8_000_000,
+    lease: float = 30.0,
+    claim_ahead: float = 1.0,
+    confirm_within: float = 0.1,
+    linger: float = 0.01,
+    heartbeat: float = 5.0,
+    timer: TimerKind = "auto",
+    retry: RetryPolicy = RetryPolicy(),  # noqa: B008 (it is frozen)
+    send_timeout: float | None = 30.0,
+    on_dead_letter: DeadLetterHook | None = None,
+    limit: RateLimit | None = None,
+    listener: Listener | None = None,
+    put_timeout: float = 5.0,
+    connect_timeout: float = 5.0,
+) -> AsyncIterator[RedisDelayQueue]:
+    """Run one instance of a delay queue in Redis for the length of an `async with` block.
+
+    `url` is `redis://[user:password@]host[:port]/NAME[?db=N]`, or `rediss://`; all instances with the same
+    name share the messages. `send`, `send_batch`, `batch`, `workers`, `retry`, `send_timeout`,
+    `on_dead_letter`, `limit`, `listener` and `timer` are those of `open_delay_queue`.
+
+    `shards` is how many there are where the queue is new (None: 16); an existing one keeps what it has until
+    `set_shards`. Each holds up to `shard_messages` messages and `shard_bytes` of them, which is what one key
+    may hold. `capacity` and `capacity_bytes` bound what this instance has claimed; the bytes may be exceeded
+    by one claim.
+
+    A message is claimed up to `claim_ahead` seconds before it is due, for `lease` seconds, which are renewed
+    for as long as it is here: an instance that dies holds its messages up for that long. It is confirmed up to
+    `confirm_within` seconds after its send: what a crash sends again. A put waits up to `linger` seconds for
+    those of other tasks. Every `heartbeat` seconds this instance asks whether all is as it thinks. A command
+    that Redis does not answer within `put_timeout` seconds has failed.
+
+    Leaving the block normally ends this instance: sends that run are waited for, and what it has claimed
+    besides goes back. Messages that wait stay in Redis. Raises `ConnectionError` where no Redis answers within
+    `connect_timeout`, and `TypeError` and `ValueError` for an argument that is wrong.
+    """
+    given = send_batch if send is None else send
+    if given is None or (send is not None and send_batch is not None):
+        raise TypeError("exactly one of send and send_batch must be given")
+    if not isinstance(batch, BatchPolicy):
+        raise TypeError(f"batch must be a BatchPolicy, not {type(batch).__name__}")
+    if send is not None:
+        if batch != BatchPolicy():
+            raise TypeError("batch is for send_batch: a send takes one message at a time")
+        batch = ONE
+    intake.check_async("send_batch" if send is None else "send", given)
+    place, names = _place(url)
+    if shards is not None:
+        check_shards(shards)
+    for name, number in (("workers", workers), ("capacity", capacity)):
+        checks.count(name, number)
+    if capacity_bytes is not None:
+        checks.count("capacity_bytes", capacity_bytes)
+    checks.count("shard_messages", shard_messages)
+    checks.count("shard_bytes", shard_bytes)
+    for name, seconds in (
+        ("lease", lease),
+        ("put_timeout", put_timeout),
+        ("connect_timeout", connect_timeout),
+    ):
+        checks.at_least(name, seconds, _SHORTEST, "a number of seconds")
+    for name, seconds in (("confirm_within", confirm_within), ("linger", linger)):
+        checks.at_least(name, seconds, 0, "a number of seconds")
+    for name, seconds in (("claim_ahead", claim_ahead), ("heartbeat", heartbeat)):
+        checks.at_least(name, seconds, 0.01, "a number of seconds")
+    if timer not in ("auto", "trio"):
+        raise ValueError(f'timer must be "auto" or "trio", not {timer!r}')
+    if not isinstance(retry, RetryPolicy):
+        raise TypeError(f"retry must be a RetryPolicy, not {type(retry).__name__}")
+    if on_dead_letter is not None:
+        intake.check_async("on_dead_letter", on_dead_letter)
+    if limit is not None and not isinstance(limit, RateLimit):
+        raise TypeError(f"limit must be a RateLimit or None, not {type(limit).__name__}")
+    check_listener(listener)
+
+    token = secrets.token_hex(6)
+    clock = RedisClock()
+    schedule = Schedule(indexed=True)
+    ledger = Ledger(capacity, capacity_bytes)
+    pool = Workers(schedule, timer, workers, batch)
+
+    def heard(data: bytes) -> None:
+        news = store.heard(data)
+        if news is None:
+            layouts.heard()
+        elif news[1]:
+            claimer.hear(news[0], foreign=True)
+
+    def connected() -> None:
+        claimer.ask_all()
+        claimer.change()
+        layouts.heard()
+
+    link = Link(
+        place,
+        names.channel,
+        connect_timeout=connect_timeout,
+        reply_timeout=put_timeout,
+        on_news=heard,
+        on_connected=connected,
+    )
+    limits = Limits(elements=shard_messages, bytes=shard_bytes, claim_ahead=claim_ahead, lease=lease)
+    store = Store(link, names, clock, token, limits)
+    held = Held(store, lease=lease, confirm_within=confirm_within)
+    ids = Ids(lambda _: None)  # all have ids that were chosen
+    delivery = ClaimedDelivery(
+        given,
+        schedule,
+        ledger,
+        pool,
+        ids=ids,
+        held=held,
+        keep_within=claim_ahead,
+        on_room=lambda: claimer.made_room(),
+        one_by_one=send is not None,
+        retry=retry,
+        send_timeout=intake.check_seconds("send_timeout", send_timeout, zero=False),
+        on_dead_letter=on_dead_letter,
+        limit=limit,
+        listener=listener,
+    )
+    arrivals = Arrivals(schedule, ledger, pool, ids, held, clock, numbers())
+    claimer = Claimer(store, link, clock, ledger, held, arrivals, token=token, claim_ahead=claim_ahead)
+    layouts = Layouts(
+        store,
+        link,
+        heartbeat=heartbeat,
+        on_layout=lambda layout: claimer.serve(layout.served),
+        on_glance=claimer.glanced,
+    )
+    putter = Putter(store, layouts, claimer, arrivals, linger=linger)
+    parts = Parts(
+        link=link,
+        clock=clock,
+        store=store,
+        schedule=schedule,
+        ledger=ledger,
+        ids=ids,
+        workers=pool,
+        held=held,
+        delivery=delivery,
+        claimer=claimer,
+        layouts=layouts,
+        putter=putter,
+    )
+    queue = RedisDelayQueue(parts)
+    begun = False
+    from_block: BaseException | None = None
+    from_nursery: BaseException | None = None
+    try:
+        async with trio.open_nursery() as connection, trio.open_nursery() as nursery:
+            scope = await connection.start(_keep, link)
+            try:
+                await layouts.open(shards)
+                for task in (claimer.run, putter.run, held.tell, held.renew, layouts.beat):
+                    nursery.start_soon(task)
+                nursery.start_soon(pool.run, delivery)
+                begun = True
+                yield queue
+                await queue.leave()
+            except BaseException as raised:
+                from_block = raised
+                if is_cancelled(raised):
+                    raise  # only the nursery can tell whether it was its own cancellation
+            finally:
+                claimer.paused = True
+                with trio.CancelScope(shield=True):
+                    await claimer.settle()
+                    if begun:
+                        await leaving.end(parts)
+                scope.cancel()
+                nursery.cancel_scope.cancel()
+    except BaseException as raised:  # noqa: BLE001 (raised again below)
+        from_nursery = raised
+    queue.end()
+    error = what_to_raise(from_block, from_nursery)
+    if error is not None:
+        raise error
+
+
+async def _keep(link: Link, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+    """Keep the connection also while all else is cancelled: what is claimed is then given back."""
+    with trio.CancelScope() as scope:
+
+        class Started:
+            def started(self, value: None = None) -> None:
+                scope.shield = True
+                task_status.started(scope)
+
+        await link.keep(task_status=Started())
+
+
+def _place(url: str) -> tuple[Place, Names]:
+    if not isinstance(url, str):
+        raise TypeError(f"url must be a string, not {type(url).__name__}")
+    scheme = url.partition(":")[0].lower()
+    if scheme not in ("redis", "rediss") or not url[len(scheme) :].startswith("://"):
+        raise ValueError(f"url must begin with redis:// or rediss://, like {_FORM.example}")
+    where = parse(url, _FORM)
+    db = where.options.get("db", "0")
+    if not re.fullmatch("[0-9]{1,9}", db):
+        raise ValueError("url must have a whole number as db, as in redis://host:6379/NAME?db=1")
+    place = Place(
+        where.host,
+        where.port,
+        where.username or None,
+        where.password,
+        int(db),
+        ssl.create_default_context() if where.scheme == "rediss" else None,
+    )
+    return place, Names(where.target)
