@@ -5,8 +5,9 @@ answers to its own commands, and from the news that others' commands make. So it
 something to claim somewhere. It claims what is due within the claim-ahead time in one go, and what it has
 claimed waits for its time here.
 
-When several instances wait for the same message, each comes at a time of its own, the more eager ones for this
-shard first (`keys.lead`). The first one's claim is news to the others, who then wait for what comes next.
+When several instances wait for the same message, each comes at a time of its own, the more eager ones for
+this shard first (`keys.lead`). The first one's claim is news to the others, who then wait for what comes
+next.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ import math
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import TypeAlias
 
-import attrs
 import trio
 
 from localdelay.redis_plan.link import logger
@@ -25,13 +25,9 @@ _RETRY = 0.5
 KEEP = -1.0
 
 
-@attrs.define(eq=False)
-class Claim:
-    """A message that is claimed."""
-
-    shard: int
-    ends: float
-    """Until when the lease holds for certain, seconds on Trio's clock."""
+_Claim: TypeAlias = tuple[int, float]
+"""(shard, until when the lease holds for certain, seconds on Trio's clock). A tuple of numbers, for there are
+thousands of these, and the garbage collector does not walk them."""
 
 
 class Held:
@@ -41,7 +37,7 @@ class Held:
         self._store = store
         self._lease = lease
         self._confirm_within = confirm_within
-        self._claims: dict[str, Claim] = {}
+        self._claims: dict[str, _Claim] = {}
         self._confirmed: defaultdict[int, list[str]] = defaultdict(list)
         self._returned: defaultdict[int, list[tuple[str, float | None, bytes]]] = defaultdict(list)
         self._untold = trio.lowlevel.ParkingLot()
@@ -61,12 +57,12 @@ class Held:
 
     def claim(self, id: str, shard: int, ends: float) -> None:
         """This message was claimed, or claimed again."""
-        self._claims[id] = Claim(shard, ends)
+        self._claims[id] = (shard, ends)
 
     def holds(self, id: str, now: float) -> bool:
         """Whether the message is this instance's for certain."""
         claim = self._claims.get(id)
-        return claim is not None and now < claim.ends
+        return claim is not None and now < claim[1]
 
     def forget(self, id: str) -> None:
         """The lease has ended: it is somebody else's."""
@@ -76,14 +72,14 @@ class Held:
         """The message is finished. Redis is told soon."""
         claim = self._claims.pop(id, None)
         if claim is not None:
-            self._confirmed[claim.shard].append(id)
+            self._confirmed[claim[0]].append(id)
             self._untold.unpark()
 
     def give_back(self, id: str, due: float | None, note: bytes) -> None:
-        """Somebody else may have the message, `due` then (None: when it always was). Redis is told at once."""
+        """Somebody else may have the message, due then (None: as it always was). Redis is told at once."""
         claim = self._claims.pop(id, None)
         if claim is not None:
-            self._returned[claim.shard].append((id, due, note))
+            self._returned[claim[0]].append((id, due, note))
             self._returns.set()
             self._untold.unpark()
 
@@ -91,7 +87,7 @@ class Held:
         """The message has failed, and stays here."""
         claim = self._claims.get(id)
         if claim is not None:
-            self._returned[claim.shard].append((id, KEEP, note))
+            self._returned[claim[0]].append((id, KEEP, note))
             self._returns.set()
             self._untold.unpark()
 
@@ -160,8 +156,8 @@ class Held:
     async def _tell_returned(self, shard: int, returned: list[tuple[str, float | None, bytes]]) -> bool:
         now = trio.current_time()
         returns: list[Return] = [
-            (id, due if due is None or due == KEEP else max(0.0, due - now), note)
-            for id, due, note in returned
+            (name, due if due is None or due == KEEP else max(0.0, due - now), note)
+            for name, due, note in returned
         ]
         told = False
         try:
@@ -182,12 +178,12 @@ class Held:
             await self.renew_all()
 
     async def renew_all(self) -> None:
-        """Renew the leases that have lost a third of their length. What Redis does not answer is tried again."""
+        """Renew the leases that have lost a third of their length; what fails is tried again in time."""
         now = trio.current_time()
         by_shard: defaultdict[int, list[str]] = defaultdict(list)
-        for id, claim in self._claims.items():
-            if claim.ends < now + self._lease * 2 / 3:
-                by_shard[claim.shard].append(id)
+        for name, (shard, ends) in self._claims.items():
+            if ends < now + self._lease * 2 / 3:
+                by_shard[shard].append(name)
         for shard, ids in by_shard.items():
             for start in range(0, len(ids), _MOST):
                 part = ids[start : start + _MOST]
@@ -196,7 +192,6 @@ class Held:
                     still = await self._store.renew(shard, part)
                 except Exception:  # noqa: BLE001, S112 (the lease runs out, or the next time is in time)
                     continue
-                for id in part:
-                    held = self._claims.get(id)
-                    if held is not None:
-                        held.ends = asked + self._lease if id in still else -math.inf
+                for name in part:
+                    if name in self._claims:
+                        self._claims[name] = (shard, asked + self._lease if name in still else -math.inf)

@@ -1,11 +1,11 @@
 """Which shard a message belongs to, and what its keys are called. Pure.
 
-Every key of a shard has the hash tag `{name:shard}`, so that on a Redis Cluster they lie in one slot, and each
-script deals with one shard alone. An id says which shard it belongs to, for a given number of shards.
+Every key of a shard has the hash tag `{name:shard}`, so that on a Redis Cluster they lie in one slot, and
+each script deals with one shard alone. An id says which shard it belongs to, for a given number of shards.
 
-Ids that localdelay makes (a prefix of the process and a number) go to shards in runs of 256: what one instance
-puts within a short time lies in one shard, and one script puts, claims or confirms all of it. An id that the
-caller chose goes to a shard of its own.
+Ids that localdelay makes (a prefix of the process and a number) go to shards in runs of 256: what one
+instance puts within a short time lies in one shard, and one script puts, claims or confirms all of it. An id
+that the caller chose goes to a shard of its own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The connection to Redis: calls, each with its reply, and the news that come in between.
 
-There is one connection for both, so that whoever can call also hears: news can be lost only with the connection,
-and then everything is looked at again. coredis packs what is called in one turn of the loop into one write.
+There is one connection for both, so that whoever can call also hears: news can be lost only with the
+connection, and then everything is looked at again. coredis packs what is called in one turn of the loop into
+one write.
 """
 
 from __future__ import annotations
@@ -115,8 +116,8 @@ class Link:
         """The reply to one command.
 
         Raises `RedisUnreachable` where there is no connection, and nothing was sent; `ConnectionError` where
-        it was lost before the reply; `Throttled` where there was none in time, or Redis has no memory or takes
-        no more clients; `PermanentSendError` for what can never work; and what coredis raises for the rest.
+        it was lost before the reply; `Throttled` where there was none in time, or Redis is out of memory;
+        `PermanentSendError` for what can never work; and what coredis raises for the rest.
         """
         line = self._line
         if line is None or not line.connection.usable:
@@ -130,7 +131,7 @@ class Link:
             request = connection.create_request(
                 command, *arguments, decode=False, timeout=self._reply_timeout
             )
-        except Exception as error:  # noqa: BLE001 (classified)
+        except Exception as error:
             unreachable = RedisUnreachable(f"the connection to Redis at {self._place} has just ended")
             raise unreachable from error
         self.commands += 1
@@ -138,7 +139,7 @@ class Link:
             return await request
         except NoScriptError:
             raise
-        except Exception as error:  # noqa: BLE001 (classified)
+        except Exception as error:
             if isinstance(error, TimeoutError) and connection.statistics.last_byte_received_at < asked:
                 connection.invalidate("no answer")  # it may be dead for ever
             verdict = classified(error)

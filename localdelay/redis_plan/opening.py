@@ -86,14 +86,14 @@ async def open_redis_delay_queue(
     by one claim.
 
     A message is claimed up to `claim_ahead` seconds before it is due, for `lease` seconds, which are renewed
-    for as long as it is here: an instance that dies holds its messages up for that long. It is confirmed up to
-    `confirm_within` seconds after its send: what a crash sends again. A put waits up to `linger` seconds for
-    those of other tasks. Every `heartbeat` seconds this instance asks whether all is as it thinks. A command
-    that Redis does not answer within `put_timeout` seconds has failed.
+    for as long as it is here: an instance that dies holds its messages up for that long. It is confirmed up
+    to `confirm_within` seconds after its send: what a crash sends again. A put waits up to `linger` seconds
+    for those of other tasks. Every `heartbeat` seconds this instance asks whether all is as it thinks. A
+    command that Redis does not answer within `put_timeout` seconds has failed.
 
     Leaving the block normally ends this instance: sends that run are waited for, and what it has claimed
-    besides goes back. Messages that wait stay in Redis. Raises `ConnectionError` where no Redis answers within
-    `connect_timeout`, and `TypeError` and `ValueError` for an argument that is wrong.
+    besides goes back. Messages that wait stay in Redis. Raises `ConnectionError` where no Redis answers
+    within `connect_timeout`, and `TypeError` and `ValueError` for an argument that is wrong.
     """
     given = send_batch if send is None else send
     if given is None or (send is not None and send_batch is not None):
@@ -172,7 +172,7 @@ async def open_redis_delay_queue(
         ids=ids,
         held=held,
         keep_within=claim_ahead,
-        on_room=lambda: claimer.made_room(),
+        on_room=lambda: claimer.made_room(),  # noqa: PLW0108 (it is made below)
         one_by_one=send is not None,
         retry=retry,
         send_timeout=intake.check_seconds("send_timeout", send_timeout, zero=False),

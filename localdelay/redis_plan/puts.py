@@ -11,7 +11,7 @@ import itertools
 import math
 import secrets
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import attrs
 import trio
@@ -80,7 +80,7 @@ class Putter:
         """Messages that Redis has taken in."""
 
     async def put(self, put: Put) -> None:
-        """Have a message stored; returns once Redis has it. Raises what `Link.call` raises, and `QueueFull`."""
+        """Have a message stored; returns once Redis has it. Raises as `Link.call` does, and `QueueFull`."""
         now = trio.current_time()
         task = trio.lowlevel.current_task()
         if task is not self._last_task:
@@ -174,16 +174,16 @@ class Putter:
         ends = asked + self._store.limits.lease
         full = []
         for put, code, due in zip(puts, answer.codes, answer.dues, strict=True):
-            id = put.id or ""
+            name = put.id or ""
             if code == ord("F"):
                 full.append(put)
                 continue
             if code == ord("D") and not put.twice:
-                _end(put, ValueError(f"id {id!r} is the id of a message that is pending already"))
+                _end(put, ValueError(f"id {name!r} is the id of a message that is pending already"))
                 continue
             if code == ord("L"):
                 stored = Stored(due, put.payload, put.headers, put.attempt)
-                self._arrivals.take_in(id, shard, stored, due, ends)
+                self._arrivals.take_in(name, shard, stored, due, ends)
             self.done += code != ord("D")
             _end(put, None)
         if full:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 
@@ -62,10 +62,10 @@ class Parts:
 class RedisDelayQueue:
     """One instance of a delay queue in Redis. Made by `open_redis_delay_queue`.
 
-    All methods are to be called from the Trio thread that runs it. Those that have to ask Redis are async, and
-    raise: `RedisUnreachable` where there is no connection (nothing was sent), `ConnectionError` where it was
-    lost meanwhile and `Throttled` where no answer came in time (nobody knows), and `Throttled` too where Redis
-    is out of memory.
+    All methods are to be called from the Trio thread that runs it. Those that have to ask Redis are async,
+    and raise: `RedisUnreachable` where there is no connection (nothing was sent), `ConnectionError` where it
+    was lost meanwhile and `Throttled` where no answer came in time (nobody knows), and `Throttled` too where
+    Redis is out of memory.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -121,7 +121,7 @@ class RedisDelayQueue:
         seconds = checks.at_least("delay", delay, 0, "a number of seconds")
         await self._parts.putter.put(self._of_message(message, trio.current_time() + seconds))
 
-    async def hold(self, message: Message, number: int | None, timeout: float) -> None:
+    async def hold(self, message: Message, number: int | None, timeout: float) -> None:  # noqa: ASYNC109
         """For `Fallback`, whose primary has refused this message. It does not wait for room."""
         self._check_open()
         await self._parts.putter.put(self._of_message(message, message.execute_at))
@@ -194,19 +194,19 @@ class RedisDelayQueue:
         clock = self._parts.clock
 
         async def ask(shard: int) -> None:
-            for id, value in await self._parts.store.look(shard, most):
+            for name, value in await self._parts.store.look(shard, most):
                 stored = bodies.decode(value)
-                found.append((clock.local(stored.due), id, stored))
+                found.append((clock.local(stored.due), name, stored))
 
         await self._ask_each(ask)
         found.sort(key=lambda one: one[:2])
         return [
-            Message(id, one.payload, due, MappingProxyType(one.headers or {}), one.attempt)
-            for due, id, one in found[:most]
+            Message(name, one.payload, due, MappingProxyType(one.headers or {}), one.attempt)
+            for due, name, one in found[:most]
         ]
 
     def pause(self) -> None:
-        """Stop claiming and sending here; what is claimed and not being sent goes back, for other instances."""
+        """Stop claiming and sending here; what is claimed and not being sent goes back, for others."""
         self._check_open()
         parts = self._parts
         parts.workers.pause()
@@ -228,7 +228,7 @@ class RedisDelayQueue:
         workers: int | None = None,
         capacity_bytes: int | Unchanged | None = UNCHANGED,
     ) -> None:
-        """Change how many messages this instance claims, its workers, or `capacity_bytes` (None: no limit)."""
+        """Change how much this instance claims, or its workers. `capacity_bytes` None: no limit."""
         ledger = self._parts.ledger
         if capacity is not None:
             checks.count("capacity", capacity)
@@ -303,8 +303,8 @@ class RedisDelayQueue:
         For up to `grace` seconds it goes on to claim and send what comes due within them, and returns as soon
         as there is no such message; sends that run at the end are cancelled. With None it claims nothing any
         more, and waits for the sends that run. What is claimed and not sent goes back to Redis and counts as
-        `spooled`; `remaining` is empty. There is nothing to hand back: `hand_back` must be None. A second call
-        raises `QueueClosed`, and one from inside a send `RuntimeError`.
+        `spooled`; `remaining` is empty. There is nothing to hand back: `hand_back` must be None. A second
+        call raises `QueueClosed`, and one from inside a send `RuntimeError`.
         """
         seconds = intake.check_seconds("grace", grace, zero=True)
         if hand_back is not None:
@@ -355,12 +355,12 @@ class RedisDelayQueue:
         headers: Mapping[str, str] | None,
     ) -> tuple[Put, Mapping[str, str]]:
         now = trio.current_time()
-        due = intake.execute_at(now, delay, at)
+        due = intake.execute_at(now, delay, at, wall=at)  # the wall clock of this machine says nothing
+        instant = None if at is None else (at - _EPOCH) // _MICROSECOND
+        if instant is not None:
+            due = max(now, self._parts.clock.local(instant))
         if due - now > LONGEST:
             raise ValueError(f"{'delay' if at is None else 'at'} must be less than {LONGEST:g} s away")
-        instant = None if at is None else (at - _EPOCH) // _MICROSECOND
-        if instant is not None and self._parts.clock.known:
-            due = max(now, self._parts.clock.local(instant))
         copy = None if headers is None else intake.check_headers(headers)
         put = self._put_of(intake.check_payload(payload), copy, id, due, 1)
         put.at = instant
@@ -392,12 +392,12 @@ class RedisDelayQueue:
                 return True
         return False
 
-    async def _ask_each(self, ask: object) -> None:
+    async def _ask_each(self, ask: Callable[[int], Awaitable[None]]) -> None:
         room = trio.CapacityLimiter(_ASKED_AT_ONCE)
 
         async def ask_one(shard: int) -> None:
             async with room:
-                await ask(shard)  # type: ignore[operator]
+                await ask(shard)
 
         async with trio.open_nursery() as nursery:
             for shard in self._parts.layouts.layout.served:

@@ -7,11 +7,11 @@ A shard has four keys:
     bodies  hash: id to message, of both
     state   hash: bytes of all bodies, and the generation in which the shard was closed to puts
 
-What others must know goes out as news on one channel: `shard time next-due next-end token`, which says when the
-first message of the shard is due and when its first lease ends, at that time; -1 where there is none.
+What others must know goes out as news on one channel: `shard time next-due next-end token`, which says when
+the first message of the shard is due and when its first lease ends, at that time; -1 where there is none.
 
-A Redis that is out of memory refuses a write that may take more, unless the script has written already; so what
-claims, confirms and gives back begins with a removal. Only putting is refused.
+A Redis that is out of memory refuses a write that may take more, unless the script has written already; so
+what claims, confirms and gives back begins with a removal. Only putting is refused.
 """
 
 from __future__ import annotations

@@ -153,9 +153,9 @@ class Arrivals:
 
 def id_of(body: Body) -> str:
     """The id of a claimed message."""
-    id = chosen_id(body)
-    assert id is not None  # noqa: S101 (each claimed message has one)
-    return id
+    name = chosen_id(body)
+    assert name is not None  # noqa: S101 (each claimed message has one)
+    return name
 
 
 def confirming_each(send: Any, held: Held) -> Send:
@@ -172,7 +172,7 @@ def confirming_each(send: Any, held: Held) -> Send:
 
 
 def confirming_all(send: Any, held: Held) -> SendBatch:
-    """The batch sender, after which Redis is told; where it raises, the delivery finds out for whom it did."""
+    """The batch sender, after which Redis is told; where it raises, the delivery finds out for whom."""
 
     async def confirming(messages: Any) -> None:
         sending = send(messages)

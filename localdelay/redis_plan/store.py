@@ -52,7 +52,7 @@ class PutAnswer:
     moved: bool
     """The shard is closed: nothing was put."""
     codes: bytes = b""
-    """For each message: W it waits, L it waits and is claimed for this instance, D its id is pending, F full."""
+    """For each message: W it waits, L it is claimed for this instance, D its id is pending, F full."""
     dues: Sequence[int] = ()
 
 
@@ -118,35 +118,34 @@ class Store:
         self, shard: int, most: int, *, ahead: float, confirmed: Sequence[str] = ()
     ) -> tuple[News, list[Taken]]:
         """Claim up to so many messages that are due within `ahead` seconds, and confirm others."""
-        ids = [id.encode() for id in confirmed]
+        ids = _encoded(confirmed)
         found = await self._run(
             scripts.TAKE, shard, *self._told(shard), most, _micro(ahead), _micro(self.limits.lease), *ids
         )
         rest = found[4:]
         taken = [
-            Taken(id.decode(), int(due), value)
-            for id, due, value in zip(rest[::3], rest[1::3], rest[2::3], strict=True)
+            Taken(name.decode(), int(due), value)
+            for name, due, value in zip(rest[::3], rest[1::3], rest[2::3], strict=True)
             if value is not None
         ]
         return self._news(shard, found), taken
 
     async def confirm(self, shard: int, ids: Sequence[str]) -> News:
         """Remove messages that were sent, or given up."""
-        return self._news(shard, await self._run(scripts.CONFIRM, shard, *[id.encode() for id in ids]))
+        return self._news(shard, await self._run(scripts.CONFIRM, shard, *_encoded(ids)))
 
     async def give_back(self, shard: int, returns: Sequence[Return]) -> News:
         """Give up claims, or write down that a message has failed."""
         arguments: list[bytes | int] = [*self._told(shard), _micro(self.limits.lease)]
-        for id, wait, note in returns:
+        for name, wait, note in returns:
             text = b"" if wait is None else b"=" if wait < 0 else b"+%d" % _micro(wait)
-            arguments += (id.encode(), text, note)
+            arguments += (name.encode(), text, note)
         return self._news(shard, await self._run(scripts.RETURN, shard, *arguments))
 
     async def renew(self, shard: int, ids: Sequence[str]) -> set[str]:
         """Hold these for another lease; return those that were still claimed."""
-        names = [id.encode() for id in ids]
-        found = await self._run(scripts.RENEW, shard, _micro(self.limits.lease), *names)
-        return {id.decode() for id in found[4:]}
+        found = await self._run(scripts.RENEW, shard, _micro(self.limits.lease), *_encoded(ids))
+        return {name.decode() for name in found[4:]}
 
     async def cancel(self, shard: int, id: str) -> bool | None:
         """Remove a message that nobody has claimed. False: somebody has; None: it is not here."""
@@ -165,7 +164,7 @@ class Store:
         """Ids and messages: the first so many that wait, and as many that are claimed."""
         rest = (await self._run(scripts.LOOK, shard, most))[4:]
         pairs = zip(rest[::2], rest[1::2], strict=True)
-        return [(id.decode(), value) for id, value in pairs if value is not None]
+        return [(name.decode(), value) for name, value in pairs if value is not None]
 
     async def glance(self, shard: int) -> tuple[int, int]:
         """When the first message is due, and when the first lease ends: two commands and no script."""
@@ -199,7 +198,7 @@ class Store:
         return bool(found[0])
 
     def heard(self, data: bytes) -> tuple[News, bool] | None:
-        """What was told on the channel, and whether another instance tells it; None: the layout has changed."""
+        """What was told on the channel, and whether by another instance; None: the layout has changed."""
         if data == b"layout":
             return None
         shard, at, next_due, next_end, token = data.split(b" ")
@@ -215,6 +214,10 @@ class Store:
 
     def _news(self, shard: int, found: list[Any]) -> News:
         return News(shard, int(found[0]), int(found[1]), int(found[2]), int(found[3]))
+
+
+def _encoded(ids: Sequence[str]) -> list[bytes]:
+    return [name.encode() for name in ids]
 
 
 def _micro(seconds: float) -> int:
