@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import trio
 
 from . import checks, intake
-from .admission import Stamped
+from .admission import Admission
 from .breaker import BreakerPolicy
-from .errors import QueueFull
+from .errors import QueueFull, Throttled
 from .events import Listener
 from .groups import failure_in
 from .limit import RateLimit
@@ -26,13 +26,34 @@ from .timer import clock_parts
 PublishDelayed: TypeAlias = Callable[[Message, float], Awaitable[object]]
 
 
+@runtime_checkable
+class Holder(Protocol):
+    """What a fallback needs of a queue that is not in memory, such as `redis_plan.RedisDelayQueue`."""
+
+    @property
+    def at_risk(self) -> int:
+        """Messages that a crash of this process would lose."""
+
+    def is_known(self, id: str) -> bool:
+        """Whether a message with this id is pending, as far as can be told without waiting.
+
+        Raises `TypeError` or `ValueError` for what can be no id.
+        """
+
+    async def hold(self, message: Message) -> None:
+        """Take in this message, with its id, to be sent at its execute-at.
+
+        Raises `QueueFull`, `Throttled` or `ConnectionError` where it can't be held.
+        """
+
+
 class Fallback(Controls):
     """Publishes through the primary, and through the local queue what the primary refuses."""
 
     def __init__(
         self,
         publish_delayed: PublishDelayed,
-        queue: DelayQueue,
+        queue: DelayQueue | Holder,
         *,
         degrade_on: DegradeOn = DEFAULT_DEGRADE_ON,
         ambiguous: str = "raise",
@@ -61,14 +82,14 @@ class Fallback(Controls):
 
         With `hand_back`, whenever the primary can be called, messages of the queue that are more than
         `hand_back_after` seconds from due go back to it, with the delay that is left; that needs a queue
-        with `cancellable=True`. `listener.on_event` is told what happens. Raises `TypeError` and
+        with `cancellable=True`, in memory. `listener.on_event` is told what happens. Raises `TypeError` and
         `ValueError` for an argument that is wrong. To be made on the loop that runs the queue.
         """
         intake.check_async("publish_delayed", publish_delayed)
-        if not isinstance(queue, DelayQueue):
+        if not isinstance(queue, DelayQueue | Holder):
             raise TypeError(f"queue must be a DelayQueue, not {type(queue).__name__}")
-        if hand_back and not queue.is_cancellable:
-            raise ValueError("hand_back needs a queue that was opened with cancellable=True")
+        if hand_back and not (isinstance(queue, DelayQueue) and queue.is_cancellable):
+            raise ValueError("hand_back needs a queue in memory that was opened with cancellable=True")
         self._publish_delayed = publish_delayed
         self._queue = queue
         self._numbers = numbers()
@@ -86,7 +107,7 @@ class Fallback(Controls):
             listener=listener,
         )
         self._returning: Returning | None = None
-        if hand_back and mode == "active":
+        if hand_back and mode == "active" and isinstance(queue, DelayQueue):
             self._returning = Returning(
                 queue.hand_backs, self._router, publish_delayed, after=after, listener=listener
             )
@@ -112,7 +133,7 @@ class Fallback(Controls):
         wall = intake.wall_clock(at)
         now = trio.current_time()
         due = intake.execute_at(now, delay, at, wall=wall)
-        if id is not None and self._queue.is_pending(id):
+        if id is not None and self._is_known(id):
             raise ValueError(f"id {id!r} is the id of a message that is pending already")
         copy = None if headers is None else intake.check_headers(headers)
         shown = NO_HEADERS if copy is None else MappingProxyType(copy)
@@ -140,30 +161,36 @@ class Fallback(Controls):
         self._router.taken(asked)
         return Receipt(Route.PRIMARY, message, None, self._queue.at_risk)
 
+    def _is_known(self, id: str) -> bool:
+        queue = self._queue
+        return queue.is_pending(id) if isinstance(queue, DelayQueue) else queue.is_known(id)
+
     @trio.lowlevel.enable_ki_protection
     async def _hold(
         self, message: Message, number: int | None, decision: Decision, why: Exception
     ) -> Receipt:
         assert decision.reason is not None  # noqa: S101 (what is held is held for a reason)
-        admission = self._queue.admission
-        if number is None:
-            stamped = admission.stamp_message(message)
-        else:
-            stamped = admission.stamp_numbered(number, message)
         try:
-            if self._room_timeout == 0:
-                await admission.accept_safely(stamped)
+            if isinstance(self._queue, DelayQueue):
+                await self._hold_in_memory(self._queue.admission, message, number)
             else:
-                await self._accept_in_time(stamped)
-        except QueueFull as full:
+                await self._queue.hold(message)
+        except (QueueFull, Throttled, ConnectionError) as full:
             self._router.full(message, decision.reason, why)
             raise full from why
         if self._returning is not None:
             self._returning.wake()
         return self._router.held(message, decision.reason, why, self._queue.at_risk)
 
-    async def _accept_in_time(self, stamped: Stamped) -> None:
+    async def _hold_in_memory(self, admission: Admission, message: Message, number: int | None) -> None:
+        if number is None:
+            stamped = admission.stamp_message(message)
+        else:
+            stamped = admission.stamp_numbered(number, message)
+        if self._room_timeout == 0:
+            await admission.accept_safely(stamped)
+            return
         with trio.move_on_after(self._room_timeout):
-            await self._queue.admission.accept_or_wait(stamped)
+            await admission.accept_or_wait(stamped)
             return
         raise QueueFull(f"no room within {self._room_timeout} s")

@@ -121,7 +121,7 @@ class RedisDelayQueue:
         seconds = checks.at_least("delay", delay, 0, "a number of seconds")
         await self._parts.putter.put(self._of_message(message, trio.current_time() + seconds))
 
-    async def hold(self, message: Message, number: int | None, timeout: float) -> None:  # noqa: ASYNC109
+    async def hold(self, message: Message) -> None:
         """For `Fallback`, whose primary has refused this message. It does not wait for room."""
         self._check_open()
         await self._parts.putter.put(self._of_message(message, message.execute_at))
