@@ -15,7 +15,7 @@ from typing import TypeAlias
 import trio
 
 from localdelay.redis_plan.link import logger
-from localdelay.redis_plan.store import Return, Store
+from localdelay.redis_plan.store import News, Return, Store
 
 _MOST = 500
 """Messages of one command."""
@@ -43,6 +43,8 @@ class Held:
         self._untold = trio.lowlevel.ParkingLot()
         self._returns = trio.Event()
         self._telling = trio.Lock()
+        self.on_news: Callable[[News], None] = lambda _: None
+        """Is told what the shards say."""
 
     def __len__(self) -> int:
         return len(self._claims)
@@ -144,7 +146,7 @@ class Held:
     async def _tell_confirmed(self, shard: int, ids: list[str]) -> bool:
         told = False
         try:
-            await self._store.confirm(shard, ids)
+            self.on_news(await self._store.confirm(shard, ids))
             told = True
         except Exception as error:  # noqa: BLE001 (told again)
             logger.debug("shard %d could not be told what is confirmed: %s", shard, error)
@@ -161,7 +163,7 @@ class Held:
         ]
         told = False
         try:
-            await self._store.give_back(shard, returns)
+            self.on_news(await self._store.give_back(shard, returns))
             told = True
         except Exception as error:  # noqa: BLE001 (told again)
             logger.debug("shard %d could not be told what is given back: %s", shard, error)

@@ -182,6 +182,7 @@ async def open_redis_delay_queue(
     )
     arrivals = Arrivals(schedule, ledger, pool, ids, held, clock, numbers())
     claimer = Claimer(store, link, clock, ledger, held, arrivals, token=token, claim_ahead=claim_ahead)
+    held.on_news = claimer.hear
     layouts = Layouts(
         store,
         link,
