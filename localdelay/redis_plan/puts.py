@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import attrs
 import trio
 
+from localdelay.admission import already_pending
 from localdelay.errors import QueueFull
 from localdelay.redis_plan.bodies import Stored
 from localdelay.redis_plan.claims import Claimer
@@ -179,7 +180,7 @@ class Putter:
                 full.append(put)
                 continue
             if code == ord("D") and not put.twice:
-                _end(put, ValueError(f"id {name!r} is the id of a message that is pending already"))
+                _end(put, already_pending(name))
                 continue
             if code == ord("L"):
                 stored = Stored(due, put.payload, put.headers, put.attempt)
@@ -207,9 +208,9 @@ class Putter:
                 _end(put, QueueFull(f"each of {_TRIES} shards {why}, or holds as many bytes as it may"))
 
 
-def body_size(id: str | None, body: bytes) -> int:
-    """Bytes that a message takes in its shard, about."""
-    return len(body) + 8 + len(id or "")
+def body_size(body: bytes) -> int:
+    """Bytes that a message takes of those that its shard may have."""
+    return len(body) + 8  # its execute-at
 
 
 def _parts(puts: list[Put]) -> list[list[Put]]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping
+from datetime import datetime
 from types import MappingProxyType
 
 import attrs
 import trio
 
 from localdelay import checks, intake
+from localdelay.admission import already_pending
 from localdelay.delivery import HandBack
 from localdelay.entry import size_of
 from localdelay.errors import QueueClosed
@@ -18,27 +19,20 @@ from localdelay.ids import Ids
 from localdelay.ledger import Ledger
 from localdelay.message import NO_HEADERS, Message
 from localdelay.queue import UNCHANGED, Unchanged
-from localdelay.redis_plan import bodies, leaving
+from localdelay.redis_plan import asking, leaving, stamping
 from localdelay.redis_plan.claims import Claimer
 from localdelay.redis_plan.clock import RedisClock
 from localdelay.redis_plan.held import Held
-from localdelay.redis_plan.keys import LARGEST_ID, check_shards
+from localdelay.redis_plan.keys import check_shards
 from localdelay.redis_plan.layouts import Layouts
 from localdelay.redis_plan.link import Link
-from localdelay.redis_plan.puts import Put, Putter, body_size
+from localdelay.redis_plan.puts import Putter
 from localdelay.redis_plan.sending import ClaimedDelivery
 from localdelay.redis_plan.statistics import RedisStatistics
 from localdelay.redis_plan.store import Store
 from localdelay.schedule import Schedule
 from localdelay.statistics import DrainReport
 from localdelay.workers import Workers
-
-LONGEST = 5e9
-"""Seconds: what a score can still tell to the microsecond."""
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-_ASKED_AT_ONCE = 16
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -92,11 +86,15 @@ class RedisDelayQueue:
         argument that is wrong; an `id` that is pending already is wrong too.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        put, shown = self._stamp(payload, delay, at, id, headers)
+        parts = self._parts
+        put = stamping.stamp(payload, delay, at, id, headers, parts.clock, parts.store.limits)
         self._check_open()
-        if id is not None and await self._is_elsewhere(id):
-            raise ValueError(f"id {id!r} is the id of a message that is pending already")
-        await self._parts.putter.put(put)
+        if id is not None:
+            before = parts.layouts.layout.shards_of(id)[1:]  # the other one is asked by the put
+            if await asking.has_in(parts.store, before, id):
+                raise already_pending(id)
+        await parts.putter.put(put)
+        shown = NO_HEADERS if put.headers is None else MappingProxyType(put.headers)
         return Message(put.id or "", put.payload, put.due, shown)
 
     def put_nowait(
@@ -119,12 +117,14 @@ class RedisDelayQueue:
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_open()
         seconds = checks.at_least("delay", delay, 0, "a number of seconds")
-        await self._parts.putter.put(self._of_message(message, trio.current_time() + seconds))
+        due = trio.current_time() + seconds
+        await self._parts.putter.put(stamping.of_message(message, due, self._parts.store.limits))
 
     async def hold(self, message: Message) -> None:
         """For `Fallback`, whose primary has refused this message. It does not wait for room."""
         self._check_open()
-        await self._parts.putter.put(self._of_message(message, message.execute_at))
+        put = stamping.of_message(message, message.execute_at, self._parts.store.limits)
+        await self._parts.putter.put(put)
 
     def is_known(self, id: str) -> bool:
         """For `Fallback`: whether this instance holds a message with this id at this moment."""
@@ -168,21 +168,11 @@ class RedisDelayQueue:
     async def is_pending(self, id: str) -> bool:
         """Whether a message with this id is stored and not finished."""
         intake.check_id(id)
-        parts = self._parts
-        for shard in parts.layouts.layout.shards_of(id):
-            if await parts.store.has(shard, id):
-                return True
-        return False
+        return await asking.has_in(self._parts.store, self._parts.layouts.layout.shards_of(id), id)
 
     async def count(self) -> int:
         """How many messages Redis holds, claimed ones included. It asks every shard."""
-        counts: list[int] = []
-
-        async def ask(shard: int) -> None:
-            counts.append(await self._parts.store.count(shard))
-
-        await self._ask_each(ask)
-        return sum(counts)
+        return await asking.count(self._parts.store, self._parts.layouts.layout)
 
     async def messages(self, limit: int = 1000) -> list[Message]:
         """The first so many (1,000 at most) of the messages that Redis holds, in due order.
@@ -190,20 +180,7 @@ class RedisDelayQueue:
         It asks every shard, and is no snapshot: what is put or sent meanwhile may be in it or not.
         """
         most = min(1000, checks.count("limit", limit))
-        found: list[tuple[float, str, bodies.Stored]] = []
-        clock = self._parts.clock
-
-        async def ask(shard: int) -> None:
-            for name, value in await self._parts.store.look(shard, most):
-                stored = bodies.decode(value)
-                found.append((clock.local(stored.due), name, stored))
-
-        await self._ask_each(ask)
-        found.sort(key=lambda one: one[:2])
-        return [
-            Message(name, one.payload, due, MappingProxyType(one.headers or {}), one.attempt)
-            for due, name, one in found[:most]
-        ]
+        return await asking.messages(self._parts.store, self._parts.layouts.layout, self._parts.clock, most)
 
     def pause(self) -> None:
         """Stop claiming and sending here; what is claimed and not being sent goes back, for others."""
@@ -345,60 +322,3 @@ class RedisDelayQueue:
     def _check_open(self) -> None:
         if self._closed:
             raise QueueClosed("the queue takes no more messages")
-
-    def _stamp(
-        self,
-        payload: bytes,
-        delay: float | None,
-        at: datetime | None,
-        id: str | None,
-        headers: Mapping[str, str] | None,
-    ) -> tuple[Put, Mapping[str, str]]:
-        now = trio.current_time()
-        due = intake.execute_at(now, delay, at, wall=at)  # the wall clock of this machine says nothing
-        instant = None if at is None else (at - _EPOCH) // _MICROSECOND
-        if instant is not None:
-            due = max(now, self._parts.clock.local(instant))
-        if due - now > LONGEST:
-            raise ValueError(f"{'delay' if at is None else 'at'} must be less than {LONGEST:g} s away")
-        copy = None if headers is None else intake.check_headers(headers)
-        put = self._put_of(intake.check_payload(payload), copy, id, due, 1)
-        put.at = instant
-        return put, NO_HEADERS if copy is None else MappingProxyType(copy)
-
-    def _of_message(self, message: Message, due: float) -> Put:
-        headers = dict(message.headers) or None
-        put = self._put_of(message.payload, headers, message.id, due, message.attempt)
-        put.twice = True
-        return put
-
-    def _put_of(
-        self, payload: bytes, headers: dict[str, str] | None, id: str | None, due: float, attempt: int
-    ) -> Put:
-        if id is not None:
-            intake.check_id(id)
-            if len(id.encode(errors="surrogatepass")) > LARGEST_ID:
-                raise ValueError(f"id must have at most {LARGEST_ID} bytes")
-        body = bodies.encode(payload, headers, attempt)
-        most = self._parts.store.limits.bytes
-        if body_size(id, body) > most:
-            raise ValueError(f"payload and headers of {len(body)} bytes are over the shard_bytes of {most}")
-        return Put(body, payload, headers, attempt, id, due)
-
-    async def _is_elsewhere(self, id: str) -> bool:
-        """Whether it is pending where it would have been before the number of shards was changed."""
-        for shard in self._parts.layouts.layout.shards_of(id)[1:]:
-            if await self._parts.store.has(shard, id):
-                return True
-        return False
-
-    async def _ask_each(self, ask: Callable[[int], Awaitable[None]]) -> None:
-        room = trio.CapacityLimiter(_ASKED_AT_ONCE)
-
-        async def ask_one(shard: int) -> None:
-            async with room:
-                await ask(shard)
-
-        async with trio.open_nursery() as nursery:
-            for shard in self._parts.layouts.layout.served:
-                nursery.start_soon(ask_one, shard)
