@@ -1,6 +1,5 @@
 """Plan 1 on a real Redis: how fast it is, and what it asks of Redis beside the literal plan 1.
 
-
     python -m bench.redis_plan [--rate 200] [--shards 64] [--seconds 10]
 
 It starts a redis-server of its own on a free port, and measures:

@@ -529,6 +529,19 @@ async def test_leaving_waits_for_sends_that_run(server: RedisServer) -> None:
         assert len(set(send.ids)) == 3
 
 
+async def test_what_was_sent_last_is_confirmed_on_leaving(server: RedisServer) -> None:
+    """However soon the block is left, nothing is sent again."""
+    for pause in (0.0, 0.02, 0.05):
+        url, send = server.fresh(), Sent()
+        async with opened(server, send, url, confirm_within=0.03) as queue:
+            for _ in range(20):
+                await queue.put(b"x", delay=0)
+            await send.wait(20)
+            await trio.sleep(pause)
+        async with opened(server, send, url) as queue:
+            assert await queue.count() == 0
+
+
 async def test_an_exception_leaves_the_block_as_it_is(server: RedisServer) -> None:
     """Not in a group; and cancellation is Trio's."""
     with pytest.raises(KeyError):

@@ -210,8 +210,7 @@ class Claimer:
             self._ask_at(shard, asked + _AFTER_FAILURE * random.uniform(1.0, 2.0))
             return
         finally:
-            if not told:
-                self._held.not_confirmed(shard.number, confirmed)
+            self._held.told_confirmed(shard.number, confirmed, ok=told)
             self._in_flight -= 1
             self._reserved -= most
             self._starved = False

@@ -43,6 +43,7 @@ class Held:
         self._untold = trio.lowlevel.ParkingLot()
         self._returns = trio.Event()
         self._telling = trio.Lock()
+        self._being_told = 0
         self.on_news: Callable[[News], None] = lambda _: None
         """Is told what the shards say."""
 
@@ -55,7 +56,8 @@ class Held:
     @property
     def untold(self) -> int:
         """Messages of which Redis is to be told something."""
-        return sum(map(len, self._confirmed.values())) + sum(map(len, self._returned.values()))
+        confirmed = sum(len(ids) for ids in self._confirmed.values())
+        return self._being_told + confirmed + sum(len(returned) for returned in self._returned.values())
 
     def claim(self, id: str, shard: int, ends: float) -> None:
         """This message was claimed, or claimed again."""
@@ -94,7 +96,7 @@ class Held:
             self._untold.unpark()
 
     def pop_confirmed(self, shard: int) -> list[str]:
-        """What Redis is to be told of this shard: for a command that goes there anyway."""
+        """What Redis is to be told of this shard, by whoever goes there; `told_confirmed` is to follow."""
         ids = self._confirmed.get(shard)
         if ids is None:
             return []
@@ -102,11 +104,13 @@ class Held:
         del ids[:_MOST]
         if not ids:
             del self._confirmed[shard]
+        self._being_told += len(taken)
         return taken
 
-    def not_confirmed(self, shard: int, ids: Sequence[str]) -> None:
-        """Redis was not told: take them back."""
-        if ids:
+    def told_confirmed(self, shard: int, ids: Sequence[str], *, ok: bool) -> None:
+        """Redis was told what `pop_confirmed` has returned, or it is to be told again."""
+        self._being_told -= len(ids)
+        if ids and not ok:
             self._confirmed[shard] += ids
             self._untold.unpark()
 
@@ -138,6 +142,7 @@ class Held:
                     nursery.start_soon(told, partial(self._tell_confirmed, shard, ids))
             for shard in list(self._returned):
                 returned = self._returned.pop(shard)
+                self._being_told += len(returned)
                 for start in range(0, len(returned), _MOST):
                     part = returned[start : start + _MOST]
                     nursery.start_soon(told, partial(self._tell_returned, shard, part))
@@ -151,8 +156,7 @@ class Held:
         except Exception as error:  # noqa: BLE001 (told again)
             logger.debug("shard %d could not be told what is confirmed: %s", shard, error)
         finally:
-            if not told:
-                self.not_confirmed(shard, ids)
+            self.told_confirmed(shard, ids, ok=told)
         return told
 
     async def _tell_returned(self, shard: int, returned: list[tuple[str, float | None, bytes]]) -> bool:
@@ -168,6 +172,7 @@ class Held:
         except Exception as error:  # noqa: BLE001 (told again)
             logger.debug("shard %d could not be told what is given back: %s", shard, error)
         finally:
+            self._being_told -= len(returns)
             if not told:
                 self._returned[shard] += returned
                 self._untold.unpark()

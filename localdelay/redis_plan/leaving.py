@@ -38,6 +38,7 @@ async def drain(parts: Parts, grace: float) -> None:
             await _until_nothing_is_due(parts, deadline)
         claimer.paused = True
         await claimer.settle()
+        parts.arrivals.closed = True
         parts.delivery.keep_within = -1.0
         release_all(parts.schedule, parts.delivery)
         workers.close()
@@ -50,14 +51,15 @@ async def drain(parts: Parts, grace: float) -> None:
 
 async def end(parts: Parts) -> None:
     """End the workers at once, and tell Redis what it does not know, for a short time."""
+    parts.arrivals.closed = True
     parts.workers.stop()
     with trio.CancelScope(shield=True):
         await parts.workers.finished.wait()
         release_all(parts.schedule, parts.delivery)
         with trio.move_on_after(_LAST_WORDS):
-            while parts.held.untold and parts.link.is_connected:
-                if not await parts.held.tell_all():
-                    await trio.sleep(_LOOK_EVERY)
+            while parts.held.untold:
+                if not parts.link.is_connected or not await parts.held.tell_all():
+                    await trio.sleep(_LOOK_EVERY)  # there may be a connection in a moment
 
 
 async def _until_nothing_is_due(parts: Parts, deadline: float) -> None:

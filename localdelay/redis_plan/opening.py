@@ -200,6 +200,7 @@ async def open_redis_delay_queue(
         ids=ids,
         workers=pool,
         held=held,
+        arrivals=arrivals,
         delivery=delivery,
         claimer=claimer,
         layouts=layouts,

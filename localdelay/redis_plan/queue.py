@@ -27,7 +27,7 @@ from localdelay.redis_plan.keys import check_shards
 from localdelay.redis_plan.layouts import Layouts
 from localdelay.redis_plan.link import Link
 from localdelay.redis_plan.puts import Putter
-from localdelay.redis_plan.sending import ClaimedDelivery
+from localdelay.redis_plan.sending import Arrivals, ClaimedDelivery
 from localdelay.redis_plan.statistics import RedisStatistics
 from localdelay.redis_plan.store import Store
 from localdelay.schedule import Schedule
@@ -47,6 +47,7 @@ class Parts:
     ids: Ids
     workers: Workers
     held: Held
+    arrivals: Arrivals
     delivery: ClaimedDelivery
     claimer: Claimer
     layouts: Layouts

@@ -122,6 +122,8 @@ class Arrivals:
         self._held = held
         self._clock = clock
         self._numbers = numbers
+        self.closed = False
+        """Whether what arrives goes back at once."""
 
     def take_in(self, id: str, shard: int, stored: Stored, due: int, ends: float) -> None:
         """Hold a message that was claimed until `ends`, to be sent when it is due on Redis's clock."""
@@ -129,6 +131,9 @@ class Arrivals:
         self._held.claim(id, shard, ends)
         if known:
             return  # its lease had ended, and nobody else came
+        if self.closed:
+            self._held.give_back(id, None, b"")
+            return
         number = next(self._numbers)
         execute_at = self._clock.local(stored.due)
         when = self._clock.local(max(due, stored.due)) if stored.failures else execute_at
