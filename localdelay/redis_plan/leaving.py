@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from localdelay.drain_plan import DrainPlan
 from localdelay.redis_plan.sending import ClaimedDelivery
 from localdelay.schedule import Schedule
 
@@ -24,6 +25,25 @@ def release_all(schedule: Schedule, delivery: ClaimedDelivery) -> None:
         entry = schedule.take_out(due, number)
         if entry is not None:
             delivery.release(entry)
+
+
+def plan(parts: Parts, grace: float) -> DrainPlan:
+    """What is to become of what this instance has claimed; what it will claim meanwhile is not in it."""
+    now = trio.current_time()
+    deadline = now + grace if grace < math.inf else now
+    dues = [entry[0] for entry in parts.schedule.entries() if entry[0] < deadline]
+    pending = parts.ledger.pending
+    send = len(dues) + parts.ledger.sending
+    seconds = max(0.0, max(dues, default=now) - now)
+    return DrainPlan(
+        pending=pending,
+        grace=grace,
+        send=send,
+        hand_back=0,
+        spool=pending - send,
+        remain=0,
+        seconds=min(grace, seconds),
+    )
 
 
 async def drain(parts: Parts, grace: float) -> None:

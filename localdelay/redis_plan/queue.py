@@ -16,6 +16,7 @@ from localdelay.delivery import HandBack
 from localdelay.entry import size_of
 from localdelay.errors import QueueClosed
 from localdelay.ids import Ids
+from localdelay.lateness import LatencyRecorder
 from localdelay.ledger import Ledger
 from localdelay.message import NO_HEADERS, Message
 from localdelay.queue import UNCHANGED, Unchanged
@@ -33,6 +34,8 @@ from localdelay.redis_plan.store import Store
 from localdelay.schedule import Schedule
 from localdelay.statistics import DrainReport
 from localdelay.workers import Workers
+
+_NO_COMMITS = LatencyRecorder().summary()
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -239,6 +242,7 @@ class RedisDelayQueue:
         layout = parts.layouts.layout
         return RedisStatistics(
             accepted=ledger.accepted,
+            recovered=0,
             sent=ledger.sent,
             dead=ledger.dead,
             cancelled=ledger.cancelled,
@@ -256,6 +260,7 @@ class RedisDelayQueue:
             workers=workers.count,
             workers_busy=workers.busy,
             puts_waiting=parts.putter.in_flight,
+            committing=0,
             paused=workers.paused,
             closed=self._closed,
             next_due_in=None if next_due == math.inf else max(0.0, next_due - now),
@@ -263,9 +268,11 @@ class RedisDelayQueue:
             failures=delivery.failures,
             throttled=delivery.throttled,
             dead_letter_errors=delivery.dead_letter_errors,
+            journal_failures=0,
             lateness=delivery.lateness.summary(),
             send_time=delivery.send_time.summary(),
             total=delivery.total.summary(),
+            commit_time=_NO_COMMITS,
             put=parts.putter.done,
             unconfirmed=parts.held.untold,
             shards=layout.shards,
@@ -295,11 +302,13 @@ class RedisDelayQueue:
         self._closed = True
         ledger = self._parts.ledger
         before = (ledger.sent, ledger.spooled, ledger.dead, ledger.cancelled)
+        plan = leaving.plan(self._parts, seconds)
         try:
             await leaving.drain(self._parts, seconds)
         finally:
             self._drained.set()
         return DrainReport(
+            plan=plan,
             sent=ledger.sent - before[0],
             handed_back=0,
             spooled=ledger.spooled - before[1],

@@ -86,8 +86,8 @@ class ClaimedDelivery(Delivery):
         self._ids.free(body)
         self._ledger.release(size_of(body))
 
-    def _finish(self, entry: Entry) -> None:
-        super()._finish(entry)
+    def _finish(self, entry: Entry, dead: str | None = None) -> None:
+        super()._finish(entry, dead)
         self._held.confirm(id_of(entry[2]))
 
     def _put_off(self, entry: Entry, due: float, attempt: int, *, alone: bool) -> None:
