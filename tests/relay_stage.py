@@ -154,7 +154,8 @@ class Stage:
             await one.go()
             nursery.cancel_scope.cancel()
         outcome = one.outcome()
-        conserve(outcome)
+        if "hold" not in settings:  # else others may have a part in it
+            conserve(outcome)
         return outcome
 
     def occupy(self, name: str) -> None:

@@ -93,6 +93,9 @@ def exit_code(outcome: Outcome) -> int:
 
 @click.command(epilog=_EPILOG)
 @click.option("--to", required=True, metavar="URL", help="The broker to send to, or stdout:.")
+@click.option(
+    "--hold", metavar="URL", help="Let messages wait in redis://host:6379/NAME.  [default: in memory]"
+)
 @click.option("--delay", type=DURATION, help="When a line is due, after it is read: 120, 2m, 500ms.")
 @click.option(
     "--format", type=click.Choice(FORMATS), default=_DEFAULT.format, show_default=True, help="See below."

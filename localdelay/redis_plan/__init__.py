@@ -14,8 +14,8 @@ The plan's faults, and what is done about them:
 """
 
 from localdelay.redis_plan.errors import RedisUnreachable
-from localdelay.redis_plan.opening import open_redis_delay_queue
+from localdelay.redis_plan.opening import check_url, open_redis_delay_queue
 from localdelay.redis_plan.queue import RedisDelayQueue
 from localdelay.redis_plan.statistics import RedisStatistics
 
-__all__ = ["RedisDelayQueue", "RedisStatistics", "RedisUnreachable", "open_redis_delay_queue"]
+__all__ = ["RedisDelayQueue", "RedisStatistics", "RedisUnreachable", "check_url", "open_redis_delay_queue"]

@@ -253,6 +253,11 @@ async def _keep(link: Link, *, task_status: trio.TaskStatus[trio.CancelScope]) -
         await link.keep(task_status=Started())
 
 
+def check_url(url: str) -> None:
+    """Raise a `ValueError` unless `open_redis_delay_queue` takes this; it says no password."""
+    _place(url)
+
+
 def _place(url: str) -> tuple[Place, Names]:
     if not isinstance(url, str):
         raise TypeError(f"url must be a string, not {type(url).__name__}")

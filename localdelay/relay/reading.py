@@ -12,13 +12,16 @@ import attrs
 import trio
 
 from localdelay import intake
-from localdelay.errors import QueueFull
+from localdelay.errors import QueueFull, Throttled
+from localdelay.fallback import Holder
 from localdelay.message import NO_HEADERS, Message, numbers
 from localdelay.queue import DelayQueue
 from localdelay.relay.framing import Splitter
 from localdelay.relay.lines import Options, Parse, WrongLine
 from localdelay.relay.source import Source
 
+_REFUSED = 0.1
+"""Seconds after which a message is given again to a queue in Redis that has refused it, or was not there."""
 _TURN = 128
 """Lines taken in before the others get their turn."""
 
@@ -48,6 +51,8 @@ class Reader:
         self._strict = strict
         self._on_wrong_line = on_wrong_line
         self._waiting: deque[bytes | None] = deque()
+        self._numbers = numbers()
+        self._giving: Message | None = None  # of the first line that waits: Redis may have it or not
         self.lines = 0
         """Lines so far, wrong ones included."""
         self.wrong = 0
@@ -55,7 +60,7 @@ class Reader:
         self.ended = False
         """Whether all of the input was read."""
 
-    async def run(self, queue: DelayQueue) -> None:
+    async def run(self, queue: DelayQueue | Holder) -> None:
         """Take in all lines, or those before the first wrong one where it is `strict`.
 
         Raises `OSError` where the source can't be read. It may be cancelled at any time; `stop` is to follow.
@@ -79,8 +84,11 @@ class Reader:
             self._waiting.extend(self._splitter.end())
             self.ended = True
         half = self._splitter.cut()
-        fresh = numbers()
         messages = []
+        if self._giving is not None:  # under the id that Redis may have it by
+            self._waiting.popleft()
+            self.lines += 1
+            messages.append(self._giving)
         while self._waiting:
             line = self._waiting.popleft()
             self.lines += 1
@@ -89,23 +97,26 @@ class Reader:
             except ValueError as error:
                 self._refuse(error)
             else:
-                messages.append(_message(next(fresh), payload, options))
+                messages.append(_message(next(self._numbers), payload, options))
         # What a file has, it keeps.
         return Rest(messages, b"" if self._source.keeps else half)
 
-    async def _take_in(self, queue: DelayQueue) -> bool:
+    async def _take_in(self, queue: DelayQueue | Holder) -> bool:
         """Put what waits into the queue; False where it is to end at a wrong line."""
-        waiting, put_nowait = self._waiting, queue.put_nowait
+        waiting = self._waiting
         while waiting:
             if not self.lines % _TURN:
                 await trio.lowlevel.checkpoint()
             try:
                 payload, options = self._parsed(waiting[0])
-                try:
-                    put_nowait(payload, **options)
-                except QueueFull:
-                    # A cancellation finds the line where it was, and no message of it.
-                    await queue.put(payload, **options)
+                if isinstance(queue, DelayQueue):
+                    try:
+                        queue.put_nowait(payload, **options)
+                    except QueueFull:
+                        # A cancellation finds the line where it was, and no message of it.
+                        await queue.put(payload, **options)
+                else:
+                    await self._give(queue, payload, options)
             except ValueError as error:
                 self.lines += 1
                 waiting.popleft()
@@ -117,6 +128,18 @@ class Reader:
                 self.lines += 1
                 waiting.popleft()
         return True
+
+    async def _give(self, queue: Holder, payload: bytes, options: Options) -> None:
+        """Have a queue hold the message, again and again until it does: it knows the id."""
+        self._giving = _message(next(self._numbers), payload, options)
+        while True:
+            try:
+                await queue.hold(self._giving)
+            except (QueueFull, Throttled, ConnectionError):
+                await trio.sleep(_REFUSED)
+            else:
+                self._giving = None
+                return
 
     def _parsed(self, line: bytes | None) -> tuple[bytes, Options]:
         if line is None:

@@ -7,15 +7,16 @@ import signal
 import stat
 import time
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import trio
 
 from localdelay.batch import BatchPolicy
 from localdelay.brokers import STDOUT, Broker, check_url, hide_secrets, open_broker
 from localdelay.delivery import HandBack
-from localdelay.errors import LocalDelayError
+from localdelay.errors import LocalDelayError, Throttled
 from localdelay.groups import bare
 from localdelay.message import Message
 from localdelay.queue import DelayQueue, open_delay_queue
@@ -27,10 +28,17 @@ from localdelay.relay.settings import Outcome, Phase, Progress, Settings, Watche
 from localdelay.relay.source import Descriptor, Source
 from localdelay.retry import RetryPolicy
 
+if TYPE_CHECKING:
+    from localdelay.redis_plan import RedisDelayQueue
+
+AnyQueue: TypeAlias = "DelayQueue | RedisDelayQueue"
+
 PROGRESS_EVERY = 0.5
 """Seconds."""
 
 _POLL = 0.02
+_ASK_EVERY = 0.2
+"""Seconds between two looks at whether other instances still have messages."""
 _LONGEST_TOLD = 1000  # characters
 
 _Item: TypeAlias = tuple[Message, Exception | None] | bytes
@@ -47,6 +55,14 @@ def check(settings: Settings, descriptor: int = 0) -> None:
         check_url(settings.to)
     except ValueError as error:
         raise ValueError(f"to {str(error).partition(' ')[2]}") from None
+    if settings.hold is not None:
+        with suppress(ModuleNotFoundError):  # raised when it is opened
+            from localdelay.redis_plan import check_url as check_hold
+
+            try:
+                check_hold(settings.hold)
+            except ValueError as error:
+                raise ValueError(f"hold {str(error).partition(' ')[2]}") from None
     if settings.to == STDOUT and _is_same_file(1, descriptor):
         raise ValueError("to must not be the file that is read: it would never end")
     for name in ("unsent", "dead_letters"):
@@ -119,7 +135,7 @@ class Relay:
         )
         self._all = trio.CancelScope()
         self._until_stopped = trio.CancelScope()
-        self._queue: DelayQueue | None = None
+        self._queue: AnyQueue | None = None
         self._phase = Phase.READING
         self._began = self._ended = self._deadline = 0.0
         self._stopped_by: int | None = None
@@ -178,16 +194,7 @@ class Relay:
         if settings.batch is not None:
             sender = {"send_batch": broker.send_batch, "batch": BatchPolicy(max_messages=settings.batch)}
         try:
-            async with open_delay_queue(
-                **sender,
-                capacity=settings.capacity,
-                workers=settings.workers,
-                capacity_bytes=settings.capacity_bytes,
-                cancellable=False,
-                retry=RetryPolicy(attempts=settings.attempts),
-                send_timeout=settings.send_timeout,
-                on_dead_letter=self._give_up,
-            ) as queue:
+            async with _opened(settings, on_dead_letter=self._give_up, **sender) as queue:
                 self._queue = queue
                 self._began = trio.current_time()
                 async with trio.open_nursery() as nursery:
@@ -197,7 +204,7 @@ class Relay:
         finally:
             self._save()
 
-    async def _relay(self, queue: DelayQueue, hand_back: HandBack | None) -> None:
+    async def _relay(self, queue: AnyQueue, hand_back: HandBack | None) -> None:
         with self._until_stopped:
             try:
                 await self._reader.run(queue)
@@ -222,7 +229,7 @@ class Relay:
             self._rest = self._reader.stop()
         return self._rest
 
-    async def _show(self, queue: DelayQueue) -> None:
+    async def _show(self, queue: AnyQueue) -> None:
         while True:
             now = trio.current_time()
             stopping = self._phase is Phase.STOPPING
@@ -257,7 +264,7 @@ class Relay:
         """Write down what was not sent. Nothing can cancel this: it awaits nothing."""
         rest = self._take_rest()
         self._ended = trio.current_time()
-        pending = [] if self._queue is None else self._queue.messages()
+        pending = self._queue.messages() if isinstance(self._queue, DelayQueue) else []  # Redis keeps its own
         messages = [*((message, None) for message in (*pending, *rest.messages)), *self._kept]
         self._unsent = len(messages)
         items: list[_Item] = [*messages, rest.half] if rest.half else [*messages]
@@ -282,11 +289,43 @@ class Relay:
         return hide_secrets(told, self._settings.to)[:_LONGEST_TOLD]
 
 
-async def _until_all_is_sent(queue: DelayQueue) -> None:
+async def _until_all_is_sent(queue: AnyQueue) -> None:
     """Wait until nothing is pending. A drain would do, but can't be given a grace afterwards."""
-    while (found := queue.statistics()).pending:
-        next_due_in = 0.0 if found.sending else found.next_due_in or 0.0
-        await trio.sleep(max(_POLL, next_due_in))
+    while True:
+        found = queue.statistics()
+        if found.pending or found.next_due_in is not None:
+            next_due_in = 0.0 if found.sending else found.next_due_in or 0.0
+            await trio.sleep(max(_POLL, next_due_in))
+        elif isinstance(queue, DelayQueue) or await _is_empty(queue):
+            return
+        else:
+            await trio.sleep(_ASK_EVERY)
+
+
+async def _is_empty(queue: RedisDelayQueue) -> bool:
+    """Whether no instance has a message."""
+    try:
+        return not await queue.count()
+    except (Throttled, ConnectionError):
+        return False
+
+
+def _opened(settings: Settings, **options: Any) -> AbstractAsyncContextManager[AnyQueue]:
+    options |= {
+        "workers": settings.workers,
+        "capacity": settings.capacity,
+        "capacity_bytes": settings.capacity_bytes,
+        "retry": RetryPolicy(attempts=settings.attempts),
+        "send_timeout": settings.send_timeout,
+    }
+    if settings.hold is None:
+        return open_delay_queue(cancellable=False, **options)
+    try:
+        from localdelay.redis_plan import open_redis_delay_queue
+    except ModuleNotFoundError as error:
+        fix = "pip install 'localdelay[redis]'"
+        raise ModuleNotFoundError(f"a queue in Redis needs a client: {fix}", name=error.name) from error
+    return open_redis_delay_queue(url=settings.hold, **options)
 
 
 def _now() -> Instant:

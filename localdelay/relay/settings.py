@@ -32,6 +32,9 @@ class Settings:
 
     to: str
     """The broker's URL."""
+    hold: str | None = None
+    """The URL of a queue in Redis, where messages wait until they are due; None: in the memory of this
+    process."""
     delay: float | None = attrs.field(default=None, validator=_seconds_or_none)
     """Seconds, for the lines that say nothing of when. Text needs it."""
     format: str = "text"
@@ -65,6 +68,8 @@ class Settings:
             raise ValueError(f"format must be one of {', '.join(FORMATS)}, not {self.format!r}")
         if self.format == "text" and self.delay is None:
             raise ValueError("delay must be given for text: a line says nothing of when")
+        if self.hold is not None and self.hand_back:
+            raise ValueError("hand_back is for messages in memory: in Redis they are safe")
         if not checks.at_least("send_timeout", self.send_timeout, 0) > 0:
             raise ValueError("send_timeout must be more than 0")
 
