@@ -28,7 +28,7 @@ from localdelay.redis_plan.link import Link, logger
 from localdelay.redis_plan.sending import Arrivals
 from localdelay.redis_plan.store import NOTHING, News, Store
 
-MOST = 500
+MOST = 200
 """Messages of one claim."""
 _IN_FLIGHT = 16
 _STAGGER = 0.02
