@@ -273,6 +273,39 @@ async def test_what_one_instance_has_claimed_others_send_when_it_leaves(server: 
         await until(lambda: len(arrived) == 20, within=5)
 
 
+async def test_an_instance_that_does_not_keep_up_leaves_messages_to_others(server: RedisServer) -> None:
+    """It holds few while it is behind, and another sends the rest."""
+    url = server.fresh()
+    held: list[int] = []
+    others: list[str] = []
+
+    async def slow(_: Message) -> None:
+        held.append(one.statistics().pending)
+        await trio.sleep(0.2)
+
+    async with open_redis_delay_queue(slow, url=url, shards=32, workers=1, claim_ahead=0.02) as one:
+        for number in range(150):
+            await one.put(b"x", delay=0.1 + number / 100, id=f"number {number}")
+        await trio.sleep(1.0)
+        async with queue_of(server, url, lambda message: others.append(message.id)):
+            await until(lambda: len(others) + len(held) >= 146)
+        assert held[-1] <= 4 + 40
+        assert len(others) > 80
+
+
+async def test_rubbish_on_the_channel_is_ignored(server: RedisServer) -> None:
+    """The connection stays as it is."""
+    url = server.fresh()
+    async with queue_of(server, url) as queue:
+        with server.client() as client:
+            for rubbish in (b"", b"x", b"a b c d e", b"99 1 1 1 token"):
+                client.publish(f"localdelay:{{{url.rpartition('/')[2]}}}:news", rubbish)
+        await trio.sleep(0.1)
+        assert queue.statistics().connections == 1
+        await queue.put(b"x", delay=0)
+        await until(lambda: queue.statistics().sent == 1)
+
+
 async def test_idle_instances_ask_little(server: RedisServer) -> None:
     """At most two commands a second, scripts' own included, with 10 or 200 shards of what is due later."""
     async with (

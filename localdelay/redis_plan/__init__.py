@@ -2,7 +2,9 @@
 
 For those who must not hold messages in the memory of their own processes. Several instances share the
 messages of one name; each sends a part, and what one holds when it dies another sends.
-`open_redis_delay_queue` opens one. Needs the extra `redis`, and Redis 6.0 or later.
+`open_redis_delay_queue` opens one. Needs the extra `redis`, and Redis 6.0 or later, with
+`maxmemory-policy noeviction`. How safe a message is there says Redis's own `appendfsync`. It talks to one
+server; the keys and scripts are such as a Redis Cluster takes, but it does not follow `MOVED`.
 
 The plan's faults, and what is done about them:
 

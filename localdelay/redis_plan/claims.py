@@ -27,6 +27,8 @@ from localdelay.redis_plan.keys import lead
 from localdelay.redis_plan.link import Link, logger
 from localdelay.redis_plan.sending import Arrivals
 from localdelay.redis_plan.store import NOTHING, News, Store
+from localdelay.schedule import Schedule
+from localdelay.workers import Workers
 
 MOST = 200
 """Messages of one claim."""
@@ -37,6 +39,10 @@ _STAGGER_EXPIRED = 0.2
 _STEPPED = 1_000_000
 """Microseconds. Redis's clock was set back if news are older than others by this."""
 _AFTER_FAILURE = 0.5
+_BEHIND = 0.25
+"""Seconds. An instance whose messages are overdue by more leaves what it need not have yet to others."""
+_FEW_EACH = 4
+"""Messages for each worker of such an instance."""
 
 
 @attrs.define(eq=False)
@@ -65,7 +71,10 @@ class Claimer:
         ledger: Ledger,
         held: Held,
         arrivals: Arrivals,
+        schedule: Schedule,
+        workers: Workers,
         *,
+        batch: int,
         token: str,
         claim_ahead: float,
     ) -> None:
@@ -75,6 +84,9 @@ class Claimer:
         self._ledger = ledger
         self._held = held
         self._arrivals = arrivals
+        self._schedule = schedule
+        self._workers = workers
+        self._batch = batch
         self._token = token
         self._ahead = claim_ahead
         self._shards: dict[int, Shard] = {}
@@ -150,7 +162,7 @@ class Claimer:
 
     def made_room(self) -> None:
         """A message is finished."""
-        if self._starved and self._room() >= min(100, max(1, self._ledger.capacity // 4)):
+        if self._starved and self._room() >= min(100, max(1, self._limit() // 4)):
             self._starved = False
             self._changed.unpark_all()
 
@@ -229,7 +241,14 @@ class Claimer:
         self.hear(news)
 
     def _room(self) -> int:
-        return self._ledger.capacity - self._ledger.pending - self._reserved
+        return self._limit() - self._ledger.pending - self._reserved
+
+    def _limit(self) -> int:
+        """The most messages to hold: few while this instance does not keep up, for others may."""
+        capacity = self._ledger.capacity
+        if trio.current_time() - self._schedule.next_due() <= _BEHIND:
+            return capacity
+        return min(capacity, _FEW_EACH * self._workers.count * self._batch)
 
     def _full(self) -> bool:
         return self._room() <= 0 or self._ledger.pending_bytes >= self._ledger.limit_bytes

@@ -83,7 +83,7 @@ async def open_redis_delay_queue(
     `shards` is how many there are where the queue is new (None: 16); an existing one keeps what it has until
     `set_shards`. Each holds up to `shard_messages` messages and `shard_bytes` of them, which is what one key
     may hold. `capacity` and `capacity_bytes` bound what this instance has claimed; the bytes may be exceeded
-    by one claim.
+    by one claim. An instance whose messages are overdue claims no more than its workers need next.
 
     A message is claimed up to `claim_ahead` seconds before it is due, for `lease` seconds, which are renewed
     for as long as it is here: an instance that dies holds its messages up for that long. It is confirmed up
@@ -141,7 +141,10 @@ async def open_redis_delay_queue(
     pool = Workers(schedule, timer, workers, batch)
 
     def heard(data: bytes) -> None:
-        news = store.heard(data)
+        try:
+            news = store.heard(data)
+        except ValueError:
+            return  # it is not one of ours who says so
         if news is None:
             layouts.heard()
         elif news[1]:
@@ -181,7 +184,19 @@ async def open_redis_delay_queue(
         listener=listener,
     )
     arrivals = Arrivals(schedule, ledger, pool, ids, held, clock, numbers())
-    claimer = Claimer(store, link, clock, ledger, held, arrivals, token=token, claim_ahead=claim_ahead)
+    claimer = Claimer(
+        store,
+        link,
+        clock,
+        ledger,
+        held,
+        arrivals,
+        schedule,
+        pool,
+        batch=batch.max_messages,
+        token=token,
+        claim_ahead=claim_ahead,
+    )
     held.on_news = claimer.hear
     layouts = Layouts(
         store,

@@ -87,7 +87,8 @@ class RedisDelayQueue:
         means now: give one of them. It never waits for room: raises `QueueFull` where the message's shard has
         as much as a key may hold (without an `id`, where several shards have), and `Throttled` where Redis is
         out of memory. Else it raises as the class says, `QueueClosed`, and `TypeError` or `ValueError` for an
-        argument that is wrong; an `id` that is pending already is wrong too.
+        argument that is wrong; an `id` that is pending already is wrong too. A call that is cancelled may
+        have stored its message or not.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         parts = self._parts
