@@ -51,6 +51,8 @@ The layers; each module imports only from those above it (a test checks it):
     redis_plan  plan 1: the same queue in the sorted sets of a Redis
     benchmark   how late messages are under a load
     metrics     what `statistics()` says, for Prometheus
+    guarded     programs of this process's own, ended whatever happens to it
+    compare     both plans, as written and as built, under the same load
     demo        a real broker at its limit, without and with the degrade path
     relay       lines from standard input, held until they are due, and sent
     orphan      what a journal holds that no queue uses, as lines for the relay. Pure

@@ -7,6 +7,7 @@ to be put plus its delay, to when it did begin. So it holds the lateness of the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from localdelay.benchmark.load import NUMBER_BYTES, Delays, Pace, number_in
 from localdelay.errors import PartialSendError
@@ -19,6 +20,18 @@ SHORTEST = 0.1
 """Seconds: no interval but a lone one is shorter."""
 GROUP = 5e-5
 """Seconds: what was to happen within this is recorded as one, by the first and so the latest of it."""
+
+
+class Due(Protocol):
+    """A message that is being sent, of whatever queue."""
+
+    @property
+    def payload(self) -> bytes:
+        """It begins with the message's number."""
+
+    @property
+    def execute_at(self) -> float:
+        """Seconds on the clock."""
 
 
 class Meter:
@@ -75,7 +88,7 @@ class Meter:
             self.puts.record(max(0.0, late), high - low)
             low = high
 
-    def begin(self, message: Message) -> None:
+    def begin(self, message: Due) -> None:
         """A send begins."""
         now = self._clock()
         if now >= self._ends:
@@ -120,7 +133,7 @@ class Meter:
             if self.failed_at is None:
                 self.failed_at = self._clock()
 
-    def _record(self, message: Message, now: float) -> None:
+    def _record(self, message: Due, now: float) -> None:
         number = int.from_bytes(message.payload[:NUMBER_BYTES], "big")
         if self._again and number in self._again:
             return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shutil
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,8 +13,9 @@ from pathlib import Path
 import attrs
 import trio
 
+from localdelay.guarded import Guarded, last_words
+
 _START_TIMEOUT = 15.0
-_STOP_TIMEOUT = 3.0
 _POLL = 0.01
 
 _CONFIG = """\
@@ -24,9 +24,6 @@ ports_file_dir: {directory}
 log_file: {log}
 jetstream {{ store_dir: {store}, max_buffered_msgs: {max_buffered} }}
 """
-
-# It reads a line that only a tidy end writes. If this process dies of whatever, the pipe closes without one.
-_GUARD = 'read -r _ && exit; kill -9 "$1"; rm -rf -- "$2"'
 
 
 class ServerError(Exception):
@@ -46,7 +43,7 @@ class Server:
     async def wait_ended(self) -> ServerError:
         """Wait until the server ends, which nobody has asked of it; the error to raise for it."""
         await self.process.wait()
-        return ServerError(f"the NATS server has ended by itself; {_last_words(self.log)}")
+        return ServerError(f"the NATS server has ended by itself; {last_words(self.log)}")
 
 
 def find_server() -> str:
@@ -76,10 +73,8 @@ async def running_server(*, max_buffered: int) -> AsyncIterator[Server]:
     `ServerError` where it does not start.
     """
     program = find_server()
-    directory = Path(tempfile.mkdtemp(prefix="localdelay-demo-"))
-    process: trio.Process | None = None
-    guard: subprocess.Popen[bytes] | None = None
-    try:
+    async with Guarded(Path(tempfile.mkdtemp(prefix="localdelay-demo-"))) as guarded:
+        directory = guarded.directory
         config = directory / "server.conf"
         log = directory / "server.log"
         config.write_text(
@@ -90,33 +85,8 @@ async def running_server(*, max_buffered: int) -> AsyncIterator[Server]:
                 max_buffered=max_buffered,
             )
         )
-        # In a session of its own: Ctrl-C is for this process, which ends the server when it is done with it.
-        process = await trio.lowlevel.open_process(
-            [program, "--config", str(config)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        guard = _start_guard(process.pid, directory)
+        process = await guarded.start([program, "--config", str(config)])
         yield await _answering(process, directory, log)
-    finally:
-        with trio.CancelScope(shield=True):
-            if process is not None:
-                await _end(process)
-            shutil.rmtree(directory, ignore_errors=True)
-            if guard is not None:
-                guard.communicate(b"done\n")
-
-
-def _start_guard(pid: int, directory: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(  # noqa: S603 (nothing in it comes from outside)
-        ["/bin/sh", "-c", _GUARD, "localdelay-guard", str(pid), str(directory)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
 
 
 async def _answering(process: trio.Process, directory: Path, log: Path) -> Server:
@@ -127,8 +97,8 @@ async def _answering(process: trio.Process, directory: Path, log: Path) -> Serve
                 info = await _greeting(url)
                 return Server(url, info["version"], process.pid, process, log)
             await trio.sleep(_POLL)
-        raise ServerError(f"the NATS server does not start; {_last_words(log)}")
-    raise ServerError(f"the NATS server does not answer within {_START_TIMEOUT:g} s; {_last_words(log)}")
+        raise ServerError(f"the NATS server does not start; {last_words(log)}")
+    raise ServerError(f"the NATS server does not answer within {_START_TIMEOUT:g} s; {last_words(log)}")
 
 
 def _url_in(ports: Path) -> str | None:
@@ -148,21 +118,3 @@ async def _greeting(url: str) -> dict[str, str]:
                 break
     info: dict[str, str] = json.loads(received.partition(b"\r\n")[0].removeprefix(b"INFO "))
     return info
-
-
-def _last_words(log: Path) -> str:
-    try:
-        lines = log.read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    return f"its last words: {lines[-1]}" if lines else "it has said nothing"
-
-
-async def _end(process: trio.Process) -> None:
-    if process.poll() is None:
-        process.terminate()
-        with trio.move_on_after(_STOP_TIMEOUT):
-            await process.wait()
-    if process.poll() is None:
-        process.kill()
-        await process.wait()

@@ -105,7 +105,7 @@ async def open_redis_delay_queue(
             raise TypeError("batch is for send_batch: a send takes one message at a time")
         batch = ONE
     intake.check_async("send_batch" if send is None else "send", given)
-    place, names = _place(url)
+    place, names = place_of(url)
     if shards is not None:
         check_shards(shards)
     for name, number in (("workers", workers), ("capacity", capacity)):
@@ -270,10 +270,11 @@ async def _keep(link: Link, *, task_status: trio.TaskStatus[trio.CancelScope]) -
 
 def check_url(url: str) -> None:
     """Raise a `ValueError` unless `open_redis_delay_queue` takes this; it says no password."""
-    _place(url)
+    place_of(url)
 
 
-def _place(url: str) -> tuple[Place, Names]:
+def place_of(url: str) -> tuple[Place, Names]:
+    """The server and the name of the queue; raises as `check_url` does."""
     if not isinstance(url, str):
         raise TypeError(f"url must be a string, not {type(url).__name__}")
     scheme = url.partition(":")[0].lower()

@@ -1,0 +1,210 @@
+"""A comparison: a Redis, the plans one after the other, and the signals that end it early."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import signal
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import attrs
+import trio
+
+from localdelay.benchmark.process import machine
+from localdelay.benchmark.run import check as check_load
+from localdelay.groups import bare
+from localdelay.lateness import Latencies
+
+from .child import Job
+from .crash import SENT, STORED, numbers
+from .process import CompareError, running
+from .result import Busy, Crash, Found, Idle, Report, Waiting, count_crash
+from .server import ServerError, find_server, running_server
+from .settings import Plan, Settings
+
+_CRASH_SECONDS = 2.0
+_REMOVE_WITHIN = 10.0
+
+
+class Watcher(Protocol):
+    """Sees how far it is."""
+
+    def step(self, plan: Plan, what: str) -> None:
+        """This is done now."""
+
+
+class Stopped(CompareError):
+    """A signal has ended it."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__("stopped")
+        self.signum = signum
+
+
+def check(settings: Settings) -> None:
+    """Raise a `ValueError` for what can't be run here: it names the argument."""
+    check_load(settings.load())
+
+
+def run(settings: Settings, watcher: Watcher) -> Report:
+    """Run it. Ctrl-C and SIGTERM end it, and leave nothing behind.
+
+    Raises `ValueError` as `check` does, `ServerError` where there is no Redis, `CompareError` where a plan
+    could not run, and `Stopped` where a signal came.
+    """
+    check(settings)
+    if settings.needs_redis:
+        if settings.redis is None:
+            find_server()
+        if find_spec("coredis") is None:
+            raise CompareError("the plans in Redis need a client: pip install 'localdelay[redis]'")
+    return trio.run(_run_until_signal, settings, watcher)
+
+
+async def _run_until_signal(settings: Settings, watcher: Watcher) -> Report:
+    stopped_by = 0
+    report: Report | None = None
+
+    async def watch(scope: trio.CancelScope) -> None:
+        nonlocal stopped_by
+        async for signum in signals:
+            stopped_by = stopped_by or signum
+            scope.cancel()
+
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(watch, nursery.cancel_scope)
+                report = await _run(settings, watcher)
+                nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            error = bare(group)
+            raise error from error.__cause__
+    if report is None:
+        raise Stopped(stopped_by)
+    return report
+
+
+async def _run(settings: Settings, watcher: Watcher) -> Report:
+    begun = trio.current_time()
+    directory = Path(tempfile.mkdtemp(prefix="localdelay-compare-"))
+    try:
+        async with _redis(settings, directory) as server:
+            comparison = _Comparison(settings, watcher, server, directory)
+            version = await comparison.version()
+            found = [await comparison.of(plan) for plan in settings.plans]
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    return Report(
+        settings=settings,
+        machine=machine(),
+        redis=version,
+        seconds=trio.current_time() - begun,
+        found=found,
+    )
+
+
+@asynccontextmanager
+async def _redis(settings: Settings, directory: Path) -> AsyncIterator[str]:
+    """The URL of the server to use; empty where none is needed."""
+    if not settings.needs_redis:
+        yield ""
+    elif settings.redis is None:
+        async with running_server() as url:
+            yield url
+    else:
+        yield settings.redis
+
+
+class _Comparison:
+    def __init__(self, settings: Settings, watcher: Watcher, server: str, directory: Path) -> None:
+        self._settings = settings
+        self._watcher = watcher
+        self._server = server
+        self._directory = directory
+        self._token = f"compare-{secrets.token_hex(6)}"
+
+    async def version(self) -> str | None:
+        if not self._server:
+            return None
+        found = await self._result(self._job("greet", Plan.REDIS))
+        return str(found["version"])
+
+    async def of(self, plan: Plan) -> Found:
+        try:
+            measured = await self._result(self._job("measure", plan))
+            crash = await self._crash(plan)
+        finally:
+            await self._remove(plan)
+        intervals = [
+            attrs.evolve(Latencies.decoded(text), longest=longest) if text else Latencies()
+            for text, longest in zip(measured["intervals"], measured["longest"], strict=True)
+        ]
+        return Found(
+            plan=plan,
+            held_rate=measured["held_rate"],
+            tried=[(rate, ok) for rate, ok in measured["tried"]],
+            waiting=Waiting(**measured["waiting"]),
+            idle=Idle(**measured["idle"]),
+            busy=Busy(**measured["busy"]),
+            crash=crash,
+            intervals=intervals,
+        )
+
+    async def _crash(self, plan: Plan) -> Crash:
+        """Kill it in the middle, and have another send what is left."""
+        for name in (STORED, SENT):
+            (self._directory / name).unlink(missing_ok=True)
+        self._watcher.step(plan, "killed half-way")
+        seconds = min(self._settings.seconds, _CRASH_SECONDS)
+        async with running(self._job("be killed", plan, seconds=seconds)) as child:
+            await child.message()
+            await trio.sleep(self._settings.delays.longest + seconds / 2)
+            await child.kill()
+        killed = trio.current_time()
+        stored, sent = numbers(self._directory / STORED), numbers(self._directory / SENT)
+        recovered_in = None
+        if plan.in_redis:
+            self._watcher.step(plan, "after the kill")
+            found = await self._result(self._job("recover", plan))
+            recovered_in = None if found["left"] else trio.current_time() - killed
+        lost, twice = count_crash(stored, numbers(self._directory / SENT))
+        return Crash(
+            stored=len(set(stored) | set(sent)),
+            sent_before=len(sent),
+            lost=lost,
+            twice=twice,
+            recovered_in=recovered_in,
+        )
+
+    async def _remove(self, plan: Plan) -> None:
+        """On somebody else's server, too, nothing is left."""
+        if plan.in_redis:
+            with trio.move_on_after(_REMOVE_WITHIN, shield=True):
+                try:
+                    await self._result(self._job("remove", plan))
+                except CompareError:
+                    return  # what has made this necessary is told
+
+    def _job(self, what: str, plan: Plan, *, seconds: float = 0.0) -> Job:
+        return Job(
+            what=what,
+            plan=plan,
+            settings=self._settings,
+            server=self._server if plan.in_redis else "",
+            token=self._token,
+            directory=self._directory,
+            seconds=seconds,
+        )
+
+    async def _result(self, job: Job) -> dict[str, Any]:
+        async with running(job) as child:
+            return await child.result(lambda what: self._watcher.step(job.plan, what))
+
+
+__all__ = ["CompareError", "ServerError", "Stopped", "Watcher", "check", "run"]
