@@ -66,7 +66,7 @@ from . import brokers, threads
 from .batch import BatchPolicy
 from .blocking import blocking
 from .breaker import BreakerPolicy, BreakerState
-from .capacity import CapacityPlan, RedisPlan, plan_capacity
+from .capacity import CapacityPlan, RedisPlan, RedisQueuePlan, plan_capacity
 from .delivery import DeadLetterHook, HandBack, Send, SendBatch
 from .drain_plan import DrainPlan, plan_drain
 from .errors import (
@@ -122,6 +122,7 @@ __all__ = [
     "Reason",
     "Receipt",
     "RedisPlan",
+    "RedisQueuePlan",
     "RetryPolicy",
     "Route",
     "Send",

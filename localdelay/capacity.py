@@ -42,6 +42,25 @@ REDIS_ELEMENTS_PER_KEY = 4_000
 REDIS_BYTES_PER_KEY = 8_000_000
 REDIS_POLLS_PER_S = 5  # every 200 ms
 
+REDIS_OVERHEAD_POLLED = 250
+"""Bytes that a message takes in Redis under plan 1 besides its payload, as a member of a sorted set.
+
+Measured, like the next one: the growth of `used_memory` of Redis 7.0 over 18,000 messages with payloads of
+500 bytes in 64 shards, less the payloads, divided by their number (`localdelay compare` prints it).
+"""
+REDIS_OVERHEAD = 340
+"""The same for `localdelay.redis_plan`: a member of a sorted set, and a field of a hash, each with its id."""
+
+# How `localdelay.redis_plan` gathers, with its default arguments (a test holds them against it).
+REDIS_LINGER = 0.01
+REDIS_MOST_PUT = 250
+REDIS_MOST_CLAIMED = 200
+REDIS_CLAIM_AHEAD = 1.0
+REDIS_CONFIRM_WITHIN = 0.1
+REDIS_RUN = 256
+REDIS_HEARTBEAT = 5.0
+REDIS_HEARTBEAT_COMMANDS = 8
+
 
 @attrs.frozen(kw_only=True)
 class RedisPlan:
@@ -65,6 +84,26 @@ class RedisPlan:
     """Operations/s: zrange and setnx together, as the write-up counts them."""
     writes_per_s: float
     """Operations/s: a zadd and, once it is due, a zrem for each message."""
+    memory_bytes: int
+    """Bytes of Redis's memory for the whole backlog (see `REDIS_OVERHEAD_POLLED`)."""
+
+
+@attrs.frozen(kw_only=True)
+class RedisQueuePlan:
+    """The same messages in `localdelay.redis_plan`, which is plan 1 without its polling.
+
+    Over the whole cluster, with one delay for all and several tasks of an instance that put. It is an
+    estimate: `redis_queue_commands` says of what.
+    """
+
+    shards: int
+    """As many as plan 1 has keys; each is bounded by the same rule."""
+    commands_per_s: float
+    """Commands/s that the instances send to Redis."""
+    idle_commands_per_s: float
+    """The same while messages wait and none comes due, whatever the number of shards."""
+    memory_bytes: int
+    """Bytes of Redis's memory for the whole backlog (see `REDIS_OVERHEAD`)."""
 
 
 @attrs.frozen(kw_only=True)
@@ -100,6 +139,8 @@ class CapacityPlan:
     """Messages: room in one instance for the late ones, an outage, and the unevenness of the traffic."""
     redis: RedisPlan
     """The same traffic under plan 1."""
+    redis_queue: RedisQueuePlan
+    """The same traffic in `localdelay.redis_plan`."""
 
 
 def plan_capacity(
@@ -148,6 +189,7 @@ def plan_capacity(
     backlog = math.ceil(cluster_rate * wait)
     capacity = math.ceil(rate * wait)
     workers = math.ceil(load)
+    redis = _redis(cluster_rate, backlog, spread, size)
     return CapacityPlan(
         cluster_backlog=backlog,
         cluster_bytes=backlog * size,
@@ -160,8 +202,42 @@ def plan_capacity(
         target_p99=_plain(target),
         workers_for_target=_workers_for(load, speed, target),
         capacity_for_target=_five_sigma(rate * (wait + target + failing)),
-        redis=_redis(cluster_rate, backlog, spread, size),
+        redis=redis,
+        redis_queue=RedisQueuePlan(
+            shards=redis.keys,
+            commands_per_s=redis_queue_commands(float(cluster_rate), spread),
+            idle_commands_per_s=redis_queue_commands(0.0, spread),
+            memory_bytes=backlog * (size + REDIS_OVERHEAD),
+        ),
     )
+
+
+def polling_rates(keys: int, instances: int) -> tuple[int, int]:
+    """(zrange/s, setnx/s) of plan 1, over the whole cluster.
+
+    At every poll of a key each instance tries for its lock, and the one that gets it reads.
+    """
+    zrange = keys * REDIS_POLLS_PER_S
+    return zrange, instances * zrange
+
+
+def redis_queue_commands(rate: float, instances: int) -> float:
+    """Commands/s that `localdelay.redis_plan` sends to Redis, for so many messages/s in all instances.
+
+    One instance with the rate r: a put takes along what is put within `linger` after it, so there are
+    r / (1 + r·linger) of them, and one more where a run of 256 messages ends and the next shard begins. A run
+    is claimed in parts of up to 200 messages, or of half of the claim-ahead time; it is confirmed every 0.1 s.
+    And a heartbeat is 8 commands every 5 s. Measured: 82 a second at 200 messages/s and 112 at 1,000, where
+    this says 83 and 118.
+    """
+    own = rate / instances
+    heartbeat = REDIS_HEARTBEAT_COMMANDS / REDIS_HEARTBEAT
+    runs = own / REDIS_RUN
+    puts = own / min(REDIS_MOST_PUT, 1 + own * REDIS_LINGER) + runs
+    claims = runs + max(runs * (math.ceil(REDIS_RUN / REDIS_MOST_CLAIMED) - 1), 2 / REDIS_CLAIM_AHEAD)
+    confirms = 1 / REDIS_CONFIRM_WITHIN + runs
+    # Where little comes, no more than one of each a message.
+    return instances * (heartbeat + puts + min(own, claims) + min(own, confirms))
 
 
 def resident_bytes(messages: int, message_bytes: int) -> int:
@@ -233,8 +309,7 @@ def _redis(rate: Fraction, backlog: int, instances: int, message_bytes: int) -> 
     # A single message over the limit still needs a key of its own.
     elements = max(1, min(REDIS_ELEMENTS_PER_KEY, REDIS_BYTES_PER_KEY // message_bytes))
     keys = -(-backlog // elements)
-    zrange = keys * REDIS_POLLS_PER_S
-    setnx = instances * zrange
+    zrange, setnx = polling_rates(keys, instances)
     return RedisPlan(
         keys=keys,
         elements_per_key=elements,
@@ -243,6 +318,7 @@ def _redis(rate: Fraction, backlog: int, instances: int, message_bytes: int) -> 
         setnx_per_s=setnx,
         reads_per_s=zrange + setnx,
         writes_per_s=_plain(2 * rate),
+        memory_bytes=backlog * (message_bytes + REDIS_OVERHEAD_POLLED),
     )
 
 

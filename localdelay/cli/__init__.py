@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from localdelay.cli.bench import bench
+from localdelay.cli.compare import compare
 from localdelay.cli.demo import demo
 from localdelay.cli.errors import OneLineErrors
 from localdelay.cli.journal import journal
@@ -21,5 +22,6 @@ def main() -> None:
 main.add_command(plan)
 main.add_command(demo)
 main.add_command(bench)
+main.add_command(compare)
 main.add_command(relay)
 main.add_command(journal)

@@ -15,6 +15,7 @@ from localdelay.capacity import (
     DEFAULT_TARGET_P99,
     CapacityPlan,
     RedisPlan,
+    RedisQueuePlan,
     plan_capacity,
     queueing_p99,
     resident_bytes,
@@ -105,19 +106,17 @@ def _show(
         f"  cluster backlog  {result.cluster_backlog:,} messages,"
         f" {result.cluster_bytes:,} bytes ({format_size(result.cluster_bytes)})"
     )
-    console.print()
     console.print(
         f"Each instance, at {format_number(result.rate_per_instance)} messages/s"
         f" (target: p99 lateness {format_duration(target_p99)}, outage {format_duration(outage)})",
         style="bold",
     )
     _print_rows(console, _instance_rows(result, message_bytes, worker_qps))
-    console.print()
     for line in _advice(result, worker_qps):
         console.print(line, style="yellow")
     console.print()
     console.print("The same in Redis sorted sets, polled every 200 ms by every instance", style="bold")
-    _print_rows(console, _redis_rows(result.redis))
+    _print_rows(console, _redis_rows(result.redis, result.redis_queue))
 
 
 def _instance_rows(result: CapacityPlan, message_bytes: int, worker_qps: float) -> list[tuple[str, ...]]:
@@ -138,12 +137,19 @@ def _instance_rows(result: CapacityPlan, message_bytes: int, worker_qps: float) 
     ]
 
 
-def _redis_rows(redis: RedisPlan) -> list[tuple[str, ...]]:
+def _redis_rows(redis: RedisPlan, queue: RedisQueuePlan) -> list[tuple[str, ...]]:
     zadd, zrange, setnx = map(format_number, (redis.zadd_per_s, redis.zrange_per_s, redis.setnx_per_s))
     return [
         ("keys", f"{redis.keys:,}", f"of up to {redis.elements_per_key:,} elements"),
         ("reads", f"{format_number(redis.reads_per_s)}/s", f"zrange {zrange}/s + setnx {setnx}/s"),
         ("writes", f"{format_number(redis.writes_per_s)}/s", f"zadd {zadd}/s + zrem {zadd}/s"),
+        ("memory", format_size(redis.memory_bytes), "in Redis"),
+        (
+            "without polls",
+            f"{format_number(_three_digits(queue.commands_per_s))}/s",
+            f"localdelay.redis_plan, idle {format_number(queue.idle_commands_per_s)}/s;"
+            f" {format_size(queue.memory_bytes)}",
+        ),
     ]
 
 
@@ -173,6 +179,10 @@ def _advice(result: CapacityPlan, worker_qps: float) -> list[str]:
         lateness = _lateness(result, result.workers, worker_qps)
         lines += [f"With {workers} p99 lateness is {lateness}, over the target;", better]
     return lines
+
+
+def _three_digits(value: float) -> float:
+    return float(f"{value:.3g}")
 
 
 def _counted(number: int, noun: str) -> str:

@@ -100,7 +100,7 @@ async def measure(job: Job) -> None:
         say(step="under the load")
         busy, intervals = await bench.busy(job.settings.load())
         tried = {job.settings.rate: busy.held}
-        while (rate := next_rate(tried)) is not None:
+        while not job.settings.quick and (rate := next_rate(tried)) is not None:
             say(step=f"at {rate:,.0f} messages/s")
             tried[rate] = await bench.holds(rate)
     say(
@@ -143,9 +143,7 @@ async def recover(job: Job) -> None:
     """Send what the killed one has left in Redis."""
     with Record(job.directory / SENT) as sent:
         opening = Opening(server=job.server, name=f"{job.token}-crash", lease=LEASE)
-        async with open_plan(
-            job.plan, job.settings, 1, _sink(sent.add), lambda _: None, opening
-        ) as opened:
+        async with open_plan(job.plan, job.settings, 1, _sink(sent.add), lambda _: None, opening) as opened:
             with trio.move_on_after(job.settings.delays.longest + _RECOVER_WITHIN):
                 while await opened.left():
                     await trio.sleep(_LOOK)

@@ -21,7 +21,7 @@ from localdelay.timer import open_timer
 
 from .observer import Seen, look, remove
 from .plans import Opened, Opening, Sent, open_plan
-from .result import Busy, Idle, Waiting
+from .result import Busy, Cost, Waiting
 from .settings import Plan, Settings
 
 if TYPE_CHECKING:
@@ -33,14 +33,17 @@ PATIENCE = 1.0
 """Seconds after the last message is due, or put, for the rest of them to be sent."""
 FILL = 20_000
 """Messages that wait while nothing comes due."""
+QUICK_FILL = 2_000
+_FEW = 10_000
+"""With fewer than this, the growth of the process says nothing about one message."""
 _FILL_DELAY = 3600.0
 _FILL_CHUNK = 500
 _SHARD_FILL = 2500
 """A shard holds 4,000, and they are not spread evenly."""
 _IDLE_SECONDS = {Plan.REDIS_LITERAL: 2.0, Plan.REDIS: 5.0}
 """A heartbeat of `redis` comes every 5 s."""
-_IDLE_MEMORY = 1.0
-_SETTLE = 1.0
+_IDLE_SHORT = 1.0
+_SETTLE = 0.5
 _LOOK = 0.01
 _RUNG_SECONDS = 0.7
 _RUNG_DELAY = 0.3
@@ -81,10 +84,12 @@ class Bench:
                 with trio.move_on_after(5.0, shield=True):
                     await remove(self.link, opening.name)
 
-    async def waiting(self) -> tuple[Waiting, Idle]:
+    async def waiting(self) -> tuple[Waiting, Cost]:
         """Have many messages wait: the memory that takes, and what it costs to wait."""
         settings = self.settings
-        count = min(FILL, _SHARD_FILL * settings.shards) if self.plan.in_redis else FILL
+        count = FILL
+        if self.plan.in_redis:
+            count = min(QUICK_FILL if settings.quick else FILL, _SHARD_FILL * settings.shards)
         stored = 0
 
         def note(_: bytes) -> None:
@@ -92,7 +97,7 @@ class Bench:
             stored += 1
 
         rest = filling(settings.size, settings.seed)
-        async with self.open(2 * FILL, lambda _: None, note, counts := Sent()) as opened:
+        async with self.open(FILL, lambda _: None, note, counts := Sent()) as opened:
 
             async def fill(first: int, stop: int) -> None:
                 for number in range(first, stop):
@@ -113,28 +118,17 @@ class Bench:
             gc.collect()
             grown, after = resident_bytes(), await self.seen()
             more = max(1, stored - had)
-            in_process = None if resident is None or grown is None else (grown - resident) / more
+            in_process = None
+            if resident is not None and grown is not None and count >= _FEW:
+                in_process = (grown - resident) / more
             in_redis = (after.memory - before.memory) / more if self.link is not None else None
             await trio.sleep(_SETTLE)
-            idle = await self._idle(opened)
+            window = Window(self, opened)
+            now = trio.current_time()
+            await window.watch(now, now + _IDLE_SECONDS.get(self.plan, _IDLE_SHORT))
+            idle = window.cost()
+        assert idle is not None  # noqa: S101 (it was watched)
         return Waiting(messages=stored, process_bytes=in_process, redis_bytes=in_redis), idle
-
-    async def _idle(self, opened: Opened) -> Idle:
-        before, sent, cpu, begun = (
-            await self.seen(),
-            opened.commands(),
-            time.process_time(),
-            time.perf_counter(),
-        )
-        await trio.sleep(_IDLE_SECONDS.get(self.plan, _IDLE_MEMORY))
-        cpu, sent = time.process_time() - cpu, opened.commands() - sent
-        after, seconds = await self.seen(), time.perf_counter() - begun
-        return Idle(
-            sent_per_s=sent / seconds,
-            inside_per_s=(after.total - before.total) / seconds,
-            cpu=cpu / seconds,
-            redis_cpu=(after.cpu - before.cpu) / seconds,
-        )
 
     async def busy(self, load: Load) -> tuple[Busy, list[Latencies]]:
         """Put the load, and count what it costs from when messages come due until the last is put."""
@@ -205,7 +199,7 @@ class Round:
                 and not self._meter.early
                 and p99 is not None
                 and p99 < ON_TIME,
-                **window.figures(),
+                cost=window.cost(),
             ),
             list(self._meter.intervals),
         )
@@ -234,7 +228,7 @@ class Round:
 
 
 class Window:
-    """What is counted between two instants."""
+    """What is counted between two instants, of the process and of Redis."""
 
     def __init__(self, bench: Bench, opened: Opened) -> None:
         self._bench = bench
@@ -248,28 +242,28 @@ class Window:
         await trio.sleep_until(first)
         self._begun = await self._now()
         await trio.sleep_until(last)
-        self._ended = await self._now()
-        self._resident = resident_bytes()
+        await self.end()
 
     async def end(self) -> None:
         """Where it was cut short, count until now."""
         if self._begun is not None and self._ended is None:
             self._ended = await self._now()
+            self._resident = resident_bytes()
 
-    def figures(self) -> dict[str, object]:
-        """Those of `Busy`."""
+    def cost(self) -> Cost | None:
+        """What it came to; None where it has not begun."""
         if self._begun is None or self._ended is None:
-            return {}
+            return None
         (begun, cpu, sent, before), (ended, cpu_after, sent_after, after) = self._begun, self._ended
         seconds = ended - begun
-        return {
-            "sent_per_s": (sent_after - sent) / seconds,
-            "inside_per_s": (after.total - before.total) / seconds,
-            "calls_per_s": {name: count / seconds for name, count in after.calls_since(before).items()},
-            "cpu": (cpu_after - cpu) / seconds,
-            "redis_cpu": (after.cpu - before.cpu) / seconds,
-            "resident_bytes": self._resident,
-        }
+        return Cost(
+            sent_per_s=(sent_after - sent) / seconds,
+            inside_per_s=(after.total - before.total) / seconds,
+            calls_per_s={name: count / seconds for name, count in after.calls_since(before).items()},
+            cpu=(cpu_after - cpu) / seconds,
+            redis_cpu=(after.cpu - before.cpu) / seconds,
+            resident_bytes=self._resident,
+        )
 
     async def _now(self) -> tuple[float, float, int, Seen]:
         seen = await self._bench.seen()

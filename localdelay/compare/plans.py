@@ -131,9 +131,7 @@ async def _memory_literal(
 
 
 @asynccontextmanager
-async def _redis(
-    settings: Settings, sink: Sink, stored: Stored, opening: Opening
-) -> AsyncIterator[Opened]:
+async def _redis(settings: Settings, sink: Sink, stored: Stored, opening: Opening) -> AsyncIterator[Opened]:
     from localdelay.redis_plan import open_redis_delay_queue  # it needs an extra
 
     async def send(message: Message) -> None:

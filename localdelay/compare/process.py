@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import trio
@@ -88,10 +88,8 @@ async def running(job: Job) -> AsyncIterator[Child]:
         )
     try:
         assert process.stdin is not None  # noqa: S101 (for mypy)
-        try:
+        with suppress(trio.BrokenResourceError):  # it has ended: `message` says so
             await process.stdin.send_all(job.line())
-        except trio.BrokenResourceError:
-            pass  # it has ended: `message` says so
         yield Child(process, job, str(log))
     finally:
         with trio.CancelScope(shield=True):

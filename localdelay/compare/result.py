@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import attrs
 
 from localdelay.benchmark.process import Machine
+from localdelay.capacity import polling_rates, redis_queue_commands
 from localdelay.lateness import Latencies
 
 from .settings import Plan, Settings
@@ -20,23 +21,27 @@ class Waiting:
     messages: int
     """How many there were."""
     process_bytes: float | None
-    """Growth of the process's memory for each, payload included; None where the system does not tell."""
+    """Growth of the process's memory for each, payload included; None where few wait, or nobody tells."""
     redis_bytes: float | None
     """Growth of Redis's memory for each; None where there is no Redis."""
 
 
 @attrs.frozen(kw_only=True)
-class Idle:
-    """What it costs to wait while nothing comes due. Shares are of one core."""
+class Cost:
+    """What some seconds have cost. Shares are of one core."""
 
     sent_per_s: float
     """Commands that the process sent to Redis."""
     inside_per_s: float
     """Commands that Redis has run, those inside of scripts too."""
+    calls_per_s: Mapping[str, float]
+    """The same, of each command."""
     cpu: float
-    """The process's."""
+    """The process's share, the load's own included."""
     redis_cpu: float
     """Redis's."""
+    resident_bytes: int | None
+    """Memory of the process at their end."""
 
 
 @attrs.frozen(kw_only=True)
@@ -58,17 +63,8 @@ class Busy:
     longest: float | None
     held: bool
     """All was put and sent on time."""
-    sent_per_s: float = 0.0
-    """Commands that the process sent to Redis, from when messages come due until the last is put."""
-    inside_per_s: float = 0.0
-    """Commands that Redis has run meanwhile, those inside of scripts too."""
-    calls_per_s: Mapping[str, float] = attrs.field(factory=dict)
-    """The same, of each command."""
-    cpu: float | None = None
-    """The process's share of a core meanwhile, the load's own cost included; None where it was too short."""
-    redis_cpu: float = 0.0
-    resident_bytes: int | None = None
-    """Memory of the process at the end."""
+    cost: Cost | None
+    """From when messages come due until the last is put; None where it did not come to that."""
 
 
 @attrs.frozen(kw_only=True)
@@ -88,35 +84,60 @@ class Crash:
 
 
 @attrs.frozen(kw_only=True)
-class Found:
-    """One plan."""
+class Measured:
+    """What one process has measured of its plan."""
 
-    plan: Plan
     held_rate: float | None
     """The highest rate that was tried and held, messages/s; None: none was."""
     tried: Sequence[tuple[float, bool]]
     """The rates that were tried, in order, and whether each was held."""
     waiting: Waiting
-    idle: Idle
+    idle: Cost
+    """While messages wait and nothing comes due."""
     busy: Busy
-    crash: Crash
     intervals: Sequence[Latencies] = attrs.field(repr=False)
     """The lateness of the busy load, second by second."""
 
+
+@attrs.frozen(kw_only=True)
+class Found:
+    """One plan."""
+
+    plan: Plan
+    measured: Measured
+    crash: Crash
+
     def as_json(self) -> dict[str, Any]:
         """One object, without the intervals."""
-        shown = attrs.asdict(self, filter=lambda attribute, _: attribute.name != "intervals")
-        return {**shown, "plan": self.plan.value}
+        measured = attrs.asdict(self.measured, filter=lambda attribute, _: attribute.name != "intervals")
+        return {"plan": self.plan.value, **measured, "crash": attrs.asdict(self.crash)}
 
 
 @attrs.frozen(kw_only=True)
-class Rates:
-    """Commands a second, by formula or measured."""
+class Formula:
+    """What the formulas of `localdelay.capacity` say of one instance, commands/s."""
 
     zadd: float
     zrange: float
     setnx: float
     zrem: float
+    redis_commands: float
+    """Of `localdelay.redis_plan`, all together."""
+    redis_commands_idle: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> Formula:
+        """For this load."""
+        zrange, setnx = polling_rates(settings.shards, 1)
+        rate = settings.rate
+        return cls(
+            zadd=rate,
+            zrange=zrange,
+            setnx=setnx,
+            zrem=rate,
+            redis_commands=redis_queue_commands(rate, 1),
+            redis_commands_idle=redis_queue_commands(0.0, 1),
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -134,8 +155,19 @@ class Report:
         """What was found of this plan."""
         return next((found for found in self.found if found.plan is plan), None)
 
+    def as_json(self) -> dict[str, Any]:
+        """One object."""
+        return {
+            "settings": self.settings.shown(),
+            "machine": attrs.asdict(self.machine),
+            "redis": self.redis,
+            "seconds": self.seconds,
+            "plans": [found.as_json() for found in self.found],
+            "formula": attrs.asdict(Formula.of(self.settings)),
+        }
 
-def count_crash(stored: Sequence[int], sent: Sequence[int]) -> tuple[int, int]:
+
+def count_crash(stored: Collection[int], sent: Sequence[int]) -> tuple[int, int]:
     """(lost, twice): messages that were stored and never sent, and sends that were one too many."""
     once = set(sent)
     return len(set(stored) - once), len(sent) - len(once)

@@ -23,7 +23,7 @@ from localdelay.lateness import Latencies
 from .child import Job
 from .crash import SENT, STORED, numbers
 from .process import CompareError, running
-from .result import Busy, Crash, Found, Idle, Report, Waiting, count_crash
+from .result import Busy, Cost, Crash, Found, Measured, Report, Waiting, count_crash
 from .server import ServerError, find_server, running_server
 from .settings import Plan, Settings
 
@@ -34,8 +34,8 @@ _REMOVE_WITHIN = 10.0
 class Watcher(Protocol):
     """Sees how far it is."""
 
-    def step(self, plan: Plan, what: str) -> None:
-        """This is done now."""
+    def step(self, plan: Plan | None, what: str) -> None:
+        """This is done now, with one plan or with all."""
 
 
 class Stopped(CompareError):
@@ -94,10 +94,14 @@ async def _run(settings: Settings, watcher: Watcher) -> Report:
     begun = trio.current_time()
     directory = Path(tempfile.mkdtemp(prefix="localdelay-compare-"))
     try:
-        async with _redis(settings, directory) as server:
+        async with _redis(settings) as server:
             comparison = _Comparison(settings, watcher, server, directory)
             version = await comparison.version()
-            found = [await comparison.of(plan) for plan in settings.plans]
+            try:
+                measured = {plan: await comparison.measured(plan) for plan in settings.plans}
+                crashes = await comparison.crashes()
+            finally:
+                await comparison.leave()
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     return Report(
@@ -105,12 +109,12 @@ async def _run(settings: Settings, watcher: Watcher) -> Report:
         machine=machine(),
         redis=version,
         seconds=trio.current_time() - begun,
-        found=found,
+        found=[Found(plan=plan, measured=measured[plan], crash=crashes[plan]) for plan in settings.plans],
     )
 
 
 @asynccontextmanager
-async def _redis(settings: Settings, directory: Path) -> AsyncIterator[str]:
+async def _redis(settings: Settings) -> AsyncIterator[str]:
     """The URL of the server to use; empty where none is needed."""
     if not settings.needs_redis:
         yield ""
@@ -135,70 +139,78 @@ class _Comparison:
         found = await self._result(self._job("greet", Plan.REDIS))
         return str(found["version"])
 
-    async def of(self, plan: Plan) -> Found:
-        try:
-            measured = await self._result(self._job("measure", plan))
-            crash = await self._crash(plan)
-        finally:
-            await self._remove(plan)
-        intervals = [
-            attrs.evolve(Latencies.decoded(text), longest=longest) if text else Latencies()
-            for text, longest in zip(measured["intervals"], measured["longest"], strict=True)
-        ]
-        return Found(
-            plan=plan,
-            held_rate=measured["held_rate"],
-            tried=[(rate, ok) for rate, ok in measured["tried"]],
-            waiting=Waiting(**measured["waiting"]),
-            idle=Idle(**measured["idle"]),
-            busy=Busy(**measured["busy"]),
-            crash=crash,
-            intervals=intervals,
+    async def measured(self, plan: Plan) -> Measured:
+        found = await self._result(self._job("measure", plan))
+        cost = found["busy"].pop("cost")
+        return Measured(
+            held_rate=found["held_rate"],
+            tried=[(rate, ok) for rate, ok in found["tried"]],
+            waiting=Waiting(**found["waiting"]),
+            idle=Cost(**found["idle"]),
+            busy=Busy(**found["busy"], cost=None if cost is None else Cost(**cost)),
+            intervals=[
+                attrs.evolve(Latencies.decoded(text), longest=longest) if text else Latencies()
+                for text, longest in zip(found["intervals"], found["longest"], strict=True)
+            ],
         )
+
+    async def crashes(self) -> dict[Plan, Crash]:
+        """Of all plans at the same time: it is counted, and not timed."""
+        found: dict[Plan, Crash] = {}
+
+        async def crash(plan: Plan) -> None:
+            found[plan] = await self._crash(plan)
+
+        self._watcher.step(None, "killed half-way")
+        async with trio.open_nursery() as nursery:
+            for plan in self._settings.plans:
+                nursery.start_soon(crash, plan)
+        return found
 
     async def _crash(self, plan: Plan) -> Crash:
         """Kill it in the middle, and have another send what is left."""
-        for name in (STORED, SENT):
-            (self._directory / name).unlink(missing_ok=True)
-        self._watcher.step(plan, "killed half-way")
         seconds = min(self._settings.seconds, _CRASH_SECONDS)
-        async with running(self._job("be killed", plan, seconds=seconds)) as child:
+        job = self._job("be killed", plan, seconds=seconds)
+        async with running(job) as child:
             await child.message()
             await trio.sleep(self._settings.delays.longest + seconds / 2)
             await child.kill()
         killed = trio.current_time()
-        stored, sent = numbers(self._directory / STORED), numbers(self._directory / SENT)
+        stored, sent = numbers(job.directory / STORED), numbers(job.directory / SENT)
         recovered_in = None
         if plan.in_redis:
-            self._watcher.step(plan, "after the kill")
             found = await self._result(self._job("recover", plan))
             recovered_in = None if found["left"] else trio.current_time() - killed
-        lost, twice = count_crash(stored, numbers(self._directory / SENT))
+        # A send may be written down before its put is: nobody else hears of either meanwhile.
+        there = set(stored) | set(sent)
+        lost, twice = count_crash(there, numbers(job.directory / SENT))
         return Crash(
-            stored=len(set(stored) | set(sent)),
+            stored=len(there),
             sent_before=len(sent),
             lost=lost,
             twice=twice,
             recovered_in=recovered_in,
         )
 
-    async def _remove(self, plan: Plan) -> None:
-        """On somebody else's server, too, nothing is left."""
-        if plan.in_redis:
+    async def leave(self) -> None:
+        """On somebody else's server nothing is left."""
+        if self._server and self._settings.redis is not None:
             with trio.move_on_after(_REMOVE_WITHIN, shield=True):
                 try:
-                    await self._result(self._job("remove", plan))
+                    await self._result(self._job("remove", Plan.REDIS))
                 except CompareError:
                     return  # what has made this necessary is told
 
     def _job(self, what: str, plan: Plan, *, seconds: float = 0.0) -> Job:
+        directory = self._directory / plan
+        directory.mkdir(exist_ok=True)
         return Job(
             what=what,
             plan=plan,
             settings=self._settings,
             server=self._server if plan.in_redis else "",
             token=self._token,
-            directory=self._directory,
+            directory=directory,
             seconds=seconds,
         )
 

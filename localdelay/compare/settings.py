@@ -42,10 +42,10 @@ class Settings:
 
     rate: float = 1000.0
     """Messages/s that are put."""
-    delays: Delays = Delays((2.0,))
+    delays: Delays = attrs.field(default=Delays((2.0,)))
     size: int = 500
     """Bytes of each payload."""
-    seconds: float = 3.0
+    seconds: float = 2.0
     """How long is measured, once messages come due."""
     shards: int = 64
     """Sorted sets, of both Redis plans."""
@@ -55,6 +55,8 @@ class Settings:
     only: tuple[Plan, ...] = tuple(Plan)
     """What is compared."""
     seed: int = 1
+    quick: bool = False
+    """Shorter, and without the search for the highest rate."""
 
     def __attrs_post_init__(self) -> None:
         """Refuse what can't be run."""

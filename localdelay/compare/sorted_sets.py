@@ -1,8 +1,8 @@
 """The write-up's plan 1, word for word: sorted sets in Redis, polled behind locks.
 
 A message is a member of one of the sets, its score the wall clock when it is due, in milliseconds. Every
-200 ms each instance tries for the lock of each set (SETNX, with an expiry, or a crash would lock it for ever),
-and who gets it reads what is due (ZRANGE), sends each, and removes it (ZREM).
+200 ms each instance tries for the lock of each set (SETNX, with an expiry, or a crash would lock it for
+ever), and who gets it reads what is due (ZRANGE), sends each, and removes it (ZREM).
 """
 
 from __future__ import annotations

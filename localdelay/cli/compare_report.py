@@ -1,0 +1,172 @@
+"""What `localdelay compare` says: a table for people, and the words over a picture."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+
+from localdelay.cli.units import format_duration, format_number, format_size
+from localdelay.compare.load import ON_TIME
+from localdelay.compare.result import Formula, Found, Report
+from localdelay.compare.settings import Plan, Settings
+
+_WIDTH = 79
+_LABEL = 23
+_CELL = 14
+TITLES = {
+    Plan.REDIS_LITERAL: ("Redis,", "as written"),
+    Plan.REDIS: ("Redis,", "localdelay"),
+    Plan.MEMORY_LITERAL: ("memory,", "as written"),
+    Plan.MEMORY: ("memory,", "localdelay"),
+}
+NAMES = {plan: " ".join(title) for plan, title in TITLES.items()}
+_SETNX = "set"
+"""The command that SETNX with an expiry is."""
+
+Line = tuple[str, str | None]
+
+
+def lines(report: Report) -> Iterator[Line]:
+    """(line, style) of the report, at most 79 columns wide."""
+    settings = report.settings
+    yield from _filled(_load(settings), "bold")
+    yield from _filled(_machine(report))
+    yield "", None
+    yield from _table(report)
+    if report.of(Plan.REDIS_LITERAL) or report.of(Plan.REDIS):
+        yield "", None
+        yield from _formulas(report)
+    yield "", None
+    yield from _notes(report)
+
+
+def headline(report: Report) -> tuple[str, str]:
+    """The two lines over the picture."""
+    return f"How late sends begin: {_load(report.settings)}", _machine(report)
+
+
+def _load(settings: Settings) -> str:
+    *others, last = map(format_duration, settings.delays.values)
+    joint = "to" if settings.delays.is_range else "or"
+    delays = f"{', '.join(others)} {joint} {last}" if others else last
+    return f"{format_number(settings.rate)} messages/s of {settings.size:,} bytes, each due after {delays}"
+
+
+def _machine(report: Report) -> str:
+    settings, machine = report.settings, report.machine
+    facts = []
+    if settings.needs_redis:
+        facts.append(f"{settings.shards:,} shards")
+    facts += [f"{settings.workers:,} workers", f"{machine.cores} cores", machine.system, machine.python]
+    if report.redis is not None:
+        facts.append(f"Redis {report.redis}")
+    return ", ".join(facts)
+
+
+def _table(report: Report) -> Iterator[Line]:
+    found = report.found
+    for part in (0, 1):
+        yield _row("", [TITLES[one.plan][part] for one in found]), "bold"
+    rows: list[tuple[str, Callable[[Found], str]]] = [
+        ("messages/s held", _held),
+        ("lateness p50", lambda one: _duration(one.measured.busy.p50)),
+        ("lateness p99", lambda one: _duration(one.measured.busy.p99)),
+        ("lateness max", lambda one: _duration(one.measured.busy.longest)),
+        ("commands/s busy", lambda one: _of_redis(one, _busy(one, "sent_per_s", _rate))),
+        ("  scripts' own too", lambda one: _of_redis(one, _busy(one, "inside_per_s", _rate))),
+        ("commands/s idle", lambda one: _of_redis(one, _rate(one.measured.idle.sent_per_s))),
+        ("cpu busy, process", lambda one: _busy(one, "cpu", _share)),
+        ("cpu busy, Redis", lambda one: _of_redis(one, _busy(one, "redis_cpu", _share))),
+        ("cpu idle, process", lambda one: _share(one.measured.idle.cpu)),
+        ("a message, process", lambda one: _bytes(one.measured.waiting.process_bytes)),
+        ("a message, Redis", lambda one: _of_redis(one, _bytes(one.measured.waiting.redis_bytes))),
+        ("lost by kill -9", lambda one: f"{one.crash.lost:,}"),
+        ("sent twice then", lambda one: f"{one.crash.twice:,}"),
+    ]
+    for label, cell in rows:
+        wrong = label.startswith("lost") and any(one.crash.lost and one.plan.in_redis for one in found)
+        yield _row(label, [cell(one) for one in found]), "yellow" if wrong else None
+
+
+def _formulas(report: Report) -> Iterator[Line]:
+    formula = Formula.of(report.settings)
+    literal, ours = report.of(Plan.REDIS_LITERAL), report.of(Plan.REDIS)
+    yield f"{'Commands/s to Redis':<{_LABEL}}{'formula':>{_CELL}}{'measured':>{_CELL}}", "bold"
+    if literal is not None:
+        cost = literal.measured.busy.cost
+        calls = {} if cost is None else cost.calls_per_s
+        for name, expected, command in (
+            ("zadd", formula.zadd, "zadd"),
+            ("zrange", formula.zrange, "zrange"),
+            ("setnx", formula.setnx, _SETNX),
+            ("zrem", formula.zrem, "zrem"),
+        ):
+            yield _row(f"  as written, {name}", [_rate(expected), _rate(calls.get(command, 0.0))]), None
+    if ours is not None:
+        busy, idle = _busy(ours, "sent_per_s", _rate), _rate(ours.measured.idle.sent_per_s)
+        yield _row("  localdelay, all", [_rate(formula.redis_commands), busy]), None
+        yield _row("  localdelay, idle", [_rate(formula.redis_commands_idle), idle]), None
+
+
+def _notes(report: Report) -> Iterator[Line]:
+    found = report.found
+    stored = max(one.crash.stored for one in found)
+    rate = format_number(report.settings.rate)
+    search = "the rate asked for, if all" if report.settings.quick else "the highest rate tried at which all"
+    notes = [
+        f"Held: {search} was put and sent, with p99 under {format_duration(ON_TIME)}. "
+        f"Lateness and busy: at {rate}/s. Commands: what the process sends; the line below has what "
+        f"scripts call inside Redis, too. Cpu: of one core, the load's own share included. A message: bytes "
+        f"of memory that one takes while {max(one.measured.waiting.messages for one in found):,} wait for an hour.",
+        f"Lost: of some {stored:,} messages, when the process is killed half-way and another one goes on.",
+    ]
+    for one in found:
+        busy = one.measured.busy
+        if not busy.held:
+            unsent = f"{busy.offered - busy.sent:,} of {busy.offered:,} not sent in time"
+            early = f", {busy.early:,} sent too early: please report it" if busy.early else ""
+            late = f", p99 {_duration(busy.p99)}"
+            notes.append(f"Not held at {rate}/s: {NAMES[one.plan]} ({unsent}{late}{early}).")
+        if one.plan.in_redis and one.crash.recovered_in is None:
+            notes.append(f"{NAMES[one.plan]}: not all was sent again after the kill.")
+    for note in notes:
+        yield from _filled(note)
+
+
+def _held(one: Found) -> str:
+    rate = one.measured.held_rate
+    return "none" if rate is None else format_number(rate)
+
+
+def _busy(one: Found, name: str, shown: Callable[[float], str]) -> str:
+    cost = one.measured.busy.cost
+    return "-" if cost is None else shown(getattr(cost, name))
+
+
+def _of_redis(one: Found, text: str) -> str:
+    return text if one.plan.in_redis else "-"
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def _share(value: float) -> str:
+    return f"{value * 100:.1f} %" if value < 0.1 else f"{value:.0%}".replace("%", " %")
+
+
+def _bytes(value: float | None) -> str:
+    return "-" if value is None else format_size(max(0, round(value)))
+
+
+def _duration(value: float | None) -> str:
+    return "-" if value is None else format_duration(value)
+
+
+def _row(label: str, cells: Sequence[str]) -> str:
+    return f"{label:<{_LABEL}}" + "".join(f"{cell:>{_CELL}}" for cell in cells)
+
+
+def _filled(text: str, style: str | None = None) -> Iterator[Line]:
+    for line in textwrap.wrap(text, _WIDTH):
+        yield line, style
