@@ -111,13 +111,14 @@ def _formulas(report: Report) -> Iterator[Line]:
 def _notes(report: Report) -> Iterator[Line]:
     found = report.found
     stored = max(one.crash.stored for one in found)
+    waiting = max(one.measured.waiting.messages for one in found)
     rate = format_number(report.settings.rate)
     search = "the rate asked for, if all" if report.settings.quick else "the highest rate tried at which all"
     notes = [
         f"Held: {search} was put and sent, with p99 under {format_duration(ON_TIME)}. "
         f"Lateness and busy: at {rate}/s. Commands: what the process sends; the line below has what "
         f"scripts call inside Redis, too. Cpu: of one core, the load's own share included. A message: bytes "
-        f"of memory that one takes while {max(one.measured.waiting.messages for one in found):,} wait for an hour.",
+        f"of memory that one takes while {waiting:,} wait.",
         f"Lost: of some {stored:,} messages, when the process is killed half-way and another one goes on.",
     ]
     for one in found:

@@ -23,6 +23,7 @@ import trio
 from localdelay.benchmark.load import NUMBER_BYTES, Generator, filling
 from localdelay.benchmark.meter import Due
 from localdelay.benchmark.process import machine_bytes
+from localdelay.errors import LocalDelayError
 from localdelay.groups import bare
 
 from .crash import SENT, STORED, Record
@@ -94,6 +95,7 @@ async def _link_to(server: str) -> AsyncIterator[Link | None]:
 async def measure(job: Job) -> None:
     """All but the crash."""
     async with _link_to(job.server) as link:
+        version = None if link is None else await version_of(link)
         bench = Bench(job.plan, job.settings, link, job.server, job.token)
         say(step="waiting and idle")
         waiting, idle = await bench.waiting()
@@ -105,6 +107,7 @@ async def measure(job: Job) -> None:
             tried[rate] = await bench.holds(rate)
     say(
         result={
+            "redis": version,
             "held_rate": best(tried),
             "tried": list(tried.items()),
             "waiting": attrs.asdict(waiting),
@@ -145,7 +148,7 @@ async def recover(job: Job) -> None:
         opening = Opening(server=job.server, name=f"{job.token}-crash", lease=LEASE)
         async with open_plan(job.plan, job.settings, 1, _sink(sent.add), lambda _: None, opening) as opened:
             with trio.move_on_after(job.settings.delays.longest + _RECOVER_WITHIN):
-                while await opened.left():
+                while await opened.left():  # noqa: ASYNC110 (Redis tells nobody)
                     await trio.sleep(_LOOK)
             left = await opened.left()
     say(result={"left": left})
@@ -159,12 +162,6 @@ async def remove_all(job: Job) -> None:
     say(result={})
 
 
-async def greet(job: Job) -> None:
-    """Redis's version."""
-    async with _link_to(job.server) as link:
-        say(result={"version": None if link is None else await version_of(link)})
-
-
 def _sink(add: Callable[[bytes], None]) -> Callable[[Due], None]:
     def sink(message: Due) -> None:
         add(message.payload)
@@ -172,7 +169,7 @@ def _sink(add: Callable[[bytes], None]) -> Callable[[Due], None]:
     return sink
 
 
-_JOBS = {"measure": measure, "be killed": be_killed, "recover": recover, "remove": remove_all, "greet": greet}
+_JOBS = {"measure": measure, "be killed": be_killed, "recover": recover, "remove": remove_all}
 
 
 def _end_with_stdin() -> None:
@@ -192,7 +189,9 @@ def main() -> None:
         trio.run(_JOBS[job.what], job)
     except Exception as raised:  # noqa: BLE001 (told to whoever has started this)
         error = bare(raised) if isinstance(raised, BaseExceptionGroup) else raised
-        say(error=" ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split()))
+        expected = isinstance(error, ConnectionError | LocalDelayError)
+        what = "" if expected else f"{job.plan} could not run: {type(error).__name__}: "
+        say(error=" ".join(f"{what}{error}".removesuffix(": ").split()))
     sys.stdout.flush()
     os._exit(0)  # the thread is reading
 

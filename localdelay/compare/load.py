@@ -40,14 +40,19 @@ _FILL_DELAY = 3600.0
 _FILL_CHUNK = 500
 _SHARD_FILL = 2500
 """A shard holds 4,000, and they are not spread evenly."""
-_IDLE_SECONDS = {Plan.REDIS_LITERAL: 2.0, Plan.REDIS: 5.0}
-"""A heartbeat of `redis` comes every 5 s."""
-_IDLE_SHORT = 1.0
+_IDLE_SECONDS = {Plan.REDIS: 5.0}
+"""A heartbeat of it comes every 5 s."""
+_IDLE_OTHERS = 2.0
+_IDLE_QUICK = 0.5
 _SETTLE = 0.5
 _LOOK = 0.01
 _RUNG_SECONDS = 0.7
 _RUNG_DELAY = 0.3
 """Seconds, of the longest delay: a load of a rung is short."""
+
+
+def _idle_seconds(plan: Plan, quick: bool) -> float:
+    return _IDLE_SECONDS.get(plan, _IDLE_QUICK if quick else _IDLE_OTHERS)
 
 
 class Bench:
@@ -125,7 +130,7 @@ class Bench:
             await trio.sleep(_SETTLE)
             window = Window(self, opened)
             now = trio.current_time()
-            await window.watch(now, now + _IDLE_SECONDS.get(self.plan, _IDLE_SHORT))
+            await window.watch(now, now + _idle_seconds(self.plan, settings.quick))
             idle = window.cost()
         assert idle is not None  # noqa: S101 (it was watched)
         return Waiting(messages=stored, process_bytes=in_process, redis_bytes=in_redis), idle

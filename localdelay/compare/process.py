@@ -46,8 +46,7 @@ class Child:
         line, _, self._received = self._received.partition(b"\n")
         said: dict[str, Any] = json.loads(line)
         if "error" in said:
-            text = hide_secrets(said["error"], self._job.server)
-            raise CompareError(f"{self._job.plan} could not run: {text}")
+            raise CompareError(hide_secrets(said["error"], self._job.server))
         return said
 
     async def result(self, on_step: Callable[[str], None]) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from localdelay.lateness import Latencies
 
 from .settings import Plan, Settings
 
+_HIDDEN = frozenset({"intervals", "redis"})
+
 
 @attrs.frozen(kw_only=True)
 class Waiting:
@@ -87,6 +89,8 @@ class Crash:
 class Measured:
     """What one process has measured of its plan."""
 
+    redis: str | None
+    """The version of the server."""
     held_rate: float | None
     """The highest rate that was tried and held, messages/s; None: none was."""
     tried: Sequence[tuple[float, bool]]
@@ -109,7 +113,7 @@ class Found:
 
     def as_json(self) -> dict[str, Any]:
         """One object, without the intervals."""
-        measured = attrs.asdict(self.measured, filter=lambda attribute, _: attribute.name != "intervals")
+        measured = attrs.asdict(self.measured, filter=lambda attribute, _: attribute.name not in _HIDDEN)
         return {"plan": self.plan.value, **measured, "crash": attrs.asdict(self.crash)}
 
 

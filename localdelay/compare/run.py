@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import secrets
-import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,13 +15,14 @@ import trio
 from localdelay.benchmark.process import machine
 from localdelay.benchmark.run import check as check_load
 from localdelay.groups import bare
+from localdelay.guarded import Guarded
 from localdelay.lateness import Latencies
 
 from .child import Job
 from .crash import SENT, STORED, numbers
 from .process import CompareError, running
 from .result import Busy, Cost, Crash, Found, Measured, Report, Waiting, count_crash
-from .server import ServerError, find_server, running_server
+from .server import ServerError, find_server, start_server
 from .settings import Plan, Settings
 
 _CRASH_SECONDS = 2.0
@@ -92,37 +90,23 @@ async def _run_until_signal(settings: Settings, watcher: Watcher) -> Report:
 
 async def _run(settings: Settings, watcher: Watcher) -> Report:
     begun = trio.current_time()
-    directory = Path(tempfile.mkdtemp(prefix="localdelay-compare-"))
-    try:
-        async with _redis(settings) as server:
-            comparison = _Comparison(settings, watcher, server, directory)
-            version = await comparison.version()
-            try:
-                measured = {plan: await comparison.measured(plan) for plan in settings.plans}
-                crashes = await comparison.crashes()
-            finally:
-                await comparison.leave()
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    async with Guarded(Path(tempfile.mkdtemp(prefix="localdelay-compare-"))) as guarded:
+        server = settings.redis or ""
+        if settings.needs_redis and not server:
+            server = await start_server(guarded)
+        comparison = _Comparison(settings, watcher, server, guarded.directory)
+        try:
+            measured = {plan: await comparison.measured(plan) for plan in settings.plans}
+            crashes = await comparison.crashes()
+        finally:
+            await comparison.leave()
     return Report(
         settings=settings,
         machine=machine(),
-        redis=version,
+        redis=next((one.redis for one in measured.values() if one.redis is not None), None),
         seconds=trio.current_time() - begun,
         found=[Found(plan=plan, measured=measured[plan], crash=crashes[plan]) for plan in settings.plans],
     )
-
-
-@asynccontextmanager
-async def _redis(settings: Settings) -> AsyncIterator[str]:
-    """The URL of the server to use; empty where none is needed."""
-    if not settings.needs_redis:
-        yield ""
-    elif settings.redis is None:
-        async with running_server() as url:
-            yield url
-    else:
-        yield settings.redis
 
 
 class _Comparison:
@@ -133,16 +117,11 @@ class _Comparison:
         self._directory = directory
         self._token = f"compare-{secrets.token_hex(6)}"
 
-    async def version(self) -> str | None:
-        if not self._server:
-            return None
-        found = await self._result(self._job("greet", Plan.REDIS))
-        return str(found["version"])
-
     async def measured(self, plan: Plan) -> Measured:
         found = await self._result(self._job("measure", plan))
         cost = found["busy"].pop("cost")
         return Measured(
+            redis=found["redis"],
             held_rate=found["held_rate"],
             tried=[(rate, ok) for rate, ok in found["tried"]],
             waiting=Waiting(**found["waiting"]),
@@ -194,7 +173,7 @@ class _Comparison:
 
     async def leave(self) -> None:
         """On somebody else's server nothing is left."""
-        if self._server and self._settings.redis is not None:
+        if self._settings.needs_redis and self._settings.redis is not None:
             with trio.move_on_after(_REMOVE_WITHIN, shield=True):
                 try:
                     await self._result(self._job("remove", Plan.REDIS))

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import shutil
 import socket
-import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 
 import trio
 
@@ -34,27 +30,21 @@ def find_server() -> str:
     return found
 
 
-@asynccontextmanager
-async def running_server() -> AsyncIterator[str]:
-    """The URL of a server that keeps nothing on disk, for the length of an `async with` block.
+async def start_server(guarded: Guarded) -> str:
+    """Start a server that keeps nothing on disk, and return its URL. It ends with the guarded block.
 
-    It ends with the block, and its directory goes; if this process is killed, a watching shell does both.
     Raises `ServerError` where it does not start.
     """
     program = find_server()
-    async with Guarded(Path(tempfile.mkdtemp(prefix="localdelay-compare-redis-"))) as guarded:
-        log = guarded.directory / "log"
-        # The port that was free may be somebody else's by then.
-        for _ in range(_TRIES):
-            port = _free_port()
-            command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-            command += ["--appendonly", "no", "--dir", str(guarded.directory), "--logfile", str(log)]
-            process = await guarded.start(command)
-            if await _answers(process, port):
-                break
-        else:
-            raise ServerError(f"redis-server does not start; {last_words(log)}")
-        yield f"redis://127.0.0.1:{port}"
+    log = guarded.directory / "redis.log"
+    # The port that was free may be somebody else's by then.
+    for _ in range(_TRIES):
+        port = _free_port()
+        command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+        command += ["--appendonly", "no", "--dir", str(guarded.directory), "--logfile", str(log)]
+        if await _answers(await guarded.start(command), port):
+            return f"redis://127.0.0.1:{port}"
+    raise ServerError(f"redis-server does not start; {last_words(log)}")
 
 
 async def _answers(process: trio.Process, port: int) -> bool:

@@ -1,0 +1,188 @@
+"""The parts of `localdelay compare` that need no clock and no Redis."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from localdelay import capacity
+from localdelay.benchmark.load import Delays
+from localdelay.compare.child import Job
+from localdelay.compare.crash import Record, numbers
+from localdelay.compare.ladder import RUNGS, best, next_rate
+from localdelay.compare.observer import seen, version
+from localdelay.compare.result import Formula, count_crash
+from localdelay.compare.settings import Plan, Settings, queue_url
+from localdelay.redis_plan import claims, keys, open_redis_delay_queue, puts
+
+INFO = """\
+# Server
+redis_version:7.0.15
+# Memory
+used_memory:1000000
+# CPU
+used_cpu_sys:0.500000
+used_cpu_user:0.250000
+# Commandstats
+cmdstat_set:calls=320,usec=1,usec_per_call=0.1,rejected_calls=0,failed_calls=0
+cmdstat_zadd:calls=7,usec=1,usec_per_call=0.1,rejected_calls=0,failed_calls=0
+cmdstat_config|get:calls=3,usec=1,usec_per_call=0.1,rejected_calls=0,failed_calls=0
+cmdstat_info:calls=9,usec=1,usec_per_call=0.1,rejected_calls=0,failed_calls=0
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rate": 0.5}, "rate must be finite and at least 1.0"),
+        ({"rate": float("nan")}, "rate must be finite"),
+        ({"rate": 2e6}, "rate must be at most 1,000,000"),
+        ({"seconds": 0.0}, "seconds must be finite and at least 0.1"),
+        ({"seconds": 601.0}, "seconds must be at most 600, not 601"),
+        ({"shards": 0}, "shards must be at least 1"),
+        ({"shards": 16_385}, "shards must be at most 16,384, not 16,385"),
+        ({"workers": 0}, "workers must be finite and at least 1"),
+        ({"size": 7}, "size must be finite and at least 8"),
+        ({"delays": Delays((601.0,))}, "delay must be at most 600"),
+        ({"delays": Delays((2.0, 1.0), is_range=True)}, "delay must be a range from the shorter"),
+        ({"redis": "nats://host"}, "redis must be a server, like"),
+        ({"redis": "redis://"}, "redis must be a server, like"),
+        ({"redis": "redis://host?db=1"}, "redis must be a server, like"),
+        ({"redis": "redis://host/queue"}, "redis must have nothing after the host but the number"),
+    ],
+)
+def test_nonsense_is_refused_by_its_name(options: dict[str, Any], message: str) -> None:
+    """Every number out of its range, and every URL that is no server, names its argument."""
+    with pytest.raises(ValueError, match=message):
+        Settings(**options)
+
+
+def test_settings_reach_the_other_process_as_they_are(tmp_path: Path) -> None:
+    """A job is one line of JSON, and the same job after it."""
+    settings = Settings(
+        rate=5.0,
+        delays=Delays((0.1, 5.0), is_range=True),
+        redis="redis://user:secret@host/3",
+        only=(Plan.MEMORY, Plan.REDIS),
+        quick=True,
+    )
+    job = Job(
+        what="measure",
+        plan=Plan.REDIS,
+        settings=settings,
+        server="s",
+        token="t",
+        directory=tmp_path,
+        seconds=2,
+    )
+    again = Job.of_line(job.line().decode())
+    assert job.line().count(b"\n") == 1
+    assert again.settings.plans == (Plan.REDIS, Plan.MEMORY)
+    assert again.line() == job.line()
+    assert (again.what, again.plan, again.directory) == ("measure", Plan.REDIS, tmp_path)
+    assert again.settings.delays == settings.delays
+
+
+def test_passwords_are_not_shown() -> None:
+    """What a report says of the settings has no user and no password in it."""
+    shown = json.dumps(Settings(redis="redis://user:secret@host/3").shown())
+    assert "secret" not in shown
+    assert "host/3" in shown
+    assert "secret" not in repr(Settings(redis="redis://user:secret@host/3"))
+
+
+@pytest.mark.parametrize(
+    ("server", "url"),
+    [
+        ("redis://host", "redis://host/name"),
+        ("redis://host:1/", "redis://host:1/name"),
+        ("rediss://user:p%40ss@host:1/2", "rediss://user:p%40ss@host:1/name?db=2"),
+    ],
+)
+def test_a_queue_on_a_server(server: str, url: str) -> None:
+    """The number of the database moves to where the queue's URL has it."""
+    assert queue_url(server, "name") == url
+
+
+@given(st.integers(1, 1_000_000), st.floats(1, 1e6))
+def test_the_search_ends_at_the_rate_that_is_held(limit: int, rate: float) -> None:
+    """Whatever the first rate and the true limit are, it finds the highest rung under it, in few steps."""
+    tried = {rate: rate <= limit}
+    while (following := next_rate(tried)) is not None:
+        assert following not in tried
+        assert following in RUNGS
+        tried[following] = following <= limit
+        assert len(tried) <= 12
+    expected = max([one for one in (*RUNGS, rate) if one <= limit], default=None)
+    assert best(tried) == expected
+
+
+def test_the_search_goes_up_by_tens_and_then_halves() -> None:
+    """The usual case takes four loads besides the first."""
+    tried = {1000.0: True}
+    order = []
+    while (rate := next_rate(tried)) is not None:
+        order.append(rate)
+        tried[rate] = rate <= 50_000
+    assert order == [10_000, 100_000, 20_000, 50_000]
+
+
+def test_what_a_crash_has_lost_is_counted_by_number() -> None:
+    """A message that was sent twice is not lost, and hides no other one that is."""
+    assert count_crash([1, 2, 3, 4], [1, 2, 2, 2, 4]) == (1, 2)
+    assert count_crash([], [5, 5]) == (0, 1)
+
+
+def test_a_record_is_read_back(tmp_path: Path) -> None:
+    """Numbers in the order of their writing, also by two writers, without one that was cut off."""
+    path = tmp_path / "sent"
+    assert numbers(path) == []
+    with Record(path) as first, Record(path) as second:
+        first.add((7).to_bytes(8, "big") + b"payload")
+        second.add((9).to_bytes(8, "big"))
+        first.add((8).to_bytes(8, "big"))
+    with path.open("ab") as file:
+        file.write(b"\0\0\0")
+    assert numbers(path) == [7, 9, 8]
+
+
+def test_info_is_read() -> None:
+    """Calls, processor time and memory; what observing takes is left out."""
+    now = seen(INFO)
+    assert now.calls == {"set": 320, "zadd": 7}
+    assert (now.total, now.cpu, now.memory) == (327, 0.75, 1_000_000)
+    later = seen(INFO.replace("calls=7", "calls=9") + "cmdstat_zrem:calls=1,usec=1\n")
+    assert later.calls_since(now) == {"zadd": 2, "zrem": 1}
+    assert version(INFO) == "7.0.15"
+    assert version("") == "?"
+
+
+def test_the_formulas_are_the_plans() -> None:
+    """The write-up's formulas, for these shards and one instance."""
+    formula = Formula.of(Settings(rate=200.0, shards=64))
+    assert (formula.zadd, formula.zrange, formula.setnx, formula.zrem) == (200, 320, 320, 200)
+    assert formula.redis_commands == pytest.approx(82.6, abs=0.1)
+    assert formula.redis_commands_idle == 1.6
+
+
+def test_the_formula_knows_what_the_queue_does_by_default() -> None:
+    """The constants of the formula are the queue's own."""
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(open_redis_delay_queue).parameters.items()
+    }
+    assert defaults["linger"] == capacity.REDIS_LINGER
+    assert defaults["claim_ahead"] == capacity.REDIS_CLAIM_AHEAD
+    assert defaults["confirm_within"] == capacity.REDIS_CONFIRM_WITHIN
+    assert defaults["heartbeat"] == capacity.REDIS_HEARTBEAT
+    assert defaults["shard_messages"] == capacity.REDIS_ELEMENTS_PER_KEY
+    assert defaults["shard_bytes"] == capacity.REDIS_BYTES_PER_KEY
+    assert capacity.REDIS_RUN == keys.RUN
+    assert capacity.REDIS_MOST_CLAIMED == claims.MOST
+    assert capacity.REDIS_MOST_PUT == puts._MOST
