@@ -205,8 +205,8 @@ def plan_capacity(
         redis=redis,
         redis_queue=RedisQueuePlan(
             shards=redis.keys,
-            commands_per_s=redis_queue_commands(float(cluster_rate), spread),
-            idle_commands_per_s=redis_queue_commands(0.0, spread),
+            commands_per_s=redis_queue_commands(cluster_rate, spread),
+            idle_commands_per_s=redis_queue_commands(0, spread),
             memory_bytes=backlog * (size + REDIS_OVERHEAD),
         ),
     )
@@ -221,23 +221,23 @@ def polling_rates(keys: int, instances: int) -> tuple[int, int]:
     return zrange, instances * zrange
 
 
-def redis_queue_commands(rate: float, instances: int) -> float:
+def redis_queue_commands(rate: float | Fraction, instances: int) -> float:
     """Commands/s that `localdelay.redis_plan` sends to Redis, for so many messages/s in all instances.
 
     One instance with the rate r: a put takes along what is put within `linger` after it, so there are
     r / (1 + r·linger) of them, and one more where a run of 256 messages ends and the next shard begins. A
     run is claimed in parts of up to 200 messages, or of half of the claim-ahead time, and confirmed every
-    0.1 s; a claim may confirm, too, which spares a command. A heartbeat is 8 commands every 5 s. Measured: 82
-    a second at 200 messages/s and 112 at 1,000, where this says 83 and 118.
+    0.1 s; a claim may confirm, too, which spares a command. A heartbeat is 8 commands every 5 s. Measured:
+    82 commands/s at 200 messages/s, 112 at 1,000 and 176 at 5,000, where this says 83, 118 and 188.
     """
-    own = rate / instances
-    heartbeat = REDIS_HEARTBEAT_COMMANDS / REDIS_HEARTBEAT
+    own = _exact(rate) / instances
+    heartbeat = REDIS_HEARTBEAT_COMMANDS / _exact(REDIS_HEARTBEAT)
     runs = own / REDIS_RUN
-    puts = own / min(REDIS_MOST_PUT, 1 + own * REDIS_LINGER) + runs
-    claims = runs + max(runs * (math.ceil(REDIS_RUN / REDIS_MOST_CLAIMED) - 1), 2 / REDIS_CLAIM_AHEAD)
-    confirms = 1 / REDIS_CONFIRM_WITHIN + runs
+    puts = own / min(REDIS_MOST_PUT, 1 + own * _exact(REDIS_LINGER)) + runs
+    parts = max(runs * -(-REDIS_RUN // REDIS_MOST_CLAIMED), runs + 2 / _exact(REDIS_CLAIM_AHEAD))
+    confirms = 1 / _exact(REDIS_CONFIRM_WITHIN) + runs
     # Where little comes, no more than one of each a message.
-    return instances * (heartbeat + puts + min(own, claims) + min(own, confirms))
+    return _plain(instances * (heartbeat + puts + min(own, parts) + min(own, confirms)))
 
 
 def resident_bytes(messages: int, message_bytes: int) -> int:

@@ -18,11 +18,16 @@ from localdelay.capacity import (
     LARGEST,
     MOST_WORKERS,
     QUEUE_OVERHEAD,
+    REDIS_OVERHEAD,
+    REDIS_OVERHEAD_POLLED,
     CapacityPlan,
     RedisPlan,
+    RedisQueuePlan,
     erlang_c,
     plan_capacity,
+    polling_rates,
     queueing_p99,
+    redis_queue_commands,
     resident_bytes,
 )
 
@@ -61,8 +66,39 @@ def test_the_worked_example_comes_out_to_the_last_digit() -> None:
             setnx_per_s=7_500_000,
             reads_per_s=7_515_000,
             writes_per_s=200_000,
+            memory_bytes=12_000_000 * (500 + REDIS_OVERHEAD_POLLED),
+        ),
+        redis_queue=RedisQueuePlan(
+            shards=3_000,
+            commands_per_s=pytest.approx(41_305.2, abs=0.1),
+            idle_commands_per_s=800,
+            memory_bytes=12_000_000 * (500 + REDIS_OVERHEAD),
         ),
     )
+
+
+def test_commands_without_polls_are_those_that_were_measured() -> None:
+    """200, 1,000 and 5,000 messages/s of one instance took 82, 112 and 176 commands/s; and idle 1.6."""
+    for rate, measured in ((0, 1.6), (200, 82), (1000, 112), (5000, 176)):
+        assert redis_queue_commands(rate, 1) == pytest.approx(measured, rel=0.07)
+    # Hardly any message: a put, a claim and a confirmation each.
+    assert redis_queue_commands(0.01, 1) == pytest.approx(1.6 + 0.03, abs=0.001)
+    assert redis_queue_commands(400, 2) == 2 * redis_queue_commands(200, 1)
+
+
+def test_polling_costs_by_key_and_instance() -> None:
+    """Five polls a second: one reads each key, and every instance tries for its lock."""
+    assert polling_rates(64, 1) == (320, 320)
+    assert polling_rates(3_000, 500) == (15_000, 7_500_000)
+
+
+def test_the_number_of_shards_costs_nothing_without_polls() -> None:
+    """Twice the delay is twice the keys and twice the polls, and no other command of the queue."""
+    once, twice = example(), example(delay=240)
+    assert twice.redis.keys == 2 * once.redis.keys == 2 * once.redis_queue.shards
+    assert twice.redis.reads_per_s == 2 * once.redis.reads_per_s
+    assert twice.redis_queue.commands_per_s == once.redis_queue.commands_per_s
+    assert twice.redis_queue.memory_bytes == 2 * once.redis_queue.memory_bytes
 
 
 def test_floats_give_the_example_too() -> None:

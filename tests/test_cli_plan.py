@@ -58,11 +58,18 @@ def test_json_is_the_plan_and_nothing_else() -> None:
             "setnx_per_s": 7_500_000,
             "reads_per_s": 7_515_000,
             "writes_per_s": 200_000,
+            "memory_bytes": 9_000_000_000,
+        },
+        "redis_queue": {
+            "shards": 3_000,
+            "commands_per_s": pytest.approx(41_305.2, abs=0.1),
+            "idle_commands_per_s": 800,
+            "memory_bytes": 10_080_000_000,
         },
     }
     assert " ".join(json.loads(result.output)) == (
         "cluster_backlog cluster_bytes rate_per_instance capacity payload_bytes resident_bytes workers"
-        " utilisation target_p99 workers_for_target capacity_for_target redis"
+        " utilisation target_p99 workers_for_target capacity_for_target redis redis_queue"
     )
     assert ".0" not in result.output
 
@@ -90,6 +97,8 @@ def test_the_plan_fits_a_small_terminal_with_every_number_in_sight() -> None:
         "3,000  of up to 4,000 elements",
         "7,515,000/s  zrange 15,000/s + setnx 7,500,000/s",
         "200,000/s  zadd 100,000/s + zrem 100,000/s",
+        "9 GB  in Redis",
+        "41,300/s  localdelay.redis_plan, idle 800/s; 10.1 GB",
     ):
         assert text in result.output
 
