@@ -233,7 +233,7 @@ def redis_queue_commands(rate: float | Fraction, instances: int) -> float:
     own = _exact(rate) / instances
     heartbeat = REDIS_HEARTBEAT_COMMANDS / _exact(REDIS_HEARTBEAT)
     runs = own / REDIS_RUN
-    puts = own / min(REDIS_MOST_PUT, 1 + own * _exact(REDIS_LINGER)) + runs
+    puts = own / min(Fraction(REDIS_MOST_PUT), 1 + own * _exact(REDIS_LINGER)) + runs
     parts = max(runs * -(-REDIS_RUN // REDIS_MOST_CLAIMED), runs + 2 / _exact(REDIS_CLAIM_AHEAD))
     confirms = 1 / _exact(REDIS_CONFIRM_WITHIN) + runs
     # Where little comes, no more than one of each a message.
