@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import itertools
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,14 +28,13 @@ from redis import Redis
 
 from localdelay import LatencySummary, Message
 from localdelay.brokers.redis_line import Place
+from localdelay.compare.sorted_sets import SortedSets
 from localdelay.redis_plan import open_redis_delay_queue
 from localdelay.redis_plan.link import Link
 from tests.servers.redis import RedisServer
 
 SEED = 7
 PAYLOAD = bytes(500)
-POLL_EVERY = 0.2
-LOCK_MS = 190
 WORKERS = 20
 PUTTERS = 200
 
@@ -168,35 +166,25 @@ async def literal(
     name = one.fresh()
     sent = 0
 
-    async def poll(shard: int) -> None:
+    async def send(_: float, __: bytes) -> None:
         nonlocal sent
-        key = f"{name}:{shard}".encode()
-        await trio.sleep(POLL_EVERY * shard / shards)
-        while True:
-            if await link.call(b"SET", key + b":lock", 1, b"NX", b"PX", LOCK_MS):
-                now = b"%d" % (trio.current_time() * 1000)
-                due = await link.call(b"ZRANGE", key, 0, now, b"BYSCORE")
-                for member in due:
-                    sent += 1
-                    await link.call(b"ZREM", key, member)
-            await trio.sleep(POLL_EVERY)
+        sent += 1
 
-    async def put(number: int) -> None:
-        key = f"{name}:{number % shards}".encode()
-        due = b"%d" % ((trio.current_time() + delay) * 1000)
-        await link.call(b"ZADD", key, due, b"%d:%s" % (number, PAYLOAD))
+    sets = SortedSets(link, name, shards, send)
+
+    async def put() -> None:
+        await sets.put(PAYLOAD, delay=delay)
 
     async with trio.open_nursery() as nursery:
         await nursery.start(link.keep)
-        for shard in range(shards):
-            nursery.start_soon(poll, shard)
+        nursery.start_soon(sets.run)
 
         async def put_all() -> None:
             when = trio.current_time()
-            for number in itertools.count():
+            while True:
                 when += seed.expovariate(rate)
                 await trio.sleep_until(when)
-                nursery.start_soon(put, number)
+                nursery.start_soon(put)
 
         nursery.start_soon(put_all)
         await trio.sleep(delay)

@@ -62,7 +62,7 @@ def test_all_plans_are_measured(compared: tuple[dict[str, Any], Path, Result]) -
     assert re.fullmatch(r"\d+\.\d+.*", shown["redis"])
     for plan in shown["plans"]:
         busy = plan["busy"]
-        assert busy["offered"] == busy["stored"] == busy["sent"] == 80, plan
+        assert busy["offered"] == busy["stored"] == busy["sent"] == 130, plan
         assert (busy["refused"], busy["early"]) == (0, 0)
         assert 0 <= busy["p50"] <= busy["p99"] <= busy["longest"] + 1e-6
         assert plan["held_rate"] in (200.0, None)

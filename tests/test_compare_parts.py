@@ -7,17 +7,30 @@ import json
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from localdelay import capacity
 from localdelay.benchmark.load import Delays
+from localdelay.benchmark.process import Machine
+from localdelay.cli.compare_report import lines
 from localdelay.compare.child import Job
 from localdelay.compare.crash import Record, numbers
 from localdelay.compare.ladder import RUNGS, best, next_rate
 from localdelay.compare.observer import seen, version
-from localdelay.compare.result import Formula, count_crash
+from localdelay.compare.result import (
+    Busy,
+    Cost,
+    Crash,
+    Formula,
+    Found,
+    Measured,
+    Report,
+    Waiting,
+    count_crash,
+)
 from localdelay.compare.settings import Plan, Settings, queue_url
 from localdelay.redis_plan import claims, keys, open_redis_delay_queue, puts
 
@@ -169,6 +182,7 @@ def test_the_formulas_are_the_plans() -> None:
     assert (formula.zadd, formula.zrange, formula.setnx, formula.zrem) == (200, 320, 320, 200)
     assert formula.redis_commands == pytest.approx(82.6, abs=0.1)
     assert formula.redis_commands_idle == 1.6
+    assert Formula.of(Settings(delays=Delays((1.0, 2.0)))).redis_commands is None, "it is for one delay"
 
 
 def test_the_formula_knows_what_the_queue_does_by_default() -> None:
@@ -186,3 +200,66 @@ def test_the_formula_knows_what_the_queue_does_by_default() -> None:
     assert capacity.REDIS_RUN == keys.RUN
     assert capacity.REDIS_MOST_CLAIMED == claims.MOST
     assert capacity.REDIS_MOST_PUT == puts._MOST
+
+
+def found(plan: Plan, **changes: Any) -> Found:
+    busy = Busy(
+        offered=100,
+        stored=100,
+        refused=0,
+        sent=100,
+        early=0,
+        p50=0.1,
+        p99=0.2,
+        longest=0.3,
+        held=True,
+        cost=None,
+    )
+    idle = Cost(sent_per_s=1.6, inside_per_s=1.6, calls_per_s={}, cpu=0.5, redis_cpu=0.0, resident_bytes=None)
+    measured = Measured(
+        redis="7.0.15",
+        held_rate=None,
+        tried=[(100.0, False)],
+        waiting=Waiting(messages=2_000, process_bytes=None, redis_bytes=740.4),
+        idle=idle,
+        busy=attrs.evolve(busy, **changes),
+        intervals=[],
+    )
+    return Found(
+        plan=plan,
+        measured=measured,
+        crash=Crash(stored=10, sent_before=4, lost=6, twice=0, recovered_in=None),
+    )
+
+
+def test_a_report_says_what_was_not_held_and_why() -> None:
+    """What is missing is a dash; whatever went wrong is told in words, at most 80 columns wide."""
+    report = Report(
+        settings=Settings(quick=True, shards=1_000, workers=10_000),
+        machine=Machine(cores=2, system="Linux", python="CPython 3.11.7", trio="0.31", localdelay="1"),
+        redis="7.0.15",
+        seconds=1.0,
+        found=[
+            found(Plan.REDIS_LITERAL, held=False, sent=90, p99=2.0),
+            found(Plan.REDIS),
+            found(Plan.MEMORY_LITERAL, held=False, early=3),
+            found(Plan.MEMORY, held=False, sent=0, p50=None, p99=None, longest=None),
+        ],
+    )
+    printed = [line for line, _ in lines(report)]
+    assert max(map(len, printed)) <= 80
+    text = " ".join(printed)
+    assert "Not held at 1,000/s: Redis, as written (p99 2 s, 10 of 100 not sent in time)." in text
+    assert "Not held at 1,000/s: memory, as written (p99 200 ms, 3 sent too early: please report it)." in text
+    assert "Not held at 1,000/s: memory, localdelay (p99 -, 100 of 100 not sent in time)." in text
+    assert "Redis, localdelay: not all was sent again after the kill." in text
+    rows = {line[:23].strip(): line[23:].split() for line in printed[3:]}
+    assert rows["messages/s held"] == ["none"] * 4
+    assert rows["commands/s idle"] == ["1.6", "1.6", "-", "-"]
+    assert rows["cpu busy, process"] == ["-"] * 4
+    assert rows["a message, Redis"] == ["740", "B", "740", "B", "-", "-"]
+    assert rows["localdelay, all"] == ["118", "-"]
+    assert [line for line, style in lines(report) if style == "yellow"] == [
+        next(line for line in printed if line.startswith("lost by kill -9"))
+    ]
+    assert json.loads(json.dumps(report.as_json()))["plans"][3]["crash"]["lost"] == 6

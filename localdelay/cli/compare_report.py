@@ -95,16 +95,17 @@ def _formulas(report: Report) -> Iterator[Line]:
     if literal is not None:
         cost = literal.measured.busy.cost
         calls = {} if cost is None else cost.calls_per_s
-        for name, expected, command in (
+        for name, rate, command in (
             ("zadd", formula.zadd, "zadd"),
             ("zrange", formula.zrange, "zrange"),
             ("setnx", formula.setnx, _SETNX),
             ("zrem", formula.zrem, "zrem"),
         ):
-            yield _row(f"  as written, {name}", [_rate(expected), _rate(calls.get(command, 0.0))]), None
+            yield _row(f"  as written, {name}", [_rate(rate), _rate(calls.get(command, 0.0))]), None
     if ours is not None:
         busy, idle = _busy(ours, "sent_per_s", _rate), _rate(ours.measured.idle.sent_per_s)
-        yield _row("  localdelay, all", [_rate(formula.redis_commands), busy]), None
+        expected = "-" if formula.redis_commands is None else _rate(formula.redis_commands)
+        yield _row("  localdelay, all", [expected, busy]), None
         yield _row("  localdelay, idle", [_rate(formula.redis_commands_idle), idle]), None
 
 
@@ -124,10 +125,12 @@ def _notes(report: Report) -> Iterator[Line]:
     for one in found:
         busy = one.measured.busy
         if not busy.held:
-            unsent = f"{busy.offered - busy.sent:,} of {busy.offered:,} not sent in time"
-            early = f", {busy.early:,} sent too early: please report it" if busy.early else ""
-            late = f", p99 {_duration(busy.p99)}"
-            notes.append(f"Not held at {rate}/s: {NAMES[one.plan]} ({unsent}{late}{early}).")
+            reasons = [f"p99 {_duration(busy.p99)}"]
+            if busy.sent < busy.offered:
+                reasons.append(f"{busy.offered - busy.sent:,} of {busy.offered:,} not sent in time")
+            if busy.early:
+                reasons.append(f"{busy.early:,} sent too early: please report it")
+            notes.append(f"Not held at {rate}/s: {NAMES[one.plan]} ({', '.join(reasons)}).")
         if one.plan.in_redis and one.crash.recovered_in is None:
             notes.append(f"{NAMES[one.plan]}: not all was sent again after the kill.")
     for note in notes:

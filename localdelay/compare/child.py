@@ -100,7 +100,7 @@ async def measure(job: Job) -> None:
         say(step="waiting and idle")
         waiting, idle = await bench.waiting()
         say(step="under the load")
-        busy, intervals = await bench.busy(job.settings.load())
+        busy, intervals = await bench.busy(job.settings.load(), job.settings.before)
         tried = {job.settings.rate: busy.held}
         while not job.settings.quick and (rate := next_rate(tried)) is not None:
             say(step=f"at {rate:,.0f} messages/s")

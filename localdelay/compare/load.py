@@ -135,9 +135,9 @@ class Bench:
         assert idle is not None  # noqa: S101 (it was watched)
         return Waiting(messages=stored, process_bytes=in_process, redis_bytes=in_redis), idle
 
-    async def busy(self, load: Load) -> tuple[Busy, list[Latencies]]:
-        """Put the load, and count what it costs from when messages come due until the last is put."""
-        return await Round(self, load).go()
+    async def busy(self, load: Load, before: float) -> tuple[Busy, list[Latencies]]:
+        """Put the load, and count what it costs from so many seconds after the first put to the last."""
+        return await Round(self, load, before).go()
 
     async def holds(self, rate: float) -> bool:
         """Whether this rate is held, by a short load with short delays."""
@@ -147,23 +147,23 @@ class Bench:
         load = attrs.evolve(
             self.settings.load(), rate=(rate, rate), seconds=_RUNG_DELAY + _RUNG_SECONDS, delays=short
         )
-        busy, _ = await self.busy(load)
+        busy, _ = await self.busy(load, _RUNG_DELAY)
         return busy.held
 
 
 class Round:
     """One load."""
 
-    def __init__(self, bench: Bench, load: Load) -> None:
+    def __init__(self, bench: Bench, load: Load, before: float) -> None:
         self._bench = bench
         self._load = load
+        self._before = before
         self._clock = trio.lowlevel.current_clock().current_time
         self._pace = load.pace
         self._meter = Meter(load.pace, load.delays, load.seed, self._clock)
         self._refused = 0
         self._stored = 0
         self._counts = Sent()
-        self._all_put = trio.Event()
 
     async def go(self) -> tuple[Busy, list[Latencies]]:
         """Run it to its end, or until it is plain that it won't be in time."""
@@ -180,7 +180,7 @@ class Round:
                 contextlib.closing(open_timer("auto")) as timer,
             ):
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(window.watch, start + load.delays.longest, start + load.seconds)
+                    nursery.start_soon(window.watch, start + self._before, start + load.seconds)
                     generator = Generator(pace, self._clock, timer.sleep_until)
                     await generator.offer(self._putter(opened), self._meter.put, start)
                     while self._meter.sent + self._refused + self._counts.refused < pace.total:  # noqa: ASYNC110

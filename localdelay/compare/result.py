@@ -125,21 +125,21 @@ class Formula:
     zrange: float
     setnx: float
     zrem: float
-    redis_commands: float
-    """Of `localdelay.redis_plan`, all together."""
+    redis_commands: float | None
+    """Of `localdelay.redis_plan`, all together; None where delays differ: it is for one delay."""
     redis_commands_idle: float
 
     @classmethod
     def of(cls, settings: Settings) -> Formula:
         """For this load."""
         zrange, setnx = polling_rates(settings.shards, 1)
-        rate = settings.rate
+        rate, delays = settings.rate, settings.delays
         return cls(
             zadd=rate,
             zrange=zrange,
             setnx=setnx,
             zrem=rate,
-            redis_commands=redis_queue_commands(rate, 1),
+            redis_commands=redis_queue_commands(rate, 1) if delays.shortest == delays.longest else None,
             redis_commands_idle=redis_queue_commands(0.0, 1),
         )
 

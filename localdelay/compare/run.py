@@ -152,7 +152,7 @@ class _Comparison:
         job = self._job("be killed", plan, seconds=seconds)
         async with running(job) as child:
             await child.message()
-            await trio.sleep(self._settings.delays.longest + seconds / 2)
+            await trio.sleep(self._settings.before + seconds / 2)
             await child.kill()
         killed = trio.current_time()
         stored, sent = numbers(job.directory / STORED), numbers(job.directory / SENT)

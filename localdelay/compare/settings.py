@@ -15,6 +15,8 @@ from localdelay.brokers.address import without_secrets
 
 _LONGEST = 600.0
 _HIGHEST = 1_000_000.0
+_POLLED_BY = 0.25
+"""Seconds: a poll, and a little."""
 MOST_SHARDS = 16_384
 
 
@@ -70,15 +72,20 @@ class Settings:
         if self.redis is not None:
             _check_redis(self.redis)
 
+    @property
+    def before(self) -> float:
+        """Seconds from the first put until as much is sent as is put, by a plan that polls, too."""
+        return self.delays.longest + _POLLED_BY
+
     def load(self) -> Load:
-        """The load that is measured: puts begin one (longest) delay before anything is counted."""
+        """The load that is measured: puts begin so long `before` anything is counted."""
         return self.load_for(self.seconds)
 
     def load_for(self, seconds: float) -> Load:
         """The same with another number of seconds to be measured."""
         return Load(
             rate=(self.rate, self.rate),
-            seconds=self.delays.longest + seconds,
+            seconds=self.before + seconds,
             delays=self.delays,
             size=self.size,
             workers=self.workers,
