@@ -112,14 +112,12 @@ def compare(*, only: tuple[str, ...], picture: Path | None, as_json: bool, **opt
         _stopped(stopped.signum)
     except KeyboardInterrupt:
         _stopped(signal.SIGINT)
-    if as_json:
-        click.echo(json.dumps(report.as_json(), indent=2))
-    else:
-        console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=True)
-        for line, style in lines(report):
-            console.print(line, style=style)
-    if picture is not None:
-        _draw(report, picture)
+    try:
+        # First, so that it is there even if who reads the report leaves before its end.
+        if picture is not None:
+            _draw(report, picture)
+    finally:
+        _print(report, as_json)
 
 
 def _compare(
@@ -147,6 +145,15 @@ def _compare(
         if isinstance(error, Stopped):
             raise
         raise _Failed(str(error)) from error
+
+
+def _print(report: Report, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(report.as_json(), indent=2))
+    else:
+        console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        for line, style in lines(report):
+            console.print(line, style=style)
 
 
 def _draw(report: Report, picture: Path) -> None:
