@@ -25,7 +25,8 @@ def blocks(language: str) -> list[str]:
 PROGRAMS = [
     block
     for block in blocks("python")
-    if "trio.run" in block and "open_broker" not in block and "run_until_signal" not in block
+    if "trio.run" in block
+    and not any(word in block for word in ("open_broker", "run_until_signal", "open_redis_delay_queue"))
 ]  # the others need a broker, or a signal: test_readme_brokers
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from test_readme import README, blocks
@@ -57,6 +58,37 @@ def test_the_program_sends_to_each(scheme: str, start_server: Callable[[str], Se
     subprocess.run([sys.executable, "-W", "error", "-c", PROGRAM, url], check=True, timeout=60)
     (received,) = server.read(url, 1)
     assert received.payload == b"close order 7 if it is unpaid"
+
+
+def test_the_program_with_redis_and_memory(start_server: Callable[[str], Server]) -> None:
+    """Redis takes the message, and it is sent once it is due; without Redis it is refused in one line."""
+    program = next(block for block in blocks("python") if "open_redis_delay_queue" in block)
+    url = start_server("redis").fresh()
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, url], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"Route\.PRIMARY (\S+)\nsent \1 b'close order 7.*'\n", done.stdout)
+
+
+def test_the_compare_command(start_server: Callable[[str], Server]) -> None:
+    """It runs as printed, but for its length, and its rows are those of the README's table."""
+    server = start_server("redis")
+    place = urlsplit(server.fresh())
+    short = ["--quick", "--rate", "50", "--delay", "300ms", "--seconds", "0.5"]
+    done = subprocess.run(
+        [sys.executable, "-m", "localdelay", "compare", *short, "--redis", f"redis://{place.netloc}"],
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 0, done.stderr
+    [table] = re.findall(r"as written +localdelay\n(.*?)```", README, flags=re.DOTALL)
+    rows = re.findall(r"^([^\d\n]+?) {2,}", table, flags=re.MULTILINE)
+    assert len(rows) > 15
+    for row in rows:
+        if row.strip() != "messages/s held":  # to find that takes the time
+            assert row in done.stdout, row
 
 
 def test_the_table_names_every_broker() -> None:
