@@ -6,8 +6,9 @@ puts wait at a time, the less each of them costs. (The interpreter's own lock he
 for it until the loop has nothing left to do, which is when all tasks that could put have put.)
 
 A put that waits is accepted by the commit itself, not by its task afterwards. Where a commit fails, the puts
-that wait for it are refused; all else stays to be written with the next one, and what was accepted without
-waiting stays at risk. A message that is finished before it was written is never written.
+that wait for it are refused; all else is late: it is tried again now and then, a part of it at a time, beside
+what comes new, so that the removals of what is sent meanwhile wait for no more than that. What was accepted
+without waiting stays at risk. A message that is finished before it was written is never written.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import chain, islice
 from operator import itemgetter
 from queue import Empty, SimpleQueue
 from typing import Final, TypeAlias
@@ -36,9 +38,12 @@ from .timer import clock_parts
 logger = logging.getLogger("localdelay")
 
 RETRY_EVERY: Final = 0.5
-"""Seconds between two tries to write what could not be written, if nothing new comes meanwhile."""
+"""Seconds between two tries to write what could not be written."""
+_LATE_AT_ONCE: Final = 1000
 _CLOSE_TIMEOUT: Final = 10.0
+_CLOSED: Final = "the journal is closed"
 _FAILURES_LOGGED_EVERY: Final = 60.0
+_NOTHING: Final = object()
 
 _Change: TypeAlias = tuple[Entry, float, str | None] | None
 """(message, its due time on the wall clock, what it was given up for), or that it is gone."""
@@ -63,12 +68,13 @@ def _not_now(_: object) -> trio.lowlevel.Abort:
 class _Group:
     """What is committed together."""
 
-    __slots__ = ("changes", "durable", "error", "seconds", "tried", "waiters")
+    __slots__ = ("changes", "durable", "error", "seconds", "takes_late", "tried", "waiters")
 
     def __init__(self) -> None:
         self.changes: dict[int, _Change] = {}  # by number
         self.waiters: list[_Waiter] = []
         self.durable = False  # whether a message in it is new
+        self.takes_late = False  # whether somebody waits for what is late, too
         self.tried = False
         self.error: Exception | None = None
         self.seconds = 0.0
@@ -89,8 +95,11 @@ class Committer:
         self._taken = 0  # groups; of these, so many have ended:
         self._ended = 0
         self._closing = False
+        self._late: dict[int, _Change] = {}  # what could not be written, and nothing newer is known of
         self._writing: dict[int, _Change] = {}  # what the thread writes at the moment
         self._new: set[int] = set()  # numbers of messages that were never written yet
+        # Of the thread:
+        self._retry_at = 0.0  # when a part of what is late is to be tried, on `time.perf_counter`
         # Of the Trio thread:
         self._renamed: dict[int, int] = {}
         self._first_key = 0
@@ -134,7 +143,6 @@ class Committer:
         entry = (due, number, body)
         self.at_risk[number] = entry
         self.at_risk_bytes += size_of(body)
-        self._new.add(number)
         self._add(number, self._change(entry), durable=True)
 
     async def commit(self, due: float, number: int, body: Body, accept: Callable[[], None]) -> None:
@@ -142,9 +150,10 @@ class Committer:
 
         A cancellation has to wait until that is known.
         """
+        if self._closed.is_set():
+            raise JournalError(_CLOSED)
         waiter = _Waiter(number, accept)
         self.committing += 1
-        self._new.add(number)
         self._add(number, self._change((due, number, body)), waiter, durable=True)
         await trio.lowlevel.wait_task_rescheduled(_not_now)
         if waiter.error is not None:
@@ -156,6 +165,8 @@ class Committer:
         if dead is not None:
             self._renamed.pop(entry[1], None)
             self._out_of_risk(number)
+        elif number in self.at_risk:
+            self.at_risk[number] = entry
         self._add(number, self._change(entry, dead))
 
     def remove(self, number: int) -> None:
@@ -164,8 +175,9 @@ class Committer:
             number = self._renamed.pop(number, number)
         self._out_of_risk(number)
         with self._lock:
-            if number in self._new and number in self._group.changes and number not in self._writing:
-                del self._group.changes[number]
+            if number in self._new and number not in self._writing:
+                self._group.changes.pop(number, None)
+                self._late.pop(number, None)
                 self._new.discard(number)
                 return
         self._add(number, None)
@@ -188,20 +200,25 @@ class Committer:
         if self._is_settled():
             await trio.lowlevel.cancel_shielded_checkpoint()
             return
-        error = await self._wait()
-        if error is not None:
-            raise error
+        while True:
+            error = await self._wait(takes_late=True)
+            if error is not None:
+                raise error
+            with self._lock:
+                if not self._late:
+                    return
 
     async def close(self) -> None:
         """Write what there is to write, and let go of the journal."""
         with self._lock:
             self._closing = True
-        self._tell()
+        self._news.put(None)
         with trio.move_on_after(_CLOSE_TIMEOUT, shield=True) as timed_out:
             await self._closed.wait()
         if timed_out.cancelled_caught:
             logger.error("the journal does not answer, and was left open")
-        left = sum(change is None for change in self._group.changes.values())
+        with self._lock:
+            left = sum(change is None for change in chain(self._group.changes.values(), self._late.values()))
         if left:
             logger.error("%d finished messages are still in the journal: it could not be written", left)
 
@@ -217,28 +234,31 @@ class Committer:
         with self._lock:
             group = self._group
             group.changes[number] = change
-            group.durable |= durable
+            if self._late:
+                self._late.pop(number, None)
+            if durable:
+                group.durable = True
+                self._new.add(number)
             if waiter is not None:
                 group.waiters.append(waiter)
-            if self._told:
-                return
-            self._told = True
-        self._news.put(None)
-
-    def _tell(self) -> None:
-        with self._lock:
-            self._told = True
-        self._news.put(None)
+            told, self._told = self._told, True
+        if not told:
+            self._news.put(None)
 
     def _is_settled(self) -> bool:
         with self._lock:
-            return self._taken == self._ended and not self._group.changes
+            return self._taken == self._ended and not self._group.changes and not self._late
 
-    async def _wait(self) -> JournalError | None:
+    async def _wait(self, *, takes_late: bool = False) -> JournalError | None:
+        if self._closed.is_set():
+            return JournalError(_CLOSED)
         waiter = _Waiter()
         with self._lock:
             self._group.waiters.append(waiter)
-        self._tell()
+            self._group.takes_late |= takes_late
+            told, self._told = self._told, True
+        if not told:
+            self._news.put(None)
 
         def abort(_: object) -> trio.lowlevel.Abort:
             waiter.task = None
@@ -255,20 +275,27 @@ class Committer:
     def _settle(self, group: _Group) -> None:
         """A commit has ended."""
         self._ended += 1
-        error = group.error
         if group.tried:
             self.commit_time.record(group.seconds)
             self._note(group)
-        if error is None and self.at_risk:
+        if group.error is None and self.at_risk:
             for number in group.changes:
                 self._out_of_risk(number)
-        for waiter in group.waiters:
+        self._tell(group.waiters, group.error)
+
+    def _end(self) -> None:
+        """There is no thread any more."""
+        self._closed.set()
+        with self._lock:
+            waiters, self._group.waiters = self._group.waiters, []
+        self._tell(waiters, JournalError(_CLOSED))
+
+    def _tell(self, waiters: list[_Waiter], error: Exception | None) -> None:
+        for waiter in waiters:
             if waiter.accept is not None:
                 self.committing -= 1
                 if error is None:
                     waiter.accept()
-                else:
-                    self._new.discard(waiter.number)
             if error is not None:
                 waiter.error = JournalError(str(error))
             if waiter.task is not None:
@@ -297,52 +324,80 @@ class Committer:
             return
         self._call(partial(tell, held))
         del held, tell
-        failed = closing = False
-        while not closing:
-            with suppress(Empty):
-                self._news.get(timeout=RETRY_EVERY if failed else None)
+        closing = failed = False
+        while not closing or (self._late and not failed):
+            if not closing:
+                self._sleep()
             with self._lock:
                 group, self._group = self._group, _Group()
                 self._told = False
                 self._taken += 1
-                self._writing = group.changes
                 closing = self._closing
+                late = self._some_late() if closing or group.takes_late or self._is_retry_due() else {}
+                group.changes |= late
+                group.durable |= bool(late)
+                self._writing = group.changes
             if group.changes:
                 begun = time.perf_counter()
                 self._write(group)
                 group.tried = True
                 group.seconds = time.perf_counter() - begun
+                if group.error is None:
+                    self._retry_at = 0.0 if group.durable else self._retry_at
+                elif late:
+                    self._retry_at = time.perf_counter() + RETRY_EVERY
             failed = group.error is not None
             self._call(partial(self._settle, group))
         with suppress(Exception):
             self._journal.close()
-        self._call(self._closed.set)
+        self._call(self._end)
+
+    def _sleep(self) -> None:
+        with suppress(Empty):
+            if self._late:
+                self._news.get(timeout=max(0.0, self._retry_at - time.perf_counter()))
+            else:
+                self._news.get()
+
+    def _is_retry_due(self) -> bool:
+        return bool(self._late) and time.perf_counter() >= self._retry_at
+
+    def _some_late(self) -> dict[int, _Change]:
+        return dict(islice(self._late.items(), _LATE_AT_ONCE))
 
     def _write(self, group: _Group) -> None:
-        kept = [self._record(number, change) for number, change in group.changes.items() if change]
-        gone = [self._key(number) for number, change in group.changes.items() if change is None]
+        gone: list[int] = []
         try:
+            kept = [self._record(number, change) for number, change in group.changes.items() if change]
+            gone = [self._key(number) for number, change in group.changes.items() if change is None]
             self._journal.write(kept, gone, durable=group.durable)
         except Exception as error:  # noqa: BLE001 (raised where it is waited for)
             group.error = error
         else:
-            with self._lock:
-                self._writing = {}
-                self._new.difference_update(group.changes)  # before the loop gets to know: see `remove`
+            with self._lock:  # before the loop gets to know: see `remove`
+                self._written(group.changes)
             return
-        if kept and gone:
+        removed: dict[int, _Change] = {}
+        if gone and len(gone) < len(group.changes):
             # What is removed makes room.
             with suppress(Exception):
                 self._journal.write([], gone, durable=False)
-                group.changes = {number: change for number, change in group.changes.items() if change}
+                removed = {number: change for number, change in group.changes.items() if change is None}
         refused = {waiter.number for waiter in group.waiters if waiter.accept is not None}
         with self._lock:
-            self._writing = {}
-            again = self._group
-            again.durable |= group.durable
+            self._written(removed)
+            self._new -= refused
             for number, change in group.changes.items():
-                if number not in refused:
-                    again.changes.setdefault(number, change)
+                if number not in refused and number not in removed and number not in self._group.changes:
+                    self._late[number] = change
+
+    def _written(self, changes: dict[int, _Change]) -> None:
+        self._writing = {}
+        self._new.difference_update(changes)
+        if self._late:
+            for number, change in changes.items():
+                if self._late.get(number, _NOTHING) is change:  # and not a newer one
+                    del self._late[number]
 
     def _record(self, number: int, change: tuple[Entry, float, str | None]) -> Record:
         (_, shown, body), due, dead = change

@@ -52,7 +52,8 @@ class Journal(Protocol):
 
 def check_journal(journal: object) -> None:
     """Raise a `TypeError` unless this is a journal, or None."""
-    if journal is not None and not all(callable(getattr(journal, name, None)) for name in ("open", "write")):
+    methods = ("open", "write", "close")
+    if journal is not None and not all(callable(getattr(journal, name, None)) for name in methods):
         raise TypeError(f"journal must be a SqliteJournal, not {type(journal).__name__}")
 
 

@@ -233,7 +233,8 @@ class Life:
         """Wait for the puts that have room already: with the end of their commits they are accepted."""
         if self.committer is not None:
             with grace.bound():
-                while self.committer.committing:
+                while self._ledger.reserved:
+                    await trio.lowlevel.checkpoint()  # what has just got its room has yet to begin its commit
                     await self.committer.written()
 
     async def _flush(self) -> None:

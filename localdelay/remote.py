@@ -90,7 +90,7 @@ class Remote:
     def __init__(self, *, drain_on_exit: float | None, **options: Any) -> None:
         self._drain_on_exit = intake.check_seconds("drain_on_exit", drain_on_exit, zero=False)
         self._options = options
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a handler of signals may come in the midst of a put
         self._arrivals: deque[Stamped | Call[Any]] = deque()
         self._called = False  # whether the loop knows that there is something
         self._sent_over = 0  # messages; `_arrived` of them are in the queue
@@ -310,7 +310,10 @@ class Remote:
         committer = self._queue.committer
         if committer is None:
             return self.pending()
-        return len(committer.at_risk), committer.at_risk_bytes
+        return (
+            len(committer.at_risk) + self._sent_over - self._arrived,
+            committer.at_risk_bytes + self._sent_over_bytes - self._arrived_bytes,
+        )
 
     def drain_on_exit(self) -> None:
         """See `exits.Running`."""
@@ -328,7 +331,7 @@ class Remote:
     def forget(self) -> None:
         """See `exits.Running`."""
         self._forked = True
-        self._lock = threading.Lock()  # the thread that held it may be missing
+        self._lock = threading.RLock()  # the thread that held it may be missing
         self._end(None)
 
     def _try_claim(self, stamped: Stamped) -> bool:

@@ -16,6 +16,7 @@ import errno
 import json
 import os
 import sqlite3
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from itertools import chain
@@ -71,6 +72,7 @@ class SqliteJournal:
         self._connection: sqlite3.Connection | None = None
         self._synchronous = ""
         self._has_reserve = False
+        self._file = (0, 0)
 
     def __repr__(self) -> str:
         return f"SqliteJournal({str(self.path)!r}, {self.durability!r})"
@@ -87,6 +89,7 @@ class SqliteJournal:
                     self._make()
                 held = self._held()
                 self._connection = self._connect("rw")
+                self._file = self._file_there()
                 self._connection.execute("PRAGMA locking_mode = EXCLUSIVE")
                 self._connection.execute("PRAGMA fullfsync = ON")
                 self._connection.execute("BEGIN IMMEDIATE")  # others are locked out from here on
@@ -124,6 +127,8 @@ class SqliteJournal:
             raise JournalError(f"the journal {self.path} is closed")
         synchronous = "FULL" if durable and self.durability == "fsync" else "NORMAL"
         with self._errors():
+            if self._file_there() != self._file:  # SQLite would go on in one that nobody finds again
+                raise JournalError(f"the journal {self.path} is gone: another file is in its place")
             if kept and not self._has_reserve:
                 self._regain_reserve(connection)
             try:
@@ -153,6 +158,16 @@ class SqliteJournal:
         if connection is not None:
             with suppress(sqlite3.Error):
                 connection.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _file_there(self) -> tuple[int, int]:
+        found = self.path.stat()
+        return found.st_dev, found.st_ino
+
+    def _forget_lock(self) -> None:
+        """This is a forked child, which must not hold the lock when its parent has ended."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -205,6 +220,7 @@ class SqliteJournal:
             os.close(lock)
             raise
         self._lock = lock
+        _open.add(self)
         os.ftruncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode(), 0)
 
@@ -304,6 +320,16 @@ class SqliteJournal:
             raise JournalError(f"the journal {self.path}: {reason}") from error
         except (ValueError, OverflowError) as error:
             raise JournalError(f"the journal {self.path} is damaged: {error}") from error
+
+
+def _in_child() -> None:
+    for journal in list(_open):
+        journal._forget_lock()  # noqa: SLF001 (nobody else may)
+
+
+_open: weakref.WeakSet[SqliteJournal] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 
 def _insert(connection: sqlite3.Connection, rows: list[Row]) -> None:

@@ -31,7 +31,8 @@ async def run_until_signal(
     With the first signal `await service()` is cancelled, and when it has ended the queue is drained as by
     `DelayQueue.drain`, `grace` seconds after the signal at the latest. A second signal ends the drain at
     once: what is left then stays in the journal, or is in the report's `remaining`. Without a service it only
-    waits for the signal. Give a grace shorter than what kills the process: Kubernetes does so
+    waits for the signal. Where the service has returned by itself, the first signal changes nothing: the
+    grace has begun by then. Give a grace shorter than what kills the process: Kubernetes does so
     `terminationGracePeriodSeconds` after the signal. To be called on the main thread. An error of the service
     is raised as it is, and nothing is drained then.
     """
@@ -40,14 +41,16 @@ async def run_until_signal(
         intake.check_async("hand_back", hand_back)
     running = trio.CancelScope()
     deadline = math.inf
-    again = False
+    signalled = again = False
 
     async def watch() -> None:
-        nonlocal deadline, again
+        nonlocal deadline, signalled, again
         async for signum in received:
-            if deadline == math.inf:
-                logger.info("%s: stopping within %g s", signal.Signals(signum).name, seconds)
-                deadline = trio.current_time() + seconds
+            if not signalled:
+                signalled = True
+                deadline = min(deadline, trio.current_time() + seconds)
+                left = deadline - trio.current_time()
+                logger.info("%s: stopping within %.3g s", signal.Signals(signum).name, max(0.0, left))
                 running.cancel()
             else:
                 logger.info("%s again: stopping now", signal.Signals(signum).name)

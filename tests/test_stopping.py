@@ -168,3 +168,29 @@ async def test_wrong_arguments(autojump_clock: trio.testing.MockClock) -> None:
             await run_until_signal(queue, grace=-1.0)
         with pytest.raises(TypeError, match="hand_back"):
             await run_until_signal(queue, grace=1.0, hand_back=5)  # type: ignore[arg-type]
+
+
+async def test_the_first_signal_after_the_service_leaves_the_grace(
+    autojump_clock: trio.testing.MockClock, conserved: Conserved
+) -> None:
+    """Where the service has returned by itself the drain goes on; the second signal ends it."""
+
+    async def service() -> None:
+        queue.put_nowait(b"soon", delay=20.0)
+        queue.put_nowait(b"later", delay=22.0)
+
+    async def signal_twice() -> None:
+        await trio.sleep(10.0)
+        kill(signal.SIGTERM)
+        await trio.sleep(11.0)
+        kill(signal.SIGTERM)
+
+    async with (
+        trio.open_nursery() as nursery,
+        open_delay_queue(nothing, capacity=10, workers=1) as queue,
+    ):
+        nursery.start_soon(signal_twice)
+        report = await run_until_signal(queue, service, grace=25.0)
+    assert report.sent == 1
+    assert [message.payload for message in report.remaining] == [b"later"]
+    conserved(queue)

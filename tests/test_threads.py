@@ -267,6 +267,19 @@ def drain(queue: threads.DelayQueue) -> None:
         queue.drain(grace=1.0)
 
 
+def test_a_drain_is_cut_short_in_the_midst_of_a_put() -> None:
+    """As by a handler of signals, which runs in a thread that may hold any lock."""
+    with threads.open_delay_queue(print, capacity=10, workers=1) as queue:
+
+        def put() -> None:
+            with queue.remote._lock:
+                queue.cut_short()
+
+        thread = in_thread(put)
+        thread.join(10)
+        assert not thread.is_alive()
+
+
 def test_a_drain_that_is_wrong_closes_nothing() -> None:
     """It is refused before anything is done."""
     with threads.open_delay_queue(Sent(), capacity=10, workers=1) as queue:
