@@ -228,6 +228,27 @@ async def test_cancel(server: RedisServer) -> None:
         assert conserve(queue).cancelled == 1
 
 
+async def test_what_redis_was_not_told_is_not_cancelled(own: RedisServer) -> None:
+    """A cancel that Redis does not answer raises, and the message is sent; so where it is cut off."""
+    send = Sent()
+    async with opened(own, send, put_timeout=0.2) as queue:
+        message = await queue.put(b"x", delay=0.9)
+        assert queue.statistics().pending == 1
+        own.freeze()
+        with trio.move_on_after(0.05) as scope:
+            await queue.cancel(message.id)
+        assert scope.cancelled_caught
+        assert conserve(queue).waiting == 1
+        with pytest.raises((Throttled, ConnectionError)):
+            await queue.cancel(message.id)
+        assert conserve(queue).waiting == 1
+        own.thaw()
+        await send.wait(1)
+        await confirmed(queue)
+        found = conserve(queue)
+        assert (found.sent, found.cancelled) == (1, 0)
+
+
 async def test_messages_are_shown_in_due_order(server: RedisServer) -> None:
     """The first of them, over all shards; claimed ones too."""
     async with opened(server) as queue:
@@ -261,6 +282,42 @@ async def test_pause_and_resume(server: RedisServer) -> None:
         queue.resume()
         await send.wait(1)
         assert (send.ids, others.ids) == (["mine"], ["claimed"])
+
+
+async def test_a_claim_that_comes_after_a_pause_goes_back(server: RedisServer) -> None:
+    """Its answer was on the way: another instance sends what it has claimed."""
+    others, url = Sent(), server.fresh()
+    async with opened(server, Sent(), url, shards=1) as queue:
+        for number in range(5):
+            queue.resume()
+            await trio.sleep(0.02)
+            queue.pause()
+            await queue.put(b"x", delay=0.3, id=str(number))
+            queue.resume()
+            while not queue._parts.claimer._in_flight:
+                await trio.lowlevel.checkpoint()
+            queue.pause()
+            await trio.sleep(0.05)
+            assert conserve(queue).pending == 0
+        async with opened(server, others, url):
+            await others.wait(5)
+
+
+async def test_there_is_room_again_after_a_send_that_hung(server: RedisServer) -> None:
+    """However little there is."""
+    send = Sent()
+    send.open = trio.Event()
+    retry = RetryPolicy(attempts=1)
+    async with opened(server, send, capacity=1, workers=1, send_timeout=0.1, retry=retry) as queue:
+        await queue.put(b"x", delay=0, id="hangs")
+        await queue.put(b"x", delay=0.01, id="next")
+        await send.wait(1)
+        with trio.fail_after(2):
+            while not queue.statistics().dead:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        send.open.set()
+        await send.wait(2, within=2.0)
+        assert send.ids == ["hangs", "next"]
 
 
 async def test_capacity_bounds_what_is_claimed(server: RedisServer) -> None:
@@ -325,6 +382,14 @@ async def test_bytes_of_a_shard_are_bounded(server: RedisServer) -> None:
         await confirmed(queue)
         for _ in range(4):
             await queue.put(bytes(200), delay=60)
+
+
+async def test_what_redis_does_not_take_is_refused_here(server: RedisServer) -> None:
+    """Redis would end the connection, and the puts of others with it."""
+    async with opened(server) as queue:
+        with pytest.raises(ValueError, match="over the 1048576 that Redis takes"):
+            await queue.put(bytes(1024 * 1024 + 1), delay=60)
+        assert queue.statistics().connections == 1
 
 
 async def test_out_of_memory_is_throttled(own: RedisServer) -> None:
@@ -542,6 +607,65 @@ async def test_what_was_sent_last_is_confirmed_on_leaving(server: RedisServer) -
             assert await queue.count() == 0
 
 
+async def test_a_put_under_way_has_an_end_when_the_block_is_left(own: RedisServer) -> None:
+    """Its answer where Redis gives one, else an error: nobody waits for ever."""
+    for answers in (True, False):
+        ended: list[str] = []
+
+        async def put(queue: RedisDelayQueue, ended: list[str] = ended) -> None:
+            try:
+                await queue.put(b"x", delay=60)
+                ended.append("put")
+            except (QueueClosed, Throttled, ConnectionError):
+                ended.append("refused")
+
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                with pytest.raises(KeyError):
+                    async with opened(own, put_timeout=0.3) as queue:
+                        if not answers:
+                            own.freeze()
+                        for _ in range(3):
+                            nursery.start_soon(put, queue)
+                        await trio.lowlevel.checkpoint()
+                        raise KeyError
+                own.thaw()
+        assert len(ended) == 3
+        assert ("put" in ended) is answers
+        with pytest.raises(QueueClosed):
+            await queue.put(b"x", delay=60)
+
+
+async def test_a_block_that_is_cancelled_tells_what_was_sent(server: RedisServer) -> None:
+    """Also what was just being told, in however many shards: nothing is sent again."""
+    send, url = Sent(), server.fresh()
+    with trio.CancelScope() as scope:
+        async with opened(server, send, url, shards=64, workers=10, confirm_within=0.1) as queue:
+            async with trio.open_nursery() as nursery:
+                for number in range(200):
+                    nursery.start_soon(partial(queue.put, b"x", delay=0, id=f"number {number}"))
+            await send.wait(200)
+            while not queue._parts.held._being_told:
+                await trio.lowlevel.checkpoint()
+            begun = trio.current_time()
+            scope.cancel()
+    assert trio.current_time() - begun < 1.5
+    assert conserve(queue).unconfirmed == 0
+    async with opened(server, send, url) as queue:
+        assert await queue.count() == 0
+
+
+async def test_a_drained_queue_does_not_go_on(server: RedisServer) -> None:
+    """To resume it does nothing: it would claim and give back without an end."""
+    async with opened(server) as queue:
+        await queue.put(b"x", delay=0.8)
+        await queue.drain()
+        queue.resume()
+        before = queue.statistics().commands
+        await trio.sleep(0.5)
+        assert queue.statistics().commands - before < 10
+
+
 async def test_an_exception_leaves_the_block_as_it_is(server: RedisServer) -> None:
     """Not in a group; and cancellation is Trio's."""
     with pytest.raises(KeyError):
@@ -733,6 +857,8 @@ async def test_a_message_that_is_published_twice_is_stored_once(server: RedisSer
         assert (send.messages[0].attempt, send.messages[0].id) == (3, "order")
         with pytest.raises(ValueError, match="delay"):
             await queue.publish_delayed(message, -1)
+        with pytest.raises(ValueError, match="delay must be less than"):
+            await queue.publish_delayed(message, 1e13)
 
 
 # ---------------------------------------------------------------- what is wrong

@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -273,6 +274,37 @@ async def test_what_one_instance_has_claimed_others_send_when_it_leaves(server: 
         await until(lambda: len(arrived) == 20, within=5)
 
 
+async def test_who_comes_late_removes_no_other_message_of_the_same_id(server: RedisServer) -> None:
+    """One sends past its lease, another has sent the message, and its id was put again: that one stays."""
+    url, go_on = server.fresh(), trio.Event()
+    begun: list[str] = []
+    others: list[bytes] = []
+
+    async def slow(message: Message) -> None:
+        begun.append(message.id)
+        await go_on.wait()
+
+    options: dict[str, Any] = {
+        "url": url,
+        "workers": 1,
+        "shards": 1,
+        "confirm_within": 0.0,
+        "claim_ahead": 0.1,
+    }
+    async with open_redis_delay_queue(slow, lease=0.3, **options) as late:
+        late._parts.held.renew_all = trio.lowlevel.checkpoint  # type: ignore[method-assign]  # it is frozen
+        await late.put(b"old", delay=0, id="order")
+        await until(lambda: bool(begun))
+        late.pause()
+        async with queue_of(server, send=lambda message: others.append(message.payload), **options) as queue:
+            await until(lambda: others == [b"old"] and not queue.statistics().unconfirmed)
+            await queue.put(b"new", delay=0.6, id="order")
+            go_on.set()
+            await trio.sleep(0.2)
+            assert await queue.is_pending("order")
+            await until(lambda: others == [b"old", b"new"])
+
+
 async def test_an_instance_that_does_not_keep_up_leaves_messages_to_others(server: RedisServer) -> None:
     """It holds few while it is behind, and another sends the rest."""
     url = server.fresh()
@@ -316,6 +348,8 @@ async def test_idle_instances_ask_little(server: RedisServer) -> None:
             for queue in (few, many):
                 for number in range(600):
                     nursery.start_soon(partial(queue.put, b"x", delay=3600, id=f"id {number}"))
+        for queue in (few, many):
+            await queue.set_shards(3)  # the others are to be emptied, which takes long
         await trio.sleep(0.5)
         with server.client() as client:
 

@@ -181,6 +181,17 @@ def test_redis_clock_may_be_set() -> None:
     assert clock.local(start + 101_000_000) == pytest.approx(51.0)
 
 
+def test_another_redis_has_another_clock() -> None:
+    """After a new connection what was compared before counts no more."""
+    clock = RedisClock()
+    start = 1_800_000_000_000_000
+    clock.observe(start, 0.0)
+    clock.forget()
+    assert clock.local(start) == pytest.approx(0.0)
+    clock.observe(start - 2_000_000, 1.0)  # it is three seconds slower
+    assert clock.local(start) == pytest.approx(3.0)
+
+
 def test_unreachable_is_both_throttled_and_a_connection_error() -> None:
     """A fallback holds the message, and whoever catches connection errors catches it."""
     error = RedisUnreachable("there is no connection")

@@ -49,6 +49,13 @@ async def test_lines_wait_in_redis(stage: Stage, own: RedisServer) -> None:
     assert (outcome.queue.sent, outcome.queue.at_risk) == (2, 0)
 
 
+async def test_a_last_line_that_redis_can_never_hold_is_wrong(stage: Stage, own: RedisServer) -> None:
+    """And nothing more: it is not given again when the relay ends."""
+    script = Script(b"first\n" + bytes(1024 * 1024 + 1) + b"\n")
+    outcome = await stage.relay(script, Sink(), hold=own.fresh(), delay=0.0, max_line=1 << 21)
+    assert (outcome.lines, outcome.wrong, outcome.unsent, outcome.input_ended) == (2, 1, 0, True)
+
+
 async def test_a_stopped_relay_leaves_its_messages_in_redis(stage: Stage, own: RedisServer) -> None:
     """What comes due within the grace is sent; the next relay sends the rest, and nothing is in a file."""
     hold = own.fresh()

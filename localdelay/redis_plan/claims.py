@@ -158,6 +158,7 @@ class Claimer:
     def unreserve(self, count: int) -> None:
         """Those messages are counted in, or were not claimed."""
         self._reserved -= count
+        self._settled.unpark_all()
         self.made_room()
 
     def made_room(self) -> None:
@@ -179,8 +180,8 @@ class Claimer:
         self.change()
 
     async def settle(self) -> None:
-        """Wait until no claim is under way. None is begun while `paused`."""
-        while self._in_flight:
+        """Wait until nothing is under way that claims, puts included. None is begun while `paused`."""
+        while self._reserved:
             await self._settled.park()
 
     async def run(self) -> None:

@@ -9,11 +9,13 @@ _PERIOD = 5.0
 
 
 class RedisClock:
-    """Translates instants of Redis's clock (microseconds, its TIME) into Trio's (seconds), never too early.
+    """Translates instants of Redis's clock (microseconds, its TIME) into Trio's (seconds), not too early.
 
     A reply that has come by `now` was made before, so Trio's clock was at most `now` when Redis's showed what
     the reply says. The quickest reply of the last seconds gives the best bound; what is left of its way back
-    is how late this clock is. No clock of this machine but the monotonic one takes part.
+    is how late this clock is. No clock of this machine but the monotonic one takes part. Where Redis's clock
+    is set back this one is early by the step until the next two periods are over, and by what the two drift
+    apart in that time always.
     """
 
     def __init__(self) -> None:
@@ -38,6 +40,10 @@ class RedisClock:
             self._before, self._now = self._now, math.inf
             self._begun = now
         self._now = min(self._now, now - (redis - self._base) / 1e6)
+
+    def forget(self) -> None:
+        """It may be another Redis from now on: the next observation counts alone."""
+        self._begun = -math.inf
 
     def local(self, redis: int) -> float:
         """The instant on Trio's clock: never before it, and later by a fraction of a round trip."""

@@ -10,24 +10,25 @@ import math
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import trio
 
 from localdelay.redis_plan.link import logger
-from localdelay.redis_plan.store import News, Return, Store
+from localdelay.redis_plan.store import Finished, News, Return, Store
 
 _MOST = 500
 """Messages of one command."""
 _IN_FLIGHT = 16
+_Told = TypeVar("_Told")
 _RETRY = 0.5
 """Seconds after which what Redis did not take is told again."""
 KEEP = -1.0
 
 
-_Claim: TypeAlias = tuple[int, float]
-"""(shard, until when the lease holds for certain, seconds on Trio's clock). A tuple of numbers, for there are
-thousands of these, and the garbage collector does not walk them."""
+_Claim: TypeAlias = tuple[int, float, int]
+"""(shard, until when the lease holds for certain in seconds on Trio's clock, execute-at in microseconds on
+Redis's). A tuple of numbers: there are thousands of these, and the garbage collector does not walk them."""
 
 
 class Held:
@@ -38,7 +39,7 @@ class Held:
         self._lease = lease
         self._confirm_within = confirm_within
         self._claims: dict[str, _Claim] = {}
-        self._confirmed: defaultdict[int, list[str]] = defaultdict(list)
+        self._confirmed: defaultdict[int, list[Finished]] = defaultdict(list)
         self._returned: defaultdict[int, list[tuple[str, float | None, bytes]]] = defaultdict(list)
         self._untold = trio.lowlevel.ParkingLot()
         self._returns = trio.Event()
@@ -59,9 +60,14 @@ class Held:
         confirmed = sum(len(ids) for ids in self._confirmed.values())
         return self._being_told + confirmed + sum(len(returned) for returned in self._returned.values())
 
-    def claim(self, id: str, shard: int, ends: float) -> None:
-        """This message was claimed, or claimed again."""
-        self._claims[id] = (shard, ends)
+    def claim(self, id: str, shard: int, ends: float, due: int) -> None:
+        """This message was claimed, or claimed again; `due` is its execute-at on Redis's clock."""
+        self._claims[id] = (shard, ends, due)
+
+    def where(self, id: str) -> tuple[int, int] | None:
+        """The shard of a message that is claimed, and its execute-at on Redis's clock."""
+        claim = self._claims.get(id)
+        return None if claim is None else (claim[0], claim[2])
 
     def holds(self, id: str, now: float) -> bool:
         """Whether the message is this instance's for certain."""
@@ -76,7 +82,7 @@ class Held:
         """The message is finished. Redis is told soon."""
         claim = self._claims.pop(id, None)
         if claim is not None:
-            self._confirmed[claim[0]].append(id)
+            self._confirmed[claim[0]].append((id, claim[2]))
             self._untold.unpark()
 
     def give_back(self, id: str, due: float | None, note: bytes) -> None:
@@ -95,23 +101,15 @@ class Held:
             self._returns.set()
             self._untold.unpark()
 
-    def pop_confirmed(self, shard: int) -> list[str]:
+    def pop_confirmed(self, shard: int) -> list[Finished]:
         """What Redis is to be told of this shard, by whoever goes there; `told_confirmed` is to follow."""
-        ids = self._confirmed.get(shard)
-        if ids is None:
-            return []
-        taken = ids[:_MOST]
-        del ids[:_MOST]
-        if not ids:
-            del self._confirmed[shard]
-        self._being_told += len(taken)
-        return taken
+        return self._pop(self._confirmed, shard)
 
-    def told_confirmed(self, shard: int, ids: Sequence[str], *, ok: bool) -> None:
+    def told_confirmed(self, shard: int, finished: Sequence[Finished], *, ok: bool) -> None:
         """Redis was told what `pop_confirmed` has returned, or it is to be told again."""
-        self._being_told -= len(ids)
-        if ids and not ok:
-            self._confirmed[shard] += ids
+        self._being_told -= len(finished)
+        if finished and not ok:
+            self._confirmed[shard] += finished
             self._untold.unpark()
 
     async def tell(self) -> None:
@@ -137,29 +135,43 @@ class Held:
 
         async with self._telling, trio.open_nursery() as nursery:
             self._returns = trio.Event()
-            for shard in list(self._confirmed):
-                while ids := self.pop_confirmed(shard):
-                    nursery.start_soon(told, partial(self._tell_confirmed, shard, ids))
-            for shard in list(self._returned):
-                returned = self._returned.pop(shard)
-                self._being_told += len(returned)
-                for start in range(0, len(returned), _MOST):
-                    part = returned[start : start + _MOST]
-                    nursery.start_soon(told, partial(self._tell_returned, shard, part))
+            for shard, finished in self._confirmed.items():
+                for _ in range(0, len(finished), _MOST):
+                    nursery.start_soon(told, partial(self._tell_confirmed, shard))
+            for shard, returned in self._returned.items():
+                for _ in range(0, len(returned), _MOST):
+                    nursery.start_soon(told, partial(self._tell_returned, shard))
         return ok
 
-    async def _tell_confirmed(self, shard: int, ids: list[str]) -> bool:
+    def _pop(self, untold: dict[int, list[_Told]], shard: int) -> list[_Told]:
+        of_shard = untold.get(shard, [])
+        taken = of_shard[:_MOST]
+        del of_shard[:_MOST]
+        if not of_shard:
+            untold.pop(shard, None)
+        self._being_told += len(taken)
+        return taken
+
+    # Each takes what it tells when its turn has come: a cancellation before that loses nothing.
+
+    async def _tell_confirmed(self, shard: int) -> bool:
+        finished = self.pop_confirmed(shard)
+        if not finished:
+            return True
         told = False
         try:
-            self.on_news(await self._store.confirm(shard, ids))
+            self.on_news(await self._store.confirm(shard, finished))
             told = True
         except Exception as error:  # noqa: BLE001 (told again)
             logger.debug("shard %d could not be told what is confirmed: %s", shard, error)
         finally:
-            self.told_confirmed(shard, ids, ok=told)
+            self.told_confirmed(shard, finished, ok=told)
         return told
 
-    async def _tell_returned(self, shard: int, returned: list[tuple[str, float | None, bytes]]) -> bool:
+    async def _tell_returned(self, shard: int) -> bool:
+        returned = self._pop(self._returned, shard)
+        if not returned:
+            return True
         now = trio.current_time()
         returns: list[Return] = [
             (name, due if due is None or due == KEEP else max(0.0, due - now), note)
@@ -188,8 +200,8 @@ class Held:
         """Renew the leases that have lost a third of their length; what fails is tried again in time."""
         now = trio.current_time()
         by_shard: defaultdict[int, list[str]] = defaultdict(list)
-        for name, (shard, ends) in self._claims.items():
-            if ends < now + self._lease * 2 / 3:
+        for name, (shard, ends, _) in self._claims.items():
+            if now < ends < now + self._lease * 2 / 3:  # what has ended may be another's by now
                 by_shard[shard].append(name)
         for shard, ids in by_shard.items():
             for start in range(0, len(ids), _MOST):
@@ -201,4 +213,5 @@ class Held:
                     continue
                 for name in part:
                     if name in self._claims:
-                        self._claims[name] = (shard, asked + self._lease if name in still else -math.inf)
+                        ends = asked + self._lease if name in still else -math.inf
+                        self.claim(name, shard, ends, self._claims[name][2])

@@ -8,6 +8,7 @@ the change is refused by the shard itself, reads the layout, and puts its messag
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import attrs
@@ -95,7 +96,7 @@ class Layouts:
 
     async def beat(self) -> None:
         """Look after the layout, and at a few shards, at each heartbeat and when there are news."""
-        while True:
+        for beat in itertools.count():
             with trio.move_on_after(self._heartbeat):
                 await self._news.wait()
             try:
@@ -104,9 +105,10 @@ class Layouts:
                     await self.refresh()
                 elif self._link.is_connected:
                     layout = await self.refresh()
-                    await self._glance()
-                    if layout.retiring:
+                    if layout.retiring and beat % 2:
                         await self._retire(layout)
+                    else:
+                        await self._glance()
             except Exception as error:  # noqa: BLE001 (the next heartbeat is another try)
                 logger.debug("the layout could not be read: %s", error)
 

@@ -17,7 +17,7 @@ import trio
 from coredis.exceptions import NoScriptError
 
 from localdelay.brokers.redis import classified
-from localdelay.brokers.redis_line import Line, Place, connect, wait_after
+from localdelay.brokers.redis_line import LARGEST, Line, Place, connect, wait_after
 from localdelay.redis_plan.errors import RedisUnreachable
 from localdelay.redis_plan.scripts import ALL, Script
 
@@ -47,6 +47,8 @@ class Link:
         self._on_news = on_news
         self._on_connected = on_connected
         self._line: Line | None = None
+        self.largest = LARGEST
+        """Bytes of an argument: Redis ends a connection on which a larger one comes."""
         self._why: Exception | None = None
         self.commands = 0
         """How many commands were sent."""
@@ -91,7 +93,7 @@ class Link:
             line.end()
             raise ConnectionError(f"no connection to Redis at {self._place}: {error}") from error
         self.connections += 1
-        self._line, self._why = line, None
+        self._line, self._why, self.largest = line, None, line.largest
         self._on_connected()
 
     async def _listen(self, line: Line) -> None:

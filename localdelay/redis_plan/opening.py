@@ -89,7 +89,8 @@ async def open_redis_delay_queue(
     for as long as it is here: an instance that dies holds its messages up for that long. It is confirmed up
     to `confirm_within` seconds after its send: what a crash sends again. A put waits up to `linger` seconds
     for those of other tasks. Every `heartbeat` seconds this instance asks whether all is as it thinks. A
-    command that Redis does not answer within `put_timeout` seconds has failed.
+    command that Redis does not answer within `put_timeout` seconds has failed; what a claim has taken whose
+    answer was lost waits for the end of its lease.
 
     Leaving the block normally ends this instance: sends that run are waited for, and what it has claimed
     besides goes back. Messages that wait stay in Redis. Raises `ConnectionError` where no Redis answers
@@ -151,6 +152,7 @@ async def open_redis_delay_queue(
             claimer.hear(news[0], foreign=True)
 
     def connected() -> None:
+        clock.forget()
         claimer.ask_all()
         claimer.change()
         layouts.heard()
@@ -226,28 +228,31 @@ async def open_redis_delay_queue(
     from_block: BaseException | None = None
     from_nursery: BaseException | None = None
     try:
-        async with trio.open_nursery() as connection, trio.open_nursery() as nursery:
+        async with trio.open_nursery() as connection:
             scope = await connection.start(_keep, link)
             try:
-                await layouts.open(shards)
-                for task in (claimer.run, putter.run, held.tell, held.renew, layouts.beat):
-                    nursery.start_soon(task)
-                nursery.start_soon(pool.run, delivery)
-                begun = True
-                yield queue
-                await queue.leave()
-            except BaseException as raised:
-                from_block = raised
-                if is_cancelled(raised):
-                    raise  # only the nursery can tell whether it was its own cancellation
+                async with trio.open_nursery() as nursery:
+                    try:
+                        await layouts.open(shards)
+                        for task in (claimer.run, putter.run, held.tell, held.renew, layouts.beat):
+                            nursery.start_soon(task)
+                        nursery.start_soon(pool.run, delivery)
+                        begun = True
+                        yield queue
+                        await queue.leave()
+                    except BaseException as raised:
+                        from_block = raised
+                        if is_cancelled(raised):
+                            raise  # only the nursery can tell whether it was its own cancellation
+                    finally:
+                        claimer.paused = True
+                        with trio.CancelScope(shield=True):
+                            await claimer.settle()
+                            if begun:
+                                await leaving.end(parts)
+                        nursery.cancel_scope.cancel()
             finally:
-                claimer.paused = True
-                with trio.CancelScope(shield=True):
-                    await claimer.settle()
-                    if begun:
-                        await leaving.end(parts)
                 scope.cancel()
-                nursery.cancel_scope.cancel()
     except BaseException as raised:  # noqa: BLE001 (raised again below)
         from_nursery = raised
     queue.end()

@@ -17,7 +17,7 @@ import attrs
 import trio
 
 from localdelay.admission import already_pending
-from localdelay.errors import QueueFull
+from localdelay.errors import QueueClosed, QueueFull
 from localdelay.redis_plan.bodies import Stored
 from localdelay.redis_plan.claims import Claimer
 from localdelay.redis_plan.keys import RUN, shard_of
@@ -75,6 +75,7 @@ class Putter:
         self._last_at = self._company_until = -math.inf
         self._prefix = secrets.token_hex(6)
         self._numbers = itertools.count(RUN)
+        self._ended = False
         self.in_flight = 0
         """Puts that are under way."""
         self.done = 0
@@ -82,6 +83,11 @@ class Putter:
 
     async def put(self, put: Put) -> None:
         """Have a message stored; returns once Redis has it. Raises as `Link.call` does, and `QueueFull`."""
+        if len(put.body) > self._store.largest:
+            size, most = len(put.body), self._store.largest
+            raise ValueError(f"payload and headers of {size} bytes are over the {most} that Redis takes")
+        if self._ended:
+            raise QueueClosed("the queue takes no more messages")
         now = trio.current_time()
         task = trio.lowlevel.current_task()
         if task is not self._last_task:
@@ -110,18 +116,23 @@ class Putter:
                 put.error = None  # or its traceback, this frame and the payload hold each other
 
     async def run(self) -> None:
-        """Send what is gathered."""
-        async with trio.open_nursery() as nursery:
-            while True:
-                if not self._waiting:
-                    await self._arrived.park()
-                if len(self._waiting) < _MOST:
-                    self._many = trio.Event()
-                    with trio.CancelScope(deadline=self._go_at):
-                        await self._many.wait()
-                batch = [put for put in self._waiting if not put.given_up]
-                self._waiting = []
-                nursery.start_soon(self._store_all, batch)
+        """Send what is gathered. Where it is cancelled, it waits for the answers to what was sent."""
+        try:
+            async with trio.open_nursery() as nursery:
+                while True:
+                    if not self._waiting:
+                        await self._arrived.park()
+                    if len(self._waiting) < _MOST:
+                        self._many = trio.Event()
+                        with trio.CancelScope(deadline=self._go_at):
+                            await self._many.wait()
+                    batch = [put for put in self._waiting if not put.given_up]
+                    self._waiting = []
+                    nursery.start_soon(self._store_all, batch)
+        finally:
+            self._ended = True
+            for put in self._waiting:
+                _end(put, QueueClosed("the queue was closed before the message was sent to Redis"))
 
     async def _store_all(self, batch: list[Put]) -> None:
         """Store these, each in the shard that its id says; what finds a shard full or closed goes on."""
@@ -153,11 +164,12 @@ class Putter:
         ]
         generation = self._layouts.layout.generation
         try:
-            answer = await self._store.put(shard, messages, generation=generation, room=room)
-            if answer.moved:
-                await self._layouts.refresh()
-            else:
-                self._claimer.hear(answer.news)
+            with trio.CancelScope(shield=True):  # or nobody could give back what it claims
+                answer = await self._store.put(shard, messages, generation=generation, room=room)
+                if answer.moved:
+                    await self._layouts.refresh()
+                else:
+                    self._claimer.hear(answer.news)
         except Exception as error:  # noqa: BLE001 (raised by the puts)
             for put in puts:
                 _end(put, _copy(error))

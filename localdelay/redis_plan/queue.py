@@ -13,7 +13,6 @@ import trio
 from localdelay import checks, intake
 from localdelay.admission import already_pending
 from localdelay.delivery import HandBack
-from localdelay.entry import size_of
 from localdelay.errors import QueueClosed
 from localdelay.ids import Ids
 from localdelay.lateness import LatencyRecorder
@@ -148,27 +147,23 @@ class RedisDelayQueue:
         """
         parts = self._parts
         number = parts.ids.number(id)
-        if number is not None:
-            return await self._cancel_here(id, number)
+        where = parts.held.where(id)
+        if number is not None and where is not None and parts.held.holds(id, trio.current_time()):
+            await trio.lowlevel.checkpoint_if_cancelled()
+            shard, due = where
+
+            async def remove() -> bool:
+                return bool(await parts.store.cancel(shard, id, mine=due))
+
+            return await parts.delivery.cancel(number, remove)
+        if number is not None and parts.schedule.find(number) is None:
+            await trio.lowlevel.checkpoint()
+            return False
         for shard in parts.layouts.layout.shards_of(id):
             found = await parts.store.cancel(shard, id)
             if found is not None:
                 return found
         return False
-
-    async def _cancel_here(self, id: str, number: int) -> bool:
-        parts = self._parts
-        body = parts.schedule.cancel(number)
-        if body is None:
-            await trio.lowlevel.checkpoint()
-            return False
-        parts.ledger.cancelled += 1
-        parts.ids.free(body)
-        parts.ledger.release(size_of(body))
-        parts.claimer.made_room()
-        parts.held.confirm(id)
-        await parts.held.tell_all()
-        return True
 
     async def is_pending(self, id: str) -> bool:
         """Whether a message with this id is stored and not finished."""
@@ -196,7 +191,9 @@ class RedisDelayQueue:
         leaving.release_all(parts.schedule, parts.delivery)
 
     def resume(self) -> None:
-        """Claim and send again."""
+        """Claim and send again, unless it is drained."""
+        if self._drained is not None:
+            return
         parts = self._parts
         parts.workers.resume()
         parts.claimer.paused = False
@@ -230,7 +227,7 @@ class RedisDelayQueue:
 
         Messages that wait stay where they are, and are sent from there. Where there are fewer shards than
         before, the others get no new messages, and disappear once they are empty. An `id` that the caller
-        chose is looked for in each place where it would have been before.
+        chose is looked for where it would have been before, as of the last eight changes.
         """
         await self._parts.layouts.change(check_shards(shards))
 

@@ -10,6 +10,9 @@ A shard has four keys:
 What others must know goes out as news on one channel: `shard time next-due next-end token`, which says when
 the first message of the shard is due and when its first lease ends, at that time; -1 where there is none.
 
+What is removed is named by its id and its execute-at: an instance that comes late, for it was frozen, must
+not remove another message that was put under the same id meanwhile.
+
 A Redis that is out of memory refuses a write that may take more, unless the script has written already; so
 what claims, confirms and gives back begins with a removal. Only putting is refused.
 """
@@ -33,13 +36,13 @@ local function tell(channel, shard, token, next_due, next_end)
   local news = shard .. ' ' .. text(now) .. ' ' .. text(next_due) .. ' ' .. text(next_end) .. ' ' .. token
   redis.call('PUBLISH', channel, news)
 end
-local function remove(ids, from, to)
+local function remove(pairs, from, to)
   local bytes, found = 0, {}
-  for i = from, to do
-    local size = redis.call('HSTRLEN', bodies, ids[i])
-    if size > 0 then
-      bytes = bytes + size
-      found[#found + 1] = ids[i]
+  for i = from, to, 2 do
+    local id, body = pairs[i], redis.call('HGET', bodies, pairs[i])
+    if body and (pairs[i + 1] == '' or string.sub(body, 1, 8) == struct.pack('>d', pairs[i + 1])) then
+      bytes = bytes + #body
+      found[#found + 1] = id
     end
   end
   if #found > 0 then
@@ -107,7 +110,7 @@ return {now, next_due, next_end, count, table.concat(codes), unpack(reply)}
 """
 
 _TAKE = """
--- ARGV: channel shard token most ahead lease; then ids that are confirmed.
+-- ARGV: channel shard token most ahead lease; then id and execute-at of what is confirmed.
 -- Takes what is due within `ahead`, and what was claimed by somebody whose lease has ended.
 local gone = 0
 if #ARGV > 6 then gone = remove(ARGV, 7, #ARGV) end
@@ -150,7 +153,7 @@ return {now, next_due, next_end, redis.call('HLEN', bodies), unpack(ids)}
 """
 
 _CONFIRM = """
--- ARGV: ids.
+-- ARGV: id and execute-at of each.
 remove(ARGV, 1, #ARGV)
 return {now, first(due), first(leases), redis.call('HLEN', bodies)}
 """
@@ -201,15 +204,13 @@ return {now, first(due), first(leases), redis.call('HLEN', bodies), unpack(ids)}
 """
 
 _CANCEL = """
--- ARGV: id. 1 where it waited, or its lease has ended; 0 where it is claimed; -1 where it is not here.
+-- ARGV: id and execute-at, which is '' where the caller has not claimed it.
+-- 1: it waited, its lease had ended, or it was the caller's; 0: it is another's; -1: there is none.
 local found = -1
 if redis.call('HEXISTS', bodies, ARGV[1]) == 1 then
   local claimed = redis.call('ZSCORE', leases, ARGV[1])
   found = 0
-  if not claimed or tonumber(claimed) <= now then
-    remove(ARGV, 1, 1)
-    found = 1
-  end
+  if ARGV[2] ~= '' or not claimed or tonumber(claimed) <= now then found = remove(ARGV, 1, 2) end
 end
 return {now, first(due), first(leases), redis.call('HLEN', bodies), found}
 """

@@ -8,13 +8,22 @@ and one whose lease has ended is not sent, for it is somebody else's by now.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import trio
 
 from localdelay.delivery import Delivery, Send, SendBatch, not_awaitable
-from localdelay.entry import Body, Entry, after_failing, chosen_id, failures_of, goes_alone, size_of
+from localdelay.entry import (
+    Body,
+    Entry,
+    after_failing,
+    chosen_id,
+    execute_at_of,
+    failures_of,
+    goes_alone,
+    size_of,
+)
 from localdelay.ids import Ids
 from localdelay.ledger import Ledger
 from localdelay.redis_plan.bodies import Stored, note
@@ -55,6 +64,51 @@ class ClaimedDelivery(Delivery):
         self.keep_within = keep_within
         self._on_room = on_room
 
+    async def settle(self, worker: Worker) -> None:
+        """As in the queue in memory. A worker whose send took too long comes here by itself."""
+        try:
+            await super().settle(worker)
+        finally:
+            self._on_room()
+
+    async def cancel(self, number: int, remove: Callable[[], Awaitable[bool]]) -> bool:
+        """Take out a message that waits here; it is cancelled once `remove` says that Redis has removed it.
+
+        Meanwhile nobody sends it, and it counts as being sent. Where `remove` raises, it waits again.
+        """
+        body = self._schedule.cancel(number)
+        if body is None:
+            return False
+        entry = (execute_at_of(0.0, body), number, body)
+        self._handing_back[number] = entry
+        self.depart(1)
+        try:
+            removed = await remove()
+        except BaseException:
+            self._take_again(entry)
+            raise
+        finally:
+            del self._handing_back[number]
+        self._ledger.sending -= 1
+        self._held.forget(id_of(body))
+        if removed:
+            self._ledger.cancelled += 1
+            self._ids.free(body)
+            self._ledger.release(size_of(body))
+        else:
+            self._leave(body)
+        self._on_room()
+        return removed
+
+    def _take_again(self, entry: Entry) -> None:
+        if self._workers.paused or self._workers.finished.is_set():
+            self._ledger.sending -= 1
+            self.release(entry)
+            return
+        self.put_back(entry)
+        if entry[0] < self._workers.leader_due:
+            self._workers.wake_leader()
+
     async def deliver(self, worker: Worker, now: float) -> float:
         """Send what the worker has taken, except what is not this instance's any more."""
         self.drop_lapsed(worker, now)
@@ -93,7 +147,7 @@ class ClaimedDelivery(Delivery):
     def _put_off(self, entry: Entry, due: float, attempt: int, *, alone: bool) -> None:
         again = after_failing(entry, attempt, alone=alone)
         its_note = note(attempt, failures_of(again), alone=goes_alone(again))
-        if due - trio.current_time() <= self.keep_within:
+        if not self._workers.paused and due - trio.current_time() <= self.keep_within:
             self._held.write_down(id_of(entry[2]), its_note)
             super()._put_off(entry, due, attempt, alone=alone)
             return
@@ -127,16 +181,17 @@ class Arrivals:
 
     def take_in(self, id: str, shard: int, stored: Stored, due: int, ends: float) -> None:
         """Hold a message that was claimed until `ends`, to be sent when it is due on Redis's clock."""
-        known = self._ids.number(id) is not None
-        self._held.claim(id, shard, ends)
-        if known:
-            return  # its lease had ended, and nobody else came
-        if self.closed:
-            self._held.give_back(id, None, b"")
-            return
-        number = next(self._numbers)
+        if self._ids.number(id) is not None:
+            if self._held.where(id) in (None, (shard, stored.due)):
+                self._held.claim(id, shard, ends, stored.due)  # its lease had ended, and nobody else came
+            return  # or it is another message of this id: it waits for the end of its lease
+        self._held.claim(id, shard, ends, stored.due)
         execute_at = self._clock.local(stored.due)
         when = self._clock.local(max(due, stored.due)) if stored.failures else execute_at
+        if self.closed or self._workers.paused:
+            self._held.give_back(id, when if stored.failures else None, b"")
+            return
+        number = next(self._numbers)
         body: Body = (
             stored.payload,
             stored.headers,

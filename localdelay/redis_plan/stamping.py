@@ -37,8 +37,7 @@ def stamp(
     instant = None if at is None else (at - _EPOCH) // _MICROSECOND
     if instant is not None:
         due = max(now, clock.local(instant))
-    if due - now > LONGEST:
-        raise ValueError(f"{'delay' if at is None else 'at'} must be less than {LONGEST:g} s away")
+    _check_not_too_far("delay" if at is None else "at", due - now)
     copy = None if headers is None else intake.check_headers(headers)
     put = _put(intake.check_payload(payload), copy, id, due, 1, limits)
     put.at = instant
@@ -47,9 +46,15 @@ def stamp(
 
 def of_message(message: Message, due: float, limits: Limits) -> Put:
     """The put of a message that has its id; to find it there already is well."""
+    _check_not_too_far("delay", due - trio.current_time())
     put = _put(message.payload, dict(message.headers) or None, message.id, due, message.attempt, limits)
     put.twice = True
     return put
+
+
+def _check_not_too_far(name: str, seconds: float) -> None:
+    if seconds > LONGEST:
+        raise ValueError(f"{name} must be less than {LONGEST:g} s away")
 
 
 def _put(

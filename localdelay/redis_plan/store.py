@@ -66,6 +66,8 @@ class Taken:
     value: bytes = attrs.field(repr=False)
 
 
+Finished: TypeAlias = tuple[str, int]
+"""(id, execute-at in microseconds of Redis's clock), for an id may be that of another message by now."""
 Return: TypeAlias = tuple[str, float | None, bytes]
 """(id, wait, note). wait: seconds; None: until it was due; -1: keep the lease. note: b"" for none."""
 
@@ -92,6 +94,11 @@ class Store:
         self._token = token.encode()
         self.limits = limits
 
+    @property
+    def largest(self) -> int:
+        """The most bytes that Redis takes in one argument."""
+        return self._link.largest
+
     async def put(
         self, shard: int, messages: Sequence[NewMessage], *, generation: int, room: int
     ) -> PutAnswer:
@@ -115,12 +122,12 @@ class Store:
         return PutAnswer(self._news(shard, found), moved, found[4], found[5:])
 
     async def take(
-        self, shard: int, most: int, *, ahead: float, confirmed: Sequence[str] = ()
+        self, shard: int, most: int, *, ahead: float, confirmed: Sequence[Finished] = ()
     ) -> tuple[News, list[Taken]]:
         """Claim up to so many messages that are due within `ahead` seconds, and confirm others."""
-        ids = _encoded(confirmed)
+        gone = _pairs(confirmed)
         found = await self._run(
-            scripts.TAKE, shard, *self._told(shard), most, _micro(ahead), _micro(self.limits.lease), *ids
+            scripts.TAKE, shard, *self._told(shard), most, _micro(ahead), _micro(self.limits.lease), *gone
         )
         rest = found[4:]
         taken = [
@@ -130,9 +137,9 @@ class Store:
         ]
         return self._news(shard, found), taken
 
-    async def confirm(self, shard: int, ids: Sequence[str]) -> News:
+    async def confirm(self, shard: int, finished: Sequence[Finished]) -> News:
         """Remove messages that were sent, or given up."""
-        return self._news(shard, await self._run(scripts.CONFIRM, shard, *_encoded(ids)))
+        return self._news(shard, await self._run(scripts.CONFIRM, shard, *_pairs(finished)))
 
     async def give_back(self, shard: int, returns: Sequence[Return]) -> News:
         """Give up claims, or write down that a message has failed."""
@@ -144,12 +151,16 @@ class Store:
 
     async def renew(self, shard: int, ids: Sequence[str]) -> set[str]:
         """Hold these for another lease; return those that were still claimed."""
-        found = await self._run(scripts.RENEW, shard, _micro(self.limits.lease), *_encoded(ids))
+        names = [name.encode() for name in ids]
+        found = await self._run(scripts.RENEW, shard, _micro(self.limits.lease), *names)
         return {name.decode() for name in found[4:]}
 
-    async def cancel(self, shard: int, id: str) -> bool | None:
-        """Remove a message that nobody has claimed. False: somebody has; None: it is not here."""
-        found = (await self._run(scripts.CANCEL, shard, id.encode()))[4]
+    async def cancel(self, shard: int, id: str, *, mine: int | None = None) -> bool | None:
+        """Remove a message that nobody has claimed. False: somebody has; None: it is not here.
+
+        `mine` is the execute-at of a message that this instance has claimed.
+        """
+        found = (await self._run(scripts.CANCEL, shard, id.encode(), b"" if mine is None else mine))[4]
         return None if found < 0 else bool(found)
 
     async def has(self, shard: int, id: str) -> bool:
@@ -216,8 +227,8 @@ class Store:
         return News(shard, int(found[0]), int(found[1]), int(found[2]), int(found[3]))
 
 
-def _encoded(ids: Sequence[str]) -> list[bytes]:
-    return [name.encode() for name in ids]
+def _pairs(finished: Sequence[Finished]) -> list[bytes | int]:
+    return [part for name, due in finished for part in (name.encode(), due)]
 
 
 def _micro(seconds: float) -> int:

@@ -137,6 +137,9 @@ class Reader:
                 await queue.hold(self._giving)
             except (QueueFull, Throttled, ConnectionError):
                 await trio.sleep(_REFUSED)
+            except ValueError:  # it never will
+                self._giving = None
+                raise
             else:
                 self._giving = None
                 return

@@ -286,7 +286,9 @@ class Relay:
 
     def _told(self, error: BaseException) -> str:
         told = " ".join(f"{type(error).__name__}: {error}".split())
-        return hide_secrets(told, self._settings.to)[:_LONGEST_TOLD]
+        for url in (self._settings.to, self._settings.hold):
+            told = told if url is None else hide_secrets(told, url)
+        return told[:_LONGEST_TOLD]
 
 
 async def _until_all_is_sent(queue: AnyQueue) -> None:
