@@ -73,9 +73,11 @@ async def _in_thread(work: Callable[[], object]) -> None:
 
 
 async def killed(server: RedisServer, url: str, draws: Random, cycles: int) -> None:
-    """SIGKILL, and started again with what it had on disk."""
+    """SIGKILL in the midst of sends, and started again with what it had on disk."""
     for _ in range(cycles):
         await trio.sleep(draws.uniform(0.3, 0.9))
+        await _in_thread(server.freeze)
+        await trio.sleep(0.1)  # by then something has fallen due, and is being sent
         await _in_thread(server.kill)
         await trio.sleep(draws.uniform(0.1, 0.5))
         await _in_thread(server.restart)
