@@ -85,11 +85,12 @@ from .fallback import Fallback
 from .journal import Journal
 from .lateness import LatencySummary
 from .limit import RateLimit
+from .listening import Reason
 from .message import Message
 from .queue import DelayQueue, open_delay_queue
 from .retry import RetryPolicy
 from .router import FallbackStatistics, Receipt
-from .routing import Reason, Route
+from .routing import Route
 from .sqlite_journal import SqliteJournal
 from .statistics import DrainReport, Statistics
 from .stopping import run_until_signal

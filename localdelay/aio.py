@@ -25,8 +25,8 @@ from .breaker import BreakerPolicy
 from .confirming import Confirmation, Settling
 from .delivery import not_awaitable
 from .errors import LocalDelayError, QueueFull
-from .events import Listener
 from .limit import RateLimit
+from .listening import Listener
 from .message import Message
 from .queue import UNCHANGED, Unchanged
 from .remote import Call, Cut, Remote

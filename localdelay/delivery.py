@@ -26,12 +26,12 @@ from .entry import (
     size_of,
 )
 from .errors import PermanentSendError, Throttled
-from .events import DeadLetter, Listener, tell
 from .groups import failure_in, reraise_without_errors
 from .ids import Ids
 from .lateness import LatencyRecorder
 from .ledger import Ledger
 from .limit import RateLimit
+from .listening import DeadLetter, Listener, tell
 from .message import Message
 from .retry import Retry, RetryPolicy, after_failure, wait_after
 from .schedule import Schedule

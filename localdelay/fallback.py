@@ -13,9 +13,9 @@ from . import checks, intake
 from .admission import Admission
 from .breaker import BreakerPolicy
 from .errors import QueueFull, Throttled
-from .events import Listener
 from .groups import failure_in
 from .limit import RateLimit
+from .listening import Listener
 from .message import NO_HEADERS, Message, numbers
 from .queue import DelayQueue
 from .returning import Returning

@@ -16,9 +16,8 @@ from typing import TypeVar
 
 from .breaker import Breaker, BreakerPolicy, BreakerState, Outcome
 from .errors import BreakerOpen, RateLimited, Throttled
-from .events import Closed, Event, HalfOpened, Listener, Opened, tell
 from .limit import RateLimit
-from .routing import Reason
+from .listening import Closed, Event, HalfOpened, Listener, Opened, Reason, tell
 
 logger = logging.getLogger("localdelay")
 

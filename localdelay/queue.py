@@ -18,17 +18,17 @@ from .committer import Committer
 from .delivery import DeadLetterHook, Delivery, HandBack, Send, SendBatch
 from .entry import Body, size_of
 from .errors import QueueClosed, QueueFull
-from .events import Listener, check_listener
 from .groups import is_cancelled, what_to_raise
+from .handing_back import HandBacks
 from .ids import Ids
 from .journal import Journal, check_journal
 from .lateness import LatencySummary
 from .ledger import Ledger
 from .life import Life
 from .limit import RateLimit
+from .listening import Listener, check_listener
 from .message import Message, numbers
 from .retry import RetryPolicy
-from .returning import HandBacks
 from .schedule import INBOX, Schedule
 from .statistics import DrainReport, Statistics
 from .timer import TimerKind, clock_parts

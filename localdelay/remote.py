@@ -25,9 +25,9 @@ from .admission import Stamped, already_pending, stamp
 from .delivery import HandBack
 from .entry import chosen_id
 from .errors import LocalDelayError, QueueClosed, QueueFull
-from .events import Listener
 from .groups import bare
 from .ledger import Ledger
+from .listening import Listener
 from .message import Message, number_of, numbers
 from .queue import DelayQueue, open_delay_queue
 from .returning import Returning

@@ -13,84 +13,20 @@ from contextlib import contextmanager, suppress
 import trio
 
 from .breaker import BreakerState, Outcome
-from .delivery import Delivery, HandBack
-from .entry import Body, Entry, chosen_id, message_of, with_chosen_id
+from .delivery import HandBack
+from .entry import Entry, message_of
 from .errors import PermanentSendError
-from .events import HandedBack, Listener, tell
-from .ids import Ids
-from .message import Message, render_id
+from .events import HandedBack
+from .handing_back import HandBacks
+from .listening import Listener, tell
 from .piles import Slot
 from .retry import RetryPolicy
 from .router import Router
-from .schedule import Schedule
-from .workers import Workers
 
 IN_FLIGHT = 10
 _PASS_EVERY = 1.0
 """Seconds between two searches for what is far, at the least: each walks all that waits."""
 _AFTER_FAILURES = RetryPolicy(wait_initial=1.0, wait_max=30.0, wait_jitter=0.0)
-
-
-class HandBacks:
-    """The messages of a running queue, as far as they can go back to the primary."""
-
-    def __init__(
-        self,
-        schedule: Schedule,
-        delivery: Delivery,
-        workers: Workers,
-        ids: Ids,
-        new_numbers: Iterator[int],
-    ) -> None:
-        self._schedule = schedule
-        self._delivery = delivery
-        self._workers = workers
-        self._ids = ids
-        self._new_numbers = new_numbers
-        self._refused: set[int] = set()  # the primary can never take these
-
-    def far(self, horizon: float) -> list[Slot]:
-        """(due, number) of what is due at `horizon` or later, on Trio's clock; the latest first."""
-        slots = self._schedule.far(horizon)
-        if self._refused:
-            self._refused.intersection_update(slot[1] for slot in slots)
-            slots = [slot for slot in slots if slot[1] not in self._refused]
-        return slots
-
-    def take_out(self, slot: Slot) -> Entry | None:
-        """Take out one of these, if it is still here."""
-        return self._schedule.take_out(*slot[:2])
-
-    async def give(self, entry: Entry, hand_back: HandBack) -> Exception | None:
-        """Give it to the primary. Where that fails it is back in the queue, and the error is returned.
-
-        One that takes longer than a send may, or until the message is due, has failed, too.
-        """
-
-        async def in_time(message: Message, remaining: float) -> None:
-            with trio.fail_after(min(remaining, self._delivery.send_timeout)):
-                await hand_back(message, remaining)
-
-        error = await self._delivery.hand_back(entry, in_time, take_back=self._take_back)
-        if error is not None:
-            number = self._take_back(*entry)
-            if isinstance(error, PermanentSendError):
-                self._refused.add(number)
-        return error
-
-    def _take_back(self, due: float, number: int, body: Body) -> int:
-        # Under another number, and its id as one that was chosen: its old place in the order is still
-        # there, dead, and would come to life again.
-        again = next(self._new_numbers)
-        chosen = chosen_id(body)  # a recovered message has one always: no id is made of its number
-        renamed = with_chosen_id(body, due, render_id(number) if chosen is None else chosen)
-        self._ids.take(again, renamed)
-        self._schedule.put_back(due, again, renamed)
-        if self._delivery.committer is not None:
-            self._delivery.committer.rename(number, (due, again, renamed))
-        if due < self._workers.leader_due:
-            self._workers.wake_leader()
-        return again
 
 
 class Returning:

@@ -17,11 +17,12 @@ import attrs
 
 from .breaker import BreakerPolicy, BreakerState, Outcome
 from .errors import Throttled
-from .events import Degraded, Full, Listener, check_listener, tell
+from .events import Degraded, Full
 from .gate import Gate
 from .limit import RateLimit
+from .listening import Listener, Reason, check_listener, tell
 from .message import Message
-from .routing import MODES, Action, Decision, Failure, Mode, Reason, Route, Situation, decide, failure_of
+from .routing import MODES, Action, Decision, Failure, Mode, Route, Situation, decide, failure_of
 
 DegradeOn: TypeAlias = tuple[type[Exception], ...] | type[Exception] | Callable[[Exception], bool]
 MayDegrade: TypeAlias = Callable[[Message], bool]

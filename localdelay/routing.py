@@ -12,6 +12,8 @@ from typing import Literal, TypeAlias, get_args
 import attrs
 import trio
 
+from .listening import Reason
+
 Mode: TypeAlias = Literal["active", "shadow", "forced"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
@@ -23,21 +25,6 @@ class Route(Enum):
     """The real queue's own delayed publish has taken it."""
     LOCAL = "local"
     """It is held in memory, and sent when it is due."""
-
-
-class Reason(Enum):
-    """Why a message is not left to the primary."""
-
-    THROTTLED = "throttled"
-    """The primary was called, and refused it in a way that `degrade_on` names."""
-    AMBIGUOUS = "ambiguous"
-    """The primary was called, and nobody can tell whether it took it."""
-    BREAKER_OPEN = "breaker_open"
-    """The primary was not called: it refused others just now."""
-    RATE_LIMITED = "rate_limited"
-    """The primary was not called: its limit is reached."""
-    FORCED = "forced"
-    """The primary was not called: the mode is "forced"."""
 
 
 class Action(Enum):

@@ -15,8 +15,8 @@ from .blocking import in_threads, is_async, runs_under
 from .breaker import BreakerPolicy
 from .drain import HAND_BACKS_IN_FLIGHT
 from .errors import QueueFull
-from .events import Listener
 from .limit import RateLimit
+from .listening import Listener
 from .message import Message
 from .queue import UNCHANGED, Unchanged
 from .remote import Call, Remote

@@ -20,7 +20,7 @@ from localdelay import (
     open_delay_queue,
 )
 from localdelay.brokers import Broker, open_broker
-from localdelay.events import Closed, Event, Opened
+from localdelay.listening import Closed, Event, Opened
 from tests.servers.process import Received, Server
 
 COUNT = 200

@@ -27,7 +27,8 @@ from localdelay import (
     Throttled,
     open_delay_queue,
 )
-from localdelay.events import Closed, DeadLetter, Degraded, Event, Full, HalfOpened, HandedBack, Opened
+from localdelay.events import Degraded, Full, HandedBack
+from localdelay.listening import Closed, DeadLetter, Event, HalfOpened, Opened
 from localdelay.testing import RecordingSender
 
 STEADY = BreakerPolicy(wait_jitter=0.0)

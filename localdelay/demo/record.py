@@ -7,8 +7,8 @@ import trio
 
 from localdelay.breaker import BreakerState
 from localdelay.demo.timeline import BreakerChange
-from localdelay.events import Closed, Degraded, Event, HalfOpened, HandedBack, Opened
-from localdelay.routing import Reason
+from localdelay.events import Degraded, HandedBack
+from localdelay.listening import Closed, Event, HalfOpened, Opened, Reason
 
 _STATES = {
     Opened: BreakerState.OPEN.value,

@@ -15,11 +15,11 @@ from localdelay.batch import ONE, BatchPolicy
 from localdelay.brokers.address import Form, parse
 from localdelay.brokers.redis_line import Place
 from localdelay.delivery import DeadLetterHook, Send, SendBatch
-from localdelay.events import Listener, check_listener
 from localdelay.groups import is_cancelled, what_to_raise
 from localdelay.ids import Ids
 from localdelay.ledger import Ledger
 from localdelay.limit import RateLimit
+from localdelay.listening import Listener, check_listener
 from localdelay.message import numbers
 from localdelay.redis_plan import leaving
 from localdelay.redis_plan.claims import Claimer

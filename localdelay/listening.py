@@ -1,0 +1,92 @@
+"""Who is told what happens."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from enum import Enum
+from typing import Protocol
+
+import attrs
+
+from .message import Message
+
+logger = logging.getLogger("localdelay")
+
+
+class Reason(Enum):
+    """Why a message is not left to the primary."""
+
+    THROTTLED = "throttled"
+    """The primary was called, and refused it in a way that `degrade_on` names."""
+    AMBIGUOUS = "ambiguous"
+    """The primary was called, and nobody can tell whether it took it."""
+    BREAKER_OPEN = "breaker_open"
+    """The primary was not called: it refused others just now."""
+    RATE_LIMITED = "rate_limited"
+    """The primary was not called: its limit is reached."""
+    FORCED = "forced"
+    """The primary was not called: the mode is "forced"."""
+
+
+class Event:
+    """Something that has happened. What there is: `localdelay.fallback.events`, and those below."""
+
+    __slots__ = ()
+
+
+@attrs.frozen
+class Opened(Event):
+    """The breaker has opened: the primary is not called any more."""
+
+    retry_in: float
+    """Seconds until it lets a few calls through; infinite where it was forced open."""
+
+
+@attrs.frozen
+class HalfOpened(Event):
+    """The breaker lets a few calls through, to see how the primary is."""
+
+
+@attrs.frozen
+class Closed(Event):
+    """The breaker has closed: the primary is called again."""
+
+    open_for: float
+    """Seconds since it opened."""
+
+
+@attrs.frozen
+class DeadLetter(Event):
+    """A message was given up on, and its dead-letter hook has ended."""
+
+    message: Message
+    error: Exception
+
+
+class Listener(Protocol):
+    """Is told what happens, in the thread in which it does: it must not block.
+
+    With a queue on Trio that is the loop's own thread; with `localdelay.threads` and `localdelay.aio` any
+    thread that publishes, and the queue's.
+    """
+
+    def on_event(self, event: Event) -> None:
+        """Take note of an event."""
+
+
+def check_listener(listener: object) -> None:
+    """Raise a `TypeError` unless this is a listener, or None."""
+    if listener is not None and not callable(getattr(listener, "on_event", None)):
+        raise TypeError(f"listener must have a method on_event, which {type(listener).__name__} has not")
+
+
+def tell(listener: Listener | None, event: Event) -> None:
+    """Tell the listener, if there is one. What it raises is logged, and harms nobody else."""
+    if listener is None:
+        return
+    try:
+        listener.on_event(event)
+    except Exception as error:  # noqa: BLE001 (it is a stranger's)
+        with suppress(Exception):
+            logger.error("the listener failed at %s: %s", type(event).__name__, type(error).__name__)
