@@ -20,18 +20,18 @@ from typing import Any, TypeAlias, TypeVar
 import trio
 
 from . import checks, intake
-from .admission import Stamped
 from .breaker import BreakerPolicy
-from .confirming import Confirmation, Settling
-from .delivery import not_awaitable
 from .errors import LocalDelayError, QueueFull
+from .fallback.router import DEFAULT_DEGRADE_ON, Controls, DegradeOn, MayDegrade, Receipt, Router
+from .fallback.routing import Action, Decision, Mode, Route
 from .limit import RateLimit
 from .listening import Listener
 from .message import Message
-from .queue import UNCHANGED, Unchanged
-from .remote import Call, Cut, Remote
-from .router import DEFAULT_DEGRADE_ON, Controls, DegradeOn, MayDegrade, Receipt, Router
-from .routing import Action, Decision, Mode, Route
+from .portal.portal import Call, Cut, Remote
+from .queue.admission import Stamped
+from .queue.queue import UNCHANGED, Unchanged
+from .queue.sending import not_awaitable
+from .settling import Confirmation, Settling
 from .statistics import DrainReport, Statistics
 
 Send: TypeAlias = Callable[..., Coroutine[Any, Any, object]]

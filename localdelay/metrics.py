@@ -22,11 +22,11 @@ import trio
 from . import checks
 from .breaker import BreakerState
 from .errors import QueueClosed
+from .fallback.router import Controls, FallbackStatistics
+from .fallback.routing import MODES
 from .lateness import LatencySummary
-from .queue import DelayQueue
-from .remote import Remote
-from .router import Controls, FallbackStatistics
-from .routing import MODES
+from .portal.portal import Remote
+from .queue.queue import DelayQueue
 from .statistics import Statistics
 
 try:

@@ -10,19 +10,19 @@ from typing import Any, TypeAlias
 import trio
 
 from . import checks, intake
-from .admission import Stamped
-from .blocking import in_threads, is_async, runs_under
 from .breaker import BreakerPolicy
-from .drain import HAND_BACKS_IN_FLIGHT
 from .errors import QueueFull
+from .fallback.returning import IN_FLIGHT
+from .fallback.router import DEFAULT_DEGRADE_ON, Controls, DegradeOn, MayDegrade, Receipt, Router
+from .fallback.routing import Action, Decision, Mode, Route
 from .limit import RateLimit
 from .listening import Listener
 from .message import Message
-from .queue import UNCHANGED, Unchanged
-from .remote import Call, Remote
-from .returning import IN_FLIGHT
-from .router import DEFAULT_DEGRADE_ON, Controls, DegradeOn, MayDegrade, Receipt, Router
-from .routing import Action, Decision, Mode, Route
+from .portal.blocking import in_threads, is_async, runs_under
+from .portal.portal import Call, Remote
+from .queue.admission import Stamped
+from .queue.draining import HAND_BACKS_IN_FLIGHT
+from .queue.queue import UNCHANGED, Unchanged
 from .statistics import DrainReport, Statistics
 
 HandBack: TypeAlias = Callable[[Message, float], object]

@@ -17,16 +17,11 @@ import attrs
 import pytest
 from hypothesis import HealthCheck, settings
 
-import localdelay.committer
-import localdelay.life
-import localdelay.sqlite_journal
-from localdelay import (
-    DelayQueue,
-    JournalError,
-    SqliteJournal,
-    Statistics,
-)
-from localdelay.journal import Kept, Record, encode
+import localdelay.journal.commits
+import localdelay.journal.sqlite
+import localdelay.queue.life
+from localdelay import DelayQueue, JournalError, SqliteJournal, Statistics
+from localdelay.journal.record import Kept, Record, encode
 
 TIMES = int(os.environ.get("LOCALDELAY_FUZZ_EXAMPLES", "1"))
 TICK = 0.25
@@ -183,7 +178,7 @@ class Watched(SqliteJournal):
             raise JournalError("broken")
         if self.fault == "half" and kept:
             connection.execute("BEGIN IMMEDIATE")
-            localdelay.sqlite_journal._insert(connection, list(map(encode, kept[: 1 + len(kept) // 2])))
+            localdelay.journal.sqlite._insert(connection, list(map(encode, kept[: 1 + len(kept) // 2])))
             connection.execute("ROLLBACK")
             raise JournalError("broken")
 

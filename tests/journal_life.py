@@ -27,9 +27,9 @@ from journal_copies import (
 )
 from trio.testing import wait_all_tasks_blocked
 
-import localdelay.committer
-import localdelay.life
-import localdelay.sqlite_journal
+import localdelay.journal.commits
+import localdelay.journal.sqlite
+import localdelay.queue.life
 from localdelay import (
     BatchPolicy,
     JournalError,
@@ -42,7 +42,7 @@ from localdelay import (
     Throttled,
     open_delay_queue,
 )
-from localdelay.journal import Record
+from localdelay.journal.record import Record
 from tests.test_cancel_everywhere import Pace
 
 
@@ -461,8 +461,8 @@ def run(main: Callable[[], Any], wall: Callable[[], float]) -> None:
         pace = Pace()
         pace.install(patch)
         clock = types.SimpleNamespace(time=wall, perf_counter=time.perf_counter)
-        patch.setattr(localdelay.committer, "time", clock)
-        patch.setattr(localdelay.life, "time", clock)
-        patch.setattr(localdelay.committer, "RETRY_EVERY", 1e6)  # in real time
-        patch.setattr(localdelay.sqlite_journal, "_RESERVE", 1 << 12)
+        patch.setattr(localdelay.journal.commits, "time", clock)
+        patch.setattr(localdelay.queue.life, "time", clock)
+        patch.setattr(localdelay.journal.commits, "RETRY_EVERY", 1e6)  # in real time
+        patch.setattr(localdelay.journal.sqlite, "_RESERVE", 1 << 12)
         trio.run(main, clock=pace.clock)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from localdelay.journal import Record
+from localdelay.journal.record import Record
 
 
 class Disk:

@@ -8,10 +8,7 @@ from typing import Any, TypeAlias
 import attrs
 from hypothesis import strategies as st
 
-from localdelay import (
-    DelayQueue,
-    Statistics,
-)
+from localdelay import DelayQueue, Statistics
 
 TICK = 0.25
 SEND_TIMEOUT = 1.0

@@ -18,14 +18,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 import localdelay
-from localdelay import (
-    BreakerState,
-    FallbackStatistics,
-    LatencySummary,
-    Message,
-    Statistics,
-    Throttled,
-)
+from localdelay import BreakerState, FallbackStatistics, LatencySummary, Message, Statistics, Throttled
 from localdelay.metrics import Collector
 
 Samples: TypeAlias = dict[tuple[str, frozenset[tuple[str, str]]], float]

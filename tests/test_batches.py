@@ -18,7 +18,7 @@ from localdelay import (
     Throttled,
     open_delay_queue,
 )
-from localdelay.batch import blame
+from localdelay.queue.batch import blame
 from localdelay.testing import RecordingSender
 
 STEADY = RetryPolicy(wait_initial=1, wait_max=8, wait_jitter=0)

@@ -30,13 +30,7 @@ from localdelay import (
     open_delay_queue,
 )
 from localdelay.brokers import kafka_line, kafka_sending, open_broker
-from localdelay.brokers.kafka import (
-    KafkaBroker,
-    classified,
-    kafka_headers,
-    open_kafka,
-    settings_of,
-)
+from localdelay.brokers.kafka import KafkaBroker, classified, kafka_headers, open_kafka, settings_of
 from localdelay.brokers.kafka_client import Client
 from localdelay.brokers.kafka_errors import ends_producer
 from localdelay.brokers.kafka_sending import Sending

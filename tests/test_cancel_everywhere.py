@@ -20,8 +20,8 @@ import trio
 from journals import Disk
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-import localdelay.committer
-import localdelay.drain
+import localdelay.journal.commits
+import localdelay.queue.draining
 from localdelay import (
     BatchPolicy,
     BreakerPolicy,
@@ -39,8 +39,8 @@ from localdelay import (
     Throttled,
     open_delay_queue,
 )
-from localdelay.committer import Committer
-from localdelay.journal import Record
+from localdelay.journal.commits import Committer
+from localdelay.journal.record import Record
 from tests.test_cancellation import CancelAtStep
 
 Conserved: TypeAlias = Callable[[DelayQueue], Statistics]
@@ -117,7 +117,7 @@ class Pace:
             run(committer, *args)
             committer._news.done()  # type: ignore[attr-defined]
 
-        monkeypatch.setattr(localdelay.committer, "SimpleQueue", News)
+        monkeypatch.setattr(localdelay.journal.commits, "SimpleQueue", News)
         monkeypatch.setattr(Committer, "open", open_with)
         monkeypatch.setattr(Committer, "_run", run_with)
 
@@ -579,7 +579,7 @@ def test_wherever_it_is_cancelled_the_promises_hold(
 ) -> None:
     """Conservation, nothing early, nothing twice that was not cut off, and no task left, at every step."""
     # A hundred tasks of which two have something to do would only add steps at which nothing happens.
-    monkeypatch.setattr(localdelay.drain, "HAND_BACKS_IN_FLIGHT", 2)
+    monkeypatch.setattr(localdelay.queue.draining, "HAND_BACKS_IN_FLIGHT", 2)
     original = [(Committer, name, getattr(Committer, name)) for name in ("open", "_run")]
     seed, step = 0, 0
     print("seed", seed)

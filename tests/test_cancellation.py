@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-import localdelay.drain
+import localdelay.queue.draining
 from localdelay import (
     DelayQueue,
     Message,
@@ -216,7 +216,7 @@ def test_nothing_is_lost_wherever_a_cancellation_strikes(
 ) -> None:
     """The scenario is cancelled before its first step, its second, and so on until it gets through."""
     # A hundred tasks of which two have something to do would only add steps at which nothing happens.
-    monkeypatch.setattr(localdelay.drain, "HAND_BACKS_IN_FLIGHT", 2)
+    monkeypatch.setattr(localdelay.queue.draining, "HAND_BACKS_IN_FLIGHT", 2)
     step = 0
     while True:
         step += 1

@@ -26,9 +26,9 @@ import pytest
 from localdelay import SqliteJournal
 from localdelay.cli import main
 from localdelay.cli.journal_report import message_rows
-from localdelay.journal import Record
-from localdelay.orphan import Amount, contents, line
+from localdelay.journal.record import Record
 from localdelay.relay.lines import json_lines
+from localdelay.relay.orphan import Amount, contents, line
 from tests.servers.process import Server
 
 COMMAND = str(Path(sysconfig.get_path("scripts"), "localdelay"))

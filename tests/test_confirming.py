@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from localdelay import Message, PartialSendError, PermanentSendError, Throttled
-from localdelay.confirming import Confirmation, Settling, caused_by, raise_failures
+from localdelay.settling import Confirmation, Settling, caused_by, raise_failures
 
 MESSAGES = [Message(id, b"", 0.0) for id in "abc"]
 

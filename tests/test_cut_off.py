@@ -11,15 +11,9 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from localdelay import (
-    DelayQueue,
-    Message,
-    RetryPolicy,
-    Statistics,
-    open_delay_queue,
-    piles,
-)
-from localdelay import queue as queues_module
+from localdelay import DelayQueue, Message, RetryPolicy, Statistics, open_delay_queue
+from localdelay.queue import lanes as piles
+from localdelay.queue import queue as queues_module
 
 Conserved: TypeAlias = Callable[[DelayQueue], Statistics]
 SCHEDULES = range(2)

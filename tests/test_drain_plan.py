@@ -13,14 +13,7 @@ import trio
 import trio.testing
 from journals import Disk
 
-from localdelay import (
-    DelayQueue,
-    Message,
-    RateLimit,
-    Statistics,
-    open_delay_queue,
-    plan_drain,
-)
+from localdelay import DelayQueue, Message, RateLimit, Statistics, open_delay_queue, plan_drain
 
 Conserved = Callable[[DelayQueue], Statistics]
 

@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from localdelay import DelayQueue, Message, PartialSendError, RetryPolicy, Statistics, open_delay_queue
-from localdelay.schedule import Schedule
+from localdelay.queue.schedule import Schedule
 from localdelay.testing import RecordingSender
 from localdelay.timer import TrioTimer
 

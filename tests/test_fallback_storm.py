@@ -27,7 +27,7 @@ from localdelay import (
     Throttled,
     open_delay_queue,
 )
-from localdelay.events import Degraded, Full, HandedBack
+from localdelay.fallback.events import Degraded, Full, HandedBack
 from localdelay.listening import Closed, DeadLetter, Event, HalfOpened, Opened
 from localdelay.testing import RecordingSender
 

@@ -36,18 +36,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localdelay import Message, intake
-from localdelay.admission import stamp
 from localdelay.benchmark import hlog
-from localdelay.brokers import (
-    kafka_client,
-    open_broker,
-    opening,
-    without_secrets,
-)
+from localdelay.brokers import kafka_client, open_broker, opening, without_secrets
 from localdelay.brokers.address import hide_secrets
 from localdelay.brokers.nats_answers import answer_error as nats_error
 from localdelay.lateness import Latencies
 from localdelay.message import number_of
+from localdelay.queue.admission import stamp
 from localdelay.relay import lines
 from localdelay.relay.framing import Splitter
 from localdelay.relay.records import Instant, cut_off, record

@@ -31,13 +31,7 @@ from pika import frame, spec
 from pika.exceptions import ChannelClosedByBroker
 
 from localdelay import LocalDelayError, Message, PermanentSendError, Throttled
-from localdelay.brokers import (
-    Broker,
-    beanstalkd,
-    kafka,
-    open_broker,
-    redis,
-)
+from localdelay.brokers import Broker, beanstalkd, kafka, open_broker, redis
 from localdelay.brokers.amqp_channel import ConfirmedChannel, Publish
 from localdelay.brokers.amqp_frames import content_frames
 from localdelay.brokers.beanstalkd_line import answer_error as beanstalkd_error
@@ -45,7 +39,7 @@ from localdelay.brokers.nats_answers import answer_error as nats_error
 from localdelay.brokers.nats_answers import classified as nats_classified
 from localdelay.brokers.nats_frames import Answer, Frames, header_lines
 from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID
-from localdelay.confirming import Confirmation
+from localdelay.settling import Confirmation
 
 # --- what a broken broker could send
 

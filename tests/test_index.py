@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from localdelay import open_delay_queue
 from localdelay.entry import Body
-from localdelay.index import Index
+from localdelay.queue.bodies import Index
 from localdelay.testing import RecordingSender
 
 _numbers = st.integers(0, 200)

@@ -31,7 +31,7 @@ from localdelay import (
     Throttled,
     open_delay_queue,
 )
-from localdelay.journal import Record
+from localdelay.journal.record import Record
 
 Conserved = Callable[[DelayQueue], Statistics]
 

@@ -37,17 +37,11 @@ from journal_life import (
 )
 from journals import Disk, content_of, until
 
-import localdelay.committer
-import localdelay.life
-import localdelay.sqlite_journal
-from localdelay import (
-    JournalError,
-    Message,
-    RetryPolicy,
-    SqliteJournal,
-    open_delay_queue,
-)
-from localdelay.journal import Record
+import localdelay.journal.commits
+import localdelay.journal.sqlite
+import localdelay.queue.life
+from localdelay import JournalError, Message, RetryPolicy, SqliteJournal, open_delay_queue
+from localdelay.journal.record import Record
 
 _outcomes = st.sampled_from(["slow", "fail", "throttled", "permanent", "hang"])
 _puts = st.tuples(
@@ -209,7 +203,7 @@ async def test_what_is_cancelled_while_it_is_written(
 
 async def test_what_could_not_be_written_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """By itself, though nothing else happens."""
-    monkeypatch.setattr(localdelay.committer, "RETRY_EVERY", 0.001)
+    monkeypatch.setattr(localdelay.journal.commits, "RETRY_EVERY", 0.001)
     disk = Gated(fails=True)
     disk.gate.set()
 

@@ -20,11 +20,8 @@ from journal_copies import (
 )
 from journals import content_of
 
-from localdelay import (
-    JournalError,
-    SqliteJournal,
-)
-from localdelay.journal import Record
+from localdelay import JournalError, SqliteJournal
+from localdelay.journal.record import Record
 
 
 @attrs.frozen

@@ -29,7 +29,7 @@ from localdelay import (
     open_delay_queue,
     threads,
 )
-from localdelay.journal import Record
+from localdelay.journal.record import Record
 
 Conserved = Callable[[DelayQueue], Statistics]
 

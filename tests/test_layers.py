@@ -1,11 +1,11 @@
-"""The layer table of the package's docstring, held against what the modules import."""
+"""The layers of `layers.toml`, held against what the modules import."""
 
 from __future__ import annotations
 
 import ast
-import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,11 +17,9 @@ PACKAGE = Path(localdelay.__file__).parent
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
-def layers() -> list[str]:
-    """The names of the table, from the highest layer to the lowest."""
-    assert localdelay.__doc__ is not None
-    _, _, table = localdelay.__doc__.partition("The layers;")
-    return re.findall(r"^ {4}(\w+) +\S", table, re.MULTILINE)
+TABLE = tomllib.loads(Path(__file__).with_name("layers.toml").read_text(encoding="utf-8"))
+LAYERS: list[str] = TABLE["layers"]
+INSIDE: dict[str, list[str]] = TABLE["packages"]
 
 
 def parts_of(path: Path) -> list[str]:
@@ -59,7 +57,7 @@ def public_names() -> dict[str, str]:
 
 
 def layers_imported(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, layer) of every import of the package's own; the layer is "" for the package as a whole."""
+    """(line, layer) of every import of the library's own; the layer is "" for the library as a whole."""
     known = {parts_of(module)[0] for module in MODULES}
     for line, name in imports(path):
         package, _, rest = name.partition(".")
@@ -68,42 +66,42 @@ def layers_imported(path: Path) -> Iterator[tuple[int, str]]:
             yield line, first if first in known else public_names().get(first, "")
 
 
-def test_the_table_is_found() -> None:
-    """The table is read out of the docstring, or the tests below would check nothing."""
-    table = layers()
-    assert table[:2] == ["checks", "errors"]
-    assert table[-1] == "cli"
-    assert {"message", "schedule", "workers", "queue", "fallback"} <= set(table)
-    assert len(table) == len(set(table)) >= 20
-    assert len(MODULES) >= 20
-
-
 def test_every_module_stands_in_the_table() -> None:
-    """No module and no subpackage without a line that says what it owns, and no line without a module.
+    """No module and no package without a line that says what it owns, and no line without a module.
 
-    `__main__`, which does no more than call the command, stands below them all.
+    `__main__`, which does no more than call the command, stands above them all.
     """
-    assert {parts_of(path)[0] for path in MODULES} - {"__main__"} == set(layers())
+    assert {parts_of(path)[0] for path in MODULES} - {"__main__"} == set(LAYERS)
+    assert len(LAYERS) == len(set(LAYERS)) >= 20
+    for package, modules in INSIDE.items():
+        there = {path.stem for path in (PACKAGE / package).glob("*.py")} - {"__init__"}
+        assert there == set(modules), package
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: ".".join(parts_of(path)))
-def test_a_module_imports_only_from_above(path: Path) -> None:
-    """Each module imports only from layers above its own; inside a subpackage from each other."""
-    table = [*layers(), "__main__"]
-    own = parts_of(path)[0]
-    above = set(table[: table.index(own)])
+def test_a_module_imports_only_from_below(path: Path) -> None:
+    """Each module imports only from layers below its own; inside a package likewise, where it has a table."""
+    table = [*LAYERS, "__main__"]
+    own, *inside = parts_of(path)
+    below = set(table[: table.index(own)]) - set(TABLE["never"].get(own, []))
     if (PACKAGE / own).is_dir():
-        above.add(own)
+        below.add(own)
     wrong = [
         f"line {line}: {layer or 'localdelay itself'}"
         for line, layer in layers_imported(path)
-        if layer not in above
+        if layer not in below
     ]
-    assert wrong == [], f"{own} may import from {sorted(above)}"
+    assert wrong == [], f"{own} may import from {sorted(below)}"
+    if inside and own in INSIDE:
+        order = INSIDE[own]
+        below = {f"localdelay.{own}.{name}" for name in order[: order.index(inside[0])]}
+        start = f"localdelay.{own}."
+        used = {".".join(name.split(".")[:3]) for _, name in imports(path) if name.startswith(start)}
+        assert used <= below, f"{own}.{inside[0]} may import from {sorted(below)}"
 
 
 def test_public_names_are_traced_to_their_layer() -> None:
-    """`from localdelay import x` counts as an import of the module that x comes from."""
+    """`from localdelay import x` counts as an import of the layer that x comes from."""
     names = public_names()
     assert (names["Fallback"], names["Message"], names["open_delay_queue"]) == (
         "fallback",
@@ -115,9 +113,10 @@ def test_public_names_are_traced_to_their_layer() -> None:
 
 def test_modules_in_use_are_seen_as_imported() -> None:
     """The reading of imports works: these are known to be there, relative, absolute and of a module."""
-    assert {layer for _, layer in layers_imported(PACKAGE / "fallback.py")} >= {"intake", "errors", "queue"}
+    fallback, queue = PACKAGE / "fallback" / "fallback.py", PACKAGE / "queue" / "queue.py"
+    assert {layer for _, layer in layers_imported(fallback)} >= {"errors", "queue"}
     assert {layer for _, layer in layers_imported(PACKAGE / "cli" / "__init__.py")} >= {"cli"}
-    assert {layer for _, layer in layers_imported(PACKAGE / "queue.py")} >= {"life", "intake", "workers"}
+    assert {name for _, name in imports(queue)} >= {"localdelay.queue.workers.Workers"}
 
 
 def test_only_lateness_knows_the_histogram() -> None:
@@ -140,7 +139,7 @@ def test_only_the_commands_know_the_terminal(name: str) -> None:
 
 def test_pure_modules_know_no_clock() -> None:
     """Decisions are pure: these import neither Trio nor a clock nor randomness."""
-    for module in ("errors", "message", "capacity", "lateness", "retry", "intake", "statistics"):
+    for module in ("errors", "message", "capacity", "lateness", "queue/retry", "intake", "statistics"):
         used = {name.split(".")[0] for _, name in imports(PACKAGE / f"{module}.py")}
         assert not used & {"trio", "time", "random", "asyncio", "threading"}, module
 

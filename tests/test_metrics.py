@@ -32,15 +32,7 @@ from scraping import (
 )
 
 import localdelay
-from localdelay import (
-    BreakerPolicy,
-    FallbackStatistics,
-    Message,
-    Reason,
-    Statistics,
-    Throttled,
-    threads,
-)
+from localdelay import BreakerPolicy, FallbackStatistics, Message, Reason, Statistics, Throttled, threads
 from localdelay.lateness import BOUNDARIES
 from localdelay.metrics import Collector
 

@@ -28,11 +28,7 @@ from scraping import (
 )
 
 import localdelay
-from localdelay import (
-    Message,
-    aio,
-    threads,
-)
+from localdelay import Message, aio, threads
 from localdelay.metrics import Collector, serve
 
 

@@ -20,13 +20,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from localdelay import Message, PermanentSendError, Throttled
-from localdelay.brokers.nats import (
-    NatsBroker,
-    connected,
-    open_nats,
-    schedule_subject,
-    stream_subjects,
-)
+from localdelay.brokers.nats import NatsBroker, connected, open_nats, schedule_subject, stream_subjects
 from localdelay.brokers.nats_frames import header_lines
 from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID, rfc3339
 from localdelay.demo.server import Server, running_server

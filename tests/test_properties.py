@@ -15,11 +15,7 @@ from scenes import Conserved, Scene, scenes
 from trio.testing import MockClock
 from world import Collector, World, play
 
-from localdelay import (
-    Message,
-    Throttled,
-    open_delay_queue,
-)
+from localdelay import Message, Throttled, open_delay_queue
 
 
 @settings(

@@ -9,15 +9,7 @@ from typing import Any
 import pytest
 import trio
 
-from localdelay import (
-    BatchPolicy,
-    DelayQueue,
-    Message,
-    QueueClosed,
-    QueueFull,
-    RetryPolicy,
-    open_delay_queue,
-)
+from localdelay import BatchPolicy, DelayQueue, Message, QueueClosed, QueueFull, RetryPolicy, open_delay_queue
 from localdelay.testing import RecordingSender
 
 

@@ -25,12 +25,7 @@ from localdelay import (
     Throttled,
     open_delay_queue,
 )
-from localdelay.redis_plan import (
-    RedisDelayQueue,
-    RedisStatistics,
-    RedisUnreachable,
-    open_redis_delay_queue,
-)
+from localdelay.redis_plan import RedisDelayQueue, RedisStatistics, RedisUnreachable, open_redis_delay_queue
 from localdelay.redis_plan.keys import Names, shard_of
 from tests.redis_plan_worker import real_time
 from tests.servers.redis import RedisServer

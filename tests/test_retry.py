@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localdelay import PermanentSendError, RetryPolicy, Throttled
-from localdelay.retry import Retry, after_failure, wait_after
+from localdelay.queue.retry import Retry, after_failure, wait_after
 
 SECONDS = st.floats(0, 1e9)
 

@@ -9,7 +9,7 @@ import trio
 from hypothesis import given
 
 from localdelay import Reason, Throttled
-from localdelay.routing import MODES, Action, Decision, Failure, Situation, decide, failure_of
+from localdelay.fallback.routing import MODES, Action, Decision, Failure, Situation, decide, failure_of
 
 CALL, HOLD, RAISE = Action.CALL, Action.HOLD, Action.RAISE
 REFUSED, AMBIGUOUS, OTHER = Failure.REFUSED, Failure.AMBIGUOUS, Failure.OTHER

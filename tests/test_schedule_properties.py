@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localdelay import piles
-from localdelay import schedule as schedules
 from localdelay.entry import Body, Entry, execute_at_of, failures_of
-from localdelay.schedule import Schedule
+from localdelay.queue import lanes as piles
+from localdelay.queue import schedule as schedules
+from localdelay.queue.schedule import Schedule
 
 Operation: TypeAlias = tuple[Any, ...]
 

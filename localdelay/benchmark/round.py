@@ -19,7 +19,7 @@ from localdelay.benchmark.sending import BenchError, senders
 from localdelay.brokers import Broker, hide_secrets
 from localdelay.errors import QueueFull
 from localdelay.lateness import Latencies
-from localdelay.queue import DelayQueue, open_delay_queue
+from localdelay.queue.queue import DelayQueue, open_delay_queue
 from localdelay.timer import open_timer
 
 TICK = 0.1

@@ -11,7 +11,7 @@ from localdelay.benchmark.result import Result, Settings
 from localdelay.benchmark.round import Round, Watcher
 from localdelay.benchmark.sending import BenchError
 from localdelay.brokers import STDOUT, Broker, check_url, open_broker
-from localdelay.groups import bare
+from localdelay.nurseries import bare
 
 
 class Stopped(BenchError):

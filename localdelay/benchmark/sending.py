@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from localdelay.batch import BatchPolicy
 from localdelay.benchmark.meter import Meter
 from localdelay.benchmark.result import Settings
 from localdelay.brokers import Broker
 from localdelay.errors import LocalDelayError
 from localdelay.message import Message
+from localdelay.queue.batch import BatchPolicy
 
 
 class BenchError(LocalDelayError):

@@ -63,9 +63,9 @@ from localdelay.brokers.amqp_connection import Connection, Node
 from localdelay.brokers.amqp_errors import classified
 from localdelay.brokers.amqp_frames import SHORT, DelayQueueType, delay_queue, quantised
 from localdelay.brokers.wire import wall_clock
-from localdelay.confirming import Confirmation
 from localdelay.errors import PermanentSendError
 from localdelay.message import Message
+from localdelay.settling import Confirmation
 
 __all__ = ["AmqpBroker", "classified", "open_address", "open_amqp"]
 

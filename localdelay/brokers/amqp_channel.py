@@ -27,9 +27,9 @@ from localdelay.brokers.amqp_frames import (
     publish_frame,
 )
 from localdelay.brokers.wire import ID
-from localdelay.confirming import Confirmation
 from localdelay.errors import PermanentSendError
 from localdelay.message import Message
+from localdelay.settling import Confirmation
 
 DECLARED_FOR: Final = 60.0
 """Seconds after which a delay queue is declared again before the next message is put into it."""

@@ -6,8 +6,8 @@ import pika.exceptions
 from pika import spec
 from pika.adapters.blocking_connection import ReturnedMessage
 
-from localdelay.confirming import caused_by
 from localdelay.errors import PermanentSendError, Throttled
+from localdelay.settling import caused_by
 
 _CONTENT_TOO_LARGE = 311
 _ACCESS_REFUSED = 403

@@ -39,10 +39,10 @@ import trio
 from localdelay import checks
 from localdelay.brokers.address import Address
 from localdelay.brokers.beanstalkd_line import Line, Place
-from localdelay.confirming import Confirmation
 from localdelay.errors import PermanentSendError, Throttled
-from localdelay.groups import is_cancelled, what_to_raise
 from localdelay.message import Message
+from localdelay.nurseries import is_cancelled, what_to_raise
+from localdelay.settling import Confirmation
 
 MAX_DELAY = 2**32 - 1
 """The longest delay in seconds that the protocol has."""

@@ -22,7 +22,7 @@ import greenstalk
 import trio
 from trio.lowlevel import enable_ki_protection, wait_readable, wait_writable
 
-from localdelay.confirming import Confirmation, caused_by
+from localdelay.settling import Confirmation, caused_by
 
 # So much is under way at most: what the server does not answer must not fill the memory.
 _MOST_UNDER_WAY = 2000

@@ -45,9 +45,9 @@ from localdelay.brokers.kafka_errors import classified
 from localdelay.brokers.kafka_line import Line, Place
 from localdelay.brokers.kafka_sending import Sending
 from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID, rfc3339
-from localdelay.confirming import caused_by
 from localdelay.errors import DelayNotSupported, PermanentSendError
 from localdelay.message import Message
+from localdelay.settling import caused_by
 
 __all__ = ["KafkaBroker", "KeyOf", "classified", "open_address", "open_kafka", "settings_of"]
 

@@ -23,7 +23,7 @@ from localdelay.brokers.kafka_errors import (
     shown,
 )
 from localdelay.brokers.kafka_sending import Sending
-from localdelay.confirming import caused_by
+from localdelay.settling import caused_by
 
 logger = logging.getLogger("localdelay.brokers.kafka")
 

@@ -15,8 +15,8 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
-from localdelay.confirming import raise_failures
 from localdelay.message import Message
+from localdelay.settling import raise_failures
 
 
 class Sending:

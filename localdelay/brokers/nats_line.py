@@ -22,7 +22,7 @@ from nats.aio.msg import Msg
 from localdelay.brokers.nats_answers import in_a_line, refused_by
 from localdelay.brokers.nats_frames import Answer
 from localdelay.brokers.nats_wire import Wire
-from localdelay.groups import is_cancelled, what_to_raise
+from localdelay.nurseries import is_cancelled, what_to_raise
 
 logger = logging.getLogger("localdelay.brokers.nats")
 

@@ -17,9 +17,9 @@ import trio
 from localdelay.brokers.nats_answers import answer_error, classified, in_a_line, refused_by
 from localdelay.brokers.nats_frames import END, Answer, publish_head
 from localdelay.brokers.nats_line import Line, connect, in_asyncio, logger
-from localdelay.confirming import Confirmation, caused_by
 from localdelay.errors import PermanentSendError
 from localdelay.message import Message
+from localdelay.settling import Confirmation, caused_by
 
 _MESSAGES_AT_ONCE = 100
 _BYTES_AT_ONCE = 256 * 1024

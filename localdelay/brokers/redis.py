@@ -55,10 +55,10 @@ from localdelay.brokers.address import Address
 from localdelay.brokers.redis_line import QUOTES, Place, connect, keep_connected
 from localdelay.brokers.redis_pipelines import Command, Pipelines
 from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID, rfc3339, wall_clock
-from localdelay.confirming import Confirmation
 from localdelay.errors import DelayNotSupported, PermanentSendError, Throttled
-from localdelay.groups import is_cancelled, what_to_raise
 from localdelay.message import Message
+from localdelay.nurseries import is_cancelled, what_to_raise
+from localdelay.settling import Confirmation
 
 PAYLOAD = "payload"
 ESCAPE = "header:"

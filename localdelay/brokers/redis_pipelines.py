@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import attrs
 import trio
 
-from localdelay.confirming import Confirmation, caused_by
 from localdelay.errors import Throttled
+from localdelay.settling import Confirmation, caused_by
 
 if TYPE_CHECKING:
     from coredis.connection import TCPConnection

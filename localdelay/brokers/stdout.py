@@ -35,9 +35,9 @@ from itertools import accumulate
 import trio
 
 from localdelay.brokers.stdout_outbox import Job, Outbox, Thread
-from localdelay.confirming import caused_by
 from localdelay.errors import DelayNotSupported, PermanentSendError, Throttled
 from localdelay.message import Message
+from localdelay.settling import caused_by
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FILE_WRITE = 65_536

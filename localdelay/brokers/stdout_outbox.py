@@ -16,8 +16,8 @@ import attrs
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from localdelay.confirming import Confirmation, Settling
 from localdelay.message import Message
+from localdelay.settling import Confirmation, Settling
 
 
 @attrs.define(eq=False)

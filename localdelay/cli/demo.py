@@ -22,8 +22,8 @@ from rich.text import Text
 
 from localdelay.cli.demo_report import STATES, TITLES, lines, messages_of, never_throttled
 from localdelay.cli.units import DURATION, format_duration, format_number, format_size
-from localdelay.fallback import Fallback
-from localdelay.queue import DelayQueue
+from localdelay.fallback.fallback import Fallback
+from localdelay.queue.queue import DelayQueue
 
 if TYPE_CHECKING:  # what these import comes with the extra; `localdelay plan` has to work without it
     from localdelay.demo.report import Progress, Report

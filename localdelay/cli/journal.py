@@ -19,10 +19,10 @@ from localdelay.cli.files import parse_output
 from localdelay.cli.journal_output import BrokeOff, Failed, Lines, Output, append, tell
 from localdelay.cli.units import Parsed
 from localdelay.errors import JournalError
-from localdelay.journal import Record
-from localdelay.orphan import Amount, contents, size
+from localdelay.journal.record import Record
+from localdelay.journal.sqlite import VERSION, SqliteJournal
+from localdelay.relay.orphan import Amount, contents, size
 from localdelay.relay.settings import Settings
-from localdelay.sqlite_journal import VERSION, SqliteJournal
 
 _EPILOG = """\b
 A service that is started again on its journal sends what is in it.

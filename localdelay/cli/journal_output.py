@@ -14,8 +14,8 @@ import click
 
 from localdelay.cli.journal_report import counted
 from localdelay.cli.relay_status import Teller
-from localdelay.journal import Record
-from localdelay.orphan import line
+from localdelay.journal.record import Record
+from localdelay.relay.orphan import line
 from localdelay.relay.saving import NotAllWritten, open_lines
 
 _AT_ONCE: Final = 1 << 20  # bytes

@@ -24,7 +24,7 @@ from localdelay.benchmark.load import NUMBER_BYTES, Generator, filling
 from localdelay.benchmark.meter import Due
 from localdelay.benchmark.process import machine_bytes
 from localdelay.errors import LocalDelayError
-from localdelay.groups import bare
+from localdelay.nurseries import bare
 
 from .crash import SENT, STORED, Record
 from .ladder import best, next_rate

@@ -12,7 +12,7 @@ import trio
 from localdelay.benchmark.meter import Due
 from localdelay.errors import LocalDelayError
 from localdelay.message import Message
-from localdelay.queue import open_delay_queue
+from localdelay.queue.queue import open_delay_queue
 
 from .channel import Waiting, open_literal_port
 from .settings import Plan, Settings, queue_url
@@ -132,7 +132,7 @@ async def _memory_literal(
 
 @asynccontextmanager
 async def _redis(settings: Settings, sink: Sink, stored: Stored, opening: Opening) -> AsyncIterator[Opened]:
-    from localdelay.redis_plan import open_redis_delay_queue  # it needs an extra
+    from localdelay.redis_plan import open_redis_delay_queue
 
     async def send(message: Message) -> None:
         sink(message)

@@ -14,9 +14,9 @@ import trio
 
 from localdelay.benchmark.process import machine
 from localdelay.benchmark.run import check as check_load
-from localdelay.groups import bare
-from localdelay.guarded import Guarded
 from localdelay.lateness import Latencies
+from localdelay.nurseries import bare
+from localdelay.programs import Guarded
 
 from .child import Job
 from .crash import SENT, STORED, numbers

@@ -7,7 +7,7 @@ import socket
 
 import trio
 
-from localdelay.guarded import Guarded, last_words
+from localdelay.programs import Guarded, last_words
 
 _PROGRAM = "redis-server"
 _START_TIMEOUT = 15.0

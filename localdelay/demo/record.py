@@ -7,7 +7,7 @@ import trio
 
 from localdelay.breaker import BreakerState
 from localdelay.demo.timeline import BreakerChange
-from localdelay.events import Degraded, HandedBack
+from localdelay.fallback.events import Degraded, HandedBack
 from localdelay.listening import Closed, Event, HalfOpened, Opened, Reason
 
 _STATES = {

@@ -13,7 +13,7 @@ from pathlib import Path
 import attrs
 import trio
 
-from localdelay.guarded import Guarded, last_words
+from localdelay.programs import Guarded, last_words
 
 _START_TIMEOUT = 15.0
 _POLL = 0.01

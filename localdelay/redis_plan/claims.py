@@ -19,7 +19,9 @@ from heapq import heappop, heappush
 import attrs
 import trio
 
-from localdelay.ledger import Ledger
+from localdelay.queue.ledger import Ledger
+from localdelay.queue.schedule import Schedule
+from localdelay.queue.workers import Workers
 from localdelay.redis_plan.bodies import decode
 from localdelay.redis_plan.clock import RedisClock
 from localdelay.redis_plan.held import Held
@@ -27,8 +29,6 @@ from localdelay.redis_plan.keys import lead
 from localdelay.redis_plan.link import Link, logger
 from localdelay.redis_plan.sending import Arrivals
 from localdelay.redis_plan.store import NOTHING, News, Store
-from localdelay.schedule import Schedule
-from localdelay.workers import Workers
 
 MOST = 200
 """Messages of one claim."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from localdelay.drain_plan import DrainPlan
+from localdelay.queue.schedule import Schedule
 from localdelay.redis_plan.sending import ClaimedDelivery
-from localdelay.schedule import Schedule
 
 if TYPE_CHECKING:
     from localdelay.redis_plan.queue import Parts

@@ -11,16 +11,19 @@ from contextlib import asynccontextmanager
 import trio
 
 from localdelay import checks, intake
-from localdelay.batch import ONE, BatchPolicy
 from localdelay.brokers.address import Form, parse
 from localdelay.brokers.redis_line import Place
-from localdelay.delivery import DeadLetterHook, Send, SendBatch
-from localdelay.groups import is_cancelled, what_to_raise
-from localdelay.ids import Ids
-from localdelay.ledger import Ledger
 from localdelay.limit import RateLimit
 from localdelay.listening import Listener, check_listener
 from localdelay.message import numbers
+from localdelay.nurseries import is_cancelled, what_to_raise
+from localdelay.queue.batch import ONE, BatchPolicy
+from localdelay.queue.ids import Ids
+from localdelay.queue.ledger import Ledger
+from localdelay.queue.retry import RetryPolicy
+from localdelay.queue.schedule import Schedule
+from localdelay.queue.sending import DeadLetterHook, Send, SendBatch
+from localdelay.queue.workers import Workers
 from localdelay.redis_plan import leaving
 from localdelay.redis_plan.claims import Claimer
 from localdelay.redis_plan.clock import RedisClock
@@ -32,10 +35,7 @@ from localdelay.redis_plan.puts import Putter
 from localdelay.redis_plan.queue import Parts, RedisDelayQueue
 from localdelay.redis_plan.sending import Arrivals, ClaimedDelivery
 from localdelay.redis_plan.store import Limits, Store
-from localdelay.retry import RetryPolicy
-from localdelay.schedule import Schedule
 from localdelay.timer import TimerKind
-from localdelay.workers import Workers
 
 _FORM = Form(
     "redis://host:6379/NAME",

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import attrs
 import trio
 
-from localdelay.admission import already_pending
 from localdelay.errors import QueueClosed, QueueFull
+from localdelay.queue.admission import already_pending
 from localdelay.redis_plan.bodies import Stored
 from localdelay.redis_plan.claims import Claimer
 from localdelay.redis_plan.keys import RUN, shard_of

@@ -11,14 +11,16 @@ import attrs
 import trio
 
 from localdelay import checks, intake
-from localdelay.admission import already_pending
-from localdelay.delivery import HandBack
 from localdelay.errors import QueueClosed
-from localdelay.ids import Ids
 from localdelay.lateness import LatencyRecorder
-from localdelay.ledger import Ledger
 from localdelay.message import NO_HEADERS, Message
-from localdelay.queue import UNCHANGED, Unchanged
+from localdelay.queue.admission import already_pending
+from localdelay.queue.ids import Ids
+from localdelay.queue.ledger import Ledger
+from localdelay.queue.queue import UNCHANGED, Unchanged
+from localdelay.queue.schedule import Schedule
+from localdelay.queue.sending import HandBack
+from localdelay.queue.workers import Workers
 from localdelay.redis_plan import asking, leaving, stamping
 from localdelay.redis_plan.claims import Claimer
 from localdelay.redis_plan.clock import RedisClock
@@ -30,9 +32,7 @@ from localdelay.redis_plan.puts import Putter
 from localdelay.redis_plan.sending import Arrivals, ClaimedDelivery
 from localdelay.redis_plan.statistics import RedisStatistics
 from localdelay.redis_plan.store import Store
-from localdelay.schedule import Schedule
 from localdelay.statistics import DrainReport
-from localdelay.workers import Workers
 
 _NO_COMMITS = LatencyRecorder().summary()
 

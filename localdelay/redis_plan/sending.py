@@ -13,7 +13,6 @@ from typing import Any
 
 import trio
 
-from localdelay.delivery import Delivery, Send, SendBatch, not_awaitable
 from localdelay.entry import (
     Body,
     Entry,
@@ -24,13 +23,14 @@ from localdelay.entry import (
     goes_alone,
     size_of,
 )
-from localdelay.ids import Ids
-from localdelay.ledger import Ledger
+from localdelay.queue.ids import Ids
+from localdelay.queue.ledger import Ledger
+from localdelay.queue.schedule import Schedule
+from localdelay.queue.sending import Delivery, Send, SendBatch, not_awaitable
+from localdelay.queue.workers import Worker, Workers
 from localdelay.redis_plan.bodies import Stored, note
 from localdelay.redis_plan.clock import RedisClock
 from localdelay.redis_plan.held import Held
-from localdelay.schedule import Schedule
-from localdelay.workers import Worker, Workers
 
 
 class ClaimedDelivery(Delivery):

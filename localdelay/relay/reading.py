@@ -13,9 +13,9 @@ import trio
 
 from localdelay import intake
 from localdelay.errors import QueueFull, Throttled
-from localdelay.fallback import Holder
+from localdelay.fallback.fallback import Holder
 from localdelay.message import NO_HEADERS, Message, numbers
-from localdelay.queue import DelayQueue
+from localdelay.queue.queue import DelayQueue
 from localdelay.relay.framing import Splitter
 from localdelay.relay.lines import Options, Parse, WrongLine
 from localdelay.relay.source import Source

@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import trio
 
-from localdelay.batch import BatchPolicy
 from localdelay.brokers import STDOUT, Broker, check_url, hide_secrets, open_broker
-from localdelay.delivery import HandBack
 from localdelay.errors import LocalDelayError, Throttled
-from localdelay.groups import bare
 from localdelay.message import Message
-from localdelay.queue import DelayQueue, open_delay_queue
+from localdelay.nurseries import bare
+from localdelay.queue.batch import BatchPolicy
+from localdelay.queue.queue import DelayQueue, open_delay_queue
+from localdelay.queue.retry import RetryPolicy
+from localdelay.queue.sending import HandBack
 from localdelay.relay import lines
 from localdelay.relay.reading import Reader, Rest
 from localdelay.relay.records import Instant, cut_off, record
 from localdelay.relay.saving import JsonLines, Saved, open_lines, open_temporary, save
 from localdelay.relay.settings import Outcome, Phase, Progress, Settings, Watcher
 from localdelay.relay.source import Descriptor, Source
-from localdelay.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from localdelay.redis_plan import RedisDelayQueue

@@ -20,19 +20,21 @@ from typing import Any, Generic, TypeVar
 
 import trio
 
-from . import exits, intake
-from .admission import Stamped, already_pending, stamp
-from .delivery import HandBack
-from .entry import chosen_id
-from .errors import LocalDelayError, QueueClosed, QueueFull
-from .groups import bare
-from .ledger import Ledger
-from .listening import Listener
-from .message import Message, number_of, numbers
-from .queue import DelayQueue, open_delay_queue
-from .returning import Returning
-from .router import Router
-from .timer import clock_parts
+from localdelay import intake
+from localdelay.entry import chosen_id
+from localdelay.errors import LocalDelayError, QueueClosed, QueueFull
+from localdelay.fallback.returning import Returning
+from localdelay.fallback.router import Router
+from localdelay.listening import Listener
+from localdelay.message import Message, number_of, numbers
+from localdelay.nurseries import bare
+from localdelay.queue.admission import Stamped, already_pending, stamp
+from localdelay.queue.ledger import Ledger
+from localdelay.queue.queue import DelayQueue, open_delay_queue
+from localdelay.queue.sending import HandBack
+from localdelay.timer import clock_parts
+
+from . import exits
 
 _T = TypeVar("_T")
 

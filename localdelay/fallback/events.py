@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import attrs
 
-from .listening import Event, Reason
-from .message import Message
+from localdelay.listening import Event, Reason
+from localdelay.message import Message
 
 
 @attrs.frozen

@@ -15,13 +15,14 @@ from typing import TypeAlias
 
 import attrs
 
-from .breaker import BreakerPolicy, BreakerState, Outcome
-from .errors import Throttled
+from localdelay.breaker import BreakerPolicy, BreakerState, Outcome
+from localdelay.errors import Throttled
+from localdelay.gate import Gate
+from localdelay.limit import RateLimit
+from localdelay.listening import Listener, Reason, check_listener, tell
+from localdelay.message import Message
+
 from .events import Degraded, Full
-from .gate import Gate
-from .limit import RateLimit
-from .listening import Listener, Reason, check_listener, tell
-from .message import Message
 from .routing import MODES, Action, Decision, Failure, Mode, Route, Situation, decide, failure_of
 
 DegradeOn: TypeAlias = tuple[type[Exception], ...] | type[Exception] | Callable[[Exception], bool]

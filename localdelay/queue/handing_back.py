@@ -6,13 +6,14 @@ from collections.abc import Iterator
 
 import trio
 
-from .delivery import Delivery, HandBack
-from .entry import Body, Entry, chosen_id, with_chosen_id
-from .errors import PermanentSendError
+from localdelay.entry import Body, Entry, chosen_id, with_chosen_id
+from localdelay.errors import PermanentSendError
+from localdelay.message import Message, render_id
+
 from .ids import Ids
-from .message import Message, render_id
-from .piles import Slot
+from .lanes import Slot
 from .schedule import Schedule
+from .sending import Delivery, HandBack
 from .workers import Workers
 
 

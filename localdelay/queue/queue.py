@@ -11,27 +11,28 @@ from threading import get_ident
 
 import trio
 
-from . import checks, intake
+from localdelay import checks, intake
+from localdelay.entry import Body, size_of
+from localdelay.errors import QueueClosed, QueueFull
+from localdelay.journal.commits import Committer
+from localdelay.journal.record import Journal, check_journal
+from localdelay.lateness import LatencySummary
+from localdelay.limit import RateLimit
+from localdelay.listening import Listener, check_listener
+from localdelay.message import Message, numbers
+from localdelay.nurseries import is_cancelled, what_to_raise
+from localdelay.statistics import DrainReport, Statistics
+from localdelay.timer import TimerKind, clock_parts
+
 from .admission import Admission
 from .batch import ONE, BatchPolicy
-from .committer import Committer
-from .delivery import DeadLetterHook, Delivery, HandBack, Send, SendBatch
-from .entry import Body, size_of
-from .errors import QueueClosed, QueueFull
-from .groups import is_cancelled, what_to_raise
 from .handing_back import HandBacks
 from .ids import Ids
-from .journal import Journal, check_journal
-from .lateness import LatencySummary
 from .ledger import Ledger
 from .life import Life
-from .limit import RateLimit
-from .listening import Listener, check_listener
-from .message import Message, numbers
 from .retry import RetryPolicy
 from .schedule import INBOX, Schedule
-from .statistics import DrainReport, Statistics
-from .timer import TimerKind, clock_parts
+from .sending import DeadLetterHook, Delivery, HandBack, Send, SendBatch
 from .workers import Workers
 
 

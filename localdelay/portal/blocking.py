@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Collection
 
 import trio
 
-from . import checks
-from .delivery import Send
-from .errors import LocalDelayError, Throttled
-from .message import Message
+from localdelay import checks
+from localdelay.errors import LocalDelayError, Throttled
+from localdelay.message import Message
+from localdelay.queue.sending import Send
 
 
 def blocking(fn: Callable[[Message], object], *, threads: int = 100) -> Send:

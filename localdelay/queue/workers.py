@@ -23,10 +23,11 @@ from typing import Protocol
 
 import trio
 
+from localdelay.entry import Entry, size_of
+from localdelay.timer import Timer, TimerKind, TrioTimer, clock_parts, open_timer
+
 from .batch import BatchPolicy, joining
-from .entry import Entry, size_of
 from .schedule import Schedule
-from .timer import Timer, TimerKind, TrioTimer, clock_parts, open_timer
 
 _TURN = 1024
 _TURN_SECONDS = 0.001

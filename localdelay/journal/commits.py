@@ -27,13 +27,14 @@ from typing import Final, TypeAlias
 
 import trio
 
-from .entry import Body, Entry, execute_at_of, size_of
-from .errors import JournalError
-from .journal import Journal, Kept, Record
-from .lateness import LatencyRecorder
-from .message import render_id
+from localdelay.entry import Body, Entry, execute_at_of, size_of
+from localdelay.errors import JournalError
+from localdelay.lateness import LatencyRecorder
+from localdelay.message import render_id
+from localdelay.timer import clock_parts
+
+from .record import Journal, Kept, Record
 from .recovery import RECOVERED
-from .timer import clock_parts
 
 logger = logging.getLogger("localdelay")
 

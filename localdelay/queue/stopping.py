@@ -9,11 +9,12 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from . import intake
-from .delivery import HandBack
-from .groups import bare
+from localdelay import intake
+from localdelay.nurseries import bare
+from localdelay.statistics import DrainReport
+
 from .queue import DelayQueue
-from .statistics import DrainReport
+from .sending import HandBack
 
 logger = logging.getLogger("localdelay")
 

@@ -27,7 +27,7 @@ from typing import Any, TypeAlias
 
 import trio
 
-from .entry import Body
+from localdelay.entry import Body
 
 Slot: TypeAlias = tuple[float, int, Body] | tuple[float, int]
 """(due, number, body), or without a body where an index owns it."""

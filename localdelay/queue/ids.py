@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 
-from . import intake
-from .entry import CHOSEN_ID, Body, Entry, chosen_id
-from .message import number_of
+from localdelay import intake
+from localdelay.entry import CHOSEN_ID, Body, Entry, chosen_id
+from localdelay.message import number_of
 
 
 class Ids:

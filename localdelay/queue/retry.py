@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import attrs
 
-from . import checks
-from .errors import PermanentSendError, Throttled
+from localdelay import checks
+from localdelay.errors import PermanentSendError, Throttled
 
 
 def _attempts(_: object, attribute: attrs.Attribute[int | None], value: int | None) -> None:

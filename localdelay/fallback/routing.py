@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias, get_args
 import attrs
 import trio
 
-from .listening import Reason
+from localdelay.listening import Reason
 
 Mode: TypeAlias = Literal["active", "shadow", "forced"]
 MODES: tuple[Mode, ...] = get_args(Mode)

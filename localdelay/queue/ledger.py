@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import trio
 
-from .errors import QueueClosed
+from localdelay.errors import QueueClosed
 
 
 class _Waiter:

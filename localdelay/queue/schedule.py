@@ -22,9 +22,10 @@ from typing import Final
 
 import trio
 
-from .entry import Body, Entry, execute_at_of, failures_of
-from .index import Index
-from .piles import Piles, Slot
+from localdelay.entry import Body, Entry, execute_at_of, failures_of
+
+from .bodies import Index
+from .lanes import Piles, Slot
 
 INBOX = 256
 """So many new messages are sorted in at once, or fewer if somebody needs the order before."""

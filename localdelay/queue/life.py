@@ -11,21 +11,22 @@ from operator import itemgetter
 
 import trio
 
-from . import drain
+from localdelay.drain_plan import DrainPlan, plan_drain
+from localdelay.entry import size_of
+from localdelay.errors import JournalError, QueueClosed
+from localdelay.journal.commits import Committer
+from localdelay.journal.record import Journal
+from localdelay.journal.recovery import recovered
+from localdelay.limit import RateLimit
+from localdelay.statistics import DrainReport
+
+from . import draining as drain
 from .admission import Admission
-from .committer import Committer
-from .delivery import Delivery, HandBack
-from .drain import HAND_BACKS_IN_FLIGHT, Grace
-from .drain_plan import DrainPlan, plan_drain
-from .entry import size_of
-from .errors import JournalError, QueueClosed
+from .draining import HAND_BACKS_IN_FLIGHT, Grace
 from .ids import Ids
-from .journal import Journal
 from .ledger import Ledger
-from .limit import RateLimit
-from .recovery import recovered
 from .schedule import Schedule
-from .statistics import DrainReport
+from .sending import Delivery, HandBack
 from .workers import Workers
 
 logger = logging.getLogger("localdelay")

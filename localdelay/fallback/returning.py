@@ -12,15 +12,16 @@ from contextlib import contextmanager, suppress
 
 import trio
 
-from .breaker import BreakerState, Outcome
-from .delivery import HandBack
-from .entry import Entry, message_of
-from .errors import PermanentSendError
+from localdelay.breaker import BreakerState, Outcome
+from localdelay.entry import Entry, message_of
+from localdelay.errors import PermanentSendError
+from localdelay.listening import Listener, tell
+from localdelay.queue.handing_back import HandBacks
+from localdelay.queue.lanes import Slot
+from localdelay.queue.retry import RetryPolicy
+from localdelay.queue.sending import HandBack
+
 from .events import HandedBack
-from .handing_back import HandBacks
-from .listening import Listener, tell
-from .piles import Slot
-from .retry import RetryPolicy
 from .router import Router
 
 IN_FLIGHT = 10

@@ -12,9 +12,7 @@ from typing import Any, TypeAlias
 
 import trio
 
-from .batch import blame
-from .committer import Committer
-from .entry import (
+from localdelay.entry import (
     Body,
     Entry,
     after_failing,
@@ -25,17 +23,20 @@ from .entry import (
     message_of,
     size_of,
 )
-from .errors import PermanentSendError, Throttled
-from .groups import failure_in, reraise_without_errors
+from localdelay.errors import PermanentSendError, Throttled
+from localdelay.journal.commits import Committer
+from localdelay.lateness import LatencyRecorder
+from localdelay.limit import RateLimit
+from localdelay.listening import DeadLetter, Listener, tell
+from localdelay.message import Message
+from localdelay.nurseries import failure_in, reraise_without_errors
+from localdelay.timer import clock_parts
+
+from .batch import blame
 from .ids import Ids
-from .lateness import LatencyRecorder
 from .ledger import Ledger
-from .limit import RateLimit
-from .listening import DeadLetter, Listener, tell
-from .message import Message
 from .retry import Retry, RetryPolicy, after_failure, wait_after
 from .schedule import Schedule
-from .timer import clock_parts
 from .workers import Worker, Workers
 
 Send: TypeAlias = Callable[[Message], Awaitable[object]]

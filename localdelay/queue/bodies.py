@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .entry import Body
+from localdelay.entry import Body
 
 _BITS = 5
 _SIZE = 1 << _BITS

@@ -8,9 +8,10 @@ from typing import Final
 
 import attrs
 
-from .journal import Record
-from .message import NO_HEADERS, Message, headers_size
-from .relay import records
+from localdelay.journal.record import Record
+from localdelay.message import NO_HEADERS, Message, headers_size
+
+from . import records
 
 _MINUTE: Final = 60.0
 _HOUR: Final = 3600.0

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 
 import trio
 
-from .delivery import Delivery, HandBack
-from .groups import bare
-from .limit import RateLimit
+from localdelay.limit import RateLimit
+from localdelay.nurseries import bare
+
 from .schedule import Schedule
+from .sending import Delivery, HandBack
 from .workers import Workers
 
 HAND_BACKS_IN_FLIGHT = 100

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from .entry import Entry
-from .journal import Kept
+from localdelay.entry import Entry
+
+from .record import Kept
 
 RECOVERED: Final = 1 << 62
 """The numbers of recovered messages lie so far below their keys: no other message has such a number."""

@@ -8,13 +8,14 @@ from typing import TypeAlias
 
 import trio
 
-from . import checks, intake
-from .committer import Committer
-from .entry import Body, Entry, message_of, size_of
-from .errors import QueueClosed, QueueFull
+from localdelay import checks, intake
+from localdelay.entry import Body, Entry, message_of, size_of
+from localdelay.errors import QueueClosed, QueueFull
+from localdelay.journal.commits import Committer
+from localdelay.message import Message
+
 from .ids import Ids
 from .ledger import Ledger
-from .message import Message
 from .schedule import Schedule
 from .workers import Workers
 

@@ -9,19 +9,20 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 import trio
 
-from . import checks, intake
-from .admission import Admission
-from .breaker import BreakerPolicy
-from .errors import QueueFull, Throttled
-from .groups import failure_in
-from .limit import RateLimit
-from .listening import Listener
-from .message import NO_HEADERS, Message, numbers
-from .queue import DelayQueue
+from localdelay import checks, intake
+from localdelay.breaker import BreakerPolicy
+from localdelay.errors import QueueFull, Throttled
+from localdelay.limit import RateLimit
+from localdelay.listening import Listener
+from localdelay.message import NO_HEADERS, Message, numbers
+from localdelay.nurseries import failure_in
+from localdelay.queue.admission import Admission
+from localdelay.queue.queue import DelayQueue
+from localdelay.timer import clock_parts
+
 from .returning import Returning
 from .router import DEFAULT_DEGRADE_ON, Controls, DegradeOn, MayDegrade, Receipt, Router
 from .routing import Action, Decision, Mode, Route
-from .timer import clock_parts
 
 PublishDelayed: TypeAlias = Callable[[Message, float], Awaitable[object]]
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 
-from . import checks
-from .entry import Entry, all_plain, goes_alone, plain_size, size_of
-from .errors import PartialSendError
+from localdelay import checks
+from localdelay.entry import Entry, all_plain, goes_alone, plain_size, size_of
+from localdelay.errors import PartialSendError
 
 
 @attrs.frozen

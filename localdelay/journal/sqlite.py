@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import quote
 
-from .errors import JournalError
-from .journal import Kept, Record, Row, decode, encode
+from localdelay.errors import JournalError
+
+from .record import Kept, Record, Row, decode, encode
 
 _MAGIC: Final = b"SQLite format 3\0"
 _WITH_LOG: Final = b"\2\2"
