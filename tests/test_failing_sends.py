@@ -304,7 +304,7 @@ async def test_a_send_that_is_no_coroutine_function_is_loud(autojump_clock: Any,
     async with open_delay_queue(send, capacity=10, workers=1, on_dead_letter=hook) as queue:  # type: ignore[arg-type]
         queue.put_nowait(b"", delay=1)
     assert len(calls) == 1
-    assert "localdelay.portal.blocking" in str(dead[0])
+    assert "localdelay.blocking" in str(dead[0])
     assert conserved(queue).dead == 1
 
 
