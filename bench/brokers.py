@@ -16,8 +16,8 @@ from typing import Any
 import attrs
 import click
 
-from tests.servers.all import NAMES, make
-from tests.servers.process import NotInstalled, Server
+from tests.kit.servers.all import NAMES, make
+from tests.kit.servers.process import NotInstalled, Server
 
 from . import report
 from .samples import ROOT, Result, machine

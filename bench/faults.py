@@ -11,10 +11,10 @@ import sys
 
 import click
 
-from tests.faults.every import FAULTS, run_all
-from tests.faults.row import table
-from tests.faults.scale import Scale
-from tests.servers.process import NotInstalled
+from tests.kit.faults.every import FAULTS, run_all
+from tests.kit.faults.row import table
+from tests.kit.faults.scale import Scale
+from tests.kit.servers.process import NotInstalled
 
 
 @click.command()

@@ -31,7 +31,7 @@ from localdelay.brokers.redis_line import Place
 from localdelay.compare.sorted_sets import SortedSets
 from localdelay.redis_plan import open_redis_delay_queue
 from localdelay.redis_plan.link import Link
-from tests.servers.redis import RedisServer
+from tests.kit.servers.redis import RedisServer
 
 SEED = 7
 PAYLOAD = bytes(500)

@@ -4,12 +4,17 @@ import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from localdelay import DelayQueue, Statistics
-from tests.servers.all import make
-from tests.servers.process import NotInstalled, Server
+from tests.kit.servers.all import make
+from tests.kit.servers.process import NotInstalled, Server
+
+HERE = Path(__file__).parent
+_SECONDS = {"program": 120, "fault": 300, "soak": 300}
+"""How long a test may take in layers that are slower than `timeout` in `pyproject.toml` allows."""
 
 
 def conserve(queue: DelayQueue) -> Statistics:
@@ -29,6 +34,15 @@ def pytest_configure() -> None:
     """Ctrl-C does what it does: a shell takes that away from what it starts in the background."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each test carries its folder's name as a marker, and the time that is allowed there."""
+    for item in items:
+        layer = item.path.relative_to(HERE).parts[0]
+        item.add_marker(layer)
+        if layer in _SECONDS:
+            item.add_marker(pytest.mark.timeout(_SECONDS[layer]))
 
 
 def pytest_collection_finish() -> None:

@@ -1,0 +1,892 @@
+"""What is special about Redis, against a real one wherever it can be made to do it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import random
+import ssl
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import coredis.exceptions
+import pytest
+import redis.exceptions
+import trio
+from coredis.parser import Parser
+
+from localdelay import (
+    DelayNotSupported,
+    DelayQueue,
+    Message,
+    PartialSendError,
+    PermanentSendError,
+    RetryPolicy,
+    Statistics,
+    Throttled,
+    open_delay_queue,
+)
+from localdelay.brokers import open_broker, redis_pipelines
+from localdelay.brokers.redis import RedisBroker, classified, escaped, open_address, open_redis
+from localdelay.brokers.redis_line import LARGEST, Place, wait_after
+from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID
+from tests.kit.servers.process import NotInstalled, free_port, program
+from tests.kit.servers.redis import RedisServer
+from tests.kit.servers.redis_faults import Proxy, SlowRedis, listening
+
+SEED = 20261121
+
+
+@pytest.fixture
+def server(start_server: Callable[[str], RedisServer]) -> RedisServer:
+    return start_server("redis")
+
+
+@pytest.fixture
+def own() -> Iterator[Callable[..., RedisServer]]:
+    """`own(*settings)` is a server that the test may spoil."""
+    servers: list[RedisServer] = []
+
+    def started(*settings: str) -> RedisServer:
+        servers.append(RedisServer(*settings))
+        servers[-1].start()
+        return servers[-1]
+
+    yield started
+    for one in servers:
+        one.stop()
+
+
+def message(id: str, payload: bytes | None = None, **fields: object) -> Message:
+    body = id.encode() if payload is None else payload
+    return Message(id, body, trio.current_time(), **fields)  # type: ignore[arg-type]
+
+
+async def ids(server: RedisServer, url: str, count: int) -> Counter[str]:
+    received = await trio.to_thread.run_sync(lambda: server.read(url, count, 10.0))
+    return Counter(one.headers[ID] for one in received)
+
+
+@contextmanager
+def asked(server: RedisServer, *command: str | int) -> Iterator[redis.Redis]:
+    """An independent client that has already run this command."""
+    with server.client() as client:
+        client.execute_command(*command)
+        yield client
+
+
+def drop_clients(client: redis.Redis) -> None:
+    client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+
+def is_lost(error: Exception | None) -> bool:
+    return type(error) is ConnectionError
+
+
+# ---------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("OOM command not allowed when used memory > 'maxmemory'.", Throttled),
+        ("ERR max number of clients reached", Throttled),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", PermanentSendError),
+        ("NOPERM User orders has no permissions to run the 'xadd' command", PermanentSendError),
+        ("NOAUTH Authentication required.", PermanentSendError),
+        ("WRONGPASS invalid username-password pair or user is disabled.", PermanentSendError),
+        ("ERR unknown command 'XADD', with args beginning with: 's' '*'", PermanentSendError),
+        ("ERR Protocol error: invalid bulk length", PermanentSendError),
+        ("ERR Elements are too large to be stored", PermanentSendError),
+        ("ERR string exceeds maximum allowed size (proto-max-bulk-len)", PermanentSendError),
+        ("LOADING Redis is loading the dataset in memory", None),
+        ("BUSY Redis is busy running a script.", None),
+        ("MISCONF Redis is configured to save RDB snapshots, but it's currently unable to", None),
+        ("READONLY You can't write against a read only replica.", None),
+        ("NOREPLICAS Not enough good replicas to write.", None),
+        ("CLUSTERDOWN The cluster is down", None),
+        ("MOVED 3999 127.0.0.1:6381", None),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", None),
+        ("ERR something else", None),
+    ],
+)
+def test_what_redis_says_is_classified(line: str, kind: type[Exception] | None) -> None:
+    """A limit is Throttled, what can never work PermanentSendError, and the rest what coredis makes of it."""
+    error = Parser().parse_error(line)
+    verdict = classified(error)
+    if kind is None:
+        assert verdict is error
+    else:
+        assert type(verdict) is kind
+        assert line.partition(" ")[2].partition(", with args")[0] in str(verdict)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (TimeoutError("Redis has not answered within 10 s"), Throttled),
+        (coredis.exceptions.ConnectionError("Connection lost while receiving response"), ConnectionError),
+        (coredis.exceptions.InvalidResponse("Protocol Error"), ConnectionError),
+        (OSError("odd"), ConnectionError),
+        (coredis.exceptions.DataError("no reply"), None),
+        (ConnectionError("known"), None),
+    ],
+)
+def test_what_the_client_says_is_classified(error: Exception, kind: type[Exception] | None) -> None:
+    """A time-out is Throttled, a lost connection a ConnectionError as everywhere else in Python."""
+    verdict = classified(error)
+    assert verdict is error if kind is None else type(verdict) is kind
+
+
+# ---------------------------------------------------------------- what travels
+
+
+async def test_headers_keep_their_names_and_payload_stays_alone(server: RedisServer) -> None:
+    """Fields of the entry are as documented; no header can pass for the payload or the id."""
+    url = server.fresh()
+    headers = {"payload": "mine", "header:x": "y", "Trace": "ü", ID: "forged", "empty": ""}
+    async with open_broker(url) as broker:
+        await broker.send(message("one", b"\x00\r\n\xff", headers=headers, attempt=3))
+    with server.client() as client:
+        ((_, fields),) = client.xrange(url.rpartition("/")[2])
+    due = fields.pop(EXECUTE_AT.encode())
+    assert due.endswith(b"+00:00")
+    assert fields == {
+        b"payload": b"\x00\r\n\xff",
+        ID.encode(): b"one",
+        ATTEMPT.encode(): b"3",
+        b"header:payload": b"mine",
+        b"header:header:x": b"y",
+        b"Trace": "ü".encode(),
+        b"empty": b"",
+    }
+
+
+def test_escaping_can_be_undone() -> None:
+    """What begins with `header:` without it is the header's name, and no two names become one."""
+    names = ["payload", "header:", "header:payload", "Payload", "x", "", "header"]
+    fields = [escaped(name) for name in names]
+    assert [field.removeprefix("header:") for field in fields] == names
+    assert "payload" not in fields
+
+
+async def test_a_batch_keeps_its_order(server: RedisServer) -> None:
+    """The entries of a batch stand in the stream in its order, also where it is more than one pipeline."""
+    url = server.fresh()
+    async with open_broker(url) as broker:
+        await broker.send_batch([message(f"m{number}") for number in range(1000)])
+    received = server.read(url, 1000)
+    assert [one.headers[ID] for one in received] == [f"m{number}" for number in range(1000)]
+
+
+async def test_max_length_trims_the_stream(server: RedisServer) -> None:
+    """With `max_length` Redis drops the oldest entries, about."""
+    url = server.fresh()
+    stream = url.rpartition("/")[2]
+    async with open_redis("127.0.0.1", server.port, stream=stream, max_length=200) as broker:
+        await broker.send_batch([message(f"m{number}") for number in range(2000)])
+        await broker.send(message("last"))
+    received = server.read(url, 200)
+    assert 200 <= len(received) < 500
+    assert received[-1].headers[ID] == "last"
+
+
+async def test_db_of_the_url(server: RedisServer) -> None:
+    """`?db=3` adds to that database."""
+    url = server.fresh()
+    async with open_broker(f"{url}?db=3") as broker:
+        await broker.send(message("one"))
+    assert server.read(url, 0) == []
+    with server.client() as client:
+        client.execute_command("SELECT", 3)
+        assert client.xlen(url.rpartition("/")[2]) == 1
+
+
+# ---------------------------------------------------------------- throttled
+
+
+async def test_out_of_memory_names_each_message(server: RedisServer) -> None:
+    """OOM is Throttled for a send, for a batch as a whole, and nothing was added."""
+    url = server.fresh()
+    async with open_broker(url) as broker:
+        with server.throttled(url):
+            for _ in range(3):
+                with pytest.raises(Throttled, match="OOM") as raised:
+                    await broker.send(message("one"))
+                assert isinstance(raised.value.__cause__, coredis.exceptions.ResponseError)
+                with pytest.raises(Throttled, match="OOM"):
+                    await broker.send_batch([message("a"), message("b")])
+        await broker.send(message("after"))
+    assert await ids(server, url, 1) == Counter(["after"])
+
+
+async def test_max_number_of_clients(own: Callable[..., RedisServer]) -> None:
+    """A connection that is refused so is Throttled for all who wait for it, promptly; then all goes on."""
+    server = own()
+    url = server.fresh()
+    async with open_broker(url) as broker:
+        with asked(server, "CONFIG", "SET", "maxclients", 1) as client:
+            drop_clients(client)
+            await trio.sleep(0.1)
+            with trio.fail_after(3), pytest.raises(Throttled, match="max number of clients") as raised:
+                await broker.send(message("one"))
+            assert isinstance(raised.value.__cause__, coredis.exceptions.ConnectionError)
+            with trio.fail_after(3), pytest.raises(Throttled, match="max number of clients"):
+                await broker.send_batch([message("a"), message("b")])
+            with pytest.raises(ConnectionError, match="max number of clients"):
+                async with open_broker(url):
+                    pass
+            client.config_set("maxclients", 100)
+        with trio.fail_after(5):
+            await broker.send(message("after"))
+    assert await ids(server, url, 1) == Counter(["after"])
+
+
+@pytest.mark.parametrize("mode", ["WRITE", "ALL"])
+async def test_client_pause_is_throttled(own: Callable[..., RedisServer], mode: str) -> None:
+    """Silence for `confirm_timeout` is Throttled, caused by a TimeoutError; when it is over all goes on."""
+    server = own()
+    url = server.fresh()
+    settings = {"stream": url.rpartition("/")[2], "confirm_timeout": 0.2, "connect_timeout": 0.2}
+    async with open_redis("127.0.0.1", server.port, **settings) as broker:
+        await broker.send(message("before"))
+        with asked(server, "CLIENT", "PAUSE", 1500, mode):
+            for number in range(3):
+                begun = trio.current_time()
+                with pytest.raises(Throttled, match="not answer") as raised:
+                    await broker.send(message(f"m{number}"))
+                assert 0.19 <= trio.current_time() - begun < 2.0
+                assert isinstance(raised.value.__cause__, TimeoutError)
+            with pytest.raises(Throttled, match="not answer"):
+                await broker.send_batch([message("a"), message("b")])
+        with trio.fail_after(5):
+            while True:
+                try:
+                    await broker.send(message("after"))
+                except Throttled:
+                    continue
+                break
+    arrived = await ids(server, url, 2)
+    assert set(arrived) >= {"before", "after"}
+
+
+async def test_no_room_is_throttled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While Redis answers, but slowly, what finds no room is Throttled, and the rest confirmed."""
+    monkeypatch.setattr(redis_pipelines, "_MOST_BYTES", 2000)
+    slow = SlowRedis(0.1)
+    results: dict[str, Exception | None] = {}
+
+    async def send(broker: RedisBroker, id: str) -> None:
+        results[id] = None
+        try:
+            await broker.send(message(id, bytes(100)))
+        except Throttled as error:
+            results[id] = error
+
+    async with listening(slow.handle) as port:
+        async with open_redis("127.0.0.1", port, stream="s", confirm_timeout=0.45) as broker:
+            async with trio.open_nursery() as nursery:
+                for number in range(20):
+                    nursery.start_soon(send, broker, f"m{number}")
+                    await trio.lowlevel.checkpoint()
+    refused = [error for error in results.values() if error is not None]
+    assert len(results) == 20
+    assert 5 <= len(refused) < 20
+    assert all("took no more" in str(error) for error in refused)
+    assert all(isinstance(error.__cause__, TimeoutError) for error in refused)
+    assert slow.added == 20 - len(refused)
+
+
+async def test_a_slow_redis_is_not_a_silent_one() -> None:
+    """What takes longer than `confirm_timeout` in all is confirmed, as long as answers keep coming."""
+    slow = SlowRedis(0.1)
+    async with listening(slow.handle) as port:
+        async with open_redis("127.0.0.1", port, stream="s", confirm_timeout=0.3) as broker:
+            begun = trio.current_time()
+            await broker.send_batch([message(f"m{number}") for number in range(10)])
+            assert trio.current_time() - begun > 0.9
+    assert slow.added == 10
+
+
+# ---------------------------------------------------------------- never
+
+
+async def test_a_key_that_is_no_stream(server: RedisServer) -> None:
+    """WRONGTYPE is a PermanentSendError, in a batch for each message."""
+    url = server.fresh()
+    with asked(server, "SET", url.rpartition("/")[2], "text"):
+        async with open_broker(url) as broker:
+            with pytest.raises(PermanentSendError, match="WRONGTYPE") as raised:
+                await broker.send(message("one"))
+            assert isinstance(raised.value.__cause__, coredis.exceptions.WrongTypeError)
+            with pytest.raises(PartialSendError) as partial:
+                await broker.send_batch([message("a"), message("b")])
+    assert set(partial.value.failed or ()) == {"a", "b"}
+
+
+async def test_one_key_of_many_is_refused(own: Callable[..., RedisServer]) -> None:
+    """NOPERM is a PermanentSendError; a user who may only add can use the broker all the same."""
+    server = own()
+    acl = "ACL SETUSER orders on >secret ~allowed resetchannels -@all +xadd"
+    with asked(server, *acl.split()):
+        for stream in ("allowed", "other"):
+            url = f"redis://orders:secret@127.0.0.1:{server.port}/{stream}"
+            async with open_broker(url) as broker:
+                if stream == "allowed":
+                    await broker.send(message("one"))
+                    # It can't ask how much the server takes, and the server ends the connection.
+                    with trio.fail_after(5), pytest.raises(PermanentSendError, match="invalid bulk length"):
+                        await broker.send(message("large", bytes(server.too_large)))
+                    with trio.fail_after(5):
+                        await broker.send(message("two"))
+                    continue
+                with pytest.raises(PermanentSendError, match="NOPERM") as raised:
+                    await broker.send(message("never"))
+                assert "secret" not in str(raised.value)
+    assert await ids(server, f"redis://127.0.0.1:{server.port}/allowed", 2) == Counter(["one", "two"])
+
+
+async def test_access_refused_after_a_reconnect(own: Callable[..., RedisServer]) -> None:
+    """Where the password is no longer right, sends wait: that says nothing of a message."""
+    server = own()
+    url = server.fresh().replace("//", "//:old@")
+    with asked(server, "CONFIG", "SET", "requirepass", "old") as client:
+        client.execute_command("AUTH", "old")
+        async with open_broker(url) as broker:
+            await broker.send(message("one"))
+            client.config_set("requirepass", "new")
+            drop_clients(client)
+            with trio.fail_after(5):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(broker.send, message("two"))
+                    await trio.sleep(0.3)
+                    client.config_set("requirepass", "old")
+
+
+async def test_no_such_command(own: Callable[..., RedisServer]) -> None:
+    """A Redis without XADD refuses for good; it quotes the payload, which is not to appear in a log."""
+    server = own("--rename-command", "XADD", "")
+    async with open_broker(server.fresh()) as broker:
+        with pytest.raises(PermanentSendError, match="unknown command") as raised:
+            await broker.send(message("one", b"hush" * 10))
+    assert isinstance(raised.value.__cause__, coredis.exceptions.UnknownCommandError)
+    assert "hush" not in repr(raised.value) + repr(raised.value.__cause__)
+
+
+async def test_too_large_is_found_out_here(server: RedisServer) -> None:
+    """A payload, a header or an id over the server's limit fails for good, and the connection lives on."""
+    url = server.fresh()
+    limit = server.too_large - 1
+    async with open_broker(url) as broker:
+        with server.client() as client:
+            client.config_resetstat()
+            for large in (
+                message("a", bytes(limit + 1)),
+                message("x" * (limit + 1)),
+                message("b", headers={"name": "x" * (limit + 1)}),
+                message("c", headers={"x" * (limit + 1): ""}),
+            ):
+                with pytest.raises(PermanentSendError, match=str(limit)):
+                    await broker.send(large)
+            await broker.send(message("fits", bytes(limit)))
+            assert client.info("stats")["total_connections_received"] <= 1
+    assert await ids(server, url, 1) == Counter(["fits"])
+
+
+async def test_a_limit_that_is_lowered_later(own: Callable[..., RedisServer]) -> None:
+    """The server ends the connection; then the limit is known anew, and the message fails for good."""
+    server = own("--proto-max-bulk-len", "2mb")
+    url = server.fresh()
+    async with open_broker(url) as broker:
+        await broker.send(message("first", bytes(server.too_large)))
+        with asked(server, "CONFIG", "SET", "proto-max-bulk-len", "1mb"):
+            with trio.fail_after(5), pytest.raises(PermanentSendError, match="invalid bulk length"):
+                await broker.send(message("second", bytes(server.too_large)))
+            with trio.fail_after(5):
+                await broker.send(message("small"))  # not over a connection that is about to end
+            with pytest.raises(PermanentSendError, match="at most"):
+                await broker.send(message("third", bytes(server.too_large)))
+    assert await ids(server, url, 2) == Counter(["first", "small"])
+
+
+async def test_what_can_not_be_encoded(server: RedisServer) -> None:
+    """A lone surrogate or a payload that is no bytes harms its message only."""
+    url = server.fresh()
+    async with open_broker(url) as broker:
+        with pytest.raises(PermanentSendError, match="Unicode"):
+            await broker.send(message("\ud800", b""))
+        with pytest.raises(PermanentSendError, match="Unicode"):
+            await broker.send(message("a", headers={"name": "\ud800"}))
+        for payload in ("text", None, bytearray(b"x")):
+            with pytest.raises(TypeError, match="payload"):
+                await broker.send(Message("a", payload, 0.0))  # type: ignore[arg-type]
+        with pytest.raises(PartialSendError) as raised:
+            await broker.send_batch([message("\ud800", b""), message("b")])
+    assert set(raised.value.failed or ()) == {"\ud800"}
+    assert await ids(server, url, 1) == Counter(["b"])
+
+
+async def test_no_delayed_publish(server: RedisServer) -> None:
+    """`publish_delayed` checks its argument, and says that Redis has no such thing."""
+    async with open_broker(server.fresh()) as broker:
+        assert broker.native_delay is False
+        with pytest.raises(DelayNotSupported):
+            await broker.publish_delayed(message("one"), 1.0)
+        for delay in (-1.0, math.nan, math.inf):
+            with pytest.raises(ValueError, match="delay"):
+                await broker.publish_delayed(message("one"), delay)
+        with pytest.raises(TypeError, match="delay"):
+            await broker.publish_delayed(message("one"), "1")  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- as coredis raises it
+
+
+async def test_a_replica_is_read_only(own: Callable[..., RedisServer]) -> None:
+    """READONLY comes through as coredis raises it, and passes when the server is a master again."""
+    server = own()
+    async with open_broker(server.fresh()) as broker:
+        with asked(server, "REPLICAOF", "127.0.0.1", free_port()) as client:
+            with pytest.raises(coredis.exceptions.ReadOnlyError):
+                await broker.send(message("one"))
+            client.execute_command("REPLICAOF", "NO", "ONE")
+        await broker.send(message("two"))
+
+
+async def test_a_busy_script(own: Callable[..., RedisServer]) -> None:
+    """BUSY comes through as coredis raises it, and passes with the script."""
+    server = own("--busy-reply-threshold", "1")
+
+    def run_script() -> None:
+        with server.client() as client, pytest.raises(redis.exceptions.ResponseError):
+            client.eval("while true do end", 0)
+
+    async with open_broker(server.fresh()) as broker:
+        script = threading.Thread(target=run_script)
+        script.start()
+        await trio.sleep(0.2)
+        with pytest.raises(coredis.exceptions.ResponseError, match="BUSY"):
+            await broker.send(message("one"))
+        with server.client() as client:
+            client.execute_command("SCRIPT", "KILL")
+        await trio.to_thread.run_sync(script.join)
+        await broker.send(message("two"))
+
+
+async def test_while_it_loads_its_disk_sends_wait(own: Callable[..., RedisServer]) -> None:
+    """After a restart Redis is there before its data is: what is sent meanwhile waits, and is confirmed."""
+    server = own("--key-load-delay", "200")  # µs; it looks after its clients after every 1,024 commands
+    url = server.fresh()
+    async with open_broker(url) as broker:
+        for start in range(0, 5000, 1000):
+            await broker.send_batch([message(f"m{start + number}") for number in range(1000)])
+        await trio.to_thread.run_sync(server.kill)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, server.restart)
+            await trio.sleep(0.3)
+            with pytest.raises(ConnectionError, match=r"127\.0\.0\.1.* loading"):
+                async with open_broker(url):
+                    pass
+            with trio.fail_after(10):
+                await broker.send(message("after"))
+    assert (await ids(server, url, 5001)).total() == 5001
+
+
+# ---------------------------------------------------------------- connections
+
+
+async def test_an_idle_connection_that_was_lost_fails_no_send(own: Callable[..., RedisServer]) -> None:
+    """Nothing was under way when the server was killed: sends wait for the next one, and arrive once."""
+    server = own()
+    url = server.fresh()
+    async with open_broker(url) as broker:
+        for round in range(5):
+            await trio.to_thread.run_sync(server.kill)
+            async with trio.open_nursery() as nursery:
+                for number in range(20):
+                    nursery.start_soon(broker.send, message(f"m{round}-{number}"))
+                await trio.to_thread.run_sync(server.restart)
+    arrived = await ids(server, url, 100)
+    assert arrived == Counter(f"m{round}-{number}" for round in range(5) for number in range(20))
+
+
+async def test_without_a_server_a_send_fails_in_time(own: Callable[..., RedisServer]) -> None:
+    """A send waits for a connection for `confirm_timeout`; its error says where and why."""
+    server = own()
+    async with open_redis("127.0.0.1", server.port, stream="s", confirm_timeout=0.4) as broker:
+        await trio.to_thread.run_sync(server.kill)
+        await trio.sleep(0.1)
+        begun = trio.current_time()
+        with pytest.raises(ConnectionError, match=rf"127\.0\.0\.1:{server.port}.*refused"):
+            await broker.send(message("one"))
+        assert 0.39 <= trio.current_time() - begun < 2.0
+        with pytest.raises(ConnectionError, match="refused"):
+            await broker.send_batch([message("a"), message("b")])
+
+
+async def test_what_is_under_way_fails_promptly(own: Callable[..., RedisServer]) -> None:
+    """When the connection is lost, a send that waits for its reply raises ConnectionError at once."""
+    server = own()
+    async with open_broker(server.fresh()) as broker:
+        server.freeze()
+        failed: list[Exception] = []
+
+        async def send(id: str) -> None:
+            try:
+                await broker.send(message(id))
+            except ConnectionError as error:
+                failed.append(error)
+
+        with trio.fail_after(2):
+            async with trio.open_nursery() as nursery:
+                for number in range(10):
+                    nursery.start_soon(send, f"m{number}")
+                await trio.sleep(0.1)
+                await trio.to_thread.run_sync(server.kill)
+    assert len(failed) == 10
+    assert all("lost" in str(error) and is_lost(error) for error in failed)
+
+
+async def test_resets_in_the_middle_of_batches(server: RedisServer) -> None:
+    """A batch that a reset cuts in two says which messages are in doubt: those it does not name are there."""
+    print("seed", SEED)
+    chance = random.Random(SEED)
+    url = server.fresh()
+    proxy = Proxy(server.port)
+    doubtful: set[str] = set()
+    sent: set[str] = set()
+    async with listening(proxy.handle) as port:
+        async with open_redis("127.0.0.1", port, stream=url.rpartition("/")[2]) as broker:
+            for round in range(30):
+                batch = [message(f"m{round}-{number}", bytes(500)) for number in range(200)]
+                sent |= {one.id for one in batch}
+                proxy.reset_after = chance.randrange(1, 120_000)
+                with trio.fail_after(5):
+                    try:
+                        await broker.send_batch(batch)
+                    except PartialSendError as error:
+                        assert error.failed is not None
+                        assert all(is_lost(one) for one in error.failed.values())
+                        doubtful |= error.failed.keys()
+                    except ConnectionError:
+                        doubtful |= {one.id for one in batch}
+    arrived = await ids(server, url, len(sent - doubtful))
+    assert proxy.resets == 30
+    assert set(arrived) >= sent - doubtful
+    assert max(arrived.values()) == 1
+
+
+async def test_killed_again_and_again(
+    own: Callable[..., RedisServer], conserved: Callable[[DelayQueue], Statistics]
+) -> None:
+    """Six kills while a queue sends: all that was accepted arrives, and duplicates carry the same id."""
+    server = own()
+    url = server.fresh()
+    count = 3000
+    retry = RetryPolicy(wait_initial=0.02, wait_max=0.2)
+    with trio.fail_after(30):
+        async with (
+            open_broker(url) as broker,
+            open_delay_queue(send=broker.send, capacity=count, workers=50, retry=retry) as queue,
+        ):
+            for number in range(count):
+                queue.put_nowait(b"", delay=2.0 * number / count, id=f"m{number}")
+            for _ in range(6):
+                await trio.sleep(0.25)
+                await trio.to_thread.run_sync(server.kill)
+                await trio.to_thread.run_sync(server.restart)
+    assert conserved(queue).sent == count
+    arrived = await ids(server, url, count)
+    assert set(arrived) == {f"m{number}" for number in range(count)}
+    assert arrived.total() <= count + 6 * 50
+
+
+async def test_random_cancellations(server: RedisServer) -> None:
+    """Of 3,000 sends many are cancelled, at any moment: the others arrive once, and nothing is left over."""
+    print("seed", SEED)
+    chance = random.Random(SEED)
+    url = server.fresh()
+    confirmed: list[str] = []
+    async with open_broker(url) as broker:
+        assert isinstance(broker, RedisBroker)
+
+        async def send(number: int, patience: float) -> None:
+            with trio.move_on_after(patience):
+                if number % 10:
+                    await broker.send(message(f"m{number}"))
+                    confirmed.append(f"m{number}")
+                else:
+                    batch = [message(f"m{number}-{part}") for part in range(20)]
+                    await broker.send_batch(batch)
+                    confirmed.extend(one.id for one in batch)
+
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                for number in range(3000):
+                    nursery.start_soon(send, number, chance.choice([0.0, 0.001, 0.005, 0.02, math.inf]))
+                    if number % 50 == 0:
+                        await trio.sleep(chance.choice([0.0, 0.002]))
+            await broker.send(message("last"))
+        pipelines = broker._pipelines
+        assert (len(pipelines._outbox), len(pipelines._under_way), pipelines._size) == (0, 0, 0)
+    arrived = await ids(server, url, len(confirmed) + 1)
+    assert set(arrived) >= {*confirmed, "last"}
+    assert max(arrived.values()) == 1
+    assert len(confirmed) > 500
+
+
+async def test_what_a_frozen_redis_leaves_is_bounded(own: Callable[..., RedisServer]) -> None:
+    """Sends that are cancelled while nothing moves hold no more than the limit, and the rest is not sent."""
+    server = own()
+    url = server.fresh()
+    count = 40
+    payload = bytes(500_000)
+    async with open_broker(url) as broker:
+        assert isinstance(broker, RedisBroker)
+        server.freeze()
+        for number in range(count):
+            with trio.move_on_after(0.005):
+                await broker.send(message(f"m{number}", payload))
+        pipelines = broker._pipelines
+        assert pipelines._size <= redis_pipelines._MOST_BYTES + len(payload) + 300
+        assert all(job.commands == () for job in pipelines._outbox)
+        server.thaw()
+        with trio.fail_after(5):
+            await broker.send(message("after"))
+    arrived = await ids(server, url, 1)
+    assert arrived["after"] == 1
+    assert arrived.total() <= 8 * 1024 * 1024 / len(payload) + 2
+
+
+async def test_frozen_it_is_left_at_once(own: Callable[..., RedisServer]) -> None:
+    """Leaving the block does not wait for a Redis that stands still; what was under way says closed."""
+    server = own()
+    errors: list[Exception] = []
+
+    async def send(broker: RedisBroker) -> None:
+        try:
+            await broker.send_batch([message("a"), message("b")])
+        except ConnectionError as error:
+            errors.append(error)
+
+    threads = threading.active_count()
+    async with trio.open_nursery() as nursery:
+        async with open_broker(server.fresh()) as broker:
+            server.freeze()
+            nursery.start_soon(send, broker)
+            await trio.sleep(0.1)
+            begun = trio.current_time()
+        assert trio.current_time() - begun < 2.0
+    server.thaw()
+    assert threading.active_count() <= threads
+    assert [str(error) for error in errors] == ["the connection to Redis was closed"]
+    with pytest.raises(ConnectionError, match="closed"):
+        await broker.send_batch([])
+
+
+async def test_cancelled_from_outside(server: RedisServer) -> None:
+    """A cancellation of the whole block ends it, and comes out as a cancellation."""
+    with trio.move_on_after(0.1) as scope:
+        async with open_broker(server.fresh()):
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+
+
+# ---------------------------------------------------------------- opening
+
+
+async def test_a_frozen_redis_is_no_connection(own: Callable[..., RedisServer]) -> None:
+    """Somebody listens and says nothing: a ConnectionError after `connect_timeout`."""
+    server = own()
+    server.freeze()
+    begun = trio.current_time()
+    with pytest.raises(ConnectionError, match=r"127\.0\.0\.1.*does not answer within 0.3 s"):
+        async with open_redis("127.0.0.1", server.port, stream="s", connect_timeout=0.3):
+            pass
+    assert trio.current_time() - begun < 2.0
+    with trio.move_on_after(0.2) as scope:
+        async with open_redis("127.0.0.1", server.port, stream="s"):
+            pass
+    assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize(
+    ("user", "says"),
+    [
+        ("", "NOAUTH|already authenticated"),
+        (":hunter2@", "invalid username"),
+        ("nobody:hunter2@", "invalid username"),
+    ],
+)
+async def test_who_is_not_let_in(own: Callable[..., RedisServer], user: str, says: str) -> None:
+    """No password, a wrong one, an unknown user: one line that shows neither."""
+    server = own("--requirepass", "right")
+    with pytest.raises(ConnectionError, match=says) as raised:
+        async with open_broker(f"redis://{user}127.0.0.1:{server.port}/s"):
+            pass
+    assert "hunter2" not in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert f"127.0.0.1:{server.port}" in str(raised.value)
+    async with open_broker(f"redis://:right@127.0.0.1:{server.port}/s") as broker:
+        await broker.send(message("one"))
+
+
+async def test_a_host_that_is_none() -> None:
+    """A name that can't be resolved is a ConnectionError in one line."""
+    with pytest.raises(ConnectionError, match=r"no connection to Redis at nowhere\.invalid:6379: ") as raised:
+        async with open_broker("redis://nowhere.invalid/s"):
+            pass
+    assert "\n" not in str(raised.value)
+
+
+async def test_somebody_who_is_no_redis() -> None:
+    """Answers in other protocols, and one who hangs up, are ConnectionErrors."""
+
+    async def web(client: trio.SocketStream) -> None:
+        await client.receive_some()
+        await client.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await client.aclose()
+
+    async def hang_up(client: trio.SocketStream) -> None:
+        await client.aclose()
+
+    async def babble(client: trio.SocketStream) -> None:
+        await client.receive_some()
+        await client.send_all(b"-\xff\r\n")
+        await client.receive_some()
+
+    async def other_version(client: trio.SocketStream) -> None:
+        await client.receive_some()
+        await client.send_all(b"%3\r\n+proto\r\n:2\r\n+id\r\n:1\r\n+version\r\n+7.0.0\r\n")
+        await client.receive_some()
+
+    for handle in (web, hang_up, babble, other_version):
+        async with listening(handle) as port:
+            with trio.fail_after(3), pytest.raises(ConnectionError, match="no connection to Redis"):
+                async with open_redis("127.0.0.1", port, stream="s"):
+                    pass
+
+
+@pytest.mark.parametrize("db", ["x", "-1", "", "1.5", "9999999999"])
+def test_db_that_is_no_number(db: str) -> None:
+    """It is a ValueError before anything is connected to."""
+    from localdelay.brokers.address import Address
+
+    with pytest.raises(ValueError, match="db must be"):
+        open_address(Address("redis", (("127.0.0.1", 1),), "s", options={"db": db}))
+
+
+async def test_db_that_is_not_there(server: RedisServer) -> None:
+    """A number that is too high is a ConnectionError that says so."""
+    with pytest.raises(ConnectionError, match="DB index is out of range"):
+        async with open_broker(f"{server.fresh()}?db=500"):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("setting", "error"),
+    [
+        ({"confirm_timeout": 0.0}, ValueError),
+        ({"confirm_timeout": math.inf}, ValueError),
+        ({"confirm_timeout": "1"}, TypeError),
+        ({"connect_timeout": -1.0}, ValueError),
+        ({"connect_timeout": math.nan}, ValueError),
+        ({"max_length": 0}, ValueError),
+        ({"max_length": 1.5}, TypeError),
+    ],
+)
+async def test_bad_settings(setting: dict[str, object], error: type[Exception]) -> None:
+    """They are refused by name before anything is connected to."""
+    (name,) = setting
+    with pytest.raises(error, match=name):
+        async with open_redis("127.0.0.1", 1, stream="s", **setting):  # type: ignore[arg-type]
+            pass
+
+
+async def test_nothing_is_logged_and_no_secret_shown(
+    own: Callable[..., RedisServer], caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Lost connections and failing attempts say nothing above DEBUG, and never a password."""
+    caplog.set_level(logging.DEBUG)
+    server = own("--requirepass", "hunter2")
+    settings = {"stream": "s", "password": "hunter2", "confirm_timeout": 0.3}
+    async with open_redis("127.0.0.1", server.port, **settings) as broker:  # type: ignore[arg-type]
+        await trio.to_thread.run_sync(server.kill)
+        with pytest.raises(ConnectionError) as raised:
+            await broker.send(message("one"))
+    records = [
+        record for record in caplog.records if record.name.partition(".")[0] in ("coredis", "localdelay")
+    ]
+    assert {record.levelno for record in records} == {logging.DEBUG}
+    assert {record.name for record in records} == {"localdelay.brokers.redis"}
+    assert "hunter2" not in caplog.text
+    assert "hunter2" not in str(raised.value) + repr(raised.value.__cause__) + repr(broker)
+    assert "hunter2" not in repr(Place("h", 1, "hunter2", "hunter2"))
+    assert capfd.readouterr().err == ""
+
+
+async def test_what_coredis_says_to_others_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """A program that uses coredis itself sees its log as ever."""
+    logging.getLogger("coredis").warning("theirs")
+    assert [record.getMessage() for record in caplog.records] == ["theirs"]
+
+
+def test_waits_between_attempts() -> None:
+    """They double from 50 ms to one second, however many there were."""
+    assert [wait_after(failures) for failures in (1, 2, 3, 5, 6, 100_000)] == [0.05, 0.1, 0.2, 0.8, 1.0, 1.0]
+    assert LARGEST == 512 * 1024**2
+
+
+# ---------------------------------------------------------------- TLS
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate for 127.0.0.1 that nobody has signed but itself; its key is beside it."""
+    try:
+        openssl = program("openssl", "openssl")
+    except NotInstalled as missing:
+        if os.environ.get("LOCALDELAY_REQUIRE_BROKERS") == "1":
+            pytest.fail(str(missing))
+        pytest.skip(str(missing))
+    made = tmp_path / "certificate.pem"
+    command = f"{openssl} req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+    subject = "-subj /CN=test -addext subjectAltName=IP:127.0.0.1"
+    files = f"-keyout {tmp_path}/key.pem -out {made}"
+    subprocess.run(f"{command} {subject} {files}".split(), check=True, capture_output=True)
+    return made
+
+
+async def test_tls(
+    own: Callable[..., RedisServer], certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """rediss:// refuses a certificate that it does not trust, and sends where it does."""
+    port = free_port()
+    key = certificate.parent / "key.pem"
+    files = f"--tls-cert-file {certificate} --tls-key-file {key} --tls-ca-cert-file {certificate}"
+    server = own("--tls-port", str(port), *files.split(), "--tls-auth-clients", "no")
+    url = f"rediss://127.0.0.1:{port}/s"
+    with pytest.raises(ConnectionError, match=r"127\.0\.0\.1.*certificate") as raised:
+        async with open_broker(url):
+            pass
+    assert "\n" not in str(raised.value)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    async with open_broker(url) as broker:
+        await broker.send_batch([message(f"m{number}", bytes(500)) for number in range(1000)])
+        await trio.to_thread.run_sync(server.kill)
+        await trio.to_thread.run_sync(server.restart)
+        with trio.fail_after(5):
+            await broker.send(message("after"))
+        server.freeze()
+        begun = trio.current_time()
+    assert trio.current_time() - begun < 2.0
+    server.thaw()
+    assert (await ids(server, "redis://127.0.0.1/s", 1001)).total() == 1001
+    context = ssl.create_default_context(cafile=str(certificate))
+    async with open_redis("127.0.0.1", port, stream="s", ssl_context=context) as broker:
+        await broker.send(message("own context"))

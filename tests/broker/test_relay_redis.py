@@ -1,0 +1,116 @@
+"""A relay whose messages wait in Redis."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from localdelay.relay.run import check
+from localdelay.relay.settings import Settings
+from tests.kit.relay_stage import Script, Sink, Stage
+from tests.kit.servers.redis import RedisServer
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage(tmp_path)
+
+
+@pytest.fixture
+def own(start_server: Callable[[str], RedisServer]) -> Iterator[RedisServer]:
+    start_server("redis")  # or the test is skipped where there is none
+    one = RedisServer()
+    one.start()
+    yield one
+    one.stop()
+
+
+async def test_lines_wait_in_redis(stage: Stage, own: RedisServer) -> None:
+    """Each is sent when it is due, with all that it says; the relay ends when Redis has no more."""
+    lines = [
+        {"payload": "slow", "delay": 0.4},
+        {"payload_base64": "/w==", "delay": 0.1, "id": "chosen", "headers": {"k": "v"}},
+        {"wrong": 1},
+    ]
+    sink = Sink()
+    script = Script("\n".join(map(json.dumps, lines)).encode())
+    began = trio.current_time()
+    outcome = await stage.relay(script, sink, format="jsonl", hold=own.fresh(), delay=None)
+    assert sink.payloads == [b"\xff", b"slow"]
+    assert sink.got[0][1].id == "chosen"
+    assert dict(sink.got[0][1].headers) == {"k": "v"}
+    assert sink.got[1][0] - began >= 0.4
+    assert (outcome.lines, outcome.wrong, outcome.unsent, outcome.input_ended) == (3, 1, 0, True)
+    assert outcome.queue is not None
+    assert (outcome.queue.sent, outcome.queue.at_risk) == (2, 0)
+
+
+async def test_a_last_line_that_redis_can_never_hold_is_wrong(stage: Stage, own: RedisServer) -> None:
+    """And nothing more: it is not given again when the relay ends."""
+    script = Script(b"first\n" + bytes(1024 * 1024 + 1) + b"\n")
+    outcome = await stage.relay(script, Sink(), hold=own.fresh(), delay=0.0, max_line=1 << 21)
+    assert (outcome.lines, outcome.wrong, outcome.unsent, outcome.input_ended) == (2, 1, 0, True)
+
+
+async def test_a_stopped_relay_leaves_its_messages_in_redis(stage: Stage, own: RedisServer) -> None:
+    """What comes due within the grace is sent; the next relay sends the rest, and nothing is in a file."""
+    hold = own.fresh()
+    sink = Sink()
+    script = Script(b"".join(b"%d\n" % number for number in range(20)), ends=False)
+    outcome = await stage.relay(script, sink, signals=[0.3], hold=hold, delay=1.2, grace=0.2)
+    assert (sink.payloads, outcome.lines, outcome.unsent) == ([], 20, 0)
+    assert not stage.unsent.exists()
+    await stage.relay(Script(b"more\n"), sink, hold=hold, delay=0.0)
+    assert sorted(sink.payloads) == sorted([b"more", *(b"%d" % number for number in range(20))])
+
+
+async def test_lines_wait_while_redis_is_gone(stage: Stage, own: RedisServer) -> None:
+    """The input waits, and each line arrives once; what it has not taken when stopped is in the file."""
+    sink = Sink()
+    hold = own.fresh()
+
+    async def outage() -> None:
+        await trio.sleep(0.3)
+        await trio.to_thread.run_sync(own.kill)
+        await trio.sleep(0.5)
+        await trio.to_thread.run_sync(own.restart)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(outage)
+        await stage.relay(Script(b"a\n", 0.5, b"b\nc\n"), sink, hold=hold, delay=0.1)
+    assert sink.payloads == [b"a", b"b", b"c"]
+
+    async def end() -> None:
+        await trio.sleep(0.3)
+        await trio.to_thread.run_sync(own.kill)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(end)
+        outcome = await stage.relay(
+            Script(0.5, b"d\ne\n", ends=False), sink, signals=[1.0], hold=hold, delay=0.1, grace=0.1
+        )
+    assert (outcome.lines, outcome.unsent) == (2, 2)
+    assert [json.loads(line)["payload"] for line in stage.unsent.read_text().splitlines()] == ["d", "e"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"hold": "http://h/q"}, "hold must begin with redis://"),
+        ({"hold": "redis://h/"}, "hold must end with"),
+    ],
+)
+def test_a_wrong_url_is_refused(wrong: dict[str, str], says: str) -> None:
+    """Before anything is read."""
+    with pytest.raises(ValueError, match=says):
+        check(Settings(to="nats://h:1/s", delay=1.0, **wrong))  # type: ignore[arg-type]
+
+
+def test_there_is_nothing_to_hand_back() -> None:
+    """What waits in Redis is safe there."""
+    with pytest.raises(ValueError, match="hand_back is for messages in memory"):
+        Settings(to="nats://h:1/s", delay=1.0, hold="redis://h/q", hand_back=True)

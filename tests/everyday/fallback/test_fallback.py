@@ -1,0 +1,391 @@
+"""The degrade path: who gets a message, under which id, and what the caller sees."""
+
+from __future__ import annotations
+
+import gc
+import math
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from localdelay import (
+    Fallback,
+    Message,
+    PermanentSendError,
+    QueueFull,
+    Receipt,
+    Route,
+    Throttled,
+    open_delay_queue,
+)
+from localdelay.testing import RecordingSender
+from tests.kit.fakes import Primary
+
+
+class Quota(Throttled):
+    """A child of the error that degrades."""
+
+
+async def test_what_the_primary_takes_is_not_held(autojump_clock: Any, conserved: Any) -> None:
+    """The primary is tried first, with the message and its delay; the receipt has no reason."""
+    primary, sender = Primary(), RecordingSender()
+    async with open_delay_queue(sender, capacity=5, workers=1) as queue:
+        await trio.sleep(7)
+        receipt = await Fallback(primary, queue).publish(b"p", delay=120.0, id="order 7", headers={"k": "v"})
+        assert conserved(queue).accepted == 0
+    assert receipt == Receipt(Route.PRIMARY, receipt.message, None)
+    assert primary.calls == [(7, receipt.message, 120.0)]
+    message = receipt.message
+    assert (message.id, message.payload, message.execute_at) == ("order 7", b"p", 127.0)
+    assert (message.headers, message.attempt) == ({"k": "v"}, 1)
+    assert sender.sent == []
+
+
+@pytest.mark.parametrize("error", [Throttled(), Throttled("429", retry_after=9.0), Quota("quota")])
+@pytest.mark.parametrize(
+    "chosen", [{}, {"id": "order 7"}, {"headers": {"k": "v"}}, {"id": "7", "headers": {"k": ""}}]
+)
+async def test_what_the_primary_refuses_is_sent_locally_on_time(
+    error: Throttled, chosen: Any, autojump_clock: Any, conserved: Any
+) -> None:
+    """The same message, with its id, headers and execute-at, is held and sent exactly when it is due."""
+    primary, sender = Primary(error), RecordingSender()
+    async with open_delay_queue(sender, capacity=5, workers=1) as queue:
+        await trio.sleep(7)
+        receipt = await Fallback(primary, queue).publish(b"p", delay=120.0, **chosen)
+        assert trio.current_time() == 7
+        assert queue.messages() == [receipt.message]
+        assert conserved(queue).waiting == 1
+    assert receipt.route is Route.LOCAL
+    assert receipt.reason is error
+    [(_, tried, delay)] = primary.calls
+    assert tried == receipt.message
+    assert delay == 120.0
+    assert sender.sent == [(127.0, receipt.message)]
+    sent = sender.sent[0][1]
+    assert (sent.id, sent.headers, sent.attempt) == (tried.id, chosen.get("headers", {}), 1)
+    assert sent.id == chosen.get("id", sent.id)
+    assert conserved(queue).sent == 1
+
+
+async def test_the_time_that_the_primary_took_is_not_added(autojump_clock: Any, conserved: Any) -> None:
+    """execute-at is stamped at the call: a primary that refuses slowly makes nothing later than it must."""
+    primary, sender = Primary(Throttled(), duration=5.0), RecordingSender()
+    async with open_delay_queue(sender, capacity=5, workers=1) as queue:
+        fallback = Fallback(primary, queue)
+        early = await fallback.publish(b"", delay=6)
+        late = await fallback.publish(b"", delay=2)
+    assert (early.message.execute_at, late.message.execute_at) == (6, 7)
+    assert sorted(sender.sent, key=lambda sent: sent[1].execute_at) == [
+        (6, early.message),
+        (10, late.message),
+    ]
+    assert conserved(queue).lateness.max == 3
+
+
+@pytest.mark.parametrize("delay", [0.1, 0.3, 1.7, 120, 86400.7])
+@pytest.mark.parametrize("start", [0.1, 345678.123, 987654.321])
+async def test_the_primary_gets_the_delay_that_was_given(
+    delay: float, start: float, autojump_clock: Any
+) -> None:
+    """No rounding of the clock's gets into the delay: whole milliseconds stay whole milliseconds."""
+    primary = Primary()
+    await trio.sleep_until(start)
+    async with open_delay_queue(RecordingSender(), capacity=5, workers=1) as queue:
+        await Fallback(primary, queue).publish(b"", delay=delay)
+    assert primary.calls[0][2] == delay
+
+
+@pytest.mark.parametrize(("ahead", "latest"), [(120, 120), (-5, 0)])
+async def test_an_instant_of_wall_time_is_a_delay_for_the_primary(
+    ahead: float, latest: float, autojump_clock: Any, conserved: Any
+) -> None:
+    """`at=` is turned into the remaining delay, 0 for the past, and into execute-at for the local queue."""
+    primary, sender = Primary(Throttled()), RecordingSender()
+    async with open_delay_queue(sender, capacity=5, workers=1) as queue:
+        receipt = await Fallback(primary, queue).publish(b"", at=datetime.now(UTC) + timedelta(seconds=ahead))
+    [(_, _, delay)] = primary.calls
+    assert max(0, latest - 60) <= delay <= latest
+    assert receipt.message.execute_at == delay
+    assert sender.times == [delay]
+    conserved(queue)
+
+
+async def test_ids_are_unique_on_both_routes(autojump_clock: Any, conserved: Any) -> None:
+    """Without an id each publish gets one of its own, and never one that the queue gives out itself."""
+    primary, sender = Primary(None, Throttled(), None, Throttled(), Throttled()), RecordingSender()
+    async with open_delay_queue(sender, capacity=50, workers=1) as queue:
+        fallback = Fallback(primary, queue)
+        ids = []
+        for _ in range(20):
+            ids.append((await fallback.publish(b"", delay=1)).message.id)
+            ids.append((await queue.put(b"", delay=1)).id)
+        conserved(queue)
+    assert len(set(ids)) == 40
+    assert set(sender.ids) <= set(ids)
+
+
+async def test_a_degraded_message_can_be_cancelled(autojump_clock: Any, conserved: Any) -> None:
+    """The receipt's id is the id by which the queue knows it, and it is free again afterwards."""
+    sender = RecordingSender()
+    async with open_delay_queue(sender, capacity=5, workers=1) as queue:
+        fallback = Fallback(Primary(Throttled()), queue)
+        receipt = await fallback.publish(b"", delay=5)
+        named = await fallback.publish(b"", delay=5, id="order 7")
+        assert queue.cancel(receipt.message.id)
+        assert queue.cancel("order 7")
+        assert conserved(queue).cancelled == 2
+        again = await fallback.publish(b"", delay=5, id="order 7")
+    assert sender.ids == [again.message.id] == [named.message.id]
+    conserved(queue)
+
+
+async def test_the_primary_cannot_change_what_is_held(autojump_clock: Any, conserved: Any) -> None:
+    """What a primary writes into the headers never reaches the message that is held after its refusal."""
+    sender = RecordingSender()
+
+    async def publish_delayed(message: Message, delay: float) -> None:
+        with suppress(TypeError):
+            message.headers["Nats-Schedule"] = "@at"  # type: ignore[index]
+        raise Throttled
+
+    given = {"k": "v"}
+    async with open_delay_queue(sender, capacity=5, workers=1) as queue:
+        receipt = await Fallback(publish_delayed, queue).publish(b"", delay=5, headers=given)
+        given["k"] = "changed"
+        assert queue.messages()[0].headers == receipt.message.headers == {"k": "v"}
+        conserved(queue)
+    assert sender.sent[0][1].headers == {"k": "v"}
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("down"), PermanentSendError("no"), QueueFull("theirs"), TimeoutError()]
+)
+async def test_any_other_exception_reaches_the_caller(
+    error: Exception, autojump_clock: Any, conserved: Any
+) -> None:
+    """What `degrade_on` does not name is raised as it is, and nothing is held."""
+    async with open_delay_queue(RecordingSender(), capacity=5, workers=1) as queue:
+        with pytest.raises(type(error)) as caught:
+            await Fallback(Primary(error), queue).publish(b"", delay=5)
+        assert caught.value is error
+        assert error.__cause__ is None
+        assert error.__context__ is None
+        assert conserved(queue).accepted == 0
+
+
+@pytest.mark.parametrize(
+    ("degrade_on", "degrading", "other"),
+    [
+        (Throttled, Quota(), OSError()),
+        (OSError, TimeoutError(), Throttled()),
+        ((Throttled, OSError), ConnectionError(), ValueError()),
+        ((Throttled, OSError), Quota(), ValueError()),
+        (Exception, ValueError(), None),
+        (lambda error: "429" in str(error), ValueError("code 429"), ValueError("code 500")),
+        (lambda error: "429" in str(error), Throttled("429"), Throttled("other")),
+        (lambda error: [error] if error.args else [], OSError("truthy"), OSError()),
+    ],
+)
+async def test_degrade_on_is_types_or_a_predicate(
+    degrade_on: Any, degrading: Exception, other: Exception | None, autojump_clock: Any, conserved: Any
+) -> None:
+    """A type, a tuple of types or a function of the exception decides, and nothing else does."""
+    sender = RecordingSender()
+    async with open_delay_queue(sender, capacity=5, workers=1) as queue:
+        receipt = await Fallback(Primary(degrading), queue, degrade_on=degrade_on).publish(b"", delay=5)
+        assert receipt.route is Route.LOCAL
+        assert receipt.reason is degrading
+        if other is not None:
+            with pytest.raises(type(other)) as caught:
+                await Fallback(Primary(other), queue, degrade_on=degrade_on).publish(b"", delay=5)
+            assert caught.value is other
+        assert conserved(queue).accepted == 1
+    assert sender.ids == [receipt.message.id]
+
+
+async def test_the_predicate_is_asked_once_and_with_the_exception(
+    autojump_clock: Any, conserved: Any
+) -> None:
+    """It sees the exception itself, and is not asked about what was accepted."""
+    asked: list[Exception] = []
+    error, other = Throttled("429"), OSError("down")
+
+    def degrades(raised: Exception) -> bool:
+        asked.append(raised)
+        return raised is error
+
+    async with open_delay_queue(RecordingSender(), capacity=5, workers=1) as queue:
+        fallback = Fallback(Primary(None, error, other), queue, degrade_on=degrades)
+        await fallback.publish(b"", delay=5)
+        assert asked == []
+        await fallback.publish(b"", delay=5)
+        assert asked == [error]
+        with pytest.raises(OSError, match="down"):
+            await fallback.publish(b"", delay=5)
+        assert asked == [error, other]
+        conserved(queue)
+
+
+async def test_an_exception_of_the_predicate_reaches_the_caller(autojump_clock: Any, conserved: Any) -> None:
+    """A predicate that fails decides nothing: the caller sees its error, and from what it came."""
+    error = Throttled("429")
+
+    def degrades(raised: Exception) -> bool:
+        raise KeyError(raised)
+
+    async with open_delay_queue(RecordingSender(), capacity=5, workers=1) as queue:
+        with pytest.raises(KeyError) as caught:
+            await Fallback(Primary(error), queue, degrade_on=degrades).publish(b"", delay=5)
+        assert caught.value.__context__ is error
+        assert conserved(queue).accepted == 0
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+async def test_a_group_of_one_stands_for_its_exception(
+    depth: int, autojump_clock: Any, conserved: Any
+) -> None:
+    """A primary that opens a nursery raises groups: alone in one, the throttling is still seen."""
+    error = Throttled("429")
+    group: Exception = error
+    for _ in range(depth):
+        group = ExceptionGroup("nursery", [group])
+    sender = RecordingSender()
+    async with open_delay_queue(sender, capacity=5, workers=1) as queue:
+        receipt = await Fallback(Primary(group), queue).publish(b"", delay=5)
+        assert receipt.reason is error
+        conserved(queue)
+    assert sender.times == [5]
+
+
+@pytest.mark.parametrize("inside", [[OSError()], [Throttled(), OSError()], [Throttled(), Throttled()]])
+async def test_any_other_group_reaches_the_caller(
+    inside: list[Exception], autojump_clock: Any, conserved: Any
+) -> None:
+    """A group that is not one throttling comes out as it was raised, group and all."""
+    group = ExceptionGroup("nursery", inside)
+    async with open_delay_queue(RecordingSender(), capacity=5, workers=1) as queue:
+        with pytest.raises(ExceptionGroup) as caught:
+            await Fallback(Primary(group), queue).publish(b"", delay=5)
+        assert caught.value is group
+        assert conserved(queue).accepted == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({}, TypeError, "delay and at"),
+        ({"delay": 1, "at": datetime.now(UTC)}, TypeError, "delay and at"),
+        ({"delay": -0.001}, ValueError, "delay"),
+        ({"delay": math.nan}, ValueError, "delay"),
+        ({"delay": math.inf}, ValueError, "delay"),
+        ({"delay": "1"}, TypeError, "delay"),
+        ({"delay": True}, TypeError, "delay"),
+        ({"at": datetime(2030, 1, 1)}, ValueError, "at must be an aware"),  # noqa: DTZ001
+        ({"at": 1893456000.0}, TypeError, "at must be a datetime"),
+        ({"delay": 1, "payload": "text"}, TypeError, "payload"),
+        ({"delay": 1, "payload": bytearray(b"x")}, TypeError, "payload"),
+        ({"delay": 1, "id": ""}, ValueError, "id"),
+        ({"delay": 1, "id": "a\nb"}, ValueError, "id"),
+        ({"delay": 1, "id": 7}, TypeError, "id"),
+        ({"delay": 1, "headers": {"k": 1}}, TypeError, "headers"),
+        ({"delay": 1, "headers": [("k", "v")]}, TypeError, "headers"),
+        ({"delay": 1, "headers": {"k": "\udc80"}}, ValueError, "headers"),
+    ],
+)
+async def test_bad_input_never_reaches_the_primary(
+    arguments: dict[str, Any], error: type[Exception], match: str, autojump_clock: Any, conserved: Any
+) -> None:
+    """A wrong argument is refused at the call by its name, before anything is published."""
+    primary = Primary(Throttled())
+    async with open_delay_queue(RecordingSender(), capacity=5, workers=1) as queue:
+        given = {"payload": b"x"} | arguments
+        payload = given.pop("payload")
+        with pytest.raises(error, match=match):
+            await Fallback(primary, queue, degrade_on=Exception).publish(payload, **given)
+        assert primary.calls == []
+        assert conserved(queue).accepted == 0
+
+
+async def test_bytes_of_another_type_are_plain_bytes_for_both(autojump_clock: Any, conserved: Any) -> None:
+    """A child of bytes reaches the primary and the queue as bytes."""
+
+    class Odd(bytes):
+        pass
+
+    primary = Primary(Throttled())
+    async with open_delay_queue(RecordingSender(), capacity=5, workers=1) as queue:
+        receipt = await Fallback(primary, queue).publish(Odd(b"x"), delay=5)
+        assert type(receipt.message.payload) is type(primary.calls[0][1].payload) is bytes
+        conserved(queue)
+
+
+async def an_async_predicate(error: Exception) -> bool:
+    return False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"publish_delayed": None}, TypeError, "publish_delayed"),
+        ({"publish_delayed": "primary"}, TypeError, "publish_delayed"),
+        ({"queue": None}, TypeError, "queue must be a DelayQueue"),
+        ({"queue": object()}, TypeError, "queue must be a DelayQueue"),
+        ({"degrade_on": None}, TypeError, "degrade_on"),
+        ({"degrade_on": "Throttled"}, TypeError, "degrade_on"),
+        ({"degrade_on": int}, TypeError, "degrade_on"),
+        ({"degrade_on": [Throttled]}, TypeError, "degrade_on"),
+        ({"degrade_on": (Throttled, int)}, TypeError, "degrade_on"),
+        ({"degrade_on": (Throttled, lambda error: True)}, TypeError, "degrade_on"),
+        ({"degrade_on": Throttled("429")}, TypeError, "degrade_on"),
+        ({"degrade_on": KeyboardInterrupt}, TypeError, "degrade_on"),
+        ({"degrade_on": (Throttled, trio.Cancelled)}, TypeError, "degrade_on"),
+        ({"degrade_on": an_async_predicate}, TypeError, "degrade_on"),
+        ({"room_timeout": -0.001}, ValueError, "room_timeout"),
+        ({"room_timeout": math.nan}, ValueError, "room_timeout"),
+        ({"room_timeout": "1"}, TypeError, "room_timeout"),
+        ({"room_timeout": True}, TypeError, "room_timeout"),
+    ],
+)
+async def test_a_wrong_argument_of_the_fallback_is_refused(
+    arguments: Mapping[str, Any], error: type[Exception], match: str, autojump_clock: Any
+) -> None:
+    """What can never work is refused when the fallback is made, by its name, and not at the peak."""
+    async with open_delay_queue(RecordingSender(), capacity=5, workers=1) as queue:
+        given: dict[str, Any] = {"publish_delayed": Primary(), "queue": queue} | dict(arguments)
+        publish_delayed: Callable[..., Any] = given.pop("publish_delayed")
+        with pytest.raises(error, match=match):
+            Fallback(publish_delayed, given.pop("queue"), **given)
+
+
+async def test_the_arguments_of_the_fallback_that_are_pinned(autojump_clock: Any) -> None:
+    """`degrade_on` and `room_timeout` are given by name only."""
+    async with open_delay_queue(RecordingSender(), capacity=5, workers=1) as queue:
+        with pytest.raises(TypeError):
+            Fallback(Primary(), queue, (Throttled,))  # type: ignore[call-arg]
+        Fallback(Primary(), queue, degrade_on=(), room_timeout=None)
+
+
+async def test_a_degraded_message_is_freed_at_once_when_it_is_cancelled(autojump_clock: Any) -> None:
+    """No cycle through the primary's exception keeps it, with the garbage collector off."""
+    seen: list[weakref.ref[Message]] = []
+
+    async def refuse(message: Message, delay: float) -> None:
+        seen.append(weakref.ref(message))
+        raise Throttled
+
+    gc.disable()
+    try:
+        async with open_delay_queue(RecordingSender(), capacity=5, workers=1) as queue:
+            receipt = await Fallback(refuse, queue).publish(b"p", delay=5)
+            assert queue.cancel(receipt.message.id)
+            del receipt
+            assert [ref() for ref in seen] == [None]
+    finally:
+        gc.enable()

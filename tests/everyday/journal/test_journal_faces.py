@@ -1,0 +1,229 @@
+"""The journal behind the fallback, and in threaded and asyncio programs."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from localdelay import (
+    DelayQueue,
+    Fallback,
+    JournalError,
+    Message,
+    QueueClosed,
+    QueueFull,
+    Route,
+    SqliteJournal,
+    Statistics,
+    Throttled,
+    aio,
+    open_delay_queue,
+    threads,
+)
+from localdelay.journal.record import Record
+from tests.kit.journals import Disk, Gated, until
+
+Conserved = Callable[[DelayQueue], Statistics]
+
+
+async def nothing(*_: object) -> None:
+    pass
+
+
+async def throttled(*_: object) -> None:
+    raise Throttled
+
+
+async def test_what_degrades_is_in_the_journal(conserved: Conserved) -> None:
+    """The receipt comes when the message is on disk, and says that nothing is at risk."""
+    disk = Disk()
+    async with open_delay_queue(nothing, capacity=2, workers=1, journal=disk) as queue:
+        fallback = Fallback(throttled, queue)
+        receipt = await fallback.publish(b"x", delay=60.0, headers={"a": "b"})
+        assert (receipt.route, receipt.at_risk) == (Route.LOCAL, 0)
+        assert disk.ids == [receipt.message.id]
+        chosen = await fallback.publish(b"y", delay=60.0, id="mine")
+        assert {*disk.ids} == {receipt.message.id, chosen.message.id}
+        with pytest.raises(QueueFull):
+            await fallback.publish(b"z", delay=60.0)
+        disk.error = JournalError("the disk is full")
+        assert queue.cancel("mine")
+        with pytest.raises(JournalError, match="full"):
+            await fallback.publish(b"z", delay=60.0)
+        assert conserved(queue).pending == 1
+        await queue.drain(0.0)
+
+
+async def test_what_is_handed_back_while_the_queue_runs_is_removed(conserved: Conserved) -> None:
+    """Also a message whose hand-back has failed before, and that has another number since."""
+    disk = Disk()
+    errors: list[Exception] = [ConnectionError(), Throttled()]
+
+    async def primary(_: Message, __: float) -> None:
+        if errors:
+            raise errors.pop()
+
+    async with open_delay_queue(nothing, capacity=9, workers=1, journal=disk) as queue:
+        for _ in range(3):
+            await queue.put(b"x", delay=100.0)
+        Fallback(primary, queue, hand_back=True, breaker=None)._returning.wake()  # type: ignore[union-attr]
+        await until(lambda: conserved(queue).handed_back)
+        await queue.flush()
+        assert len(disk.rows) == conserved(queue).pending
+        await queue.drain(0.0)
+    assert len(disk.rows) == conserved(queue).spooled
+
+
+async def test_a_message_with_another_number_is_removed_when_it_is_sent() -> None:
+    """A hand-back that fails gives it another one; the journal still knows it by its first."""
+    disk = Disk()
+
+    async def primary(_: Message, __: float) -> None:
+        raise Throttled
+
+    async with open_delay_queue(nothing, capacity=9, workers=1, journal=disk) as queue:
+        for slot_of in ("flushed", "at risk"):
+            message = queue.put_nowait(b"x", delay=0.3)
+            if slot_of == "flushed":
+                await queue.flush()
+            [slot] = queue.hand_backs.far(message.execute_at - 1)
+            entry = queue.hand_backs.take_out(slot)
+            assert entry is not None
+            assert isinstance(await queue.hand_backs.give(entry, primary), Throttled)
+            assert queue.is_pending(message.id)
+            await queue.flush()
+            assert disk.ids == [message.id]
+            assert queue.statistics().at_risk == 0
+            await until(lambda: queue.statistics().pending == 0)
+            await queue.flush()
+            assert disk.rows == {}
+
+
+def test_threads_wait_for_the_commit() -> None:
+    """`put` returns when the message is on disk; many share a commit; `flush` waits for the rest."""
+    disk = Disk()
+    with threads.open_delay_queue(lambda _: None, capacity=1000, workers=2, journal=disk) as queue:
+
+        def produce() -> None:
+            for _ in range(20):
+                message = queue.put(b"x", delay=60.0)
+                assert message.id in disk.ids
+
+        producers = [threading.Thread(target=produce) for _ in range(10)]
+        for producer in producers:
+            producer.start()
+        for producer in producers:
+            producer.join()
+        statistics = queue.statistics()
+        assert (statistics.accepted, statistics.at_risk) == (200, 0)
+        queue.put_nowait(b"", delay=60.0, id="a")
+        queue.flush()
+        assert "a" in disk.ids
+        with pytest.raises(ValueError, match="pending already"):
+            queue.put(b"", delay=60.0, id="a")
+        disk.error = JournalError("the disk is full")
+        with pytest.raises(JournalError, match="full"):
+            queue.put(b"", delay=60.0)
+        queue.put_nowait(b"", delay=60.0)
+        with pytest.raises(JournalError, match="full"):
+            queue.flush()
+        disk.error = None
+        assert queue.drain(0.0).spooled == 202
+        with pytest.raises(QueueClosed):
+            queue.put(b"", delay=60.0)
+
+
+def test_room_in_a_threaded_queue_with_a_journal() -> None:
+    """A put that is being committed has its room; the next one waits, or is refused, whatever it asks for."""
+    disk = Gated()
+    with threads.open_delay_queue(lambda _: None, capacity=1, workers=1, journal=disk) as queue:
+        first = threading.Thread(target=lambda: queue.put(b"", delay=60.0, id="first"))
+        first.start()
+        deadline = threading.Event()
+        while not queue.statistics().committing:
+            deadline.wait(0.001)
+        for refused in (
+            lambda: queue.put_nowait(b"", delay=1.0),
+            lambda: queue.put(b"", delay=1.0, timeout=0),
+            lambda: queue.put(b"", delay=1.0, timeout=0.01),
+        ):
+            with pytest.raises(QueueFull):
+                refused()
+        assert queue.statistics().accepted == 0
+        disk.gate.set()
+        first.join()
+        assert [message.id for message in queue.messages()] == ["first"]
+        assert queue.cancel("first")
+        assert queue.put(b"", delay=60.0, timeout=0).id in disk.ids
+        queue.drain(0.0)
+
+
+def test_asyncio_waits_for_the_commit() -> None:
+    """As in threads, and a task that is cancelled meanwhile has not put."""
+    disk = Gated()
+    disk.gate.set()
+
+    async def main() -> None:
+        async with aio.open_delay_queue(nothing, capacity=100, workers=2, journal=disk) as queue:
+            messages = await asyncio.gather(*(queue.put(b"x", delay=60.0) for _ in range(50)))
+            assert {message.id for message in messages} == set(disk.ids)
+            fallback = aio.Fallback(throttled, queue)
+            receipt = await fallback.publish(b"x", delay=60.0)
+            assert receipt.message.id in disk.ids
+            assert receipt.at_risk == 0
+            queue.put_nowait(b"", delay=60.0, id="a")
+            await queue.flush()
+            assert "a" in disk.ids
+            disk.gate.clear()
+            task = asyncio.create_task(queue.put(b"", delay=60.0, id="cancelled"))
+            while not (await queue.statistics()).committing:  # noqa: ASYNC110 (nobody tells)
+                await asyncio.sleep(0.001)
+            task.cancel()
+            await asyncio.sleep(0.01)
+            disk.gate.set()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert not await queue.is_pending("cancelled")
+            report = await queue.drain(0.0)
+            assert (report.spooled, report.remaining) == (52, [])
+
+    asyncio.run(main())
+    assert len(disk.rows) == 52
+
+
+def test_an_exit_loses_nothing_that_is_in_the_journal(tmp_path: Path) -> None:
+    """It warns of what is pending, does not call it lost, and the next process has it."""
+    path = tmp_path / "journal"
+    program = (
+        "import sys\n"
+        "from localdelay import SqliteJournal, threads\n"
+        "queue = threads.open_delay_queue(print, capacity=9, workers=1, journal=SqliteJournal(sys.argv[1]))\n"
+        "queue.__enter__().put(b'x', delay=60.0, id='a')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "1 messages of 1 bytes pending" in done.stderr
+    assert "lost" not in done.stderr
+    assert [record.id for record in SqliteJournal(path).read()] == ["a"]
+
+
+async def test_what_ends_the_queue_half_way_through_the_recovery_loses_nothing() -> None:
+    """An opening that is cancelled leaves the journal as it was, and free."""
+    disk = Disk()
+    for key in range(1, 10_001):
+        disk.rows[key] = Record(key, 4e9, 1, f"m{key}", None, b"")
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        async with open_delay_queue(nothing, capacity=9, workers=1, journal=disk):
+            raise AssertionError("it was opened")
+    assert len(disk.rows) == 10_000
+    assert disk.closed == 1

@@ -1,0 +1,206 @@
+"""The journal where something else goes wrong, too: a backlog, an end, a fork."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from localdelay import (
+    DelayQueue,
+    JournalError,
+    Message,
+    RetryPolicy,
+    SqliteJournal,
+    Statistics,
+    open_delay_queue,
+)
+from tests.kit.journals import Disk, until
+
+Conserved = Callable[[DelayQueue], Statistics]
+
+
+async def nothing(_: Message) -> None:
+    pass
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal"
+
+
+async def test_a_backlog_does_not_hold_up_what_is_sent(conserved: Conserved) -> None:
+    """While thousands can't be written, removals are, each without another try of all of them."""
+    disk = Disk()
+    async with open_delay_queue(nothing, capacity=10_000, workers=1, journal=disk) as queue:
+        for _ in range(100):
+            queue.put_nowait(b"x", delay=0.2)
+        await queue.flush()
+        disk.error = JournalError("the disk is full")
+        for _ in range(3000):
+            queue.put_nowait(b"x", delay=100.0)
+        await until(lambda: queue.statistics().sent == 100)
+        assert conserved(queue).at_risk == 3000
+        writes = disk.writes[:]
+        disk.error = None
+        await queue.flush()
+        assert conserved(queue).at_risk == 0
+        assert len(disk.rows) == 3000
+        await queue.drain(0.0)
+    assert len([kept for kept, _, _ in writes if kept]) < 20
+    assert conserved(queue).spooled == 3000
+
+
+async def test_what_is_late_is_what_is_known_last(conserved: Conserved) -> None:
+    """A message that fails, or is finished, while it can't be written is written so, or never."""
+
+    async def send(message: Message) -> None:
+        if message.payload == b"bad":
+            raise OSError("refused")
+
+    disk = Disk()
+    disk.error = JournalError("the disk is full")
+    retry = RetryPolicy(wait_initial=0.01, wait_max=0.01)
+    async with open_delay_queue(send, capacity=10, workers=2, journal=disk, retry=retry) as queue:
+        queue.put_nowait(b"bad", delay=0.0, id="bad")
+        queue.put_nowait(b"good", delay=0.1, id="good")
+        cancelled = queue.put_nowait(b"later", delay=100.0)
+        await until(lambda: queue.statistics().sent and queue.statistics().journal_failures > 2)
+        assert queue.cancel(cancelled.id)
+        queue.pause()
+        await until(lambda: not queue.statistics().sending)
+        with pytest.raises(JournalError):
+            await queue.flush()
+        disk.error = None
+        await queue.flush()
+        [message] = queue.messages()
+        [record] = disk.rows.values()
+        assert (record.id, record.attempt) == ("bad", message.attempt)
+        assert message.attempt > 1
+        assert conserved(queue).at_risk == 0
+        await queue.drain(0.0)
+
+
+async def test_what_remains_has_the_attempts_that_it_had() -> None:
+    """What was tried while it could not be written is in the report as it was tried last."""
+
+    async def refuse(_: Message) -> None:
+        raise OSError("refused")
+
+    disk = Disk()
+    disk.error = JournalError("the disk is full")
+    retry = RetryPolicy(wait_initial=0.01, wait_max=0.01)
+    async with open_delay_queue(refuse, capacity=10, workers=1, journal=disk, retry=retry) as queue:
+        queue.put_nowait(b"x", delay=0.0)
+        await until(lambda: queue.messages()[0].attempt > 2)
+        report = await queue.drain(0.0)
+    assert report.spooled == 0
+    assert report.remaining[0].attempt > 2
+
+
+async def test_nothing_waits_for_a_journal_that_is_closed() -> None:
+    """After the end `flush` raises where something is missing in the journal, and else returns."""
+    disk = Disk()
+    async with open_delay_queue(nothing, capacity=10, workers=1, journal=disk) as sound:
+        await sound.put(b"x", delay=0.0)
+    await sound.flush()
+    disk.error = JournalError("the disk is full")
+    with pytest.raises(KeyError):
+        async with open_delay_queue(nothing, capacity=10, workers=1, journal=disk) as queue:
+            queue.put_nowait(b"x", delay=100.0)
+            raise KeyError
+    with trio.fail_after(5), pytest.raises(JournalError, match="closed"):
+        await queue.flush()
+
+
+async def test_a_put_that_has_just_got_its_room_is_sent(conserved: Conserved) -> None:
+    """It is accepted, though the block is left before its commit has begun, and sent like all others."""
+    disk = Disk()
+    arrived: list[bytes] = []
+
+    async def send(message: Message) -> None:
+        arrived.append(message.payload)
+
+    async with (
+        trio.open_nursery() as nursery,
+        open_delay_queue(send, capacity=1, workers=1, journal=disk) as queue,
+    ):
+        first = await queue.put(b"first", delay=100.0)
+
+        async def put() -> None:
+            await queue.put(b"second", delay=0.1)
+
+        nursery.start_soon(put)
+        await until(lambda: queue.statistics().puts_waiting)
+        assert queue.cancel(first.id)
+    assert arrived == [b"second"]
+    assert not disk.rows
+    assert conserved(queue).pending == 0
+
+
+def move_away(path: Path, *, replaced: bool) -> None:
+    path.rename(path.with_name("elsewhere"))
+    if replaced:
+        path.touch()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_journal_that_was_deleted_is_missed(
+    path: Path, conserved: Conserved, *, replaced: bool
+) -> None:
+    """Puts are refused, for nobody would find them; what is pending stays so."""
+    async with open_delay_queue(nothing, capacity=10, workers=1, journal=SqliteJournal(path)) as queue:
+        await queue.put(b"x", delay=100.0)
+        move_away(path, replaced=replaced)
+        with pytest.raises(JournalError, match=r"is gone|No such file"):
+            await queue.put(b"x", delay=100.0)
+        assert conserved(queue).pending == 1
+        assert queue.cancel(queue.messages()[0].id)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing can be forked here")
+def test_a_forked_child_does_not_hold_the_lock(tmp_path: Path) -> None:
+    """The journal can be opened again though a child of the one that had it still runs."""
+    journal = SqliteJournal(tmp_path / "journal")
+    journal.open()
+    reading, writing = os.pipe()
+    born, bearing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(writing)
+        os.write(bearing, b"x")
+        os.read(reading, 1)
+        os._exit(0)
+    try:
+        os.read(born, 1)
+        with pytest.raises(JournalError, match="in use"):
+            SqliteJournal(journal.path).open()
+        journal.close()
+        again = SqliteJournal(journal.path)
+        again.open()
+        again.close()
+    finally:
+        for end in (reading, writing, born, bearing):
+            os.close(end)
+        os.waitpid(child, 0)
+
+
+async def test_a_journal_without_an_end_is_refused() -> None:
+    """What can't be closed is none."""
+
+    class NoJournal:
+        largest = 1
+
+        def open(self) -> list[object]:
+            return []
+
+        def write(self, *_: object, **__: object) -> None:
+            pass
+
+    with pytest.raises(TypeError, match="journal must be"):
+        async with open_delay_queue(nothing, capacity=1, workers=1, journal=NoJournal()):  # type: ignore[arg-type]
+            pass

@@ -1,0 +1,22 @@
+"""All the servers there are, by name; each is imported when it is asked for, since each needs an extra."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from tests.kit.servers.process import Server
+
+_CLASSES = {
+    "nats": "NatsServer",
+    "kafka": "KafkaServer",
+    "amqp": "RabbitServer",
+    "redis": "RedisServer",
+    "beanstalkd": "BeanstalkdServer",
+}
+NAMES = tuple(_CLASSES)
+
+
+def make(name: str, *, durable: bool = True) -> Server:
+    """A server of this kind that has not been started; a durable one loses nothing that it has confirmed."""
+    server: Server = getattr(import_module(f"tests.kit.servers.{name}"), _CLASSES[name])(durable=durable)
+    return server
