@@ -19,7 +19,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import trio
 
-from . import checks, intake
+from . import arguments
 from .breaker import BreakerPolicy
 from .errors import LocalDelayError, QueueFull
 from .fallback.router import DEFAULT_DEGRADE_ON, Controls, DegradeOn, MayDegrade, Receipt, Router
@@ -127,7 +127,7 @@ class DelayQueue:
 
     async def drain(self, grace: float | None = None, hand_back: HandBack | None = None) -> DrainReport:
         """See `localdelay.DelayQueue.drain`."""
-        intake.check_seconds("grace", grace, zero=True)
+        arguments.check_seconds("grace", grace, zero=True)
         given = None if hand_back is None else self.errands.on_loop("hand_back", hand_back)
         return await _outcome(self.remote, self.remote.drain(lambda: self.remote.queue.drain(grace, given)))
 
@@ -201,12 +201,12 @@ class Fallback(Controls):
 
         The rest is as in `localdelay.Fallback`; the listener is called on either loop.
         """
-        intake.check_async("publish_delayed", publish_delayed)
+        arguments.check_async("publish_delayed", publish_delayed)
         if not isinstance(queue, DelayQueue):
             raise TypeError(f"queue must be a localdelay.aio.DelayQueue, not {type(queue).__name__}")
         self._publish_delayed = publish_delayed
         self._remote = remote = queue.remote
-        self._room_timeout = intake.check_seconds("room_timeout", room_timeout, zero=True)
+        self._room_timeout = arguments.check_seconds("room_timeout", room_timeout, zero=True)
         self._router = Router(
             remote.clock,
             degrade_on=degrade_on,
@@ -217,7 +217,7 @@ class Fallback(Controls):
             limit=limit,
             listener=listener,
         )
-        after = checks.at_least("hand_back_after", hand_back_after, 0, "a number of seconds")
+        after = arguments.at_least("hand_back_after", hand_back_after, 0, "a number of seconds")
         self._wake = remote.give_back(
             self._router,
             queue.errands.on_loop("publish_delayed", publish_delayed),
@@ -280,7 +280,7 @@ class Errands:
 
     def on_loop(self, name: str, function: Send) -> Callable[..., Awaitable[None]]:
         """The same, to be awaited on the Trio loop. A cancellation there cancels its task here."""
-        intake.check_async(name, function)
+        arguments.check_async(name, function)
 
         async def run(*args: object) -> None:
             if self._settling is None:

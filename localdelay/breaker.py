@@ -17,7 +17,7 @@ from typing import Any
 
 import attrs
 
-from . import checks
+from . import arguments
 
 
 class BreakerState(Enum):
@@ -45,13 +45,13 @@ class Outcome(Enum):
 
 
 def _share(_: object, attribute: attrs.Attribute[float], value: float) -> None:
-    if not 0 < checks.number(attribute.name, value) <= 1:
+    if not 0 < arguments.number(attribute.name, value) <= 1:
         raise ValueError(f"{attribute.name} must be over 0 and at most 1, not {value!r}")
 
 
 def _count_or_none(_: object, attribute: Any, value: int | None) -> None:
     if value is not None:
-        checks.count(attribute.name, value)
+        arguments.count(attribute.name, value)
 
 
 @attrs.frozen(kw_only=True)
@@ -60,21 +60,21 @@ class BreakerPolicy:
 
     failure_rate: float = attrs.field(default=0.5, validator=_share)
     """It opens when this share of the window was throttled."""
-    window: int = attrs.field(default=100, validator=checks.field_count)
+    window: int = attrs.field(default=100, validator=arguments.field_count)
     """How many calls are remembered."""
-    minimum_calls: int = attrs.field(default=20, validator=checks.field_count)
+    minimum_calls: int = attrs.field(default=20, validator=arguments.field_count)
     """With fewer in the window, `failure_rate` says nothing."""
     consecutive: int | None = attrs.field(default=5, validator=_count_or_none)
     """It opens when so many in a row were throttled; None: it does not."""
-    wait_initial: float = attrs.field(default=1.0, validator=checks.field_at_least(0))
+    wait_initial: float = attrs.field(default=1.0, validator=arguments.field_at_least(0))
     """Seconds that it stays open at first."""
-    wait_max: float = attrs.field(default=30.0, validator=checks.field_at_least(0))
+    wait_max: float = attrs.field(default=30.0, validator=arguments.field_at_least(0))
     """Seconds that the wait grows to, before the jitter."""
-    wait_exp_base: float = attrs.field(default=2.0, validator=checks.field_at_least(1))
+    wait_exp_base: float = attrs.field(default=2.0, validator=arguments.field_at_least(1))
     """The wait after each trial that failed is so many times the one before."""
-    wait_jitter: float = attrs.field(default=0.2, validator=checks.field_at_least(0))
+    wait_jitter: float = attrs.field(default=0.2, validator=arguments.field_at_least(0))
     """Up to this share of the wait is added at random: instances must not come back together."""
-    trial_calls: int = attrs.field(default=3, validator=checks.field_count)
+    trial_calls: int = attrs.field(default=3, validator=arguments.field_count)
     """Calls let through while it is half-open; all of them must be taken."""
 
     def wait(self, openings: int, jitter: float) -> float:

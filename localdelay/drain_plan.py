@@ -6,7 +6,7 @@ import math
 
 import attrs
 
-from . import checks
+from . import arguments
 
 _ROUNDING = 1e-9
 
@@ -68,9 +68,9 @@ def plan_drain(
         ("hand_backs", hand_backs),
         ("hand_back_seconds", hand_back_seconds),
     ):
-        checks.at_least(name, value, 0)
-    checks.count("senders", senders)
-    if not checks.number("grace", grace) >= 0:
+        arguments.at_least(name, value, 0)
+    arguments.count("senders", senders)
+    if not arguments.number("grace", grace) >= 0:
         raise ValueError(f"grace must not be negative, not {grace!r}")
     if due > pending:
         raise ValueError(f"due must be at most pending, {pending}, not {due}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import checks
+from . import arguments
 
 
 class LocalDelayError(Exception):
@@ -35,7 +35,7 @@ class Throttled(LocalDelayError):
         if retry_after is None and len(args) == 1 and type(args[0]) in (int, float):
             retry_after = args[0]  # type: ignore[assignment]  # mypy does not follow the `in`
         if retry_after is not None:
-            checks.at_least("retry_after", retry_after, 0, "a number of seconds")
+            arguments.at_least("retry_after", retry_after, 0, "a number of seconds")
         self.retry_after = retry_after
 
 

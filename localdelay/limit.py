@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import trio
 
-from . import checks
+from . import arguments
 
 
 class RateLimit:
@@ -25,10 +25,10 @@ class RateLimit:
     """
 
     def __init__(self, rate: float, burst: float | None = None) -> None:
-        self.rate = checks.number("rate", rate)
+        self.rate = arguments.number("rate", rate)
         if not 0 < self.rate < math.inf:
             raise ValueError(f"rate must be over 0 and finite, not {rate!r}")
-        self.burst = max(1.0, self.rate / 10) if burst is None else checks.at_least("burst", burst, 1)
+        self.burst = max(1.0, self.rate / 10) if burst is None else arguments.at_least("burst", burst, 1)
         self._tokens = self.burst  # as of `_at`
         self._at = -math.inf
         self._lock = threading.Lock()

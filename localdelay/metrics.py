@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 import attrs
 import trio
 
-from . import checks
+from . import arguments
 from .breaker import BreakerState
 from .errors import QueueClosed
 from .fallback.router import Controls, FallbackStatistics
@@ -302,7 +302,7 @@ class Collector:
         timeout: float = 2.0,
     ) -> None:
         """Begin with one queue, or with none. `timeout` is how many seconds a scrape waits for answers."""
-        self._timeout = checks.at_least("timeout", timeout, 0, "a number of seconds")
+        self._timeout = arguments.at_least("timeout", timeout, 0, "a number of seconds")
         self._lock = Lock()
         self._label_names: tuple[str, ...] = ()
         self._sources: list[_Source] = []

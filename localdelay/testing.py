@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import trio
 
-from . import checks
+from . import arguments
 from .errors import Throttled
 from .message import Message
 
@@ -16,7 +16,7 @@ class RecordingSender:
     """A send that takes `duration` seconds and keeps what it was given, with the time."""
 
     def __init__(self, duration: float = 0.0) -> None:
-        self._duration = checks.at_least("duration", duration, 0)
+        self._duration = arguments.at_least("duration", duration, 0)
         self.sent: list[tuple[float, Message]] = []
         """(when its send began, message), in order; seconds on Trio's clock."""
 
@@ -69,7 +69,7 @@ class ThrottledPrimary:
     """A delayed publish that takes `limit` messages in each second and throttles the rest."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = checks.at_least("limit", limit, 0)
+        self._limit = arguments.at_least("limit", limit, 0)
         self._second = -1.0
         self._taken = 0
         self.published: list[tuple[float, Message]] = []

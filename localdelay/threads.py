@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import trio
 
-from . import checks, intake
+from . import arguments
 from .breaker import BreakerPolicy
 from .errors import QueueFull
 from .fallback.returning import IN_FLIGHT
@@ -55,7 +55,7 @@ class DelayQueue:
         Then it raises `QueueFull`. Else like `localdelay.DelayQueue.put`.
         """
         stamped = self.remote.stamp(payload, delay, at, id, headers)
-        return self.remote.put(stamped, intake.check_seconds("timeout", timeout, zero=True))
+        return self.remote.put(stamped, arguments.check_seconds("timeout", timeout, zero=True))
 
     def put_nowait(
         self,
@@ -120,7 +120,7 @@ class DelayQueue:
 
     def drain(self, grace: float | None = None, hand_back: HandBack | None = None) -> DrainReport:
         """See `localdelay.DelayQueue.drain`. `hand_back` is an ordinary function or an async one."""
-        intake.check_seconds("grace", grace, zero=True)
+        arguments.check_seconds("grace", grace, zero=True)
         if runs_under([self._limiter]):
             raise RuntimeError("drain was called from inside a send, for which it would wait")
         given = (
@@ -158,7 +158,7 @@ def open_delay_queue(
     `send`. A forked child has no queue: in it, puts raise `QueueClosed`.
     """
     # A worker has one call under way, so that none waits for a thread but behind calls that hang.
-    limiter = trio.CapacityLimiter(checks.count("workers", workers))
+    limiter = trio.CapacityLimiter(arguments.count("workers", workers))
     remote = Remote(
         send=None if send is None else _async("send", send, limiter),
         send_batch=None if send_batch is None else _async("send_batch", send_batch, limiter),
@@ -207,14 +207,14 @@ class Fallback(Controls):
         The rest is as in `localdelay.Fallback`. With `hand_back` it is also called in threads of the
         queue's; the listener is called in whatever thread something happens in.
         """
-        intake.check_async("publish_delayed", publish_delayed)
+        arguments.check_async("publish_delayed", publish_delayed)
         if is_async(publish_delayed):
             raise TypeError("publish_delayed must be an ordinary function here")
         if not isinstance(queue, DelayQueue):
             raise TypeError(f"queue must be a localdelay.threads.DelayQueue, not {type(queue).__name__}")
         self._publish_delayed = publish_delayed
         self._remote = remote = queue.remote
-        self._room_timeout = intake.check_seconds("room_timeout", room_timeout, zero=True)
+        self._room_timeout = arguments.check_seconds("room_timeout", room_timeout, zero=True)
         self._router = Router(
             remote.clock,
             degrade_on=degrade_on,
@@ -229,7 +229,7 @@ class Fallback(Controls):
             self._router,
             in_threads(publish_delayed, trio.CapacityLimiter(IN_FLIGHT)),
             wanted=hand_back and mode == "active",
-            after=checks.at_least("hand_back_after", hand_back_after, 0, "a number of seconds"),
+            after=arguments.at_least("hand_back_after", hand_back_after, 0, "a number of seconds"),
             listener=listener,
         )
 
@@ -279,7 +279,7 @@ class Fallback(Controls):
 def _async(
     name: str, given: Callable[..., object], limiter: trio.CapacityLimiter
 ) -> Callable[..., Awaitable[Any]]:
-    intake.check_async(name, given)
+    arguments.check_async(name, given)
     if is_async(given):
         return given  # type: ignore[return-value]
     return in_threads(given, limiter, waits=False)

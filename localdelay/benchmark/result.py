@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import attrs
 
-from localdelay import checks
+from localdelay import arguments
 from localdelay.benchmark.load import NUMBER_BYTES, Delays, Pace
 from localdelay.benchmark.meter import INTERVAL, SHORTEST
 from localdelay.benchmark.process import Machine
@@ -29,7 +29,7 @@ _MOST_WORKERS = 100_000
 
 def _at_least(low: float, most: float = _LONGEST_RUN) -> Any:
     def check(_: object, attribute: Any, value: float) -> None:
-        checks.at_least(attribute.name, value, low)
+        arguments.at_least(attribute.name, value, low)
         if value > most:
             raise ValueError(f"{attribute.name} must be at most {most:,.0f}, not {value:,.0f}")
 
@@ -44,7 +44,7 @@ def _check_rate(_: object, __: object, rate: tuple[float, float]) -> None:
 
 def _check_delays(_: object, __: object, delays: Delays) -> None:
     for value in delays.values:
-        if checks.at_least("delay", value, 0) > _LONGEST_RUN:
+        if arguments.at_least("delay", value, 0) > _LONGEST_RUN:
             raise ValueError(f"delay must be at most {_LONGEST_RUN:,.0f} seconds, not {value:,.0f}")
     if delays.is_range and delays.shortest != delays.values[0]:
         raise ValueError("delay must be a range from the shorter to the longer one")

@@ -56,7 +56,7 @@ from typing import Final, get_args
 
 import trio
 
-from localdelay import checks
+from localdelay import arguments
 from localdelay.brokers.address import Address
 from localdelay.brokers.amqp_channel import Publish
 from localdelay.brokers.amqp_connection import Connection, Node
@@ -115,7 +115,7 @@ class AmqpBroker:
 
         Raises as `send` does; a `TypeError` or `ValueError` for a delay that is none.
         """
-        seconds = checks.at_least("delay", delay, 0, "a number of seconds")
+        seconds = arguments.at_least("delay", delay, 0, "a number of seconds")
         milliseconds = quantised(seconds)
         if len(delay_queue(self._queue, milliseconds, self._delay_queue_type).encode()) > SHORT:
             raise PermanentSendError(f"the name of the delay queue would take more than {SHORT} bytes")
@@ -183,7 +183,7 @@ async def open_amqp(
         username=username,
         password=password,
         tls=tls,
-        heartbeat=heartbeat if heartbeat == 0 else checks.count("heartbeat", heartbeat),
+        heartbeat=heartbeat if heartbeat == 0 else arguments.count("heartbeat", heartbeat),
         connect_timeout=_seconds("connect_timeout", connect_timeout),
     )
     connection = Connection(node, queue, confirm_timeout=confirm_timeout, delay_queue_type=delay_queue_type)
@@ -195,7 +195,7 @@ async def open_amqp(
 
 
 def _seconds(name: str, value: float) -> float:
-    seconds = checks.at_least(name, value, 0, "a number of seconds")
+    seconds = arguments.at_least(name, value, 0, "a number of seconds")
     if not seconds:
         raise ValueError(f"{name} must be more than 0")
     return seconds

@@ -36,7 +36,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import greenstalk
 import trio
 
-from localdelay import checks
+from localdelay import arguments
 from localdelay.brokers.address import Address
 from localdelay.brokers.beanstalkd_line import Line, Place
 from localdelay.errors import PermanentSendError, Throttled
@@ -115,7 +115,7 @@ class BeanstalkdBroker:
         Raises as `send` does; `PermanentSendError` too for a delay over `MAX_DELAY`, and a `ValueError` for
         one that is negative or not finite.
         """
-        seconds = math.ceil(checks.at_least("delay", delay, 0, "a number of seconds"))
+        seconds = math.ceil(arguments.at_least("delay", delay, 0, "a number of seconds"))
         if seconds > MAX_DELAY:
             raise PermanentSendError(f"a delay of {seconds} s; beanstalkd takes {MAX_DELAY} at most")
         await self._deliver(self._put(message, seconds))
@@ -167,8 +167,8 @@ async def open_beanstalkd(
         raise ValueError("tube must be 1 to 200 of the characters A-Z a-z 0-9 + / ; . $ _ ( ) -, not - first")
     _check_uint32("priority", priority, 0)
     _check_uint32("time_to_run", time_to_run, 1)
-    checks.at_least("confirm_timeout", confirm_timeout, _SHORTEST, "a number of seconds")
-    checks.at_least("connect_timeout", connect_timeout, _SHORTEST, "a number of seconds")
+    arguments.at_least("confirm_timeout", confirm_timeout, _SHORTEST, "a number of seconds")
+    arguments.at_least("connect_timeout", connect_timeout, _SHORTEST, "a number of seconds")
     line = Line(Place(host, port, tube), confirm_timeout, connect_timeout, classified)
     from_block: BaseException | None = None
     from_nursery: BaseException | None = None

@@ -38,7 +38,7 @@ from urllib.parse import quote, urlencode
 
 import trio
 
-from localdelay import checks
+from localdelay import arguments
 from localdelay.brokers.address import Address, hide_secrets
 from localdelay.brokers.kafka_client import Parcel
 from localdelay.brokers.kafka_errors import classified
@@ -106,7 +106,7 @@ class KafkaBroker:
 
     async def publish_delayed(self, message: Message, delay: float) -> None:
         """Raises `DelayNotSupported`: Kafka has no delay of its own."""
-        checks.at_least("delay", delay, 0, "a number of seconds")
+        arguments.at_least("delay", delay, 0, "a number of seconds")
         raise DelayNotSupported("Kafka has no delay of its own")
 
     def _parcels(self, messages: Sequence[Message], sending: Sending) -> list[Parcel]:
@@ -173,8 +173,8 @@ async def open_kafka(
     Raises `ConnectionError` where no broker answers within `open_timeout` seconds, or the topic is not there
     and is not made for the asking; and `ValueError` for options that librdkafka does not take.
     """
-    checks.at_least("confirm_timeout", confirm_timeout, _SHORTEST, "a number of seconds")
-    checks.at_least("open_timeout", open_timeout, _SHORTEST, "a number of seconds")
+    arguments.at_least("confirm_timeout", confirm_timeout, _SHORTEST, "a number of seconds")
+    arguments.at_least("open_timeout", open_timeout, _SHORTEST, "a number of seconds")
     own = dict(options or {})
     settings = settings_of(servers, username, password, confirm_timeout, own)
     idempotent = str(settings["enable.idempotence"]).lower() == "true"

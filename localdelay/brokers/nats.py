@@ -50,7 +50,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from localdelay import checks
+from localdelay import arguments
 from localdelay.brokers.address import Address
 from localdelay.brokers.nats_answers import classified
 from localdelay.brokers.nats_frames import header_lines
@@ -126,7 +126,7 @@ class NatsBroker:
         `DelayNotSupported` where the server is older than 2.12. Where there is no connection it fails at
         once.
         """
-        checks.at_least("delay", delay, 0, "a number of seconds")
+        arguments.at_least("delay", delay, 0, "a number of seconds")
         self._outbox.check_open()
         if not self.native_delay:
             major, minor = self._version
@@ -222,8 +222,8 @@ async def _open(
             "subject must have words with dots between them, without blanks and wildcards, "
             f"and {_LONGEST_SUBJECT:,} bytes at most"
         )
-    checks.at_least("confirm_timeout", confirm_timeout, _SHORTEST, "a number of seconds")
-    checks.at_least("connect_timeout", connect_timeout, _SHORTEST, "a number of seconds")
+    arguments.at_least("confirm_timeout", confirm_timeout, _SHORTEST, "a number of seconds")
+    arguments.at_least("connect_timeout", connect_timeout, _SHORTEST, "a number of seconds")
     # Not in the URL: there nats-py would forget them on its way to another server, and show them.
     if user and password is None:
         options = {"token": user, **options}

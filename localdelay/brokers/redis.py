@@ -50,7 +50,7 @@ from coredis.exceptions import (
 )
 from coredis.exceptions import ConnectionError as RedisConnectionError
 
-from localdelay import checks
+from localdelay import arguments
 from localdelay.brokers.address import Address
 from localdelay.brokers.redis_line import QUOTES, Place, connect, keep_connected
 from localdelay.brokers.redis_pipelines import Command, Pipelines
@@ -155,7 +155,7 @@ class RedisBroker:
 
     async def publish_delayed(self, message: Message, delay: float) -> None:
         """Raises `DelayNotSupported`."""
-        checks.at_least("delay", delay, 0, "a number of seconds")
+        arguments.at_least("delay", delay, 0, "a number of seconds")
         raise DelayNotSupported("Redis has no delayed publish")
 
     def _command(self, message: Message) -> Command:
@@ -234,9 +234,9 @@ async def open_redis(
     Raises `ConnectionError` where no Redis answers within `connect_timeout` seconds, or it lets nobody in.
     """
     if max_length is not None:
-        checks.count("max_length", max_length)
-    checks.at_least("confirm_timeout", confirm_timeout, _SHORTEST, "a number of seconds")
-    checks.at_least("connect_timeout", connect_timeout, _SHORTEST, "a number of seconds")
+        arguments.count("max_length", max_length)
+    arguments.at_least("confirm_timeout", confirm_timeout, _SHORTEST, "a number of seconds")
+    arguments.at_least("connect_timeout", connect_timeout, _SHORTEST, "a number of seconds")
     place = Place(host, port, username, password, db, ssl_context)
     pipelines = Pipelines(confirm_timeout, classified)
     from_block: BaseException | None = None

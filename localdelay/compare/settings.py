@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from localdelay import checks
+from localdelay import arguments
 from localdelay.benchmark.load import Delays
 from localdelay.benchmark.result import Settings as Load
 from localdelay.brokers.address import without_secrets
@@ -62,11 +62,11 @@ class Settings:
 
     def __attrs_post_init__(self) -> None:
         """Refuse what can't be run."""
-        checks.at_least("rate", self.rate, 1.0)
-        checks.at_least("seconds", self.seconds, 0.1)
+        arguments.at_least("rate", self.rate, 1.0)
+        arguments.at_least("seconds", self.seconds, 0.1)
         _at_most("rate", self.rate, _HIGHEST)
         _at_most("seconds", self.seconds, _LONGEST)
-        _at_most("shards", checks.count("shards", self.shards), MOST_SHARDS)
+        _at_most("shards", arguments.count("shards", self.shards), MOST_SHARDS)
         load = self.load()  # checks the rest
         _at_most("delay", load.delays.longest, _LONGEST)
         if self.redis is not None:

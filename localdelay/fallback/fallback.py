@@ -9,7 +9,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 import trio
 
-from localdelay import checks, intake
+from localdelay import arguments
 from localdelay.breaker import BreakerPolicy
 from localdelay.errors import QueueFull, Throttled
 from localdelay.limit import RateLimit
@@ -86,7 +86,7 @@ class Fallback(Controls):
         with `cancellable=True`, in memory. `listener.on_event` is told what happens. Raises `TypeError` and
         `ValueError` for an argument that is wrong. To be made on the loop that runs the queue.
         """
-        intake.check_async("publish_delayed", publish_delayed)
+        arguments.check_async("publish_delayed", publish_delayed)
         if not isinstance(queue, DelayQueue | Holder):
             raise TypeError(f"queue must be a DelayQueue, not {type(queue).__name__}")
         if hand_back and not (isinstance(queue, DelayQueue) and queue.is_cancellable):
@@ -94,8 +94,8 @@ class Fallback(Controls):
         self._publish_delayed = publish_delayed
         self._queue = queue
         self._numbers = numbers()
-        self._room_timeout = intake.check_seconds("room_timeout", room_timeout, zero=True)
-        after = checks.at_least("hand_back_after", hand_back_after, 0, "a number of seconds")
+        self._room_timeout = arguments.check_seconds("room_timeout", room_timeout, zero=True)
+        after = arguments.at_least("hand_back_after", hand_back_after, 0, "a number of seconds")
         read_clock, offset = clock_parts()  # for `statistics` in other threads
         self._router = Router(
             lambda: read_clock() + offset,
@@ -131,15 +131,15 @@ class Fallback(Controls):
         reason, where the local queue is full too; `QueueClosed`; and `TypeError` or `ValueError` for an
         argument that is wrong; a payload over `capacity_bytes` is one only where the local queue is needed.
         """
-        wall = intake.wall_clock(at)
+        wall = arguments.wall_clock(at)
         now = trio.current_time()
-        due = intake.execute_at(now, delay, at, wall=wall)
+        due = arguments.execute_at(now, delay, at, wall=wall)
         if id is not None and self._is_known(id):
             raise ValueError(f"id {id!r} is the id of a message that is pending already")
-        copy = None if headers is None else intake.check_headers(headers)
+        copy = None if headers is None else arguments.check_headers(headers)
         shown = NO_HEADERS if copy is None else MappingProxyType(copy)
         number = next(self._numbers)
-        message = Message(number if id is None else id, intake.check_payload(payload), due, shown)
+        message = Message(number if id is None else id, arguments.check_payload(payload), due, shown)
         asked = self._router.ask(message)
         if asked.why is not None:
             if asked.decision.action is Action.RAISE:

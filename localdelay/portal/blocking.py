@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection
 
 import trio
 
-from localdelay import checks
+from localdelay import arguments
 from localdelay.errors import LocalDelayError, Throttled
 from localdelay.message import Message
 from localdelay.queue.sending import Send
@@ -27,7 +27,7 @@ def blocking(fn: Callable[[Message], object], *, threads: int = 100) -> Send:
         raise TypeError(f"fn must be a function, not {type(fn).__name__}")
     if is_async(fn):
         raise TypeError("fn must be an ordinary function: an async one is a send as it is")
-    return in_threads(fn, trio.CapacityLimiter(checks.count("threads", threads)))
+    return in_threads(fn, trio.CapacityLimiter(arguments.count("threads", threads)))
 
 
 _here = threading.local()

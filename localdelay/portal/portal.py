@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 
 import trio
 
-from localdelay import intake
+from localdelay import arguments
 from localdelay.entry import chosen_id
 from localdelay.errors import LocalDelayError, QueueClosed, QueueFull
 from localdelay.fallback.returning import Returning
@@ -90,7 +90,7 @@ class Remote:
     """One queue and its thread. Every method may be called from any thread but the loop's own."""
 
     def __init__(self, *, drain_on_exit: float | None, **options: Any) -> None:
-        self._drain_on_exit = intake.check_seconds("drain_on_exit", drain_on_exit, zero=False)
+        self._drain_on_exit = arguments.check_seconds("drain_on_exit", drain_on_exit, zero=False)
         self._options = options
         self._lock = threading.RLock()  # a handler of signals may come in the midst of a put
         self._arrivals: deque[Stamped | Call[Any]] = deque()
@@ -143,15 +143,15 @@ class Remote:
         headers: Mapping[str, str] | None,
     ) -> Stamped:
         """Check the arguments of a put, and fix when its message is due and how it is called."""
-        wall = intake.wall_clock(at)
-        due = intake.execute_at(self._clock(), delay, at, wall=wall)
+        wall = arguments.wall_clock(at)
+        due = arguments.execute_at(self._clock(), delay, at, wall=wall)
         if id is not None:
-            intake.check_id(id)
+            arguments.check_id(id)
             if number_of(id) is not None and self.ask(lambda: self._queue.is_pending(id)):
                 raise already_pending(id)
             if self._is_known(id):
                 raise already_pending(id)
-        return stamp(self._next_number(), intake.check_payload(payload), due, id, headers)
+        return stamp(self._next_number(), arguments.check_payload(payload), due, id, headers)
 
     def accept(self, stamped: Stamped) -> Message:
         """Accept what was stamped, or raise `QueueFull`, `QueueClosed` or `ValueError`."""

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import trio
 
-from localdelay import checks, intake
+from localdelay import arguments
 from localdelay.entry import Body, Entry, message_of, size_of
 from localdelay.errors import QueueClosed, QueueFull
 from localdelay.journal.commits import Committer
@@ -35,7 +35,7 @@ def stamp(
     attempt: int = 1,
 ) -> Stamped:
     """What a put makes of its arguments, of which payload, due and id were checked. In any thread."""
-    copy = None if headers is None else intake.check_headers(headers)
+    copy = None if headers is None else arguments.check_headers(headers)
     body: Body = payload
     if id is not None or copy is not None:
         body = (payload, copy, id, attempt, 0, due, False)
@@ -83,21 +83,23 @@ class Admission:
         headers: Mapping[str, str] | None,
     ) -> Stamped:
         """Check the arguments of a put, and fix when its message is due and how it is called."""
-        wall = intake.wall_clock(at)
-        due = intake.execute_at(trio.current_time(), delay, at, wall=wall)
-        return self._stamped(next(self._numbers), intake.check_payload(payload), due, id, headers, attempt=1)
+        wall = arguments.wall_clock(at)
+        due = arguments.execute_at(trio.current_time(), delay, at, wall=wall)
+        return self._stamped(
+            next(self._numbers), arguments.check_payload(payload), due, id, headers, attempt=1
+        )
 
     def stamp_message(self, message: Message) -> Stamped:
         """Check a message that is to keep its id, its execute-at and its attempt."""
         if not isinstance(message, Message):
             raise TypeError(f"message must be a Message, not {type(message).__name__}")
-        payload = intake.check_payload(message.payload)
-        due = intake.check_instant("execute_at", message.execute_at)
+        payload = arguments.check_payload(message.payload)
+        due = arguments.check_instant("execute_at", message.execute_at)
         try:
             known = message.id
         except (IndexError, TypeError):
             raise TypeError("message must have an id that is a string") from None
-        attempt = checks.count("attempt", message.attempt)
+        attempt = arguments.count("attempt", message.attempt)
         if attempt > _MOST_ATTEMPTS:
             raise ValueError(f"attempt must be at most {_MOST_ATTEMPTS}, not {attempt}")
         return self._stamped(next(self._numbers), payload, due, known, message.headers, attempt=attempt)

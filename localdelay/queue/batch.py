@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 
-from localdelay import checks
+from localdelay import arguments
 from localdelay.entry import Entry, all_plain, goes_alone, plain_size, size_of
 from localdelay.errors import PartialSendError
 
@@ -15,10 +15,10 @@ from localdelay.errors import PartialSendError
 class BatchPolicy:
     """When a batch is full. A wrong argument is a `TypeError` or `ValueError` that names it."""
 
-    max_messages: int = attrs.field(default=500, validator=checks.field_count)
-    max_bytes: int = attrs.field(default=1_000_000, validator=checks.field_count)
+    max_messages: int = attrs.field(default=500, validator=arguments.field_count)
+    max_bytes: int = attrs.field(default=1_000_000, validator=arguments.field_count)
     """Payloads and headers; a message that is larger on its own goes alone."""
-    max_wait: float = attrs.field(default=0.0, validator=checks.field_at_least(0))
+    max_wait: float = attrs.field(default=0.0, validator=arguments.field_at_least(0))
     """Seconds that a message may wait for company past its execute-at; 0: only what is due goes together."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 
-from localdelay import intake
+from localdelay import arguments
 from localdelay.entry import CHOSEN_ID, Body, Entry, chosen_id
 from localdelay.message import number_of
 
@@ -23,7 +23,7 @@ class Ids:
 
     def number(self, id: str) -> int | None:
         """The number of the pending message with this id, or None. Raises if it cannot be an id."""
-        intake.check_id(id)
+        arguments.check_id(id)
         if id in self._chosen:
             return self._chosen[id]
         number = number_of(id)

@@ -11,7 +11,7 @@ from threading import get_ident
 
 import trio
 
-from localdelay import checks, intake
+from localdelay import arguments
 from localdelay.entry import Body, size_of
 from localdelay.errors import QueueClosed, QueueFull
 from localdelay.journal.commits import Committer
@@ -271,13 +271,13 @@ class DelayQueue:
         """
         ledger = self._ledger
         if capacity is not None:
-            checks.count("capacity", capacity)
+            arguments.count("capacity", capacity)
         if workers is not None:
-            checks.count("workers", workers)
+            arguments.count("workers", workers)
         if capacity_bytes is UNCHANGED:
             capacity_bytes = ledger.capacity_bytes
         elif capacity_bytes is not None:
-            checks.count("capacity_bytes", capacity_bytes)
+            arguments.count("capacity_bytes", capacity_bytes)
         ledger.resize(ledger.capacity if capacity is None else capacity, capacity_bytes)
         if workers is not None:
             self._workers.resize(workers)
@@ -339,9 +339,9 @@ class DelayQueue:
         everything unfinished is still in `messages()`. Without a grace there is nothing to hand back. The
         report takes as long as `messages()` where much remains, beyond the grace.
         """
-        seconds = intake.check_seconds("grace", grace, zero=True)
+        seconds = arguments.check_seconds("grace", grace, zero=True)
         if hand_back is not None:
-            intake.check_async("hand_back", hand_back)
+            arguments.check_async("hand_back", hand_back)
         return await self._life.drain(seconds, hand_back)
 
     @trio.lowlevel.enable_ki_protection
@@ -443,21 +443,21 @@ async def open_delay_queue(
         if batch != BatchPolicy():
             raise TypeError("batch is for send_batch: a send takes one message at a time")
         batch = ONE
-    intake.check_async("send_batch" if send is None else "send", given)
-    checks.count("capacity", capacity)
-    checks.count("workers", workers)
+    arguments.check_async("send_batch" if send is None else "send", given)
+    arguments.count("capacity", capacity)
+    arguments.count("workers", workers)
     if capacity_bytes is not None:
-        checks.count("capacity_bytes", capacity_bytes)
+        arguments.count("capacity_bytes", capacity_bytes)
     if timer not in ("auto", "trio"):
         raise ValueError(f'timer must be "auto" or "trio", not {timer!r}')
     if not isinstance(retry, RetryPolicy):
         raise TypeError(f"retry must be a RetryPolicy, not {type(retry).__name__}")
     if on_dead_letter is not None:
-        intake.check_async("on_dead_letter", on_dead_letter)
+        arguments.check_async("on_dead_letter", on_dead_letter)
     if limit is not None and not isinstance(limit, RateLimit):
         raise TypeError(f"limit must be a RateLimit or None, not {type(limit).__name__}")
     check_listener(listener)
-    rate = None if recover_rate is None else checks.number("recover_rate", recover_rate)
+    rate = None if recover_rate is None else arguments.number("recover_rate", recover_rate)
     if rate is not None and not 0 < rate < math.inf:
         raise ValueError(f"recover_rate must be over 0 and finite, not {recover_rate!r}")
     check_journal(journal)
@@ -471,7 +471,7 @@ async def open_delay_queue(
         cancellable=bool(cancellable),
         timer=timer,
         retry=retry,
-        send_timeout=intake.check_seconds("send_timeout", send_timeout, zero=False),
+        send_timeout=arguments.check_seconds("send_timeout", send_timeout, zero=False),
         on_dead_letter=on_dead_letter,
         limit=limit,
         listener=listener,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import attrs
 
-from localdelay import checks
+from localdelay import arguments
 from localdelay.errors import PermanentSendError, Throttled
 
 
 def _attempts(_: object, attribute: attrs.Attribute[int | None], value: int | None) -> None:
     if value is not None:
-        checks.count(attribute.name, value)
+        arguments.count(attribute.name, value)
 
 
 @attrs.frozen
@@ -24,10 +24,10 @@ class RetryPolicy:
 
     attempts: int | None = attrs.field(default=None, validator=_attempts)
     """Sends in all, the first one included; None: for as long as the process lives."""
-    wait_initial: float = attrs.field(default=0.1, validator=checks.field_at_least(0))
-    wait_max: float = attrs.field(default=30.0, validator=checks.field_at_least(0))
-    wait_jitter: float = attrs.field(default=1.0, validator=checks.field_at_least(0))
-    wait_exp_base: float = attrs.field(default=2.0, validator=checks.field_at_least(1))
+    wait_initial: float = attrs.field(default=0.1, validator=arguments.field_at_least(0))
+    wait_max: float = attrs.field(default=30.0, validator=arguments.field_at_least(0))
+    wait_jitter: float = attrs.field(default=1.0, validator=arguments.field_at_least(0))
+    wait_exp_base: float = attrs.field(default=2.0, validator=arguments.field_at_least(1))
 
     def wait(self, failures: int, jitter: float) -> float:
         """Seconds to wait after this many failures; `jitter` is a draw from 0 to 1."""
@@ -68,7 +68,7 @@ def wait_after(policy: RetryPolicy, error: Exception, *, failures: int, jitter: 
     """Seconds to wait: what the broker asked for, where it did so in a number, else the policy's."""
     if isinstance(error, Throttled) and error.retry_after is not None:
         try:
-            return checks.at_least("retry_after", error.retry_after, 0)
+            return arguments.at_least("retry_after", error.retry_after, 0)
         except (TypeError, ValueError):
             pass  # set to nonsense after the error was made; a worker must not end by it
     return policy.wait(failures, jitter)

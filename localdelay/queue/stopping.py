@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from localdelay import intake
+from localdelay import arguments
 from localdelay.nurseries import bare
 from localdelay.statistics import DrainReport
 
@@ -37,9 +37,9 @@ async def run_until_signal(
     `terminationGracePeriodSeconds` after the signal. To be called on the main thread. An error of the service
     is raised as it is, and nothing is drained then.
     """
-    seconds = intake.check_seconds("grace", grace, zero=True)
+    seconds = arguments.check_seconds("grace", grace, zero=True)
     if hand_back is not None:
-        intake.check_async("hand_back", hand_back)
+        arguments.check_async("hand_back", hand_back)
     running = trio.CancelScope()
     deadline = math.inf
     signalled = again = False

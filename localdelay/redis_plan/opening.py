@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from localdelay import checks, intake
+from localdelay import arguments
 from localdelay.brokers.address import Form, parse
 from localdelay.brokers.redis_line import Place
 from localdelay.limit import RateLimit
@@ -105,32 +105,32 @@ async def open_redis_delay_queue(
         if batch != BatchPolicy():
             raise TypeError("batch is for send_batch: a send takes one message at a time")
         batch = ONE
-    intake.check_async("send_batch" if send is None else "send", given)
+    arguments.check_async("send_batch" if send is None else "send", given)
     place, names = place_of(url)
     if shards is not None:
         check_shards(shards)
     for name, number in (("workers", workers), ("capacity", capacity)):
-        checks.count(name, number)
+        arguments.count(name, number)
     if capacity_bytes is not None:
-        checks.count("capacity_bytes", capacity_bytes)
-    checks.count("shard_messages", shard_messages)
-    checks.count("shard_bytes", shard_bytes)
+        arguments.count("capacity_bytes", capacity_bytes)
+    arguments.count("shard_messages", shard_messages)
+    arguments.count("shard_bytes", shard_bytes)
     for name, seconds in (
         ("lease", lease),
         ("put_timeout", put_timeout),
         ("connect_timeout", connect_timeout),
     ):
-        checks.at_least(name, seconds, _SHORTEST, "a number of seconds")
+        arguments.at_least(name, seconds, _SHORTEST, "a number of seconds")
     for name, seconds in (("confirm_within", confirm_within), ("linger", linger)):
-        checks.at_least(name, seconds, 0, "a number of seconds")
+        arguments.at_least(name, seconds, 0, "a number of seconds")
     for name, seconds in (("claim_ahead", claim_ahead), ("heartbeat", heartbeat)):
-        checks.at_least(name, seconds, 0.01, "a number of seconds")
+        arguments.at_least(name, seconds, 0.01, "a number of seconds")
     if timer not in ("auto", "trio"):
         raise ValueError(f'timer must be "auto" or "trio", not {timer!r}')
     if not isinstance(retry, RetryPolicy):
         raise TypeError(f"retry must be a RetryPolicy, not {type(retry).__name__}")
     if on_dead_letter is not None:
-        intake.check_async("on_dead_letter", on_dead_letter)
+        arguments.check_async("on_dead_letter", on_dead_letter)
     if limit is not None and not isinstance(limit, RateLimit):
         raise TypeError(f"limit must be a RateLimit or None, not {type(limit).__name__}")
     check_listener(listener)
@@ -180,7 +180,7 @@ async def open_redis_delay_queue(
         on_room=lambda: claimer.made_room(),  # noqa: PLW0108 (it is made below)
         one_by_one=send is not None,
         retry=retry,
-        send_timeout=intake.check_seconds("send_timeout", send_timeout, zero=False),
+        send_timeout=arguments.check_seconds("send_timeout", send_timeout, zero=False),
         on_dead_letter=on_dead_letter,
         limit=limit,
         listener=listener,

@@ -10,7 +10,7 @@ from types import MappingProxyType
 import attrs
 import trio
 
-from localdelay import checks, intake
+from localdelay import arguments
 from localdelay.errors import QueueClosed
 from localdelay.lateness import LatencyRecorder
 from localdelay.message import NO_HEADERS, Message
@@ -120,7 +120,7 @@ class RedisDelayQueue:
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_open()
-        seconds = checks.at_least("delay", delay, 0, "a number of seconds")
+        seconds = arguments.at_least("delay", delay, 0, "a number of seconds")
         due = trio.current_time() + seconds
         await self._parts.putter.put(stamping.of_message(message, due, self._parts.store.limits))
 
@@ -167,7 +167,7 @@ class RedisDelayQueue:
 
     async def is_pending(self, id: str) -> bool:
         """Whether a message with this id is stored and not finished."""
-        intake.check_id(id)
+        arguments.check_id(id)
         return await asking.has_in(self._parts.store, self._parts.layouts.layout.shards_of(id), id)
 
     async def count(self) -> int:
@@ -179,7 +179,7 @@ class RedisDelayQueue:
 
         It asks every shard, and is no snapshot: what is put or sent meanwhile may be in it or not.
         """
-        most = min(1000, checks.count("limit", limit))
+        most = min(1000, arguments.count("limit", limit))
         return await asking.messages(self._parts.store, self._parts.layouts.layout, self._parts.clock, most)
 
     def pause(self) -> None:
@@ -210,13 +210,13 @@ class RedisDelayQueue:
         """Change how much this instance claims, or its workers. `capacity_bytes` None: no limit."""
         ledger = self._parts.ledger
         if capacity is not None:
-            checks.count("capacity", capacity)
+            arguments.count("capacity", capacity)
         if workers is not None:
-            checks.count("workers", workers)
+            arguments.count("workers", workers)
         if capacity_bytes is UNCHANGED:
             capacity_bytes = ledger.capacity_bytes
         elif capacity_bytes is not None:
-            checks.count("capacity_bytes", capacity_bytes)
+            arguments.count("capacity_bytes", capacity_bytes)
         ledger.resize(ledger.capacity if capacity is None else capacity, capacity_bytes)
         self._parts.claimer.change()
         if workers is not None:
@@ -289,7 +289,7 @@ class RedisDelayQueue:
         `spooled`; `remaining` is empty. There is nothing to hand back: `hand_back` must be None. A second
         call raises `QueueClosed`, and one from inside a send `RuntimeError`.
         """
-        seconds = intake.check_seconds("grace", grace, zero=True)
+        seconds = arguments.check_seconds("grace", grace, zero=True)
         if hand_back is not None:
             raise ValueError("hand_back must be None: what waits in Redis is safe there")
         if self._parts.workers.has(trio.lowlevel.current_task()):

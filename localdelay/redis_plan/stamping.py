@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import trio
 
-from localdelay import intake
+from localdelay import arguments
 from localdelay.message import Message
 from localdelay.redis_plan.bodies import encode
 from localdelay.redis_plan.clock import RedisClock
@@ -33,13 +33,13 @@ def stamp(
 ) -> Put:
     """What a put makes of its arguments; raises for what is wrong with them."""
     now = trio.current_time()
-    due = intake.execute_at(now, delay, at, wall=at)  # the wall clock of this machine says nothing
+    due = arguments.execute_at(now, delay, at, wall=at)  # the wall clock of this machine says nothing
     instant = None if at is None else (at - _EPOCH) // _MICROSECOND
     if instant is not None:
         due = max(now, clock.local(instant))
     _check_not_too_far("delay" if at is None else "at", due - now)
-    copy = None if headers is None else intake.check_headers(headers)
-    put = _put(intake.check_payload(payload), copy, id, due, 1, limits)
+    copy = None if headers is None else arguments.check_headers(headers)
+    put = _put(arguments.check_payload(payload), copy, id, due, 1, limits)
     put.at = instant
     return put
 
@@ -61,7 +61,7 @@ def _put(
     payload: bytes, headers: dict[str, str] | None, id: str | None, due: float, attempt: int, limits: Limits
 ) -> Put:
     if id is not None:
-        intake.check_id(id)
+        arguments.check_id(id)
         if len(id.encode()) > LARGEST_ID:
             raise ValueError(f"id must have at most {LARGEST_ID} bytes")
     body = encode(payload, headers, attempt)

@@ -19,7 +19,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, NoReturn, TypeAlias, TypedDict
 
-from localdelay import checks, intake
+from localdelay import arguments
 from localdelay.units import parse_duration
 
 KNOWN = frozenset({"payload", "payload_base64", "delay", "at", "id", "headers", "error"})
@@ -142,7 +142,7 @@ def _delay(value: Any) -> float:
     try:
         if isinstance(value, str):
             return _duration(value)
-        return checks.at_least("delay", value, 0)
+        return arguments.at_least("delay", value, 0)
     except TypeError:
         raise WrongLine(f"delay must be a number of seconds or a string, not {_kind(value)}") from None
     except ValueError as error:
@@ -170,7 +170,7 @@ def _at(value: Any) -> datetime:
 
 def _id(value: Any) -> str:
     try:
-        intake.check_id(_string("id", value))
+        arguments.check_id(_string("id", value))
     except ValueError as error:
         raise WrongLine(str(error)) from None
     return str(value)
@@ -183,7 +183,7 @@ def _headers(value: Any) -> Mapping[str, str]:
         if not isinstance(content, str):
             raise WrongLine(f"headers must be an object of strings: {_shown(name)} is {_kind(content)}")
     try:
-        return intake.check_headers(value) or {}
+        return arguments.check_headers(value) or {}
     except ValueError:
         raise WrongLine("headers must be text that UTF-8 can carry: one has half a surrogate pair") from None
 

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import attrs
 import trio
 
-from localdelay import intake
+from localdelay import arguments
 from localdelay.errors import QueueFull, Throttled
 from localdelay.fallback.fallback import Holder
 from localdelay.message import NO_HEADERS, Message, numbers
@@ -156,7 +156,7 @@ class Reader:
 
 def _message(number: int, payload: bytes, options: Options) -> Message:
     wall = datetime.now(UTC)
-    due = intake.execute_at(trio.current_time(), options.get("delay"), options.get("at"), wall=wall)
+    due = arguments.execute_at(trio.current_time(), options.get("delay"), options.get("at"), wall=wall)
     headers = options.get("headers")
     shown = MappingProxyType(dict(headers)) if headers else NO_HEADERS
     return Message(options.get("id", number), payload, due, shown)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import attrs
 
-from localdelay import checks
+from localdelay import arguments
 from localdelay.message import Message
 from localdelay.relay.saving import Saved
 from localdelay.statistics import Statistics
@@ -18,12 +18,12 @@ FORMATS = ("text", "jsonl")
 
 def _count_or_none(_: object, attribute: Any, value: int | None) -> None:
     if value is not None:
-        checks.count(attribute.name, value)
+        arguments.count(attribute.name, value)
 
 
 def _seconds_or_none(_: object, attribute: Any, value: float | None) -> None:
     if value is not None:
-        checks.at_least(attribute.name, value, 0, "a number of seconds")
+        arguments.at_least(attribute.name, value, 0, "a number of seconds")
 
 
 @attrs.frozen(kw_only=True)
@@ -39,10 +39,10 @@ class Settings:
     """Seconds, for the lines that say nothing of when. Text needs it."""
     format: str = "text"
     """How a line is read: see `lines`."""
-    workers: int = attrs.field(default=20, validator=checks.field_count)
-    capacity: int = attrs.field(default=100_000, validator=checks.field_count)
+    workers: int = attrs.field(default=20, validator=arguments.field_count)
+    capacity: int = attrs.field(default=100_000, validator=arguments.field_count)
     """Messages held at once; the input waits while there are so many."""
-    capacity_bytes: int = attrs.field(default=256_000_000, validator=checks.field_count)
+    capacity_bytes: int = attrs.field(default=256_000_000, validator=arguments.field_count)
     """Payloads and headers held at once."""
     batch: int | None = attrs.field(default=None, validator=_count_or_none)
     """The most messages of one send; None: one by one."""
@@ -50,13 +50,13 @@ class Settings:
     """Sends of a message before it is given up; None: no end."""
     send_timeout: float = attrs.field(default=30.0)
     """Seconds that a send may take."""
-    grace: float = attrs.field(default=25.0, validator=checks.field_at_least(0))
+    grace: float = attrs.field(default=25.0, validator=arguments.field_at_least(0))
     """Seconds from the first signal on in which what comes due is still sent."""
     hand_back: bool = False
     """Whether what comes due later is given to the broker's own delay."""
     strict: bool = False
     """Whether the first wrong line is the last that is read."""
-    max_line: int = attrs.field(default=1 << 20, validator=checks.field_count)
+    max_line: int = attrs.field(default=1 << 20, validator=arguments.field_count)
     """The most bytes of a line, without its line break."""
     unsent: Path | None = None
     """Where to write what was not sent; None: a new file in the current directory, if there is anything."""
@@ -70,7 +70,7 @@ class Settings:
             raise ValueError("delay must be given for text: a line says nothing of when")
         if self.hold is not None and self.hand_back:
             raise ValueError("hand_back is for messages in memory: in Redis they are safe")
-        if not checks.at_least("send_timeout", self.send_timeout, 0) > 0:
+        if not arguments.at_least("send_timeout", self.send_timeout, 0) > 0:
             raise ValueError("send_timeout must be more than 0")
 
 

@@ -139,7 +139,7 @@ def test_only_the_commands_know_the_terminal(name: str) -> None:
 
 def test_pure_modules_know_no_clock() -> None:
     """Decisions are pure: these import neither Trio nor a clock nor randomness."""
-    for module in ("errors", "message", "capacity", "lateness", "queue/retry", "intake", "statistics"):
+    for module in ("errors", "message", "capacity", "lateness", "queue/retry", "arguments", "statistics"):
         used = {name.split(".")[0] for _, name in imports(PACKAGE / f"{module}.py")}
         assert not used & {"trio", "time", "random", "asyncio", "threading"}, module
 

@@ -25,7 +25,7 @@ from confluent_kafka import KafkaError, KafkaException
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localdelay import Message, intake
+from localdelay import Message, arguments
 from localdelay.benchmark import hlog
 from localdelay.brokers import kafka_client, open_broker, opening, without_secrets
 from localdelay.brokers.address import hide_secrets
@@ -103,7 +103,7 @@ def _check_line(line: bytes, parse: lines.Parse) -> None:
         assert _SECRET not in str(error)
         return
     wall = datetime.fromtimestamp(NOW.wall, UTC)
-    due = intake.execute_at(NOW.clock, options.get("delay"), options.get("at"), wall=wall)
+    due = arguments.execute_at(NOW.clock, options.get("delay"), options.get("at"), wall=wall)
     assert NOW.clock <= due < math.inf
     message, *_ = stamp(7, payload, due, options.get("id"), options.get("headers"))
     _check_record(message, NOW)

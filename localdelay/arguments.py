@@ -1,15 +1,55 @@
-"""Checking what a caller gives to `put`, and stamping it with its execute-at."""
+"""What callers give: refused by the argument's name if it is wrong, and made into what is kept. Pure."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-
-from . import checks
+from typing import Any
 
 LATEST = 1e15
 """Seconds: 30 million years, and still exact to a tenth of a second."""
+
+
+def number(name: str, value: float, kind: str = "a number") -> float:
+    """The value as a float, infinite where it is too large for one; a `TypeError` for what is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be {kind}, not {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def at_least(name: str, value: float, low: float, kind: str = "a number") -> float:
+    """The value as a float; a `ValueError` unless it is finite and not below `low`."""
+    given = number(name, value, kind)
+    if not low <= given < math.inf:
+        raise ValueError(f"{name} must be finite and at least {low}, not {given!r}")
+    return given
+
+
+def count(name: str, value: int) -> int:
+    """A whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}")
+    return value
+
+
+def field_at_least(low: float) -> Callable[[object, Any, float], None]:
+    """`at_least`, as a validator of an attrs field."""
+
+    def check(_: object, attribute: Any, value: float) -> None:
+        at_least(attribute.name, value, low)
+
+    return check
+
+
+def field_count(_: object, attribute: Any, value: int) -> None:
+    """`count`, as a validator of an attrs field."""
+    count(attribute.name, value)
 
 
 def execute_at(
@@ -24,7 +64,7 @@ def execute_at(
     if at is None:
         if delay is None:
             raise TypeError("one of delay and at must be given")
-        return now + checks.at_least("delay", delay, 0, "a number of seconds")
+        return now + at_least("delay", delay, 0, "a number of seconds")
     if delay is not None:
         raise TypeError("only one of delay and at may be given")
     if not isinstance(at, datetime):
@@ -74,7 +114,7 @@ def check_seconds(name: str, value: float | None, *, zero: bool) -> float:
     """A number of seconds, infinite for None."""
     if value is None:
         return math.inf
-    seconds = checks.number(name, value, "a number of seconds or None")
+    seconds = number(name, value, "a number of seconds or None")
     if not (seconds >= 0 if zero else seconds > 0):
         raise ValueError(f"{name} must {'not be negative' if zero else 'be more than 0'}, not {seconds!r}")
     return seconds
@@ -82,7 +122,7 @@ def check_seconds(name: str, value: float | None, *, zero: bool) -> float:
 
 def check_instant(name: str, value: float) -> float:
     """A finite instant on Trio's clock, in seconds."""
-    instant = checks.number(name, value, "a number of seconds")
+    instant = number(name, value, "a number of seconds")
     if not abs(instant) <= LATEST:
         raise ValueError(f"{name} must be a number of seconds that a clock can show, not {instant!r}")
     return instant

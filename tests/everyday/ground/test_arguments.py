@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localdelay import checks, intake
+from localdelay import arguments
 
 HUGE = 10**400
 """An int that no float can hold."""
@@ -48,14 +48,14 @@ class Fixed(datetime):
 
 @pytest.fixture
 def noon(monkeypatch: pytest.MonkeyPatch) -> datetime:
-    monkeypatch.setattr(intake, "datetime", Fixed)
+    monkeypatch.setattr(arguments, "datetime", Fixed)
     return Fixed.now(UTC)
 
 
 @given(now=st.floats(0, 1e12), delay=st.one_of(st.floats(0, 1e12), st.integers(0, 10**12)))
 def test_a_delay_counts_from_now(now: float, delay: float) -> None:
     """execute-at is the clock's reading plus the delay, and no rounding makes it earlier than now."""
-    due = intake.execute_at(now, delay, None)
+    due = arguments.execute_at(now, delay, None)
     assert due == now + delay
     assert due >= now
 
@@ -63,7 +63,7 @@ def test_a_delay_counts_from_now(now: float, delay: float) -> None:
 @pytest.mark.parametrize("delay", [0, 0.0, 5e-324, 120, 120.0, LikeFloat64(1.5), LikeInt(3), 1e308, 10**15])
 def test_a_delay_may_be_any_finite_number(delay: float) -> None:
     """Ints and floats, also of numpy's kind, from zero to what a float can hold."""
-    due = intake.execute_at(1.0, delay, None)
+    due = arguments.execute_at(1.0, delay, None)
     assert isinstance(due, float)
     assert math.isfinite(due)
     assert due == 1.0 + float(delay)
@@ -96,17 +96,17 @@ def test_a_delay_may_be_any_finite_number(delay: float) -> None:
 def test_a_delay_that_is_none_is_refused(delay: Any, error: type[Exception]) -> None:
     """A negative, NaN, infinite or foreign delay is refused by its name."""
     with pytest.raises(error, match=r"^delay"):
-        intake.execute_at(5.0, delay, None)
+        arguments.execute_at(5.0, delay, None)
 
 
 def test_one_of_delay_and_at_must_be_given() -> None:
     """Neither is an error and so are both, whatever their values."""
     with pytest.raises(TypeError, match="one of delay and at must be given"):
-        intake.execute_at(0.0, None, None)
+        arguments.execute_at(0.0, None, None)
     with pytest.raises(TypeError, match="only one of delay and at"):
-        intake.execute_at(0.0, 0, datetime.now(UTC))
+        arguments.execute_at(0.0, 0, datetime.now(UTC))
     with pytest.raises(TypeError, match="only one of delay and at"):
-        intake.execute_at(0.0, -1, "tomorrow")  # type: ignore[arg-type]
+        arguments.execute_at(0.0, -1, "tomorrow")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -123,22 +123,22 @@ def test_one_of_delay_and_at_must_be_given() -> None:
 @pytest.mark.parametrize("zone", [UTC, INDIA, timezone(timedelta(hours=-12))])
 def test_at_is_an_instant_of_wall_time(ahead: timedelta, due: float, zone: tzinfo, noon: datetime) -> None:
     """`at` counts from the wall clock in any time zone, and what is past is due now."""
-    assert intake.execute_at(100.0, None, (noon + ahead).astimezone(zone)) == pytest.approx(due, abs=1e-9)
-    assert intake.execute_at(100.0, None, (noon + ahead).astimezone(zone)) >= 100.0
+    assert arguments.execute_at(100.0, None, (noon + ahead).astimezone(zone)) == pytest.approx(due, abs=1e-9)
+    assert arguments.execute_at(100.0, None, (noon + ahead).astimezone(zone)) >= 100.0
 
 
 def test_at_reads_the_real_wall_clock() -> None:
     """An hour from now is due in an hour, up to what passed meanwhile."""
-    assert 3540 < intake.execute_at(0.0, None, datetime.now(UTC) + timedelta(hours=1)) <= 3600
+    assert 3540 < arguments.execute_at(0.0, None, datetime.now(UTC) + timedelta(hours=1)) <= 3600
 
 
 @pytest.mark.parametrize("offset", [-23.99, -12, 0, 12, 23.99])
 def test_at_may_be_the_end_or_the_beginning_of_time(offset: float) -> None:
     """The latest and the earliest datetime overflow nothing, in any time zone."""
     zone = timezone(timedelta(hours=offset))
-    latest = intake.execute_at(5.0, None, datetime.max.replace(tzinfo=zone))
+    latest = arguments.execute_at(5.0, None, datetime.max.replace(tzinfo=zone))
     assert 7900 * 365 * 86400 < latest < 8000 * 366 * 86400
-    assert intake.execute_at(5.0, None, datetime.min.replace(tzinfo=zone)) == 5.0
+    assert arguments.execute_at(5.0, None, datetime.min.replace(tzinfo=zone)) == 5.0
 
 
 class Nowhere(tzinfo):
@@ -167,31 +167,31 @@ class Nowhere(tzinfo):
 def test_an_at_that_is_none_is_refused(at: Any, error: type[Exception]) -> None:
     """A naive datetime is a `ValueError` and what is no datetime a `TypeError`, both by name."""
     with pytest.raises(error, match=r"^at "):
-        intake.execute_at(0.0, None, at)
+        arguments.execute_at(0.0, None, at)
 
 
 def test_a_payload_is_bytes() -> None:
     """Exact bytes are taken as they are, and a child class is made into exact bytes."""
     payload = b"\0\xff" * 100
-    assert intake.check_payload(payload) is payload
-    plain = intake.check_payload(LikeBytes(b"abc"))
+    assert arguments.check_payload(payload) is payload
+    plain = arguments.check_payload(LikeBytes(b"abc"))
     assert type(plain) is bytes
     assert plain == b"abc"
-    assert intake.check_payload(b"") == b""
+    assert arguments.check_payload(b"") == b""
 
 
 @pytest.mark.parametrize("payload", ["text", bytearray(b"x"), memoryview(b"x"), None, 5, [120], object()])
 def test_a_payload_that_is_no_bytes_is_refused(payload: Any) -> None:
     """Text, and buffers that could change while they wait, are refused; the payload is not in the message."""
     with pytest.raises(TypeError, match=r"^payload must be bytes") as caught:
-        intake.check_payload(payload)
+        arguments.check_payload(payload)
     assert "text" not in str(caught.value)
 
 
 @pytest.mark.parametrize("id", ["a", "order 7", "ünïcode-1", LikeStr("x"), "a" * 1000, "0"])
 def test_an_id_is_printable_text(id: str) -> None:
     """Any text that can stand in a log line and a header is an id."""
-    intake.check_id(id)
+    arguments.check_id(id)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_an_id_is_printable_text(id: str) -> None:
 def test_an_id_that_is_none_is_refused(id: Any, error: type[Exception]) -> None:
     """Nothing that could break a line or a header gets to be an id."""
     with pytest.raises(error, match=r"^id "):
-        intake.check_id(id)
+        arguments.check_id(id)
 
 
 class Pairs(Mapping[str, str]):
@@ -235,11 +235,11 @@ class Pairs(Mapping[str, str]):
 def test_headers_are_copied(kind: Any) -> None:
     """Any mapping will do, and what the caller does to it later is not seen."""
     original = {"k": "v", "é": "€"}
-    copy = intake.check_headers(kind(original))
+    copy = arguments.check_headers(kind(original))
     original["k"] = "changed"
     assert type(copy) is dict
     assert copy == {"k": "v", "é": "€"}
-    assert intake.check_headers(kind({})) is None
+    assert arguments.check_headers(kind({})) is None
 
 
 @pytest.mark.parametrize(
@@ -262,13 +262,13 @@ def test_headers_are_copied(kind: Any) -> None:
 def test_headers_that_are_none_are_refused(headers: Any, error: type[Exception]) -> None:
     """Headers are a mapping of text to text that UTF-8 can carry, or are refused by name."""
     with pytest.raises(error, match=r"^headers must"):
-        intake.check_headers(headers)
+        arguments.check_headers(headers)
 
 
 @pytest.mark.parametrize("value", [1, 24_000, LikeInt(3), pytest.param(HUGE, id="huge")])
 def test_a_count_is_a_whole_number(value: int) -> None:
     """Counts may be as large as one likes."""
-    assert checks.count("capacity", value) == value
+    assert arguments.count("capacity", value) == value
 
 
 @pytest.mark.parametrize(
@@ -290,21 +290,21 @@ def test_a_count_is_a_whole_number(value: int) -> None:
 def test_a_count_that_is_none_is_refused(value: Any, error: type[Exception]) -> None:
     """Zero, fractions and booleans are no counts."""
     with pytest.raises(error, match=r"^capacity must"):
-        checks.count("capacity", value)
+        arguments.count("capacity", value)
 
 
 @pytest.mark.parametrize("zero", [True, False])
 @pytest.mark.parametrize("value", [1, 0.5, 5e-324, LikeFloat64(2.5), LikeInt(3), math.inf])
 def test_seconds_are_any_number(value: float, zero: bool) -> None:
     """A number of seconds comes back as it is."""
-    assert intake.check_seconds("grace", value, zero=zero) == value
+    assert arguments.check_seconds("grace", value, zero=zero) == value
 
 
 @pytest.mark.parametrize("zero", [True, False])
 def test_no_seconds_at_all_are_without_end(zero: bool) -> None:
     """None means no limit, and so does a number that no clock can reach."""
-    assert intake.check_seconds("grace", None, zero=zero) == math.inf
-    long = intake.check_seconds("grace", HUGE, zero=zero)
+    assert arguments.check_seconds("grace", None, zero=zero) == math.inf
+    long = arguments.check_seconds("grace", HUGE, zero=zero)
     assert 1.5 + long > 1e300
 
 
@@ -329,21 +329,21 @@ def test_no_seconds_at_all_are_without_end(zero: bool) -> None:
 def test_seconds_that_are_none_are_refused(value: Any, error: type[Exception], zero: bool) -> None:
     """Negative, NaN and foreign values are refused by name."""
     with pytest.raises(error, match=r"^grace must"):
-        intake.check_seconds("grace", value, zero=zero)
+        arguments.check_seconds("grace", value, zero=zero)
 
 
 @pytest.mark.parametrize("value", [0, 0.0, -0.0])
 def test_zero_seconds_are_allowed_where_they_mean_something(value: float) -> None:
     """A grace of 0 is one, a timeout of 0 is none, and the message says which."""
-    assert intake.check_seconds("grace", value, zero=True) == 0
+    assert arguments.check_seconds("grace", value, zero=True) == 0
     with pytest.raises(ValueError, match=r"^send_timeout must be more than 0"):
-        intake.check_seconds("send_timeout", value, zero=False)
+        arguments.check_seconds("send_timeout", value, zero=False)
 
 
 @pytest.mark.parametrize("value", [0, -5, 1.5, LikeFloat64(2.5), LikeInt(3), -1e15])
 def test_an_instant_is_any_finite_number(value: float) -> None:
     """An instant may lie before the clock's zero."""
-    assert intake.check_instant("execute_at", value) == value
+    assert arguments.check_instant("execute_at", value) == value
 
 
 @pytest.mark.parametrize(
@@ -363,17 +363,17 @@ def test_an_instant_is_any_finite_number(value: float) -> None:
 def test_an_instant_that_is_none_is_refused(value: Any, error: type[Exception]) -> None:
     """What cannot be compared with the clock is refused by name."""
     with pytest.raises(error, match=r"^execute_at must"):
-        intake.check_instant("execute_at", value)
+        arguments.check_instant("execute_at", value)
 
 
 @pytest.mark.parametrize("value", [None, "send", b"x", 5, {}])
 def test_a_function_must_be_callable(value: Any) -> None:
     """What cannot be called is refused by name."""
     with pytest.raises(TypeError, match=r"^send must be an async function"):
-        intake.check_async("send", value)
+        arguments.check_async("send", value)
 
 
 def test_any_callable_may_be_an_async_function() -> None:
     """Any object that can be called is taken: what it returns shows when it is called."""
-    intake.check_async("send", lambda message: message)
-    intake.check_async("send", test_any_callable_may_be_an_async_function)
+    arguments.check_async("send", lambda message: message)
+    arguments.check_async("send", test_any_callable_may_be_an_async_function)
