@@ -16,7 +16,6 @@ from localdelay.limit import RateLimit
 from localdelay.listening import Listener
 from localdelay.message import NO_HEADERS, Message, numbers
 from localdelay.nurseries import failure_in
-from localdelay.queue.admission import Admission
 from localdelay.queue.queue import DelayQueue
 from localdelay.timer import clock_parts
 
@@ -144,7 +143,7 @@ class Fallback(Controls):
         if asked.why is not None:
             if asked.decision.action is Action.RAISE:
                 raise asked.why
-            return await self._hold(message, number if id is None else None, asked.decision, asked.why)
+            return await self._hold(message, asked.decision, asked.why)
         try:
             await self._publish_delayed(message, due - now if delay is None else delay)
         except Exception as raised:
@@ -153,7 +152,7 @@ class Fallback(Controls):
             if decision.action is Action.RAISE:
                 raise
             try:
-                return await self._hold(message, number if id is None else None, decision, error)
+                return await self._hold(message, decision, error)
             finally:
                 del error  # or its traceback, this frame and the payload hold each other
         except BaseException:
@@ -163,17 +162,14 @@ class Fallback(Controls):
         return Receipt(Route.PRIMARY, message, None, self._queue.at_risk)
 
     def _is_known(self, id: str) -> bool:
-        queue = self._queue
-        return queue.is_pending(id) if isinstance(queue, DelayQueue) else queue.is_known(id)
+        return self._queue.is_known(id)
 
     @trio.lowlevel.enable_ki_protection
-    async def _hold(
-        self, message: Message, number: int | None, decision: Decision, why: Exception
-    ) -> Receipt:
+    async def _hold(self, message: Message, decision: Decision, why: Exception) -> Receipt:
         assert decision.reason is not None  # noqa: S101 (what is held is held for a reason)
         try:
             if isinstance(self._queue, DelayQueue):
-                await self._hold_in_memory(self._queue.admission, message, number)
+                await self._queue.hold(message, self._room_timeout)
             else:
                 await self._queue.hold(message)
         except (QueueFull, Throttled, ConnectionError) as full:
@@ -182,16 +178,3 @@ class Fallback(Controls):
         if self._returning is not None:
             self._returning.wake()
         return self._router.held(message, decision.reason, why, self._queue.at_risk)
-
-    async def _hold_in_memory(self, admission: Admission, message: Message, number: int | None) -> None:
-        if number is None:
-            stamped = admission.stamp_message(message)
-        else:
-            stamped = admission.stamp_numbered(number, message)
-        if self._room_timeout == 0:
-            await admission.accept_safely(stamped)
-            return
-        with trio.move_on_after(self._room_timeout):
-            await admission.accept_or_wait(stamped)
-            return
-        raise QueueFull(f"no room within {self._room_timeout} s")

@@ -12,7 +12,7 @@ from localdelay import arguments
 from localdelay.entry import Body, Entry, message_of, size_of
 from localdelay.errors import QueueClosed, QueueFull
 from localdelay.journal.commits import Committer
-from localdelay.message import Message
+from localdelay.message import Message, number_in
 
 from .ids import Ids
 from .ledger import Ledger
@@ -104,8 +104,11 @@ class Admission:
             raise ValueError(f"attempt must be at most {_MOST_ATTEMPTS}, not {attempt}")
         return self._stamped(next(self._numbers), payload, due, known, message.headers, attempt=attempt)
 
-    def stamp_numbered(self, number: int, message: Message) -> Stamped:
-        """A message that was checked before, and made of a number that no queue has seen."""
+    def stamp_held(self, message: Message) -> Stamped:
+        """A message that was checked before. If it has a number for an id, no queue has seen that yet."""
+        number = number_in(message)
+        if number is None:
+            return self.stamp_message(message)
         headers = message.headers or None  # checked already: most messages have none
         return self._stamped(number, message.payload, message.execute_at, None, headers, attempt=1)
 

@@ -199,6 +199,22 @@ class DelayQueue:
         return self.admission.accept(self.admission.stamp_message(message))
 
     @trio.lowlevel.enable_ki_protection
+    async def hold(self, message: Message, timeout: float = 0.0) -> None:  # noqa: ASYNC109 (for room alone)
+        """For `Fallback`, which has stamped and checked this message: take it in, with its id.
+
+        Waits up to `timeout` seconds for room, and then raises `QueueFull`; without one, not at all. Returns
+        when the journal has it, if there is one; else raises like `put`.
+        """
+        stamped = self.admission.stamp_held(message)
+        if timeout == 0:
+            await self.admission.accept_safely(stamped)
+            return
+        with trio.move_on_after(timeout):
+            await self.admission.accept_or_wait(stamped)
+            return
+        raise QueueFull(f"no room within {timeout} s")
+
+    @trio.lowlevel.enable_ki_protection
     def cancel(self, id: str) -> bool:
         """Take a message out again.
 
@@ -230,6 +246,10 @@ class DelayQueue:
         An id that the caller chose is pending also while its message waits for room.
         """
         return self._ids.number(id) is not None
+
+    def is_known(self, id: str) -> bool:
+        """For `Fallback`: whether a message with this id is pending, as far as is known without waiting."""
+        return self.is_pending(id)
 
     def is_chosen(self, id: str) -> bool:
         """For `Remote`: whether a caller chose this id for a message that is pending. In any thread."""
