@@ -18,6 +18,7 @@ from typing import Any
 import attrs
 
 from . import arguments
+from .backoff import grown
 
 
 class BreakerState(Enum):
@@ -79,11 +80,8 @@ class BreakerPolicy:
 
     def wait(self, openings: int, jitter: float) -> float:
         """Seconds to stay open for the n-th time in a row (n from 1); `jitter` is drawn from 0 to 1."""
-        try:
-            grown = self.wait_initial * self.wait_exp_base ** (openings - 1)
-        except OverflowError:
-            grown = math.inf
-        return min(self.wait_max, grown) * (1 + self.wait_jitter * jitter)
+        wait = grown(openings, first=self.wait_initial, most=self.wait_max, base=self.wait_exp_base)
+        return wait * (1 + self.wait_jitter * jitter)
 
 
 class Breaker:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -18,13 +17,12 @@ import trio
 from pika import frame
 from pika.adapters.select_connection import SelectConnection
 
+from localdelay.backoff import Backoff
 from localdelay.brokers import amqp_errors
 from localdelay.brokers.amqp_channel import ConfirmedChannel, Publish
 from localdelay.brokers.amqp_frames import DelayQueueType
 from localdelay.brokers.amqp_loop import Loop, logger, quiet
 
-_RECONNECT_FIRST: Final = 0.05
-_RECONNECT_MOST: Final = 1.0
 _WRITTEN_AHEAD: Final = 1024 * 1024
 _ROOM_POLL: Final = 0.005
 _CLOSE_GRACE: Final = 1.0
@@ -227,7 +225,7 @@ class Connection:
                 channel.expire(trio.current_time(), self._unsent, self._unconfirmed)
 
     async def _keep_connected(self) -> None:
-        failures = 0
+        backoff = Backoff()
         while True:
             try:
                 await self._connect()
@@ -238,15 +236,13 @@ class Connection:
                     self._opened.set()
                     return
             else:
-                failures = 0
+                backoff.reset()
                 self._opened.set()
                 while self._connection is not None:
                     self._changed = trio.Event()
                     await self._changed.wait()
             logger.debug("%s:%d: %s", self._node.host, self._node.port, self._trouble)
-            wait = min(_RECONNECT_MOST, _RECONNECT_FIRST * 2.0**failures)
-            failures = min(failures + 1, 10)
-            await trio.sleep(wait * random.uniform(0.5, 1.0))
+            await trio.sleep(backoff.next())
 
     async def _connect(self) -> None:
         """Make a connection that a channel is ready on. Raises `OSError` where none comes about."""

@@ -12,7 +12,6 @@ waiting for the answers to what was written before.
 from __future__ import annotations
 
 import math
-import random
 import socket
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ import greenstalk
 import trio
 from trio.lowlevel import enable_ki_protection, wait_readable, wait_writable
 
+from localdelay.backoff import Backoff
 from localdelay.settling import Confirmation, caused_by
 
 # So much is under way at most: what the server does not answer must not fill the memory.
@@ -31,7 +31,6 @@ _WRITE_BYTES = 65_536
 _READ_BYTES = 65_536
 _LONGEST_ANSWER = 1000
 _LONGEST_ID = 20  # digits of 64 bits
-_PAUSE_MIN, _PAUSE_MAX = 0.05, 1.0
 _FRESH = 0.002  # seconds after a put in which nobody asks whether there still is a connection
 _OUT_OF_STEP = (greenstalk.BadFormatError, greenstalk.UnknownCommandError, greenstalk.UnknownResponseError)
 
@@ -164,15 +163,14 @@ class Line:
         """Write and read on this connection, and when it is lost on others."""
         while True:
             await self._serve(connected)
-            pause = _PAUSE_MIN
+            backoff = Backoff()
             while True:
-                await trio.sleep(pause * random.uniform(0.5, 1))
+                await trio.sleep(backoff.next())
                 try:
                     connected = await self.connect()
                     break
                 except ConnectionError as error:
                     self._refusal = str(error)
-                pause = min(2 * pause, _PAUSE_MAX)
 
     @enable_ki_protection
     async def watch(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import random
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ import nats.errors
 import nats.js.errors
 import trio
 
+from localdelay.backoff import Backoff
 from localdelay.brokers.nats_answers import answer_error, classified, in_a_line, refused_by
 from localdelay.brokers.nats_frames import END, Answer, publish_head
 from localdelay.brokers.nats_line import Line, connect, in_asyncio, logger
@@ -25,7 +25,6 @@ _MESSAGES_AT_ONCE = 100
 _BYTES_AT_ONCE = 256 * 1024
 _SAYS_WHY_WITHIN = 0.01
 _FIRST_WAIT = 0.1
-_LONGEST_WAIT = 1.0
 _LOOKUP_TIMEOUT = 2.0
 _LOOKUP_HOLDS = 1.0
 # A server that is back may not have all of its streams yet.
@@ -292,15 +291,14 @@ class Outbox:
         raise ConnectionError("no servers")
 
     async def _reconnected(self) -> Line:
-        wait = 0.0
+        backoff = Backoff(_FIRST_WAIT)
         while True:
-            await trio.sleep(wait * random.uniform(0.5, 1.0))
-            wait = min(_LONGEST_WAIT, max(_FIRST_WAIT, 2 * wait))
             try:
                 line = await self._connect_to_any()
             except Exception as error:  # noqa: BLE001 (whatever it is: the next time may do)
                 self._trouble = error
                 logger.debug("%s", in_a_line(error))
+                await trio.sleep(backoff.next())
             else:
                 logger.info("connected to the NATS server again")
                 return line

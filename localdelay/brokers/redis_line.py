@@ -7,7 +7,6 @@ filled again, and a pool without places waits for ever.
 from __future__ import annotations
 
 import logging
-import random
 import ssl
 from contextlib import suppress
 from contextvars import ContextVar
@@ -19,6 +18,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from coredis.connection import TCPConnection, TCPLocation
 from coredis.exceptions import AuthorizationError, RedisError, ResponseError
 
+from localdelay.backoff import Backoff
 from localdelay.brokers.redis_pipelines import Pipelines
 
 logger = logging.getLogger("localdelay.brokers.redis")
@@ -27,8 +27,8 @@ LARGEST = 512 * 1024 * 1024
 """Redis's own `proto-max-bulk-len`, in bytes, where nobody has set another."""
 
 QUOTES = ", with args beginning with"
-_SHORTEST_WAIT = 0.05
-_LONGEST_WAIT = 1.0
+_SETTLED = 1.0
+"""Seconds: a connection that held so long was a good one, and the next attempt is made at once."""
 
 _ours: ContextVar[bool] = ContextVar("_ours", default=False)
 
@@ -159,22 +159,18 @@ async def keep_connected(
         await line.ended.wait()
         pipelines.disconnected()
         # One that ends at once is made again after a short wait, so that there is no busy loop.
-        failures = 0 if trio.current_time() - begun >= _LONGEST_WAIT else 1
+        at_once = trio.current_time() - begun >= _SETTLED
+        backoff = Backoff()
         while line.ended.is_set():
-            if failures:
-                await trio.sleep(wait_after(failures) * random.uniform(0.5, 1.0))
-            failures += 1
+            if not at_once:
+                await trio.sleep(backoff.next())
+            at_once = False
             try:
                 line = await connect(nursery, place, within)
             except ConnectionError as error:
                 logger.debug("%s", error)
                 pipelines.unreachable(error)
         pipelines.connected(line.connection, line.largest)
-
-
-def wait_after(failures: int) -> float:
-    """The longest wait before the next attempt to connect, in seconds."""
-    return min(_SHORTEST_WAIT * 2.0 ** min(failures - 1, 10), _LONGEST_WAIT)
 
 
 async def _ask(line: Line) -> None:

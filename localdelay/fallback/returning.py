@@ -12,13 +12,13 @@ from contextlib import contextmanager, suppress
 
 import trio
 
+from localdelay.backoff import grown
 from localdelay.breaker import BreakerState, Outcome
 from localdelay.entry import Entry, message_of
 from localdelay.errors import PermanentSendError
 from localdelay.listening import Listener, tell
 from localdelay.queue.handing_back import HandBacks
 from localdelay.queue.lanes import Slot
-from localdelay.queue.retry import RetryPolicy
 from localdelay.queue.sending import HandBack
 
 from .events import HandedBack
@@ -27,7 +27,7 @@ from .router import Router
 IN_FLIGHT = 10
 _PASS_EVERY = 1.0
 """Seconds between two searches for what is far, at the least: each walks all that waits."""
-_AFTER_FAILURES = RetryPolicy(wait_initial=1.0, wait_max=30.0, wait_jitter=0.0)
+_LONGEST_WAIT = 30.0
 
 
 class Returning:
@@ -70,7 +70,7 @@ class Returning:
             self._news = trio.Event()
             await self._one_pass()
             with self._pause():
-                await trio.sleep(max(_PASS_EVERY, _AFTER_FAILURES.wait(self._failures, 0.0)))
+                await trio.sleep(grown(max(1, self._failures), first=_PASS_EVERY, most=_LONGEST_WAIT))
 
     def stop(self) -> None:
         """Begin no more hand-backs: `run` returns when those under way have ended."""

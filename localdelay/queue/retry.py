@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 
 from localdelay import arguments
+from localdelay.backoff import grown
 from localdelay.errors import PermanentSendError, Throttled
 
 
@@ -31,11 +32,8 @@ class RetryPolicy:
 
     def wait(self, failures: int, jitter: float) -> float:
         """Seconds to wait after this many failures; `jitter` is a draw from 0 to 1."""
-        try:
-            backoff = self.wait_initial * float(self.wait_exp_base) ** (failures - 1)
-        except OverflowError:
-            backoff = self.wait_max if self.wait_initial else 0.0
-        return min(self.wait_max, backoff + self.wait_jitter * jitter)
+        wait = grown(failures, first=self.wait_initial, most=self.wait_max, base=self.wait_exp_base)
+        return min(self.wait_max, wait + self.wait_jitter * jitter)
 
 
 @attrs.frozen

@@ -8,7 +8,6 @@ one write.
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +15,9 @@ from typing import Any
 import trio
 from coredis.exceptions import NoScriptError
 
+from localdelay.backoff import Backoff
 from localdelay.brokers.redis import classified
-from localdelay.brokers.redis_line import LARGEST, Line, Place, connect, wait_after
+from localdelay.brokers.redis_line import LARGEST, Line, Place, connect
 from localdelay.redis_plan.errors import RedisUnreachable
 from localdelay.redis_plan.scripts import ALL, Script
 
@@ -70,11 +70,12 @@ class Link:
                 begun = trio.current_time()
                 await line.ended.wait()
                 self._line = None
-                failures = 0 if trio.current_time() - begun >= _SETTLED else 1
+                at_once = trio.current_time() - begun >= _SETTLED
+                backoff = Backoff()
                 while self._line is None:
-                    if failures:
-                        await trio.sleep(wait_after(failures) * random.uniform(0.5, 1.0))
-                    failures += 1
+                    if not at_once:
+                        await trio.sleep(backoff.next())
+                    at_once = False
                     try:
                         line = await connect(nursery, self._place, self._connect_timeout)
                         await self._use(nursery, line)

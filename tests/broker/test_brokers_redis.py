@@ -33,7 +33,7 @@ from localdelay import (
 )
 from localdelay.brokers import open_broker, redis_pipelines
 from localdelay.brokers.redis import RedisBroker, classified, escaped, open_address, open_redis
-from localdelay.brokers.redis_line import LARGEST, Place, wait_after
+from localdelay.brokers.redis_line import Place
 from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID
 from tests.kit.servers.process import NotInstalled, free_port, program
 from tests.kit.servers.redis import RedisServer
@@ -834,12 +834,6 @@ async def test_what_coredis_says_to_others_is_left_alone(caplog: pytest.LogCaptu
     """A program that uses coredis itself sees its log as ever."""
     logging.getLogger("coredis").warning("theirs")
     assert [record.getMessage() for record in caplog.records] == ["theirs"]
-
-
-def test_waits_between_attempts() -> None:
-    """They double from 50 ms to one second, however many there were."""
-    assert [wait_after(failures) for failures in (1, 2, 3, 5, 6, 100_000)] == [0.05, 0.1, 0.2, 0.8, 1.0, 1.0]
-    assert LARGEST == 512 * 1024**2
 
 
 # ---------------------------------------------------------------- TLS
