@@ -17,6 +17,7 @@ import click
 from localdelay.cli import journal_report as report
 from localdelay.cli.files import parse_output
 from localdelay.cli.journal_output import BrokeOff, Failed, Lines, Output, append, tell
+from localdelay.cli.terminal import ask
 from localdelay.cli.units import Parsed
 from localdelay.errors import JournalError
 from localdelay.journal.record import Record
@@ -207,12 +208,10 @@ def _text(looked: report.Looked, rows: Sequence[Record] | None, count: int) -> I
 
 
 def _ask(question: str) -> None:
-    try:
-        yes = click.confirm(question, err=True)
-    except click.Abort:
-        click.echo(err=True)
-        raise BrokeOff("nothing was removed: nobody has answered, and --yes was not given") from None
-    if not yes:
+    answer = ask(question)
+    if answer is None:
+        raise BrokeOff("nothing was removed: nobody has answered, and --yes was not given")
+    if not answer:
         raise BrokeOff("nothing was removed")
 
 
