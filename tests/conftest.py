@@ -31,9 +31,12 @@ def conserve(queue: DelayQueue) -> Statistics:
 
 
 def pytest_configure() -> None:
-    """Ctrl-C does what it does: a shell takes that away from what it starts in the background."""
+    """Ctrl-C and a hang-up do what they do: a shell takes that away from what it starts in the background."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # as under `nohup`
+        # What is ignored would be so in every program that a test starts; what has a handler is not.
+        signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
