@@ -1,7 +1,9 @@
-"""Exceptions that come out of nurseries: what in a group is an error, and what is cancellation."""
+"""What comes out of nurseries: errors and cancellation told apart, and a nursery without groups."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import NoReturn
 
 import trio
@@ -41,17 +43,35 @@ def is_cancelled(raised: BaseException) -> bool:
     return isinstance(raised, trio.Cancelled)
 
 
-def what_to_raise(
-    from_block: BaseException | None, from_nursery: BaseException | None
-) -> BaseException | None:
-    """What leaves the block: the caller's own exception as it is, and without groups of our making.
+@asynccontextmanager
+async def bare_nursery(
+    opened: AbstractAsyncContextManager[trio.Nursery] | None = None,
+) -> AsyncIterator[trio.Nursery]:
+    """A nursery that nobody sees from outside: what its block raises leaves it as it is, in no group.
 
-    A nursery puts a group around whatever leaves it. From the workers there comes nothing but
-    cancellation and what is no `Exception` (a `KeyboardInterrupt` in a send, say).
+    Its tasks are cancelled where the block raises, and waited for where it ends well. What one of them raises
+    leaves without the groups around it, too. `opened` is one that comes with more around it.
     """
-    if from_nursery is None:
-        return from_block
-    crash = bare(from_nursery)
+    from_block: BaseException | None = None
+    from_tasks: BaseException | None = None
+    try:
+        async with opened or trio.open_nursery() as nursery:
+            try:
+                yield nursery
+            except BaseException as raised:
+                from_block = raised
+                if is_cancelled(raised):
+                    raise  # only the nursery can tell whether it was its own cancellation
+                nursery.cancel_scope.cancel()
+    except BaseException as raised:  # noqa: BLE001 (raised again below)
+        from_tasks = raised
+    error = from_block if from_tasks is None else _of_both(from_block, bare(from_tasks))
+    if error is not None:
+        raise error
+
+
+def _of_both(from_block: BaseException | None, crash: BaseException) -> BaseException:
+    """What leaves: of what the block and the tasks raised, that which is no mere consequence of the other."""
     if from_block is None:
         return crash
     if isinstance(crash, trio.Cancelled):

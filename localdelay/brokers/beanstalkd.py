@@ -34,14 +34,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import greenstalk
-import trio
 
 from localdelay import arguments
 from localdelay.brokers.address import Address
 from localdelay.brokers.beanstalkd_line import Line, Place
 from localdelay.errors import PermanentSendError, Throttled
 from localdelay.message import Message
-from localdelay.nurseries import is_cancelled, what_to_raise
+from localdelay.nurseries import bare_nursery
 from localdelay.settling import Confirmation
 
 MAX_DELAY = 2**32 - 1
@@ -170,27 +169,15 @@ async def open_beanstalkd(
     arguments.at_least("confirm_timeout", confirm_timeout, _SHORTEST, "a number of seconds")
     arguments.at_least("connect_timeout", connect_timeout, _SHORTEST, "a number of seconds")
     line = Line(Place(host, port, tube), confirm_timeout, connect_timeout, classified)
-    from_block: BaseException | None = None
-    from_nursery: BaseException | None = None
     connected = await line.connect()
-    try:
-        async with trio.open_nursery() as nursery:
-            try:
-                nursery.start_soon(line.keep_connected, connected)
-                nursery.start_soon(line.watch)
-                yield BeanstalkdBroker(line, priority, time_to_run)
-            except BaseException as raised:
-                from_block = raised
-                if is_cancelled(raised):
-                    raise  # only the nursery can tell whether it was its own cancellation
-            finally:
-                line.close()
-                nursery.cancel_scope.cancel()
-    except BaseException as raised:  # noqa: BLE001 (raised again below)
-        from_nursery = raised
-    error = what_to_raise(from_block, from_nursery)
-    if error is not None:
-        raise error
+    async with bare_nursery() as nursery:
+        try:
+            nursery.start_soon(line.keep_connected, connected)
+            nursery.start_soon(line.watch)
+            yield BeanstalkdBroker(line, priority, time_to_run)
+        finally:
+            line.close()
+            nursery.cancel_scope.cancel()
 
 
 def _check_uint32(name: str, value: int, low: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
 import attrs
@@ -22,7 +22,7 @@ from nats.aio.msg import Msg
 from localdelay.brokers.nats_answers import in_a_line, refused_by
 from localdelay.brokers.nats_frames import Answer
 from localdelay.brokers.nats_wire import Wire
-from localdelay.nurseries import is_cancelled, what_to_raise
+from localdelay.nurseries import bare_nursery
 
 logger = logging.getLogger("localdelay.brokers.nats")
 
@@ -37,30 +37,22 @@ Noted = Callable[[Exception], None]
 T = TypeVar("T")
 
 
-@asynccontextmanager
-async def asyncio_loop() -> AsyncIterator[trio.Nursery]:
+def asyncio_loop() -> AbstractAsyncContextManager[trio.Nursery]:
     """An asyncio loop for the length of an `async with` block, and a nursery that ends with the block.
 
     What the block raises comes out as it is.
     """
-    from_block: BaseException | None = None
-    from_loop: BaseException | None = None
-    try:
-        async with trio_asyncio.open_loop() as loop, trio.open_nursery() as nursery:
-            loop.set_exception_handler(_log_error)
-            try:
-                yield nursery
-            except BaseException as raised:
-                from_block = raised
-                if is_cancelled(raised):
-                    raise  # only the nurseries can tell whose cancellation it was
-            finally:
-                nursery.cancel_scope.cancel()
-    except BaseException as raised:  # noqa: BLE001 (raised again below)
-        from_loop = raised
-    error = what_to_raise(from_block, from_loop)
-    if error is not None:
-        raise error
+    return bare_nursery(_on_a_loop())
+
+
+@asynccontextmanager
+async def _on_a_loop() -> AsyncIterator[trio.Nursery]:
+    async with trio_asyncio.open_loop() as loop, trio.open_nursery() as nursery:
+        loop.set_exception_handler(_log_error)
+        try:
+            yield nursery
+        finally:
+            nursery.cancel_scope.cancel()
 
 
 async def in_asyncio(call: Callable[..., Awaitable[T]], *args: Any, **options: Any) -> T:

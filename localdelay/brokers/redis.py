@@ -37,7 +37,6 @@ import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-import trio
 from coredis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -57,7 +56,7 @@ from localdelay.brokers.redis_pipelines import Command, Pipelines
 from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID, rfc3339, wall_clock
 from localdelay.errors import DelayNotSupported, PermanentSendError, Throttled
 from localdelay.message import Message
-from localdelay.nurseries import is_cancelled, what_to_raise
+from localdelay.nurseries import bare_nursery
 from localdelay.settling import Confirmation
 
 PAYLOAD = "payload"
@@ -239,26 +238,14 @@ async def open_redis(
     arguments.at_least("connect_timeout", connect_timeout, _SHORTEST, "a number of seconds")
     place = Place(host, port, username, password, db, ssl_context)
     pipelines = Pipelines(confirm_timeout, classified)
-    from_block: BaseException | None = None
-    from_nursery: BaseException | None = None
-    try:
-        async with trio.open_nursery() as nursery:
-            try:
-                line = await connect(nursery, place, connect_timeout)
-                pipelines.connected(line.connection, line.largest)
-                nursery.start_soon(keep_connected, nursery, place, connect_timeout, pipelines, line)
-                nursery.start_soon(pipelines.hand_over)
-                nursery.start_soon(pipelines.settle)
-                yield RedisBroker(pipelines, stream.encode(), max_length)
-            except BaseException as raised:
-                from_block = raised
-                if is_cancelled(raised):
-                    raise  # only the nursery can tell whether it was its own cancellation
-            finally:
-                pipelines.close()
-                nursery.cancel_scope.cancel()
-    except BaseException as raised:  # noqa: BLE001 (raised again below)
-        from_nursery = raised
-    error = what_to_raise(from_block, from_nursery)
-    if error is not None:
-        raise error
+    async with bare_nursery() as nursery:
+        try:
+            line = await connect(nursery, place, connect_timeout)
+            pipelines.connected(line.connection, line.largest)
+            nursery.start_soon(keep_connected, nursery, place, connect_timeout, pipelines, line)
+            nursery.start_soon(pipelines.hand_over)
+            nursery.start_soon(pipelines.settle)
+            yield RedisBroker(pipelines, stream.encode(), max_length)
+        finally:
+            pipelines.close()
+            nursery.cancel_scope.cancel()

@@ -20,7 +20,7 @@ from localdelay.lateness import LatencySummary
 from localdelay.limit import RateLimit
 from localdelay.listening import Listener, check_listener
 from localdelay.message import Message, numbers
-from localdelay.nurseries import is_cancelled, what_to_raise
+from localdelay.nurseries import bare_nursery
 from localdelay.statistics import DrainReport, Statistics
 from localdelay.timer import TimerKind, clock_parts
 
@@ -496,23 +496,11 @@ async def open_delay_queue(
         limit=limit,
         listener=listener,
     )
-    from_block: BaseException | None = None
-    from_nursery: BaseException | None = None
+    life = queue._life  # noqa: SLF001 (one class in two halves: this is its life)
     try:
-        async with trio.open_nursery() as nursery:
-            life = queue._life  # noqa: SLF001 (one class in two halves: this is its life)
-            try:
-                await life.begin(nursery, journal, queue._numbers, rate)  # noqa: SLF001
-                yield queue
-                await life.leave()
-            except BaseException as raised:
-                from_block = raised
-                if is_cancelled(raised):
-                    raise  # only the nursery can tell whether it was its own cancellation
-                nursery.cancel_scope.cancel()
-    except BaseException as raised:  # noqa: BLE001 (raised again below)
-        from_nursery = raised
-    await queue._life.end()  # noqa: SLF001
-    error = what_to_raise(from_block, from_nursery)
-    if error is not None:
-        raise error
+        async with bare_nursery() as nursery:
+            await life.begin(nursery, journal, queue._numbers, rate)  # noqa: SLF001
+            yield queue
+            await life.leave()
+    finally:
+        await life.end()

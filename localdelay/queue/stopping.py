@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import trio
 
 from localdelay import arguments
-from localdelay.nurseries import bare
+from localdelay.signals import heard
 from localdelay.statistics import DrainReport
 
 from .queue import DelayQueue
@@ -44,32 +44,23 @@ async def run_until_signal(
     deadline = math.inf
     signalled = again = False
 
-    async def watch() -> None:
+    def stop(signum: int) -> None:
         nonlocal deadline, signalled, again
-        async for signum in received:
-            if not signalled:
-                signalled = True
-                deadline = min(deadline, trio.current_time() + seconds)
-                left = deadline - trio.current_time()
-                logger.info("%s: stopping within %.3g s", signal.Signals(signum).name, max(0.0, left))
-                running.cancel()
-            else:
-                logger.info("%s again: stopping now", signal.Signals(signum).name)
-                again = True
-                queue.cut_short()
+        if not signalled:
+            signalled = True
+            deadline = min(deadline, trio.current_time() + seconds)
+            left = deadline - trio.current_time()
+            logger.info("%s: stopping within %.3g s", signal.Signals(signum).name, max(0.0, left))
+            running.cancel()
+        else:
+            logger.info("%s again: stopping now", signal.Signals(signum).name)
+            again = True
+            queue.cut_short()
 
-    with trio.open_signal_receiver(*signals) as received:
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(watch)
-                with running:
-                    await (service or trio.sleep_forever)()
-                if deadline == math.inf:
-                    deadline = trio.current_time() + seconds
-                left = 0.0 if again else max(0.0, deadline - trio.current_time())
-                report = await queue.drain(left, hand_back)
-                nursery.cancel_scope.cancel()
-        except BaseExceptionGroup as group:
-            error = bare(group)
-            raise error from error.__cause__
-    return report
+    async with heard(signals, stop):
+        with running:
+            await (service or trio.sleep_forever)()
+        if deadline == math.inf:
+            deadline = trio.current_time() + seconds
+        left = 0.0 if again else max(0.0, deadline - trio.current_time())
+        return await queue.drain(left, hand_back)

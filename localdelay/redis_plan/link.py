@@ -18,6 +18,7 @@ from coredis.exceptions import NoScriptError
 from localdelay.backoff import Backoff
 from localdelay.brokers.redis import classified
 from localdelay.brokers.redis_line import LARGEST, Line, Place, connect
+from localdelay.nurseries import bare_nursery
 from localdelay.redis_plan.errors import RedisUnreachable
 from localdelay.redis_plan.scripts import ALL, Script
 
@@ -62,7 +63,7 @@ class Link:
 
     async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Connect, for as long as it is not cancelled. The first connection raises where it fails."""
-        async with trio.open_nursery() as nursery:
+        async with bare_nursery() as nursery:
             line = await connect(nursery, self._place, self._connect_timeout)
             await self._use(nursery, line)
             task_status.started()

@@ -16,7 +16,7 @@ from localdelay.brokers.redis_line import Place
 from localdelay.limit import RateLimit
 from localdelay.listening import Listener, check_listener
 from localdelay.message import numbers
-from localdelay.nurseries import is_cancelled, what_to_raise
+from localdelay.nurseries import bare_nursery
 from localdelay.queue.batch import ONE, BatchPolicy
 from localdelay.queue.ids import Ids
 from localdelay.queue.ledger import Ledger
@@ -225,13 +225,11 @@ async def open_redis_delay_queue(
     )
     queue = RedisDelayQueue(parts)
     begun = False
-    from_block: BaseException | None = None
-    from_nursery: BaseException | None = None
     try:
-        async with trio.open_nursery() as connection:
+        async with bare_nursery() as connection:
             scope = await connection.start(_keep, link)
             try:
-                async with trio.open_nursery() as nursery:
+                async with bare_nursery() as nursery:
                     try:
                         await layouts.open(shards)
                         for task in (claimer.run, putter.run, held.tell, held.renew, layouts.beat):
@@ -240,10 +238,6 @@ async def open_redis_delay_queue(
                         begun = True
                         yield queue
                         await queue.leave()
-                    except BaseException as raised:
-                        from_block = raised
-                        if is_cancelled(raised):
-                            raise  # only the nursery can tell whether it was its own cancellation
                     finally:
                         claimer.paused = True
                         with trio.CancelScope(shield=True):
@@ -253,12 +247,8 @@ async def open_redis_delay_queue(
                         nursery.cancel_scope.cancel()
             finally:
                 scope.cancel()
-    except BaseException as raised:  # noqa: BLE001 (raised again below)
-        from_nursery = raised
-    queue.end()
-    error = what_to_raise(from_block, from_nursery)
-    if error is not None:
-        raise error
+    finally:
+        queue.end()
 
 
 async def _keep(link: Link, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:

@@ -27,6 +27,7 @@ from localdelay.relay.records import Instant, cut_off, record
 from localdelay.relay.saving import JsonLines, Saved, open_lines, open_temporary, save
 from localdelay.relay.settings import Outcome, Phase, Progress, Settings, Watcher
 from localdelay.relay.source import Descriptor, Source
+from localdelay.signals import heard
 
 if TYPE_CHECKING:
     from localdelay.redis_plan import RedisDelayQueue
@@ -96,19 +97,8 @@ def stops() -> list[signal.Signals]:
 
 
 async def _run_until_signal(relay: Relay) -> Outcome:
-    async def watch() -> None:
-        async for signum in signals:
-            relay.stop(signum)
-
-    with trio.open_signal_receiver(*stops()) as signals:
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(watch)
-                await relay.go()
-                nursery.cancel_scope.cancel()
-        except BaseExceptionGroup as group:
-            error = bare(group)
-            raise error from error.__cause__
+    async with heard(stops(), relay.stop):
+        await relay.go()
     return relay.outcome()
 
 

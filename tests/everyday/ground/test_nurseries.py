@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import signal
+
+import pytest
+import trio
+
+from localdelay.nurseries import bare_nursery
+from localdelay.signals import heard
+
+
+class Interrupt(BaseException):
+    """Something that is no `Exception`."""
+
+
+async def fail(error: BaseException) -> None:
+    await trio.sleep(1)
+    raise error
+
+
+async def test_what_the_block_raises_leaves_as_it_is(autojump_clock: trio.testing.MockClock) -> None:
+    """The very exception, with its cause, and the tasks are cancelled."""
+    error, cause = ValueError("theirs"), KeyError("why")
+    with pytest.raises(ValueError, match="theirs") as caught:
+        async with bare_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            raise error from cause
+    assert caught.value is error
+    assert error.__cause__ is cause
+
+
+async def test_a_block_that_ends_well_waits_for_its_tasks(autojump_clock: trio.testing.MockClock) -> None:
+    """They are cancelled only where it raises."""
+    began = trio.current_time()
+    async with bare_nursery() as nursery:
+        nursery.start_soon(trio.sleep, 7)
+    assert trio.current_time() - began == 7
+
+
+async def test_a_crash_of_a_task_leaves_without_groups(autojump_clock: trio.testing.MockClock) -> None:
+    """Also from a nursery in a nursery, though the block has been cancelled for it."""
+    crash = Interrupt()
+    with pytest.raises(Interrupt) as caught:
+        async with bare_nursery() as outer, bare_nursery():
+            outer.start_soon(fail, crash)
+            await trio.sleep_forever()
+    assert caught.value is crash
+
+
+async def test_both_come_out_when_both_raise(autojump_clock: trio.testing.MockClock) -> None:
+    """Neither is a consequence of the other, so none is dropped."""
+
+    async def fail_when_cancelled() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise Interrupt
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with bare_nursery() as nursery:
+            nursery.start_soon(fail_when_cancelled)
+            await trio.sleep(1)
+            raise ValueError
+    assert [type(error) for error in caught.value.exceptions] == [ValueError, Interrupt]
+
+
+async def test_a_cancellation_goes_through(autojump_clock: trio.testing.MockClock) -> None:
+    """The one from outside ends block and tasks, and no error comes of it."""
+    with trio.move_on_after(1) as scope:
+        async with bare_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+
+
+async def test_errors_that_end_generators_go_through(autojump_clock: trio.testing.MockClock) -> None:
+    """`StopIteration` and `StopAsyncIteration`, which a generator of ours must not take for its own."""
+    for error in (StopIteration(1), StopAsyncIteration(2)):
+        with pytest.raises(type(error)) as caught:
+            async with bare_nursery(), bare_nursery():
+                raise error
+        assert caught.value is error
+
+
+async def test_signals_are_heard_while_the_block_runs(autojump_clock: trio.testing.MockClock) -> None:
+    """Each calls the function, in order, and afterwards it has the effect that it had before."""
+    got: list[int] = []
+    before = signal.getsignal(signal.SIGUSR1)
+    async with heard([signal.SIGUSR1, signal.SIGUSR2], got.append):
+        for signum in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGUSR1):
+            signal.raise_signal(signum)
+            await trio.testing.wait_all_tasks_blocked()
+    assert got == [signal.SIGUSR1, signal.SIGUSR2, signal.SIGUSR1]
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
+async def test_what_the_hearer_raises_ends_the_block(autojump_clock: trio.testing.MockClock) -> None:
+    """It leaves the block without a group around it."""
+
+    def stop(signum: int) -> None:
+        raise Interrupt
+
+    with pytest.raises(Interrupt):
+        async with heard([signal.SIGUSR1], stop):
+            signal.raise_signal(signal.SIGUSR1)
+            await trio.sleep_forever()
