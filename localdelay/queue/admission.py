@@ -17,7 +17,6 @@ from localdelay.message import Message, number_in
 from .ids import Ids
 from .ledger import Ledger
 from .schedule import Schedule
-from .workers import Workers
 
 Stamped: TypeAlias = tuple[Message, int, Body, int]
 """(what put returns, its number, what the schedule holds, bytes)"""
@@ -50,12 +49,9 @@ def already_pending(id: str) -> ValueError:
 class Admission:
     """The long way in. `DelayQueue.put_nowait` has a short one of its own, for the common call."""
 
-    def __init__(
-        self, schedule: Schedule, ledger: Ledger, workers: Workers, ids: Ids, numbers: Iterator[int]
-    ) -> None:
+    def __init__(self, schedule: Schedule, ledger: Ledger, ids: Ids, numbers: Iterator[int]) -> None:
         self._schedule = schedule
         self._ledger = ledger
-        self._workers = workers
         self._ids = ids
         self._numbers = numbers
         self._committer: Committer | None = None
@@ -154,8 +150,6 @@ class Admission:
         self._schedule.put_all(on_time)
         for entry in paced:
             self._schedule.put_back(*entry)
-        if min(entry[0] for entry in entries) < self._workers.leader_due:
-            self._workers.wake_leader()
 
     async def accept_safely(self, stamped: Stamped) -> Message:
         """Take the message in, or raise `QueueFull`; return when the journal has it, if there is one."""
@@ -229,5 +223,3 @@ class Admission:
     def _hold(self, due: float, number: int, body: Body) -> None:
         self._ids.take(number, body)
         self._schedule.put(due, number, body)
-        if due < self._workers.leader_due:
-            self._workers.wake_leader()

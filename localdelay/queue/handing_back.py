@@ -14,7 +14,6 @@ from .ids import Ids
 from .lanes import Slot
 from .schedule import Schedule
 from .sending import Delivery, HandBack
-from .workers import Workers
 
 
 class HandBacks:
@@ -24,13 +23,11 @@ class HandBacks:
         self,
         schedule: Schedule,
         delivery: Delivery,
-        workers: Workers,
         ids: Ids,
         new_numbers: Iterator[int],
     ) -> None:
         self._schedule = schedule
         self._delivery = delivery
-        self._workers = workers
         self._ids = ids
         self._new_numbers = new_numbers
         self._refused: set[int] = set()  # the primary can never take these
@@ -74,6 +71,4 @@ class HandBacks:
         self._schedule.put_back(due, again, renamed)
         if self._delivery.committer is not None:
             self._delivery.committer.rename(number, (due, again, renamed))
-        if due < self._workers.leader_due:
-            self._workers.wake_leader()
         return again

@@ -93,9 +93,9 @@ class DelayQueue:
             listener=listener,
             ids=self._ids,
         )
-        self.hand_backs = HandBacks(self._schedule, self._delivery, self._workers, self._ids, self._numbers)
+        self.hand_backs = HandBacks(self._schedule, self._delivery, self._ids, self._numbers)
         """For `Fallback`, which gives messages back to the primary while the queue runs."""
-        self.admission = Admission(self._schedule, self._ledger, self._workers, self._ids, self._numbers)
+        self.admission = Admission(self._schedule, self._ledger, self._ids, self._numbers)
         """For `Fallback`, which has checked its messages already."""
         self._life = Life(
             self._schedule,
@@ -183,8 +183,8 @@ class DelayQueue:
             inbox.append((due, number, payload))
             if len(inbox) >= INBOX:
                 self._schedule.sort_in()
-            if due < self._workers.leader_due:
-                self._workers.wake_leader()
+            if due < self._schedule.alarm:
+                self._schedule.on_earlier()
             return Message(number, payload, due)
         return self.admission.accept(self.admission.stamp(payload, delay, at, id, headers))
 

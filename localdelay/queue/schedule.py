@@ -14,7 +14,7 @@ lane, or the heap as a whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from itertools import filterfalse
 from operator import itemgetter
@@ -55,18 +55,26 @@ class Schedule:
         self._kept: list[Slot] = []
         self.later_arrived = trio.lowlevel.ParkingLot()
         """Unparked when a message arrives beyond the horizon."""
+        self.alarm = -math.inf
+        """Until when whoever takes the next message sleeps, in seconds on Trio's clock."""
+        self.on_earlier: Callable[[], None] = _nobody_sleeps
+        """Called when a message comes in that is due before the alarm: it would be late by the rest of it."""
 
     def put(self, due: float, number: int, body: Body) -> None:
         """Take in a new message."""
         self.inbox.append((due, number, body))
         if len(self.inbox) >= INBOX:
             self.sort_in()
+        if due < self.alarm:
+            self.on_earlier()
 
     def put_all(self, entries: list[Entry]) -> None:
         """Take in many new messages."""
         for begin in range(0, len(entries), INBOX):
             self.inbox += entries[begin : begin + INBOX]
             self.sort_in()
+        if self.next_due() < self.alarm:
+            self.on_earlier()
 
     def sort_in(self) -> None:
         """Empty the inbox: every method that needs the order does this first."""
@@ -96,6 +104,8 @@ class Schedule:
             self.later_arrived.unpark()
         else:
             self._near.push(self._slot(due, number, body))
+            if due < self.alarm:
+                self.on_earlier()
 
     def put_off_later(self, when: float, number: int, body: Body) -> None:
         """Take in a message for `take_later` again, at `when` and not before."""
@@ -332,6 +342,10 @@ class Schedule:
             heapify(heap)
             yield before - len(heap)
         self._sweeping = None
+
+
+def _nobody_sleeps() -> None:
+    pass
 
 
 def _due(slot: Slot | None) -> float:

@@ -229,8 +229,6 @@ class Delivery:
         self._schedule.put_back(due, entry[1], again)
         if self.committer is not None and attempt != attempt_of(entry[2]):
             self.committer.update((due, entry[1], again))
-        if due < self._workers.leader_due:
-            self._workers.wake_leader()
 
     def _confirm(self, entry: Entry, total: float) -> None:
         self.total.record(total)

@@ -7,8 +7,8 @@ takes it if it is due, and becomes the leader if it is not. So one timer is arme
 the pool, and while sends return at once, one wake-up serves a whole run of due messages.
 
 What must hold: while a worker is idle, either one of them leads or one is on its way to look ("stirred").
-A worker that stops being idle, or leaves, therefore calls `_stir`; a message that is due earlier than the
-instant the leader sleeps to (`leader_due`) must wake the leader.
+A worker that stops being idle, or leaves, therefore calls `_stir`; and the schedule, whose `alarm` is the
+instant to which the leader sleeps, wakes it where a message comes in that is due earlier.
 
 The leader may also be a worker that waits for company for its batch, or one whose turn is over and that lets
 the other tasks run. Then it has `_reserved` what is due: nobody else takes anything until it looks again.
@@ -84,8 +84,7 @@ class Workers:
         self._ending = False
         self.watchdog: trio.lowlevel.Task | None = None
         """Waits for `watch` if it is not None."""
-        self.leader_due = -math.inf
-        """Until when the leader sleeps; a message due earlier must call `wake_leader`."""
+        schedule.on_earlier = self.wake_leader
         self.count = count
         self.paused = False
         self.finished = trio.Event()
@@ -109,7 +108,7 @@ class Workers:
                     watch.cancel_scope.cancel()
         finally:
             self._nursery = None
-            self.leader_due = -math.inf
+            self._schedule.alarm = -math.inf
             self.finished.set()
             self._timer.close()
             self._timer = TrioTimer()
@@ -127,7 +126,7 @@ class Workers:
 
     def wake_leader(self) -> None:
         """Let the leader look again: an earlier message has come, or the rules have changed."""
-        self.leader_due = -math.inf
+        self._schedule.alarm = -math.inf
         self._timer.wake()
 
     def pause(self) -> None:
@@ -294,13 +293,13 @@ class Workers:
         if self._leader is not None:
             self.wake_leader()  # who gathers takes over from a leader that is about to wake anyway
         self._leader = worker
-        self.leader_due = -math.inf if self.paused else due
+        self._schedule.alarm = -math.inf if self.paused else due
         try:
             await self._timer.sleep_until(due)
         finally:
             if self._leader is worker:
                 self._leader = None
-                self.leader_due = -math.inf
+                self._schedule.alarm = -math.inf
 
     async def _wait(self, worker: Worker) -> None:
         """Wait for a reason to look: as the leader until the next message is due, else for a turn."""

@@ -106,8 +106,6 @@ class ClaimedDelivery(Delivery):
             self.release(entry)
             return
         self.put_back(entry)
-        if entry[0] < self._workers.leader_due:
-            self._workers.wake_leader()
 
     async def deliver(self, worker: Worker, now: float) -> float:
         """Send what the worker has taken, except what is not this instance's any more."""
@@ -207,8 +205,6 @@ class Arrivals:
             self._schedule.put_back(when, number, body)
         else:
             self._schedule.put(when, number, body)
-        if when < self._workers.leader_due:
-            self._workers.wake_leader()
 
 
 def id_of(body: Body) -> str:
