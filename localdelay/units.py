@@ -94,6 +94,11 @@ def format_number(value: float) -> str:
     return f"{value:,.3f}".rstrip("0").rstrip(".")
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 message`, `24,000 messages`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def format_duration(seconds: float) -> str:
     """`250 us`, `90.1 ms`, `1.5 s`, `2 min`, `36 h`, `7 d`: three digits, in the unit that suits them."""
     if seconds == 0:

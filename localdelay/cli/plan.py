@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import sys
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
 import click
-from rich.console import Console
 
 from localdelay.capacity import (
     DEFAULT_TARGET_P99,
@@ -20,7 +19,9 @@ from localdelay.capacity import (
     queueing_p99,
     resident_bytes,
 )
-from localdelay.cli.units import DURATION, SIZE, format_duration, format_number, format_size
+from localdelay.cli.options import DURATION, SIZE, naming_options, option
+from localdelay.cli.output import Line, Output
+from localdelay.units import counted, format_duration, format_number, format_size
 
 _EXAMPLE = """\b
 Example:
@@ -30,62 +31,42 @@ Example:
 
 
 @click.command(epilog=_EXAMPLE)
-@click.option("--qps", type=float, required=True, help="Delayed messages per second, in the whole cluster.")
-@click.option(
-    "--delay", type=DURATION, required=True, help="How long a message waits: 120, 120s, 2m, 1.5h, 1d."
-)
-@click.option("--instances", type=int, required=True, help="Instances that share the traffic evenly.")
-@click.option(
-    "--message-bytes",
-    type=SIZE,
-    required=True,
-    help="Payload and headers of a message: 500, 500B, 2kB, 1MiB.",
-)
-@click.option("--worker-qps", type=float, required=True, help="Sends per second that one worker manages.")
-@click.option(
+@option("--qps", float, "Delayed messages per second, in the whole cluster.", required=True)
+@option("--delay", DURATION, "How long a message waits: 120, 120s, 2m, 1.5h, 1d.", required=True)
+@option("--instances", int, "Instances that share the traffic evenly.", required=True)
+@option("--message-bytes", SIZE, "Payload and headers of a message: 500, 500B, 2kB, 1MiB.", required=True)
+@option("--worker-qps", float, "Sends per second that one worker manages.", required=True)
+@option(
     "--target-p99",
-    type=DURATION,
-    default=DEFAULT_TARGET_P99,
-    show_default=True,
-    help="Lateness by queueing that 99 % of the messages stay within: 0.1, 100ms.",
+    DURATION,
+    "Lateness by queueing that 99 % of the messages stay within: 0.1, 100ms.",
+    DEFAULT_TARGET_P99,
 )
-@click.option(
+@option(
     "--degraded-share",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="Part of the traffic, over 0 and up to 1, that the queue refuses and that is held here.",
+    float,
+    "Part of the traffic, over 0 and up to 1, that the queue refuses and that is held here.",
+    1.0,
 )
-@click.option(
-    "--outage",
-    type=DURATION,
-    default=0.0,
-    show_default=True,
-    help="How long sending may fail without filling up.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@option("--outage", DURATION, "How long sending may fail without filling up.", 0.0)
+@option("--json as_json", bool, "Print one JSON object.")
 def plan(*, as_json: bool, **figures: Any) -> None:
     """Work out what each instance must reserve.
 
     That is messages, bytes and workers: on average, and for a target of lateness. Beside it, what the
     same traffic would ask of Redis.
     """
-    try:
+    with naming_options():
         result = plan_capacity(**figures)
-    except (ValueError, TypeError) as error:
-        name, _, reason = str(error).partition(" ")
-        if name not in figures:
-            raise
-        raise click.BadParameter(reason, param_hint=f"'--{name.replace('_', '-')}'") from error
+    output = Output()
     if as_json:
-        click.echo(json.dumps(attrs.asdict(result), indent=2))
+        output.text([json.dumps(attrs.asdict(result), indent=2)])
     else:
-        _show(result, Console(file=sys.stdout, highlight=False, markup=False, emoji=False), **figures)
+        output.report(_lines(result, **figures))
 
 
-def _show(
+def _lines(
     result: CapacityPlan,
-    console: Console,
     *,
     qps: float,
     delay: float,
@@ -95,28 +76,35 @@ def _show(
     degraded_share: float,
     target_p99: float,
     outage: float,
-) -> None:
+) -> Iterator[Line]:
     share = "" if degraded_share == 1 else f"{_percent(degraded_share)} of "
-    console.print(
-        f"Held here: {share}{format_number(qps)} messages/s of {format_number(message_bytes)} bytes"
-        f" for {format_number(delay)} s, by {_counted(instances, 'instance')}",
-        style="bold",
+    yield (
+        (
+            f"Held here: {share}{format_number(qps)} messages/s of {format_number(message_bytes)} bytes"
+            f" for {format_number(delay)} s, by {counted(instances, 'instance')}"
+        ),
+        "bold",
     )
-    console.print(
-        f"  cluster backlog  {result.cluster_backlog:,} messages,"
-        f" {result.cluster_bytes:,} bytes ({format_size(result.cluster_bytes)})"
+    yield (
+        (
+            f"  cluster backlog  {result.cluster_backlog:,} messages,"
+            f" {result.cluster_bytes:,} bytes ({format_size(result.cluster_bytes)})"
+        ),
+        None,
     )
-    console.print(
-        f"Each instance, at {format_number(result.rate_per_instance)} messages/s"
-        f" (target: p99 lateness {format_duration(target_p99)}, outage {format_duration(outage)})",
-        style="bold",
+    yield (
+        (
+            f"Each instance, at {format_number(result.rate_per_instance)} messages/s"
+            f" (target: p99 lateness {format_duration(target_p99)}, outage {format_duration(outage)})"
+        ),
+        "bold",
     )
-    _print_rows(console, _instance_rows(result, message_bytes, worker_qps))
+    yield from _table(_instance_rows(result, message_bytes, worker_qps))
     for line in _advice(result, worker_qps):
-        console.print(line, style="yellow")
-    console.print()
-    console.print("The same in Redis sorted sets, polled every 200 ms by every instance", style="bold")
-    _print_rows(console, _redis_rows(result.redis, result.redis_queue))
+        yield line, "yellow"
+    yield "", None
+    yield "The same in Redis sorted sets, polled every 200 ms by every instance", "bold"
+    yield from _table(_redis_rows(result.redis, result.redis_queue))
 
 
 def _instance_rows(result: CapacityPlan, message_bytes: int, worker_qps: float) -> list[tuple[str, ...]]:
@@ -153,12 +141,12 @@ def _redis_rows(redis: RedisPlan, queue: RedisQueuePlan) -> list[tuple[str, ...]
     ]
 
 
-def _print_rows(console: Console, rows: list[tuple[str, ...]]) -> None:
+def _table(rows: list[tuple[str, ...]]) -> Iterator[Line]:
     # A table of rich's would pad every line to one width, and cut digits off where the terminal is narrow.
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for label, *figures, note in rows:
         cells = (f"{figure:>{width}}" for figure, width in zip(figures, widths[1:-1], strict=True))
-        console.print("  " + "  ".join([f"{label:<{widths[0]}}", *cells, note]).rstrip())
+        yield "  " + "  ".join([f"{label:<{widths[0]}}", *cells, note]).rstrip(), None
 
 
 def _lateness(result: CapacityPlan, workers: int, worker_qps: float) -> str:
@@ -167,7 +155,7 @@ def _lateness(result: CapacityPlan, workers: int, worker_qps: float) -> str:
 
 
 def _advice(result: CapacityPlan, worker_qps: float) -> list[str]:
-    workers = _counted(result.workers, "worker")
+    workers = counted(result.workers, "worker")
     better = f"  use workers_for_target, {result.workers_for_target:,}."
     lines = [
         f"{result.capacity:,} is what waits on average: full at the first late send;",
@@ -183,10 +171,6 @@ def _advice(result: CapacityPlan, worker_qps: float) -> list[str]:
 
 def _three_digits(value: float) -> float:
     return float(f"{value:.3g}")
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _percent(share: float) -> str:

@@ -1,22 +1,183 @@
-"""What the commands share of the terminal."""
+"""What the commands share of the terminal: failing in one line, the line that changes, and a question."""
 
 from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
 
 import click
+
+_LONGEST = 1000  # characters; less than what a pipe takes at once
+_WIDTH = 200  # of a line about how far it is, where there is no terminal
+_LAST_WORDS = 1.0  # seconds
+_LIVE_EVERY = 0.25  # seconds
+
+
+class Commands(click.Group):
+    """A group that says what is wrong in one line on standard error: click puts the usage before it."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Parse the group's own arguments."""
+        with _one_line():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Parse the arguments of the command, and run it. Ctrl-C ends it with 130, as in a shell."""
+        try:
+            with _one_line():
+                return super().invoke(ctx)
+        except KeyboardInterrupt:
+            stopped(signal.SIGINT, "by SIGINT.")
+
+
+class Failed(click.ClickException):
+    """It could not begin."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        """In one line, if there is where to."""
+        tell(f"Error: {self.format_message()}")
+
+
+class BrokeOff(Failed):
+    """It has begun, and could not be finished."""
+
+    exit_code = 1
+
+
+def stopped(signum: int, when: str) -> NoReturn:
+    """End as a program does that a signal has ended, with a line."""
+    tell(f"Stopped {when}")
+    sys.exit(128 + signum)
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as error:
+        # A class with a `show` of its own is no error but help, asked for by giving no arguments.
+        if type(error).show is not click.UsageError.show:
+            raise
+        raise Failed(_message(error)) from error
+
+
+def _message(error: click.UsageError) -> str:
+    message = " ".join(error.format_message().split())
+    wrong_value = isinstance(error, click.BadParameter) and not isinstance(error, click.MissingParameter)
+    if wrong_value or error.ctx is None:
+        return message
+    end = "" if message.endswith((".", "?")) else "."
+    return f"{message}{end} See '{error.ctx.command_path} --help'."
+
+
+class Teller:
+    """Writes lines to standard error, and never waits for it.
+
+    It may be closed, full, or a pipe that nobody empties: none of that is to hold up a message.
+    """
+
+    def __init__(self, *, live: bool = False, status: bool = True) -> None:
+        """Live: the status is one line that changes. Elsewhere there are lines of it, if at all."""
+        self.live = live
+        self._status = status or live
+        self._shown = False
+        self._dropped = 0
+        self._gave_up = False
+
+    def line(self, text: str, *, wait: float = 0.0) -> None:
+        """A line that stays. It is dropped, and counted, where there is no room within `wait` seconds.
+
+        Nobody is waited for twice.
+        """
+        if not _has_room(0.0 if self._gave_up else wait):
+            self._dropped += 1
+            self._gave_up |= wait > 0
+            return
+        text = printable(text[:_LONGEST])
+        if self._dropped:
+            text = f"({self._dropped:,} lines are missing here: nobody has read them)\n{text}"
+            self._dropped = 0
+        _write(f"\r\x1b[K{text}\n" if self._shown else f"{text}\n")
+        self._shown = False
+
+    def status(self, parts: Sequence[str]) -> None:
+        """How far it is, in a line: the one that changes, or one as any other."""
+        if self.live and _has_room(0):
+            _write(f"\r{fitted(parts, shutil.get_terminal_size().columns - 1)}\x1b[K")
+            self._shown = True
+        elif self._status and not self.live:
+            self.line(fitted(parts, _WIDTH))
+
+    def wipe(self) -> None:
+        """Take the line away that changes."""
+        if self._shown and _has_room(0):
+            _write("\r\x1b[K")
+        self._shown = False
+
+    def last(self, text: str) -> None:
+        """One of the lines at the end, when there is nothing to hold up any more."""
+        self.line(text, wait=_LAST_WORDS)
+
+
+class Status:
+    """Shows how far it is, now and then: for the eye on a terminal, every so many seconds elsewhere."""
+
+    def __init__(self, teller: Teller, *, every: float, first: float = 0.0) -> None:
+        self._teller = teller
+        self._every = _LIVE_EVERY if teller.live else every
+        self._next = 0.0 if teller.live else first
+
+    def show(self, now: float, parts: Callable[[], Sequence[str]], *, at_once: bool = False) -> None:
+        """Show these parts if it is time to; `now` is in seconds since the beginning."""
+        if now >= self._next or at_once:
+            self._next = now + self._every
+            self._teller.status(parts())
+
+
+def tell(text: str) -> None:
+    """Say something on standard error, in one line, if there is where to."""
+    Teller().last(text)
+
+
+def fitted(parts: Sequence[str], width: int) -> str:
+    """As many whole parts as there is room for, the first ones first: half a number would be a wrong one."""
+    line = parts[0]
+    for part in parts[1:]:
+        if len(line) + 2 + len(part) > width:
+            break
+        line += f"  {part}"
+    return line[:width]
+
+
+def printable(text: str) -> str:
+    """In one line, and nothing in it that a terminal obeys: it may be of somebody else's making."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def can_be_live() -> bool:
+    """Whether standard error is a terminal on which a line can change."""
+    return is_terminal(sys.stderr) and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody looks at it."""
+    return stream is not None and stream.isatty()  # None: it was closed before Python began
 
 
 def ask(question: str) -> bool | None:
     """Ask on standard error, and read the answer from standard input; None: nobody answers, or Ctrl-C."""
     try:
         while True:
-            click.echo(f"{question} [y/N]: ", err=True, nl=False)
+            _write(f"{question} [y/N]: ")
             line = _read_line()
             answer = line.strip().lower()
             if answer in ("y", "yes"):
@@ -25,10 +186,10 @@ def ask(question: str) -> bool | None:
                 return False
             if not line:
                 break
-            click.echo("Error: invalid input", err=True)
+            tell("Error: invalid input")
     except KeyboardInterrupt:
         pass
-    click.echo(err=True)
+    tell("")
     return None
 
 
@@ -69,3 +230,24 @@ def _woken_by_signals() -> Iterator[int]:
         signal.set_wakeup_fd(before)
         os.close(reader)
         os.close(writer)
+
+
+def _has_room(wait: float) -> bool:
+    try:
+        poll = select.poll()
+        poll.register(sys.stderr, select.POLLOUT)
+        return bool(poll.poll(wait * 1000))
+    except (OSError, ValueError, TypeError, AttributeError):
+        return True  # it is no descriptor, or none that one can wait for
+
+
+def _write(text: str) -> None:
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except AttributeError:
+        pass  # it was closed before Python began
+    except (OSError, ValueError):
+        # What is in its buffer would fail again at the exit, and change the exit code.
+        with suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stderr.fileno())

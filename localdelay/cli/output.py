@@ -1,0 +1,111 @@
+"""Standard output, and what it is like to write a report or a great many lines to it."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from io import StringIO, UnsupportedOperation
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from rich.console import Console
+
+from localdelay.cli.terminal import BrokeOff, Failed
+
+WIDTH: Final = 79
+"""Of the reports, in columns."""
+
+_AT_ONCE: Final = 1 << 20  # bytes
+
+Line: TypeAlias = tuple[str, str | None]
+"""A line, and how it looks on a terminal: `bold`, `yellow`, `green`, or None."""
+
+
+class Output:
+    """Standard output, past Python's buffer: what that holds when a write fails would fail again at exit.
+
+    Where it is closed this raises `Failed`, before anything is done that could not be told. Once it can no
+    longer be written to, the command ends as with `broke`: in silence where the reader has seen enough.
+    """
+
+    def __init__(self, broke: type[Failed] = BrokeOff) -> None:
+        # Its number may be another file's by now if it was closed before Python began.
+        if sys.stdout is None:
+            raise Failed("standard output can't be written to: it is closed")
+        self._broke = broke
+        try:
+            self._descriptor: int | None = sys.stdout.fileno()
+        except UnsupportedOperation:
+            self._descriptor = None
+
+    def write(self, content: bytes) -> None:
+        """Write all of it, however long that takes."""
+        if self._descriptor is None:
+            sys.stdout.buffer.write(content)
+            return
+        room = memoryview(content)
+        while room:
+            try:
+                room = room[os.write(self._descriptor, room) :]
+            except BlockingIOError:  # another program has made it so
+                select.select([], [self._descriptor], [])
+            except BrokenPipeError:
+                sys.exit(self._broke.exit_code)
+            except OSError as error:
+                raise self._broke(f"standard output can't be written to: {error.strerror}") from error
+
+    def text(self, lines: Iterable[str]) -> None:
+        """Write lines, piece by piece."""
+        encoding = sys.stdout.encoding or "utf-8"
+        for piece in pieces(f"{text}\n".encode(encoding, "replace") for text in lines):
+            self.write(b"".join(piece))
+
+    def report(self, lines: Iterable[Line]) -> None:
+        """Write lines that have a style where they are shown on a terminal."""
+        # It draws beside standard output, which a console would write to by itself, and badly.
+        drawn = StringIO()
+        terminal = Console(file=sys.stdout).is_terminal
+        console = Console(file=drawn, force_terminal=terminal, highlight=False, markup=False, emoji=False)
+
+        def styled(text: str, style: str) -> str:
+            drawn.seek(0)
+            drawn.truncate()
+            console.print(text, style=style, end="", soft_wrap=True)
+            return drawn.getvalue()
+
+        self.text(text if style is None else styled(text, style) for text, style in lines)
+
+    def is_one_of(self, paths: Iterable[Path]) -> bool:
+        """Whether it is one of these files."""
+        if self._descriptor is None:
+            return False
+        found = os.fstat(self._descriptor)
+        return any(path.exists() and os.path.samestat(path.stat(), found) for path in paths)
+
+
+def pieces(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """As many lines at a time as a write is worth."""
+    piece: list[bytes] = []
+    size = 0
+    for content in lines:
+        piece.append(content)
+        size += len(content)
+        if size >= _AT_ONCE:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece
+
+
+def row(label: str, cells: Sequence[str], *, label_width: int, cell_width: int, note: str = "") -> str:
+    """A row of a table: its label on the left, its cells on the right of their columns, a note after them."""
+    return f"{label:<{label_width}}{''.join(f'{cell:>{cell_width}}' for cell in cells)}{note}".rstrip()
+
+
+def filled(text: str, style: str | None = None, width: int = WIDTH) -> Iterator[Line]:
+    """A paragraph, in lines."""
+    for line in textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False):
+        yield line, style
