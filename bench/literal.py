@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from localdelay.compare.channel import LiteralPort, Send, Waiting, open_literal_port
+from localdelay.benchmark.contenders import LiteralPort, Send, Waiting, open_literal_port
 
 __all__ = ["LiteralPort", "Send", "Waiting", "open_literal_port"]

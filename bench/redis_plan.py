@@ -27,8 +27,8 @@ import trio
 from redis import Redis
 
 from localdelay import LatencySummary, Message
+from localdelay.benchmark.redis import SortedSets
 from localdelay.brokers.redis_line import Place
-from localdelay.compare.sorted_sets import SortedSets
 from localdelay.redis_plan import open_redis_delay_queue
 from localdelay.redis_plan.link import Link
 from tests.kit.servers.redis import RedisServer

@@ -10,9 +10,12 @@ import math
 import random
 from array import array
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import attrs
 import trio
+
+from localdelay.errors import QueueFull
 
 CHUNK = 256
 """Messages put in a row by a generator that is behind, before the others get their turn."""
@@ -107,21 +110,43 @@ def number_in(payload: bytes) -> int:
     return int.from_bytes(payload[:NUMBER_BYTES], "big")
 
 
+class PutNowait(Protocol):
+    """`put_nowait` of any contender: raises `QueueFull` or `trio.WouldBlock` where it has no room."""
+
+    def __call__(self, payload: bytes, /, *, delay: float) -> object:
+        """Take in a message that is due in so many seconds."""
+
+
+def putter(
+    put_nowait: PutNowait, delays: Delays, *, size: int, seed: int, refuse: Callable[[], object]
+) -> Callable[[int, int], None]:
+    """What puts messages `first` to `stop`, each with its own payload and delay, for `Generator.offer`.
+
+    `refuse` is called for each that there is no room for.
+    """
+    table = delays.table(seed)
+    mask = len(table) - 1
+    rest = filling(size, seed)
+
+    def put_run(first: int, stop: int) -> None:
+        for number in range(first, stop):
+            try:
+                put_nowait(number.to_bytes(NUMBER_BYTES, "big") + rest, delay=table[number & mask])
+            except (QueueFull, trio.WouldBlock):
+                refuse()
+
+    return put_run
+
+
 class Generator:
     """Calls for every message when its time has come, in runs of consecutive numbers.
 
     Two clock reads a wake-up, none a message: within a run of puts, times can be interpolated.
     """
 
-    def __init__(
-        self,
-        pace: Pace,
-        clock: Callable[[], float],
-        sleep_until: Callable[[float], Awaitable[object]] = trio.sleep_until,
-    ) -> None:
+    def __init__(self, pace: Pace, clock: Callable[[], float]) -> None:
         self._pace = pace
         self._clock = clock
-        self._sleep_until = sleep_until
         self.start = 0.0
         """When it started, in seconds on its clock."""
         self.done = 0
@@ -132,10 +157,14 @@ class Generator:
         put_run: Callable[[int, int], object],
         after_run: Callable[[int, int, float, float], object],
         start: float | None = None,
+        *,
+        sleep_until: Callable[[float], Awaitable[object]] = trio.sleep_until,
+        checkpoint: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint,
     ) -> None:
         """Call `put_run(first, stop)`, and then `after_run(first, stop, began, ended)`, until all are put.
 
-        The first message is to be put at `start`, on the generator's clock, or else now.
+        The first message is to be put at `start`, on the generator's clock, or else now. `sleep_until` and
+        `checkpoint` are those of the event loop that this runs on.
         """
         clock, pace = self._clock, self._pace
         offset, total = pace.offset, pace.total
@@ -153,6 +182,6 @@ class Generator:
                 self.done = stop
                 after_run(first, stop, began, clock())
             if stop < due:
-                await trio.lowlevel.checkpoint()
+                await checkpoint()
             elif stop < total:
-                await self._sleep_until(start + offset(stop))
+                await sleep_until(start + offset(stop))

@@ -133,14 +133,18 @@ class Meter:
             if self.failed_at is None:
                 self.failed_at = self._clock()
 
+    def record(self, number: int, now: float) -> None:
+        """The first send of this message began now: it is late from when that was to be, not from its put."""
+        late = now - self._start - self._pace.offset(number) - self._delays[number & self._mask]
+        self._latency.record(max(0.0, late))
+
     def _record(self, message: Due, now: float) -> None:
         number = int.from_bytes(message.payload[:NUMBER_BYTES], "big")
         if self._again and number in self._again:
             return
         if message.execute_at > now:
             self.early += 1
-        late = now - self._start - self._pace.offset(number) - self._delays[number & self._mask]
-        self._latency.record(max(0.0, late))
+        self.record(number, now)
 
     def _record_run(self, first: int, stop: int, now: float) -> None:
         """Record consecutive messages with one delay for all, in groups that were to be put together."""

@@ -8,13 +8,12 @@ from typing import Any, Literal
 import attrs
 
 from localdelay import arguments
+from localdelay.benchmark.held import HELD_P99
 from localdelay.benchmark.load import NUMBER_BYTES, Delays, Pace
 from localdelay.benchmark.meter import INTERVAL, SHORTEST
 from localdelay.benchmark.process import Machine
 from localdelay.lateness import Latencies, LatencySummary
 
-HELD_P99 = 0.010
-"""Seconds. A rate is held if the latency stays under this at p99, and everything was put and sent."""
 BACKLOG_SECONDS = 10.0
 """The queue has room for what is put in this time beyond what waits for its delay; then puts are refused."""
 BYTES_BESIDES = 200
@@ -196,7 +195,7 @@ class Result:
     """Growth of resident memory by then for each of them, payload included; None where it can't be
     told, because few wait or the warm-up had nearly as many."""
     held: bool | None
-    """Whether the rate was held (see `HELD_P99`); None where the run was stopped."""
+    """Whether the rate was held (see `localdelay.benchmark.held`); None where the run was stopped."""
     held_up_to: float | None
     """For a ramp: messages/s put by the end of the last second before the first that was not held."""
     intervals: Sequence[Latencies] = attrs.field(repr=False)
@@ -214,15 +213,6 @@ class Result:
         shown["settings"]["delays"] = list(self.settings.delays.values)
         shown["settings"]["delay_is_range"] = self.settings.delays.is_range
         return shown
-
-
-def held(
-    latency: Distribution, *, offered: int, sent: int, early: int, stopped_by: int | None
-) -> bool | None:
-    """Whether the rate was held; None where the run was stopped, which says nothing."""
-    if stopped_by is not None:
-        return None
-    return latency.p99 is not None and latency.p99 < HELD_P99 and sent == offered and not early
 
 
 def held_up_to(settings: Settings, intervals: Sequence[Latencies]) -> float | None:

@@ -8,25 +8,21 @@ from typing import Any
 from localdelay.benchmark.meter import Meter
 from localdelay.benchmark.result import Settings
 from localdelay.brokers import Broker
-from localdelay.errors import LocalDelayError
 from localdelay.message import Message
 from localdelay.queue.batch import BatchPolicy
 
-
-class BenchError(LocalDelayError):
-    """The benchmark could not run."""
+_BATCH_BYTES = 1_000_000
 
 
 def senders(meter: Meter, broker: Broker | None, settings: Settings) -> dict[str, Any]:
     """The arguments of `open_delay_queue` that say how to send."""
     if settings.batch is None:
         return {"send": _send_nothing(meter) if broker is None else _send(meter, broker.send)}
-    policy = BatchPolicy(
-        max_messages=settings.batch, max_bytes=max(1_000_000, settings.batch * settings.size)
-    )
-    if broker is None:
-        return {"send_batch": _send_no_batch(meter), "batch": policy}
-    return {"send_batch": _send_batch(meter, broker.send_batch), "batch": policy}
+    most = max(_BATCH_BYTES, settings.batch * settings.size)
+    return {
+        "send_batch": _send_batch(meter, None if broker is None else broker.send_batch),
+        "batch": BatchPolicy(max_messages=settings.batch, max_bytes=most),
+    }
 
 
 def _send_nothing(meter: Meter) -> Callable[[Message], Awaitable[None]]:
@@ -37,14 +33,6 @@ def _send_nothing(meter: Meter) -> Callable[[Message], Awaitable[None]]:
         meter.sent += 1
 
     return send
-
-
-def _send_no_batch(meter: Meter) -> Callable[[Sequence[Message]], Awaitable[None]]:
-    async def send_batch(messages: Sequence[Message]) -> None:
-        meter.begin_batch(messages)
-        meter.sent += len(messages)
-
-    return send_batch
 
 
 def _send(
@@ -63,12 +51,13 @@ def _send(
 
 
 def _send_batch(
-    meter: Meter, send_many: Callable[[Sequence[Message]], Awaitable[None]]
+    meter: Meter, send_many: Callable[[Sequence[Message]], Awaitable[None]] | None
 ) -> Callable[[Sequence[Message]], Awaitable[None]]:
     async def send_batch(messages: Sequence[Message]) -> None:
         meter.begin_batch(messages)
         try:
-            await send_many(messages)
+            if send_many is not None:
+                await send_many(messages)
         except BaseException as error:
             meter.fail(messages, error)
             raise

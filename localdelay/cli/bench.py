@@ -22,9 +22,7 @@ from localdelay.benchmark import hlog, plot
 from localdelay.benchmark.load import Delays
 from localdelay.benchmark.meter import INTERVAL
 from localdelay.benchmark.result import Distribution, Result, Settings
-from localdelay.benchmark.round import Progress
-from localdelay.benchmark.run import Stopped, check, run
-from localdelay.benchmark.sending import BenchError
+from localdelay.benchmark.run import BenchError, Progress, Stopped, check, run
 from localdelay.brokers import without_secrets
 from localdelay.cli.bench_report import headline, in_words, legend, lines
 from localdelay.cli.files import parse_output

@@ -5,7 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from localdelay.benchmark.result import HELD_P99, Distribution, Result, Settings
+from localdelay.benchmark.held import HELD_P99
+from localdelay.benchmark.result import Distribution, Result, Settings
 from localdelay.brokers import without_secrets
 from localdelay.cli.units import format_duration, format_number
 

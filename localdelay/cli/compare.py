@@ -16,15 +16,14 @@ import click
 from rich.console import Console
 
 from localdelay.benchmark import plot
+from localdelay.benchmark.compare import BenchError, Stopped, run
+from localdelay.benchmark.comparison import Comparison, Plan, Report
 from localdelay.benchmark.meter import INTERVAL
 from localdelay.cli.bench import parse_delays, parse_picture, parse_rate
 from localdelay.cli.compare_report import NAMES, headline, lines
 from localdelay.cli.units import DURATION, SIZE, Parsed
-from localdelay.compare.result import Report
-from localdelay.compare.run import CompareError, ServerError, Stopped, run
-from localdelay.compare.settings import Plan, Settings
 
-_DEFAULT = Settings()
+_DEFAULT = Comparison()
 
 _EPILOG = """\b
 Examples:
@@ -92,7 +91,7 @@ def parse_one_rate(text: str) -> float:
     multiple=True,
     help="One plan; can be repeated.  [default: all]",
 )
-@click.option("--quick", is_flag=True, help="Shorter; does not look for the highest rate that is held.")
+@click.option("--quick", is_flag=True, help="Shorter; does not look for the highest rate that is carried.")
 @click.option(
     "--plot", "picture", type=Parsed("file", parse_picture), help="Draw a picture: FILE.svg or FILE.png."
 )
@@ -130,7 +129,7 @@ def _compare(
         raise _Failed("--plot needs matplotlib: pip install 'localdelay[plot]'")
     plans = tuple(Plan(name) for name in only) or tuple(Plan)
     try:
-        settings = Settings(only=plans, **options)
+        settings = Comparison(only=plans, **options)
         display = _display(settings, as_json)
         try:
             return run(settings, display)
@@ -141,7 +140,7 @@ def _compare(
         if name not in options and name != "delay":
             raise
         raise click.BadParameter(reason, param_hint=f"'--{name}'") from error
-    except (ServerError, CompareError) as error:
+    except BenchError as error:
         if isinstance(error, Stopped):
             raise
         raise _Failed(str(error)) from error
@@ -178,7 +177,7 @@ def _stopped(signum: int) -> NoReturn:
 class _Display:
     """Shows nothing."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Comparison) -> None:
         self._plans = settings.plans
         self._begun = time.monotonic()
 
@@ -211,7 +210,7 @@ class _LiveLine(_Display):
         click.echo("\r\x1b[K", err=True, nl=False)
 
 
-def _display(settings: Settings, as_json: bool) -> _Display:
+def _display(settings: Comparison, as_json: bool) -> _Display:
     if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
         return _LiveLine(settings)
     return _Display(settings) if as_json else _Lines(settings)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 
+from localdelay.benchmark.comparison import CARRIED_P99, Comparison, Formula, Found, Plan, Report
 from localdelay.cli.units import format_duration, format_number, format_size
-from localdelay.compare.load import ON_TIME
-from localdelay.compare.result import Formula, Found, Report
-from localdelay.compare.settings import Plan, Settings
 
 _WIDTH = 79
 _LABEL = 23
@@ -45,7 +43,7 @@ def headline(report: Report) -> tuple[str, str]:
     return f"How late sends begin: {_load(report.settings)}", _machine(report)
 
 
-def _load(settings: Settings) -> str:
+def _load(settings: Comparison) -> str:
     *others, last = map(format_duration, settings.delays.values)
     joint = "to" if settings.delays.is_range else "or"
     delays = f"{', '.join(others)} {joint} {last}" if others else last
@@ -68,12 +66,13 @@ def _table(report: Report) -> Iterator[Line]:
     for part in (0, 1):
         yield _row("", [TITLES[one.plan][part] for one in found]), "bold"
     rows: list[tuple[str, Callable[[Found], str]]] = [
-        ("messages/s held", _held),
+        ("messages/s carried", _carried),
         ("lateness p50", lambda one: _duration(one.measured.busy.p50)),
         ("lateness p99", lambda one: _duration(one.measured.busy.p99)),
         ("lateness max", lambda one: _duration(one.measured.busy.longest)),
         ("commands/s busy", lambda one: _of_redis(one, _busy(one, "sent_per_s", _rate))),
         ("  scripts' own too", lambda one: _of_redis(one, _busy(one, "inside_per_s", _rate))),
+        ("  for each message", lambda one: _of_redis(one, _busy(one, "sent_per_message", _each))),
         ("commands/s idle", lambda one: _of_redis(one, _rate(one.measured.idle.sent_per_s))),
         ("cpu busy, process", lambda one: _busy(one, "cpu", _share)),
         ("cpu busy, Redis", lambda one: _of_redis(one, _busy(one, "redis_cpu", _share))),
@@ -116,7 +115,7 @@ def _notes(report: Report) -> Iterator[Line]:
     rate = format_number(report.settings.rate)
     search = "the rate asked for, if all" if report.settings.quick else "the highest rate tried at which all"
     notes = [
-        f"Held: {search} was put and sent, with p99 under {format_duration(ON_TIME)}. "
+        f"Carried: {search} was put and sent, with p99 under {format_duration(CARRIED_P99)}. "
         f"Lateness and busy: at {rate}/s. Commands: what the process sends; the line below has what "
         f"scripts call inside Redis, too. Cpu: of one core, the load's own share included. A message: bytes "
         f"of memory that one takes while {waiting:,} wait.",
@@ -124,21 +123,21 @@ def _notes(report: Report) -> Iterator[Line]:
     ]
     for one in found:
         busy = one.measured.busy
-        if not busy.held:
+        if not busy.carried:
             reasons = [f"p99 {_duration(busy.p99)}"]
             if busy.sent < busy.offered:
                 reasons.append(f"{busy.offered - busy.sent:,} of {busy.offered:,} not sent in time")
             if busy.early:
                 reasons.append(f"{busy.early:,} sent too early: please report it")
-            notes.append(f"Not held at {rate}/s: {NAMES[one.plan]} ({', '.join(reasons)}).")
+            notes.append(f"Not carried at {rate}/s: {NAMES[one.plan]} ({', '.join(reasons)}).")
         if one.plan.in_redis and one.crash.recovered_in is None:
             notes.append(f"{NAMES[one.plan]}: not all was sent again after the kill.")
     for note in notes:
         yield from _filled(note)
 
 
-def _held(one: Found) -> str:
-    rate = one.measured.held_rate
+def _carried(one: Found) -> str:
+    rate = one.measured.carried_rate
     return "none" if rate is None else format_number(rate)
 
 
@@ -153,6 +152,10 @@ def _of_redis(one: Found, text: str) -> str:
 
 def _rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def _each(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _share(value: float) -> str:

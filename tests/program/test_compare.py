@@ -18,10 +18,10 @@ import pytest
 import trio
 from click.testing import CliRunner, Result
 
+from localdelay.benchmark.comparison import Comparison, Plan
+from localdelay.benchmark.contenders import Opening, Plain, open_plan
 from localdelay.benchmark.meter import Due
 from localdelay.cli import compare_report, main
-from localdelay.compare.plans import Opening, Plain, Sent, open_plan
-from localdelay.compare.settings import Plan, Settings
 from tests.kit.servers.process import Server
 from tests.kit.servers.redis import RedisServer
 
@@ -65,8 +65,8 @@ def test_all_plans_are_measured(compared: tuple[dict[str, Any], Path, Result]) -
         assert busy["offered"] == busy["stored"] == busy["sent"] == 130, plan
         assert (busy["refused"], busy["early"]) == (0, 0)
         assert 0 <= busy["p50"] <= busy["p99"] <= busy["longest"] + 1e-6
-        assert plan["held_rate"] in (200.0, None)
-        assert plan["tried"] == [[200.0, busy["held"]]]
+        assert plan["carried_rate"] in (200.0, None)
+        assert plan["tried"] == [[200.0, busy["carried"]]]
         assert 0 < busy["cost"]["cpu"] < 4
         assert plan["waiting"]["messages"] == (2_000 if plan["plan"].startswith("redis") else 20_000)
 
@@ -82,6 +82,8 @@ def test_measured_commands_are_those_of_the_formula(
     assert idle["calls_per_s"]["set"] == pytest.approx(40, rel=0.3)
     assert idle["calls_per_s"]["zrange"] == pytest.approx(40, rel=0.3)
     assert idle["sent_per_s"] == pytest.approx(80, rel=0.3)
+    assert literal["busy"]["cost"]["sent_per_message"] > 2
+    assert ours["busy"]["cost"]["sent_per_message"] < 2
     assert ours["idle"]["sent_per_s"] < 5
     assert ours["busy"]["cost"]["sent_per_s"] < literal["busy"]["cost"]["sent_per_s"]
     assert ours["busy"]["cost"]["inside_per_s"] > ours["busy"]["cost"]["sent_per_s"]
@@ -146,7 +148,11 @@ def test_the_table_of_a_run_without_redis() -> None:
     assert printed[1].startswith("20 workers, ")
     assert printed[3].split() == ["memory,"]
     assert printed[4].split() == ["localdelay"]
-    assert [line[:23].strip() for line in printed[5:8]] == ["messages/s held", "lateness p50", "lateness p99"]
+    assert [line[:23].strip() for line in printed[5:8]] == [
+        "messages/s carried",
+        "lateness p50",
+        "lateness p99",
+    ]
     assert max(map(len, printed)) <= 80
     assert "\x1b" not in result.output
     assert result.output.isascii()
@@ -217,7 +223,7 @@ def test_without_a_redis_server_one_line_says_what_to_install() -> None:
 
 def test_without_the_client_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """The extra's name."""
-    monkeypatch.setattr("localdelay.compare.run.find_spec", lambda name: None)
+    monkeypatch.setattr("localdelay.benchmark.compare.find_spec", lambda name: None)
     result = run("--redis", "redis://127.0.0.1")
     assert (result.exit_code, result.output) == (
         2,
@@ -298,22 +304,32 @@ async def test_each_plan_sends_all_and_nothing_early(
         server = f"redis://127.0.0.1:{redis.port}"
     sent: dict[bytes, float] = {}
     stored: list[bytes] = []
-    opening = Opening(server=server, name=f"face-{plan}-{time.time_ns()}", refused=(counts := Sent()))
+    refused: list[bytes] = []
 
     def sink(message: Due) -> None:
         sent[message.payload] = trio.current_time()
 
     delays = {b"%08d" % number: number % 4 / 20 for number in range(20)}
-    async with open_plan(plan, Settings(shards=4), 100, sink, stored.append, opening) as opened:
+    opening = Opening(
+        plan=plan,
+        asked=Comparison(shards=4),
+        capacity=100,
+        sink=sink,
+        stored=stored.append,
+        refuse=refused.append,
+        server=server,
+        name=f"face-{plan}-{time.time_ns()}",
+    )
+    async with open_plan(opening) as opened:
         begun = trio.current_time()
         for payload, delay in delays.items():
-            opened.put(payload, delay)
+            opened.put_nowait(payload, delay=delay)
         with trio.fail_after(10):
             while len(sent) < 20 or await opened.left():  # noqa: ASYNC110 (Redis tells nobody)
                 await trio.sleep(0.01)
         assert (opened.commands() > 0) == plan.in_redis
     assert sorted(stored) == sorted(delays)
-    assert counts.refused == 0
+    assert refused == []
     assert all(sent[payload] >= begun + delay - 0.002 for payload, delay in delays.items())
 
 

@@ -144,10 +144,11 @@ async def test_a_timer_that_wakes_early_puts_nothing_early(autojump_clock: trio.
     async def restless(when: float) -> None:
         await trio.sleep_until(min(when, trio.current_time() + 0.1))
 
-    generator = Generator(Pace(1.0, 1.0, 3.0), trio.current_time, restless)
+    generator = Generator(Pace(1.0, 1.0, 3.0), trio.current_time)
     await generator.offer(
         lambda first, stop: put.extend([trio.current_time() - generator.start] * (stop - first)),
         lambda *_: None,
+        sleep_until=restless,
     )
     assert put == pytest.approx([0.0, 1.0, 2.0])
     assert put == sorted(put)

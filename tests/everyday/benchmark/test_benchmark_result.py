@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from localdelay.benchmark.load import Delays
-from localdelay.benchmark.result import Distribution, Settings, held, held_up_to
+from localdelay.benchmark.result import Distribution, Settings, held_up_to
 from localdelay.lateness import Latencies, LatencyRecorder, LatencySummary
 
 
@@ -77,25 +77,6 @@ def test_a_distribution_of_what_was_recorded() -> None:
     summary = LatencySummary(3, 0.1, 0.2, 0.3, 0.4, 0.5)
     assert Distribution.of_summary(summary) == Distribution(3, 0.1, 0.2, 0.3, 0.4, None, 0.5)
     assert Distribution.of_summary(LatencySummary()) == Distribution()
-
-
-@pytest.mark.parametrize(
-    ("p99", "sent", "early", "stopped_by", "expected"),
-    [
-        (0.0099, 10, 0, None, True),
-        (0.0100, 10, 0, None, False),
-        (0.0001, 9, 0, None, False),
-        (0.0001, 10, 1, None, False),
-        (None, 10, 0, None, False),
-        (0.0001, 10, 0, 2, None),
-    ],
-)
-def test_when_a_rate_is_held(
-    p99: float | None, sent: int, early: int, stopped_by: int | None, expected: bool | None
-) -> None:
-    """p99 under 10 ms, all sent, nothing early; of a run that was stopped nobody knows."""
-    latency = Distribution(10, p99, p99, p99, p99, p99, p99)
-    assert held(latency, offered=10, sent=sent, early=early, stopped_by=stopped_by) is expected
 
 
 def test_how_far_a_ramp_was_held() -> None:

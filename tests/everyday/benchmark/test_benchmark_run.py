@@ -10,12 +10,10 @@ import trio
 import trio.testing
 
 from localdelay import Message, PartialSendError, PermanentSendError, Throttled
-from localdelay.benchmark import round as rounds
+from localdelay.benchmark import run as runs
 from localdelay.benchmark.load import Delays, number_in
 from localdelay.benchmark.result import Result, Settings
-from localdelay.benchmark.round import Progress
-from localdelay.benchmark.run import Run, Stopped, check
-from localdelay.benchmark.sending import BenchError
+from localdelay.benchmark.run import BenchError, Progress, Run, Stopped, check
 from localdelay.brokers import Broker
 from localdelay.lateness import Latencies
 
@@ -259,8 +257,8 @@ async def test_memory_is_not_told_after_a_full_warm_up(
 ) -> None:
     """Where the sends are slow already in the warm-up, its messages have left their memory to the others."""
     sizes = iter([0, *range(0, 10**9, 10**6)])
-    monkeypatch.setattr(rounds, "resident_bytes", lambda: next(sizes))
-    monkeypatch.setattr(rounds, "_FEW_PENDING", 1_500)
+    monkeypatch.setattr(runs, "resident_bytes", lambda: next(sizes))
+    monkeypatch.setattr(runs, "_FEW_PENDING", 1_500)
     settings = settings_of(4_000.0, 1.0, seconds=0.5, warmup=0.5, workers=1)
     result = await run(settings, OneByOne(0.005))
     assert result.peak_pending > 1_500
@@ -272,14 +270,14 @@ async def test_memory_is_told_where_many_wait(
 ) -> None:
     """The growth at the peak is shared by those that wait then; where few wait, it is not told."""
     sizes = iter([1_000_000, *[41_000_000] * 1_000])
-    monkeypatch.setattr(rounds, "resident_bytes", lambda: next(sizes))
+    monkeypatch.setattr(runs, "resident_bytes", lambda: next(sizes))
     settings = settings_of(20_000.0, 2.0, seconds=1.0)
     result = await run(settings)
     assert result.resident_bytes_per_pending == pytest.approx(2_000, rel=0.11)
     sizes = iter([1_000_000] * 1_000)
     assert (await run(settings_of(100.0, 1.0))).resident_bytes_per_pending is None
-    monkeypatch.setattr(rounds, "resident_bytes", lambda: None)
-    monkeypatch.setattr(rounds, "_FEW_PENDING", 10)
+    monkeypatch.setattr(runs, "resident_bytes", lambda: None)
+    monkeypatch.setattr(runs, "_FEW_PENDING", 10)
     assert (await run(settings_of(100.0, 1.0))).resident_bytes_per_pending is None
 
 

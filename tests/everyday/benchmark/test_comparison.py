@@ -9,29 +9,27 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from localdelay import capacity
-from localdelay.benchmark.load import Delays
-from localdelay.benchmark.process import Machine
-from localdelay.cli.compare_report import lines
-from localdelay.compare.child import Job
-from localdelay.compare.crash import Record, numbers
-from localdelay.compare.ladder import RUNGS, best, next_rate
-from localdelay.compare.observer import seen, version
-from localdelay.compare.result import (
+from localdelay.benchmark.child import Job, packed, recorded, recording, unpacked
+from localdelay.benchmark.comparison import (
     Busy,
+    Comparison,
     Cost,
     Crash,
     Formula,
     Found,
     Measured,
+    Plan,
     Report,
     Waiting,
     count_crash,
+    queue_url,
 )
-from localdelay.compare.settings import Plan, Settings, queue_url
+from localdelay.benchmark.load import Delays
+from localdelay.benchmark.process import Machine
+from localdelay.benchmark.redis import Seen
+from localdelay.cli.compare_report import lines
 from localdelay.redis_plan import claims, keys, open_redis_delay_queue, puts
 
 INFO = """\
@@ -73,41 +71,31 @@ cmdstat_info:calls=9,usec=1,usec_per_call=0.1,rejected_calls=0,failed_calls=0
 def test_nonsense_is_refused_by_its_name(options: dict[str, Any], message: str) -> None:
     """Every number out of its range, and every URL that is no server, names its argument."""
     with pytest.raises(ValueError, match=message):
-        Settings(**options)
+        Comparison(**options)
 
 
-def test_settings_reach_the_other_process_as_they_are(tmp_path: Path) -> None:
-    """A job is one line of JSON, and the same job after it."""
-    settings = Settings(
+def test_a_job_reaches_the_other_process_as_it_is(tmp_path: Path) -> None:
+    """It is one line, and the same job after it; its password is in no `repr`."""
+    asked = Comparison(
         rate=5.0,
         delays=Delays((0.1, 5.0), is_range=True),
         redis="redis://user:secret@host/3",
         only=(Plan.MEMORY, Plan.REDIS),
         quick=True,
     )
-    job = Job(
-        what="measure",
-        plan=Plan.REDIS,
-        settings=settings,
-        server="s",
-        token="t",
-        directory=tmp_path,
-        seconds=2,
-    )
-    again = Job.of_line(job.line().decode())
-    assert job.line().count(b"\n") == 1
-    assert again.settings.plans == (Plan.REDIS, Plan.MEMORY)
-    assert again.line() == job.line()
-    assert (again.what, again.plan, again.directory) == ("measure", Plan.REDIS, tmp_path)
-    assert again.settings.delays == settings.delays
+    job = Job(what="measure", plan=Plan.REDIS, asked=asked, server="s", token="t", directory=tmp_path)
+    assert packed(job).count(b"\n") == 1
+    assert unpacked(packed(job)) == job
+    assert job.asked.plans == (Plan.REDIS, Plan.MEMORY)
+    assert "secret" not in repr(job)
 
 
 def test_passwords_are_not_shown() -> None:
     """What a report says of the settings has no user and no password in it."""
-    shown = json.dumps(Settings(redis="redis://user:secret@host/3").shown())
+    shown = json.dumps(Comparison(redis="redis://user:secret@host/3").as_json())
     assert "secret" not in shown
     assert "host/3" in shown
-    assert "secret" not in repr(Settings(redis="redis://user:secret@host/3"))
+    assert "secret" not in repr(Comparison(redis="redis://user:secret@host/3"))
 
 
 @pytest.mark.parametrize(
@@ -123,29 +111,6 @@ def test_a_queue_on_a_server(server: str, url: str) -> None:
     assert queue_url(server, "name") == url
 
 
-@given(st.integers(1, 1_000_000), st.floats(1, 1e6))
-def test_the_search_ends_at_the_rate_that_is_held(limit: int, rate: float) -> None:
-    """Whatever the first rate and the true limit are, it finds the highest rung under it, in few steps."""
-    tried = {rate: rate <= limit}
-    while (following := next_rate(tried)) is not None:
-        assert following not in tried
-        assert following in RUNGS
-        tried[following] = following <= limit
-        assert len(tried) <= 12
-    expected = max([one for one in (*RUNGS, rate) if one <= limit], default=None)
-    assert best(tried) == expected
-
-
-def test_the_search_goes_up_by_tens_and_then_halves() -> None:
-    """The usual case takes four loads besides the first."""
-    tried = {1000.0: True}
-    order = []
-    while (rate := next_rate(tried)) is not None:
-        order.append(rate)
-        tried[rate] = rate <= 50_000
-    assert order == [10_000, 100_000, 20_000, 50_000]
-
-
 def test_what_a_crash_has_lost_is_counted_by_number() -> None:
     """A message that was sent twice is not lost, and hides no other one that is."""
     assert count_crash([1, 2, 3, 4], [1, 2, 2, 2, 4]) == (1, 2)
@@ -155,34 +120,32 @@ def test_what_a_crash_has_lost_is_counted_by_number() -> None:
 def test_a_record_is_read_back(tmp_path: Path) -> None:
     """Numbers in the order of their writing, also by two writers, without one that was cut off."""
     path = tmp_path / "sent"
-    assert numbers(path) == []
-    with Record(path) as first, Record(path) as second:
-        first.add((7).to_bytes(8, "big") + b"payload")
-        second.add((9).to_bytes(8, "big"))
-        first.add((8).to_bytes(8, "big"))
+    assert recorded(path) == []
+    with recording(path) as first, recording(path) as second:
+        first((7).to_bytes(8, "big") + b"payload")
+        second((9).to_bytes(8, "big"))
+        first((8).to_bytes(8, "big"))
     with path.open("ab") as file:
         file.write(b"\0\0\0")
-    assert numbers(path) == [7, 9, 8]
+    assert recorded(path) == [7, 9, 8]
 
 
 def test_info_is_read() -> None:
-    """Calls, processor time and memory; what observing takes is left out."""
-    now = seen(INFO)
+    """Calls, processor time, memory and version; what observing takes is left out."""
+    now = Seen.of(INFO)
     assert now.calls == {"set": 320, "zadd": 7}
-    assert (now.total, now.cpu, now.memory) == (327, 0.75, 1_000_000)
-    later = seen(INFO.replace("calls=7", "calls=9") + "cmdstat_zrem:calls=1,usec=1\n")
+    assert (now.cpu, now.memory, now.version) == (0.75, 1_000_000, "7.0.15")
+    later = Seen.of(INFO.replace("calls=7", "calls=9") + "cmdstat_zrem:calls=1,usec=1\n")
     assert later.calls_since(now) == {"zadd": 2, "zrem": 1}
-    assert version(INFO) == "7.0.15"
-    assert version("") == "?"
 
 
 def test_the_formulas_are_the_plans() -> None:
     """The write-up's formulas, for these shards and one instance."""
-    formula = Formula.of(Settings(rate=200.0, shards=64))
+    formula = Formula.of(Comparison(rate=200.0, shards=64))
     assert (formula.zadd, formula.zrange, formula.setnx, formula.zrem) == (200, 320, 320, 200)
     assert formula.redis_commands == pytest.approx(82.6, abs=0.1)
     assert formula.redis_commands_idle == 1.6
-    assert Formula.of(Settings(delays=Delays((1.0, 2.0)))).redis_commands is None, "it is for one delay"
+    assert Formula.of(Comparison(delays=Delays((1.0, 2.0)))).redis_commands is None, "it is for one delay"
 
 
 def test_the_formula_knows_what_the_queue_does_by_default() -> None:
@@ -212,13 +175,21 @@ def found(plan: Plan, **changes: Any) -> Found:
         p50=0.1,
         p99=0.2,
         longest=0.3,
-        held=True,
+        carried=True,
         cost=None,
     )
-    idle = Cost(sent_per_s=1.6, inside_per_s=1.6, calls_per_s={}, cpu=0.5, redis_cpu=0.0, resident_bytes=None)
+    idle = Cost(
+        sent_per_s=1.6,
+        inside_per_s=1.6,
+        calls_per_s={},
+        sent_per_message=None,
+        cpu=0.5,
+        redis_cpu=0.0,
+        resident_bytes=None,
+    )
     measured = Measured(
         redis="7.0.15",
-        held_rate=None,
+        carried_rate=None,
         tried=[(100.0, False)],
         waiting=Waiting(messages=2_000, process_bytes=None, redis_bytes=740.4),
         idle=idle,
@@ -232,29 +203,31 @@ def found(plan: Plan, **changes: Any) -> Found:
     )
 
 
-def test_a_report_says_what_was_not_held_and_why() -> None:
+def test_a_report_says_what_was_not_carried_and_why() -> None:
     """What is missing is a dash; whatever went wrong is told in words, at most 80 columns wide."""
     report = Report(
-        settings=Settings(quick=True, shards=1_000, workers=10_000),
+        settings=Comparison(quick=True, shards=1_000, workers=10_000),
         machine=Machine(cores=2, system="Linux", python="CPython 3.11.7", trio="0.31", localdelay="1"),
         redis="7.0.15",
         seconds=1.0,
         found=[
-            found(Plan.REDIS_LITERAL, held=False, sent=90, p99=2.0),
+            found(Plan.REDIS_LITERAL, carried=False, sent=90, p99=2.0),
             found(Plan.REDIS),
-            found(Plan.MEMORY_LITERAL, held=False, early=3),
-            found(Plan.MEMORY, held=False, sent=0, p50=None, p99=None, longest=None),
+            found(Plan.MEMORY_LITERAL, carried=False, early=3),
+            found(Plan.MEMORY, carried=False, sent=0, p50=None, p99=None, longest=None),
         ],
     )
     printed = [line for line, _ in lines(report)]
     assert max(map(len, printed)) <= 80
     text = " ".join(printed)
-    assert "Not held at 1,000/s: Redis, as written (p99 2 s, 10 of 100 not sent in time)." in text
-    assert "Not held at 1,000/s: memory, as written (p99 200 ms, 3 sent too early: please report it)." in text
-    assert "Not held at 1,000/s: memory, localdelay (p99 -, 100 of 100 not sent in time)." in text
+    assert "Not carried at 1,000/s: Redis, as written (p99 2 s, 10 of 100 not sent in time)." in text
+    assert (
+        "Not carried at 1,000/s: memory, as written (p99 200 ms, 3 sent too early: please report it)." in text
+    )
+    assert "Not carried at 1,000/s: memory, localdelay (p99 -, 100 of 100 not sent in time)." in text
     assert "Redis, localdelay: not all was sent again after the kill." in text
     rows = {line[:23].strip(): line[23:].split() for line in printed[3:]}
-    assert rows["messages/s held"] == ["none"] * 4
+    assert rows["messages/s carried"] == ["none"] * 4
     assert rows["commands/s idle"] == ["1.6", "1.6", "-", "-"]
     assert rows["cpu busy, process"] == ["-"] * 4
     assert rows["a message, Redis"] == ["740", "B", "740", "B", "-", "-"]

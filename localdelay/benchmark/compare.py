@@ -1,0 +1,224 @@
+"""`localdelay compare`: a Redis, the plans one after the other, and the signals that end it early.
+
+Each plan runs in a process of its own (`child`), which is told what to do by this one.
+"""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import trio
+
+from localdelay.benchmark.child import SENT, STORED, Job, packed, recorded, unpacked
+from localdelay.benchmark.comparison import (
+    Comparison,
+    Crash,
+    Found,
+    Measured,
+    Plan,
+    Report,
+    count_crash,
+)
+from localdelay.benchmark.process import machine
+from localdelay.benchmark.redis import find_server, start_server
+from localdelay.benchmark.run import check as check_load
+from localdelay.benchmark.stopping import BenchError, Stopped, until_signal
+from localdelay.brokers.address import hide_secrets
+from localdelay.programs import Guarded, last_words
+
+_CHILD = "localdelay.benchmark.child"
+_CRASH_SECONDS = 2.0
+_REMOVE_WITHIN = 10.0
+
+
+class Watcher(Protocol):
+    """Sees how far it is."""
+
+    def step(self, plan: Plan | None, what: str) -> None:
+        """This is done now, with one plan or with all."""
+
+
+def run(asked: Comparison, watcher: Watcher) -> Report:
+    """Run it. Ctrl-C and SIGTERM end it, and leave nothing behind.
+
+    Raises a `ValueError` that names the argument for what can't be run here, `BenchError` where there is
+    no Redis or a plan could not run, and `Stopped` where a signal came.
+    """
+    check_load(asked.load())
+    if asked.needs_redis:
+        if asked.redis is None:
+            find_server()
+        if find_spec("coredis") is None:
+            raise BenchError("the plans in Redis need a client: pip install 'localdelay[redis]'")
+    return trio.run(_run_until_signal, asked, watcher)
+
+
+async def _run_until_signal(asked: Comparison, watcher: Watcher) -> Report:
+    stopped_by = 0
+    report: Report | None = None
+    scope = trio.CancelScope()
+
+    def stop(signum: int) -> None:
+        nonlocal stopped_by
+        stopped_by = stopped_by or signum
+        scope.cancel()
+
+    async def compare() -> None:
+        nonlocal report
+        with scope:
+            report = await _compare(asked, watcher)
+
+    await until_signal(compare, stop)
+    if report is None:
+        raise Stopped(stopped_by)
+    return report
+
+
+async def _compare(asked: Comparison, watcher: Watcher) -> Report:
+    begun = trio.current_time()
+    async with Guarded(Path(tempfile.mkdtemp(prefix="localdelay-compare-"))) as guarded:
+        server = asked.redis or ""
+        if asked.needs_redis and not server:
+            server = await start_server(guarded)
+        plans = _Plans(asked, watcher, server, guarded.directory)
+        try:
+            measured = {plan: await plans.measured(plan) for plan in asked.plans}
+            crashes = await plans.crashes()
+        finally:
+            await plans.leave()
+    return Report(
+        settings=asked,
+        machine=machine(),
+        redis=next((one.redis for one in measured.values() if one.redis is not None), None),
+        seconds=trio.current_time() - begun,
+        found=[Found(plan=plan, measured=measured[plan], crash=crashes[plan]) for plan in asked.plans],
+    )
+
+
+class _Plans:
+    def __init__(self, asked: Comparison, watcher: Watcher, server: str, directory: Path) -> None:
+        self._asked = asked
+        self._watcher = watcher
+        self._server = server
+        self._directory = directory
+        self._token = f"compare-{secrets.token_hex(6)}"
+
+    async def measured(self, plan: Plan) -> Measured:
+        found: Measured = await self._result(self._job("measure", plan))
+        return found
+
+    async def crashes(self) -> dict[Plan, Crash]:
+        """Of all plans at the same time: it is counted, and not timed."""
+        found: dict[Plan, Crash] = {}
+
+        async def crash(plan: Plan) -> None:
+            found[plan] = await self._crash(plan)
+
+        self._watcher.step(None, "killed half-way")
+        async with trio.open_nursery() as nursery:
+            for plan in self._asked.plans:
+                nursery.start_soon(crash, plan)
+        return found
+
+    async def _crash(self, plan: Plan) -> Crash:
+        """Kill it in the middle, and have another send what is left."""
+        seconds = min(self._asked.seconds, _CRASH_SECONDS)
+        job = self._job("be killed", plan, seconds=seconds)
+        async with _running(job) as said:
+            await anext(said)
+            await trio.sleep(self._asked.before + seconds / 2)
+        killed = trio.current_time()
+        stored, sent = recorded(job.directory / STORED), recorded(job.directory / SENT)
+        recovered_in = None
+        if plan.in_redis and not await self._result(self._job("recover", plan, seconds=seconds)):
+            recovered_in = trio.current_time() - killed
+        # A send may be written down before its put is: nobody else hears of either meanwhile.
+        there = set(stored) | set(sent)
+        lost, twice = count_crash(there, recorded(job.directory / SENT))
+        return Crash(
+            stored=len(there), sent_before=len(sent), lost=lost, twice=twice, recovered_in=recovered_in
+        )
+
+    async def leave(self) -> None:
+        """On somebody else's server nothing is left."""
+        if self._asked.needs_redis and self._asked.redis is not None:
+            # What has made this fail, if anything, is told already.
+            with trio.move_on_after(_REMOVE_WITHIN, shield=True), suppress(BenchError):
+                await self._result(self._job("remove", Plan.REDIS))
+
+    def _job(self, what: str, plan: Plan, *, seconds: float = 0.0) -> Job:
+        directory = self._directory / plan
+        directory.mkdir(exist_ok=True)
+        return Job(
+            what=what,
+            plan=plan,
+            asked=self._asked,
+            server=self._server if plan.in_redis else "",
+            token=self._token,
+            directory=directory,
+            seconds=seconds,
+        )
+
+    async def _result(self, job: Job) -> Any:
+        async with _running(job) as said:
+            async for answer in said:
+                if "result" in answer:
+                    return answer["result"]
+                self._watcher.step(job.plan, answer["step"])
+        raise AssertionError("a process that ends without a result is an error")
+
+
+@asynccontextmanager
+async def _running(job: Job) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+    """What the process that does this says, for the length of an `async with` block; then it is killed."""
+    log = job.directory / "stderr"
+    with log.open("ab") as stderr:
+        # In a session of its own: Ctrl-C is for this process, which ends it.
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-m", _CHILD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            start_new_session=True,
+        )
+    assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018 (for mypy)
+    try:
+        with suppress(trio.BrokenResourceError):  # it has ended: `_answers` says so
+            await process.stdin.send_all(packed(job))
+        async with aclosing(_answers(process.stdout, job, log)) as said:
+            yield said
+    finally:
+        with trio.CancelScope(shield=True):
+            process.kill()
+            await process.wait()
+            await process.stdin.aclose()
+            await process.stdout.aclose()
+
+
+async def _answers(
+    stdout: trio.abc.ReceiveStream, job: Job, log: Path
+) -> AsyncGenerator[dict[str, Any], None]:
+    """What the process says. Raises `BenchError` for an error of its, and where it has ended."""
+    received = b""
+    while True:
+        while b"\n" not in received:
+            more = await stdout.receive_some()
+            if not more:
+                raise BenchError(f"the process of {job.plan} has ended; {last_words(log)}")
+            received += more
+        line, _, received = received.partition(b"\n")
+        said: dict[str, Any] = unpacked(line)
+        if "error" in said:
+            raise BenchError(hide_secrets(said["error"], job.server))
+        yield said
+
+
+__all__ = ["BenchError", "Stopped", "Watcher", "run"]

@@ -1,0 +1,303 @@
+"""What a comparison of the plans is asked for, and what it has found. Pure. Times are in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+from urllib.parse import urlsplit
+
+import attrs
+
+from localdelay import arguments
+from localdelay.benchmark.load import Delays
+from localdelay.benchmark.process import Machine
+from localdelay.benchmark.result import Settings
+from localdelay.brokers.address import without_secrets
+from localdelay.capacity import polling_rates, redis_queue_commands
+from localdelay.lateness import Latencies
+
+CARRIED_P99 = 0.3
+"""Seconds. A plan carries a rate if its p99 stays under this, and all is put and sent, and nothing early.
+
+It is not "held", which is 10 ms: the literal plan 1 polls every 200 ms, and would hold no rate at all.
+"""
+_LONGEST = 600.0
+_HIGHEST = 1_000_000.0
+_MOST_SHARDS = 16_384
+_POLLED_BY = 0.25
+"""Seconds: a poll, and a little."""
+_HIDDEN = frozenset({"intervals", "redis"})
+
+
+class Plan(StrEnum):
+    """What is compared, in the order in which it is shown."""
+
+    REDIS_LITERAL = "redis-literal"
+    """The write-up's plan 1: sorted sets, each polled every 200 ms behind a lock."""
+    REDIS = "redis"
+    """`localdelay.redis_plan`."""
+    MEMORY_LITERAL = "memory-literal"
+    """The write-up's plan 2: a channel, and workers that each sleep on a message."""
+    MEMORY = "memory"
+    """`open_delay_queue`."""
+
+    @property
+    def in_redis(self) -> bool:
+        """Whether its messages wait in Redis."""
+        return self in (Plan.REDIS_LITERAL, Plan.REDIS)
+
+
+@attrs.frozen(kw_only=True)
+class Comparison:
+    """What is to be compared. A number that is out of its range is a `ValueError` that names it."""
+
+    rate: float = 1000.0
+    """Messages/s that are put."""
+    delays: Delays = attrs.field(default=Delays((2.0,)))
+    size: int = 500
+    """Bytes of each payload."""
+    seconds: float = 2.0
+    """How long is measured, once messages come due."""
+    shards: int = 64
+    """Sorted sets, of both Redis plans."""
+    workers: int = 20
+    redis: str | None = attrs.field(default=None, repr=False)
+    """The URL of a server; None: one of its own."""
+    only: tuple[Plan, ...] = tuple(Plan)
+    seed: int = 1
+    quick: bool = False
+    """Shorter, and without the search for the highest rate."""
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse what can't be run."""
+        arguments.at_least("rate", self.rate, 1.0)
+        arguments.at_least("seconds", self.seconds, 0.1)
+        _at_most("rate", self.rate, _HIGHEST)
+        _at_most("seconds", self.seconds, _LONGEST)
+        _at_most("shards", arguments.count("shards", self.shards), _MOST_SHARDS)
+        load = self.load()  # checks the rest
+        _at_most("delay", load.delays.longest, _LONGEST)
+        if self.redis is not None:
+            _check_redis(self.redis)
+
+    @property
+    def before(self) -> float:
+        """Seconds from the first put until as much is sent as is put, by a plan that polls, too."""
+        return self.delays.longest + _POLLED_BY
+
+    def load(self, seconds: float | None = None) -> Settings:
+        """The load, of which so many seconds are measured: puts begin `before` anything is counted."""
+        return Settings(
+            rate=(self.rate, self.rate),
+            seconds=self.before + (self.seconds if seconds is None else seconds),
+            delays=self.delays,
+            size=self.size,
+            workers=self.workers,
+            warmup=0.0,
+            seed=self.seed,
+        )
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """What is compared, each once, in the usual order."""
+        return tuple(plan for plan in Plan if plan in self.only)
+
+    @property
+    def needs_redis(self) -> bool:
+        """Whether there is a plan that needs one."""
+        return any(plan.in_redis for plan in self.plans)
+
+    def as_json(self) -> dict[str, Any]:
+        """One object, without passwords."""
+        shown = attrs.asdict(self)
+        shown["delays"] = list(self.delays.values)
+        shown["delay_is_range"] = self.delays.is_range
+        shown["only"] = [plan.value for plan in self.plans]
+        shown["redis"] = None if self.redis is None else without_secrets(self.redis)
+        return shown
+
+
+def queue_url(server: str, name: str) -> str:
+    """The URL of a queue of this name on a server, as `open_redis_delay_queue` takes it."""
+    parts = urlsplit(server)
+    db = parts.path.strip("/")
+    return f"{parts.scheme}://{parts.netloc}/{name}" + (f"?db={db}" if db else "")
+
+
+def _check_redis(server: str) -> None:
+    parts = urlsplit(server)
+    form = "like redis://host:6379 or redis://host:6379/1"
+    if parts.scheme not in ("redis", "rediss") or not parts.netloc or parts.query or parts.fragment:
+        raise ValueError(f"redis must be a server, {form}")
+    path = parts.path.strip("/")
+    if path and not (path.isascii() and path.isdigit()):
+        raise ValueError(f"redis must have nothing after the host but the number of a database, {form}")
+
+
+def _at_most(name: str, value: float, most: float) -> None:
+    if value > most:
+        raise ValueError(f"{name} must be at most {most:,.0f}, not {value:,.10g}")
+
+
+@attrs.frozen(kw_only=True)
+class Waiting:
+    """What it takes to hold messages that wait."""
+
+    messages: int
+    """How many there were."""
+    process_bytes: float | None
+    """Growth of the process's memory for each, payload included; None where few wait, or nobody tells."""
+    redis_bytes: float | None
+    """Growth of Redis's memory for each; None where there is no Redis."""
+
+
+@attrs.frozen(kw_only=True)
+class Cost:
+    """What some seconds have cost. Shares are of one core."""
+
+    sent_per_s: float
+    """Commands that the process sent to Redis."""
+    inside_per_s: float
+    """Commands that Redis has run, those inside of scripts too."""
+    calls_per_s: Mapping[str, float]
+    """The same, of each command."""
+    sent_per_message: float | None
+    """Commands that the process sent, for each message sent meanwhile; None where none was."""
+    cpu: float
+    """The process's share, the load's own included."""
+    redis_cpu: float
+    """Redis's."""
+    resident_bytes: int | None
+    """Memory of the process at their end."""
+
+
+@attrs.frozen(kw_only=True)
+class Busy:
+    """A load."""
+
+    offered: int
+    """Messages that were to be put."""
+    stored: int
+    """Those that were put, and, where Redis is to have them, it said that it has."""
+    refused: int
+    """Those that could not be put."""
+    sent: int
+    early: int
+    """Those that were sent too early. There must be none."""
+    p50: float | None
+    """Lateness: from when a message was to be put, plus its delay, to when its send began."""
+    p99: float | None
+    longest: float | None
+    carried: bool
+    """All was put and sent on time; see `CARRIED_P99`."""
+    cost: Cost | None
+    """From when messages come due until the last is put; None where it did not come to that."""
+
+
+@attrs.frozen(kw_only=True)
+class Crash:
+    """What became of the messages of a process that was killed."""
+
+    stored: int
+    """Messages that it has said it has."""
+    sent_before: int
+    """Sends until then."""
+    lost: int
+    """Those that neither it nor the one after it has sent."""
+    twice: int
+    """Sends of messages that were sent already."""
+    recovered_in: float | None
+    """From the kill to when nothing was left; None where there was nothing to recover from."""
+
+
+def count_crash(stored: Collection[int], sent: Sequence[int]) -> tuple[int, int]:
+    """(lost, twice): messages that were stored and never sent, and sends that were one too many."""
+    once = set(sent)
+    return len(set(stored) - once), len(sent) - len(once)
+
+
+@attrs.frozen(kw_only=True)
+class Measured:
+    """What one process has measured of its plan."""
+
+    redis: str | None
+    """The version of the server."""
+    carried_rate: float | None
+    """The highest rate that was tried and carried, messages/s; None: none was."""
+    tried: Sequence[tuple[float, bool]]
+    """The rates that were tried, in order, and whether each was carried."""
+    waiting: Waiting
+    idle: Cost
+    """While messages wait and nothing comes due."""
+    busy: Busy
+    intervals: Sequence[Latencies] = attrs.field(repr=False)
+    """The lateness of the busy load, second by second."""
+
+
+@attrs.frozen(kw_only=True)
+class Found:
+    """One plan."""
+
+    plan: Plan
+    measured: Measured
+    crash: Crash
+
+    def as_json(self) -> dict[str, Any]:
+        """One object, without the intervals."""
+        measured = attrs.asdict(self.measured, filter=lambda attribute, _: attribute.name not in _HIDDEN)
+        return {"plan": self.plan.value, **measured, "crash": attrs.asdict(self.crash)}
+
+
+@attrs.frozen(kw_only=True)
+class Formula:
+    """What the formulas of `localdelay.capacity` say of one instance, commands/s."""
+
+    zadd: float
+    zrange: float
+    setnx: float
+    zrem: float
+    redis_commands: float | None
+    """Of `localdelay.redis_plan`, all together; None where delays differ: it is for one delay."""
+    redis_commands_idle: float
+
+    @classmethod
+    def of(cls, asked: Comparison) -> Formula:
+        """For this load."""
+        zrange, setnx = polling_rates(asked.shards, 1)
+        rate, delays = asked.rate, asked.delays
+        return cls(
+            zadd=rate,
+            zrange=zrange,
+            setnx=setnx,
+            zrem=rate,
+            redis_commands=redis_queue_commands(rate, 1) if delays.shortest == delays.longest else None,
+            redis_commands_idle=redis_queue_commands(0.0, 1),
+        )
+
+
+@attrs.frozen(kw_only=True)
+class Report:
+    """All plans."""
+
+    settings: Comparison
+    machine: Machine
+    redis: str | None
+    """The version of the server; None where none was needed."""
+    seconds: float
+    found: Sequence[Found]
+
+    def of(self, plan: Plan) -> Found | None:
+        """What was found of this plan."""
+        return next((found for found in self.found if found.plan is plan), None)
+
+    def as_json(self) -> dict[str, Any]:
+        """One object."""
+        return {
+            "settings": self.settings.as_json(),
+            "machine": attrs.asdict(self.machine),
+            "redis": self.redis,
+            "seconds": self.seconds,
+            "plans": [found.as_json() for found in self.found],
+            "formula": attrs.asdict(Formula.of(self.settings)),
+        }

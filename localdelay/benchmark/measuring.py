@@ -1,0 +1,252 @@
+"""What a comparison measures of one plan, in the process of that plan."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+
+from localdelay.benchmark.comparison import (
+    CARRIED_P99,
+    Busy,
+    Comparison,
+    Cost,
+    Measured,
+    Plan,
+    Waiting,
+)
+from localdelay.benchmark.contenders import Opened, Opening, open_plan
+from localdelay.benchmark.held import best, ladder, next_rate
+from localdelay.benchmark.load import Delays, putter
+from localdelay.benchmark.process import machine_bytes, resident_bytes
+from localdelay.benchmark.redis import Seen, look, remove
+from localdelay.benchmark.result import Settings
+from localdelay.benchmark.round import Round
+from localdelay.lateness import Latencies
+
+if TYPE_CHECKING:
+    from localdelay.redis_plan.link import Link
+
+PATIENCE = 1.0
+"""Seconds after the last message is due, or put, for the rest of them to be sent."""
+_RUNGS = ladder(10.0, 500_000.0)
+_STRIDE = 5
+"""Rungs in the first step of the search: ten times as much."""
+_RUNG_SECONDS = 0.7
+_RUNG_DELAY = 0.3
+"""Seconds, of the longest delay: a load of a rung is short."""
+_FILL = 20_000
+"""Messages that wait while nothing comes due."""
+_QUICK_FILL = 2_000
+_SHARD_FILL = 2500
+"""A shard holds 4,000, and they are not spread evenly."""
+_FEW = 10_000
+"""With fewer than this, the growth of the process says nothing about one message."""
+_FILL_DELAYS = Delays((3600.0, 3660.0), is_range=True)
+"""Spread over a minute: as in use, due times differ."""
+_FILL_CHUNK = 500
+_IDLE_SECONDS = {Plan.REDIS: 5.0}
+"""A heartbeat of it comes every 5 s."""
+_IDLE_OTHERS = 2.0
+_IDLE_QUICK = 0.5
+_SETTLE = 0.5
+_LOOK = 0.01
+
+
+class Bench:
+    """The process's means: the connection to look at Redis with, and names that are new."""
+
+    def __init__(self, plan: Plan, asked: Comparison, link: Link | None, server: str, token: str) -> None:
+        self._plan = plan
+        self._asked = asked
+        self._link = link
+        self._server = server
+        self._token = token
+        self._count = 0
+
+    async def measure(self, step: Callable[[str], object]) -> Measured:
+        """All but the crash; `step` is told what is done now."""
+        step("waiting and idle")
+        waiting, idle = await self._waiting()
+        step("under the load")
+        busy, intervals = await self._busy(self._asked.load(), self._asked.before)
+        tried = {self._asked.rate: busy.carried}
+        while not self._asked.quick and (rate := next_rate(_RUNGS, tried, _STRIDE)) is not None:
+            step(f"at {rate:,.0f} messages/s")
+            tried[rate] = await self._carries(rate)
+        return Measured(
+            redis=None if self._link is None else (await look(self._link)).version,
+            carried_rate=best(tried),
+            tried=list(tried.items()),
+            waiting=waiting,
+            idle=idle,
+            busy=busy,
+            intervals=intervals,
+        )
+
+    @contextlib.asynccontextmanager
+    async def _open(self, one: Round, capacity: int, tally: _Tally) -> AsyncIterator[Opened]:
+        """Run the plan under a name of its own, and remove what it has left in Redis."""
+        self._count += 1
+        opening = Opening(
+            plan=self._plan,
+            asked=self._asked,
+            capacity=capacity,
+            sink=one.sink,
+            stored=tally.store,
+            refuse=one.refuse,
+            server=self._server,
+            name=f"{self._token}-{self._plan}-{self._count}",
+        )
+        try:
+            async with open_plan(opening) as opened:
+                yield opened
+        finally:
+            if self._link is not None:
+                with trio.move_on_after(5.0, shield=True):
+                    await remove(self._link, opening.name)
+
+    async def _waiting(self) -> tuple[Waiting, Cost]:
+        """Have many messages wait: the memory that takes, and what it costs to wait."""
+        asked, one, tally = self._asked, Round(self._asked.load()), _Tally()
+        count = _FILL
+        if self._plan.in_redis:
+            count = min(_QUICK_FILL if asked.quick else _FILL, _SHARD_FILL * asked.shards)
+        async with self._open(one, _FILL, tally) as opened:
+            put_run = putter(
+                opened.put_nowait, _FILL_DELAYS, size=asked.size, seed=asked.seed, refuse=one.refuse
+            )
+
+            async def fill(first: int, stop: int) -> None:
+                for low in range(first, stop, _FILL_CHUNK):
+                    high = min(stop, low + _FILL_CHUNK)
+                    put_run(low, high)
+                    while tally.stored + one.refused < high:  # noqa: ASYNC110 (nobody tells)
+                        await trio.sleep(_LOOK)
+                gc.collect()
+
+            await fill(0, count // 10)
+            resident, before, had = resident_bytes(), await look(self._link), tally.stored
+            await fill(count // 10, count)
+            grown, after, more = resident_bytes(), await look(self._link), max(1, tally.stored - had)
+            in_process = None
+            if resident is not None and grown is not None and count >= _FEW:
+                in_process = (grown - resident) / more
+            in_redis = None if self._link is None else (after.memory - before.memory) / more
+            await trio.sleep(_SETTLE)
+            window = _Window(self._link, opened, one)
+            await window.begin()
+            await trio.sleep(_IDLE_SECONDS.get(self._plan, _IDLE_QUICK if asked.quick else _IDLE_OTHERS))
+            idle = await window.end()
+        assert idle is not None  # noqa: S101 (it has begun)
+        return Waiting(messages=tally.stored, process_bytes=in_process, redis_bytes=in_redis), idle
+
+    async def _busy(self, load: Settings, before: float) -> tuple[Busy, list[Latencies]]:
+        """Put the load, and count what it costs from so many seconds after the first put to the last."""
+        one, tally = Round(load, PATIENCE), _Tally()
+        async with self._open(one, load.capacity(machine_bytes()), tally) as opened:
+            window = _Window(self._link, opened, one)
+            start = one.clock()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(window.watch, start + before, start + load.seconds)
+                await one.go(opened.put_nowait, start)
+                nursery.cancel_scope.cancel()
+            cost = await window.end()
+        one.meter.finish()
+        latencies = Latencies.together(one.meter.intervals)
+        p50, p99 = latencies.at(0.5, 0.99) if latencies.count else (None, None)
+        busy = Busy(
+            offered=load.pace.total,
+            stored=tally.stored,
+            refused=one.refused,
+            sent=one.meter.sent,
+            early=one.meter.early,
+            p50=p50,
+            p99=p99,
+            longest=latencies.longest if latencies.count else None,
+            carried=one.is_held(CARRIED_P99),
+            cost=cost,
+        )
+        return busy, one.meter.intervals
+
+    async def _carries(self, rate: float) -> bool:
+        """Whether this rate is carried, by a short load with short delays."""
+        delays = self._asked.delays
+        scale = min(1.0, _RUNG_DELAY / delays.longest) if delays.longest else 1.0
+        short = Delays(tuple(scale * value for value in delays.values), delays.is_range)
+        load = attrs.evolve(
+            self._asked.load(), rate=(rate, rate), seconds=_RUNG_DELAY + _RUNG_SECONDS, delays=short
+        )
+        busy, _ = await self._busy(load, _RUNG_DELAY)
+        return busy.carried
+
+
+class _Tally:
+    """How many messages a plan has said that it has."""
+
+    def __init__(self) -> None:
+        self.stored = 0
+
+    def store(self, _: bytes) -> None:
+        self.stored += 1
+
+
+@attrs.frozen
+class _Instant:
+    wall: float
+    cpu: float
+    commands: int
+    messages: int
+    redis: Seen
+    resident: int | None
+
+
+class _Window:
+    """What is counted between two instants, of the process and of Redis."""
+
+    def __init__(self, link: Link | None, opened: Opened, one: Round) -> None:
+        self._link = link
+        self._opened = opened
+        self._round = one
+        self._begun: _Instant | None = None
+        self._ended: _Instant | None = None
+
+    async def watch(self, first: float, last: float) -> None:
+        """Count from the first to the last, seconds on Trio's clock."""
+        await trio.sleep_until(first)
+        await self.begin()
+        await trio.sleep_until(last)
+        await self.end()
+
+    async def begin(self) -> None:
+        """Count from now on."""
+        self._begun = await self._now()
+
+    async def end(self) -> Cost | None:
+        """What it came to, until now where it has not ended yet; None where it has not begun."""
+        if self._begun is None:
+            return None
+        if self._ended is None:
+            self._ended = await self._now()
+        begun, ended = self._begun, self._ended
+        seconds, messages = ended.wall - begun.wall, ended.messages - begun.messages
+        calls, commands = ended.redis.calls_since(begun.redis), ended.commands - begun.commands
+        return Cost(
+            sent_per_s=commands / seconds,
+            inside_per_s=sum(calls.values()) / seconds,
+            calls_per_s={name: count / seconds for name, count in calls.items()},
+            sent_per_message=commands / messages if messages else None,
+            cpu=(ended.cpu - begun.cpu) / seconds,
+            redis_cpu=(ended.redis.cpu - begun.redis.cpu) / seconds,
+            resident_bytes=ended.resident,
+        )
+
+    async def _now(self) -> _Instant:
+        redis = await look(self._link)
+        commands, sent = self._opened.commands(), self._round.meter.sent
+        return _Instant(time.perf_counter(), time.process_time(), commands, sent, redis, resident_bytes())

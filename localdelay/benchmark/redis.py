@@ -1,0 +1,210 @@
+"""Redis, for a comparison: a server of its own, what it says of itself, and the write-up's plan 1 on it.
+
+All but the server needs the extra `redis`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+
+from localdelay.benchmark.comparison import queue_url
+from localdelay.benchmark.stopping import BenchError
+from localdelay.programs import Guarded, last_words
+
+if TYPE_CHECKING:  # it comes with an extra, and the plans in memory have to work without it
+    from localdelay.redis_plan.link import Link
+
+_PROGRAM = "redis-server"
+_START_TIMEOUT = 15.0
+_POLL = 0.01
+_TRIES = 3
+_TIMEOUT = 5.0
+_AT_ONCE = 1000
+_OWN = frozenset({"info", "hello", "client", "config", "subscribe", "ping", "script"})
+"""What observing and connecting take."""
+
+
+def find_server() -> str:
+    """The path of the program. Raises `BenchError` where there is none."""
+    found = shutil.which(_PROGRAM)
+    if found is None:
+        raise BenchError(
+            "there is no redis-server: install it (apt-get install redis-server), give --redis URL, "
+            "or compare what needs none (--only memory --only memory-literal)"
+        )
+    return found
+
+
+async def start_server(guarded: Guarded) -> str:
+    """Start a server that keeps nothing on disk, and return its URL. It ends with the guarded block.
+
+    Raises `BenchError` where it does not start.
+    """
+    program = find_server()
+    log = guarded.directory / "redis.log"
+    # The port that was free may be somebody else's by then.
+    for _ in range(_TRIES):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+        command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+        command += ["--appendonly", "no", "--dir", str(guarded.directory), "--logfile", str(log)]
+        if await _answers(await guarded.start(command), port):
+            return f"redis://127.0.0.1:{port}"
+    raise BenchError(f"redis-server does not start; {last_words(log)}")
+
+
+async def _answers(process: trio.Process, port: int) -> bool:
+    """Whether it takes commands, and not only connections; False when it has ended."""
+    with trio.move_on_after(_START_TIMEOUT):
+        while process.poll() is None:
+            try:
+                async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                    await stream.send_all(b"PING\r\n")
+                    if (await stream.receive_some(64)).startswith(b"+PONG") and process.poll() is None:
+                        return True
+            except OSError:
+                pass
+            await trio.sleep(_POLL)
+        return False
+    raise BenchError(f"redis-server does not answer within {_START_TIMEOUT:g} s")
+
+
+@asynccontextmanager
+async def open_link(server: str) -> AsyncIterator[Link]:
+    """A connection to this server; `ConnectionError` where there is none."""
+    from localdelay.redis_plan.link import Link
+    from localdelay.redis_plan.opening import place_of
+
+    place, _ = place_of(queue_url(server, "compare"))
+    link = Link(
+        place,
+        b"localdelay:compare",
+        connect_timeout=_TIMEOUT,
+        reply_timeout=_TIMEOUT,
+        on_news=lambda _: None,
+        on_connected=lambda: None,
+    )
+    async with trio.open_nursery() as nursery:
+        await nursery.start(link.keep)
+        try:
+            yield link
+        finally:
+            nursery.cancel_scope.cancel()
+
+
+@attrs.frozen
+class Seen:
+    """Redis at one instant, since it was started."""
+
+    calls: Mapping[str, int] = attrs.field(factory=dict)
+    """Calls of each command, those inside of scripts too, without what observing takes."""
+    cpu: float = 0.0
+    """Seconds of processor time."""
+    memory: int = 0
+    """Bytes in use."""
+    version: str = "?"
+
+    @classmethod
+    def of(cls, info: str) -> Seen:
+        """What INFO's answer says."""
+        fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+        calls: dict[str, int] = {}
+        for name, value in fields.items():
+            if name.startswith("cmdstat_"):
+                # A subcommand is `config|get`.
+                command = name.removeprefix("cmdstat_").partition("|")[0]
+                if command not in _OWN:
+                    first = value.partition(",")[0]
+                    calls[command] = calls.get(command, 0) + int(first.removeprefix("calls="))
+        cpu = float(fields["used_cpu_user"]) + float(fields["used_cpu_sys"])
+        return cls(calls, cpu, int(fields["used_memory"]), fields.get("redis_version", "?"))
+
+    def calls_since(self, before: Seen) -> dict[str, int]:
+        """What was called since then."""
+        grown = {name: count - before.calls.get(name, 0) for name, count in self.calls.items()}
+        return {name: count for name, count in grown.items() if count > 0}
+
+
+async def look(link: Link | None) -> Seen:
+    """What Redis says of itself; nothing where there is none."""
+    if link is None:
+        return Seen()
+    return Seen.of((await link.call(b"INFO", b"everything")).decode(errors="replace"))
+
+
+async def remove(link: Link, token: str) -> None:
+    """Remove all keys with this in their names."""
+    cursor = b"0"
+    while True:
+        cursor, keys = await link.call(b"SCAN", cursor, b"MATCH", f"*{token}*".encode(), b"COUNT", _AT_ONCE)
+        if keys:
+            await link.call(b"UNLINK", *keys)
+        if int(cursor) == 0:
+            return
+
+
+POLL_EVERY = 0.2
+"""Seconds."""
+_LOCK_MS = 190
+"""The lock of one poll is gone by the next."""
+_NUMBER = 16
+"""Hexadecimal digits before the payload: members of a set are all different."""
+
+
+class SortedSets:
+    """One instance of the write-up's plan 1, word for word: sorted sets in Redis, polled behind locks.
+
+    A message is a member of one of the sets, its score the wall clock when it is due, in milliseconds. Every
+    200 ms each instance tries for the lock of each set (SETNX, with an expiry, or a crash would lock it for
+    ever), and who gets it reads what is due (ZRANGE), sends each, and removes it (ZREM). All calls share
+    one connection, on which those of one turn of the loop are written together.
+    """
+
+    def __init__(
+        self, link: Link, name: str, shards: int, send: Callable[[float, bytes], Awaitable[None]]
+    ) -> None:
+        """`send` is called with when the message was due, in Unix time, and its payload."""
+        self._link = link
+        self._keys = [f"{name}:{shard}".encode() for shard in range(shards)]
+        self._send = send
+        self._numbers = itertools.count(time.time_ns())
+
+    async def put(self, payload: bytes, *, delay: float) -> None:
+        """Store a message that is due in `delay` seconds. Raises as `Link.call` does."""
+        number = next(self._numbers)
+        due = int((time.time() + delay) * 1000) + 1
+        key = self._keys[number % len(self._keys)]
+        await self._link.call(b"ZADD", key, due, b"%0*x%s" % (_NUMBER, number, payload))
+
+    async def run(self) -> None:
+        """Poll all sets, each in its own time."""
+        async with trio.open_nursery() as nursery:
+            for number, key in enumerate(self._keys):
+                nursery.start_soon(self._poll, key, POLL_EVERY * number / len(self._keys))
+
+    async def count(self) -> int:
+        """How many messages there are."""
+        return sum([int(await self._link.call(b"ZCARD", key)) for key in self._keys])
+
+    async def _poll(self, key: bytes, first: float) -> None:
+        when = trio.current_time() + first
+        while True:
+            await trio.sleep_until(when)
+            when = max(when + POLL_EVERY, trio.current_time())
+            if not await self._link.call(b"SET", key + b":lock", 1, b"NX", b"PX", _LOCK_MS):
+                continue
+            now = int(time.time() * 1000)
+            for member, score in await self._link.call(
+                b"ZRANGE", key, b"-inf", now, b"BYSCORE", b"WITHSCORES"
+            ):
+                await self._send(float(score) / 1000, member[_NUMBER:])
+                await self._link.call(b"ZREM", key, member)
