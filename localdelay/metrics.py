@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from threading import Lock, get_ident
-from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import attrs
 import trio
@@ -22,7 +22,8 @@ import trio
 from . import arguments
 from .breaker import BreakerState
 from .errors import QueueClosed
-from .fallback.router import Controls, FallbackStatistics
+from .fallback.publishing import BaseFallback
+from .fallback.router import FallbackStatistics
 from .fallback.routing import MODES
 from .lateness import LatencySummary
 from .portal.portal import Remote
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from . import aio, threads
 
     AnyQueue: TypeAlias = DelayQueue | threads.DelayQueue | aio.DelayQueue
+    AnyFallback: TypeAlias = BaseFallback[Any, Any]
 
 _S = TypeVar("_S")
 _Kind: TypeAlias = type[CounterMetricFamily] | type[GaugeMetricFamily] | type[HistogramMetricFamily]
@@ -225,7 +227,7 @@ class _Answer:
 class _Source:
     """One queue and its fallback, as any thread may ask them."""
 
-    def __init__(self, queue: AnyQueue, fallback: Controls | None, labels: Sequence[str]) -> None:
+    def __init__(self, queue: AnyQueue, fallback: AnyFallback | None, labels: Sequence[str]) -> None:
         self.queue = queue
         self.labels = labels
         self._fallback = fallback
@@ -296,7 +298,7 @@ class Collector:
     def __init__(
         self,
         queue: AnyQueue | None = None,
-        fallback: Controls | None = None,
+        fallback: AnyFallback | None = None,
         *,
         labels: Mapping[str, str] | None = None,
         timeout: float = 2.0,
@@ -314,7 +316,7 @@ class Collector:
     def add(
         self,
         queue: AnyQueue,
-        fallback: Controls | None = None,
+        fallback: AnyFallback | None = None,
         *,
         labels: Mapping[str, str] | None = None,
     ) -> None:
@@ -324,7 +326,7 @@ class Collector:
         is a `ValueError`. A queue of Trio's is to be added on the loop that runs it, or it is a
         `RuntimeError`; one of `localdelay.threads` or `localdelay.aio` anywhere.
         """
-        if fallback is not None and not isinstance(fallback, Controls):
+        if fallback is not None and not isinstance(fallback, BaseFallback):
             raise TypeError(f"fallback must be a Fallback, not {type(fallback).__name__}")
         given = _check_labels({} if labels is None else labels)
         names = tuple(sorted(given))

@@ -10,17 +10,12 @@ from typing import Any, TypeAlias
 import trio
 
 from . import arguments
-from .breaker import BreakerPolicy
-from .errors import QueueFull
+from .fallback.publishing import BaseFallback, Publish, World
 from .fallback.returning import IN_FLIGHT
-from .fallback.router import DEFAULT_DEGRADE_ON, Controls, DegradeOn, MayDegrade, Receipt, Router
-from .fallback.routing import Action, Decision, Mode, Route
-from .limit import RateLimit
-from .listening import Listener
+from .fallback.router import Receipt
 from .message import Message
 from .portal.blocking import in_threads, is_async, runs_under
 from .portal.portal import Call, Remote
-from .queue.admission import Stamped
 from .queue.draining import HAND_BACKS_IN_FLIGHT
 from .queue.queue import UNCHANGED, Unchanged
 from .statistics import DrainReport, Statistics
@@ -183,55 +178,12 @@ def open_delay_queue(
         raise
 
 
-class Fallback(Controls):
-    """Publishes through a blocking primary, and through the local queue what that refuses."""
+class Fallback(BaseFallback[PublishDelayed, DelayQueue]):
+    """Publishes through a blocking primary, and through the local queue what that refuses.
 
-    def __init__(
-        self,
-        publish_delayed: PublishDelayed,
-        queue: DelayQueue,
-        *,
-        degrade_on: DegradeOn = DEFAULT_DEGRADE_ON,
-        ambiguous: str = "raise",
-        may_degrade: MayDegrade | None = None,
-        mode: Mode = "active",
-        breaker: BreakerPolicy | None = BreakerPolicy(),  # noqa: B008 (it is frozen)
-        limit: RateLimit | None = None,
-        room_timeout: float | None = 0.0,
-        hand_back: bool = False,
-        hand_back_after: float = 10.0,
-        listener: Listener | None = None,
-    ) -> None:
-        """Wrap `publish_delayed(message, delay)`, which is called in the thread that publishes.
-
-        The rest is as in `localdelay.Fallback`. With `hand_back` it is also called in threads of the
-        queue's; the listener is called in whatever thread something happens in.
-        """
-        arguments.check_async("publish_delayed", publish_delayed)
-        if is_async(publish_delayed):
-            raise TypeError("publish_delayed must be an ordinary function here")
-        if not isinstance(queue, DelayQueue):
-            raise TypeError(f"queue must be a localdelay.threads.DelayQueue, not {type(queue).__name__}")
-        self._publish_delayed = publish_delayed
-        self._remote = remote = queue.remote
-        self._room_timeout = arguments.check_seconds("room_timeout", room_timeout, zero=True)
-        self._router = Router(
-            remote.clock,
-            degrade_on=degrade_on,
-            ambiguous=ambiguous,
-            may_degrade=may_degrade,
-            mode=mode,
-            breaker=breaker,
-            limit=limit,
-            listener=listener,
-        )
-        self._wake = remote.give_back(
-            self._router,
-            in_threads(publish_delayed, trio.CapacityLimiter(IN_FLIGHT)),
-            wanted=hand_back and mode == "active",
-            after=arguments.at_least("hand_back_after", hand_back_after, 0, "a number of seconds"),
-            listener=listener,
-        )
+    `publish_delayed` is an ordinary function, called in the thread that publishes; with `hand_back` also in
+    threads of the queue's. The listener is called in whatever thread something happens in.
+    """
 
     def publish(
         self,
@@ -242,38 +194,35 @@ class Fallback(Controls):
         id: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Receipt:
-        """See `localdelay.Fallback.publish`."""
-        router, remote = self._router, self._remote
+        """Publish a message that is due after `delay` seconds, or `at` an aware datetime; blocks meanwhile.
+
+        Where the primary refuses it, or is not to be called, the same message, under the same id, goes to
+        the local queue. Raises what the primary raised where the message does not degrade, `BreakerOpen`
+        or `RateLimited` where it was not called and the message may not; `QueueFull`, caused by the
+        reason, where the local queue is full too; `QueueClosed`; and `TypeError` or `ValueError` for an
+        argument that is wrong; a payload over `capacity_bytes` is one only where the local queue is needed.
+        """
+        remote = self._queue.remote
         stamped = remote.stamp(payload, delay, at, id, headers)
         message = stamped[0]
-        asked = router.ask(message)
-        if asked.why is not None:
-            if asked.decision.action is Action.RAISE:
-                raise asked.why
-            return self._hold(stamped, asked.decision, asked.why)
-        try:
-            self._publish_delayed(message, max(0.0, message.execute_at - remote.clock()))
-        except Exception as error:
-            decision = router.failed(asked, error)
-            if decision.action is Action.RAISE:
-                raise
-            return self._hold(stamped, decision, error)
-        except BaseException:
-            router.cut_off(asked)
-            raise
-        router.taken(asked)
-        return Receipt(Route.PRIMARY, message, None, remote.at_risk()[0])
+        steps = Publish(self._router, message)
+        if steps.calls:
+            with steps:
+                self._publish_delayed(message, max(0.0, message.execute_at - remote.clock()))
+        if steps.holds:
+            with steps:
+                remote.put(stamped, self._room_timeout)
+        return steps.receipt()
 
-    def _hold(self, stamped: Stamped, decision: Decision, why: Exception) -> Receipt:
-        assert decision.reason is not None  # noqa: S101 (what is held is held for a reason)
-        message = stamped[0]
-        try:
-            self._remote.put(stamped, self._room_timeout)
-        except QueueFull as full:
-            self._router.full(message, decision.reason, why)
-            raise full from why
-        self._wake()
-        return self._router.held(message, decision.reason, why, self._remote.at_risk()[0])
+    def _world(self) -> World:
+        if is_async(self._publish_delayed):
+            raise TypeError("publish_delayed must be an ordinary function here")
+        queue = self._queue
+        if not isinstance(queue, DelayQueue):
+            raise TypeError(f"queue must be a localdelay.threads.DelayQueue, not {type(queue).__name__}")
+        remote = queue.remote
+        hand_back = in_threads(self._publish_delayed, trio.CapacityLimiter(IN_FLIGHT))
+        return World(remote.clock, lambda: remote.at_risk()[0], remote.queue, hand_back, remote.begin)
 
 
 def _async(

@@ -17,8 +17,8 @@ from localdelay.breaker import BreakerState, Outcome
 from localdelay.entry import Entry, message_of
 from localdelay.errors import PermanentSendError
 from localdelay.listening import Listener, tell
-from localdelay.queue.handing_back import HandBacks
 from localdelay.queue.lanes import Slot
+from localdelay.queue.queue import DelayQueue
 from localdelay.queue.sending import HandBack
 
 from .events import HandedBack
@@ -33,20 +33,20 @@ _LONGEST_WAIT = 30.0
 class Returning:
     """Gives messages of a running queue back to the primary, with the delay that is left."""
 
+    _token: trio.lowlevel.TrioToken
+
     def __init__(
         self,
-        hand_backs: HandBacks,
+        queue: DelayQueue,
         router: Router,
         hand_back: HandBack,
         *,
         after: float,
         listener: Listener | None,
     ) -> None:
-        self._hand_backs = hand_backs
+        self._queue = queue
         self._router = router
         self._gate = router.gate
-        self._gate.on_change = self._note_change_from_anywhere
-        self._token = trio.lowlevel.current_trio_token()
         self._hand_back = hand_back
         self._after = after
         self._listener = listener
@@ -57,9 +57,20 @@ class Returning:
         self._stopping = False
         self._pauses: set[trio.CancelScope] = set()
 
+    def begin(self) -> None:
+        """Begin, beside the queue's workers and on its loop, and go on until it takes no more messages."""
+        self._token = trio.lowlevel.current_trio_token()
+        self._queue.run_until_closed(self.run, self.stop)
+        self._gate.on_change = self._note_change_from_anywhere
+        self._router.on_held = self.wake
+        # What another thread has held before `on_held` was there woke nobody.
+        if self._router.statistics().local:
+            self._news.set()
+
     def wake(self) -> None:
-        """There may be something to give back."""
-        self._news.set()
+        """There may be something to give back. From any thread."""
+        if not self._news.is_set():
+            self._note_change_from_anywhere()
 
     async def run(self) -> None:
         """Give back what is more than `after` seconds from due, whenever the gate lets it, until `stop`."""
@@ -96,21 +107,16 @@ class Returning:
             with trio.move_on_after(wait):
                 await self._changed.park()
 
-    def wake_from_anywhere(self) -> None:
-        """The same, from any thread."""
-        if not self._news.is_set():
-            self._note_change_from_anywhere()
-
     def _note_change_from_anywhere(self) -> None:
         with suppress(trio.RunFinishedError):
             self._token.run_sync_soon(self._note_change)
 
     def _note_change(self) -> None:
         self._changed.unpark_all()
-        self.wake()
+        self._news.set()
 
     async def _one_pass(self) -> None:
-        slots = self._hand_backs.far(trio.current_time() + self._after)
+        slots = self._queue.hand_backs.far(trio.current_time() + self._after)
         remaining = iter(slots)
         self._failed = False
         async with trio.open_nursery() as nursery:
@@ -142,7 +148,7 @@ class Returning:
             error: Exception | None = None
             outcome = Outcome.OTHER
             try:
-                error = await self._hand_backs.give(entry, self._hand_back)
+                error = await self._queue.hand_backs.give(entry, self._hand_back)
                 outcome = self._router.outcome_of(error)
             finally:
                 self._gate.record(ticket, outcome, error)
@@ -154,7 +160,7 @@ class Returning:
         horizon = trio.current_time() + self._after
         for slot in slots:
             if slot[0] >= horizon:
-                entry = self._hand_backs.take_out(slot)
+                entry = self._queue.hand_backs.take_out(slot)
                 if entry is not None:
                     return entry
         return None

@@ -1,8 +1,4 @@
-"""The degrade decision with all that it needs to know, for every kind of caller; from any thread.
-
-Who publishes asks before it calls the primary, says what came of the call, and is told what to do. It calls
-the primary and holds messages itself, in the way of its own world.
-"""
+"""What a fallback knows, decides by and counts, for every kind of caller; from any thread."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ from typing import TypeAlias
 
 import attrs
 
-from localdelay.breaker import BreakerPolicy, BreakerState, Outcome
+from localdelay.breaker import OTHER, TAKEN, BreakerPolicy, BreakerState, Outcome
 from localdelay.errors import Throttled
 from localdelay.gate import Gate
 from localdelay.limit import RateLimit
@@ -23,12 +19,12 @@ from localdelay.listening import Listener, Reason, check_listener, tell
 from localdelay.message import Message
 
 from .events import Degraded, Full
-from .routing import MODES, Action, Decision, Failure, Mode, Route, Situation, decide, failure_of
+from .routing import CALL, MODES, RAISE, Decision, Failure, Mode, Route, decide, failure_of, outcome_of
 
 DegradeOn: TypeAlias = tuple[type[Exception], ...] | type[Exception] | Callable[[Exception], bool]
 MayDegrade: TypeAlias = Callable[[Message], bool]
 
-_CALL = Decision(Action.CALL)
+DEFAULT_DEGRADE_ON: DegradeOn = (Throttled,)
 
 
 @attrs.frozen
@@ -72,34 +68,24 @@ class FallbackStatistics:
     """As it was made."""
 
 
-@attrs.frozen
-class Asked:
-    """The answer to `Router.ask`, which goes back to the router with what came of it."""
-
-    decision: Decision
-    why: Exception | None
-    """The reason as an exception, where the primary is not to be called."""
-    ticket: int | None
-    may_degrade: bool
-
-
 @attrs.define
 class _Counts:
     primary: int = 0
     local: int = 0
     refused: int = 0
     calls: int = 0
-    saved: int = 0
+    calls_saved: int = 0
     handed_back: int = 0
-    reasons: dict[Reason, int] = attrs.field(factory=lambda: dict.fromkeys(Reason, 0))
+    degraded: dict[Reason, int] = attrs.field(factory=lambda: dict.fromkeys(Reason, 0))
 
 
 class Router:
-    """Decides where messages go, and counts where they went."""
+    """Decides where messages go, and counts where they went. `clock` and `at_risk` are read in any thread."""
 
     def __init__(
         self,
         clock: Callable[[], float],
+        at_risk: Callable[[], int],
         *,
         degrade_on: DegradeOn,
         ambiguous: str,
@@ -120,71 +106,75 @@ class Router:
         check_listener(listener)
         self._degrades = _predicate(degrade_on)
         self._degrade_ambiguous = ambiguous == "degrade"
-        self._may_degrade = may_degrade
+        self.may_degrade = may_degrade
+        """Whether a message may be held at all, as the caller says; None: each may."""
         self._mode = mode
         self._listener = listener
         self._lock = threading.Lock()  # for the counts
         self._counts = _Counts()
+        self.at_risk = at_risk
+        """How many messages of the local queue a crash now would lose."""
         self.gate = Gate(breaker, limit, listener, clock)
+        self.on_held: Callable[[], None] = lambda: None
+        """Called when a message is held, in the thread that publishes it."""
 
-    def ask(self, message: Message) -> Asked:
-        """Say whether to call the primary; where not, whether to hold the message or to raise `why`."""
-        may_degrade = self._may_degrade is None or bool(self._may_degrade(message))
-        if self._mode == "forced":
-            return self._spared(Reason.FORCED, may_degrade)
-        ticket, refusal = self.gate.ask()
-        if refusal is not None:
-            return self._spared(refusal, may_degrade)
+    def ask(self, may_degrade: bool) -> tuple[int | None, Decision]:
+        """Say what to do with a message; where the primary is to be called, perhaps with a ticket."""
+        # In forced mode nothing is called, so that there is nothing to ask the gate for.
+        ticket, refusal = (None, None) if self._mode == "forced" else self.gate.ask()
+        decision = decide(self._mode, may_degrade, refusal)
         with self._lock:
-            self._counts.calls += 1
-        return Asked(_CALL, None, ticket, may_degrade)
+            self._counts.calls += decision.action is CALL
+            if decision.reason is not None:
+                self._counts.calls_saved += 1
+                self._count(decision)
+        return ticket, decision
 
-    def taken(self, asked: Asked) -> None:
+    def refusal(self, decision: Decision) -> Exception:
+        """What to raise, or to give as the reason, where the primary is not called."""
+        assert decision.reason is not None  # noqa: S101 (it is not spared for nothing)
+        return self.gate.refusal(decision.reason)
+
+    def taken(self, ticket: int | None) -> None:
         """The primary has taken the message."""
         with self._lock:
             self._counts.primary += 1
-        self._record(asked, Outcome.TAKEN)
+        if ticket is not None:
+            self.gate.record(ticket, TAKEN)
 
-    def cut_off(self, asked: Asked) -> None:
-        """The call was cancelled."""
-        self._record(asked, Outcome.OTHER)
+    def cut_off(self, ticket: int | None) -> None:
+        """The call was cancelled, or says nothing."""
+        if ticket is not None:
+            self.gate.record(ticket, OTHER)
 
-    def failed(self, asked: Asked, error: Exception) -> Decision:
+    def failed(self, ticket: int | None, error: Exception, may_degrade: bool) -> Decision:
         """The call has failed: say whether to hold the message or to raise the error."""
         try:
             failure = self._failure_of(error)
-        except BaseException:
-            self.cut_off(asked)
+        except BaseException:  # `degrade_on` is a stranger's; the ticket must come back
+            self.cut_off(ticket)
             raise
-        self._record(asked, self._outcome(failure), error)
-        decision = decide(
-            Situation(
-                self._mode,
-                asked.may_degrade,
-                degrade_ambiguous=self._degrade_ambiguous,
-                failure=failure,
-            )
-        )
+        if ticket is not None:
+            self.gate.record(ticket, self._outcome_of(failure), error)
+        decision = decide(self._mode, may_degrade, failure=failure, degrade_ambiguous=self._degrade_ambiguous)
         with self._lock:
-            if self._mode == "shadow" and decision.action is Action.HOLD and decision.reason is not None:
-                self._counts.reasons[decision.reason] += asked.ticket is not None  # else counted already
-                decision = Decision(Action.RAISE, decision.reason)
-            self._counts.refused += decision.action is Action.RAISE
+            self._count(decision, again=ticket is None)
         return decision
 
-    def held(self, message: Message, reason: Reason, why: Exception, at_risk: int) -> Receipt:
-        """The message is held in memory."""
+    def held(self, message: Message, reason: Reason, why: Exception) -> None:
+        """The message is held."""
         with self._lock:
             self._counts.local += 1
-            self._counts.reasons[reason] += 1
-        tell(self._listener, Degraded(message, reason, why, at_risk))
-        return Receipt(Route.LOCAL, message, why, at_risk)
+            self._counts.degraded[reason] += 1
+        self.on_held()
+        tell(self._listener, Degraded(message, reason, why, self.at_risk()))
 
-    def full(self, message: Message, reason: Reason, why: Exception) -> None:
-        """There was no room to hold the message."""
+    def not_held(self, message: Message, reason: Reason, why: Exception, *, full: bool) -> None:
+        """The local queue has not taken the message, be it for want of room or not."""
         with self._lock:
             self._counts.refused += 1
-        tell(self._listener, Full(message, reason, why))
+        if full:
+            tell(self._listener, Full(message, reason, why))
 
     def handed_back(self) -> None:
         """The primary has taken a message back."""
@@ -192,90 +182,38 @@ class Router:
             self._counts.handed_back += 1
 
     def outcome_of(self, error: Exception | None) -> Outcome:
-        """What a hand-back that ended in this says about a limit. It never raises."""
+        """What a hand-back that ended in this says to the breaker. It never raises."""
         if error is None:
-            return Outcome.TAKEN
+            return TAKEN
         try:
-            return self._outcome(self._failure_of(error))
+            return self._outcome_of(self._failure_of(error))
         except Exception:  # noqa: BLE001 (of `degrade_on`, a stranger's: the queue must not end by it)
-            return Outcome.OTHER
+            return OTHER
 
     def statistics(self) -> FallbackStatistics:
         """What was published where and why, and how the breaker stands."""
         retry_in = self.gate.retry_in
         with self._lock:
-            counts = attrs.evolve(self._counts, reasons=dict(self._counts.reasons))
+            counts = attrs.asdict(self._counts)
         return FallbackStatistics(
-            primary=counts.primary,
-            local=counts.local,
-            refused=counts.refused,
-            degraded=MappingProxyType(counts.reasons),
-            calls=counts.calls,
-            calls_saved=counts.saved,
-            handed_back=counts.handed_back,
+            **counts | {"degraded": MappingProxyType(counts["degraded"])},
             breaker=self.gate.state,
             breaker_for=self.gate.state_for,
             retry_in=None if retry_in == math.inf else retry_in,
             mode=self._mode,
         )
 
-    def _spared(self, reason: Reason, may_degrade: bool) -> Asked:
-        decision = decide(
-            Situation(
-                self._mode,
-                may_degrade,
-                breaker_permits=reason is not Reason.BREAKER_OPEN,
-                within_limit=reason is not Reason.RATE_LIMITED,
-            )
-        )
-        shadow = self._mode == "shadow"
-        with self._lock:
-            self._counts.saved += 1
-            self._counts.calls += shadow
-            self._counts.reasons[reason] += shadow and decision.action is Action.HOLD
-            self._counts.refused += not shadow and decision.action is Action.RAISE
-        if shadow:
-            return Asked(_CALL, None, None, may_degrade)
-        return Asked(decision, self.gate.refusal(reason), None, may_degrade)
-
-    def _record(self, asked: Asked, outcome: Outcome, error: Exception | None = None) -> None:
-        if asked.ticket is not None:
-            self.gate.record(asked.ticket, outcome, error)
+    def _count(self, decision: Decision, *, again: bool = False) -> None:
+        """Count a refusal; and in shadow mode what would have been held, once for each publish."""
+        self._counts.refused += decision.action is RAISE
+        if self._mode == "shadow" and decision.degrades and decision.reason is not None and not again:
+            self._counts.degraded[decision.reason] += 1
 
     def _failure_of(self, error: Exception) -> Failure:
         return failure_of(error, refused=bool(self._degrades(error)))
 
-    def _outcome(self, failure: Failure) -> Outcome:
-        # Also where nobody can tell: a primary that does not answer is not to be called either.
-        if failure is Failure.REFUSED or (failure is Failure.AMBIGUOUS and self._degrade_ambiguous):
-            return Outcome.THROTTLED
-        return Outcome.OTHER
-
-
-class Controls:
-    """What every fallback offers beside `publish`."""
-
-    _router: Router
-
-    def force_open(self) -> None:
-        """Do not call the primary until `force_closed`, `disable` or `reset`."""
-        self._router.gate.force_open()
-
-    def force_closed(self) -> None:
-        """Close the breaker now; from then on it works as ever."""
-        self._router.gate.force_closed()
-
-    def disable(self) -> None:
-        """Call the primary whatever comes of it, until `force_open`, `force_closed` or `reset`."""
-        self._router.gate.disable()
-
-    def reset(self) -> None:
-        """Set the breaker back to how it was at the beginning."""
-        self._router.gate.reset()
-
-    def statistics(self) -> FallbackStatistics:
-        """What was published where and why, and how the breaker stands."""
-        return self._router.statistics()
+    def _outcome_of(self, failure: Failure) -> Outcome:
+        return outcome_of(failure, degrade_ambiguous=self._degrade_ambiguous)
 
 
 def _check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -292,6 +230,3 @@ def _predicate(degrade_on: DegradeOn) -> Callable[[Exception], bool]:
     if inspect.iscoroutinefunction(degrade_on):
         raise TypeError("degrade_on must be an ordinary function: an async one answers too late")
     return degrade_on
-
-
-DEFAULT_DEGRADE_ON: DegradeOn = (Throttled,)

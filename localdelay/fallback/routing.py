@@ -1,7 +1,7 @@
-"""Where a message goes: to the primary, into memory, or back to the caller as an error. Pure.
+"""Where a message goes: to the primary, into the local queue, or back to the caller as an error. Pure.
 
 `decide` is asked up to twice about a message: before the primary is called, and after a call that failed.
-It is told what is so, by whoever asked the breaker and the limit, and says what is to be done.
+It gets what the breaker and the limit say, and what the call came to; nothing decides beside it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias, get_args
 import attrs
 import trio
 
+from localdelay.breaker import Outcome
 from localdelay.listening import Reason
 
 Mode: TypeAlias = Literal["active", "shadow", "forced"]
@@ -33,9 +34,12 @@ class Action(Enum):
     CALL = "call"
     """Call the primary."""
     HOLD = "hold"
-    """Hold it in memory."""
+    """Hold it in the local queue."""
     RAISE = "raise"
     """Tell the caller."""
+
+
+CALL, HOLD, RAISE = Action  # by themselves: on CPython 3.11 `Action.CALL` costs more than a decision
 
 
 class Failure(Enum):
@@ -46,55 +50,49 @@ class Failure(Enum):
     AMBIGUOUS = "ambiguous"
     """It may have been taken."""
     OTHER = "other"
-    """Something else is wrong, which memory would not help."""
-
-
-@attrs.frozen
-class Situation:
-    """All that decides where a message goes."""
-
-    mode: Mode = "active"
-    may_degrade: bool = True
-    """Whether this message may be held in memory at all."""
-    breaker_permits: bool = True
-    within_limit: bool = True
-    """Whether the limit that is known of the primary has a call left."""
-    degrade_ambiguous: bool = False
-    failure: Failure | None = None
-    """What the call came to; None: it has not been made."""
+    """Something else is wrong, which holding the message would not help."""
 
 
 @attrs.frozen
 class Decision:
-    """What is to be done, and why where it is not the primary."""
+    """What is to be done, and why where it is not simply to call the primary."""
 
     action: Action
     reason: Reason | None = None
+    degrades: bool = False
+    """Whether the message is to be held; in shadow mode, whether it would be."""
 
 
-_CALL = Decision(Action.CALL)
+_CALL = Decision(CALL)
 
 
-def decide(situation: Situation) -> Decision:
-    """Say what is to be done with a message. In shadow mode, what would be done if the mode were active."""
-    reason = _reason(situation)
-    if reason is None:
-        return _CALL if situation.failure is None else Decision(Action.RAISE)
-    return Decision(Action.HOLD if situation.may_degrade else Action.RAISE, reason)
+def decide(
+    mode: Mode,
+    may_degrade: bool,
+    refusal: Reason | None = None,
+    *,
+    failure: Failure | None = None,
+    degrade_ambiguous: bool = False,
+) -> Decision:
+    """Say what is to be done with a message.
 
-
-def _reason(situation: Situation) -> Reason | None:
-    if situation.failure is Failure.REFUSED:
-        return Reason.THROTTLED
-    if situation.failure is Failure.AMBIGUOUS:
-        return Reason.AMBIGUOUS if situation.degrade_ambiguous else None
-    if situation.failure is not None:
-        return None
-    if situation.mode == "forced":
-        return Reason.FORCED
-    if not situation.breaker_permits:
-        return Reason.BREAKER_OPEN
-    return None if situation.within_limit else Reason.RATE_LIMITED
+    `may_degrade` says whether this one may be held at all. `refusal` is what the breaker or the limit says
+    against a call, and `failure` what the call came to; None: nothing does, and it has not been made. In
+    shadow mode the primary is called whatever they say, and every error is the caller's.
+    """
+    if failure is None:
+        reason = Reason.FORCED if mode == "forced" else refusal
+        if reason is None:
+            return _CALL
+    elif failure is Failure.REFUSED:
+        reason = Reason.THROTTLED
+    elif failure is Failure.AMBIGUOUS and degrade_ambiguous:
+        reason = Reason.AMBIGUOUS
+    else:
+        return Decision(RAISE)
+    if mode == "shadow":
+        return Decision(CALL if failure is None else RAISE, reason, may_degrade)
+    return Decision(HOLD if may_degrade else RAISE, reason, may_degrade)
 
 
 def failure_of(error: Exception, *, refused: bool) -> Failure:
@@ -107,3 +105,11 @@ def failure_of(error: Exception, *, refused: bool) -> Failure:
     if isinstance(error, TimeoutError | trio.TooSlowError | ConnectionError):
         return Failure.AMBIGUOUS
     return Failure.OTHER
+
+
+def outcome_of(failure: Failure, *, degrade_ambiguous: bool) -> Outcome:
+    """What a failed call says to the breaker."""
+    # Also where nobody can tell: a primary that does not answer is not to be called either.
+    if failure is Failure.REFUSED or (failure is Failure.AMBIGUOUS and degrade_ambiguous):
+        return Outcome.THROTTLED
+    return Outcome.OTHER

@@ -23,15 +23,11 @@ import trio
 from localdelay import arguments
 from localdelay.entry import chosen_id
 from localdelay.errors import LocalDelayError, QueueClosed, QueueFull
-from localdelay.fallback.returning import Returning
-from localdelay.fallback.router import Router
-from localdelay.listening import Listener
 from localdelay.message import Message, number_of, numbers
 from localdelay.nurseries import bare
 from localdelay.queue.admission import Stamped, already_pending, stamp
 from localdelay.queue.ledger import Ledger
 from localdelay.queue.queue import DelayQueue, open_delay_queue
-from localdelay.queue.sending import HandBack
 from localdelay.timer import clock_parts
 
 from . import exits
@@ -236,29 +232,6 @@ class Remote:
         self.close()
         return self.begin(act)
 
-    def give_back(
-        self,
-        router: Router,
-        hand_back: HandBack,
-        *,
-        wanted: bool,
-        after: float,
-        listener: Listener | None,
-    ) -> Callable[[], None]:
-        """For a fallback that hands back while the queue runs: what to call when it holds something."""
-        if not wanted:
-            return _nothing
-        if not self._queue.is_cancellable:
-            raise ValueError("hand_back needs a queue that was opened with cancellable=True")
-
-        def begin() -> Returning:
-            returning = Returning(self._queue.hand_backs, router, hand_back, after=after, listener=listener)
-            self._queue.run_until_closed(returning.run, returning.stop)
-            return returning
-
-        begun = self.begin(begin).done
-        return lambda: begun.add_done_callback(lambda done: done.result().wake_from_anywhere())
-
     def begin(self, act: Callable[[], _T | Awaitable[_T]]) -> Call[_T]:
         """Have this done on the loop, after all that was put before; an async function may take its time."""
         call: Call[_T] = Call(act)
@@ -439,7 +412,3 @@ class Remote:
                         self.close()
                         self._take(len(self._arrivals))  # what was accepted is in the queue when it ends
             self._calls.cancel_scope.cancel()
-
-
-def _nothing() -> None:
-    pass

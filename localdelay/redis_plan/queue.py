@@ -124,8 +124,8 @@ class RedisDelayQueue:
         due = trio.current_time() + seconds
         await self._parts.putter.put(stamping.of_message(message, due, self._parts.store.limits))
 
-    async def hold(self, message: Message) -> None:
-        """For `Fallback`, whose primary has refused this message. It does not wait for room."""
+    async def hold(self, message: Message, timeout: float = 0.0) -> None:  # noqa: ASYNC109 (for room alone)
+        """For `Fallback`, whose primary has refused this message. It never waits for room."""
         self._check_open()
         put = stamping.of_message(message, message.execute_at, self._parts.store.limits)
         await self._parts.putter.put(put)

@@ -65,16 +65,16 @@ async def test_what_degrades_is_in_the_journal(conserved: Conserved) -> None:
 async def test_what_is_handed_back_while_the_queue_runs_is_removed(conserved: Conserved) -> None:
     """Also a message whose hand-back has failed before, and that has another number since."""
     disk = Disk()
-    errors: list[Exception] = [ConnectionError(), Throttled()]
+    errors: list[Exception] = [ConnectionError(), Throttled(), Throttled()]
 
     async def primary(_: Message, __: float) -> None:
         if errors:
             raise errors.pop()
 
     async with open_delay_queue(nothing, capacity=9, workers=1, journal=disk) as queue:
-        for _ in range(3):
+        for _ in range(2):
             await queue.put(b"x", delay=100.0)
-        Fallback(primary, queue, hand_back=True, breaker=None)._returning.wake()  # type: ignore[union-attr]
+        await Fallback(primary, queue, hand_back=True, breaker=None).publish(b"x", delay=100.0)
         await until(lambda: conserved(queue).handed_back)
         await queue.flush()
         assert len(disk.rows) == conserved(queue).pending
