@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 import attrs
 import nats.errors
 import trio
-import trio_asyncio
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from localdelay.brokers.nats_answers import in_a_line, refused_by
 from localdelay.brokers.nats_frames import Answer
+from localdelay.brokers.nats_loop import trio_asyncio
 from localdelay.brokers.nats_wire import Wire
 from localdelay.nurseries import bare_nursery
 

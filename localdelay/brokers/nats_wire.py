@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import trio
-import trio_asyncio
 
 from localdelay.brokers.nats_frames import END, Answer, Frames
+from localdelay.brokers.nats_loop import trio_asyncio
 
 _MOST_UNWRITTEN = 1_000_000  # bytes
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import attrs
 import trio
-import trio_asyncio
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from localdelay.brokers.nats import connected, stream_subjects
+from localdelay.brokers.nats_loop import trio_asyncio
 from localdelay.brokers.wire import ID
 from localdelay.demo.report import Reading
 from localdelay.demo.server import ServerError
