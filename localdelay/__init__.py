@@ -3,17 +3,20 @@
 A service publishes delayed messages through a queue that is throttled at the peak. What the queue refuses
 waits here, in the service's own memory, and leaves as an ordinary message when it is due:
 
-    import localdelay
+    async def send(message):                        # gives one due message to the real queue
+        await client.publish(message.payload, id=message.id)
+
+    async def publish_delayed(message, delay):      # that queue's own delayed publish, the throttled one
+        await client.publish(message.payload, id=message.id, delay=delay)
 
     async with localdelay.open_delay_queue(send, capacity=24_000, workers=24) as queue:
-        fallback = localdelay.Fallback(publish_delayed, queue, degrade_on=(Throttled,))
+        fallback = localdelay.Fallback(publish_delayed, queue, degrade_on=(localdelay.Throttled,))
         receipt = await fallback.publish(b"close order 7", delay=120.0)
+        print(receipt.route, queue.statistics().pending)
 
-`send(message)` is an async function that gives one due message to the real queue, and
-`publish_delayed(message, delay)` is that queue's own delayed publish. `localdelay.threads` and
-`localdelay.aio` are the same for threaded programs and for asyncio, `localdelay.brokers` has a `send` for
-each common broker, `localdelay.redis_plan` keeps what waits in Redis, `localdelay.metrics` exports
-`queue.statistics()`, and `localdelay.testing` has senders for tests.
+`localdelay.threads` and `localdelay.aio` are the same for threaded programs and for asyncio,
+`localdelay.brokers` has a `send` for each common broker, `localdelay.redis_plan` keeps what waits in Redis,
+`localdelay.metrics` exports `queue.statistics()`, and `localdelay.testing` has senders for tests.
 
 What is in no `__all__` of these modules is private.
 """

@@ -31,6 +31,8 @@ from .queue.sending import not_awaitable
 from .settling import Confirmation, Settling
 from .statistics import DrainReport, Statistics
 
+__all__ = ["DelayQueue", "Fallback", "open_delay_queue"]
+
 Send: TypeAlias = Callable[..., Coroutine[Any, Any, object]]
 HandBack: TypeAlias = Callable[[Message, float], Coroutine[Any, Any, object]]
 PublishDelayed: TypeAlias = Callable[[Message, float], Coroutine[Any, Any, object]]

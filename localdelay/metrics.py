@@ -38,6 +38,8 @@ except ModuleNotFoundError as error:
         "localdelay.metrics needs prometheus-client: pip install 'localdelay[prometheus]'", name=error.name
     ) from error
 
+__all__ = ["Collector", "serve"]
+
 if TYPE_CHECKING:
     from . import aio, threads
 

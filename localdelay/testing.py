@@ -11,6 +11,8 @@ from . import arguments
 from .errors import Throttled
 from .message import Message
 
+__all__ = ["FailingSender", "RecordingSender", "ThrottledPrimary"]
+
 
 class RecordingSender:
     """A send that takes `duration` seconds and keeps what it was given, with the time."""

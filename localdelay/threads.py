@@ -20,6 +20,8 @@ from .queue.draining import HAND_BACKS_IN_FLIGHT
 from .queue.queue import UNCHANGED, Unchanged
 from .statistics import DrainReport, Statistics
 
+__all__ = ["DelayQueue", "Fallback", "open_delay_queue"]
+
 HandBack: TypeAlias = Callable[[Message, float], object]
 PublishDelayed: TypeAlias = Callable[[Message, float], object]
 

@@ -161,10 +161,3 @@ def test_importing_the_library_imports_no_extra() -> None:
         "hypothesis",
         "redis",
     }
-
-
-def test_every_public_name_is_there() -> None:
-    """`__all__` is sorted, without doubles, and each name can be imported."""
-    names = localdelay.__all__
-    assert list(names) == sorted(set(names))
-    assert all(hasattr(localdelay, name) for name in names)
