@@ -20,9 +20,9 @@ from localdelay.cli.journal_output import BrokeOff, Failed, Lines, Output, appen
 from localdelay.cli.terminal import ask
 from localdelay.cli.units import Parsed
 from localdelay.errors import JournalError
+from localdelay.journal.contents import Amount, contents, size
 from localdelay.journal.record import Record
 from localdelay.journal.sqlite import VERSION, SqliteJournal
-from localdelay.relay.orphan import Amount, contents, size
 from localdelay.relay.settings import Settings
 
 _EPILOG = """\b

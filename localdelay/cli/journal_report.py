@@ -10,8 +10,8 @@ from pathlib import Path
 import attrs
 
 from localdelay.cli.units import format_duration, format_size
+from localdelay.journal.contents import Amount, Contents, size
 from localdelay.journal.record import Record
-from localdelay.relay.orphan import Amount, Contents, size
 
 _WIDTH = 79
 _ERRORS_SHOWN = 5
