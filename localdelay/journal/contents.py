@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 
 import attrs
@@ -12,8 +13,8 @@ from localdelay.message import headers_size
 
 from .record import Record
 
-_MINUTE: Final = 60.0
-_HOUR: Final = 3600.0
+_SPANS: Final = (0.0, 60.0, 3600.0)
+"""Seconds until a message is due: an instant belongs to the nearer span."""
 _ERRORS: Final = 10
 
 
@@ -51,38 +52,26 @@ class Contents:
     """What most of them were given up for, and how many of them: the ten commonest."""
 
 
-def contents(held: Iterable[Record], now: float) -> Contents:
+def contents(held: Sequence[Record], now: float) -> Contents:
     """Count what is there; `now` is Unix time in seconds."""
-    counts, sizes = [0] * 5, [0] * 5
-    retried, highest = 0, 0
-    oldest = newest = None
-    errors: Counter[str] = Counter()
-    for record in held:
-        if record.dead is not None:
-            errors[record.dead] += 1
-            kind = 4
-        else:
-            due, attempt = record.due, record.attempt
-            left = due - now
-            kind = 0 if left <= 0 else 1 if left <= _MINUTE else 2 if left <= _HOUR else 3
-            oldest = due if oldest is None else min(oldest, due)
-            newest = due if newest is None else max(newest, due)
-            retried += attempt > 1
-            highest = max(highest, attempt)
-        counts[kind] += 1
-        sizes[kind] += size(record)
-    overdue, minute, hour, later, dead = map(Amount, counts, sizes)
+    pending = [record for record in held if record.dead is None]
+    dead = [record for record in held if record.dead is not None]
+    spans: tuple[list[Record], ...] = ([], [], [], [])
+    for record in pending:
+        spans[bisect_left(_SPANS, record.due - now)].append(record)
+    overdue, minute, hour, later = map(_amount, spans)
+    errors = Counter(record.dead for record in dead if record.dead is not None)
     return Contents(
-        pending=Amount(sum(counts[:4]), sum(sizes[:4])),
+        pending=_amount(pending),
         overdue=overdue,
         within_minute=minute,
         within_hour=hour,
         later=later,
-        oldest_due=oldest,
-        newest_due=newest,
-        retried=retried,
-        highest_attempt=highest,
-        dead=dead,
+        oldest_due=min((record.due for record in pending), default=None),
+        newest_due=max((record.due for record in pending), default=None),
+        retried=sum(record.attempt > 1 for record in pending),
+        highest_attempt=max((record.attempt for record in pending), default=0),
+        dead=_amount(dead),
         different_errors=len(errors),
         errors=errors.most_common(_ERRORS),
     )
@@ -91,3 +80,7 @@ def contents(held: Iterable[Record], now: float) -> Contents:
 def size(record: Record) -> int:
     """Bytes of payload and headers."""
     return len(record.payload) + (headers_size(record.headers) if record.headers else 0)
+
+
+def _amount(records: Sequence[Record]) -> Amount:
+    return Amount(len(records), sum(map(size, records)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import attrs
@@ -184,7 +185,8 @@ def test_a_database_that_is_gone(tmp_path: Path, content: bytes | None, log: boo
         path.unlink()
     before = content_of(tmp_path)
     if content is None and not log:
-        assert SqliteJournal(path).open() == []
+        with closing(SqliteJournal(path)) as journal:
+            assert journal.open() == []
         return
     with pytest.raises(JournalError, match="damaged"):
         SqliteJournal(path).open()
