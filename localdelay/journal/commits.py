@@ -1,14 +1,23 @@
-"""The journal's own thread, and what waits for it: group commits.
+"""The journal as the queue's keeper: group commits, in a thread of its own.
 
-What changes is gathered, under a lock, and the thread takes all of it whenever it is free: while one group
-is written, the next one gathers. A commit costs about the same for one message as for a hundred, so the more
-puts wait at a time, the less each of them costs. (The interpreter's own lock helps: the thread has to wait
-for it until the loop has nothing left to do, which is when all tasks that could put have put.)
+What changes is gathered, and the thread takes all of it whenever it is free: while one group is written, the
+next one gathers. A commit costs about the same for one message as for a hundred, so the more puts wait at a
+time, the less each of them costs. (The interpreter's own lock helps: the thread has to wait for it until the
+loop has nothing left to do, which is when all tasks that could put have put.)
 
-A put that waits is accepted by the commit itself, not by its task afterwards. Where a commit fails, the puts
-that wait for it are refused; all else is late: it is tried again now and then, a part of it at a time, beside
-what comes new, so that the removals of what is sent meanwhile wait for no more than that. What was accepted
-without waiting stays at risk. A message that is finished before it was written is never written.
+What is on disk when: there is one map of what is not known to be on disk. Each message in it stands there
+once, with all that is to be written of it in the end, or with that it is gone. It is
+
+- *fresh* from when it has changed until the thread takes it, with all else that is fresh, as one group;
+- *taken* until the loop hears how the group's commit has ended: nobody can say meanwhile whether it is there.
+  If it changes once more, what is newer takes its place in the map, fresh, and is written after it;
+- then out of the map where the commit has succeeded; and where it failed, *late*: tried again now and then, a
+  part at a time, beside what is fresh, so that the removals of what is sent meanwhile wait for no more.
+
+The thread takes and writes, and the loop alone draws conclusions, all those of a commit in one step: what
+`flush` has seen a drain finds. A put that waits is accepted in that step, and not by its task afterwards; if
+the commit has failed it is refused, and nothing of it is late. What is accepted without waiting is at risk
+until then. A message that has ended before it was taken is never written.
 """
 
 from __future__ import annotations
@@ -20,15 +29,16 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from operator import itemgetter
 from queue import Empty, SimpleQueue
-from typing import Final, TypeAlias
+from typing import Final
 
 import trio
 
-from localdelay.entry import Body, Entry, execute_at_of, size_of
+from localdelay.entry import Body, Entry, attempt_of, execute_at_of, size_of
 from localdelay.errors import JournalError
+from localdelay.keeping import End, Wait
 from localdelay.lateness import LatencyRecorder
 from localdelay.message import render_id
 from localdelay.timer import clock_parts
@@ -44,61 +54,81 @@ _LATE_AT_ONCE: Final = 1000
 _CLOSE_TIMEOUT: Final = 10.0
 _CLOSED: Final = "the journal is closed"
 _FAILURES_LOGGED_EVERY: Final = 60.0
-_NOTHING: Final = object()
 
-_Change: TypeAlias = tuple[Entry, float, str | None] | None
-"""(message, its due time on the wall clock, what it was given up for), or that it is gone."""
+_FRESH: Final = 0
+_TAKEN: Final = 1
+_LATE: Final = 2
 
 
-class _Waiter:
-    """A task that waits for a commit. It is a put where there is something to `accept`."""
+class _Change:
+    """What of a message is to be written. But for where it stands, it stays as it was made."""
 
-    __slots__ = ("accept", "error", "number", "task")
+    __slots__ = ("at_risk", "dead", "due", "entry", "number", "on_disk", "stage")
 
-    def __init__(self, number: int = 0, accept: Callable[[], None] | None = None) -> None:
+    def __init__(self, number: int, entry: Entry | None, due: float, dead: str | None = None) -> None:
         self.number = number
-        self.accept = accept
-        self.error: JournalError | None = None
-        self.task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
+        self.entry = entry  # None: it is gone
+        self.due = due  # on the wall clock
+        self.dead = dead
+        self.stage = _FRESH
+        self.on_disk = True  # or may be: only what surely is not need not be removed
+        self.at_risk = False  # pending, and not known to be there in any form
+
+
+class _Put(_Change):
+    """A message that is to be pending as soon as it is on disk: a task waits for that."""
+
+    __slots__ = ("enter", "error", "task")
+
+    def __init__(self, entry: Entry, due: float, enter: Callable[[], None]) -> None:
+        super().__init__(entry[1], entry, due)
+        self.on_disk = False
+        self.enter = enter
+        self.error: Exception | None = None
+        self.task = trio.lowlevel.current_task()
+
+    async def wait(self) -> None:
+        if self.error is None:
+            await trio.lowlevel.wait_task_rescheduled(_not_now)
+        if self.error is not None:
+            raise JournalError(str(self.error))
 
 
 def _not_now(_: object) -> trio.lowlevel.Abort:
-    return trio.lowlevel.Abort.FAILED
+    return trio.lowlevel.Abort.FAILED  # it is not known yet what there is to cancel
 
 
 class _Group:
-    """What is committed together."""
+    """What is committed together. Of the loop until the thread takes it; then of the thread until it ends."""
 
-    __slots__ = ("changes", "durable", "error", "seconds", "takes_late", "tried", "waiters")
+    __slots__ = ("are_gone", "changes", "durable", "ended", "error", "seconds", "takes_late", "told")
 
     def __init__(self) -> None:
-        self.changes: dict[int, _Change] = {}  # by number
-        self.waiters: list[_Waiter] = []
+        self.told = False  # whether the thread knows that there is something
         self.durable = False  # whether a message in it is new
         self.takes_late = False  # whether somebody waits for what is late, too
-        self.tried = False
+        self.ended = trio.Event()
+        self.changes: list[_Change] = []
+        self.seconds: float | None = None  # None: there was nothing to write
         self.error: Exception | None = None
-        self.seconds = 0.0
+        self.are_gone = False  # whether, for all that, its removals are written
 
 
-class Committer:
+class Commits:
     """Has a journal keep what the queue holds. Of the Trio thread, but for what says otherwise."""
+
+    lapses = False
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._read_clock, self._clock_offset = clock_parts()
         self._token = trio.lowlevel.current_trio_token()
-        self._lock = threading.Lock()
         self._news: SimpleQueue[None] = SimpleQueue()
+        self._lock = threading.Lock()
         # Under the lock:
+        self._unwritten: dict[int, _Change] = {}  # by number
+        self._late = 0  # of them, so many
         self._group = _Group()
-        self._told = False  # whether the thread knows that there is something
-        self._taken = 0  # groups; of these, so many have ended:
-        self._ended = 0
-        self._closing = False
-        self._late: dict[int, _Change] = {}  # what could not be written, and nothing newer is known of
-        self._writing: dict[int, _Change] = {}  # what the thread writes at the moment
-        self._new: set[int] = set()  # numbers of messages that were never written yet
         # Of the thread:
         self._retry_at = 0.0  # when a part of what is late is to be tried, on `time.perf_counter`
         # Of the Trio thread:
@@ -107,12 +137,10 @@ class Committer:
         self._first_number = 0
         self._next_line = -math.inf
         self._is_told = False  # that it fails
+        self._closing = False
         self._closed = trio.Event()
-        self.at_risk: dict[int, Entry] = {}
-        """What is accepted and not written yet."""
-        self.at_risk_bytes = 0
+        self._at_risk = self._at_risk_bytes = 0
         self.committing = 0
-        """Puts that wait for their commit."""
         self.failures = 0
         self.commit_time = LatencyRecorder()
 
@@ -139,171 +167,215 @@ class Committer:
         self._first_key = 1 + max(map(itemgetter(0), result), default=0)
         return result
 
-    def keep(self, due: float, number: int, body: Body) -> None:
-        """Write down a message that is accepted already: it is at risk until it is there."""
-        entry = (due, number, body)
-        self.at_risk[number] = entry
-        self.at_risk_bytes += size_of(body)
-        self._add(number, self._change(entry), durable=True)
+    @property
+    def at_risk(self) -> tuple[int, int]:
+        """Messages, and their bytes, that are accepted and not written yet."""
+        return self._at_risk, self._at_risk_bytes
 
-    async def commit(self, due: float, number: int, body: Body, accept: Callable[[], None]) -> None:
-        """Write a message down, and call `accept` as soon as it is there; raises `JournalError` if it is not.
+    def entering(self, entry: Entry, enter: Callable[[], None]) -> Wait:
+        """Write a message down; the wait calls `enter` as soon as it is there, or raises `JournalError`.
 
-        A cancellation has to wait until that is known.
+        A cancellation meanwhile has to wait until that is known.
         """
+        put = _Put(entry, self._wall(entry), enter)
         if self._closed.is_set():
-            raise JournalError(_CLOSED)
-        waiter = _Waiter(number, accept)
-        self.committing += 1
-        self._add(number, self._change((due, number, body)), waiter, durable=True)
-        await trio.lowlevel.wait_task_rescheduled(_not_now)
-        if waiter.error is not None:
-            raise waiter.error
+            put.error = JournalError(_CLOSED)
+        else:
+            self.committing += 1
+            self._add(put)
+        return put.wait
+
+    def entered(self, entry: Entry) -> None:
+        """Write down a message that is accepted already: it is at risk until it is there."""
+        change = _Change(entry[1], entry, self._wall(entry))
+        change.on_disk = False
+        change.at_risk = True
+        self._at_risk += 1
+        self._at_risk_bytes += size_of(entry[2])
+        self._add(change)
+
+    def failed(self, entry: Entry, again: Entry) -> bool:
+        """Write down that the message has another attempt from now on."""
+        if attempt_of(again[2]) != attempt_of(entry[2]):
+            self._add(_Change(self._renamed.get(again[1], again[1]), again, self._wall(again)))
+        return True
+
+    def ended(self, entries: Sequence[Entry], how: End, why: str | None = None) -> Wait:
+        """Remove these, or mark what was given up on and is nobody's: the wait is until that is written."""
+        if how is not End.SPOOLED:
+            for entry in entries:
+                number = self._renamed.pop(entry[1], entry[1]) if self._renamed else entry[1]
+                if why is None:
+                    self._add(_Change(number, None, 0.0))
+                else:
+                    self._add(_Change(number, entry, self._wall(entry), why))
+        return self.written
+
+    def keep(self, due: float, number: int, body: Body) -> None:
+        """Until the queue calls a keeper by its names."""
+        self.entered((due, number, body))
+
+    async def commit(self, due: float, number: int, body: Body, enter: Callable[[], None]) -> None:
+        """Until the queue calls a keeper by its names."""
+        await self.entering((due, number, body), enter)()
 
     def update(self, entry: Entry, dead: str | None = None) -> None:
-        """The message has another attempt from now on, or it was given up on and stays."""
-        number = self._renamed.get(entry[1], entry[1])
+        """Until the queue calls a keeper by its names."""
         if dead is not None:
-            self._renamed.pop(entry[1], None)
-            self._out_of_risk(number)
-        elif number in self.at_risk:
-            self.at_risk[number] = entry
-        self._add(number, self._change(entry, dead))
+            self.ended([entry], End.DEAD, dead)
+        else:
+            self._add(_Change(self._renamed.get(entry[1], entry[1]), entry, self._wall(entry)))
 
     def remove(self, number: int) -> None:
-        """The message is finished."""
-        if self._renamed:
-            number = self._renamed.pop(number, number)
-        self._out_of_risk(number)
-        with self._lock:
-            if number in self._new and number not in self._writing:
-                self._group.changes.pop(number, None)
-                self._late.pop(number, None)
-                self._new.discard(number)
-                return
-        self._add(number, None)
+        """Until the queue calls a keeper by its names."""
+        self.ended([(0.0, number, b"")], End.SENT)
 
     def rename(self, number: int, entry: Entry) -> None:
         """The message with this number is that entry from now on."""
         first = self._renamed.pop(number, number)
         self._renamed[entry[1]] = first
-        if first in self.at_risk:
-            self.at_risk[first] = entry
+        change = self._unwritten.get(first)
+        if change is not None and change.at_risk:
+            change.entry = entry
+
+    def owns(self, entries: Sequence[Entry], now: float) -> list[Entry]:
+        """All of them."""
+        return list(entries)
+
+    def unkept(self) -> list[Entry]:
+        """The messages that are at risk."""
+        return [change.entry for change in self._unwritten.values() if change.at_risk and change.entry]
 
     async def written(self) -> None:
         """Wait until what has changed so far is written, or could not be; that is tried again later."""
-        if not self._is_settled():
-            await self._wait()
+        if len(self._unwritten) > self._late:
+            await self._next_end()
 
     async def flush(self) -> None:
         """Wait until all that was accepted is there. Raises `JournalError` if it could not be written."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self._is_settled():
+        if not self._unwritten:
             await trio.lowlevel.cancel_shielded_checkpoint()
             return
         while True:
-            error = await self._wait(takes_late=True)
+            late, failures = self._late, self.failures
+            error = await self._next_end(takes_late=True)
             if error is not None:
                 raise error
-            with self._lock:
-                if not self._late:
-                    return
+            # A group that ended well has all that was not late, unless one that was taken before it failed.
+            if not late and failures == self.failures:
+                return
 
     async def close(self) -> None:
         """Write what there is to write, and let go of the journal."""
-        with self._lock:
-            self._closing = True
-        self._news.put(None)
         with trio.move_on_after(_CLOSE_TIMEOUT, shield=True) as timed_out:
+            with suppress(JournalError):
+                await self.flush()
+            self._end_thread()
             await self._closed.wait()
         if timed_out.cancelled_caught:
+            self._end_thread()  # when it comes back
             logger.error("the journal does not answer, and was left open")
         with self._lock:
-            left = sum(change is None for change in chain(self._group.changes.values(), self._late.values()))
+            left = sum(change.entry is None for change in self._unwritten.values())
         if left:
             logger.error("%d finished messages are still in the journal: it could not be written", left)
 
-    def _change(self, entry: Entry, dead: str | None = None) -> _Change:
-        due, _, body = entry
+    def _wall(self, entry: Entry) -> float:
         now = self._read_clock() + self._clock_offset
         # The wall clock is read after the other one: what is written may be late by that, and never early.
-        return entry, execute_at_of(due, body) - now + time.time(), dead
+        return execute_at_of(entry[0], entry[2]) - now + time.time()
 
-    def _add(
-        self, number: int, change: _Change, waiter: _Waiter | None = None, *, durable: bool = False
-    ) -> None:
+    def _add(self, change: _Change) -> None:
+        number = change.number
+        with self._lock:
+            known = self._unwritten.get(number)
+            if known is not None:
+                self._late -= known.stage is _LATE
+                # However the commit ends that it may be in, to remove it takes another one.
+                change.on_disk = known.on_disk or known.stage is _TAKEN
+                if change.entry is None and not change.on_disk:
+                    self._forget(known)
+                    return
+                if known.at_risk:
+                    change.at_risk = change.entry is not None and change.dead is None
+                    if not change.at_risk:
+                        self._out_of_risk(known)
+            self._unwritten[number] = change
+            group = self._group
+            group.changes.append(change)
+            # Also what is newer of a message that could not be written before.
+            group.durable |= change.at_risk or not change.on_disk
+            told, group.told = group.told, True
+        if not told:
+            self._news.put(None)
+
+    def _forget(self, change: _Change) -> None:
+        del self._unwritten[change.number]
+        self._out_of_risk(change)
+
+    def _out_of_risk(self, change: _Change) -> None:
+        if change.at_risk and change.entry is not None:
+            change.at_risk = False
+            self._at_risk -= 1
+            self._at_risk_bytes -= size_of(change.entry[2])
+
+    async def _next_end(self, *, takes_late: bool = False) -> JournalError | None:
+        """Wait for the end of the group that is gathered now; what is taken already ends before it."""
+        if self._closed.is_set():  # no group ends any more
+            return JournalError(_CLOSED)
         with self._lock:
             group = self._group
-            group.changes[number] = change
-            if self._late:
-                self._late.pop(number, None)
-            if durable:
-                group.durable = True
-                self._new.add(number)
-            if waiter is not None:
-                group.waiters.append(waiter)
-            told, self._told = self._told, True
+            group.takes_late |= takes_late
+            told, group.told = group.told, True
         if not told:
             self._news.put(None)
+        await group.ended.wait()
+        return None if group.error is None else JournalError(str(group.error))
 
-    def _is_settled(self) -> bool:
-        with self._lock:
-            return self._taken == self._ended and not self._group.changes and not self._late
-
-    async def _wait(self, *, takes_late: bool = False) -> JournalError | None:
-        if self._closed.is_set():
-            return JournalError(_CLOSED)
-        waiter = _Waiter()
-        with self._lock:
-            self._group.waiters.append(waiter)
-            self._group.takes_late |= takes_late
-            told, self._told = self._told, True
-        if not told:
-            self._news.put(None)
-
-        def abort(_: object) -> trio.lowlevel.Abort:
-            waiter.task = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(abort)
-        return waiter.error
-
-    def _out_of_risk(self, number: int) -> None:
-        entry = self.at_risk.pop(number, None)
-        if entry is not None:
-            self.at_risk_bytes -= size_of(entry[2])
+    def _end_thread(self) -> None:
+        self._closing = True
+        self._news.put(None)
 
     def _settle(self, group: _Group) -> None:
-        """A commit has ended."""
-        self._ended += 1
-        if group.tried:
-            self.commit_time.record(group.seconds)
-            self._note(group)
-        if group.error is None and self.at_risk:
-            for number in group.changes:
-                self._out_of_risk(number)
-        self._tell(group.waiters, group.error)
+        """A commit has ended. All that follows is done in this step, or a drain would find half of it."""
+        if group.seconds is not None:
+            self._note(group, group.seconds)
+        puts = []
+        with self._lock:
+            for change in group.changes:
+                newest = self._unwritten.get(change.number)
+                if type(change) is _Put:
+                    del self._unwritten[change.number]  # even where it is refused: so far it was nobody's
+                    puts.append(change)
+                elif group.error is None or (group.are_gone and change.entry is None):
+                    if newest is change:
+                        self._forget(change)
+                    elif newest is not None:
+                        self._out_of_risk(newest)  # but it has changed since, and that is not there yet
+                elif newest is change:
+                    self._late += 1
+                    change.stage = _LATE
+        self.committing -= len(puts)
+        for put in puts:
+            put.error = group.error
+            if group.error is None:
+                put.enter()
+            trio.lowlevel.reschedule(put.task)
+        group.ended.set()
+        if group.error is not None and not self._closing:
+            self._news.put(None)  # the thread may sleep already, and not know that something is late
 
     def _end(self) -> None:
         """There is no thread any more."""
         self._closed.set()
-        with self._lock:
-            waiters, self._group.waiters = self._group.waiters, []
-        self._tell(waiters, JournalError(_CLOSED))
+        group = self._take()
+        group.error = JournalError(_CLOSED)
+        self._settle(group)
 
-    def _tell(self, waiters: list[_Waiter], error: Exception | None) -> None:
-        for waiter in waiters:
-            if waiter.accept is not None:
-                self.committing -= 1
-                if error is None:
-                    waiter.accept()
-            if error is not None:
-                waiter.error = JournalError(str(error))
-            if waiter.task is not None:
-                trio.lowlevel.reschedule(waiter.task)
-
-    def _note(self, group: _Group) -> None:
+    def _note(self, group: _Group, seconds: float) -> None:
         now = self._read_clock() + self._clock_offset
+        self.commit_time.record(seconds)
         if group.error is not None:
             self.failures += 1
             if now >= self._next_line:
@@ -325,88 +397,65 @@ class Committer:
             return
         self._call(partial(tell, held))
         del held, tell
-        closing = failed = False
-        while not closing or (self._late and not failed):
-            if not closing:
-                self._sleep()
-            with self._lock:
-                group, self._group = self._group, _Group()
-                self._told = False
-                self._taken += 1
-                closing = self._closing
-                late = self._some_late() if closing or group.takes_late or self._is_retry_due() else {}
-                group.changes |= late
-                group.durable |= bool(late)
-                self._writing = group.changes
+        while self._has_news():
+            group = self._take()
             if group.changes:
-                begun = time.perf_counter()
                 self._write(group)
-                group.tried = True
-                group.seconds = time.perf_counter() - begun
-                if group.error is None:
-                    self._retry_at = 0.0 if group.durable else self._retry_at
-                elif late:
-                    self._retry_at = time.perf_counter() + RETRY_EVERY
-            failed = group.error is not None
             self._call(partial(self._settle, group))
         with suppress(Exception):
             self._journal.close()
         self._call(self._end)
 
-    def _sleep(self) -> None:
+    def _has_news(self) -> bool:
+        timeout = max(0.0, self._retry_at - time.perf_counter()) if self._late else None
         with suppress(Empty):
-            if self._late:
-                self._news.get(timeout=max(0.0, self._retry_at - time.perf_counter()))
-            else:
-                self._news.get()
+            self._news.get(timeout=timeout)
+        return not self._closing
 
-    def _is_retry_due(self) -> bool:
-        return bool(self._late) and time.perf_counter() >= self._retry_at
-
-    def _some_late(self) -> dict[int, _Change]:
-        return dict(islice(self._late.items(), _LATE_AT_ONCE))
+    def _take(self) -> _Group:
+        now = time.perf_counter()
+        with self._lock:
+            group, self._group = self._group, _Group()
+            # What has changed since it was put there is there in a newer form, or is gone.
+            changes = [change for change in group.changes if self._unwritten.get(change.number) is change]
+            if self._late and (group.takes_late or now >= self._retry_at):
+                self._retry_at = now + RETRY_EVERY
+                late = (change for change in self._unwritten.values() if change.stage is _LATE)
+                count = min(self._late, _LATE_AT_ONCE)
+                changes += islice(late, count)
+                self._late -= count
+                group.durable = True
+            for change in changes:
+                change.stage = _TAKEN
+            group.changes = changes
+        return group
 
     def _write(self, group: _Group) -> None:
+        began = time.perf_counter()
         gone: list[int] = []
         try:
-            kept = [self._record(number, change) for number, change in group.changes.items() if change]
-            gone = [self._key(number) for number, change in group.changes.items() if change is None]
+            kept = [self._record(change, change.entry) for change in group.changes if change.entry]
+            gone = [self._key(change.number) for change in group.changes if change.entry is None]
             self._journal.write(kept, gone, durable=group.durable)
         except Exception as error:  # noqa: BLE001 (raised where it is waited for)
             group.error = error
+            if gone and len(gone) < len(group.changes):
+                with suppress(Exception):
+                    self._journal.write([], gone, durable=False)  # what is removed makes room
+                    group.are_gone = True
         else:
-            with self._lock:  # before the loop gets to know: see `remove`
-                self._written(group.changes)
-            return
-        removed: dict[int, _Change] = {}
-        if gone and len(gone) < len(group.changes):
-            # What is removed makes room.
-            with suppress(Exception):
-                self._journal.write([], gone, durable=False)
-                removed = {number: change for number, change in group.changes.items() if change is None}
-        refused = {waiter.number for waiter in group.waiters if waiter.accept is not None}
-        with self._lock:
-            self._written(removed)
-            self._new -= refused
-            for number, change in group.changes.items():
-                if number not in refused and number not in removed and number not in self._group.changes:
-                    self._late[number] = change
+            if group.durable:
+                self._retry_at = 0.0  # there is room again
+        group.seconds = time.perf_counter() - began
 
-    def _written(self, changes: dict[int, _Change]) -> None:
-        self._writing = {}
-        self._new.difference_update(changes)
-        if self._late:
-            for number, change in changes.items():
-                if self._late.get(number, _NOTHING) is change:  # and not a newer one
-                    del self._late[number]
-
-    def _record(self, number: int, change: tuple[Entry, float, str | None]) -> Record:
-        (_, shown, body), due, dead = change
+    def _record(self, change: _Change, entry: Entry) -> Record:
+        _, shown, body = entry
+        key = self._key(change.number)
         if isinstance(body, bytes):
-            return Record(self._key(number), due, 1, render_id(shown), None, body, dead)
+            return Record(key, change.due, 1, render_id(shown), None, body, change.dead)
         payload, headers, chosen, attempt = body[:4]
         name = render_id(shown) if chosen is None else chosen
-        return Record(self._key(number), due, attempt, name, headers, payload, dead)
+        return Record(key, change.due, attempt, name, headers, payload, change.dead)
 
     def _key(self, number: int) -> int:
         if number < 0:
@@ -416,3 +465,6 @@ class Committer:
     def _call(self, function: Callable[[], object]) -> None:
         with suppress(trio.RunFinishedError):  # then nobody waits any more
             self._token.run_sync_soon(function)
+
+
+Committer = Commits

@@ -286,8 +286,8 @@ class Remote:
         if committer is None:
             return self.pending()
         return (
-            len(committer.at_risk) + self._sent_over - self._arrived,
-            committer.at_risk_bytes + self._sent_over_bytes - self._arrived_bytes,
+            committer.at_risk[0] + self._sent_over - self._arrived,
+            committer.at_risk[1] + self._sent_over_bytes - self._arrived_bytes,
         )
 
     def drain_on_exit(self) -> None:

@@ -250,7 +250,7 @@ class Life:
         """What the journal has is safe there, and pending no more; what it has not stays."""
         if self.committer is None:
             return
-        left = list(self.committer.at_risk.values())
+        left = self.committer.unkept()
         spooled = self._schedule.waiting + self._schedule.retrying - len(left)
         size = self._ledger.pending_bytes - sum(size_of(entry[2]) for entry in left)
         self._schedule.clear()

@@ -324,7 +324,7 @@ class DelayQueue:
             retrying=schedule.retrying,
             pending_bytes=ledger.pending_bytes,
             at_risk=self.at_risk,
-            at_risk_bytes=ledger.pending_bytes if committer is None else committer.at_risk_bytes,
+            at_risk_bytes=ledger.pending_bytes if committer is None else committer.at_risk[1],
             capacity=ledger.capacity,
             capacity_bytes=ledger.capacity_bytes,
             workers=workers.count,
@@ -391,7 +391,7 @@ class DelayQueue:
     def at_risk(self) -> int:
         """Messages that a crash right now would lose, as in `statistics()`."""
         committer = self.committer
-        return self._ledger.pending if committer is None else len(committer.at_risk)
+        return self._ledger.pending if committer is None else committer.at_risk[0]
 
     @trio.lowlevel.enable_ki_protection
     def run_until_closed(self, run: Callable[[], Awaitable[None]], stop: Callable[[], None]) -> None:

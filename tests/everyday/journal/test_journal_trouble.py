@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
+import localdelay.journal.commits
 from localdelay import (
     DelayQueue,
     JournalError,
@@ -204,3 +208,47 @@ async def test_a_journal_without_an_end_is_refused() -> None:
     with pytest.raises(TypeError, match="journal must be"):
         async with open_delay_queue(nothing, capacity=1, workers=1, journal=NoJournal()):  # type: ignore[arg-type]
             pass
+
+
+class Idle(SimpleQueue[None]):
+    """The news of a journal's thread: `is_idle` is set once it has written all and waits for more."""
+
+    is_idle = threading.Event()
+    done: Callable[[], bool]
+
+    def get(self, *args: Any, **options: Any) -> None:
+        if Idle.done():
+            Idle.is_idle.set()
+        super().get(*args, **options)
+
+
+async def test_a_flush_waits_until_the_loop_knows(
+    conserved: Conserved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a drain finds written behind a flush is in no `remaining`, though the loop hears of it late."""
+    disk = Disk()
+    disk.error = JournalError("the disk is full")
+    main = trio.lowlevel.current_task()
+
+    class Hold(trio.abc.Instrument):
+        """The first part is written and heard of; before the flush goes on, the thread writes the rest."""
+
+        def before_task_step(self, task: trio.lowlevel.Task) -> None:
+            if task is main and disk.rows and not Idle.is_idle.is_set():
+                assert Idle.is_idle.wait(20)
+
+    monkeypatch.setattr(Idle, "is_idle", threading.Event())
+    monkeypatch.setattr(Idle, "done", staticmethod(lambda: len(disk.rows) == 3000), raising=False)
+    monkeypatch.setattr(localdelay.journal.commits, "SimpleQueue", Idle)
+    async with open_delay_queue(nothing, capacity=10_000, workers=1, journal=disk) as queue:
+        for _ in range(3000):  # three parts of what is late
+            queue.put_nowait(b"x", delay=100.0)
+        with pytest.raises(JournalError):
+            await queue.flush()
+        hold = Hold()
+        trio.lowlevel.add_instrument(hold)
+        disk.error = None
+        report = await queue.drain(0.0)
+        trio.lowlevel.remove_instrument(hold)
+    assert (report.spooled, len(report.remaining), len(disk.rows)) == (3000, 0, 3000)
+    assert conserved(queue).at_risk == 0
