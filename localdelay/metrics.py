@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from threading import Lock, get_ident
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, get_type_hints
 
 import attrs
 import trio
@@ -46,184 +46,130 @@ if TYPE_CHECKING:
     AnyQueue: TypeAlias = DelayQueue | threads.DelayQueue | aio.DelayQueue
     AnyFallback: TypeAlias = BaseFallback[Any, Any]
 
-_S = TypeVar("_S")
-_Kind: TypeAlias = type[CounterMetricFamily] | type[GaugeMetricFamily] | type[HistogramMetricFamily]
+_Values: TypeAlias = Mapping[str, Any]
+"""Values by the names of their fields."""
+_Answer: TypeAlias = Mapping[str, _Values | None]
+"""What a scrape was told: the values of each group of families; None where nobody answered."""
 _LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
+
+# A family for each field of the statistics: its name, its help, and the label by which it is told apart where
+# a field has several values. Counters end in `_total`; a summary of latencies is a histogram; None is +Inf.
+# Always: accepted = sent + dead + cancelled + handed back + spooled + pending, and
+# pending = waiting + sending + retrying: the values of one scrape are of one instant.
+_OF_QUEUES = {
+    "accepted": ("accepted_messages_total", "Messages that a put took in."),
+    "recovered": ("recovered_messages_total", "Those from a journal."),
+    "sent": ("sent_messages_total", "Messages that the real queue confirmed."),
+    "dead": ("dead_messages_total", "Messages that were given up on."),
+    "cancelled": ("cancelled_messages_total", "Messages taken out by cancel."),
+    "handed_back": ("handed_back_messages_total", "Messages given back early."),
+    "spooled": ("spooled_messages_total", "Messages left in a journal."),
+    "pending": ("pending_messages", "Messages accepted and not finished."),
+    "waiting": ("waiting_messages", "Pending messages that wait to be sent."),
+    "sending": ("sending_messages", "Pending messages that are being sent."),
+    "retrying": ("retrying_messages", "Pending messages that wait for a retry."),
+    "pending_bytes": ("pending_bytes", "Payload and headers of what is pending."),
+    "at_risk": ("at_risk_messages", "Messages that a crash now would lose."),
+    "at_risk_bytes": ("at_risk_bytes", "Payload and headers of these."),
+    "capacity": ("capacity_messages", "The most messages that may be pending."),
+    "capacity_bytes": ("capacity_bytes", "The most bytes that may be pending; +Inf: no limit."),
+    "workers": ("workers", "Workers that the queue was told to keep."),
+    "workers_busy": ("workers_busy", "Workers in a send or a dead-letter hook."),
+    "puts_waiting": ("puts_waiting", "Calls of put that wait for room."),
+    "committing": ("puts_committing", "Calls of put that wait for the journal."),
+    "paused": ("paused", "Whether sending is paused."),
+    "closed": ("closed", "Whether puts are refused."),
+    "next_due_in": ("next_due_seconds", "Until the next waiting message is to be sent; +Inf: none waits."),
+    "oldest_overdue": ("oldest_overdue_seconds", "How late the latest of the pending messages is by now."),
+    "failures": ("failures_total", "Failed tries, counted for each message."),
+    "throttled": ("throttled_total", "Failed tries that the broker throttled."),
+    "dead_letter_errors": ("dead_letter_errors_total", "Dead-letter hooks that raised or took too long."),
+    "journal_failures": ("journal_failures_total", "Commits that failed."),
+    "lateness": ("lateness_seconds", "Start of the first send minus the time when the message was due."),
+    "send_time": ("send_duration_seconds", "Time in send, failed sends included; a batch counts once."),
+    "total": (
+        "confirmation_lateness_seconds",
+        "Confirmation minus the time when the message was due, retries included.",
+    ),
+    "commit_time": ("commit_duration_seconds", "Time in a commit of the journal."),
+}
+_OF_FALLBACKS = {
+    "published": ("fallback_published_messages_total", "Published messages, by where they went.", "route"),
+    "refused": ("fallback_refused_messages_total", "Published messages that neither route took."),
+    "degraded": (
+        "fallback_degraded_messages_total",
+        "Published messages held in memory, by the reason; in shadow mode, that would have been.",
+        "reason",
+    ),
+    "calls": ("fallback_calls_total", "Calls of the primary by publishes."),
+    "calls_saved": (
+        "fallback_calls_saved_total",
+        "Calls of the primary that were not made because they would have failed.",
+    ),
+    "handed_back": (
+        "fallback_handed_back_messages_total",
+        "Messages that the primary took back out of memory.",
+    ),
+    "mode": ("fallback_mode", "1 for the mode that the fallback is in.", "mode"),
+    "breaker": ("breaker_state", "1 for the state that the breaker is in.", "state"),
+    "breaker_for": ("breaker_state_seconds", "How long it has been in it."),
+    "retry_in": (
+        "breaker_retry_after_seconds",
+        "Until an open breaker lets a call through; 0: calls go through, +Inf: it was forced open.",
+    ),
+}
+
+
+def _values_of(statistics: FallbackStatistics) -> _Values:
+    """Its fields; those that have a label as a mapping from its values."""
+    return attrs.asdict(statistics, recurse=False) | {
+        "published": {"primary": statistics.primary, "local": statistics.local},
+        "degraded": {reason.value: count for reason, count in statistics.degraded.items()},
+        "mode": {mode: mode == statistics.mode for mode in MODES},
+        "breaker": {state.value: state is statistics.breaker for state in BreakerState},
+    }
 
 
 @attrs.frozen
-class _Family(Generic[_S]):
-    """Metrics of one name, and how their values are read off what `_S` says."""
+class _Family:
+    """Metrics of one name: what one field says of every queue."""
 
-    kind: _Kind
+    field: str
     name: str
     help: str
-    read: Callable[[_S], float | Mapping[str, float] | LatencySummary]
-    """A mapping is from values of the label `by`."""
     by: str = ""
 
     def metric(self, label_names: Sequence[str]) -> Metric:
         """Without any values yet."""
+        kind: Callable[..., Metric] = GaugeMetricFamily
+        if self.name.endswith("_total"):
+            kind = CounterMetricFamily
+        elif self.field in _HISTOGRAMS:
+            kind = HistogramMetricFamily
         unit = next((unit for unit in ("seconds", "bytes") if self.name.endswith(f"_{unit}")), "")
         names = [*label_names, self.by] if self.by else [*label_names]
-        return self.kind(f"localdelay_{self.name}", self.help, labels=names, unit=unit)
+        return kind(f"localdelay_{self.name}", self.help, labels=names, unit=unit)
 
-    def add(self, metric: Metric, labels: Sequence[str], statistics: _S) -> None:
+    def add(self, metric: Metric, labels: Sequence[str], values: _Values) -> None:
         """Add the values of one queue."""
-        value = self.read(statistics)
-        if isinstance(metric, HistogramMetricFamily) and isinstance(value, LatencySummary):
+        value = values[self.field]
+        if isinstance(metric, HistogramMetricFamily):
             buckets = [(str(boundary), count) for boundary, count in value.buckets]
             metric.add_metric(labels, [*buckets, ("+Inf", value.count)], value.sum)
         elif isinstance(metric, CounterMetricFamily | GaugeMetricFamily):
-            if isinstance(value, Mapping):
-                for by, number in value.items():
-                    metric.add_metric([*labels, by], number)
-            elif isinstance(value, int | float):
-                metric.add_metric(labels, value)
+            for by, number in value.items() if self.by else [(None, value)]:
+                its_labels = labels if by is None else [*labels, by]
+                metric.add_metric(its_labels, math.inf if number is None else number)
 
 
-_COUNTER, _GAUGE, _HISTOGRAM = CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-
-_UP: _Family[bool] = _Family(_GAUGE, "up", "Whether the queue answered this scrape.", float)
-
-# Always: accepted = sent + dead + cancelled + handed back + spooled + pending, and
-# pending = waiting + sending + retrying: the values of one scrape are of one instant.
-_OF_QUEUES: tuple[_Family[Statistics], ...] = (
-    _Family(_COUNTER, "accepted_messages_total", "Messages that a put took in.", lambda s: s.accepted),
-    _Family(_COUNTER, "recovered_messages_total", "Those from a journal.", lambda s: s.recovered),
-    _Family(_COUNTER, "sent_messages_total", "Messages that the real queue confirmed.", lambda s: s.sent),
-    _Family(_COUNTER, "dead_messages_total", "Messages that were given up on.", lambda s: s.dead),
-    _Family(_COUNTER, "cancelled_messages_total", "Messages taken out by cancel.", lambda s: s.cancelled),
-    _Family(_COUNTER, "handed_back_messages_total", "Messages given back early.", lambda s: s.handed_back),
-    _Family(_COUNTER, "spooled_messages_total", "Messages left in a journal.", lambda s: s.spooled),
-    _Family(_GAUGE, "pending_messages", "Messages accepted and not finished.", lambda s: s.pending),
-    _Family(_GAUGE, "waiting_messages", "Pending messages that wait to be sent.", lambda s: s.waiting),
-    _Family(_GAUGE, "sending_messages", "Pending messages that are being sent.", lambda s: s.sending),
-    _Family(_GAUGE, "retrying_messages", "Pending messages that wait for a retry.", lambda s: s.retrying),
-    _Family(_GAUGE, "pending_bytes", "Payload and headers of what is pending.", lambda s: s.pending_bytes),
-    _Family(_GAUGE, "at_risk_messages", "Messages that a crash now would lose.", lambda s: s.at_risk),
-    _Family(_GAUGE, "at_risk_bytes", "Payload and headers of these.", lambda s: s.at_risk_bytes),
-    _Family(_GAUGE, "capacity_messages", "The most messages that may be pending.", lambda s: s.capacity),
-    _Family(
-        _GAUGE,
-        "capacity_bytes",
-        "The most bytes that may be pending; +Inf: no limit.",
-        lambda s: math.inf if s.capacity_bytes is None else s.capacity_bytes,
-    ),
-    _Family(_GAUGE, "workers", "Workers that the queue was told to keep.", lambda s: s.workers),
-    _Family(_GAUGE, "workers_busy", "Workers in a send or a dead-letter hook.", lambda s: s.workers_busy),
-    _Family(_GAUGE, "puts_waiting", "Calls of put that wait for room.", lambda s: s.puts_waiting),
-    _Family(_GAUGE, "puts_committing", "Calls of put that wait for the journal.", lambda s: s.committing),
-    _Family(_GAUGE, "paused", "Whether sending is paused.", lambda s: s.paused),
-    _Family(_GAUGE, "closed", "Whether puts are refused.", lambda s: s.closed),
-    _Family(_COUNTER, "failures_total", "Failed tries, counted for each message.", lambda s: s.failures),
-    _Family(_COUNTER, "throttled_total", "Failed tries that the broker throttled.", lambda s: s.throttled),
-    _Family(
-        _COUNTER,
-        "dead_letter_errors_total",
-        "Dead-letter hooks that raised or took too long.",
-        lambda s: s.dead_letter_errors,
-    ),
-    _Family(_COUNTER, "journal_failures_total", "Commits that failed.", lambda s: s.journal_failures),
-    _Family(
-        _GAUGE,
-        "oldest_overdue_seconds",
-        "How late the latest of the pending messages is by now.",
-        lambda s: s.oldest_overdue,
-    ),
-    _Family(
-        _GAUGE,
-        "next_due_seconds",
-        "Until the next waiting message is to be sent; +Inf: none waits.",
-        lambda s: math.inf if s.next_due_in is None else s.next_due_in,
-    ),
-    _Family(
-        _HISTOGRAM,
-        "lateness_seconds",
-        "Start of the first send minus the time when the message was due.",
-        lambda s: s.lateness,
-    ),
-    _Family(
-        _HISTOGRAM,
-        "send_duration_seconds",
-        "Time in send, failed sends included; a batch counts once.",
-        lambda s: s.send_time,
-    ),
-    _Family(
-        _HISTOGRAM,
-        "confirmation_lateness_seconds",
-        "Confirmation minus the time when the message was due, retries included.",
-        lambda s: s.total,
-    ),
-    _Family(
-        _HISTOGRAM, "commit_duration_seconds", "Time in a commit of the journal.", lambda s: s.commit_time
-    ),
-)
-_OF_FALLBACKS: tuple[_Family[FallbackStatistics], ...] = (
-    _Family(
-        _COUNTER,
-        "fallback_published_messages_total",
-        "Published messages, by where they went.",
-        lambda f: {"primary": f.primary, "local": f.local},
-        by="route",
-    ),
-    _Family(
-        _COUNTER,
-        "fallback_refused_messages_total",
-        "Published messages that neither route took.",
-        lambda f: f.refused,
-    ),
-    _Family(
-        _COUNTER,
-        "fallback_degraded_messages_total",
-        "Published messages held in memory, by the reason; in shadow mode, that would have been.",
-        lambda f: {reason.value: count for reason, count in f.degraded.items()},
-        by="reason",
-    ),
-    _Family(_COUNTER, "fallback_calls_total", "Calls of the primary by publishes.", lambda f: f.calls),
-    _Family(
-        _COUNTER,
-        "fallback_calls_saved_total",
-        "Calls of the primary that were not made because they would have failed.",
-        lambda f: f.calls_saved,
-    ),
-    _Family(
-        _COUNTER,
-        "fallback_handed_back_messages_total",
-        "Messages that the primary took back out of memory.",
-        lambda f: f.handed_back,
-    ),
-    _Family(
-        _GAUGE,
-        "fallback_mode",
-        "1 for the mode that the fallback is in.",
-        lambda f: {mode: mode == f.mode for mode in MODES},
-        by="mode",
-    ),
-    _Family(
-        _GAUGE,
-        "breaker_state",
-        "1 for the state that the breaker is in.",
-        lambda f: {state.value: state is f.breaker for state in BreakerState},
-        by="state",
-    ),
-    _Family(_GAUGE, "breaker_state_seconds", "How long it has been in it.", lambda f: f.breaker_for),
-    _Family(
-        _GAUGE,
-        "breaker_retry_after_seconds",
-        "Until an open breaker lets a call through; 0: calls go through, +Inf: it was forced open.",
-        lambda f: math.inf if f.retry_in is None else f.retry_in,
-    ),
-)
-_TAKEN = {"le", *(family.by for family in _OF_FALLBACKS if family.by)}
-
-
-@attrs.frozen
-class _Answer:
-    """What a scrape was told; None where nobody answered."""
-
-    queue: Statistics | None
-    fallback: FallbackStatistics | None
+_HISTOGRAMS = {name for name, kind in get_type_hints(Statistics).items() if kind is LatencySummary}
+# A field that is added to the statistics is missed here at once: it has no name yet.
+_FAMILIES = {
+    "": (_Family("up", "up", "Whether the queue answered this scrape."),),
+    "queue": tuple(_Family(field.name, *_OF_QUEUES[field.name]) for field in attrs.fields(Statistics)),
+    "fallback": tuple(_Family(field, *rest) for field, rest in _OF_FALLBACKS.items()),
+}
+_TAKEN = {"le", *(family.by for family in _FAMILIES["fallback"] if family.by)}
 
 
 class _Source:
@@ -235,7 +181,7 @@ class _Source:
         self._fallback = fallback
         self._lock = Lock()
         self._unanswered: Future[_Answer] | None = None
-        self._thread: int | None = None
+        self._thread: int | None = None  # the loop's
         remote = getattr(queue, "remote", None)
         if isinstance(queue, DelayQueue):
             self._inner = queue
@@ -253,7 +199,7 @@ class _Source:
         with self._lock:
             if get_ident() == self._thread:
                 here: Future[_Answer] = Future()
-                here.set_result(self._read_here())
+                here.set_result(self._read())
                 return here
             if self._unanswered is not None and not self._unanswered.done():
                 return self._unanswered
@@ -265,25 +211,25 @@ class _Source:
             return asked.result(timeout)
         except TimeoutError:
             self._unanswered = asked
-            return _Answer(None, self._read_fallback())
+            return {"": {"up": False}, "fallback": self._read_fallback()}
         except QueueClosed:
             with self._lock:  # its loop is gone, and nobody else is at the queue
-                return self._read_here()
+                return self._read()
 
     def _read_on_loop(self) -> _Answer:
         self._thread = get_ident()
-        return _Answer(self._inner.statistics(), self._read_fallback())
+        return self._read()
 
-    def _read_here(self) -> _Answer:
+    def _read(self) -> _Answer:
         try:
-            statistics = self._inner.statistics()
+            queue = attrs.asdict(self._inner.statistics(), recurse=False)
         except RuntimeError:  # the loop is gone, but its queue was not left: there is no clock
-            statistics = None
-        return _Answer(statistics, self._read_fallback())
+            queue = None
+        return {"": {"up": queue is not None}, "queue": queue, "fallback": self._read_fallback()}
 
-    def _read_fallback(self) -> FallbackStatistics | None:
+    def _read_fallback(self) -> _Values | None:
         try:
-            return None if self._fallback is None else self._fallback.statistics()
+            return None if self._fallback is None else _values_of(self._fallback.statistics())
         except RuntimeError:  # one of Trio's has its loop's clock, which is read on the loop
             return None
 
@@ -353,9 +299,8 @@ class Collector:
 
     def describe(self) -> Iterator[Metric]:
         """The families by name, for a registry to see what would come twice."""
-        yield _UP.metric(())
-        yield from (family.metric(()) for family in _OF_QUEUES)
-        yield from (family.metric(()) for family in _OF_FALLBACKS)
+        for families in _FAMILIES.values():
+            yield from (family.metric(()) for family in families)
 
     def collect(self) -> Iterator[Metric]:
         """Ask all queues at once, and yield what they have answered until the time-out."""
@@ -367,9 +312,13 @@ class Collector:
             (source.labels, source.answer(future, max(0.0, deadline - time.monotonic())))
             for source, future in asked
         ]
-        yield from _metrics(names, (_UP,), [(labels, a.queue is not None) for labels, a in answers])
-        yield from _metrics(names, _OF_QUEUES, [(labels, a.queue) for labels, a in answers])
-        yield from _metrics(names, _OF_FALLBACKS, [(labels, a.fallback) for labels, a in answers])
+        for group, families in _FAMILIES.items():
+            known = [(labels, values) for labels, answer in answers if (values := answer.get(group))]
+            for family in families if known else ():
+                metric = family.metric(names)
+                for labels, values in known:
+                    family.add(metric, labels, values)
+                yield metric
 
 
 @contextmanager
@@ -390,19 +339,6 @@ def serve(collector: Collector, *, port: int, host: str = "127.0.0.1") -> Iterat
         thread.join()
 
 
-def _metrics(
-    names: Sequence[str],
-    families: Iterable[_Family[_S]],
-    answers: Sequence[tuple[Sequence[str], _S | None]],
-) -> Iterator[Metric]:
-    known = [(labels, statistics) for labels, statistics in answers if statistics is not None]
-    for family in families if known else ():
-        metric = family.metric(names)
-        for labels, statistics in known:
-            family.add(metric, labels, statistics)
-        yield metric
-
-
 def _check_labels(labels: Mapping[str, str]) -> dict[str, str]:
     if not isinstance(labels, Mapping):
         raise TypeError(f"labels must be a mapping, not {type(labels).__name__}")
@@ -421,11 +357,11 @@ def _token_here() -> trio.lowlevel.TrioToken:
         raise RuntimeError("a queue of Trio's is to be exported from the loop that runs it") from None
 
 
-def _over_to(token: trio.lowlevel.TrioToken) -> Callable[[Callable[[], _S]], Future[_S]]:
+def _over_to(token: trio.lowlevel.TrioToken) -> Callable[[Callable[[], _Answer]], Future[_Answer]]:
     """As `Remote.begin`: to have something done on a Trio loop, from another thread."""
 
-    def begin(act: Callable[[], _S]) -> Future[_S]:
-        done: Future[_S] = Future()
+    def begin(act: Callable[[], _Answer]) -> Future[_Answer]:
+        done: Future[_Answer] = Future()
 
         def run() -> None:
             try:
