@@ -20,17 +20,11 @@ import trio
 import trio.lowlevel
 
 from localdelay import (
-    BreakerOpen,
-    BreakerPolicy,
     Message,
     QueueClosed,
     QueueFull,
-    RateLimit,
-    Reason,
     RetryPolicy,
-    Route,
     Statistics,
-    Throttled,
     threads,
 )
 
@@ -469,111 +463,23 @@ def test_on_its_own_loop_it_says_so_instead_of_hanging() -> None:
     assert [type(error) for error in errors] == [RuntimeError]
 
 
-class Primary:
-    """A blocking delayed publish."""
+def test_a_primary_is_called_in_the_thread_that_publishes() -> None:
+    """And an async one is refused: it would run nowhere."""
+    names: list[str] = []
 
-    def __init__(self, error: Exception | None) -> None:
-        self.error = error
-        self.calls: list[tuple[Message, float, str]] = []
+    def primary(message: Message, delay: float) -> None:
+        names.append(threading.current_thread().name)
 
-    def __call__(self, message: Message, delay: float) -> None:
-        self.calls.append((message, delay, threading.current_thread().name))
-        if self.error is not None:
-            raise self.error
-
-
-def test_the_fallback_degrades_in_the_callers_thread() -> None:
-    """The primary is called where publish is; what it refuses is sent by the queue, under the same id."""
-    sent, primary = Sent(), Primary(Throttled("429"))
-    with threads.open_delay_queue(sent, capacity=10, workers=1) as queue:
-        fallback = threads.Fallback(primary, queue, breaker=BreakerPolicy(consecutive=2))
-        receipts = [fallback.publish(b"%d" % number, delay=0.02) for number in range(3)]
-        assert [receipt.route for receipt in receipts] == [Route.LOCAL] * 3
-        assert receipts[0].reason is primary.error
-        assert isinstance(receipts[2].reason, BreakerOpen)
-        assert receipts[2].at_risk <= 3
-        statistics = fallback.statistics()
-        assert (statistics.calls, statistics.calls_saved, statistics.local) == (2, 1, 3)
-        assert statistics.degraded[Reason.BREAKER_OPEN] == 1
-        primary.error = None
-        fallback.force_closed()
-        assert fallback.publish(b"", delay=1.5, id="a").route is Route.PRIMARY
-    assert [name for *_, name in primary.calls] == ["MainThread"] * 3
-    assert primary.calls[2][0].id == "a"
-    assert 1.4 < primary.calls[2][1] <= 1.5
-    assert sent.ids() == Counter(receipt.message.id for receipt in receipts)
-
-
-def test_a_limit_is_shared_by_threads_and_the_loop() -> None:
-    """Calls of the primary in any thread, and due sends on the loop, take from one bucket."""
-    limit = RateLimit(5.0, burst=2)
-    sent, primary = Sent(), Primary(None)
-    with threads.open_delay_queue(sent, capacity=10, workers=1, limit=limit) as queue:
-        fallback = threads.Fallback(primary, queue, limit=limit)
-        routes = [fallback.publish(b"", delay=0.01).route for _ in range(3)]
-        assert routes == [Route.PRIMARY, Route.PRIMARY, Route.LOCAL]
-        until(lambda: queue.statistics().sent == 1)
-    assert len(primary.calls) == 2
-    assert conserved(queue.statistics()).lateness.max > 0.05  # it had to wait for a token
-
-
-def test_other_errors_of_the_primary_reach_the_caller() -> None:
-    """And nothing is held; a full queue raises QueueFull from the reason."""
-    with threads.open_delay_queue(Sent(), capacity=1, workers=1) as queue:
-        error = ValueError("broken")
-        with pytest.raises(ValueError, match="broken"):
-            threads.Fallback(Primary(error), queue).publish(b"", delay=60.0)
-        throttled = Throttled("429")
-        fallback = threads.Fallback(Primary(throttled), queue, room_timeout=0.02)
-        kept = fallback.publish(b"", delay=60.0)
-        with pytest.raises(QueueFull) as full:
-            fallback.publish(b"", delay=60.0)
-        assert full.value.__cause__ is throttled
-        assert fallback.statistics().refused == 1
-        queue.cancel(kept.message.id)
-
-
-def test_messages_go_back_when_the_primary_takes_them_again() -> None:
-    """The breaker closes by itself, in the queue's thread, and what is far from due is handed back."""
-    primary = Primary(Throttled("429", retry_after=0.05))
-    with threads.open_delay_queue(Sent(), capacity=10, workers=1) as queue:
-        fallback = threads.Fallback(primary, queue, hand_back=True, breaker=BreakerPolicy(wait_initial=0.05))
-        for _ in range(5):
-            fallback.publish(b"", delay=60.0)
-        primary.error = None
-        until(lambda: fallback.statistics().handed_back == 5)
-        assert conserved(queue.statistics()).handed_back == 5
-    assert all(50 < delay <= 60 for _, delay, _ in primary.calls)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error"),
-    [
-        ({"publish_delayed": 5}, TypeError),
-        ({"mode": "off"}, ValueError),
-        ({"room_timeout": -1}, ValueError),
-        ({"hand_back_after": -1}, ValueError),
-    ],
-)
-def test_a_wrong_fallback_is_refused(arguments: dict[str, Any], error: type[Exception]) -> None:
-    """By the argument's name."""
-    options: dict[str, Any] = {"publish_delayed": Primary(None), **arguments}
-    with threads.open_delay_queue(Sent(), capacity=1, workers=1) as queue:
-        with pytest.raises(error, match=next(iter(arguments))):
-            threads.Fallback(queue=queue, **options)
-
-
-def test_an_async_primary_or_another_queue_is_refused() -> None:
-    """Each world has its own."""
-
-    async def publish_delayed(message: Message, delay: float) -> None:
+    async def elsewhere(message: Message, delay: float) -> None:
         pass
 
     with threads.open_delay_queue(Sent(), capacity=1, workers=1) as queue:
+        fallback = threads.Fallback(primary, queue)
+        in_thread(lambda: fallback.publish(b"", delay=60.0)).join()
+        fallback.publish(b"", delay=60.0)
+        assert names[1] == "MainThread" != names[0]
         with pytest.raises(TypeError, match="ordinary function"):
-            threads.Fallback(publish_delayed, queue)
-    with pytest.raises(TypeError, match="queue must be"):
-        threads.Fallback(Primary(None), "queue")  # type: ignore[arg-type]
+            threads.Fallback(elsewhere, queue)
 
 
 PROGRAM = """

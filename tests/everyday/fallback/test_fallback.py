@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import math
 import weakref
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,8 +15,6 @@ import trio.testing
 from localdelay import (
     Fallback,
     Message,
-    PermanentSendError,
-    QueueFull,
     Receipt,
     Route,
     Throttled,
@@ -165,22 +161,6 @@ async def test_the_primary_cannot_change_what_is_held(autojump_clock: Any, conse
 
 
 @pytest.mark.parametrize(
-    "error", [OSError("down"), PermanentSendError("no"), QueueFull("theirs"), TimeoutError()]
-)
-async def test_any_other_exception_reaches_the_caller(
-    error: Exception, autojump_clock: Any, conserved: Any
-) -> None:
-    """What `degrade_on` does not name is raised as it is, and nothing is held."""
-    async with open_delay_queue(RecordingSender(), capacity=5, workers=1) as queue:
-        with pytest.raises(type(error)) as caught:
-            await Fallback(Primary(error), queue).publish(b"", delay=5)
-        assert caught.value is error
-        assert error.__cause__ is None
-        assert error.__context__ is None
-        assert conserved(queue).accepted == 0
-
-
-@pytest.mark.parametrize(
     ("degrade_on", "degrading", "other"),
     [
         (Throttled, Quota(), OSError()),
@@ -233,86 +213,6 @@ async def test_the_predicate_is_asked_once_and_with_the_exception(
         conserved(queue)
 
 
-async def test_an_exception_of_the_predicate_reaches_the_caller(autojump_clock: Any, conserved: Any) -> None:
-    """A predicate that fails decides nothing: the caller sees its error, and from what it came."""
-    error = Throttled("429")
-
-    def degrades(raised: Exception) -> bool:
-        raise KeyError(raised)
-
-    async with open_delay_queue(RecordingSender(), capacity=5, workers=1) as queue:
-        with pytest.raises(KeyError) as caught:
-            await Fallback(Primary(error), queue, degrade_on=degrades).publish(b"", delay=5)
-        assert caught.value.__context__ is error
-        assert conserved(queue).accepted == 0
-
-
-@pytest.mark.parametrize("depth", [1, 2, 5])
-async def test_a_group_of_one_stands_for_its_exception(
-    depth: int, autojump_clock: Any, conserved: Any
-) -> None:
-    """A primary that opens a nursery raises groups: alone in one, the throttling is still seen."""
-    error = Throttled("429")
-    group: Exception = error
-    for _ in range(depth):
-        group = ExceptionGroup("nursery", [group])
-    sender = RecordingSender()
-    async with open_delay_queue(sender, capacity=5, workers=1) as queue:
-        receipt = await Fallback(Primary(group), queue).publish(b"", delay=5)
-        assert receipt.reason is error
-        conserved(queue)
-    assert sender.times == [5]
-
-
-@pytest.mark.parametrize("inside", [[OSError()], [Throttled(), OSError()], [Throttled(), Throttled()]])
-async def test_any_other_group_reaches_the_caller(
-    inside: list[Exception], autojump_clock: Any, conserved: Any
-) -> None:
-    """A group that is not one throttling comes out as it was raised, group and all."""
-    group = ExceptionGroup("nursery", inside)
-    async with open_delay_queue(RecordingSender(), capacity=5, workers=1) as queue:
-        with pytest.raises(ExceptionGroup) as caught:
-            await Fallback(Primary(group), queue).publish(b"", delay=5)
-        assert caught.value is group
-        assert conserved(queue).accepted == 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "match"),
-    [
-        ({}, TypeError, "delay and at"),
-        ({"delay": 1, "at": datetime.now(UTC)}, TypeError, "delay and at"),
-        ({"delay": -0.001}, ValueError, "delay"),
-        ({"delay": math.nan}, ValueError, "delay"),
-        ({"delay": math.inf}, ValueError, "delay"),
-        ({"delay": "1"}, TypeError, "delay"),
-        ({"delay": True}, TypeError, "delay"),
-        ({"at": datetime(2030, 1, 1)}, ValueError, "at must be an aware"),  # noqa: DTZ001
-        ({"at": 1893456000.0}, TypeError, "at must be a datetime"),
-        ({"delay": 1, "payload": "text"}, TypeError, "payload"),
-        ({"delay": 1, "payload": bytearray(b"x")}, TypeError, "payload"),
-        ({"delay": 1, "id": ""}, ValueError, "id"),
-        ({"delay": 1, "id": "a\nb"}, ValueError, "id"),
-        ({"delay": 1, "id": 7}, TypeError, "id"),
-        ({"delay": 1, "headers": {"k": 1}}, TypeError, "headers"),
-        ({"delay": 1, "headers": [("k", "v")]}, TypeError, "headers"),
-        ({"delay": 1, "headers": {"k": "\udc80"}}, ValueError, "headers"),
-    ],
-)
-async def test_bad_input_never_reaches_the_primary(
-    arguments: dict[str, Any], error: type[Exception], match: str, autojump_clock: Any, conserved: Any
-) -> None:
-    """A wrong argument is refused at the call by its name, before anything is published."""
-    primary = Primary(Throttled())
-    async with open_delay_queue(RecordingSender(), capacity=5, workers=1) as queue:
-        given = {"payload": b"x"} | arguments
-        payload = given.pop("payload")
-        with pytest.raises(error, match=match):
-            await Fallback(primary, queue, degrade_on=Exception).publish(payload, **given)
-        assert primary.calls == []
-        assert conserved(queue).accepted == 0
-
-
 async def test_bytes_of_another_type_are_plain_bytes_for_both(autojump_clock: Any, conserved: Any) -> None:
     """A child of bytes reaches the primary and the queue as bytes."""
 
@@ -324,44 +224,6 @@ async def test_bytes_of_another_type_are_plain_bytes_for_both(autojump_clock: An
         receipt = await Fallback(primary, queue).publish(Odd(b"x"), delay=5)
         assert type(receipt.message.payload) is type(primary.calls[0][1].payload) is bytes
         conserved(queue)
-
-
-async def an_async_predicate(error: Exception) -> bool:
-    return False
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "match"),
-    [
-        ({"publish_delayed": None}, TypeError, "publish_delayed"),
-        ({"publish_delayed": "primary"}, TypeError, "publish_delayed"),
-        ({"queue": None}, TypeError, "queue must be a DelayQueue"),
-        ({"queue": object()}, TypeError, "queue must be a DelayQueue"),
-        ({"degrade_on": None}, TypeError, "degrade_on"),
-        ({"degrade_on": "Throttled"}, TypeError, "degrade_on"),
-        ({"degrade_on": int}, TypeError, "degrade_on"),
-        ({"degrade_on": [Throttled]}, TypeError, "degrade_on"),
-        ({"degrade_on": (Throttled, int)}, TypeError, "degrade_on"),
-        ({"degrade_on": (Throttled, lambda error: True)}, TypeError, "degrade_on"),
-        ({"degrade_on": Throttled("429")}, TypeError, "degrade_on"),
-        ({"degrade_on": KeyboardInterrupt}, TypeError, "degrade_on"),
-        ({"degrade_on": (Throttled, trio.Cancelled)}, TypeError, "degrade_on"),
-        ({"degrade_on": an_async_predicate}, TypeError, "degrade_on"),
-        ({"room_timeout": -0.001}, ValueError, "room_timeout"),
-        ({"room_timeout": math.nan}, ValueError, "room_timeout"),
-        ({"room_timeout": "1"}, TypeError, "room_timeout"),
-        ({"room_timeout": True}, TypeError, "room_timeout"),
-    ],
-)
-async def test_a_wrong_argument_of_the_fallback_is_refused(
-    arguments: Mapping[str, Any], error: type[Exception], match: str, autojump_clock: Any
-) -> None:
-    """What can never work is refused when the fallback is made, by its name, and not at the peak."""
-    async with open_delay_queue(RecordingSender(), capacity=5, workers=1) as queue:
-        given: dict[str, Any] = {"publish_delayed": Primary(), "queue": queue} | dict(arguments)
-        publish_delayed: Callable[..., Any] = given.pop("publish_delayed")
-        with pytest.raises(error, match=match):
-            Fallback(publish_delayed, given.pop("queue"), **given)
 
 
 async def test_the_arguments_of_the_fallback_that_are_pinned(autojump_clock: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -156,21 +155,6 @@ async def test_retry_after_opens_it_at_once(autojump_clock: trio.testing.MockClo
     assert [when for when, _, _ in primary.calls] == [0.0, 8.0]
 
 
-async def test_what_is_over_the_limit_degrades_before_it_is_refused(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    """Two a second are known to be taken: the third is held, and the primary never refuses."""
-    primary = always(None)
-    async with open_delay_queue(RecordingSender(), capacity=50, workers=1) as queue:
-        fallback = Fallback(primary, queue, limit=RateLimit(2.0, burst=2))
-        receipts = [await fallback.publish(b"", delay=1.0) for _ in range(3)]
-        assert [receipt.route for receipt in receipts] == [Route.PRIMARY, Route.PRIMARY, Route.LOCAL]
-        assert isinstance(receipts[2].reason, RateLimited)
-        await trio.sleep(0.5)
-        assert (await fallback.publish(b"", delay=1.0)).route is Route.PRIMARY
-        assert fallback.statistics().degraded[Reason.RATE_LIMITED] == 1
-
-
 async def test_due_sends_come_first_where_the_limit_is_shared(
     autojump_clock: trio.testing.MockClock, conserved: Any
 ) -> None:
@@ -185,92 +169,6 @@ async def test_due_sends_come_first_where_the_limit_is_shared(
         assert isinstance(receipt.reason, RateLimited)
     assert [round(when, 3) for when, _ in sender.sent[:10]] == [1.0 + n / 10 for n in range(10)]
     assert conserved(queue).lateness.max == pytest.approx(0.9, rel=0.01)
-
-
-@pytest.mark.parametrize("error", [TimeoutError("?"), trio.TooSlowError("?"), ConnectionResetError("?")])
-async def test_when_nobody_can_tell_the_caller_chooses(
-    error: Exception, autojump_clock: trio.testing.MockClock
-) -> None:
-    """Ambiguous errors are raised, or hold the message, as it was asked for."""
-    async with open_delay_queue(RecordingSender(), capacity=50, workers=1) as queue:
-        with pytest.raises(type(error)) as raised:
-            await Fallback(always(error), queue).publish(b"", delay=1.0)
-        assert raised.value is error
-        fallback = Fallback(always(error), queue, ambiguous="degrade", breaker=STEADY)
-        receipts = [await fallback.publish(b"", delay=1.0) for _ in range(6)]
-        assert all(receipt.route is Route.LOCAL for receipt in receipts)
-        assert receipts[0].reason is error
-        statistics = fallback.statistics()
-        assert statistics.degraded[Reason.AMBIGUOUS] == 5
-        assert statistics.degraded[Reason.BREAKER_OPEN] == 1  # it does not answer: it is not to be called
-
-
-async def test_what_may_not_degrade_gets_the_error(autojump_clock: trio.testing.MockClock) -> None:
-    """Refused, not called, or over the limit: the caller hears of it, and nothing is held."""
-
-    def short(message: Message) -> bool:
-        return message.headers.get("hold") != "no"
-
-    async with open_delay_queue(RecordingSender(), capacity=50, workers=1) as queue:
-        error = Throttled("429")
-        fallback = Fallback(always(error), queue, may_degrade=short, breaker=STEADY)
-        with pytest.raises(Throttled) as raised:
-            await fallback.publish(b"", delay=1.0, headers={"hold": "no"})
-        assert raised.value is error
-        fallback.force_open()
-        with pytest.raises(BreakerOpen):
-            await fallback.publish(b"", delay=1.0, headers={"hold": "no"})
-        assert (await fallback.publish(b"", delay=1.0)).route is Route.LOCAL
-        limited = Fallback(always(None), queue, may_degrade=short, limit=RateLimit(1.0))
-        await limited.publish(b"", delay=1.0)
-        with pytest.raises(RateLimited):
-            await limited.publish(b"", delay=1.0, headers={"hold": "no"})
-        assert fallback.statistics().refused == 2
-        assert queue.statistics().pending == 1
-
-
-async def test_shadow_counts_and_changes_nothing(autojump_clock: trio.testing.MockClock) -> None:
-    """The primary is always called, its errors reach the caller, and nothing is held."""
-    primary = always(Throttled("429"))
-    async with open_delay_queue(RecordingSender(), capacity=50, workers=1) as queue:
-        fallback = Fallback(primary, queue, mode="shadow", breaker=STEADY)
-        for _ in range(8):
-            with pytest.raises(Throttled):
-                await fallback.publish(b"", delay=1.0)
-        assert queue.statistics().accepted == 0
-    assert len(primary.calls) == 8
-    statistics = fallback.statistics()
-    assert statistics.degraded[Reason.THROTTLED] == 5
-    assert statistics.degraded[Reason.BREAKER_OPEN] == 3  # once each, though they were called and refused
-    assert (statistics.calls_saved, statistics.local, statistics.mode) == (3, 0, "shadow")
-
-
-async def test_forced_holds_everything(autojump_clock: trio.testing.MockClock, conserved: Any) -> None:
-    """The primary is never called."""
-    primary, sender = always(None), RecordingSender()
-    async with open_delay_queue(sender, capacity=50, workers=1) as queue:
-        fallback = Fallback(primary, queue, mode="forced")
-        receipt = await fallback.publish(b"", delay=1.0)
-        assert receipt.route is Route.LOCAL
-    assert primary.calls == []
-    assert len(sender.sent) == conserved(queue).sent == 1
-
-
-async def test_it_is_opened_and_closed_by_hand(autojump_clock: trio.testing.MockClock) -> None:
-    """force_open, force_closed, disable and reset do what they say."""
-    primary = always(None)
-    async with open_delay_queue(RecordingSender(), capacity=50, workers=1) as queue:
-        fallback = Fallback(primary, queue)
-        fallback.force_open()
-        assert fallback.statistics().retry_in is None
-        assert (await fallback.publish(b"", delay=1.0)).route is Route.LOCAL
-        fallback.force_closed()
-        assert (await fallback.publish(b"", delay=1.0)).route is Route.PRIMARY
-        fallback.disable()
-        assert fallback.statistics().breaker is BreakerState.DISABLED
-        fallback.reset()
-        assert fallback.statistics().breaker is BreakerState.CLOSED
-        assert fallback.statistics().retry_in == 0.0
 
 
 async def test_without_a_breaker_the_primary_is_always_called(
@@ -541,33 +439,6 @@ async def test_a_listener_that_fails_harms_nobody(
         assert receipt.route is Route.LOCAL
     assert conserved(queue).sent == 1
     assert caplog.records[0].getMessage() == "the listener failed at Degraded: RuntimeError"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error"),
-    [
-        ({"ambiguous": "maybe"}, ValueError),
-        ({"mode": "off"}, ValueError),
-        ({"breaker": 5}, TypeError),
-        ({"limit": 5}, TypeError),
-        ({"may_degrade": True}, TypeError),
-        ({"hand_back_after": -1}, ValueError),
-        ({"hand_back_after": math.nan}, ValueError),
-        ({"listener": print}, TypeError),
-    ],
-)
-async def test_a_wrong_argument_is_refused_by_name(arguments: dict[str, Any], error: type[Exception]) -> None:
-    """Each says which it is."""
-    async with open_delay_queue(RecordingSender(), capacity=6, workers=2) as queue:
-        with pytest.raises(error, match=next(iter(arguments))):
-            Fallback(always(None), queue, **arguments)
-
-
-async def test_hand_back_needs_a_queue_that_can_take_out() -> None:
-    """With `cancellable=False` nothing can be taken out of the middle."""
-    async with open_delay_queue(RecordingSender(), capacity=6, workers=2, cancellable=False) as queue:
-        with pytest.raises(ValueError, match="cancellable=True"):
-            Fallback(always(None), queue, hand_back=True)
 
 
 @pytest.mark.parametrize("arguments", [{"limit": 5}, {"listener": print}])

@@ -1,0 +1,198 @@
+"""The fallbacks of all worlds behind one face."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import Any, ClassVar, TypeAlias
+
+import pytest
+import trio
+import trio.testing
+
+import localdelay
+from localdelay import (
+    Message,
+    QueueClosed,
+    Receipt,
+    Statistics,
+    aio,
+    threads,
+)
+from localdelay.fallback.publishing import BaseFallback
+
+SOON, NEVER = 0.02, 300.0
+"""Seconds: what is due within a scene, and what is not."""
+
+
+class Primary:
+    """A delayed publish that raises what it is told to, as a function of either kind."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.calls: list[tuple[Message, float]] = []
+
+    def call(self, message: Message, delay: float) -> None:
+        self.calls.append((message, delay))
+        if self.error is not None:
+            raise self.error
+
+    async def call_async(self, message: Message, delay: float) -> None:
+        self.call(message, delay)
+
+
+class Stage:
+    """One fallback, with its primary before it and its queue behind it."""
+
+    def __init__(self, world: World, queue: Any, sent: list[Message], primary: Primary) -> None:
+        self.world = world
+        self.queue = queue
+        self.sent = sent
+        self.primary = primary
+        self.fallback: Any
+
+    async def publish(self, payload: bytes = b"p", delay: float = NEVER, **options: Any) -> Receipt:
+        """What `publish` returns; it counts once."""
+        before = self.counted()
+        receipt: Receipt = await self.world.now(self.fallback.publish(payload, delay=delay, **options))
+        assert self.counted() == before + 1
+        return receipt
+
+    async def refused(self, error: type[Exception], **options: Any) -> Any:
+        """What `publish` raises, which must be of this kind; it counts as refused, and nothing is held."""
+        before, held = self.fallback.statistics(), await self.pending()
+        with pytest.raises(error) as raised:
+            await self.world.now(self.fallback.publish(b"p", **{"delay": NEVER, **options}))
+        assert self.fallback.statistics().refused == before.refused + 1
+        assert await self.pending() == held
+        return raised.value
+
+    def counted(self) -> int:
+        s = self.fallback.statistics()
+        assert s.local == sum(s.degraded.values()) or s.mode == "shadow"
+        return int(s.primary + s.local + s.refused)
+
+    async def pending(self) -> int:
+        return await self.world.pending(self.queue)
+
+    async def until(self, done: Callable[[], bool]) -> None:
+        for _ in range(4000):
+            if done():
+                return
+            await self.world.sleep(0.005)
+        pytest.fail("it never was so")
+
+
+class World(ABC):
+    """How a fallback is opened, called and waited for in one world."""
+
+    name: ClassVar[str]
+    in_memory: ClassVar[bool] = True
+
+    @abstractmethod
+    def play(self, scene: Scene) -> None:
+        """Run a scene to its end."""
+
+    @abstractmethod
+    def opened(self, sent: list[Message], **options: Any) -> Any:
+        """An open queue that sends into a list."""
+
+    @abstractmethod
+    def fallback(self, primary: Primary, queue: Any, **options: Any) -> BaseFallback[Any, Any]:
+        """A fallback of this world."""
+
+    async def now(self, result: Any) -> Any:
+        """What a call of this world comes to."""
+        return await result
+
+    async def pending(self, queue: Any) -> int:
+        """How many messages a queue holds."""
+        statistics: Statistics = queue.statistics()
+        return statistics.pending
+
+    async def sleep(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+
+    @asynccontextmanager
+    async def stage(self, queue: dict[str, Any] | None = None, **options: Any) -> AsyncIterator[Stage]:
+        sent: list[Message] = []
+        primary = Primary()
+        async with self.opened(sent, **{"capacity": 20, "workers": 2, **(queue or {})}) as it:
+            stage = Stage(self, it, sent, primary)
+            stage.fallback = self.fallback(primary, it, **options)
+            yield stage
+            with suppress(QueueClosed):  # it may be drained already
+                await self.now(it.drain(0.0))
+
+
+Scene: TypeAlias = Callable[[World], Coroutine[Any, Any, None]]
+
+
+class OnTrio(World):
+    """`localdelay.Fallback`, in virtual time."""
+
+    name = "trio"
+
+    def play(self, scene: Scene) -> None:
+        trio.run(scene, self, clock=trio.testing.MockClock(autojump_threshold=0))
+
+    def opened(self, sent: list[Message], **options: Any) -> Any:
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        return localdelay.open_delay_queue(send, **options)
+
+    def fallback(self, primary: Primary, queue: Any, **options: Any) -> BaseFallback[Any, Any]:
+        return localdelay.Fallback(primary.call_async, queue, **options)
+
+
+class InThreads(World):
+    """`localdelay.threads.Fallback`: nothing waits but in a call that blocks."""
+
+    name = "threads"
+
+    def play(self, scene: Scene) -> None:
+        with pytest.raises(StopIteration):
+            scene(self).send(None)
+
+    @asynccontextmanager
+    async def opened(self, sent: list[Message], **options: Any) -> AsyncIterator[Any]:
+        with threads.open_delay_queue(sent.append, **options) as queue:
+            yield queue
+
+    def fallback(self, primary: Primary, queue: Any, **options: Any) -> BaseFallback[Any, Any]:
+        return threads.Fallback(primary.call, queue, **options)
+
+    async def now(self, result: Any) -> Any:
+        return result
+
+    async def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)  # noqa: ASYNC251 (there is no loop here)
+
+
+class OnAsyncio(World):
+    """`localdelay.aio.Fallback`."""
+
+    name = "asyncio"
+
+    def play(self, scene: Scene) -> None:
+        asyncio.run(scene(self))
+
+    def opened(self, sent: list[Message], **options: Any) -> Any:
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        return aio.open_delay_queue(send, **options)
+
+    def fallback(self, primary: Primary, queue: Any, **options: Any) -> BaseFallback[Any, Any]:
+        return aio.Fallback(primary.call_async, queue, **options)
+
+    async def pending(self, queue: Any) -> int:
+        statistics: Statistics = await queue.statistics()
+        return statistics.pending
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
