@@ -110,21 +110,9 @@ class Gate:
         with self._lock:
             return self._retry_in(self._clock())
 
-    def force_open(self) -> None:
-        """See `Breaker.force_open`."""
-        self._step(self._breaker.force_open)
-
-    def force_closed(self) -> None:
-        """See `Breaker.force_closed`."""
-        self._step(self._breaker.force_closed)
-
-    def disable(self) -> None:
-        """See `Breaker.disable`."""
-        self._step(self._breaker.disable)
-
-    def reset(self) -> None:
-        """See `Breaker.reset`."""
-        self._step(self._breaker.reset)
+    def command(self, act: Callable[[Breaker, float], None]) -> None:
+        """Have the breaker do what somebody wants by hand, such as `Breaker.force_open`."""
+        self._step(lambda now: act(self._breaker, now))
 
     def _retry_in(self, now: float) -> float:
         return max(0.0, self._breaker.retry_at - now) if self._breaker.state in _SHUT else 0.0

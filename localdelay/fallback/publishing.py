@@ -22,7 +22,7 @@ from typing import Generic, TypeVar
 import attrs
 
 from localdelay import arguments
-from localdelay.breaker import BreakerPolicy
+from localdelay.breaker import Breaker, BreakerPolicy
 from localdelay.errors import QueueFull, Throttled
 from localdelay.limit import RateLimit
 from localdelay.listening import Listener
@@ -33,7 +33,7 @@ from localdelay.queue.sending import HandBack
 
 from .returning import Returning
 from .router import DEFAULT_DEGRADE_ON, DegradeOn, FallbackStatistics, MayDegrade, Receipt, Router
-from .routing import CALL, HOLD, RAISE, Mode, Route
+from .routing import CALL, HOLD, Mode, Route
 
 _P = TypeVar("_P", bound=Callable[..., object])
 _Q = TypeVar("_Q")
@@ -61,23 +61,25 @@ class World:
 class Publish:
     """One message on its way. Each of its `with` blocks is one step, in which the driver does the I/O."""
 
-    __slots__ = ("_decision", "_may_degrade", "_router", "_ticket", "_why", "calls", "holds", "message")
+    __slots__ = ("_may_degrade", "_reason", "_router", "_ticket", "_why", "calls", "holds", "message")
 
     def __init__(self, router: Router, message: Message) -> None:
         """Ask the gate. Raises `BreakerOpen` or `RateLimited` where it refuses what may not be held."""
         self.message = message
         self._router = router
         self._may_degrade = may_degrade = router.may_degrade is None or bool(router.may_degrade(message))
-        self._ticket, self._decision = router.ask(may_degrade)
+        self._ticket, decision = router.ask(may_degrade)
+        self._reason = reason = decision.reason
         self._why: Exception | None = None
-        self.calls = self._decision.action is CALL
+        self.calls = decision.action is CALL
         """Whether the primary is to be called, in a `with` block."""
-        self.holds = False
+        self.holds = decision.action is HOLD
         """Whether the message is then to be held, in a `with` block."""
         if not self.calls:
-            if self._decision.action is RAISE:
-                raise router.refusal(self._decision)
-            self.holds, self._why = True, router.refusal(self._decision)
+            assert reason is not None  # noqa: S101 (the primary is not spared for nothing)
+            if not self.holds:
+                raise router.gate.refusal(reason)
+            self._why = router.gate.refusal(reason)
 
     def __enter__(self) -> None:
         """Begin the step."""
@@ -92,8 +94,14 @@ class Publish:
         self.calls = False
         if raised is None:
             self._router.taken(self._ticket)
-            return False
-        return self._failed(raised)
+        elif isinstance(raised, Exception):
+            error = failure_in(raised, timed_out=False) or raised
+            decision = self._router.failed(self._ticket, error, self._may_degrade)
+            if decision.action is HOLD:
+                self.holds, self._reason, self._why = True, decision.reason, error
+        else:  # the call was cut off, and the caller has given it up
+            self._router.cut_off(self._ticket)
+        return self.holds
 
     def receipt(self) -> Receipt:
         """What became of the message."""
@@ -102,20 +110,8 @@ class Publish:
         route = Route.PRIMARY if why is None else Route.LOCAL
         return Receipt(route, self.message, why, self._router.at_risk())
 
-    def _failed(self, raised: BaseException) -> bool:
-        """Say what came of the call; whether the message is to be held for it."""
-        if not isinstance(raised, Exception):  # the call was cut off, and the caller has given it up
-            self._router.cut_off(self._ticket)
-            return False
-        error = failure_in(raised, timed_out=False) or raised
-        self._decision = self._router.failed(self._ticket, error, self._may_degrade)
-        self.holds = self._decision.action is HOLD
-        if self.holds:
-            self._why = error
-        return self.holds
-
     def _held(self, raised: BaseException | None) -> None:
-        reason, why = self._decision.reason, self._why
+        reason, why = self._reason, self._why
         assert reason is not None  # noqa: S101 (what is held is held for a reason)
         assert why is not None  # noqa: S101
         if raised is None:
@@ -196,19 +192,19 @@ class BaseFallback(ABC, Generic[_P, _Q]):
 
     def force_open(self) -> None:
         """Do not call the primary until `force_closed`, `disable` or `reset`."""
-        self._router.gate.force_open()
+        self._router.gate.command(Breaker.force_open)
 
     def force_closed(self) -> None:
         """Close the breaker now; from then on it works as ever."""
-        self._router.gate.force_closed()
+        self._router.gate.command(Breaker.force_closed)
 
     def disable(self) -> None:
         """Call the primary whatever comes of it, until `force_open`, `force_closed` or `reset`."""
-        self._router.gate.disable()
+        self._router.gate.command(Breaker.disable)
 
     def reset(self) -> None:
         """Set the breaker back to how it was at the beginning."""
-        self._router.gate.reset()
+        self._router.gate.command(Breaker.reset)
 
     def statistics(self) -> FallbackStatistics:
         """What was published where and why, and how the breaker stands."""

@@ -68,17 +68,6 @@ class FallbackStatistics:
     """As it was made."""
 
 
-@attrs.define
-class _Counts:
-    primary: int = 0
-    local: int = 0
-    refused: int = 0
-    calls: int = 0
-    calls_saved: int = 0
-    handed_back: int = 0
-    degraded: dict[Reason, int] = attrs.field(factory=lambda: dict.fromkeys(Reason, 0))
-
-
 class Router:
     """Decides where messages go, and counts where they went. `clock` and `at_risk` are read in any thread."""
 
@@ -111,7 +100,10 @@ class Router:
         self._mode = mode
         self._listener = listener
         self._lock = threading.Lock()  # for the counts
-        self._counts = _Counts()
+        self._counts = dict.fromkeys(
+            ("primary", "local", "refused", "calls", "calls_saved", "handed_back"), 0
+        )
+        self._degraded = dict.fromkeys(Reason, 0)
         self.at_risk = at_risk
         """How many messages of the local queue a crash now would lose."""
         self.gate = Gate(breaker, limit, listener, clock)
@@ -124,21 +116,16 @@ class Router:
         ticket, refusal = (None, None) if self._mode == "forced" else self.gate.ask()
         decision = decide(self._mode, may_degrade, refusal)
         with self._lock:
-            self._counts.calls += decision.action is CALL
+            self._counts["calls"] += decision.action is CALL
             if decision.reason is not None:
-                self._counts.calls_saved += 1
+                self._counts["calls_saved"] += 1
                 self._count(decision)
         return ticket, decision
-
-    def refusal(self, decision: Decision) -> Exception:
-        """What to raise, or to give as the reason, where the primary is not called."""
-        assert decision.reason is not None  # noqa: S101 (it is not spared for nothing)
-        return self.gate.refusal(decision.reason)
 
     def taken(self, ticket: int | None) -> None:
         """The primary has taken the message."""
         with self._lock:
-            self._counts.primary += 1
+            self._counts["primary"] += 1
         if ticket is not None:
             self.gate.record(ticket, TAKEN)
 
@@ -164,22 +151,22 @@ class Router:
     def held(self, message: Message, reason: Reason, why: Exception) -> None:
         """The message is held."""
         with self._lock:
-            self._counts.local += 1
-            self._counts.degraded[reason] += 1
+            self._counts["local"] += 1
+            self._degraded[reason] += 1
         self.on_held()
         tell(self._listener, Degraded(message, reason, why, self.at_risk()))
 
     def not_held(self, message: Message, reason: Reason, why: Exception, *, full: bool) -> None:
         """The local queue has not taken the message, be it for want of room or not."""
         with self._lock:
-            self._counts.refused += 1
+            self._counts["refused"] += 1
         if full:
             tell(self._listener, Full(message, reason, why))
 
     def handed_back(self) -> None:
         """The primary has taken a message back."""
         with self._lock:
-            self._counts.handed_back += 1
+            self._counts["handed_back"] += 1
 
     def outcome_of(self, error: Exception | None) -> Outcome:
         """What a hand-back that ended in this says to the breaker. It never raises."""
@@ -194,9 +181,10 @@ class Router:
         """What was published where and why, and how the breaker stands."""
         retry_in = self.gate.retry_in
         with self._lock:
-            counts = attrs.asdict(self._counts)
+            counts, degraded = self._counts.copy(), self._degraded.copy()
         return FallbackStatistics(
-            **counts | {"degraded": MappingProxyType(counts["degraded"])},
+            **counts,
+            degraded=MappingProxyType(degraded),
             breaker=self.gate.state,
             breaker_for=self.gate.state_for,
             retry_in=None if retry_in == math.inf else retry_in,
@@ -205,9 +193,9 @@ class Router:
 
     def _count(self, decision: Decision, *, again: bool = False) -> None:
         """Count a refusal; and in shadow mode what would have been held, once for each publish."""
-        self._counts.refused += decision.action is RAISE
+        self._counts["refused"] += decision.action is RAISE
         if self._mode == "shadow" and decision.degrades and decision.reason is not None and not again:
-            self._counts.degraded[decision.reason] += 1
+            self._degraded[decision.reason] += 1
 
     def _failure_of(self, error: Exception) -> Failure:
         return failure_of(error, refused=bool(self._degrades(error)))
