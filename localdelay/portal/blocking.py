@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import threading
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import trio
 
 from localdelay import arguments
-from localdelay.errors import LocalDelayError, Throttled
+from localdelay.errors import LocalDelayError
 from localdelay.message import Message
 from localdelay.queue.sending import Send
 
@@ -30,40 +30,23 @@ def blocking(fn: Callable[[Message], object], *, threads: int = 100) -> Send:
     return in_threads(fn, trio.CapacityLimiter(arguments.count("threads", threads)))
 
 
-_here = threading.local()
-
-
-def in_threads(
-    fn: Callable[..., object], limiter: trio.CapacityLimiter, *, waits: bool = True
-) -> Callable[..., Awaitable[None]]:
-    """Make an async function of a blocking one, at most so many calls of which run at once.
-
-    One call more waits for a place, or raises `Throttled`. What is no `Exception` (a `sys.exit()` in it, say)
-    would end a thread of the program's own; here it is an error of the call.
-    """
-
-    def run(*args: object) -> None:
-        _here.limiter = limiter
-        try:
-            fn(*args)
-        except Exception:
-            raise
-        except BaseException as raised:
-            raise LocalDelayError(f"the call ended in {type(raised).__name__}") from raised
-        finally:
-            del _here.limiter
+def in_threads(fn: Callable[..., object], limiter: trio.CapacityLimiter) -> Callable[..., Awaitable[None]]:
+    """Make an async function of a blocking one, at most so many calls of which run at once."""
 
     async def call(*args: object) -> None:
-        if not waits and limiter.available_tokens <= 0:
-            raise Throttled("every thread is held by a call that does not return")
-        await trio.to_thread.run_sync(run, *args, abandon_on_cancel=True, limiter=limiter)
+        await trio.to_thread.run_sync(_call, fn, args, abandon_on_cancel=True, limiter=limiter)
 
     return call
 
 
-def runs_under(limiters: Collection[trio.CapacityLimiter]) -> bool:
-    """Whether this thread is at this moment in a call of such a function, under one of these."""
-    return getattr(_here, "limiter", None) in limiters
+def _call(fn: Callable[..., object], args: tuple[Any, ...]) -> None:
+    """Call it; what is no `Exception` (a `sys.exit()` in it, say) would end a thread: it is an error here."""
+    try:
+        fn(*args)
+    except Exception:
+        raise
+    except BaseException as raised:
+        raise LocalDelayError(f"the call ended in {type(raised).__name__}") from raised
 
 
 def is_async(fn: object) -> bool:

@@ -33,7 +33,7 @@ from .life import Life
 from .retry import RetryPolicy
 from .schedule import INBOX, Schedule
 from .sending import DeadLetterHook, Delivery, HandBack, Send, SendBatch
-from .workers import Workers
+from .workers import BringsWorkers, Workers
 
 
 class Unchanged(Enum):
@@ -55,7 +55,7 @@ class DelayQueue:
 
     def __init__(
         self,
-        send: Send | SendBatch,
+        send: Send | SendBatch | BringsWorkers,
         *,
         one_by_one: bool,
         batch: BatchPolicy,
@@ -79,7 +79,11 @@ class DelayQueue:
         self._inbox = self._schedule.inbox
         self.ledger = self._ledger = Ledger(capacity, capacity_bytes)
         """For `Remote`, which accepts messages before they are here."""
-        self._workers = Workers(self._schedule, timer, workers, batch)
+        self._workers = (
+            send.make_workers(self._schedule, timer, workers)
+            if isinstance(send, BringsWorkers)
+            else Workers(self._schedule, timer, workers, batch)
+        )
         self._delivery = Delivery(
             send,
             self._schedule,
@@ -414,7 +418,7 @@ class DelayQueue:
 
 @asynccontextmanager
 async def open_delay_queue(
-    send: Send | None = None,
+    send: Send | BringsWorkers | None = None,
     *,
     send_batch: SendBatch | None = None,
     batch: BatchPolicy = BatchPolicy(),  # noqa: B008 (it is frozen)
@@ -463,7 +467,8 @@ async def open_delay_queue(
         if batch != BatchPolicy():
             raise TypeError("batch is for send_batch: a send takes one message at a time")
         batch = ONE
-    arguments.check_async("send_batch" if send is None else "send", given)
+    if not isinstance(given, BringsWorkers):
+        arguments.check_async("send_batch" if send is None else "send", given)
     arguments.count("capacity", capacity)
     arguments.count("workers", workers)
     if capacity_bytes is not None:

@@ -21,6 +21,7 @@ from localdelay.entry import (
     execute_at_of,
     failures_of,
     message_of,
+    plain_size,
     size_of,
 )
 from localdelay.errors import PermanentSendError, Throttled
@@ -37,12 +38,14 @@ from .ids import Ids
 from .ledger import Ledger
 from .retry import Retry, RetryPolicy, after_failure, wait_after
 from .schedule import Schedule
-from .workers import Worker, Workers
+from .workers import BringsWorkers, Worker, Workers
 
 Send: TypeAlias = Callable[[Message], Awaitable[object]]
 SendBatch: TypeAlias = Callable[[Sequence[Message]], Awaitable[object]]
 DeadLetterHook: TypeAlias = Callable[[Message, Exception], Awaitable[object]]
 HandBack: TypeAlias = Callable[[Message, float], Awaitable[object]]
+Outcome: TypeAlias = tuple[Entry, float, float, Exception | None]
+"""(message, when its send began and ended, what it failed with), for a send that did not run on the loop."""
 
 logger = logging.getLogger("localdelay")
 
@@ -56,7 +59,7 @@ class Delivery:
 
     def __init__(
         self,
-        send: Send | SendBatch,
+        send: Send | SendBatch | BringsWorkers,
         schedule: Schedule,
         ledger: Ledger,
         workers: Workers,
@@ -69,7 +72,7 @@ class Delivery:
         listener: Listener | None,
         ids: Ids,
     ) -> None:
-        self._send: Callable[[Any], Awaitable[object]] = send
+        self._send: Any = send  # not called where it brings workers
         self._one_by_one = one_by_one
         self._schedule = schedule
         self._ledger = ledger
@@ -175,6 +178,60 @@ class Delivery:
             await self.committer.written()  # or a crash would repeat more than what is being sent
             return self._read_clock() + self._clock_offset
         return finished
+
+    def allowed(self, most: int) -> int:
+        """How many of so many messages the limit lets go now; 1 where they have to wait for it."""
+        return most if self._limit is None else min(most, max(1, int(self._limit.available)))
+
+    async def wait_for_limit(self, count: int) -> None:
+        """Wait until the limit lets so many go."""
+        if self._limit is not None and not self._limit.try_acquire(count):
+            await self._limit.acquire(count)
+
+    async def written(self) -> None:
+        """Wait until a journal knows what was sent."""
+        if self.committer is not None:
+            await self.committer.written()
+
+    def sent(self, outcomes: Sequence[Outcome]) -> None:
+        """Messages were sent, each on its own, elsewhere than on the loop."""
+        entries = [outcome[0] for outcome in outcomes]
+        plain = all_plain(entries)
+        size = plain_size(entries) if plain else sum(size_of(body) for _, _, body in entries)
+        if plain:
+            self.lateness.record_each([began - entry[0] for entry, began, _, _ in outcomes])
+            self.total.record_each([ended - entry[0] for entry, _, ended, _ in outcomes])
+        else:
+            for (due, _, body), began, ended, _ in outcomes:
+                execute_at = execute_at_of(due, body)
+                self.total.record(ended - execute_at)
+                if not failures_of(body):
+                    self.lateness.record(began - execute_at)
+        self.send_time.record_each([ended - began for _, began, ended, _ in outcomes])
+        self._ids.free_all(entries)
+        if self.committer is not None:
+            for entry in entries:
+                self.committer.remove(entry[1])
+        self._ledger.sending -= len(entries)
+        self._ledger.sent += len(entries)
+        self._ledger.release(size, len(entries))
+
+    def failed(self, outcome: Outcome) -> bool:
+        """A send failed elsewhere than on the loop: put the message off, or return False to `settle` it."""
+        entry, began, ended, error = outcome
+        assert error is not None  # noqa: S101 (it is why this is called)
+        due, _, body = entry
+        failures = 1 + failures_of(body)
+        if failures == 1:
+            self.lateness.record(began - execute_at_of(due, body))
+        self.send_time.record(ended - began)
+        attempt = attempt_of(body)
+        retry = after_failure(self._retry, error, attempt=attempt, failures=failures, jitter=random.random())
+        if retry is None:
+            return False
+        self._count_failure(error, ended)
+        self._put_off(entry, ended + retry.wait, retry.attempt, alone=False)
+        return True
 
     async def settle(self, worker: Worker) -> None:
         """Retry each message of the batch that failed, or give it to the dead letters.

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import chain
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import trio
 
@@ -62,6 +62,14 @@ class Deliverer(Protocol):
 
     def put_back(self, entry: Entry) -> None:
         """Return a message whose send was cut off."""
+
+
+@runtime_checkable
+class BringsWorkers(Protocol):
+    """A send whose calls run elsewhere than on the loop: it brings what feeds them."""
+
+    def make_workers(self, schedule: Schedule, timer: TimerKind, count: int) -> Workers:
+        """The workers of a queue that has this send."""
 
 
 class Workers:

@@ -1,0 +1,73 @@
+"""From one thread to the loop of another, many items at a time.
+
+A hop costs more than what most items carry: what has gathered between two turns of the loop comes over in
+one call.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+_T = TypeVar("_T")
+
+
+class Hop(Generic[_T]):
+    """Items on their way to a loop, in the order in which they were sent. In any thread.
+
+    `post` has a function called on the loop (`TrioToken.run_sync_soon`, `loop.call_soon_threadsafe`), and
+    `arrive` is called there with what has gathered, at most `most` of it in one turn of the loop.
+    """
+
+    __slots__ = ("_arrive", "_called", "_items", "_most", "_post")
+
+    def __init__(
+        self,
+        post: Callable[[Callable[[], object]], object],
+        arrive: Callable[[list[_T]], object],
+        *,
+        most: int = 1_000_000,
+    ) -> None:
+        self._post = post
+        self._arrive = arrive
+        self._most = most
+        self._items: deque[_T] = deque()
+        self._called = False  # whether the loop knows that there is something
+
+    def add(self, item: _T) -> None:
+        """Let an item go with the next one that is sent, or with the next `call`."""
+        self._items.append(item)
+
+    def send(self, item: _T) -> None:
+        """Send an item over. Raises what `post` raises where the loop has ended; the item stays here."""
+        self._items.append(item)
+        if not self._called:
+            self.call()
+
+    def call(self) -> None:
+        """Let the loop come for what there is."""
+        if self._called:
+            return
+        self._called = True  # two threads may both come here: one call too many finds nothing to do
+        try:
+            self._post(self._come)
+        except BaseException:
+            self._called = False
+            raise
+
+    def take(self, most: int | None = None) -> list[_T]:
+        """Take what has gathered: for the loop, and for who ends it."""
+        items = self._items
+        count = len(items) if most is None else min(most, len(items))
+        return [items.popleft() for _ in range(count)]
+
+    def _come(self) -> None:
+        # Before the first is taken: who adds an item after the last was taken must call again, and he
+        # looks at this flag after he has added it.
+        self._called = False
+        taken = self.take(self._most)
+        if self._items and not self._called:
+            self.call()
+        if taken:
+            self._arrive(taken)

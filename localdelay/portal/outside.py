@@ -1,0 +1,248 @@
+"""Sends that run elsewhere than on the queue's loop: in threads, or on the loop of another library.
+
+A hop to another thread costs more than a message. So one task here takes what is due in runs and hands it
+over; the senders take one message each at a time from a plain queue; and what has come of them comes back in
+batches. A message that is handed over counts as being sent.
+
+What must hold. No more than `count` sends are under way at once: that is the senders' business, and a call
+that was given up but has not returned keeps its place. No message waits behind a send that hangs: any sender
+that is free takes the next one, and where none is, what has not begun is taken back into the schedule. So
+that little has to be: what is handed over ahead of the senders is only what they get through in `_AHEAD`
+seconds, which is nothing where a send takes its time. Lateness and `send_timeout` count from when the send
+of each message really begins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Protocol
+
+import trio
+
+from localdelay.entry import Entry
+from localdelay.hops import Hop
+from localdelay.queue.batch import ONE
+from localdelay.queue.schedule import Schedule
+from localdelay.queue.sending import Delivery, Outcome
+from localdelay.queue.workers import Worker, Workers
+from localdelay.timer import TimerKind, clock_parts
+
+_AHEAD = 0.002
+_MOST = 2048
+_STALL = 0.02
+"""Seconds: so often it is looked whether all senders hang while there are messages ahead of them."""
+
+
+class Senders(Protocol):
+    """Who sends. All methods are called on the queue's loop."""
+
+    def begin(self, clock: Callable[[], float], done: Hop[Outcome]) -> None:
+        """The queue has begun: what comes of each message goes there, with times of this clock."""
+
+    def give(self, entries: list[Entry]) -> None:
+        """Send these, each on its own, in this order."""
+
+    def take_back(self) -> list[Entry]:
+        """Those whose sends have not begun: they will not begin."""
+
+    def under_way(self) -> list[tuple[Entry, float]]:
+        """What is being sent, and since when; also what was given up and has not returned."""
+
+    def give_up(self, entry: Entry) -> None:
+        """Nobody waits for this send any more: end it, if it can be ended. It still goes to `done`."""
+
+    def resize(self, count: int) -> None:
+        """So many at once from now on."""
+
+
+class SendsOutside:
+    """A send whose calls run elsewhere. To be given to a queue in place of an async function."""
+
+    def __init__(self, senders: Senders) -> None:
+        self._senders = senders
+
+    def make_workers(self, schedule: Schedule, timer: TimerKind, count: int) -> Workers:
+        """The workers of a queue with this send."""
+        return OutsideWorkers(schedule, timer, count, self._senders)
+
+
+class OutsideWorkers(Workers):
+    """One task that feeds senders, in place of the pool of tasks that send."""
+
+    _delivery: Delivery
+
+    def __init__(self, schedule: Schedule, timer: TimerKind, count: int, senders: Senders) -> None:
+        super().__init__(schedule, timer, count, ONE)
+        self._senders = senders
+        self._out: dict[int, Entry] = {}  # handed over, and nothing is known of it yet
+        self._given_up = 0  # sends that have not returned: each keeps its place
+        self._send_seconds = math.inf  # of late
+        self._settled = 0
+        self._is_full = False  # whether the feeder waits until there is room among the senders
+        self._hooks = trio.CapacityLimiter(count)
+        self._watching = trio.lowlevel.ParkingLot()
+        self._watch_is_idle = False
+
+    @property
+    def busy(self) -> int:
+        """Sends that are under way, and dead-letter hooks."""
+        return super().busy + sum(self._is_out(entry) for entry, _ in self._senders.under_way())
+
+    def taken(self) -> Iterator[Entry]:
+        """What is handed over, and what is given up on."""
+        return chain(super().taken(), self._out.values())
+
+    def pause(self) -> None:
+        """Take no message from now on; sends that have begun go on."""
+        super().pause()
+        self._take_back()
+
+    def resize(self, count: int) -> None:
+        """Change how many sends may be under way; none is interrupted."""
+        self.count = self._hooks.total_tokens = count
+        self._senders.resize(count)
+        self.wake_leader()
+
+    def _hire(self) -> None:
+        assert self._nursery is not None  # noqa: S101 (it has just been opened)
+        self._nursery.start_soon(self._feed)
+
+    async def _feed(self) -> None:
+        read_clock, offset = clock_parts()
+        post = trio.lowlevel.current_trio_token().run_sync_soon
+        self._senders.begin(lambda: read_clock() + offset, Hop(post, self._settle))
+        try:
+            while True:
+                await self._delivery.written()  # or a crash would repeat more than what is being sent
+                entries = self._fill_up(read_clock() + offset)
+                if entries:
+                    await self._delivery.wait_for_limit(len(entries))
+                    self._senders.give(entries)
+                    if self._watch_is_idle:
+                        self._watching.unpark_all()
+                elif self._closing and self._schedule.is_empty and not self._out and not super().busy:
+                    return
+                else:
+                    await self._sleep()
+        finally:
+            # The senders first: what they have not begun must not begin after it is pending again.
+            self._senders.take_back()
+            for entry in self._out.values():
+                self._senders.give_up(entry)
+                self._delivery.put_back(entry)
+            self._out.clear()
+
+    async def _sleep(self) -> None:
+        """Until the next message is due, or until something changes."""
+        self._is_full = self._room() <= 0
+        waits_for_nothing = self._is_full or self.paused
+        due = math.inf if waits_for_nothing else self._schedule.next_due()
+        self._schedule.alarm = -math.inf if waits_for_nothing else due  # -inf: nothing that comes is to wake it
+        try:
+            await self._timer.sleep_until(due)
+        finally:
+            self._is_full = False
+            self._schedule.alarm = -math.inf
+
+    def _room(self) -> int:
+        """How many messages more the senders may have."""
+        free = self.count - self._given_up
+        most = min(_MOST, free + int(free * _AHEAD / max(self._send_seconds, 1e-6)))
+        return most - len(self._out) - super().busy
+
+    def _fill_up(self, now: float) -> list[Entry]:
+        """Take what is due, as much as there is room for among the senders."""
+        room = 0 if self.paused or self._ending else self._room()
+        if room <= 0:
+            return []
+        room = self._delivery.allowed(room)
+        entries = self._schedule.due(now, room)
+        if entries:
+            self._schedule.take(entries)
+            self._delivery.depart(len(entries))
+            self._out.update((entry[1], entry) for entry in entries)
+        return entries
+
+    def _settle(self, outcomes: list[Outcome]) -> None:
+        """What has come of these is known."""
+        out, count = self._out, len(outcomes)
+        sent: list[Outcome] = []
+        for outcome in outcomes:
+            entry = outcome[0]
+            if out.get(entry[1]) is not entry:
+                self._given_up -= 1  # somebody decided about this message before its send returned
+                continue
+            del out[entry[1]]
+            if outcome[3] is None:
+                sent.append(outcome)
+            else:
+                self._fail(outcome)
+        self._settled += count
+        seconds = sum(ended - began for _, began, ended, _ in outcomes) / count
+        self._send_seconds = seconds if self._send_seconds == math.inf else (seconds + self._send_seconds) / 2
+        if sent:
+            self._delivery.sent(sent)
+        if self._is_full or self._closing:
+            self.wake_leader()
+
+    def _fail(self, outcome: Outcome) -> None:
+        if self._delivery.failed(outcome):
+            return
+        assert self._nursery is not None  # noqa: S101 (its feeder is at work)
+        worker = Worker()
+        worker.entries.append(outcome[0])
+        worker.failure = outcome[3]
+        self._workers.add(worker)
+        self._nursery.start_soon(self._give_up_on, worker)
+
+    async def _give_up_on(self, worker: Worker) -> None:
+        try:
+            async with self._hooks:
+                await self._delivery.settle(worker)
+        except BaseException:
+            self.stop()  # or the message that is put back would be sent
+            raise
+        finally:
+            self._workers.discard(worker)
+            self._put_back(worker)
+            self.wake_leader()
+
+    def _is_out(self, entry: Entry) -> bool:
+        return self._out.get(entry[1]) is entry
+
+    def _take_back(self) -> None:
+        """Take back what was handed over and has not begun."""
+        for entry in self._senders.take_back():
+            del self._out[entry[1]]
+            self._delivery.put_back(entry)
+        self.wake_leader()
+
+    async def _watch(self) -> None:
+        """End the sends that take too long, and let nothing wait behind senders that all hang."""
+        settled = 0
+        while True:
+            now = trio.current_time()
+            soonest, under_way = math.inf, 0
+            for entry, began in self._senders.under_way():
+                if not self._is_out(entry):
+                    continue
+                expires = began + self._delivery.send_timeout
+                if expires > now:
+                    soonest = min(soonest, expires)
+                    under_way += 1
+                    continue
+                self._senders.give_up(entry)
+                self._given_up += 1
+                del self._out[entry[1]]
+                self._fail((entry, began, now, trio.TooSlowError("the send took longer than send_timeout")))
+                self.wake_leader()
+            hang = settled == self._settled and under_way + self._given_up >= self.count
+            if hang and len(self._out) > under_way:
+                self._send_seconds = math.inf
+                self._take_back()
+            settled = self._settled
+            self._watch_is_idle = not self._out
+            with trio.move_on_at(min(soonest, now + _STALL) if self._out else math.inf):
+                await self._watching.park()

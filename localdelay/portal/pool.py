@@ -1,0 +1,203 @@
+"""Threads of a queue's own, which run its blocking calls: one thread for each worker.
+
+They begin when the queue is opened and stay until it has ended, for a thread costs more than a message, and
+on Python 3.12 none can begin while the interpreter exits, when there may be a queue to be drained.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import trio
+
+from localdelay.entry import Entry, message_of
+from localdelay.errors import LocalDelayError, Throttled
+from localdelay.hops import Hop
+from localdelay.message import Message
+from localdelay.queue.sending import Outcome
+from localdelay.settling import Confirmation, Settling
+
+from .outside import SendsOutside
+
+_TELL_EVERY = 0.0005
+"""Seconds: what is sent while more waits to be sent is told of so often, for each time stops the threads."""
+
+
+class _Call:
+    """One blocking call that a task of the loop waits for."""
+
+    def __init__(self, fn: Callable[..., object], args: tuple[object, ...], settling: Settling) -> None:
+        self._fn = fn
+        self._args = args
+        self._settling = settling
+        self.confirmation = Confirmation()
+        self.is_abandoned = False
+
+    def run(self) -> None:
+        if not self.is_abandoned:
+            self._settling.settle(self.confirmation, 0, _error_of(self._fn, *self._args))
+
+
+class _Seat:
+    """What one thread is doing. `began` is written before `item`: who sees the item sees when it began."""
+
+    __slots__ = ("began", "item", "thread")
+
+    def __init__(self) -> None:
+        self.began = 0.0
+        self.item: Entry | _Call | None = None
+        self.thread: threading.Thread
+
+
+class Threads:
+    """So many threads, each of which takes one thing to do after the other. `Senders` for a blocking send."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._is_open = False
+        self._send: Callable[[Message], object]
+        self._to_do: SimpleQueue[Entry | _Call | None] = SimpleQueue()
+        self._seats: list[_Seat] = []
+        self._clock: Callable[[], float]
+        self._done: Hop[Outcome]
+        self._told_at = 0.0
+        self._settling: Settling | None = None
+        self._is_needed = False
+
+    def open(self) -> None:
+        """Start the threads, if there is anything for them to call."""
+        if self._is_needed:
+            self._is_open = True
+            self._start(self._count)
+
+    def close(self) -> None:
+        """Let each thread end when its call has returned."""
+        self.resize(0)
+
+    def is_here(self) -> bool:
+        """Whether this is one of the threads."""
+        current = threading.current_thread()
+        return any(seat.thread is current for seat in self._seats)
+
+    def sends(self, send: Callable[[Message], object]) -> SendsOutside:
+        """Make of a blocking send, of which there is one, what a queue takes."""
+        self._is_needed = True
+        self._send = send
+        return SendsOutside(self)
+
+    def calls(self, fn: Callable[..., object], *, waits: bool = True) -> Callable[..., Awaitable[None]]:
+        """Make an async function of a blocking one, which runs in these threads.
+
+        A call that is cancelled is abandoned, and keeps its thread until it returns. Where every thread
+        is held, one more waits for a thread, or raises `Throttled`.
+        """
+        self._is_needed = True
+
+        async def call(*args: object) -> None:
+            if not waits and all(seat.item is not None for seat in self._seats):
+                raise Throttled("every thread is held by a call that does not return")
+            self._settling = self._settling or Settling()
+            called = _Call(fn, args, self._settling)
+            self._to_do.put(called)
+            try:
+                await called.confirmation.of_one()
+            finally:
+                called.is_abandoned = True
+
+        return call
+
+    # What follows is `Senders`.
+
+    def begin(self, clock: Callable[[], float], done: Hop[Outcome]) -> None:
+        """See `Senders`."""
+        self._clock = clock
+        self._done = done
+
+    def give(self, entries: list[Entry]) -> None:
+        """See `Senders`."""
+        put = self._to_do.put
+        for entry in entries:
+            put(entry)
+
+    def take_back(self) -> list[Entry]:
+        """See `Senders`."""
+        taken: list[Entry] = []
+        others: list[_Call | None] = []
+        with suppress(Empty):
+            while True:
+                item = self._to_do.get_nowait()
+                if isinstance(item, tuple):
+                    taken.append(item)
+                else:
+                    others.append(item)
+        for other in others:
+            self._to_do.put(other)
+        return taken
+
+    def under_way(self) -> list[tuple[Entry, float]]:
+        """See `Senders`."""
+        seats = [(seat.item, seat.began) for seat in self._seats]
+        return [(item, began) for item, began in seats if isinstance(item, tuple)]
+
+    def give_up(self, entry: Entry) -> None:
+        """See `Senders`. A call can't be ended: it keeps its thread."""
+
+    def resize(self, count: int) -> None:
+        """See `Senders`. A thread too many ends when it is free."""
+        if self._is_open:
+            for _ in range(count, self._count):
+                self._to_do.put(None)
+            self._start(count - self._count)
+        self._count = count
+
+    def _start(self, count: int) -> None:
+        for _ in range(count):
+            seat = _Seat()
+            seat.thread = threading.Thread(
+                target=self._work, args=(seat,), name="localdelay-send", daemon=True
+            )
+            self._seats.append(seat)
+            seat.thread.start()
+
+    def _work(self, seat: _Seat) -> None:
+        get = self._to_do.get
+        while (item := get()) is not None:
+            if isinstance(item, _Call):
+                seat.item = item
+                item.run()
+                seat.item = None
+            else:
+                self._send_one(seat, item)
+            del item  # or its payload would stay until the next one comes
+        self._seats.remove(seat)
+
+    def _send_one(self, seat: _Seat, entry: Entry) -> None:
+        clock, done = self._clock, self._done
+        seat.began = began = clock()
+        seat.item = entry
+        error = _error_of(self._send, message_of(entry))
+        ended = clock()
+        seat.item = None
+        done.add((entry, began, ended, error))
+        del error  # or its traceback, this frame and the payload hold each other
+        if ended > self._told_at + _TELL_EVERY or self._to_do.empty():
+            self._told_at = ended
+            with suppress(trio.RunFinishedError):  # then nobody wants to know
+                done.call()
+
+
+def _error_of(fn: Callable[..., object], *args: Any) -> Exception | None:
+    """Call it, and return what it raised. What is no `Exception` (`sys.exit()`, say) would end the thread."""
+    try:
+        fn(*args)
+    except Exception as raised:  # noqa: BLE001 (it is the message's)
+        return raised
+    except BaseException as raised:  # noqa: BLE001 (so is this)
+        error = LocalDelayError(f"the call ended in {type(raised).__name__}")
+        error.__cause__ = raised
+        return error
+    return None
