@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
@@ -23,8 +22,11 @@ from . import arguments
 from .errors import LocalDelayError, QueueFull
 from .fallback.publishing import BaseFallback, Publish, World
 from .fallback.router import Receipt
+from .hops import Hop
 from .message import Message
+from .portal.outside import SendsOutside
 from .portal.portal import Call, Cut, Remote
+from .portal.tasks import Tasks
 from .queue.admission import Stamped
 from .queue.queue import UNCHANGED, Unchanged
 from .queue.sending import not_awaitable
@@ -141,6 +143,7 @@ async def open_delay_queue(
     send: Send | None = None,
     *,
     send_batch: Send | None = None,
+    workers: int,
     on_dead_letter: Send | None = None,
     drain_on_exit: float | None = None,
     **options: Any,
@@ -154,11 +157,12 @@ async def open_delay_queue(
     """
     errands = Errands(asyncio.get_running_loop())
     remote = Remote(
-        send=None if send is None else errands.on_loop("send", send),
+        send=None if send is None else _sends(send, arguments.count("workers", workers)),
         send_batch=None if send_batch is None else errands.on_loop("send_batch", send_batch),
         on_dead_letter=(
             None if on_dead_letter is None else errands.on_loop("on_dead_letter", on_dead_letter)
         ),
+        workers=workers,
         drain_on_exit=drain_on_exit,
         **options,
     )
@@ -227,8 +231,7 @@ class Errands:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._begun: deque[_Errand] = deque()
-        self._called = False  # whether the loop knows that there is something
+        self._hop: Hop[_Errand] = Hop(loop.call_soon_threadsafe, _begin)
         self._settling: Settling | None = None
 
     def on_loop(self, name: str, function: Send) -> Callable[..., Awaitable[None]]:
@@ -236,18 +239,9 @@ class Errands:
         arguments.check_async(name, function)
 
         async def run(*args: object) -> None:
-            if self._settling is None:
-                self._settling = Settling()
+            self._settling = self._settling or Settling()
             errand = _Errand(name, function, args, self._settling)
-            self._begun.append(errand)
-            if not self._called:
-                self._called = True
-                try:
-                    self._loop.call_soon_threadsafe(self._begin)
-                except RuntimeError:  # the loop is closed
-                    self._called = False
-                    self._begun.remove(errand)
-                    raise
+            self._hop.send(errand)  # a RuntimeError where the loop is closed: nothing there begins any more
             try:
                 await errand.confirmation.of_one()
             except trio.Cancelled:
@@ -257,10 +251,10 @@ class Errands:
 
         return run
 
-    def _begin(self) -> None:
-        self._called = False  # before the first is taken: what comes after the last one calls again
-        while self._begun:
-            self._begun.popleft().begin()
+
+def _begin(errands: list[_Errand]) -> None:
+    for errand in errands:
+        errand.begin()
 
 
 class _Errand:
@@ -298,6 +292,11 @@ class _Errand:
         if error is not None and not isinstance(error, Exception):
             error = LocalDelayError(f"the {self._name} ended in {type(error).__name__}")
         self._settling.settle(self.confirmation, 0, error)
+
+
+def _sends(send: Send, workers: int) -> SendsOutside:
+    arguments.check_async("send", send)
+    return SendsOutside(Tasks(send, workers))
 
 
 async def _put(remote: Remote, stamped: Stamped, patience: float) -> Message:

@@ -7,7 +7,8 @@ one call.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 _T = TypeVar("_T")
@@ -45,6 +46,11 @@ class Hop(Generic[_T]):
         if not self._called:
             self.call()
 
+    def send_all(self, items: Iterable[_T]) -> None:
+        """`send`, for several."""
+        self._items.extend(items)
+        self.call()
+
     def call(self) -> None:
         """Let the loop come for what there is."""
         if self._called:
@@ -57,10 +63,13 @@ class Hop(Generic[_T]):
             raise
 
     def take(self, most: int | None = None) -> list[_T]:
-        """Take what has gathered: for the loop, and for who ends it."""
+        """Take what has gathered: in any thread."""
         items = self._items
+        taken: list[_T] = []
         count = len(items) if most is None else min(most, len(items))
-        return [items.popleft() for _ in range(count)]
+        with suppress(IndexError):  # another thread has taken the rest
+            taken.extend(items.popleft() for _ in range(count))
+        return taken
 
     def _come(self) -> None:
         # Before the first is taken: who adds an item after the last was taken must call again, and he

@@ -76,6 +76,7 @@ class OutsideWorkers(Workers):
     def __init__(self, schedule: Schedule, timer: TimerKind, count: int, senders: Senders) -> None:
         super().__init__(schedule, timer, count, ONE)
         self._senders = senders
+        self._done: Hop[Outcome]
         self._out: dict[int, Entry] = {}  # handed over, and nothing is known of it yet
         self._given_up = 0  # sends that have not returned: each keeps its place
         self._send_seconds = math.inf  # of late
@@ -112,7 +113,8 @@ class OutsideWorkers(Workers):
     async def _feed(self) -> None:
         read_clock, offset = clock_parts()
         post = trio.lowlevel.current_trio_token().run_sync_soon
-        self._senders.begin(lambda: read_clock() + offset, Hop(post, self._settle))
+        self._done = Hop(post, self._settle)
+        self._senders.begin(lambda: read_clock() + offset, self._done)
         try:
             while True:
                 await self._delivery.written()  # or a crash would repeat more than what is being sent
@@ -139,7 +141,9 @@ class OutsideWorkers(Workers):
         self._is_full = self._room() <= 0
         waits_for_nothing = self._is_full or self.paused
         due = math.inf if waits_for_nothing else self._schedule.next_due()
-        self._schedule.alarm = -math.inf if waits_for_nothing else due  # -inf: nothing that comes is to wake it
+        self._schedule.alarm = (
+            -math.inf if waits_for_nothing else due
+        )  # -inf: nothing that comes is to wake it
         try:
             await self._timer.sleep_until(due)
         finally:
@@ -223,6 +227,8 @@ class OutsideWorkers(Workers):
         """End the sends that take too long, and let nothing wait behind senders that all hang."""
         settled = 0
         while True:
+            if outcomes := self._done.take() if self._out else []:
+                self._settle(outcomes)  # senders that have more to do may be long in saying it
             now = trio.current_time()
             soonest, under_way = math.inf, 0
             for entry, began in self._senders.under_way():

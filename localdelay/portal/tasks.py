@@ -1,0 +1,167 @@
+"""Tasks of an asyncio loop that send a queue's messages: at most so many at once, each one after the other.
+
+A send that does not wait costs a call, and neither a task of its own nor a turn of the loop. One that waits
+has its task to itself until it is done, for the others are sent by other tasks: what it sees as the current
+task is the same at its begin and at its end. What it changes in its context ends with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from types import CoroutineType
+from typing import Any
+
+import trio
+
+from localdelay.entry import Entry, message_of
+from localdelay.errors import LocalDelayError
+from localdelay.hops import Hop
+from localdelay.queue.sending import Outcome, not_awaitable
+
+_TURN = 0.001
+"""Seconds after which what else runs on the loop has its turn."""
+_TELL_EVERY = 0.0005
+"""Seconds: what is sent while more waits to be sent is told of so often, for each time stops this loop."""
+
+
+class _Seat:
+    """What one task is doing. `began` is written before `entry`: who sees the entry sees when it began."""
+
+    __slots__ = ("began", "entry", "is_given_up", "task")
+
+    def __init__(self) -> None:
+        self.began = 0.0
+        self.entry: Entry | None = None
+        self.is_given_up = False
+        self.task: asyncio.Task[None] | None = None
+
+
+class Tasks:
+    """`Senders` for a coroutine function, on the loop that this is made on."""
+
+    def __init__(self, send: Callable[..., Any], count: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
+        self._send = send
+        self._count = count
+        self._to_do: deque[Entry] = deque()
+        self._seats: dict[_Seat, None] = {}
+        self._yields = False  # whether a task has given its turn away and goes on in the next one
+        self._arriving: Hop[Entry] = Hop(self._loop.call_soon_threadsafe, self._arrive)
+        self._clock: Callable[[], float]
+        self._done: Hop[Outcome]
+        self._told_at = 0.0
+
+    def begin(self, clock: Callable[[], float], done: Hop[Outcome]) -> None:
+        """See `Senders`."""
+        self._clock = clock
+        self._done = done
+
+    def give(self, entries: list[Entry]) -> None:
+        """See `Senders`."""
+        try:
+            self._arriving.send_all(entries)
+        except RuntimeError as error:  # the loop is closed
+            now = self._clock()
+            for entry in self.take_back():
+                self._done.send((entry, now, now, error))
+
+    def take_back(self) -> list[Entry]:
+        """See `Senders`."""
+        taken = self._arriving.take()
+        with suppress(IndexError):
+            while True:
+                taken.append(self._to_do.popleft())
+        return taken
+
+    def under_way(self) -> list[tuple[Entry, float]]:
+        """See `Senders`."""
+        seats = [(seat.entry, seat.began) for seat in list(self._seats)]
+        return [(entry, began) for entry, began in seats if entry is not None]
+
+    def give_up(self, entry: Entry) -> None:
+        """See `Senders`. Its task is cancelled, and keeps its place until that has ended it."""
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._cancel, entry)
+
+    def resize(self, count: int) -> None:
+        """See `Senders`. A task too many ends when its send has."""
+        self._count = count
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._more)
+
+    # What follows runs on the asyncio loop.
+
+    def _arrive(self, entries: list[Entry]) -> None:
+        self._to_do += entries
+        self._more()
+
+    def _more(self) -> None:
+        """Start a task if there is something for it to do, and look again after that one's first turn."""
+        if self._to_do and len(self._seats) < self._count and not self._yields:
+            seat = _Seat()
+            self._seats[seat] = None
+            self._context.run(self._loop.create_task, self._work(seat))
+            self._loop.call_soon(self._more)
+
+    def _cancel(self, entry: Entry) -> None:
+        for seat in self._seats:
+            if seat.entry is entry and seat.task is not None:
+                seat.is_given_up = True
+                seat.task.cancel()
+
+    async def _work(self, seat: _Seat) -> None:
+        seat.task = asyncio.current_task()
+        before = contextvars.copy_context()
+        clock, to_do = self._clock, self._to_do
+        turn = clock()
+        try:
+            while to_do and len(self._seats) <= self._count:
+                with suppress(IndexError):  # it was taken back in this very instant
+                    await self._send_one(seat, to_do.popleft())
+                if seat.is_given_up or contextvars.copy_context() != before:
+                    return
+                if clock() > turn + _TURN:
+                    self._yields = True
+                    try:
+                        await asyncio.sleep(0)
+                    finally:
+                        self._yields = False
+                    self._loop.call_soon(self._more)  # for the next send may wait
+                    turn = clock()
+        finally:
+            del self._seats[seat]
+            self._loop.call_soon(self._more)
+
+    async def _send_one(self, seat: _Seat, entry: Entry) -> None:
+        seat.began = self._clock()
+        seat.entry = entry
+        try:
+            sending = self._send(message_of(entry))
+            if type(sending) is not CoroutineType and not inspect.isawaitable(sending):
+                raise not_awaitable("send", sending)
+            await sending
+        except Exception as error:  # noqa: BLE001 (it is the message's)
+            self._tell(seat, entry, error)
+        except BaseException as raised:
+            cancelled = isinstance(raised, asyncio.CancelledError)
+            ended = "was cancelled" if cancelled else f"ended in {type(raised).__name__}"
+            self._tell(seat, entry, LocalDelayError(f"the send {ended}"))
+            if not cancelled or not seat.is_given_up:
+                raise
+        else:
+            self._tell(seat, entry, None)
+
+    def _tell(self, seat: _Seat, entry: Entry, error: Exception | None) -> None:
+        ended = self._clock()
+        seat.entry = None
+        self._done.add((entry, seat.began, ended, error))
+        if not self._to_do or ended > self._told_at + _TELL_EVERY:
+            self._told_at = ended
+            with suppress(trio.RunFinishedError):  # then nobody wants to know
+                self._done.call()
