@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -12,18 +9,21 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
+import attrs
 import click
 
 from localdelay.cli import journal_report as report
-from localdelay.cli.files import parse_output
-from localdelay.cli.journal_output import BrokeOff, Failed, Lines, Output, append, tell
-from localdelay.cli.terminal import ask
-from localdelay.cli.units import Parsed
+from localdelay.cli.options import OUTPUT, option
+from localdelay.cli.output import Output, pieces
+from localdelay.cli.terminal import BrokeOff, Failed, ask, printable, tell
 from localdelay.errors import JournalError
 from localdelay.journal.contents import Amount, contents, size
 from localdelay.journal.record import Record
 from localdelay.journal.sqlite import VERSION, SqliteJournal
+from localdelay.relay.orphan import line
+from localdelay.relay.saving import NotAllWritten, open_lines
 from localdelay.relay.settings import Settings
+from localdelay.units import counted
 
 _EPILOG = """\b
 A service that is started again on its journal sends what is in it.
@@ -80,15 +80,15 @@ def journal() -> None:
 
 @journal.command(epilog=_SHOW)
 @click.argument("path")
-@click.option("--messages", "listed", is_flag=True, help="List the messages, too, as they are due.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="List N messages at most.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@option("--messages listed", bool, "List the messages, too, as they are due.")
+@option("--limit", click.IntRange(min=1), "List N messages at most.", metavar="N")
+@option("--json as_json", bool, "Print one JSON object.")
 @click.pass_context
 def show(ctx: click.Context, path: str, *, listed: bool, limit: int | None, as_json: bool) -> None:
     """Show how much a journal holds, and when it is due."""
     if limit is not None and not listed:
         raise click.UsageError("--limit is for --messages", ctx)
-    with _ending_well():
+    with _failing_well():
         output = Output()
         source = _journal(path)
         held = source.read()
@@ -104,22 +104,20 @@ def show(ctx: click.Context, path: str, *, listed: bool, limit: int | None, as_j
         if as_json:
             output.text(report.as_json(looked, rows))
         else:
-            output.text(_text(looked, rows, len(held)))
+            output.report(report.lines(looked, rows, len(held), output.columns))
 
 
 @journal.command(epilog=_EXPORT)
 @click.argument("path")
-@click.option(
-    "--output", "file", type=Parsed("file", parse_output), metavar="FILE", help="Not to standard output."
-)
-@click.option("--dead", is_flag=True, help="Dead letters, too.")
-@click.option("--dead-only", is_flag=True, help="Dead letters, and nothing else.")
+@option("--output file", OUTPUT, "Not to standard output.", metavar="FILE")
+@option("--dead", bool, "Dead letters, too.")
+@option("--dead-only", bool, "Dead letters, and nothing else.")
 @click.pass_context
 def export(ctx: click.Context, path: str, *, file: Path | None, dead: bool, dead_only: bool) -> None:
     """Write the messages as the JSON lines that the relay reads."""
     if dead and dead_only:
         raise click.UsageError("only one of --dead and --dead-only can be given", ctx)
-    with _ending_well():
+    with _failing_well():
         output = Output() if file is None else None
         source = _journal(path)
         own = _files(source, _OWN_FILES)
@@ -130,25 +128,25 @@ def export(ctx: click.Context, path: str, *, file: Path | None, dead: bool, dead
         left_out = 0 if dead_only else len(held) - len(chosen)
         del held
         chosen.sort(key=attrgetter("due"))
-        lines = Lines(chosen, time.time())
+        lines = _Lines(chosen, time.time())
         if output is not None:
-            for piece in lines.pieces():
+            for piece in lines:
                 output.write(b"".join(piece))
         elif file is not None:
-            append(file, lines, len(chosen))
-            tell(f"Exported {report.counted(len(chosen), 'message')}.")
+            _append(file, lines, len(chosen))
+            tell(f"Exported {counted(len(chosen), 'message')}.")
         if left_out:
-            tell(f"Left out {report.counted(left_out, 'dead letter')}: --dead exports them, too.")
+            tell(f"Left out {counted(left_out, 'dead letter')}: --dead exports them, too.")
         if lines.longest > _MAX_LINE:
             tell(f"The longest line has {lines.longest:,} bytes: the relay needs --max-line {lines.longest}.")
 
 
 @journal.command(epilog=_PURGE)
 @click.argument("path")
-@click.option("--dead", is_flag=True, help="Remove the dead letters.")
-@click.option("--id", "ids", multiple=True, metavar="ID", help="Remove what has this id; repeatable.")
-@click.option("--all", "everything", is_flag=True, help="Remove all messages and dead letters.")
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@option("--dead", bool, "Remove the dead letters.")
+@option("--id ids", str, "Remove what has this id; repeatable.", multiple=True, metavar="ID")
+@option("--all everything", bool, "Remove all messages and dead letters.")
+@option("--yes", bool, "Don't ask.")
 @click.pass_context
 def purge(
     ctx: click.Context, path: str, *, dead: bool, ids: tuple[str, ...], everything: bool, yes: bool
@@ -156,7 +154,7 @@ def purge(
     """Remove messages for good."""
     if dead + bool(ids) + everything != 1:
         raise click.UsageError("exactly one of --dead, --id and --all must be given", ctx)
-    with _ending_well(), closing(_journal(path)) as store:
+    with _failing_well(), closing(_journal(path)) as store:
         output = Output()
         store.check()  # what is not there would be made
         held = [Record(*kept) for kept in store.open()]
@@ -173,13 +171,13 @@ def purge(
         del held, chosen
         for name in missing:
             tell(f"There is no message with the id {name!r}.")
-        what = f"{report.counted(amount.messages, 'message')} ({amount.bytes:,} bytes)"
+        what = f"{counted(amount.messages, 'message')} ({amount.bytes:,} bytes)"
         if keys and not yes:
-            _ask(f"Remove {what} of {len(keys) + left:,} from {report.printable(str(store.path))}?")
+            _ask(f"Remove {what} of {len(keys) + left:,} from {printable(str(store.path))}?")
         _remove(store, keys)
         output.text([f"Removed {what}, {left:,} left." if keys else f"Nothing to remove, {left:,} left."])
     if missing:
-        sys.exit(1)
+        ctx.exit(1)
 
 
 def _journal(path: str) -> SqliteJournal:
@@ -193,18 +191,33 @@ def _files(source: SqliteJournal, ends: Sequence[str]) -> list[Path]:
     return [Path(f"{source.path}{end}") for end in ends]
 
 
-def _text(looked: report.Looked, rows: Sequence[Record] | None, count: int) -> Iterator[str]:
-    heading, *lines = report.table(looked)
-    terminal = sys.stdout.isatty()
-    styled = terminal and os.environ.get("TERM") not in ("dumb", "unknown")
-    yield click.style(heading, bold=True) if styled else heading
-    yield from lines
-    if rows is not None:
-        yield ""
-        width = shutil.get_terminal_size().columns - 1 if terminal else None
-        yield from report.message_rows(rows, width)
-        if len(rows) < count:
-            yield f"and {count - len(rows):,} more"
+@attrs.define
+class _Lines:
+    """The lines of messages, for the relay, as many at a time as a write is worth."""
+
+    records: Sequence[Record]
+    now: float
+    longest: int = 0
+    """Bytes of the longest so far, without its line break."""
+
+    def __iter__(self) -> Iterator[list[bytes]]:
+        for piece in pieces(line(record, self.now) for record in self.records):
+            self.longest = max(self.longest, max(map(len, piece)) - 1)
+            yield piece
+
+
+def _append(path: Path, lines: _Lines, count: int) -> None:
+    """Append these lines to a file, and have the disk confirm them."""
+    written = 0
+    try:
+        with closing(open_lines(path)) as file:
+            for piece in lines:
+                file.append(piece)
+                written += len(piece)
+    except OSError as error:
+        written += error.written if isinstance(error, NotAllWritten) else 0
+        reason = f"{error.strerror or error}; it has {written:,} of {counted(count, 'message')}"
+        raise BrokeOff(f"'{path}' can't be written: {reason}") from error
 
 
 def _ask(question: str) -> None:
@@ -226,16 +239,13 @@ def _remove(store: SqliteJournal, keys: Sequence[int]) -> None:
                 store.write([], group, durable=True)
         except BaseException:
             if begin:
-                tell(f"Removed {report.counted(begin, 'message')}, and no more.")
+                tell(f"Removed {counted(begin, 'message')}, and no more.")
             raise
 
 
 @contextmanager
-def _ending_well() -> Iterator[None]:
+def _failing_well() -> Iterator[None]:
     try:
         yield
     except JournalError as error:
         raise Failed(str(error)) from error
-    except KeyboardInterrupt:
-        tell("Stopped by SIGINT.")
-        sys.exit(130)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import attrs
 
-from localdelay.cli.units import format_duration, format_size
+from localdelay.cli.output import WIDTH, Line, row
+from localdelay.cli.terminal import printable
 from localdelay.journal.contents import Amount, Contents, size
 from localdelay.journal.record import Record
+from localdelay.units import format_duration, format_size
 
-_WIDTH = 79
 _ERRORS_SHOWN = 5
 
 
@@ -30,10 +31,21 @@ class Looked:
     contents: Contents
 
 
-def table(looked: Looked) -> Iterator[str]:
-    """The table; its first line is the heading."""
+def lines(looked: Looked, rows: Sequence[Record] | None, count: int, width: int | None) -> Iterator[Line]:
+    """The report: a table, and the messages if they are given, of `count` in all; they are cut to `width`."""
+    yield printable(f"Journal {looked.path}"), "bold"
+    for line in _table(looked):
+        yield line, None
+    if rows is not None:
+        yield "", None
+        for line in message_rows(rows, width):
+            yield line, None
+        if len(rows) < count:
+            yield f"and {count - len(rows):,} more", None
+
+
+def _table(looked: Looked) -> Iterator[str]:
     found = looked.contents
-    yield printable(f"Journal {looked.path}")
     yield f"  version {looked.version}, {format_size(looked.disk_bytes)} on disk"
     yield ""
     yield _row("", "messages", "bytes")
@@ -56,7 +68,7 @@ def table(looked: Looked) -> Iterator[str]:
         yield "Given up for"
         shown = found.errors[:_ERRORS_SHOWN]
         for error, count in shown:
-            yield cut(f"{count:>9,}  {printable(error)}", _WIDTH)
+            yield _cut(f"{count:>9,}  {printable(error)}", WIDTH)
         rest = found.dead.messages - sum(count for _, count in shown)
         if rest:
             yield f"{rest:>9,}  other errors"
@@ -91,23 +103,8 @@ def message_rows(held: Sequence[Record], width: int | None) -> Iterator[str]:
     for record in held:
         error = "" if record.dead is None else printable(record.dead)
         due = _local(record.due, "%Y-%m-%d %H:%M:%S%z")
-        row = f"{printable(record.id):<{ids}}  {due:<25}  {record.attempt:>7}  {size(record):>9,}  {error}"
-        yield row.rstrip() if width is None else cut(row.rstrip(), width)
-
-
-def printable(text: str) -> str:
-    """In one line, and nothing in it that a terminal obeys: it may be of somebody else's making."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-def cut(text: str, width: int) -> str:
-    """At most so many characters."""
-    return text if len(text) <= width else f"{text[: width - 1]}…"
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 message`, `24,000 messages`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+        text = f"{printable(record.id):<{ids}}  {due:<25}  {record.attempt:>7}  {size(record):>9,}  {error}"
+        yield text.rstrip() if width is None else _cut(text.rstrip(), width)
 
 
 def _message_json(record: Record) -> str:
@@ -119,8 +116,13 @@ def _amount(label: str, amount: Amount) -> str:
     return _row(label, f"{amount.messages:,}", f"{amount.bytes:,}")
 
 
-def _row(label: str, *cells: str) -> str:
-    return f"  {label:<17}" + "".join(f"{cell:>18}" for cell in cells)
+def _row(*texts: str) -> str:
+    label, *cells = texts
+    return row(f"  {label}", cells, label_width=19, cell_width=18)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def _when(due: float, now: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Final, TypeAlias
 
 from rich.console import Console
 
-from localdelay.cli.terminal import BrokeOff, Failed
+from localdelay.cli.terminal import BrokeOff, Failed, is_terminal
 
 WIDTH: Final = 79
 """Of the reports, in columns."""
@@ -40,6 +41,11 @@ class Output:
             self._descriptor: int | None = sys.stdout.fileno()
         except UnsupportedOperation:
             self._descriptor = None
+
+    @property
+    def columns(self) -> int | None:
+        """How many of them a line may fill; None where nobody looks at it."""
+        return shutil.get_terminal_size().columns - 1 if is_terminal(sys.stdout) else None
 
     def write(self, content: bytes) -> None:
         """Write all of it, however long that takes."""
