@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
-from localdelay.cli.files import parse_output
-from localdelay.cli.relay_status import Display, Teller, can_be_live, problems, summary
-from localdelay.cli.units import DURATION, SIZE, Parsed, format_duration, format_size
+from localdelay.cli.options import DURATION, OUTPUT, SIZE, naming_options, option
+from localdelay.cli.relay_status import Display, has_the_terminal, problems, summary
+from localdelay.cli.terminal import Failed, Teller
 from localdelay.relay.run import NoDelay, check, run, stops
 from localdelay.relay.settings import FORMATS, Outcome, Settings
 from localdelay.relay.source import InputError
@@ -52,18 +52,6 @@ Exit codes:
 """
 
 _DEFAULT = Settings(to="stdout:", delay=0.0)
-
-
-class _Failed(click.ClickException):
-    """It could not begin."""
-
-    exit_code = 2
-
-    def show(self, file: Any = None) -> None:
-        """In one line, if there is where to."""
-        Teller(live=False).last(f"Error: {self.format_message()}")
-
-
 _LEFT = ("localdelay", logging.WARNING)
 
 
@@ -92,81 +80,43 @@ def exit_code(outcome: Outcome) -> int:
 
 
 @click.command(epilog=_EPILOG)
-@click.option("--to", required=True, metavar="URL", help="The broker to send to, or stdout:.")
-@click.option(
-    "--hold", metavar="URL", help="Let messages wait in redis://host:6379/NAME.  [default: in memory]"
+@option("--to", str, "The broker to send to, or stdout:.", required=True, metavar="URL")
+@option("--hold", str, "Let messages wait in redis://host:6379/NAME.", unset="in memory", metavar="URL")
+@option("--delay", DURATION, "When a line is due, after it is read: 120, 2m, 500ms.")
+@option("--format", click.Choice(FORMATS), "See below.", _DEFAULT.format)
+@option("--workers", int, "Sends at the same time.", _DEFAULT.workers)
+@option("--batch", int, "The most messages of one send.", unset="one a send, no batches")
+@option(
+    "--capacity", int, "Messages held at once; the input waits while there are so many.", _DEFAULT.capacity
 )
-@click.option("--delay", type=DURATION, help="When a line is due, after it is read: 120, 2m, 500ms.")
-@click.option(
-    "--format", type=click.Choice(FORMATS), default=_DEFAULT.format, show_default=True, help="See below."
-)
-@click.option(
-    "--workers", type=int, default=_DEFAULT.workers, show_default=True, help="Sends at the same time."
-)
-@click.option("--batch", type=int, help="The most messages of one send.  [default: one a send, no batches]")
-@click.option(
-    "--capacity",
-    type=int,
-    default=_DEFAULT.capacity,
-    show_default=True,
-    help="Messages held at once; the input waits while there are so many.",
-)
-@click.option(
-    "--capacity-bytes",
-    type=SIZE,
-    default=_DEFAULT.capacity_bytes,
-    help=f"Bytes held at once.  [default: {format_size(_DEFAULT.capacity_bytes).replace(' ', '')}]",
-)
-@click.option("--max-line", type=SIZE, default=_DEFAULT.max_line, help="Bytes of a line.  [default: 1MiB]")
-@click.option("--attempts", type=int, help="Sends of a message before it is given up.  [default: no end]")
-@click.option(
-    "--send-timeout",
-    type=DURATION,
-    default=_DEFAULT.send_timeout,
-    help=f"How long a send may take.  [default: {format_duration(_DEFAULT.send_timeout)}]",
-)
-@click.option(
-    "--grace",
-    type=DURATION,
-    default=_DEFAULT.grace,
-    help=f"How long to go on after the first signal.  [default: {format_duration(_DEFAULT.grace)}]",
-)
-@click.option(
-    "--hand-back",
-    is_flag=True,
-    help="Then give what comes due later to the broker's own delay, if it has one.",
-)
-@click.option(
-    "--unsent",
-    type=Parsed("file", parse_output),
-    help="Append what was not sent.  [default: localdelay-unsent-PID.jsonl, if there is any]",
-)
-@click.option(
+@option("--capacity-bytes", SIZE, "Bytes held at once.", _DEFAULT.capacity_bytes)
+@option("--max-line", SIZE, "Bytes of a line.", _DEFAULT.max_line, unset="1MiB")
+@option("--attempts", int, "Sends of a message before it is given up.", unset="no end")
+@option("--send-timeout", DURATION, "How long a send may take.", _DEFAULT.send_timeout)
+@option("--grace", DURATION, "How long to go on after the first signal.", _DEFAULT.grace)
+@option("--hand-back", bool, "Then give what comes due later to the broker's own delay, if it has one.")
+@option("--unsent", OUTPUT, "Append what was not sent.", unset="localdelay-unsent-PID.jsonl, if there is any")
+@option(
     "--dead-letters",
-    type=Parsed("file", parse_output),
-    help="Append what was given up.  [default: localdelay-dead-letters-PID.jsonl, likewise]",
+    OUTPUT,
+    "Append what was given up.",
+    unset="localdelay-dead-letters-PID.jsonl, likewise",
 )
-@click.option(
-    "--strict", is_flag=True, help="Read nothing after the first wrong line; what was read before it is sent."
-)
-@click.option("--quiet", "-q", is_flag=True, help="No status and no summary, only what goes wrong.")
+@option("--strict", bool, "Read nothing after the first wrong line; what was read before it is sent.")
+@option("--quiet -q", bool, "No status and no summary, only what goes wrong.")
 def relay(*, quiet: bool, **options: Any) -> None:
     """Send lines from standard input to a broker, each when it is due.
 
     Reads no faster than there is room to hold messages, sends each once it is due, and at the end of the
     input waits until all are sent. How far it is goes to standard error.
     """
-    try:
+    with naming_options():
         settings = Settings(**options)
         check(settings)
-    except (ValueError, TypeError) as error:
-        name, _, reason = str(error).partition(" ")
-        raise click.BadParameter(reason, param_hint=f"'--{name.replace('_', '-')}'") from error
     if sys.stdin is None:  # it was closed before Python began, and its number may be another file's by now
-        raise _Failed("standard input can't be read: it is closed")
-    live = not quiet and can_be_live(settings)
-    teller = Teller(live=live)
-    display = Display(teller, settings, live=live, quiet=quiet)
+        raise Failed("standard input can't be read: it is closed")
+    teller = Teller(live=not quiet and has_the_terminal(settings), status=not quiet)
+    display = Display(teller, settings)
     with outlasting_signals(display):
         try:
             with _noticing(display):
@@ -174,9 +124,9 @@ def relay(*, quiet: bool, **options: Any) -> None:
         except NoDelay as error:
             raise click.BadParameter(str(error), param_hint="'--hand-back'") from error
         except InputError as error:
-            raise _Failed(f"standard input can't be read: {error}") from error
+            raise Failed(f"standard input can't be read: {error}") from error
         except (ConnectionError, ModuleNotFoundError) as error:
-            raise _Failed(str(error)) from error
+            raise Failed(str(error)) from error
         teller.wipe()
         for line in [*([] if quiet else summary(outcome, settings)), *problems(outcome, settings)]:
             teller.last(line)

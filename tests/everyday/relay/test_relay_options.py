@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 
 from localdelay.cli import main
 from localdelay.cli.relay import outlasting_signals
-from localdelay.cli.relay_status import Display, Teller
+from localdelay.cli.relay_status import Display
+from localdelay.cli.terminal import Teller
 from localdelay.relay.settings import Settings
 
 TO_STDOUT = ["--to", "stdout:"]
@@ -70,7 +71,7 @@ def test_signals_around_a_relay(
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)
     settings = Settings(to="stdout:", delay=1.0)
-    display = Display(Teller(live=False), settings, live=False, quiet=True)
+    display = Display(Teller(status=False), settings)
     before = signal.getsignal(signum)
     with outlasting_signals(display):
         signal.raise_signal(signum)

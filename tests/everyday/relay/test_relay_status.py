@@ -13,7 +13,8 @@ import pytest
 
 from localdelay import LatencySummary, Message, Statistics
 from localdelay.cli.relay import exit_code
-from localdelay.cli.relay_status import Display, Teller, can_be_live, problems, status_line, summary
+from localdelay.cli.relay_status import Display, has_the_terminal, problems, status_parts, summary
+from localdelay.cli.terminal import Teller, fitted
 from localdelay.relay.saving import Saved
 from localdelay.relay.settings import Outcome, Phase, Progress, Settings
 
@@ -60,15 +61,16 @@ BUSY: dict[str, Any] = {"pending": 12_345, "next_due_in": 1.24, "sent": 98_765, 
 )
 def test_the_status_line(shown: Progress, line: str) -> None:
     """What is pending, when the next is due, what was sent and failed, how fast, and how late."""
-    assert status_line(shown, 0.0, 79) == line
+    assert fitted(status_parts(shown, 0.0), 79) == line
 
 
 def test_the_status_line_fits() -> None:
     """At any width there are whole parts, the first ones first."""
-    whole = status_line(progress(Phase.STOPPING, wrong=1, dead=1, **BUSY), 1234.5, 1000)
+    parts = status_parts(progress(Phase.STOPPING, wrong=1, dead=1, **BUSY), 1234.5)
+    whole = fitted(parts, 1000)
     assert "  1,234/s  " in whole
     for width in range(len(whole) + 1):
-        line = status_line(progress(Phase.STOPPING, wrong=1, dead=1, **BUSY), 1234.5, width)
+        line = fitted(parts, width)
         assert len(line) <= width
         assert whole.startswith(line)
         if width >= 20:
@@ -184,11 +186,11 @@ def test_a_live_line_gives_way_to_others(capsys: pytest.CaptureFixture[str]) -> 
     """It is drawn over itself; a line that stays takes its place; at the end it is wiped."""
     teller = Teller(live=True)
     teller.wipe()
-    teller.status("one")
-    teller.status("two")
+    teller.status(["one"])
+    teller.status(["two"])
     teller.line("stays")
     teller.line("stays, too")
-    teller.status("three")
+    teller.status(["three"])
     teller.wipe()
     teller.wipe()
     assert capsys.readouterr().err == (
@@ -198,7 +200,7 @@ def test_a_live_line_gives_way_to_others(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_without_a_terminal_there_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
     """Every ten seconds, and one when it begins to stop."""
-    display = Display(Teller(live=False), SETTINGS, live=False, quiet=False)
+    display = Display(Teller(), SETTINGS)
     for half_seconds in range(50):
         display.progress(progress(elapsed=half_seconds / 2, sent=half_seconds))
     for half_seconds in range(50, 60):
@@ -212,7 +214,7 @@ def test_without_a_terminal_there_are_lines(capsys: pytest.CaptureFixture[str]) 
 
 def test_quiet_shows_no_progress_but_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     """Wrong lines and dead letters are told all the same."""
-    display = Display(Teller(live=False), SETTINGS, live=False, quiet=True)
+    display = Display(Teller(status=False), SETTINGS)
     display.progress(progress(Phase.STOPPING, elapsed=100.0))
     display.wrong_line(7, "is empty, and no JSON object")
     display.dead_letter(Message("a", b"secret", 0.0), ConnectionError("to user:hunter2@host\n\x1b[2Jlost"))
@@ -224,7 +226,7 @@ def test_quiet_shows_no_progress_but_what_is_wrong(capsys: pytest.CaptureFixture
 
 def test_many_dead_letters(capsys: pytest.CaptureFixture[str]) -> None:
     """Twenty are told, and then that there are more."""
-    display = Display(Teller(live=False), SETTINGS, live=False, quiet=False)
+    display = Display(Teller(), SETTINGS)
     for _ in range(1000):
         display.dead_letter(Message("a", b"x", 0.0), ConnectionError("lost"))
     *told, last = capsys.readouterr().err.splitlines()
@@ -237,7 +239,7 @@ def test_a_pipe_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
     with open(writer, "w") as stream, open(reader, "rb") as other:  # noqa: PTH123 (these are descriptors)
         monkeypatch.setattr(sys, "stderr", stream)
-        teller = Teller(live=False)
+        teller = Teller()
         for _ in range(2000):
             teller.line("x" * 99)
         os.set_blocking(reader, False)
@@ -255,11 +257,11 @@ def test_a_pipe_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_standard_error_that_is_closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No reason to stop."""
     monkeypatch.setattr(sys, "stderr", None)
-    Teller(live=False).last("nobody hears it")
+    Teller().last("nobody hears it")
     with (tmp_path / "file").open("w") as stream:
         stream.close()
         monkeypatch.setattr(sys, "stderr", stream)
-        Teller(live=True).status("nor this")
+        Teller(live=True).status(["nor this"])
     assert (tmp_path / "file").read_bytes() == b""
 
 
@@ -287,8 +289,8 @@ def test_when_a_line_can_change(
     for name in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(sys, name, _Terminal() if name in terminals else io.StringIO())
     settings = Settings(to=to, delay=1.0)
-    assert can_be_live(settings) is live
+    assert has_the_terminal(settings) is live
     monkeypatch.setenv("TERM", "dumb")
-    assert can_be_live(settings) is False
+    assert has_the_terminal(settings) is False
     monkeypatch.setattr(sys, "stderr", None)
-    assert can_be_live(settings) is False
+    assert has_the_terminal(settings) is False
