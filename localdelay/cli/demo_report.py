@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from localdelay.cli.units import format_duration
+from localdelay.cli.output import Line, filled, row
 from localdelay.demo.timeline import step_of
+from localdelay.units import counted, format_duration
 
 if TYPE_CHECKING:  # the demo's parts come with an extra
     from localdelay.demo.report import FallbackResult, Report, RunResult
@@ -23,19 +23,20 @@ _LABEL_WIDTH = 13
 _TICK_EVERY = 10
 
 
-def lines(report: Report, width: int, encoding: str) -> Iterator[tuple[str, str | None]]:
-    """(line, style) of the report, for a terminal of that width, or a file, with this encoding."""
+def lines(report: Report, width: int, encoding: str) -> Iterator[Line]:
+    """The report, for a terminal of that width, or a file, with this encoding."""
     yield "", None
     for label, plain, fallback, note in _rows(report.plain, report.fallback):
+        # The second column is wider than the first.
+        cells = [plain, f"{fallback:>18}"]
         style = "bold" if label in ("", "lost") else None
-        yield f"{label:<24}{plain:>10}{fallback:>18}   {note}".rstrip(), style
+        yield row(label, cells, label_width=24, cell_width=10, note=f"   {note}"), style
     yield "", None
     for line in timeline_lines(report.fallback.timeline, encoding):
         yield line, None
     yield "", None
     for paragraph in closing(report):
-        for line in textwrap.wrap(paragraph, width):
-            yield line, None
+        yield from filled(paragraph, width=width)
 
 
 def timeline_lines(buckets: Sequence[Bucket], encoding: str) -> list[str]:
@@ -111,14 +112,14 @@ def closing(report: Report) -> list[str]:
     if not report.throttled:
         return [never_throttled(report)]
     paragraphs = [
-        f"Plainly, {plain.lost:,} of {messages_of(plain.published)} never arrived: "
+        f"Plainly, {plain.lost:,} of {counted(plain.published, 'message')} never arrived: "
         f"the broker refused {plain.refused:,}."
     ]
     if fallback.lost:
         return [
             *paragraphs,
-            f"With localdelay {fallback.lost:,} of {messages_of(fallback.published)} never arrived either. "
-            "That must not happen: please report it.",
+            f"With localdelay {fallback.lost:,} of {counted(fallback.published, 'message')} never arrived "
+            "either. That must not happen: please report it.",
         ]
     late = (fallback.lateness_p99 or 0) > 1.5 * (plain.lateness_p99 or 0)
     lateness = (
@@ -153,22 +154,17 @@ def _twice(fallback: FallbackResult) -> list[str]:
     if not fallback.duplicates:
         return []
     return [
-        f"{messages_of(fallback.duplicates)} came again, under the same id: an answer of the broker's came "
-        "too late or not at all, and what it had taken was given to it once more."
+        f"{counted(fallback.duplicates, 'message')} came again, under the same id: an answer of the broker's "
+        "came too late or not at all, and what it had taken was given to it once more."
     ]
 
 
 def never_throttled(report: Report) -> str:
     """Why the demo has shown nothing."""
     return (
-        f"The broker never throttled: {messages_of(report.plain.published)} at this rate were no burst to "
-        "it, so there was nothing to save. Try a higher --rate."
+        f"The broker never throttled: {counted(report.plain.published, 'message')} at this rate were no "
+        "burst to it, so there was nothing to save. Try a higher --rate."
     )
-
-
-def messages_of(count: int) -> str:
-    """So many messages, in words."""
-    return f"{count:,} message{'' if count == 1 else 's'}"
 
 
 def _duration(seconds: float | None) -> str:

@@ -37,6 +37,7 @@ class Output:
         if sys.stdout is None:
             raise Failed("standard output can't be written to: it is closed")
         self._broke = broke
+        self.encoding = sys.stdout.encoding or "utf-8"
         try:
             self._descriptor: int | None = sys.stdout.fileno()
         except UnsupportedOperation:
@@ -65,8 +66,7 @@ class Output:
 
     def text(self, lines: Iterable[str]) -> None:
         """Write lines, piece by piece."""
-        encoding = sys.stdout.encoding or "utf-8"
-        for piece in pieces(f"{text}\n".encode(encoding, "replace") for text in lines):
+        for piece in pieces(f"{text}\n".encode(self.encoding, "replace") for text in lines):
             self.write(b"".join(piece))
 
     def report(self, lines: Iterable[Line]) -> None:

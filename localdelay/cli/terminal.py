@@ -18,6 +18,7 @@ _LONGEST = 1000  # characters; less than what a pipe takes at once
 _WIDTH = 200  # of a line about how far it is, where there is no terminal
 _LAST_WORDS = 1.0  # seconds
 _LIVE_EVERY = 0.25  # seconds
+_LOOK_UP_EVERY = 0.1  # seconds
 
 
 class Commands(click.Group):
@@ -34,7 +35,7 @@ class Commands(click.Group):
             with _one_line():
                 return super().invoke(ctx)
         except KeyboardInterrupt:
-            stopped(signal.SIGINT, "by SIGINT.")
+            stopped(signal.SIGINT, "Stopped by SIGINT.")
 
 
 class Failed(click.ClickException):
@@ -53,9 +54,9 @@ class BrokeOff(Failed):
     exit_code = 1
 
 
-def stopped(signum: int, when: str) -> NoReturn:
+def stopped(signum: int, text: str) -> NoReturn:
     """End as a program does that a signal has ended, with a line."""
-    tell(f"Stopped {when}")
+    tell(text)
     sys.exit(128 + signum)
 
 
@@ -116,6 +117,12 @@ class Teller:
             self._shown = True
         elif self._status and not self.live:
             self.line(fitted(parts, _WIDTH))
+
+    def keep(self) -> None:
+        """Let the line that changes stand as it is, and begin another one below it."""
+        if self._shown and _has_room(0):
+            _write("\n")
+        self._shown = False
 
     def wipe(self) -> None:
         """Take the line away that changes."""
@@ -202,34 +209,15 @@ def _read_line() -> str:
     if sys.platform == "win32":  # which can wait for sockets only
         return sys.stdin.readline()
     line = b""
-    with _woken_by_signals() as signals:
-        # A signal that comes between Python's last look for one and the read would not be seen while that
-        # goes on: nothing would interrupt it. So it has to end a wait that it is one of the reasons to end.
-        while not line.endswith(b"\n"):
-            ready, _, _ = select.select([descriptor, signals], [], [])
-            if signals in ready:
-                os.read(signals, 512)
-                continue
-            # A byte at a time: what comes after the line is another answer.
-            byte = os.read(descriptor, 1)
+    while not line.endswith(b"\n"):
+        # A signal that comes between Python's last look for one and a read would not be seen while that goes
+        # on, perhaps for ever: so the read begins when there is something to read, and the wait looks up.
+        if select.select([descriptor], [], [], _LOOK_UP_EVERY)[0]:
+            byte = os.read(descriptor, 1)  # at a time: what comes after the line is another answer
             if not byte:
                 break
             line += byte
     return line.decode(sys.stdin.encoding, "replace")
-
-
-@contextmanager
-def _woken_by_signals() -> Iterator[int]:
-    """A descriptor that can be read from as soon as there is a signal."""
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    before = signal.set_wakeup_fd(writer)
-    try:
-        yield reader
-    finally:
-        signal.set_wakeup_fd(before)
-        os.close(reader)
-        os.close(writer)
 
 
 def _has_room(wait: float) -> bool:

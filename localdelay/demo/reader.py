@@ -8,14 +8,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import attrs
-import trio
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from localdelay.brokers.nats import connected, stream_subjects
 from localdelay.brokers.nats_loop import trio_asyncio
 from localdelay.brokers.wire import ID
-from localdelay.demo.report import Reading
+from localdelay.demo.report import Run
 from localdelay.demo.server import ServerError
 
 _API_TIMEOUT = 10.0
@@ -31,6 +30,7 @@ class Backlog:
     """Due messages that the consumer has not got yet."""
 
 
+@attrs.frozen
 class Reader:
     """An ordered JetStream consumer of a stream that is made for it; `open_reader` opens it.
 
@@ -38,56 +38,29 @@ class Reader:
     delivers, and where a number is missing nats-py starts again behind the last one it has got. Nor does it
     read anything twice, having nothing to acknowledge: a duplicate here is one in the stream. (A plain NATS
     subscription would not do. The server stores the messages whose time has come and publishes them to
-    nobody.) `readings` grows as messages come in; a reading's time is Trio's clock when nats-py hands it
-    over, so what nats-py takes is part of the lateness.
+    nobody.) A reading's time is Trio's clock when nats-py hands it over, so what nats-py takes is part of the
+    lateness.
     """
 
-    def __init__(self, client: Client, stream: str, subject: str) -> None:
-        self.readings: list[Reading] = []
-        self.ids: set[str] = set()
-        self._client = client
-        self._stream = stream
-        self._subject = subject
+    client: Client
+    subject: str
+    run: Run
+    """What is told of each message; the stream has its name."""
 
     async def backlog(self) -> Backlog:
         """Ask the broker what is left."""
-        info = await self._request("INFO", {"subjects_filter": self._subject})
-        stored = (info["state"].get("subjects") or {}).get(self._subject, 0)
-        return Backlog(info["state"]["messages"] - stored, stored - len(self.readings))
+        state = (await self.request("INFO", {"subjects_filter": self.subject}))["state"]
+        stored = (state.get("subjects") or {}).get(self.subject, 0)
+        return Backlog(state["messages"] - stored, stored - self.run.readings)
 
-    async def start(self) -> None:
-        """Make the stream, and read it from its beginning.
+    async def read(self, message: Msg) -> None:
+        """Note a message that has come."""
+        self.run.read((message.headers or {}).get(ID, ""))
 
-        Raises `ServerError` where the server takes no schedules.
-        """
-        # nats-py's own configuration object knows nothing of schedules in its older releases.
-        info = await self._request(
-            "CREATE",
-            {
-                "name": self._stream,
-                "subjects": stream_subjects(self._subject),
-                "storage": "memory",
-                "allow_msg_schedules": True,
-            },
-        )
-        if not info["config"].get("allow_msg_schedules"):
-            raise ServerError("this NATS server knows no message schedules: it takes version 2.12 or later")
-        await trio_asyncio.aio_as_trio(self._client.jetstream().subscribe)(
-            self._subject, stream=self._stream, ordered_consumer=True, cb=self._read
-        )
-
-    async def delete(self) -> None:
-        """Delete the stream and all that is in it."""
-        await self._request("DELETE", {})
-
-    async def _read(self, message: Msg) -> None:
-        reading = Reading((message.headers or {}).get(ID, ""), trio.current_time())
-        self.readings.append(reading)
-        self.ids.add(reading.id)
-
-    async def _request(self, verb: str, content: dict[str, Any]) -> dict[str, Any]:
-        answer = await trio_asyncio.aio_as_trio(self._client.request)(
-            f"$JS.API.STREAM.{verb}.{self._stream}", json.dumps(content).encode(), timeout=_API_TIMEOUT
+    async def request(self, verb: str, content: dict[str, Any]) -> dict[str, Any]:
+        """Ask the server something about the stream; `ServerError` where it says no."""
+        answer = await trio_asyncio.aio_as_trio(self.client.request)(
+            f"$JS.API.STREAM.{verb}.{self.run.name}", json.dumps(content).encode(), timeout=_API_TIMEOUT
         )
         info: dict[str, Any] = json.loads(answer.data)
         if "error" in info:
@@ -96,11 +69,20 @@ class Reader:
 
 
 @asynccontextmanager
-async def open_reader(url: str, *, stream: str, subject: str) -> AsyncIterator[Reader]:
-    """Make a stream and read it for the length of an `async with` block; then delete it."""
+async def open_reader(url: str, subject: str, run: Run) -> AsyncIterator[Reader]:
+    """Make a stream, read it from its beginning for the length of an `async with` block, and delete it.
+
+    Raises `ServerError` where the server takes no schedules.
+    """
     client = Client()
     async with connected(client, url, reconnect=False):
-        reader = Reader(client, stream, subject)
-        await reader.start()
+        reader = Reader(client, subject, run)
+        # nats-py's own configuration object knows nothing of schedules in its older releases.
+        stream = {"name": run.name, "subjects": stream_subjects(subject), "storage": "memory"}
+        made = await reader.request("CREATE", {**stream, "allow_msg_schedules": True})
+        if not made["config"].get("allow_msg_schedules"):
+            raise ServerError("this NATS server knows no message schedules: it takes version 2.12 or later")
+        subscribe = trio_asyncio.aio_as_trio(client.jetstream().subscribe)
+        await subscribe(subject, stream=run.name, ordered_consumer=True, cb=reader.read)
         yield reader
-        await reader.delete()
+        await reader.request("DELETE", {})

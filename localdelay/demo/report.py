@@ -1,32 +1,81 @@
-"""What the demo counts, and how it reckons up a run. Pure."""
+"""What the demo counts: a run as it happens, and how it is reckoned up at its end."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 
 import attrs
+import trio
 
-from localdelay.demo.timeline import BreakerChange, Bucket
+from localdelay.breaker import BreakerState
+from localdelay.demo.timeline import BreakerChange, Bucket, timeline
+from localdelay.fallback.events import Degraded, HandedBack
+from localdelay.listening import Closed, Event, HalfOpened, Opened, Reason
+
+_STATES = {
+    Opened: BreakerState.OPEN.value,
+    HalfOpened: BreakerState.HALF_OPEN.value,
+    Closed: BreakerState.CLOSED.value,
+}
 
 
-@attrs.frozen
-class Progress:
-    """How far a run is, for a display."""
+@attrs.define
+class Run:
+    """One run as it happens, and the listener of its `Fallback`."""
 
-    run: str
+    name: str
     """`plain` or `fallback`."""
-    total: int
-    """Messages that this run publishes in all."""
-    published: int
-    accepted: int
-    refused: int
-    degraded: int
-    received: int
-    finished: bool
-    handed_back: int = 0
-    breaker: str | None = None
-    """`closed`, `open` or `half_open`; None in the plain run, which has none."""
+    start: float = 0.0
+    """The first publish, on Trio's clock; the other times are in seconds since then, if nothing is said."""
+    due: dict[str, float] = attrs.field(factory=dict)
+    """When each published message is due, on Trio's clock."""
+    refused: int = 0
+    primary: list[float] = attrs.field(factory=list)
+    """When the broker confirmed each publish that it took."""
+    local: list[float] = attrs.field(factory=list)
+    """When each message was degraded."""
+    handed_back: list[float] = attrs.field(factory=list)
+    changes: list[BreakerChange] = attrs.field(factory=list)
+    first: dict[str, float] = attrs.field(factory=dict)
+    """When the consumer got each message for the first time, on Trio's clock."""
+    readings: int = 0
+    """What it got, in all."""
+    duplicates: int = 0
+    finished: bool = False
+
+    @property
+    def now(self) -> float:
+        """Seconds since the start."""
+        return trio.current_time() - self.start
+
+    @property
+    def breaker(self) -> str:
+        """The state of the breaker."""
+        return self.changes[-1].state if self.changes else BreakerState.CLOSED.value
+
+    def counts(self) -> tuple[object, ...]:
+        """All that moves."""
+        lists = (self.due, self.primary, self.local, self.handed_back, self.changes)
+        return self.refused, self.readings, *map(len, lists)
+
+    def on_event(self, event: Event) -> None:
+        """Note what the fallback tells."""
+        if isinstance(event, Degraded):
+            self.local.append(self.now)
+            self.refused += event.reason is Reason.THROTTLED
+        elif isinstance(event, HandedBack):
+            self.handed_back.append(self.now)
+        elif type(event) in _STATES:
+            self.changes.append(BreakerChange(self.now, _STATES[type(event)]))
+
+    def read(self, id: str) -> None:
+        """Note what the consumer has got."""
+        self.readings += 1
+        if id in self.first:
+            self.duplicates += 1
+        elif id in self.due:
+            self.first[id] = trio.current_time()
 
 
 @attrs.frozen
@@ -80,38 +129,31 @@ class Report:
         return bool(self.plain.refused or self.fallback.refused)
 
 
-@attrs.frozen
-class Reading:
-    """One message as the consumer got it."""
-
-    id: str
-    at: float
-    """Seconds on Trio's clock."""
-
-
-def reckon(
-    due: Mapping[str, float], readings: Iterable[Reading], *, accepted: int, refused: int, degraded: int
-) -> RunResult:
-    """Set what was read against what was published: `due` maps each id to its time on Trio's clock."""
-    first: dict[str, float] = {}
-    duplicates = 0
-    for reading in readings:
-        if reading.id in first:
-            duplicates += 1
-        elif reading.id in due:
-            first[reading.id] = reading.at
-    lateness = sorted(at - due[message_id] for message_id, at in first.items())
+def reckon(run: Run) -> RunResult:
+    """Set what was read against what was published."""
+    lateness = sorted(at - run.due[message_id] for message_id, at in run.first.items())
     return RunResult(
-        published=len(due),
-        accepted=accepted,
-        refused=refused,
-        degraded=degraded,
-        received=len(first),
-        lost=len(due) - len(first),
-        duplicates=duplicates,
+        published=len(run.due),
+        accepted=len(run.primary),
+        refused=run.refused,
+        degraded=len(run.local),
+        received=len(lateness),
+        lost=len(run.due) - len(lateness),
+        duplicates=run.duplicates,
         lateness_p50=percentile(lateness, 0.5),
         lateness_p99=percentile(lateness, 0.99),
         lateness_max=percentile(lateness, 1.0),
+    )
+
+
+def reckon_fallback(run: Run) -> FallbackResult:
+    """The same, and what became of what was held, and when."""
+    return FallbackResult(
+        **attrs.asdict(reckon(run)),
+        handed_back=len(run.handed_back),
+        breaker_opened=sum(change.state == BreakerState.OPEN.value for change in run.changes),
+        timeline=timeline(run.primary, run.local, run.handed_back, run.changes),
+        breaker=run.changes,
     )
 
 

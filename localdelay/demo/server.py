@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import attrs
@@ -90,31 +90,21 @@ async def running_server(*, max_buffered: int) -> AsyncIterator[Server]:
 
 
 async def _answering(process: trio.Process, directory: Path, log: Path) -> Server:
+    ports = directory / f"nats-server_{process.pid}.ports"  # it is there once the server listens
     with trio.move_on_after(_START_TIMEOUT):
         while process.poll() is None:
-            url = _url_in(directory / f"nats-server_{process.pid}.ports")
-            if url is not None:
-                info = await _greeting(url)
-                return Server(url, info["version"], process.pid, process, log)
+            with suppress(FileNotFoundError, json.JSONDecodeError):  # it is being written
+                url = str(json.loads(ports.read_text())["nats"][0])
+                return Server(url, await _version(url), process.pid, process, log)
             await trio.sleep(_POLL)
         raise ServerError(f"the NATS server does not start; {last_words(log)}")
     raise ServerError(f"the NATS server does not answer within {_START_TIMEOUT:g} s; {last_words(log)}")
 
 
-def _url_in(ports: Path) -> str | None:
-    try:
-        return str(json.loads(ports.read_text())["nats"][0])
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None  # it is being written
-
-
-async def _greeting(url: str) -> dict[str, str]:
+async def _version(url: str) -> str:
     host, _, port = url.rpartition("/")[2].rpartition(":")
+    greeting = b""
     async with await trio.open_tcp_stream(host, int(port)) as stream:
-        received = b""
-        async for chunk in stream:
-            received += chunk
-            if b"\r\n" in received:
-                break
-    info: dict[str, str] = json.loads(received.partition(b"\r\n")[0].removeprefix(b"INFO "))
-    return info
+        while b"\r\n" not in greeting and (received := await stream.receive_some()):
+            greeting += received
+    return str(json.loads(greeting.partition(b"\r\n")[0].removeprefix(b"INFO "))["version"])

@@ -70,11 +70,6 @@ def step_of(buckets: Sequence[Bucket]) -> float:
     return buckets[1].at if len(buckets) > 1 else step_for(0.0)
 
 
-def times_opened(changes: Sequence[BreakerChange]) -> int:
-    """How often the breaker opened."""
-    return sum(change.state == "open" for change in changes)
-
-
 def _rates(times: Sequence[float], step: float, count: int) -> list[float]:
     counts = [0] * count
     for at in times:

@@ -14,7 +14,9 @@ from localdelay.cli.demo_report import closing
 from localdelay.demo import scene as scenes
 from localdelay.demo import server as servers
 from localdelay.demo.reader import Backlog
-from localdelay.demo.report import FallbackResult, Progress, Reading, Report, percentile, reckon
+from localdelay.demo.report import FallbackResult, Report, Run, percentile, reckon
+from localdelay.nurseries import bare_nursery
+from localdelay.signals import Stopped
 
 KEYS = [field.name for field in attrs.fields(FallbackResult)]
 
@@ -71,12 +73,23 @@ def test_closing_words_of_the_degrade_path(figures: dict[str, int], said: str) -
     assert said in " ".join(closing(Report(refusing, result_of(**{**saved, **figures}))))
 
 
-def test_reckoning() -> None:
+async def test_reckoning(autojump_clock: trio.testing.MockClock) -> None:
     """Received, lost, duplicates and lateness follow from ids and times alone."""
-    due = {"a": 10.0, "b": 10.0, "c": 11.0, "d": 12.0}
-    readings = [Reading("a", 10.5), Reading("c", 11.0), Reading("a", 99.0), Reading("a", 99.0)]
-    readings += [Reading("stranger", 1.0), Reading("b", 12.0)]
-    result = reckon(due, readings, accepted=1, refused=2, degraded=3)
+    run = Run("plain", due={"a": 10.0, "b": 10.0, "c": 11.0, "d": 12.0}, refused=2)
+    run.primary, run.local = [0.0], [0.0, 0.1, 0.2]
+    start = trio.current_time()
+    for at, message_id in (
+        (1.0, "stranger"),
+        (10.5, "a"),
+        (11.0, "c"),
+        (12.0, "b"),
+        (99.0, "a"),
+        (99.0, "a"),
+    ):
+        await trio.sleep_until(at)
+        run.read(message_id)
+    assert (start, run.readings) == (0.0, 6)
+    result = reckon(run)
     assert attrs.asdict(result) == {
         "published": 4,
         "accepted": 1,
@@ -93,7 +106,7 @@ def test_reckoning() -> None:
 
 def test_reckoning_of_nothing() -> None:
     """Where nothing arrived there is no lateness."""
-    result = reckon({"a": 1.0}, [], accepted=0, refused=1, degraded=0)
+    result = reckon(Run("plain", due={"a": 1.0}, refused=1))
     assert (result.received, result.lost) == (0, 1)
     assert (result.lateness_p50, result.lateness_p99, result.lateness_max) == (None, None, None)
 
@@ -115,39 +128,35 @@ def test_scene_refuses_bad_numbers(field: str, bad: float) -> None:
         scenes.Scene(messages=[b""], **figures)
 
 
-def test_scene_refuses_bad_messages() -> None:
-    """So are no messages, too many, and one that the broker can't take."""
-    for messages in ([], [b""] * (scenes.MAX_MESSAGES + 1), [b"", b"x" * (scenes.MAX_MESSAGE_BYTES + 1)]):
-        with pytest.raises(ValueError, match=r"^messages must"):
-            scenes.Scene(messages=messages, rate=1.0, delay=1.0)
-
-
 class Watcher:
     """Keeps what it is shown."""
 
     def __init__(self) -> None:
-        self.seen: list[Progress] = []
+        self.seen: set[int] = set()
 
     def started(self, server: servers.Server) -> None:
         pass
 
-    def progress(self, progress: Progress) -> None:
-        self.seen.append(progress)
+    def progress(self, run: Run) -> None:
+        self.seen.add(run.refused)
 
 
 async def test_stuck(autojump_clock: trio.testing.MockClock) -> None:
     """A run that does not move for so long ends with an error; one that moves goes on."""
-    watcher = Watcher()
+    watcher, run = Watcher(), Run("plain")
     start = trio.current_time()
 
-    def current() -> Progress:
-        received = int(min(50, trio.current_time() - start))
-        return Progress("plain", 99, 99, 99, 0, 0, received, finished=False)
+    async def move() -> None:
+        for _ in range(50):
+            await trio.sleep(1)
+            run.refused += 1
 
     with pytest.raises(servers.ServerError, match="nothing in 20 s"):
-        await scenes._report_progress(current, watcher, 20.0)
+        async with bare_nursery() as nursery:
+            nursery.start_soon(move)
+            await scenes._report_progress(run, watcher, 20.0)
     assert trio.current_time() - start == pytest.approx(70.1, abs=0.11)
-    assert len({progress.received for progress in watcher.seen}) == 51
+    assert len(watcher.seen) == 51
 
 
 class FakeReader:
@@ -176,3 +185,4 @@ def test_the_telling_exception_of_a_group() -> None:
     group = BaseExceptionGroup("", [OSError("x"), BaseExceptionGroup("", [LookupError("y"), told])])
     assert scenes._first(group) is told
     assert str(scenes._first(BaseExceptionGroup("", [OSError("x")]))) == "x"
+    assert isinstance(scenes._first(BaseExceptionGroup("", [OSError("x"), Stopped(2)])), Stopped)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import attrs
 import pytest
 import trio
-from rich.console import Console
 
 import localdelay
-from localdelay.cli.demo import _counts, _LiveBars
+from localdelay.cli.demo import parts
 from localdelay.cli.demo_report import timeline_lines
-from localdelay.demo.record import Record
-from localdelay.demo.report import Progress
-from localdelay.demo.scene import Scene
-from localdelay.demo.server import Server
-from localdelay.demo.timeline import COLUMNS, BreakerChange, Bucket, step_for, step_of, timeline, times_opened
+from localdelay.cli.terminal import fitted
+from localdelay.demo.report import Run, reckon_fallback
+from localdelay.demo.timeline import COLUMNS, BreakerChange, Bucket, step_for, step_of, timeline
 
 
 def changes(*pairs: tuple[float, str]) -> list[BreakerChange]:
@@ -92,7 +88,8 @@ def test_states(seen: list[tuple[float, str]], states: str) -> None:
 
 def test_openings_are_counted() -> None:
     """Every change to open is one, also straight from half-open."""
-    assert times_opened(changes((0, "open"), (1, "half_open"), (2, "open"), (3, "half_open"))) == 2
+    seen = changes((0, "open"), (1, "half_open"), (2, "open"), (3, "half_open"))
+    assert reckon_fallback(Run("fallback", changes=seen)).breaker_opened == 2
 
 
 STORY = [
@@ -161,7 +158,7 @@ async def test_a_record_of_a_fallback(autojump_clock: trio.testing.MockClock) ->
     async def send(message: localdelay.Message) -> None:
         raise AssertionError(message)
 
-    record = Record(start=trio.current_time())
+    record = Run("fallback", start=trio.current_time())
     policy = localdelay.BreakerPolicy(consecutive=2, wait_initial=1.0, wait_jitter=0.0, trial_calls=1)
     async with localdelay.open_delay_queue(send, capacity=9, workers=1) as queue:
         fallback = localdelay.Fallback(
@@ -182,23 +179,19 @@ async def test_a_record_of_a_fallback(autojump_clock: trio.testing.MockClock) ->
     )
 
 
-PROGRESS = Progress("fallback", 9000, 9000, 1, 264, 5600, 6000, finished=False, handed_back=1936)
-
-
-@pytest.mark.parametrize("state", ["closed", "open", "half_open"])
-def test_the_live_view(state: str) -> None:
-    """Under the bars stands how the breaker is, in 80 columns; in the plain run, which has none, nothing."""
-    err = Console(file=io.StringIO(), force_terminal=True, width=80, height=24, color_system=None)
-    scene = Scene(messages=[b""] * 9000, rate=1.0, delay=1.0)
-    display = _LiveBars(scene, None, err)
-    server: Server = object()  # type: ignore[assignment]  # nothing is read of it
-    with display:
-        display.started(server)
-        plain = attrs.evolve(PROGRESS, run="plain", breaker=None)
-        display.progress(plain)
-        assert "breaker" not in err.file.getvalue()  # type: ignore[attr-defined]
-        display.progress(attrs.evolve(PROGRESS, breaker=state))
-    shown = err.file.getvalue()  # type: ignore[attr-defined]
-    name = state.replace("_", "-")
-    assert f"breaker {name}  1,936 handed back  5,600 held here at first" in shown
-    assert _counts(plain) in shown
+@pytest.mark.parametrize(
+    ("state", "line"),
+    [
+        ("closed", "with localdelay: 9,000 published  6,000 received  264 refused  breaker closed"),
+        ("half_open", "with localdelay: 9,000 published  6,000 received  264 refused  breaker half-open"),
+    ],
+)
+def test_how_far_a_run_is(state: str, line: str) -> None:
+    """It fits 80 columns, the most important first; in the plain run, which has no breaker, there is less."""
+    run = Run("fallback", due=dict.fromkeys(map(str, range(9000)), 0.0), refused=264)
+    run.first = dict.fromkeys(map(str, range(6000)), 0.0)
+    run.changes, run.handed_back = changes((0.1, state)), [0.0] * 1936
+    assert fitted(parts(run), 200) == f"{line}  1,936 handed back"
+    assert fitted(parts(run), 80) == line
+    run.name = "plain"
+    assert fitted(parts(run), 80) == "plain: 9,000 published  6,000 received  264 refused"
