@@ -55,7 +55,8 @@ def _begin_anew() -> None:
     _prefixes.append(secrets.token_hex(6))
 
 
-os.register_at_fork(after_in_child=_begin_anew)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 def _as_text(id: str | int) -> str:

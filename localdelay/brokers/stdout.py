@@ -22,7 +22,6 @@ No delay of its own.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import select
 import stat
@@ -198,6 +197,8 @@ def cut(rest: int, lines: Sequence[int], written: int) -> tuple[int, int]:
 
 def _duplicate(descriptor: int | None) -> int:
     """A descriptor of our own for the same output."""
+    import fcntl  # not before it is needed: Windows, where the rest can be imported, has none
+
     try:
         if descriptor is None:
             descriptor = 1
