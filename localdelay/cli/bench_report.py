@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from localdelay.benchmark.held import HELD_P99
 from localdelay.benchmark.result import Distribution, Result, Settings
 from localdelay.brokers import without_secrets
-from localdelay.cli.units import format_duration, format_number
+from localdelay.cli.loads import delays_in_words
+from localdelay.cli.output import Line, filled, row
+from localdelay.units import counted, format_duration, format_number
 
-_WIDTH = 79
+_row = partial(row, label_width=18, cell_width=10)
 _COLUMNS = ("p50", "p90", "p99", "p999", "p9999", "max")
 _TITLES = ("p50", "p90", "p99", "p99.9", "p99.99", "max")
 
 
-def lines(result: Result, others: Sequence[tuple[str, Distribution]]) -> Iterator[tuple[str, str | None]]:
-    """(line, style) of the report; `others` are the names and the latencies of runs to compare with."""
+def lines(result: Result, others: Sequence[tuple[str, Distribution]]) -> Iterator[Line]:
+    """The report; `others` are the names and the latencies of runs to compare with."""
     settings = result.settings
     seconds = format_duration(settings.seconds)
-    yield from _filled(f"{_rate(settings)} for {seconds}, each due after {_delays(settings)}", "bold")
-    yield from _filled(_how(settings))
+    yield from filled(
+        f"{_rate(settings)} for {seconds}, each due after {delays_in_words(settings.delays)}", "bold"
+    )
+    yield from filled(_how(settings))
     yield "", None
     yield _row("", _TITLES), "bold"
     yield _row("latency", _durations(result.latency)), "bold"
@@ -31,15 +36,15 @@ def lines(result: Result, others: Sequence[tuple[str, Distribution]]) -> Iterato
     for name, other in others:
         yield _row(textwrap.shorten(name, 17, placeholder="..."), _durations(other)), None
     yield "", None
-    yield from _filled(
+    yield from filled(
         "Latency: from when a message was to be put, plus its delay, to when its send began. It holds "
         "what the puts were late (this benchmark's own error) and what the queue was."
     )
     yield "", None
-    yield from _filled(_counts(result))
-    yield from _filled(_costs(result))
+    yield from filled(_counts(result))
+    yield from filled(_costs(result))
     for sentence, style in _verdict(result):
-        yield from _filled(sentence, style)
+        yield from filled(sentence, style)
 
 
 def headline(result: Result) -> tuple[str, str]:
@@ -47,19 +52,19 @@ def headline(result: Result) -> tuple[str, str]:
     settings, machine = result.settings, result.machine
     facts = [
         _how(settings),
-        _counted(machine.cores, "core"),
+        counted(machine.cores, "core"),
         machine.system,
         machine.python,
         f"Trio {machine.trio}",
         f"localdelay {machine.localdelay}",
     ]
-    title = f"How late sends begin: {_rate(settings)}, each due after {_delays(settings)}"
+    title = f"How late sends begin: {_rate(settings)}, each due after {delays_in_words(settings.delays)}"
     return title, textwrap.shorten(", ".join(facts), 135, placeholder=" ...")
 
 
 def in_words(settings: Settings) -> str:
     """The run, in one line."""
-    return f"{_rate(settings)}, each due after {_delays(settings)}, {_how(settings)}"
+    return f"{_rate(settings)}, each due after {delays_in_words(settings.delays)}, {_how(settings)}"
 
 
 def legend(name: str, facts: str, own_facts: str) -> str:
@@ -75,14 +80,9 @@ def _rate(settings: Settings) -> str:
     return f"{format_number(first)}{ramp} messages/s"
 
 
-def _delays(settings: Settings) -> str:
-    *others, last = map(format_duration, settings.delays.values)
-    return f"{', '.join(others)} {'to' if settings.delays.is_range else 'or'} {last}" if others else last
-
-
 def _how(settings: Settings) -> str:
     batches = "one message a send" if settings.batch is None else f"batches of up to {settings.batch:,}"
-    parts = [f"{settings.size:,} bytes", _counted(settings.workers, "worker"), batches]
+    parts = [f"{settings.size:,} bytes", counted(settings.workers, "worker"), batches]
     if not settings.cancellable:
         parts.append("cancellable=False")
     if settings.timer != "auto":
@@ -122,7 +122,7 @@ def _costs(result: Result) -> str:
     return text[0].upper() + text[1:]
 
 
-def _verdict(result: Result) -> Iterator[tuple[str, str | None]]:
+def _verdict(result: Result) -> Iterator[Line]:
     if result.failure is not None:
         yield f"The last failed send: {textwrap.shorten(result.failure, 200, placeholder=' ...')}", None
     most = format_duration(HELD_P99)
@@ -145,19 +145,6 @@ def _verdict(result: Result) -> Iterator[tuple[str, str | None]]:
         yield "The puts were late themselves: this process can't put and send at this rate.", None
 
 
-def _row(label: str, cells: Sequence[str]) -> str:
-    return f"{label:<18}" + "".join(f"{cell:>10}" for cell in cells).rstrip()
-
-
 def _durations(found: Distribution) -> list[str]:
     values = (getattr(found, name) for name in _COLUMNS)
     return ["-" if value is None else format_duration(value) for value in values]
-
-
-def _filled(text: str, style: str | None = None) -> Iterator[tuple[str, str | None]]:
-    for line in textwrap.wrap(text, _WIDTH):
-        yield line, style
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

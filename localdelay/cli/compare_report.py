@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from localdelay.benchmark.comparison import CARRIED_P99, Comparison, Formula, Found, Plan, Report
-from localdelay.cli.units import format_duration, format_number, format_size
+from localdelay.cli.loads import delays_in_words
+from localdelay.cli.output import Line, filled, row
+from localdelay.units import format_duration, format_number, format_size
 
-_WIDTH = 79
-_LABEL = 23
-_CELL = 14
+_row = partial(row, label_width=23, cell_width=14)
 TITLES = {
     Plan.REDIS_LITERAL: ("Redis,", "as written"),
     Plan.REDIS: ("Redis,", "localdelay"),
@@ -21,14 +21,12 @@ NAMES = {plan: " ".join(title) for plan, title in TITLES.items()}
 _SETNX = "set"
 """The command that SETNX with an expiry is."""
 
-Line = tuple[str, str | None]
-
 
 def lines(report: Report) -> Iterator[Line]:
-    """(line, style) of the report, at most 79 columns wide."""
+    """The report, at most 79 columns wide."""
     settings = report.settings
-    yield from _filled(_load(settings), "bold")
-    yield from _filled(_machine(report))
+    yield from filled(_load(settings), "bold")
+    yield from filled(_machine(report))
     yield "", None
     yield from _table(report)
     if report.of(Plan.REDIS_LITERAL) or report.of(Plan.REDIS):
@@ -44,10 +42,8 @@ def headline(report: Report) -> tuple[str, str]:
 
 
 def _load(settings: Comparison) -> str:
-    *others, last = map(format_duration, settings.delays.values)
-    joint = "to" if settings.delays.is_range else "or"
-    delays = f"{', '.join(others)} {joint} {last}" if others else last
-    return f"{format_number(settings.rate)} messages/s of {settings.size:,} bytes, each due after {delays}"
+    rate, delays = format_number(settings.rate), delays_in_words(settings.delays)
+    return f"{rate} messages/s of {settings.size:,} bytes, each due after {delays}"
 
 
 def _machine(report: Report) -> str:
@@ -90,7 +86,7 @@ def _table(report: Report) -> Iterator[Line]:
 def _formulas(report: Report) -> Iterator[Line]:
     formula = Formula.of(report.settings)
     literal, ours = report.of(Plan.REDIS_LITERAL), report.of(Plan.REDIS)
-    yield f"{'Commands/s to Redis':<{_LABEL}}{'formula':>{_CELL}}{'measured':>{_CELL}}", "bold"
+    yield _row("Commands/s to Redis", ["formula", "measured"]), "bold"
     if literal is not None:
         cost = literal.measured.busy.cost
         calls = {} if cost is None else cost.calls_per_s
@@ -133,7 +129,7 @@ def _notes(report: Report) -> Iterator[Line]:
         if one.plan.in_redis and one.crash.recovered_in is None:
             notes.append(f"{NAMES[one.plan]}: not all was sent again after the kill.")
     for note in notes:
-        yield from _filled(note)
+        yield from filled(note)
 
 
 def _carried(one: Found) -> str:
@@ -168,12 +164,3 @@ def _bytes(value: float | None) -> str:
 
 def _duration(value: float | None) -> str:
     return "-" if value is None else format_duration(value)
-
-
-def _row(label: str, cells: Sequence[str]) -> str:
-    return f"{label:<{_LABEL}}" + "".join(f"{cell:>{_CELL}}" for cell in cells)
-
-
-def _filled(text: str, style: str | None = None) -> Iterator[Line]:
-    for line in textwrap.wrap(text, _WIDTH):
-        yield line, style

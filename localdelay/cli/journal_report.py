@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -16,6 +17,7 @@ from localdelay.journal.record import Record
 from localdelay.units import format_duration, format_size
 
 _ERRORS_SHOWN = 5
+_row = partial(row, label_width=19, cell_width=18)
 
 
 @attrs.frozen(kw_only=True)
@@ -48,7 +50,7 @@ def _table(looked: Looked) -> Iterator[str]:
     found = looked.contents
     yield f"  version {looked.version}, {format_size(looked.disk_bytes)} on disk"
     yield ""
-    yield _row("", "messages", "bytes")
+    yield _row("", ["messages", "bytes"])
     yield _amount("pending", found.pending)
     if found.pending.messages:
         yield _amount("  overdue", found.overdue)
@@ -113,12 +115,7 @@ def _message_json(record: Record) -> str:
 
 
 def _amount(label: str, amount: Amount) -> str:
-    return _row(label, f"{amount.messages:,}", f"{amount.bytes:,}")
-
-
-def _row(*texts: str) -> str:
-    label, *cells = texts
-    return row(f"  {label}", cells, label_width=19, cell_width=18)
+    return _row(f"  {label}", [f"{amount.messages:,}", f"{amount.bytes:,}"])
 
 
 def _cut(text: str, width: int) -> str:

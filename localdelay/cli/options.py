@@ -57,13 +57,12 @@ def option(
     `unset` says what happens without it, where that is no value or one that is written in another way.
     `names` are separated by spaces, as in `--json as_json`.
     """
-    if type is bool:
-        return click.option(*names.split(), is_flag=True, help=help, **more)
-    if unset is None and default is not None:
-        unset = getattr(type, "shown", str)(default)
-    told = help if unset is None else f"{help}  [default: {unset}]"
     if default is not None:
         more["default"] = default
+        unset = unset or getattr(type, "shown", str)(default)
+    told = help if unset is None else f"{help}  [default: {unset}]"
+    if type is bool:
+        return click.option(*names.split(), is_flag=True, help=told, **more)
     return click.option(*names.split(), type=type, help=told, **more)
 
 

@@ -21,7 +21,7 @@ from click.testing import CliRunner, Result
 from localdelay.benchmark import hlog, plot
 from localdelay.benchmark.load import Delays
 from localdelay.cli import main
-from localdelay.cli.bench import parse_delays, parse_rate
+from localdelay.cli.loads import parse_delays, parse_rate
 from localdelay.demo.server import running_server
 from tests.kit.catching import until_it_catches
 
@@ -183,7 +183,7 @@ def test_a_report_that_can_not_be_printed(args: list[str], tmp_path: Path) -> No
     process = shell(">/dev/full", *args, "--hlog", str(log), "--plot", str(picture))
     assert process.returncode == 1
     *progress, said = process.stderr.splitlines()
-    assert said == "Error: the report can't be printed: No space left on device"
+    assert said == "Error: standard output can't be written to: No space left on device"
     assert all(" of 0.4 s " in line for line in progress)
     assert sum(interval.count for interval in hlog.read(log).intervals) == 300
     assert picture.stat().st_size

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localdelay.cli.units import (
-    DURATION,
-    SIZE,
+from localdelay.cli.options import DURATION, SIZE
+from localdelay.units import (
     format_duration,
     format_number,
     format_size,
