@@ -77,8 +77,9 @@ def demo(
     arrives.
     """
     scenes = _load()
-    # The table, or the one line of an error, tells what the library would log.
-    logging.getLogger("localdelay").addHandler(logging.NullHandler())
+    # The table, or the one line of an error, tells what the library and its client would log.
+    for name in ("localdelay", "nats"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
     output = Output(Failed)  # 1 would say that messages were lost
     with _exporter(metrics) as export:
         with naming_options():
