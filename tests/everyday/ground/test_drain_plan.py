@@ -12,7 +12,16 @@ import pytest
 import trio
 import trio.testing
 
-from localdelay import DelayQueue, Message, RateLimit, Statistics, open_delay_queue, plan_drain
+from localdelay import (
+    DelayQueue,
+    DrainReport,
+    Message,
+    RateLimit,
+    Statistics,
+    open_delay_queue,
+    plan_drain,
+)
+from tests.everyday.queue.test_cancel_everywhere import Pace
 from tests.kit.journals import Disk
 
 Conserved = Callable[[DelayQueue], Statistics]
@@ -82,8 +91,8 @@ def test_a_plan_is_a_line() -> None:
 @pytest.mark.parametrize("hands_back", [False, True])
 @pytest.mark.parametrize("rate", [None, 40.0])
 @pytest.mark.parametrize("grace", [0.5, 4.0, 30.0])
-async def test_what_happens_is_what_was_planned(
-    autojump_clock: trio.testing.MockClock,
+def test_what_happens_is_what_was_planned(
+    monkeypatch: pytest.MonkeyPatch,
     conserved: Conserved,
     caplog: pytest.LogCaptureFixture,
     *,
@@ -93,25 +102,30 @@ async def test_what_happens_is_what_was_planned(
     grace: float,
 ) -> None:
     """Sends and hand-backs of 0.25 s each, on the virtual clock: the report is the plan, to the message."""
-    if journal:
-        autojump_clock.autojump_threshold = 0.004  # a commit is over by then
-    limit = None if rate is None else RateLimit(rate, burst=1)
 
     async def take(*_: object) -> None:
         await trio.sleep(0.25)
 
-    async with open_delay_queue(
-        take, capacity=2000, workers=20, limit=limit, journal=Disk() if journal else None
-    ) as queue:
-        queue.put_nowait(b"", delay=0.0)
-        await trio.sleep(1.0)  # now it is known how long a send takes
-        for number in range(400):
-            queue.put_nowait(b"", delay=number // 8)
-        await queue.flush()
-        began = trio.current_time()
-        with caplog.at_level(logging.INFO, "localdelay"):
-            report = await queue.drain(grace, take if hands_back else None)
-        took = trio.current_time() - began
+    async def main() -> tuple[DrainReport, float]:
+        limit = None if rate is None else RateLimit(rate, burst=1)
+        async with open_delay_queue(
+            take, capacity=2000, workers=20, limit=limit, journal=Disk() if journal else None
+        ) as queue:
+            queue.put_nowait(b"", delay=0.0)
+            await trio.sleep(1.0)  # now it is known how long a send takes
+            for number in range(400):
+                queue.put_nowait(b"", delay=number // 8)
+            await queue.flush()
+            began = trio.current_time()
+            with caplog.at_level(logging.INFO, "localdelay"):
+                report = await queue.drain(grace, take if hands_back else None)
+            took = trio.current_time() - began
+        conserved(queue)
+        return report, took
+
+    pace = Pace()
+    pace.install(monkeypatch)
+    report, took = trio.run(main, clock=pace.clock)
     plan = report.plan
     assert f"draining, {plan}" in caplog.text
     assert (plan.pending, plan.spool == 0) == (400, not journal or plan.hand_back + plan.send == 400)
@@ -122,7 +136,6 @@ async def test_what_happens_is_what_was_planned(
     assert (report.spooled == 0) is not (journal and report.sent + report.handed_back < 400)
     assert took <= grace + 1e-6
     assert abs(took - plan.seconds) < 0.6
-    conserved(queue)
 
 
 async def test_hand_backs_keep_to_the_limit(autojump_clock: trio.testing.MockClock) -> None:
