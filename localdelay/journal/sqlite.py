@@ -306,8 +306,12 @@ class SqliteJournal:
             timeout=0,
             check_same_thread=False,
         )
-        connection.execute("PRAGMA trusted_schema = OFF")
-        connection.execute("PRAGMA cell_size_check = ON")
+        try:
+            connection.execute("PRAGMA trusted_schema = OFF")
+            connection.execute("PRAGMA cell_size_check = ON")
+        except BaseException:
+            connection.close()  # nobody has it yet who could
+            raise
         return connection
 
     @contextmanager

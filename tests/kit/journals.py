@@ -8,6 +8,7 @@ from pathlib import Path
 
 import trio
 
+from localdelay import JournalError
 from localdelay.journal.record import Record
 
 
@@ -42,14 +43,19 @@ class Disk:
 
 
 class Gated(Disk):
-    """A disk whose writes wait for a gate."""
+    """A disk whose writes wait for a gate; the first of them may fail then."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, fails: bool = False) -> None:
         super().__init__()
-        self.gate = threading.Event()
+        self.begun, self.gate = threading.Event(), threading.Event()
+        self._fails = fails
 
     def write(self, kept: Sequence[Record], gone: Sequence[int], *, durable: bool) -> None:
+        self.begun.set()
         assert self.gate.wait(20)
+        fails, self._fails = self._fails, False
+        if fails:
+            raise JournalError("once")
         super().write(kept, gone, durable=durable)
 
 
@@ -60,6 +66,10 @@ def content_of(directory: Path) -> dict[str, bytes]:
         for file in directory.iterdir()
         if not file.name.endswith(("-reserve", "-lock"))
     }
+
+
+async def nothing(*_: object) -> None:
+    pass
 
 
 async def until(done: Callable[[], object]) -> None:

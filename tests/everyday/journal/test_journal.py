@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import sqlite3
-import stat
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,18 +25,11 @@ from localdelay import (
     open_delay_queue,
 )
 from localdelay.journal.record import Record
-from tests.kit.journals import Disk, Gated, content_of, until
+from tests.kit.journal_copies import EPOCH
+from tests.kit.journal_life import run
+from tests.kit.journals import Disk, Gated, nothing, until
 
 Conserved = Callable[[DelayQueue], Statistics]
-
-
-async def nothing(_: Message) -> None:
-    pass
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "journal"
 
 
 async def test_what_a_put_has_accepted_is_on_disk(path: Path, tmp_path: Path, conserved: Conserved) -> None:
@@ -60,32 +47,38 @@ async def test_what_a_put_has_accepted_is_on_disk(path: Path, tmp_path: Path, co
     assert SqliteJournal(path).read() == [record]
 
 
-async def test_what_the_journal_holds_comes_back(path: Path, conserved: Conserved) -> None:
+def test_what_the_journal_holds_comes_back(path: Path, conserved: Conserved) -> None:
     """With its id, headers and attempt, and the delay that is left; counted as accepted and recovered."""
-    started = time.time()
-    async with open_delay_queue(nothing, capacity=10, workers=1, journal=SqliteJournal(path)) as queue:
-        put = [await queue.put(b"x", delay=delay, headers={"n": "1"}) for delay in (0.3, 100.0, 0.2)]
-        await queue.drain(0.0)
-    arrived: list[Message] = []
+    put: list[Message] = []
+    arrived: list[tuple[float, Message]] = []
 
     async def send(message: Message) -> None:
-        arrived.append(message)
+        arrived.append((trio.current_time(), message))
 
-    async with open_delay_queue(send, capacity=1, workers=1, journal=SqliteJournal(path)) as queue:
-        found = conserved(queue)
-        assert (found.accepted, found.recovered, found.at_risk) == (3, 3, 0)
-        with pytest.raises(QueueFull):
-            queue.put_nowait(b"", delay=0.0)
-        [due, other, last] = queue.messages()
-        assert [due.id, other.id, last.id] == [put[2].id, put[0].id, put[1].id]
-        assert last.execute_at - trio.current_time() == pytest.approx(100 - (time.time() - started), abs=0.2)
-        with pytest.raises(ValueError, match="pending already"):
-            await queue.put(b"", delay=1.0, id=last.id)
-        assert queue.cancel(last.id)
-        await until(lambda: len(arrived) == 2)
-    assert time.time() - started >= 0.3
-    assert [message.id for message in arrived] == [put[2].id, put[0].id]
-    assert arrived[0].headers == {"n": "1"}
+    async def first_life() -> None:
+        async with open_delay_queue(nothing, capacity=10, workers=1, journal=SqliteJournal(path)) as queue:
+            put.extend(
+                [await queue.put(b"x", delay=delay, headers={"n": "1"}) for delay in (0.5, 100.0, 0.25)]
+            )
+            await queue.drain(0.0)
+
+    async def second_life() -> None:
+        async with open_delay_queue(send, capacity=1, workers=1, journal=SqliteJournal(path)) as queue:
+            found = conserved(queue)
+            assert (found.accepted, found.recovered, found.at_risk) == (3, 3, 0)
+            with pytest.raises(QueueFull):
+                queue.put_nowait(b"", delay=0.0)
+            messages = queue.messages()
+            assert [message.id for message in messages] == [put[2].id, put[0].id, put[1].id]
+            assert [message.execute_at for message in messages] == [0.125, 0.375, 99.875]
+            with pytest.raises(ValueError, match="pending already"):
+                await queue.put(b"", delay=1.0, id=put[1].id)
+            assert queue.cancel(put[1].id)
+
+    run(first_life, lambda: EPOCH + trio.current_time())
+    run(second_life, lambda: EPOCH + 0.125 + trio.current_time())
+    assert [(when, message.id) for when, message in arrived] == [(0.125, put[2].id), (0.375, put[0].id)]
+    assert arrived[0][1].headers == {"n": "1"}
     assert SqliteJournal(path).read() == []
 
 
@@ -243,85 +236,6 @@ async def test_a_full_disk_refuses_puts_and_harms_nothing_else(
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
 
 
-FULL = """
-import resource, sys, time
-import trio
-from localdelay import JournalError, SqliteJournal, open_delay_queue
-
-sent = []
-
-
-async def send(message):
-    sent.append(message.id)
-
-
-async def main():
-    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    async with open_delay_queue(
-        send, capacity=10**6, workers=5, journal=SqliteJournal(sys.argv[1], "os")
-    ) as queue:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # of each file: what is there stays
-        accepted, refused = [], 0
-        while refused < 5:
-            try:
-                accepted.append((await queue.put(bytes(5000), delay=0.5)).id)
-            except JournalError:
-                refused += 1
-        while queue.statistics().pending:
-            await trio.sleep(0.01)
-        assert sent == accepted, "what was accepted is sent"
-        assert queue.statistics().lateness.max < 5
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-        await queue.put(b"", delay=0.1)
-        await queue.put(b"", delay=100.0)
-        while queue.statistics().pending > 1:
-            await trio.sleep(0.01)
-        await queue.drain(0.0)
-    print(len(accepted), refused)
-
-
-trio.run(main)
-"""
-
-
-def test_a_real_file_that_can_not_grow(path: Path) -> None:
-    """The kernel refuses to write more: puts fail, sends go on, and afterwards the journal is in order."""
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    accepted, refused = map(int, done.stdout.split())
-    assert accepted > 0
-    assert refused == 5
-    assert done.stderr.count("the journal can't be written") == 1
-    assert len(SqliteJournal(path).read()) == 1
-
-
-def test_the_room_for_removals_is_given_up_and_regained(path: Path) -> None:
-    """A write that fails frees the reserve; nothing new is kept before it is there again."""
-    journal = SqliteJournal(path)
-    reserve = path.with_name("journal-reserve")
-    journal.open()
-    rows = [Record(key, 1.0, 1, f"m{key}", None, bytes(5000)) for key in range(1, 1001)]
-    journal.write(rows, [], durable=True)
-    size = path.stat().st_size
-    assert reserve.stat().st_size == 8 << 20
-    connection = journal._connection
-    assert connection is not None
-    connection.execute("PRAGMA max_page_count = 1")  # that is, of those there are
-    with pytest.raises(JournalError, match="the disk is full"):
-        journal.write([rows[0]._replace(key=2000)], [], durable=True)
-    assert reserve.stat().st_size == 0
-    journal.write([], [row.key for row in rows[1:]], durable=False)
-    assert reserve.stat().st_size == 0
-    connection.execute("PRAGMA max_page_count = 1000000")
-    journal.write([Record(3000, 1.0, 1, "new", None, b"")], [], durable=True)
-    assert reserve.stat().st_size == 8 << 20
-    assert path.stat().st_size < size / 10, "what is mostly empty was rewritten to make room"
-    journal.close()
-    assert [record.id for record in SqliteJournal(path).read()] == ["m1", "new"]
-
-
 async def test_what_could_not_be_written_is_left_to_the_caller(conserved: Conserved) -> None:
     """With a disk that stays full a drain spools what is on it; the rest is in `remaining`."""
     disk = Disk()
@@ -338,46 +252,33 @@ async def test_what_could_not_be_written_is_left_to_the_caller(conserved: Conser
 
 async def test_a_worker_takes_nothing_new_before_its_removal_is_written(conserved: Conserved) -> None:
     """While the disk is slow, one worker sends one message, not the next."""
-    disk = Disk()
-    gate = trio.Event()
+    disk = Gated()
+    disk.gate.set()
     sent: list[str] = []
-    token = trio.lowlevel.current_trio_token()
-    write = disk.write
-
-    def slow(kept: Sequence[Record], gone: Sequence[int], *, durable: bool) -> None:
-        if gone:
-            trio.from_thread.run(gate.wait, trio_token=token)
-        write(kept, gone, durable=durable)
-
-    disk.write = slow  # type: ignore[method-assign]
 
     async def send(message: Message) -> None:
         sent.append(message.id)
 
     async with open_delay_queue(send, capacity=10, workers=1, journal=disk) as queue:
+        queue.pause()
         for name in ("a", "b"):
-            await queue.put(b"", delay=0.05, id=name)
-        await trio.sleep(0.2)
+            await queue.put(b"", delay=0.0, id=name)
+        disk.gate.clear()
+        disk.begun.clear()
+        queue.resume()
+        await until(disk.begun.is_set)
+        await trio.testing.wait_all_tasks_blocked()
         assert sent == ["a"]
         found = conserved(queue)
         assert (found.sent, found.pending, sorted(disk.ids)) == (1, 1, ["a", "b"])
-        gate.set()
+        disk.gate.set()
     assert sent == ["a", "b"]
     assert disk.rows == {}
 
 
 async def test_a_cancellation_waits_for_the_end_of_the_commit(conserved: Conserved) -> None:
     """A put that is cancelled during its commit is accepted, and nobody is left in doubt."""
-    disk = Disk()
-    gate = trio.Event()
-    token = trio.lowlevel.current_trio_token()
-    write = disk.write
-
-    def slow(kept: Sequence[Record], gone: Sequence[int], *, durable: bool) -> None:
-        trio.from_thread.run(gate.wait, trio_token=token)
-        write(kept, gone, durable=durable)
-
-    disk.write = slow  # type: ignore[method-assign]
+    disk = Gated()
     async with open_delay_queue(nothing, capacity=1, workers=1, journal=disk) as queue:
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
@@ -387,11 +288,35 @@ async def test_a_cancellation_waits_for_the_end_of_the_commit(conserved: Conserv
                 found = conserved(queue)
                 assert (found.accepted, found.committing, found.puts_waiting) == (0, 1, 1)
                 scope.cancel()
-                gate.set()
+                disk.gate.set()
         assert [message.id for message in queue.messages()] in (["a"], ["b"])
         assert conserved(queue).accepted == 1
         await queue.drain(0.0)
     assert len(disk.rows) == 1
+
+
+async def test_a_refused_commit_gives_its_room_to_who_waits_for_it(conserved: Conserved) -> None:
+    """The put that fails has had the only room: with its end the one behind it is accepted."""
+    disk = Gated(fails=True)
+    refused: list[JournalError] = []
+    async with open_delay_queue(nothing, capacity=1, workers=1, journal=disk) as queue:
+
+        async def first() -> None:
+            with pytest.raises(JournalError, match="once") as raised:
+                await queue.put(b"", delay=60.0, id="first")
+            refused.append(raised.value)
+
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(first)
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(lambda: queue.put(b"", delay=60.0, id="second"))
+                await trio.testing.wait_all_tasks_blocked()
+                assert conserved(queue).puts_waiting == 1
+                disk.gate.set()
+        assert len(refused) == 1
+        assert [message.id for message in queue.messages()] == disk.ids == ["second"]
+        await queue.drain(0.0)
 
 
 async def test_a_drain_takes_along_what_is_being_committed(conserved: Conserved) -> None:
@@ -434,123 +359,21 @@ async def test_leaving_by_an_exception_leaves_all_in_the_journal(conserved: Cons
     assert disk.ids == ["sending", "waiting", "new"]
 
 
-async def test_overdue_messages_are_paced() -> None:
+def test_overdue_messages_are_paced() -> None:
     """With a `recover_rate` what is overdue is spread; its lateness still counts from its execute-at."""
     disk = Disk()
-    now = time.time()
     disk.rows = {
-        key: Record(key, now - 100.0 + key / 100, 1, f"m{key}", None, b"") for key in range(1, 11)
-    } | {11: Record(11, now + 0.05, 1, "later", None, b"")}
+        key: Record(key, EPOCH - 100.0 + key / 128, 1, f"m{key}", None, b"") for key in range(1, 11)
+    } | {11: Record(11, EPOCH + 1 / 16, 1, "later", None, b"")}
     times: dict[str, float] = {}
 
     async def send(message: Message) -> None:
         times[message.id] = trio.current_time()
 
-    started = trio.current_time()
-    async with open_delay_queue(send, capacity=1, workers=5, journal=disk, recover_rate=50.0) as queue:
-        pass
-    for number in range(10):
-        assert times[f"m{number + 1}"] - started == pytest.approx(number / 50, abs=0.1)
-        assert times[f"m{number + 1}"] - started >= number / 50
-    assert times["later"] < times["m10"]
-    assert queue.statistics().lateness.max == pytest.approx(100, abs=0.5)
-
-
-async def test_one_queue_a_journal(path: Path) -> None:
-    """A second opener, here or in another process, gets a clear error; after the end it may have it."""
-    journal = SqliteJournal(path)
-    async with open_delay_queue(nothing, capacity=1, workers=1, journal=journal):
-        for other in (journal, SqliteJournal(path)):
-            with pytest.raises(JournalError, match="in use by") as refused:
-                async with open_delay_queue(nothing, capacity=1, workers=1, journal=other):
-                    pass
-        assert str(os.getpid()) in str(refused.value)
-        assert str(path) in str(refused.value)
-    async with open_delay_queue(nothing, capacity=1, workers=1, journal=journal):
-        pass
-
-
-def modes_in(directory: Path) -> dict[str, int]:
-    return {file.name: stat.S_IMODE(file.stat().st_mode) for file in directory.iterdir()}
-
-
-async def test_the_files_are_for_their_owner_alone(path: Path, tmp_path: Path) -> None:
-    """Whatever the umask, no one else can read the payloads."""
-    before = os.umask(0)
-    try:
-        async with open_delay_queue(nothing, capacity=1, workers=1, journal=SqliteJournal(path)) as queue:
-            await queue.put(b"secret", delay=60.0)
-            modes = modes_in(tmp_path)
-            await queue.drain(0.0)
-    finally:
-        os.umask(before)
-    assert modes == {f"journal{end}": 0o600 for end in ("", "-wal", "-lock", "-reserve")}
-
-
-def not_a_database(path: Path) -> None:
-    path.write_bytes(b"hello" * 1000)
-
-
-def another_database(path: Path) -> None:
-    with sqlite3.connect(path) as connection:
-        connection.execute("CREATE TABLE t (a)")
-    connection.close()
-
-
-def another_version(path: Path) -> None:
-    journal = SqliteJournal(path)
-    journal.open()
-    journal.close()
-    with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 2")
-    connection.close()
-
-
-def other_tables(path: Path) -> None:
-    with sqlite3.connect(path) as connection:
-        connection.execute("ALTER TABLE messages ADD COLUMN more")
-    connection.close()
-
-
-def cut_off(path: Path) -> None:
-    os.truncate(path, 4096)
-
-
-def flipped(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[content.index(b"payload-7")] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "says"),
-    [
-        (not_a_database, "no SQLite database"),
-        (another_database, "another database"),
-        (another_version, "version 2, not 1"),
-        (other_tables, "damaged"),
-        (cut_off, "damaged"),
-        (flipped, "row 8 is damaged"),
-    ],
-)
-async def test_what_is_no_sound_journal_is_refused(
-    path: Path, tmp_path: Path, spoil: Callable[[Path], None], says: str
-) -> None:
-    """With one clear line that names the file, which stays as it is, byte for byte."""
-    if spoil not in (not_a_database, another_database, another_version):
-        journal = SqliteJournal(path)
-        journal.open()
-        journal.write(
-            [Record(n, 1.0, 1, f"m{n}", None, b"payload-%d" % (n - 1) * 100) for n in range(1, 30)],
-            [],
-            durable=True,
-        )
-        journal.close()
-    spoil(path)
-    before = content_of(tmp_path)
-    with pytest.raises(JournalError, match=says) as refused:
-        async with open_delay_queue(nothing, capacity=1, workers=1, journal=SqliteJournal(path)):
+    async def main() -> None:
+        async with open_delay_queue(send, capacity=1, workers=5, journal=disk, recover_rate=64.0) as queue:
             pass
-    assert str(path) in str(refused.value)
-    assert "\n" not in str(refused.value)
-    assert content_of(tmp_path) == before
+        assert queue.statistics().lateness.max == 100.0625
+
+    run(main, lambda: EPOCH + trio.current_time())
+    assert times == {f"m{number + 1}": number / 64 for number in range(10)} | {"later": 1 / 16}

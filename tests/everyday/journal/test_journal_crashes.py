@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
@@ -24,7 +23,7 @@ from hypothesis import strategies as st
 import localdelay.journal.commits
 import localdelay.journal.sqlite
 import localdelay.queue.life
-from localdelay import JournalError, Message, RetryPolicy, SqliteJournal, open_delay_queue
+from localdelay import Message, RetryPolicy, SqliteJournal, open_delay_queue
 from localdelay.journal.record import Record
 from tests.kit.journal_copies import (
     EPOCH,
@@ -41,7 +40,7 @@ from tests.kit.journal_life import (
     Part,
     run,
 )
-from tests.kit.journals import Disk, content_of, until
+from tests.kit.journals import Gated, content_of, until
 
 _outcomes = st.sampled_from(["slow", "fail", "throttled", "permanent", "hang"])
 _puts = st.tuples(
@@ -162,23 +161,6 @@ def test_a_crash_while_it_is_made(tmp_path: Path) -> None:
             assert [*content_of(Path(directory))] == ["journal"]
 
 
-class Gated(Disk):
-    """Its writes wait for a gate, and the first of them may fail then."""
-
-    def __init__(self, *, fails: bool) -> None:
-        super().__init__()
-        self.begun, self.gate = threading.Event(), threading.Event()
-        self._fails = fails
-
-    def write(self, kept: Sequence[Record], gone: Sequence[int], *, durable: bool) -> None:
-        self.begun.set()
-        assert self.gate.wait(20)
-        fails, self._fails = self._fails, False
-        if fails:
-            raise JournalError("once")
-        super().write(kept, gone, durable=durable)
-
-
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("changes", [False, True])
 async def test_what_is_cancelled_while_it_is_written(
@@ -215,15 +197,3 @@ async def test_what_could_not_be_written_is_tried_again(monkeypatch: pytest.Monk
         await until(lambda: disk.ids == ["a"] and not queue.statistics().at_risk)
         assert queue.statistics().journal_failures == 1
         await queue.drain(0.0)
-
-
-def test_a_write_that_fails_half_way(tmp_path: Path) -> None:
-    """Nothing of it is kept, and the next one is as good as ever."""
-    journal = SqliteJournal(tmp_path / "journal")
-    journal.open()
-    good = Record(1, 2.0, 3, "four", None, b"five")
-    with pytest.raises(JournalError):
-        journal.write([good, good._replace(key=2, id="\ud800")], [], durable=True)  # which no text can hold
-    journal.write([good._replace(key=3)], [], durable=True)
-    journal.close()
-    assert journal.read() == [good._replace(key=3)]

@@ -29,13 +29,9 @@ from localdelay import (
     threads,
 )
 from localdelay.journal.record import Record
-from tests.kit.journals import Disk, Gated, until
+from tests.kit.journals import Disk, Gated, nothing, until
 
 Conserved = Callable[[DelayQueue], Statistics]
-
-
-async def nothing(*_: object) -> None:
-    pass
 
 
 async def throttled(*_: object) -> None:

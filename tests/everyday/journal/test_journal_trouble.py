@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -23,18 +22,9 @@ from localdelay import (
     Statistics,
     open_delay_queue,
 )
-from tests.kit.journals import Disk, until
+from tests.kit.journals import Disk, nothing, until
 
 Conserved = Callable[[DelayQueue], Statistics]
-
-
-async def nothing(_: Message) -> None:
-    pass
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "journal"
 
 
 async def test_a_backlog_does_not_hold_up_what_is_sent(conserved: Conserved) -> None:
@@ -57,6 +47,21 @@ async def test_a_backlog_does_not_hold_up_what_is_sent(conserved: Conserved) -> 
         await queue.drain(0.0)
     assert len([kept for kept, _, _ in writes if kept]) < 20
     assert conserved(queue).spooled == 3000
+
+
+async def test_a_flush_waits_for_what_is_late(conserved: Conserved, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could not be written before is there when it returns, and not when its next try is due."""
+    monkeypatch.setattr(localdelay.journal.commits, "RETRY_EVERY", 1e6)
+    disk = Disk()
+    disk.error = JournalError("the disk is full")
+    async with open_delay_queue(nothing, capacity=10, workers=1, journal=disk) as queue:
+        queue.put_nowait(b"", delay=100.0, id="a")
+        # The first try, and one of what is late: the next of these is far away.
+        await until(lambda: queue.statistics().journal_failures == 2)
+        disk.error = None
+        await queue.flush()
+        assert (disk.ids, conserved(queue).at_risk) == (["a"], 0)
+        await queue.drain(0.0)
 
 
 async def test_what_is_late_is_what_is_known_last(conserved: Conserved) -> None:
@@ -164,33 +169,6 @@ async def test_a_journal_that_was_deleted_is_missed(
             await queue.put(b"x", delay=100.0)
         assert conserved(queue).pending == 1
         assert queue.cancel(queue.messages()[0].id)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing can be forked here")
-def test_a_forked_child_does_not_hold_the_lock(tmp_path: Path) -> None:
-    """The journal can be opened again though a child of the one that had it still runs."""
-    journal = SqliteJournal(tmp_path / "journal")
-    journal.open()
-    reading, writing = os.pipe()
-    born, bearing = os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(writing)
-        os.write(bearing, b"x")
-        os.read(reading, 1)
-        os._exit(0)
-    try:
-        os.read(born, 1)
-        with pytest.raises(JournalError, match="in use"):
-            SqliteJournal(journal.path).open()
-        journal.close()
-        again = SqliteJournal(journal.path)
-        again.open()
-        again.close()
-    finally:
-        for end in (reading, writing, born, bearing):
-            os.close(end)
-        os.waitpid(child, 0)
 
 
 async def test_a_journal_without_an_end_is_refused() -> None:
