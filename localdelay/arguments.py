@@ -38,11 +38,11 @@ def count(name: str, value: int) -> int:
     return value
 
 
-def field_at_least(low: float) -> Callable[[object, Any, float], None]:
+def field_at_least(low: float, kind: str = "a number") -> Callable[[object, Any, float], None]:
     """`at_least`, as a validator of an attrs field."""
 
     def check(_: object, attribute: Any, value: float) -> None:
-        at_least(attribute.name, value, low)
+        at_least(attribute.name, value, low, kind)
 
     return check
 
@@ -50,6 +50,12 @@ def field_at_least(low: float) -> Callable[[object, Any, float], None]:
 def field_count(_: object, attribute: Any, value: int) -> None:
     """`count`, as a validator of an attrs field."""
     count(attribute.name, value)
+
+
+def field_count_or_none(_: object, attribute: Any, value: int | None) -> None:
+    """The same, where None may stand for no bound."""
+    if value is not None:
+        count(attribute.name, value)
 
 
 def execute_at(

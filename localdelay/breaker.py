@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from enum import Enum
-from typing import Any
 
 import attrs
 
@@ -57,11 +56,6 @@ def _share(_: object, attribute: attrs.Attribute[float], value: float) -> None:
         raise ValueError(f"{attribute.name} must be over 0 and at most 1, not {value!r}")
 
 
-def _count_or_none(_: object, attribute: Any, value: int | None) -> None:
-    if value is not None:
-        arguments.count(attribute.name, value)
-
-
 @attrs.frozen(kw_only=True)
 class BreakerPolicy:
     """When the breaker opens and closes. A wrong argument is a `TypeError` or `ValueError` that names it."""
@@ -72,7 +66,7 @@ class BreakerPolicy:
     """How many calls are remembered."""
     minimum_calls: int = attrs.field(default=20, validator=arguments.field_count)
     """With fewer in the window, `failure_rate` says nothing."""
-    consecutive: int | None = attrs.field(default=5, validator=_count_or_none)
+    consecutive: int | None = attrs.field(default=5, validator=arguments.field_count_or_none)
     """It opens when so many in a row were throttled; None: it does not."""
     wait_initial: float = attrs.field(default=1.0, validator=arguments.field_at_least(0))
     """Seconds that it stays open at first."""

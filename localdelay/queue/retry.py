@@ -9,11 +9,6 @@ from localdelay.backoff import grown
 from localdelay.errors import PermanentSendError, Throttled
 
 
-def _attempts(_: object, attribute: attrs.Attribute[int | None], value: int | None) -> None:
-    if value is not None:
-        arguments.count(attribute.name, value)
-
-
 @attrs.frozen
 class RetryPolicy:
     """How often a failed send is tried again, and how long it waits; the names are stamina's.
@@ -23,7 +18,7 @@ class RetryPolicy:
     `TypeError`; one that is negative, NaN or infinite is a `ValueError`.
     """
 
-    attempts: int | None = attrs.field(default=None, validator=_attempts)
+    attempts: int | None = attrs.field(default=None, validator=arguments.field_count_or_none)
     """Sends in all, the first one included; None: for as long as the process lives."""
     wait_initial: float = attrs.field(default=0.1, validator=arguments.field_at_least(0))
     wait_max: float = attrs.field(default=30.0, validator=arguments.field_at_least(0))

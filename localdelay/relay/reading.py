@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -15,9 +15,8 @@ from localdelay import arguments
 from localdelay.errors import QueueFull, Throttled
 from localdelay.fallback.fallback import Holder
 from localdelay.message import NO_HEADERS, Message, numbers
-from localdelay.queue.queue import DelayQueue
 from localdelay.relay.framing import Splitter
-from localdelay.relay.lines import Options, Parse, WrongLine
+from localdelay.relay.lines import Parse, WrongLine
 from localdelay.relay.source import Source
 
 _REFUSED = 0.1
@@ -39,7 +38,7 @@ class Rest:
 
 
 class Reader:
-    """Reads lines, and puts a message for each into the queue."""
+    """Reads lines, and has the queue hold a message for each."""
 
     def __init__(
         self, source: Source, parse: Parse, *, max_line: int, strict: bool, on_wrong_line: WrongLineHook
@@ -52,7 +51,7 @@ class Reader:
         self._on_wrong_line = on_wrong_line
         self._waiting: deque[bytes | None] = deque()
         self._numbers = numbers()
-        self._giving: Message | None = None  # of the first line that waits: Redis may have it or not
+        self._giving: Message | None = None  # memory does not have it yet; Redis may have it or not
         self.lines = 0
         """Lines so far, wrong ones included."""
         self.wrong = 0
@@ -60,103 +59,81 @@ class Reader:
         self.ended = False
         """Whether all of the input was read."""
 
-    async def run(self, queue: DelayQueue | Holder) -> None:
+    async def run(self, queue: Holder) -> None:
         """Take in all lines, or those before the first wrong one where it is `strict`.
 
         Raises `OSError` where the source can't be read. It may be cancelled at any time; `stop` is to follow.
         """
         while chunk := await self._source.read():
-            self._waiting.extend(self._splitter.feed(chunk))
-            if not await self._take_in(queue):
+            if not await self._take_in(queue, self._splitter.feed(chunk)):
                 return
-        self._waiting.extend(self._splitter.end())
-        self.ended = await self._take_in(queue)
+        self.ended = await self._take_in(queue, self._splitter.end())
 
     def stop(self) -> Rest:
         """Read no more. What was read until now is not lost: it is what this returns."""
         arrived, ended = self._source.stop()
-        if self._refused and self._source.keeps:
-            # What a file has after the wrong line, it keeps.
+        if self._refused and self._source.keeps:  # what a file has after the wrong line, it keeps
             self._waiting.clear()
             return Rest([], b"")
         self._waiting.extend(self._splitter.feed(arrived))
         if ended:
             self._waiting.extend(self._splitter.end())
             self.ended = True
-        half = self._splitter.cut()
-        messages = []
-        if self._giving is not None:  # under the id that Redis may have it by
-            self._waiting.popleft()
-            self.lines += 1
-            messages.append(self._giving)
+        half = b"" if self._source.keeps else self._splitter.cut()
+        # A cancellation in the midst of giving it leaves it here, under the id that Redis may have it by.
+        messages = [] if self._giving is None else [self._giving]
         while self._waiting:
-            line = self._waiting.popleft()
-            self.lines += 1
             try:
-                payload, options = self._parsed(line)
+                messages.append(self._next())
             except ValueError as error:
                 self._refuse(error)
-            else:
-                messages.append(_message(next(self._numbers), payload, options))
-        # What a file has, it keeps.
-        return Rest(messages, b"" if self._source.keeps else half)
+        return Rest(messages, half)
 
-    async def _take_in(self, queue: DelayQueue | Holder) -> bool:
-        """Put what waits into the queue; False where it is to end at a wrong line."""
-        waiting = self._waiting
-        while waiting:
+    async def _take_in(self, queue: Holder, lines: Iterable[bytes | None]) -> bool:
+        """Have the queue hold the messages of these lines; False where it is to end at a wrong one."""
+        self._waiting.extend(lines)
+        while self._waiting:
             if not self.lines % _TURN:
                 await trio.lowlevel.checkpoint()
             try:
-                payload, options = self._parsed(waiting[0])
-                if isinstance(queue, DelayQueue):
-                    try:
-                        queue.put_nowait(payload, **options)
-                    except QueueFull:
-                        # A cancellation finds the line where it was, and no message of it.
-                        await queue.put(payload, **options)
-                else:
-                    await self._give(queue, payload, options)
-            except ValueError as error:
-                self.lines += 1
-                waiting.popleft()
+                self._giving = self._next()
+                await _give(queue, self._giving)
+            except ValueError as error:  # also where the queue will never hold it
                 self._refuse(error)
-                if self._strict:
-                    self._refused = True
-                    return False
-            else:
-                self.lines += 1
-                waiting.popleft()
+                self._refused = self._strict
+            self._giving = None
+            if self._refused:
+                return False
         return True
 
-    async def _give(self, queue: Holder, payload: bytes, options: Options) -> None:
-        """Have a queue hold the message, again and again until it does: it knows the id."""
-        self._giving = _message(next(self._numbers), payload, options)
-        while True:
-            try:
-                await queue.hold(self._giving)
-            except (QueueFull, Throttled, ConnectionError):
-                await trio.sleep(_REFUSED)
-            except ValueError:  # it never will
-                self._giving = None
-                raise
-            else:
-                self._giving = None
-                return
-
-    def _parsed(self, line: bytes | None) -> tuple[bytes, Options]:
+    def _next(self) -> Message:
+        """The message of the next line that waits. Raises `ValueError` where it is a wrong one."""
+        line = self._waiting.popleft()
+        self.lines += 1
         if line is None:
             raise WrongLine(f"is longer than {self._max_line:,} bytes")
-        return self._parse(line)
+        payload, options = self._parse(line)
+        at = options.get("at")
+        wall = arguments.wall_clock(at)
+        due = arguments.execute_at(trio.current_time(), options.get("delay"), at, wall=wall)
+        headers = options.get("headers")
+        shown = MappingProxyType(dict(headers)) if headers else NO_HEADERS
+        return Message(options.get("id", next(self._numbers)), payload, due, shown)
 
     def _refuse(self, error: ValueError) -> None:
         self.wrong += 1
         self._on_wrong_line(self.lines, str(error))
 
 
-def _message(number: int, payload: bytes, options: Options) -> Message:
-    wall = datetime.now(UTC)
-    due = arguments.execute_at(trio.current_time(), options.get("delay"), options.get("at"), wall=wall)
-    headers = options.get("headers")
-    shown = MappingProxyType(dict(headers)) if headers else NO_HEADERS
-    return Message(options.get("id", number), payload, due, shown)
+async def _give(queue: Holder, message: Message) -> None:
+    """Have the queue hold this, however long it takes: one in Redis again and again, for it knows the id."""
+    patience = 0.0  # most find room at once, and a scope for each would be for nothing
+    while True:
+        try:
+            await queue.hold(message, patience)
+        except (QueueFull, Throttled, ConnectionError):
+            if patience:
+                await trio.sleep(_REFUSED)
+            patience = math.inf
+        else:
+            return

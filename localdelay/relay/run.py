@@ -6,8 +6,8 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -24,7 +24,7 @@ from localdelay.queue.sending import HandBack
 from localdelay.relay import lines
 from localdelay.relay.reading import Reader, Rest
 from localdelay.relay.records import Instant, cut_off, record
-from localdelay.relay.saving import JsonLines, Saved, open_lines, open_temporary, save
+from localdelay.relay.saving import JsonLines, places, save
 from localdelay.relay.settings import Outcome, Phase, Progress, Settings, Watcher
 from localdelay.relay.source import Descriptor, Source
 from localdelay.signals import heard
@@ -52,18 +52,16 @@ class NoDelay(LocalDelayError):
 
 def check(settings: Settings, descriptor: int = 0) -> None:
     """Raise a `ValueError` for what can't be done here: it names the setting."""
-    try:
+    with _naming("to"):
         check_url(settings.to)
-    except ValueError as error:
-        raise ValueError(f"to {str(error).partition(' ')[2]}") from None
     if settings.hold is not None:
-        with suppress(ModuleNotFoundError):  # raised when it is opened
+        with (
+            suppress(ModuleNotFoundError),
+            _naming("hold"),
+        ):  # the extra may be missing: told when it is opened
             from localdelay.redis_plan import check_url as check_hold
 
-            try:
-                check_hold(settings.hold)
-            except ValueError as error:
-                raise ValueError(f"hold {str(error).partition(' ')[2]}") from None
+            check_hold(settings.hold)
     if settings.to == STDOUT and _is_same_file(1, descriptor):
         raise ValueError("to must not be the file that is read: it would never end")
     for name in ("unsent", "dead_letters"):
@@ -72,6 +70,15 @@ def check(settings: Settings, descriptor: int = 0) -> None:
             raise ValueError(f"{name} must not be the file that is read: what was sent would be in it again")
         if settings.to == STDOUT and path is not None and _is_same_file(path, 1):
             raise ValueError(f"{name} must not be the file that the messages go to")
+
+
+@contextmanager
+def _naming(setting: str) -> Iterator[None]:
+    """What is wrong with a URL, under the name of the setting that it was given for."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{setting} {str(error).partition(' ')[2]}") from None
 
 
 def run(settings: Settings, watcher: Watcher, descriptor: int = 0) -> Outcome:
@@ -92,14 +99,14 @@ def run(settings: Settings, watcher: Watcher, descriptor: int = 0) -> Outcome:
 def stops() -> list[signal.Signals]:
     """The signals that stop a relay."""
     # What is ignored stays so: a hang-up under `nohup`, Ctrl-C in the background of a script.
-    asked = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    asked = [signum for signum in signal.Signals if signum.name in ("SIGHUP", "SIGINT", "SIGTERM")]
     return [signum for signum in asked if signal.getsignal(signum) != signal.SIG_IGN]
 
 
 async def _run_until_signal(relay: Relay) -> Outcome:
     async with heard(stops(), relay.stop):
         await relay.go()
-    return relay.outcome()
+    return relay.outcome
 
 
 class Relay:
@@ -127,20 +134,18 @@ class Relay:
         self._until_stopped = trio.CancelScope()
         self._queue: AnyQueue | None = None
         self._phase = Phase.READING
-        self._began = self._ended = self._deadline = 0.0
-        self._stopped_by: int | None = None
-        self._failure: str | None = None
+        self._began = self._deadline = 0.0
         self._rest: Rest | None = None
         self._letters: JsonLines | None = None
         self._kept: list[tuple[Message, Exception | None]] = []  # given up, but nobody took them
-        self._unsent = 0
-        self._saved = Saved()
+        self.outcome = Outcome()
+        """What became of it all, when it has ended."""
 
     def stop(self, signum: int) -> None:
         """Stop because of this signal: within the grace, and at the second call at once."""
-        if self._stopped_by is not None or self._queue is None:
+        if self.outcome.stopped_by is not None or self._queue is None:
             self._all.cancel()
-        self._stopped_by = self._stopped_by or signum
+        self.outcome.stopped_by = self.outcome.stopped_by or signum
         self._until_stopped.cancel()
 
     async def go(self) -> None:
@@ -156,25 +161,7 @@ class Relay:
             if self._queue is None:
                 raise
             # All that was not sent is written by now, and it is for the outcome to say where.
-            self._failure = self._failure or self._told(bare(raised))
-
-    def outcome(self) -> Outcome:
-        """What became of it all."""
-        queue = None if self._queue is None else self._queue.statistics()
-        return Outcome(
-            seconds=self._ended - self._began,
-            lines=self._reader.lines,
-            wrong=self._reader.wrong,
-            queue=queue,
-            dead=0 if queue is None else queue.dead - len(self._kept),
-            letters=None if self._letters is None else self._letters.path,
-            unsent=self._unsent,
-            half=0 if self._rest is None else len(self._rest.half),
-            saved=self._saved,
-            input_ended=self._reader.ended,
-            stopped_by=self._stopped_by,
-            failure=self._failure,
-        )
+            self._fail(self._told(bare(raised)))
 
     async def _through(self, broker: Broker) -> None:
         settings = self._settings
@@ -199,7 +186,7 @@ class Relay:
             try:
                 await self._reader.run(queue)
             except OSError as error:
-                self._failure = f"standard input can't be read: {error.strerror or error}"
+                self._fail(f"standard input can't be read: {error.strerror or error}")
             self._take_rest()
             self._phase = Phase.LAST
             await _until_all_is_sent(queue)
@@ -209,9 +196,12 @@ class Relay:
         self._deadline = trio.current_time() + self._settings.grace
         await queue.drain(self._settings.grace, hand_back)
 
+    def _fail(self, reason: str) -> None:
+        self.outcome.failure = self.outcome.failure or reason  # the first is what the others come of
+
     def _end(self, reason: str) -> None:
         """End at once: there is no use in going on."""
-        self._failure = self._failure or reason
+        self._fail(reason)
         self._all.cancel()
 
     def _take_rest(self) -> Rest:
@@ -252,13 +242,10 @@ class Relay:
 
     def _save(self) -> None:
         """Write down what was not sent. Nothing can cancel this: it awaits nothing."""
-        rest = self._take_rest()
-        self._ended = trio.current_time()
+        rest, outcome, now = self._take_rest(), self.outcome, _now()
         pending = self._queue.messages() if isinstance(self._queue, DelayQueue) else []  # Redis keeps its own
         messages = [*((message, None) for message in (*pending, *rest.messages)), *self._kept]
-        self._unsent = len(messages)
         items: list[_Item] = [*messages, rest.half] if rest.half else [*messages]
-        now = _now()
 
         def encode(item: _Item) -> bytes:
             if isinstance(item, bytes):
@@ -266,13 +253,20 @@ class Relay:
             message, error = item
             return record(message, now, None if error is None else self._told(error))
 
-        self._saved = save(items, encode, _places(self._settings.unsent))
+        outcome.saved = save(items, encode, places("unsent", self._settings.unsent))
+        outcome.unsent, outcome.half = len(messages), len(rest.half)
+        outcome.seconds = now.clock - self._began
+        outcome.lines, outcome.wrong = self._reader.lines, self._reader.wrong
+        outcome.input_ended = self._reader.ended
+        if self._queue is not None:
+            outcome.queue = self._queue.statistics()
+            outcome.dead = outcome.queue.dead - len(self._kept)
         if self._letters is not None:
+            outcome.letters = self._letters.path
             try:
                 self._letters.close()
             except OSError as error:
-                reason = f"dead letters can't be written: {error.strerror or error}"
-                self._failure = self._failure or reason
+                self._fail(f"dead letters can't be written: {error.strerror or error}")
 
     def _told(self, error: BaseException) -> str:
         told = " ".join(f"{type(error).__name__}: {error}".split())
@@ -325,26 +319,14 @@ def _now() -> Instant:
     return Instant(clock, time.time())  # in this order, or what is written down might be early
 
 
-def _places(unsent: Path | None) -> list[tuple[Path | None, Callable[[], JsonLines]]]:
-    """Where to write what was not sent, in the order in which it is tried."""
-    prefix = f"localdelay-unsent-{os.getpid()}"
-    default = Path(f"{prefix}.jsonl")
-
-    def first() -> JsonLines:
-        # Whoever can guess its name might have made it a link to somewhere else.
-        return open_lines(default, follow_links=False) if unsent is None else open_lines(unsent)
-
-    return [(unsent or default, first), (None, lambda: open_temporary(f"{prefix}-"))]
-
-
-def _open_letters(path: Path | None) -> JsonLines:
-    if path is not None:
-        return open_lines(path)
-    prefix = f"localdelay-dead-letters-{os.getpid()}"
+def _open_letters(asked: Path | None) -> JsonLines:
+    (_, first), (_, second) = places("dead-letters", asked)
     try:
-        return open_lines(Path(f"{prefix}.jsonl"), follow_links=False)
+        return first()
     except OSError:
-        return open_temporary(f"{prefix}-")
+        if asked is not None:
+            raise
+        return second()
 
 
 def _is_same_file(file: Path | int, descriptor: int) -> bool:

@@ -8,14 +8,17 @@ import os
 import select
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import attrs
 
 _Item = TypeVar("_Item")
+
+Place: TypeAlias = "tuple[Path | None, Callable[[], JsonLines]]"
+"""A file, and how it is opened; None is a new one in the directory for temporary files."""
 
 _AT_ONCE = 1000
 _PATIENCE = 200  # milliseconds
@@ -75,6 +78,22 @@ def open_temporary(prefix: str) -> JsonLines:
     return JsonLines(Path(path), descriptor)
 
 
+def places(kind: str, asked: Path | None) -> list[Place]:
+    """Where lines of this kind are to go, in the order in which it is tried.
+
+    First the file that was asked for, or else one in the current directory with this process's number in its
+    name; then a temporary one.
+    """
+    prefix = f"localdelay-{kind}-{os.getpid()}"
+    path = asked or Path(f"{prefix}.jsonl")
+    # Whoever can guess the name might have made it a link to somewhere else.
+    follow_links = asked is not None
+    return [
+        (path, lambda: open_lines(path, follow_links=follow_links)),
+        (None, lambda: open_temporary(f"{prefix}-")),
+    ]
+
+
 class NotAllWritten(OSError):
     """Some lines are written, and the rest is not."""
 
@@ -83,7 +102,7 @@ class NotAllWritten(OSError):
         self.written = written
 
 
-@attrs.frozen
+@attrs.define
 class Saved:
     """Where items went."""
 
@@ -98,37 +117,31 @@ class Saved:
 def save(
     items: Sequence[_Item],
     encode: Callable[[_Item], bytes],
-    places: Iterable[tuple[Path | None, Callable[[], JsonLines]]],
+    places: Iterable[Place],
 ) -> Saved:
     """Write a line for each item into the first file that takes it; what one does not take, the next does."""
     saved = Saved(lost=len(items))
-    for path, opened in places:
+    for where, opened in places:
         if not saved.lost:
             break
-        done = len(items) - saved.lost
-        taken, failure, where = 0, None, path
+        lines = map(encode, islice(items, len(items) - saved.lost, None))
+        path, taken = where, 0
         try:
             with contextlib.closing(opened()) as file:
-                where = file.path
-                for batch in _batches(map(encode, islice(items, done, None))):
+                path = file.path
+                while batch := list(islice(lines, _AT_ONCE)):
                     file.append(batch)
                     taken += len(batch)
         except NotAllWritten as error:
             taken += error.written
-            failure = error.strerror
+            saved.failures.append((path, error.strerror or ""))
         except OSError as error:  # it was not opened, or the disk does not confirm what it has
-            taken, failure = 0, error.strerror or str(error)
-        saved = Saved(
-            [*saved.places, (where, taken)] if where and taken else saved.places,
-            saved.failures if failure is None else [*saved.failures, (where, failure)],
-            saved.lost - taken,
-        )
+            taken = 0
+            saved.failures.append((path, error.strerror or str(error)))
+        if path and taken:
+            saved.places.append((path, taken))
+        saved.lost -= taken
     return saved
-
-
-def _batches(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
-    while batch := list(islice(lines, _AT_ONCE)):
-        yield batch
 
 
 def _ends_with_line_break(path: Path) -> bool:

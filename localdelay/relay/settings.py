@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import attrs
 
@@ -16,14 +16,7 @@ from localdelay.statistics import Statistics
 FORMATS = ("text", "jsonl")
 
 
-def _count_or_none(_: object, attribute: Any, value: int | None) -> None:
-    if value is not None:
-        arguments.count(attribute.name, value)
-
-
-def _seconds_or_none(_: object, attribute: Any, value: float | None) -> None:
-    if value is not None:
-        arguments.at_least(attribute.name, value, 0, "a number of seconds")
+_seconds = arguments.field_at_least(0, "a number of seconds")
 
 
 @attrs.frozen(kw_only=True)
@@ -35,7 +28,7 @@ class Settings:
     hold: str | None = None
     """The URL of a queue in Redis, where messages wait until they are due; None: in the memory of this
     process."""
-    delay: float | None = attrs.field(default=None, validator=_seconds_or_none)
+    delay: float | None = attrs.field(default=None, validator=attrs.validators.optional(_seconds))
     """Seconds, for the lines that say nothing of when. Text needs it."""
     format: str = "text"
     """How a line is read: see `lines`."""
@@ -44,13 +37,13 @@ class Settings:
     """Messages held at once; the input waits while there are so many."""
     capacity_bytes: int = attrs.field(default=256_000_000, validator=arguments.field_count)
     """Payloads and headers held at once."""
-    batch: int | None = attrs.field(default=None, validator=_count_or_none)
+    batch: int | None = attrs.field(default=None, validator=arguments.field_count_or_none)
     """The most messages of one send; None: one by one."""
-    attempts: int | None = attrs.field(default=None, validator=_count_or_none)
+    attempts: int | None = attrs.field(default=None, validator=arguments.field_count_or_none)
     """Sends of a message before it is given up; None: no end."""
-    send_timeout: float = attrs.field(default=30.0)
+    send_timeout: float = attrs.field(default=30.0, validator=_seconds)
     """Seconds that a send may take."""
-    grace: float = attrs.field(default=25.0, validator=arguments.field_at_least(0))
+    grace: float = attrs.field(default=25.0, validator=_seconds)
     """Seconds from the first signal on in which what comes due is still sent."""
     hand_back: bool = False
     """Whether what comes due later is given to the broker's own delay."""
@@ -70,7 +63,7 @@ class Settings:
             raise ValueError("delay must be given for text: a line says nothing of when")
         if self.hold is not None and self.hand_back:
             raise ValueError("hand_back is for messages in memory: in Redis they are safe")
-        if not arguments.at_least("send_timeout", self.send_timeout, 0) > 0:
+        if not self.send_timeout:
             raise ValueError("send_timeout must be more than 0")
 
 
@@ -98,7 +91,7 @@ class Progress:
     queue: Statistics
 
 
-@attrs.frozen(kw_only=True)
+@attrs.define(kw_only=True)
 class Outcome:
     """What became of it all: lines = wrong + accepted + what was read and not taken in."""
 

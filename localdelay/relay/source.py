@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import select
 import stat
@@ -43,6 +42,8 @@ class Descriptor:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._arrived: deque[bytes] = deque()
+        import fcntl  # not at the top: Windows has none, and reads this module for what else there is
+
         try:
             mode = os.fstat(descriptor).st_mode
             access = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE

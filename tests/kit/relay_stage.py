@@ -153,7 +153,7 @@ class Stage:
             nursery.start_soon(stop)
             await one.go()
             nursery.cancel_scope.cancel()
-        outcome = one.outcome()
+        outcome = one.outcome
         if "hold" not in settings:  # else others may have a part in it
             conserve(outcome)
         return outcome

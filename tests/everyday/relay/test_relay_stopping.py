@@ -255,7 +255,7 @@ async def test_a_broker_that_breaks_for_good(
     settings = Settings(to="nats://user:hunter2@host/subject", unsent=stage.unsent, delay=1.0)
     one = Relay(settings, Script(b"a\nb\n", ends=False), stage.watched)
     await one.go()
-    outcome = one.outcome()
+    outcome = one.outcome
     conserve(outcome)
     assert outcome.failure is not None
     assert outcome.failure.startswith(type(error).__name__)
@@ -292,7 +292,7 @@ async def test_a_broker_that_breaks_while_it_is_ended(
         await trio.sleep(2.0)
         one.stop(signal.SIGINT)
         one.stop(signal.SIGINT)
-    outcome = one.outcome()
+    outcome = one.outcome
     conserve(outcome)
     assert (outcome.failure, outcome.stopped_by) == ("ConnectionError: lost", signal.SIGINT)
     assert [record["payload"] for record in stage.records()] == ["a"]
@@ -318,7 +318,7 @@ async def test_a_broker_that_is_down(
     with pytest.raises(ConnectionError, match="no connection"):
         await one.go()
     assert (script.reads, script.stops) == (0, 0)
-    assert one.outcome() == Outcome()
+    assert one.outcome == Outcome()
 
 
 async def test_a_signal_before_the_broker_answers(
@@ -343,7 +343,7 @@ async def test_a_signal_before_the_broker_answers(
         nursery.start_soon(one.go)
         await trio.sleep(2.0)
         one.stop(signal.SIGINT)
-    assert one.outcome() == Outcome(stopped_by=signal.SIGINT)
+    assert one.outcome == Outcome(stopped_by=signal.SIGINT)
     assert script.reads == 0
 
 
