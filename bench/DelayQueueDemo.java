@@ -12,7 +12,7 @@ import java.util.concurrent.atomic.AtomicInteger;
 import java.util.concurrent.locks.LockSupport;
 
 /**
- * java.util.concurrent.DelayQueue and threads that take from it. The send records how late it is.
+ * java.util.concurrent.DelayQueue and threads that take from it. The send records when it began.
  *
  * <p>DelayQueueDemo KIND MESSAGES RATE WORKERS PATIENCE, see foreign.py for what goes in and out.
  */
@@ -24,7 +24,9 @@ final class DelayQueueDemo {
 
     private final DelayQueue<Message> queue = new DelayQueue<>();
     private final AtomicInteger sent = new AtomicInteger();
-    private final double[] late;
+    private final AtomicInteger early = new AtomicInteger();
+    private final double[] begun; // by number, in seconds from the origin
+    private volatile long origin;
 
     private static final class Message implements Delayed {
         final long due;
@@ -47,7 +49,8 @@ final class DelayQueueDemo {
     }
 
     private DelayQueueDemo(int messages, int workers) {
-        late = new double[messages];
+        begun = new double[messages];
+        Arrays.fill(begun, Double.NaN);
         for (int i = 0; i < workers; i++) {
             Thread thread = new Thread(this::work);
             thread.setDaemon(true);
@@ -59,7 +62,12 @@ final class DelayQueueDemo {
         try {
             while (true) {
                 Message message = queue.take();
-                late[sent.getAndIncrement()] = (System.nanoTime() - message.due) / 1e9;
+                long now = System.nanoTime();
+                begun[(int) ByteBuffer.wrap(message.payload).getLong()] = (now - origin) / 1e9;
+                if (now < message.due) {
+                    early.incrementAndGet();
+                }
+                sent.incrementAndGet();
             }
         } catch (InterruptedException ended) {
             Thread.currentThread().interrupt();
@@ -68,7 +76,7 @@ final class DelayQueueDemo {
 
     private static byte[] body(int number) {
         byte[] payload = new byte[BODY_BYTES];
-        ByteBuffer.wrap(payload).putLong(BODY_BYTES - 8, number);
+        ByteBuffer.wrap(payload).putLong(0, number);
         return payload;
     }
 
@@ -79,11 +87,12 @@ final class DelayQueueDemo {
     private void finish(long until) {
         do { // at least once: the last one is counted before it is written
             LockSupport.parkNanos(5_000_000);
-        } while (sent.get() < late.length && System.nanoTime() < until);
+        } while (sent.get() < begun.length && System.nanoTime() < until);
     }
 
-    /** Message i is put at start + i / rate, in runs whose times are kept: the same rules as in pace.py. */
+    /** Message i is put at start + i / rate, in runs whose times are kept: the same rules as those of the others. */
     private double[] offer(double[] delays, double rate, long began) {
+        origin = began;
         double[] runs = new double[3 * delays.length];
         int used = 0;
         for (int done = 0; done < delays.length; ) {
@@ -111,7 +120,7 @@ final class DelayQueueDemo {
     /** Puts all of them, due at the same instant; returns the processor time that it took. */
     private double fill(byte[][] bodies, long due) {
         double before = cpu();
-        for (int i = 0; i < late.length; i++) {
+        for (int i = 0; i < begun.length; i++) {
             long now = System.nanoTime();
             queue.put(new Message(due == 0 ? now + nanos(3600) : due, bodies == null ? body(i) : bodies[i]));
         }
@@ -170,8 +179,10 @@ final class DelayQueueDemo {
             runs = demo.offer(delays, rate, began);
             demo.finish(began + nanos(messages / rate + longest + patience));
         } else if (kind.equals("burst")) {
+            demo.origin = began;
             demo.fill(null, began + nanos(1));
             demo.finish(began + nanos(60));
+            figure = 1;
         } else if (kind.equals("put")) {
             for (int i = 0; i < PUT_ROUNDS; i++) {
                 demo.queue.clear();
@@ -183,7 +194,6 @@ final class DelayQueueDemo {
         }
         double wall = (System.nanoTime() - began) / 1e9;
         used = cpu() - used;
-        int done = demo.sent.get();
-        write(new double[] {figure, used, wall, done}, Arrays.copyOf(demo.late, done), runs);
+        write(new double[] {figure, used, wall, demo.early.get()}, demo.begun, runs);
     }
 }

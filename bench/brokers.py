@@ -7,10 +7,7 @@ the figures are medians over the rounds. README.md in this folder says what each
 from __future__ import annotations
 
 import json
-import statistics
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -19,13 +16,11 @@ import click
 from tests.kit.servers.all import NAMES, make
 from tests.kit.servers.process import NotInstalled, Server
 
-from . import report
-from .samples import ROOT, Result, machine
+from .samples import Result, facts, heading, in_process, load, median, medians, or_failed, save, shown, table
 
 LOCALDELAY, BARE = "localdelay", "bare"
 TARGET = 0.8
 """At least this share of the bare client's rate."""
-_TIMEOUT = 300.0
 
 
 @attrs.frozen
@@ -73,7 +68,7 @@ def measure(
             progress(f"{name}: left out: {missing}")
         finally:
             server.stop()
-    return {"machine": machine(), "settings": attrs.asdict(settings), "brokers": brokers}
+    return {"facts": facts("brokers"), "settings": attrs.asdict(settings), "brokers": brokers}
 
 
 def _measure_broker(
@@ -98,51 +93,59 @@ def _measure_broker(
                     "size": settings.size,
                     **attrs.asdict(shape),
                 }
-                samples[who].append(run_sample(arguments))
+                taken = or_failed(lambda: run_sample(arguments), progress)  # noqa: B023 (called at once)
+                samples[who].append(taken)
         shapes[shape.title] = combined(samples)
     return shapes
 
 
 def combined(samples: dict[str, list[Result]]) -> Result:
-    """The medians of both, and the median of the rounds' ratios."""
-    medians = {
-        who: {figure: statistics.median(result[figure] for result in results) for figure in results[0]}
-        for who, results in samples.items()
-    }
+    """The medians of both, the median of the rounds' ratios, and the rates that they come from.
+
+    A round in which one of the two failed has no ratio, and counts as the worst.
+    """
     rounds = zip(samples[LOCALDELAY], samples[BARE], strict=True)
-    ratio = statistics.median(ours["rate"] / bare["rate"] for ours, bare in rounds)
-    return {**medians, "ratio": ratio}
+    return {
+        **{who: medians(results, frozenset({"rate"})) for who, results in samples.items()},
+        "ratio": median([_ratio(ours, bare) for ours, bare in rounds], highest_is_best=True),
+        "rates": {who: [result.get("rate") for result in results] for who, results in samples.items()},
+    }
+
+
+def _ratio(ours: Result, bare: Result) -> float | None:
+    return ours["rate"] / bare["rate"] if "rate" in ours and "rate" in bare else None
 
 
 def lines(measured: Result) -> Iterator[str]:
-    """The report, 80 columns wide."""
+    """The README's table."""
     settings = measured["settings"]
-    yield from report.machine_lines(measured["machine"])
     yield (
-        f"{settings['messages']:,} messages of {settings['size']} bytes, each confirmed · "
-        f"medians of {settings['rounds']} rounds"
+        f"{heading(measured)}; {settings['messages']:,} messages of {settings['size']} bytes, each "
+        f"confirmed; medians of {settings['rounds']} rounds; "
+        f"raw: [results/brokers.json](results/brokers.json)."
     )
-    for name, shapes in measured["brokers"].items():
-        yield ""
-        yield _row(name, "localdelay", "bare", "ratio", "p99 ms", "bare p99")
-        for title, shape in shapes.items():
-            ours, bare, ratio = shape[LOCALDELAY], shape[BARE], shape["ratio"]
-            cells = (f"{ours['rate']:,.0f}/s", f"{bare['rate']:,.0f}/s", f"{ratio:.2f}")
-            times = (f"{ours['p99'] * 1e3:.2f}", f"{bare['p99'] * 1e3:.2f}")
-            missed = "" if ratio >= TARGET else f"  < {TARGET:g}"
-            yield f"{_row(title, *cells, *times)}{missed}"
+    yield ""
+    head = ["", "", "localdelay", "bare", "ratio", "p99", "bare p99"]
+    rows = [
+        [name, title, *_cells(shape)]
+        for name, shapes in measured["brokers"].items()
+        for title, shape in shapes.items()
+    ]
+    yield from table(head, rows)
 
 
-def _row(first: str, *cells: str) -> str:
-    return f"{first:<14}" + "".join(f"{cell:>12}" for cell in cells)
+def _cells(shape: Result) -> Sequence[str]:
+    ours, bare, ratio = shape[LOCALDELAY], shape[BARE], shape["ratio"]
+    rates = [shown(one.get("rate"), ",.0f", "/s") for one in (ours, bare)]
+    missed = f" < {TARGET:g}" if ratio is not None and ratio < TARGET else ""
+    p99s = [one.get("p99") for one in (ours, bare)]
+    times = [shown(None if p99 is None else 1e3 * p99, ".2f", " ms") for p99 in p99s]
+    return [*rates, f"{shown(ratio, '.2f')}{missed}", *times]
 
 
-def in_process(arguments: dict[str, Any]) -> Result:
-    """Run one sample in a fresh interpreter."""
-    command = [sys.executable, "-m", "bench.brokers_sample", json.dumps(arguments)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=_TIMEOUT)
-    answer: Result = json.loads(done.stdout)
-    return answer
+def _sample(arguments: dict[str, Any]) -> Result:
+    result: Result = in_process("brokers_sample", json.dumps(arguments))
+    return result
 
 
 @click.command()
@@ -150,12 +153,19 @@ def in_process(arguments: dict[str, Any]) -> Result:
 @click.option("--messages", type=click.IntRange(min=1000), default=Settings().messages, show_default=True)
 @click.option("--size", type=click.IntRange(min=1), default=Settings().size, show_default=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=Settings().rounds, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def main(brokers: tuple[str, ...], messages: int, size: int, rounds: int, as_json: bool) -> None:
-    """Measure confirmed messages/s and send times for each broker, beside its bare client."""
-    settings = Settings(brokers or NAMES, messages, size, rounds)
-    measured = measure(settings, in_process, lambda line: click.echo(line, err=True))
-    click.echo(json.dumps(measured, indent=2) if as_json else "\n".join(lines(measured)))
+@click.option("--quick", is_flag=True, help="One short round: to see that it works. It is not saved.")
+@click.option("--table", "saved", is_flag=True, help="Only print the table of what was saved.")
+def main(brokers: tuple[str, ...], messages: int, size: int, rounds: int, quick: bool, saved: bool) -> None:
+    """Measure confirmed messages/s and send times for each broker, beside its bare client.
+
+    Writes bench/results/brokers.json, and prints the README's table of it.
+    """
+    if not saved:
+        settings = Settings(brokers or NAMES, *((1000, size, 1) if quick else (messages, size, rounds)))
+        measured = measure(settings, _sample, lambda line: click.echo(line, err=True))
+        if not quick:
+            save("brokers", measured)
+    click.echo("\n".join(lines(load("brokers") if saved else measured)))
 
 
 if __name__ == "__main__":

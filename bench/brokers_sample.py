@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import trio
 
 from bench.bare import Bare, Sent
 from bench.brokers import BARE
-from bench.samples import Result
+from bench.samples import Result, distribution
 from localdelay import Message
 from localdelay.brokers import Broker, open_broker
 
@@ -45,13 +44,13 @@ async def _send_in_turn(
 
 
 def figures(sent: Sent, batch: int) -> Result:
-    """Messages/s, and the percentiles of the times, nearest rank, in seconds."""
-    ordered = sorted(sent.times)
+    """Messages/s, and the percentiles of the times, in seconds."""
+    found = distribution(sent.times)
     return {
-        "rate": len(ordered) * batch / sent.seconds,
-        "p50": ordered[math.ceil(len(ordered) * 0.50) - 1],
-        "p99": ordered[math.ceil(len(ordered) * 0.99) - 1],
-        "max": ordered[-1],
+        "rate": found.count * batch / sent.seconds,
+        "p50": found.p50,
+        "p99": found.p99,
+        "max": found.max,
     }
 
 

@@ -1,155 +1,332 @@
-"""The queues that are compared, behind the same two calls."""
+"""What `bench.peers` compares: how each is opened, in which world it lives, and which figures it has."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias
 
+import attrs
 import trio
 
 import localdelay
+from localdelay import aio, threads
+from localdelay.benchmark.contenders import Waiting, open_literal_port
+from localdelay.benchmark.load import PutNowait
 
-from .literal import Waiting, open_literal_port
-from .pace import Recorder
-from .rivals import open_call_at, open_heap_of_threads, open_task_per_message
+from .loops import Loop, World
+from .rivals import CallAt, CallAtTask, TaskPerMessage, open_heap_of_threads
+from .times import NO_TIME, Times
 
-LOCALDELAY = "localdelay"
-UNCANCELLABLE = "localdelay-uncancellable"
-BATCH = "localdelay-batch"
-BATCH_UNCANCELLABLE = "localdelay-batch-uncancellable"
-DEGRADED = "localdelay-degraded"
-"""A `Fallback` whose primary refuses every message."""
-LITERAL = "literal"
-TASKS = "trio-tasks"
-CALL_AT = "asyncio-call_at"
-"""The only one that needs an `AsyncioWorld`; all others live in a `TrioWorld`."""
-THREADS = "threads"
-BARE = "bare"
-"""Trio's memory channel with a clock read, and nobody at its other end: the floor for a put."""
-PAYLOADS = "payloads"
-"""A list of the payloads: the floor for memory."""
-NOTHING = "nothing"
-"""Every message is dropped: what the load generator itself costs."""
-
-TITLES = {
-    LOCALDELAY: "localdelay",
-    UNCANCELLABLE: "  cancellable=False",
-    DEGRADED: "  through a Fallback",
-    BATCH: "localdelay, send_batch",
-    LITERAL: "literal port",
-    BARE: "bare memory channel",
-    PAYLOADS: "payloads in a list",
-    NOTHING: "generator alone",
-}
+OPEN = ("held", "low", "high", "mixed")
+"""The figures of an open loop."""
+CLOSED = ("put", "burst", "memory")
+ALL = (*OPEN, *CLOSED)
+PROGRAM: Literal["program"] = "program"
+"""The world of what is no Python."""
 
 
-class Contender(Protocol):
+@attrs.frozen(kw_only=True)
+class Asked:
+    """What a contender is opened with."""
+
+    times: Times
+    loop: Loop
+    capacity: int
+    workers: int = 20
+
+
+@attrs.frozen
+class Queue:
     """What the scenarios need of a queue."""
 
-    def put_nowait(self, payload: bytes, /, *, delay: float) -> object: ...
-
-    async def put(self, payload: bytes, /, *, delay: float) -> object: ...
-
-
-class _BareChannel:
-    def __init__(self) -> None:
-        # The receiving end is kept: without one, a send raises BrokenResourceError.
-        self._sending, self._receiving = trio.open_memory_channel[Waiting](math.inf)
-
-    def put_nowait(self, payload: bytes, *, delay: float) -> None:
-        self._sending.send_nowait((trio.current_time() + delay, payload))
-
-    async def put(self, payload: bytes, *, delay: float) -> None:
-        await self._sending.send((trio.current_time() + delay, payload))
+    put_nowait: PutNowait
+    put: Callable[..., Any] | None = None
+    """`await put(payload, delay=...)`, or `await publish(...)`."""
+    hold: Callable[[], Any] | None = None
+    """Awaited: nothing is sent until `release`. Where there is none, holding the loop does it."""
+    release: Callable[[], Any] | None = None
 
 
-class _Payloads:
-    def __init__(self) -> None:
-        self._payloads: list[bytes] = []
-
-    def put_nowait(self, payload: bytes, *, delay: float) -> None:
-        self._payloads.append(payload)
-
-    async def put(self, payload: bytes, *, delay: float) -> None:
-        self.put_nowait(payload, delay=delay)
+Opener: TypeAlias = Callable[[Asked], AbstractAsyncContextManager[Queue]]
 
 
-class _Nothing:
-    def put_nowait(self, payload: bytes, *, delay: float) -> None:
-        pass
+@attrs.frozen(kw_only=True)
+class Contender:
+    """One row of the table."""
 
-    async def put(self, payload: bytes, *, delay: float) -> None:
-        pass
+    title: str
+    world: World | Literal["program"]
+    open: Opener | None = None
+    """Leaving the block ends it at once, whatever waits. None: it is built, and run as a program."""
+    likely: float = 10_000
+    """Messages/s, where the search for the rate that is held begins."""
+    figures: Sequence[str] = ALL
 
 
-class _Degraded:
-    """A publisher whose primary throttles: every message takes the long way round."""
+def _ending(opener: Opener) -> Opener:
+    """What lives on Trio is left by a cancellation."""
 
-    def __init__(self, queue: localdelay.DelayQueue) -> None:
-        self._publish = localdelay.Fallback(self._refuse, queue).publish
+    @asynccontextmanager
+    async def opened(asked: Asked) -> AsyncIterator[Queue]:
+        with trio.CancelScope() as scope:
+            async with opener(asked) as queue:
+                yield queue
+                scope.cancel()
 
-    async def _refuse(self, message: localdelay.Message, delay: float) -> None:
-        raise localdelay.Throttled("429")
+    return opened
 
-    def put_nowait(self, payload: bytes, *, delay: float) -> None:
-        raise TypeError("a publish through the primary has to be awaited")
 
-    async def put(self, payload: bytes, *, delay: float) -> None:
-        receipt = await self._publish(payload, delay=delay)
-        assert receipt.route is localdelay.Route.LOCAL
+def _sending(asked: Asked) -> dict[str, Any]:
+    one = asked.times.one
+
+    async def send(message: localdelay.Message) -> None:
+        one(message.execute_at, message.payload)
+
+    return {"send": send, "capacity": asked.capacity, "workers": asked.workers}
+
+
+def _one_by_one(**options: Any) -> Opener:
+    @_ending
+    @asynccontextmanager
+    async def opened(asked: Asked) -> AsyncIterator[Queue]:
+        async with localdelay.open_delay_queue(**_sending(asked), **options) as queue:
+            yield Queue(queue.put_nowait, queue.put)
+
+    return opened
+
+
+def _in_batches(**options: Any) -> Opener:
+    @_ending
+    @asynccontextmanager
+    async def opened(asked: Asked) -> AsyncIterator[Queue]:
+        batch = asked.times.batch
+
+        async def send_batch(messages: Sequence[localdelay.Message]) -> None:
+            batch(messages)
+
+        async with localdelay.open_delay_queue(
+            send_batch=send_batch, capacity=asked.capacity, workers=asked.workers, **options
+        ) as queue:
+            yield Queue(queue.put_nowait, queue.put)
+
+    return opened
+
+
+def _through_fallback(
+    *, refuses: bool = False, is_down: bool = False, limit: localdelay.RateLimit | None = None
+) -> Opener:
+    """A publisher whose primary takes everything, refuses everything, or is known to be down."""
+
+    async def primary(message: localdelay.Message, delay: float) -> None:
+        if refuses:
+            raise localdelay.Throttled("429")
+
+    @_ending
+    @asynccontextmanager
+    async def opened(asked: Asked) -> AsyncIterator[Queue]:
+        async with localdelay.open_delay_queue(**_sending(asked)) as queue:
+            breaker = localdelay.BreakerPolicy() if is_down else None
+            fallback = localdelay.Fallback(primary, queue, limit=limit, breaker=breaker)
+            if is_down:
+                fallback.force_open()
+            yield Queue(queue.put_nowait, fallback.publish)
+
+    return opened
+
+
+@_ending
+@asynccontextmanager
+async def _literal(asked: Asked) -> AsyncIterator[Queue]:
+    one = asked.times.one
+
+    async def send(message: Waiting) -> None:
+        one(*message)
+
+    async with open_literal_port(send, capacity=asked.capacity, workers=asked.workers) as port:
+        yield Queue(port.put_nowait, port.put)
+
+
+@_ending
+@asynccontextmanager
+async def _task_per_message(asked: Asked) -> AsyncIterator[Queue]:
+    one = asked.times.one
+
+    async def send(message: Waiting) -> None:
+        one(*message)
+
+    async with trio.open_nursery() as nursery:
+        yield Queue(TaskPerMessage(nursery, send).put_nowait)
 
 
 @asynccontextmanager
-async def open_contender(
-    name: str, recorder: Recorder, *, capacity: int, workers: int = 20
-) -> AsyncIterator[Contender]:
-    """Open a contender by name. Its send awaits nothing, and records.
+async def _call_at(asked: Asked) -> AsyncIterator[Queue]:
+    one = asked.times.one
+    yield Queue(CallAt(lambda message: one(*message)).put_nowait)
 
-    Leaving the block waits until everything is sent, where somebody sends.
-    """
-    record, record_batch = recorder.one, recorder.batch
 
-    async def send_tuple(message: Waiting) -> None:
-        record(message[0])
+@asynccontextmanager
+async def _call_at_task(asked: Asked) -> AsyncIterator[Queue]:
+    one = asked.times.one
 
-    async def send_message(message: localdelay.Message) -> None:
-        record(message.execute_at)
+    async def send(message: Waiting) -> None:
+        one(*message)
 
-    async def send_batch(messages: Sequence[localdelay.Message]) -> None:
-        record_batch(messages)
+    yield Queue(CallAtTask(send).put_nowait)
 
-    def send_at_once(message: Waiting) -> None:
-        record(message[0])
 
-    if name in (LOCALDELAY, UNCANCELLABLE, DEGRADED):
-        async with localdelay.open_delay_queue(
-            send_message, capacity=capacity, workers=workers, cancellable=name != UNCANCELLABLE
-        ) as queue:
-            yield _Degraded(queue) if name == DEGRADED else queue
-    elif name in (BATCH, BATCH_UNCANCELLABLE):
-        async with localdelay.open_delay_queue(
-            send_batch=send_batch, capacity=capacity, workers=workers, cancellable=name == BATCH
-        ) as queue:
-            yield queue
-    elif name == LITERAL:
-        async with open_literal_port(send_tuple, capacity=capacity, workers=workers) as port:
-            yield port
-    elif name == TASKS:
-        async with open_task_per_message(send_tuple) as tasks:
-            yield tasks
-    elif name == CALL_AT:
-        async with open_call_at(send_at_once) as timers:
-            yield timers
-    elif name == THREADS:
-        async with open_heap_of_threads(send_at_once, recorder.clock, workers=workers) as heap:
-            yield heap
-    elif name == BARE:
-        yield _BareChannel()
-    elif name == PAYLOADS:
-        yield _Payloads()
-    elif name == NOTHING:
-        yield _Nothing()
-    else:
-        raise ValueError(f"no contender is called {name!r}")
+@asynccontextmanager
+async def _aio(asked: Asked) -> AsyncIterator[Queue]:
+    one = asked.times.one
+
+    async def send(message: localdelay.Message) -> None:
+        one(NO_TIME, message.payload)
+
+    async with aio.open_delay_queue(send, capacity=asked.capacity, workers=asked.workers) as queue:
+        yield Queue(queue.put_nowait, queue.put, queue.pause, queue.resume)
+        await queue.drain(grace=0.0)
+
+
+@asynccontextmanager
+async def _heap_of_threads(asked: Asked) -> AsyncIterator[Queue]:
+    one = asked.times.one
+    async with open_heap_of_threads(
+        lambda message: one(*message), asked.loop.clock, workers=asked.workers
+    ) as heap:
+        yield Queue(heap.put_nowait, None, heap.hold, heap.release)
+
+
+@asynccontextmanager
+async def _threads(asked: Asked) -> AsyncIterator[Queue]:
+    one = asked.times.one
+
+    def send(message: localdelay.Message) -> None:
+        one(NO_TIME, message.payload)
+
+    with threads.open_delay_queue(send, capacity=asked.capacity, workers=asked.workers) as queue:
+
+        async def hold() -> None:
+            queue.pause()
+
+        async def release() -> None:
+            queue.resume()
+
+        yield Queue(queue.put_nowait, None, hold, release)
+        queue.drain(grace=0.0)
+
+
+@asynccontextmanager
+async def _bare_channel(asked: Asked) -> AsyncIterator[Queue]:
+    # The receiving end is kept: without one, a send raises BrokenResourceError.
+    sending, receiving = trio.open_memory_channel[Waiting](math.inf)
+
+    def put_nowait(payload: bytes, /, *, delay: float) -> None:
+        sending.send_nowait((trio.current_time() + delay, payload))
+
+    yield Queue(put_nowait)
+    receiving.close()
+
+
+@asynccontextmanager
+async def _list_of_payloads(asked: Asked) -> AsyncIterator[Queue]:
+    kept: list[bytes] = []
+    yield Queue(lambda payload, /, *, delay: kept.append(payload))
+
+
+GO, JAVA, LITERAL, BARE = "go", "java", "literal", "bare"
+LOCALDELAY, BATCH, LEAN = "localdelay", "localdelay-batch", "localdelay-batch-uncancellable"
+THREADS, AIO = "localdelay-threads", "localdelay-aio"
+HEAP, CALL_AT_TASK = "threads-heapq", "asyncio-call_at-task"
+CLOSED_BREAKER, LIMITED, OPEN_BREAKER, REFUSED = (
+    f"localdelay-fallback{suffix}" for suffix in ("", "-limit", "-down", "-refused")
+)
+
+CONTENDERS = MappingProxyType(
+    {
+        GO: Contender(title="Go: channel, 20 goroutines", world=PROGRAM, likely=500_000),
+        JAVA: Contender(title="Java: DelayQueue, 20 threads", world=PROGRAM, likely=70_000),
+        LITERAL: Contender(title="literal port on Trio", world="trio", open=_literal, likely=30_000),
+        "trio-tasks": Contender(
+            title="Trio, a task a message", world="trio", open=_task_per_message, likely=5_000
+        ),
+        LOCALDELAY: Contender(
+            title="localdelay, send",
+            world="trio",
+            open=_one_by_one(),
+            likely=100_000,
+            figures=(*ALL, "five", "await"),
+        ),
+        BATCH: Contender(
+            title="localdelay, send_batch",
+            world="trio",
+            open=_in_batches(),
+            likely=200_000,
+            figures=(*ALL, "five", "await"),
+        ),
+        LEAN: Contender(
+            title="localdelay, send_batch, cancellable=False",
+            world="trio",
+            open=_in_batches(cancellable=False),
+            likely=200_000,
+            figures=(*ALL, "five", "await"),
+        ),
+        "asyncio-call_at": Contender(
+            title="asyncio, call_at a message", world="asyncio", open=_call_at, likely=20_000
+        ),
+        CALL_AT_TASK: Contender(
+            title="asyncio, call_at and a task a message", world="asyncio", open=_call_at_task, likely=20_000
+        ),
+        AIO: Contender(
+            title="localdelay.aio, coroutine send",
+            world="asyncio",
+            open=_aio,
+            likely=20_000,
+            figures=(*ALL, "await"),
+        ),
+        HEAP: Contender(
+            title="threads, heapq and a Condition",
+            world="threads",
+            open=_heap_of_threads,
+            likely=50_000,
+            figures=(*ALL, "producers"),
+        ),
+        THREADS: Contender(
+            title="localdelay.threads, blocking send",
+            world="threads",
+            open=_threads,
+            likely=20_000,
+            figures=(*ALL, "producers"),
+        ),
+        CLOSED_BREAKER: Contender(
+            title="Fallback, primary takes all",
+            world="trio",
+            open=_through_fallback(),
+            figures=("await",),
+        ),
+        LIMITED: Contender(
+            title="Fallback, the same with a RateLimit",
+            world="trio",
+            open=_through_fallback(limit=localdelay.RateLimit(1e9)),
+            figures=("await",),
+        ),
+        OPEN_BREAKER: Contender(
+            title="Fallback, breaker open",
+            world="trio",
+            open=_through_fallback(is_down=True),
+            figures=("await",),
+        ),
+        REFUSED: Contender(
+            title="Fallback, primary refuses all",
+            world="trio",
+            open=_through_fallback(refuses=True),
+            figures=("await", "memory"),
+        ),
+        BARE: Contender(title="bare memory channel", world="trio", open=_bare_channel, figures=("put",)),
+        "payloads": Contender(
+            title="payloads in a list", world="trio", open=_list_of_payloads, figures=("memory",)
+        ),
+    }
+)
+"""In the order of the table."""

@@ -1,5 +1,5 @@
 // The write-up's demo in its own language: a buffered channel and goroutines, each of which takes a
-// message, sleeps until it is due (time.Sleep) and sends it. The send records how late it is.
+// message, sleeps until it is due (time.Sleep) and sends it. The send records when it began.
 //
 // demo KIND MESSAGES RATE WORKERS PATIENCE, see foreign.py for what goes in and out.
 package main
@@ -27,17 +27,22 @@ type message struct {
 	payload []byte
 }
 
-var late []float64
-var sent int64
+var origin time.Time
+var begun []float64 // by number, in seconds from the origin
+var early int64
 
 func body(number int) []byte {
 	payload := make([]byte, bodyBytes)
-	binary.BigEndian.PutUint64(payload[bodyBytes-8:], uint64(number))
+	binary.BigEndian.PutUint64(payload, uint64(number))
 	return payload
 }
 
 func send(m message) {
-	late[atomic.AddInt64(&sent, 1)-1] = time.Since(m.due).Seconds()
+	now := time.Now()
+	begun[binary.BigEndian.Uint64(m.payload)] = now.Sub(origin).Seconds()
+	if now.Before(m.due) {
+		atomic.AddInt64(&early, 1)
+	}
 }
 
 func start(queue chan message, workers int) *sync.WaitGroup {
@@ -66,7 +71,7 @@ func finish(queue chan message, pool *sync.WaitGroup, until time.Time) {
 	}
 }
 
-// Message i is put at start + i / rate, in runs whose times are kept: the same rules as in pace.py.
+// Message i is put at start + i / rate, in runs whose times are kept: the same rules as those of the others.
 func offer(queue chan message, delays []float64, rate float64, began time.Time) (runs []float64) {
 	for done := 0; done < len(delays); {
 		elapsed := time.Since(began).Seconds()
@@ -126,7 +131,10 @@ func main() {
 	number := func(i int) float64 { value, _ := strconv.ParseFloat(os.Args[i], 64); return value }
 	kind, messages, rate, workers, patience := os.Args[1], int(number(2)), number(3), int(number(4)), number(5)
 	delays, longest := readDelays()
-	late = make([]float64, messages)
+	begun = make([]float64, messages)
+	for i := range begun {
+		begun[i] = math.NaN()
+	}
 	bodies := make([][]byte, 0, messages)
 	if kind == "put" {
 		for i := 0; i < messages; i++ {
@@ -138,6 +146,7 @@ func main() {
 	queue := make(chan message, messages)
 	pool := start(queue, workers)
 	began := time.Now()
+	origin = began
 	var runs []float64
 	figure := 0.0
 	switch kind {
@@ -151,6 +160,7 @@ func main() {
 			queue <- message{due, body(i)}
 		}
 		finish(queue, pool, due.Add(time.Minute))
+		figure = due.Sub(began).Seconds()
 	case "put":
 		used = cpu()
 		for _, payload := range bodies {
@@ -165,10 +175,10 @@ func main() {
 		figure = resident() - before
 	}
 	wall, used := time.Since(began).Seconds(), cpu()-used
-	done := int(atomic.LoadInt64(&sent))
+	header := []float64{figure, used, wall, float64(atomic.LoadInt64(&early))}
 	out := bufio.NewWriter(os.Stdout)
 	defer out.Flush()
-	for _, part := range [][]float64{{figure, used, wall, float64(done)}, late[:done], runs} {
+	for _, part := range [][]float64{header, begun, runs} {
 		binary.Write(out, binary.LittleEndian, part)
 	}
 }

@@ -18,8 +18,7 @@ import click
 
 from .extremes_figures import Figure, rows
 from .extremes_scenes import FROZEN
-from .report import machine_lines
-from .samples import ROOT, machine
+from .samples import ROOT, facts, heading, load, save
 
 Arguments: TypeAlias = dict[str, Any]
 
@@ -146,28 +145,32 @@ def measure(
 
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(NAMES))
-@click.option("--quick", is_flag=True, help="Small and short: to see that it works.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def main(names: tuple[str, ...], quick: bool, as_json: bool) -> None:
+@click.option("--quick", is_flag=True, help="Small and short: to see that it works. It is not saved.")
+@click.option("--table", "saved", is_flag=True, help="Only print the table of what was saved.")
+def main(names: tuple[str, ...], quick: bool, saved: bool) -> None:
     """Measure the extreme scenes, all or those named.
 
-    The exit status is 1 if a scene failed, or if a message was lost, early or sent twice.
-
-    The full `backlog` needs 11 GB of memory and some five minutes.
+    Writes bench/results/extremes.json, unless only some were named, and prints the README's table of it. The
+    exit status is 1 if a scene failed, or if a message was lost, early or sent twice. The full `backlog`
+    needs 11 GB of memory and some five minutes.
     """
-    settings = QUICK if quick else Settings()
-    samples = [sample for sample in plan(settings) if not names or sample.scene in names]
-    measured = measure(samples, in_process, lambda line: click.echo(line, err=True))
-    facts = machine()
-    if as_json:
-        scenes = {
-            title: [{**attrs.asdict(figure), "met": figure.met} for figure in figures]
-            for title, figures in measured
-        }
-        click.echo(json.dumps({"machine": facts, "settings": attrs.asdict(settings), "scenes": scenes}))
+    if saved:
+        told = load("extremes")
     else:
-        click.echo("\n".join([*machine_lines(facts), "", *rows(measured)]))
-    if any(figure.is_broken_promise for _, figures in measured for figure in figures):
+        settings = QUICK if quick else Settings()
+        samples = [sample for sample in plan(settings) if not names or sample.scene in names]
+        measured = measure(samples, in_process, lambda line: click.echo(line, err=True))
+        told = {
+            "facts": facts("extremes"),
+            "settings": attrs.asdict(settings),
+            "scenes": {title: [attrs.asdict(figure) for figure in figures] for title, figures in measured},
+        }
+        if not quick and not names:
+            save("extremes", told)
+    scenes = {title: [Figure(**figure) for figure in figures] for title, figures in told["scenes"].items()}
+    raw = "one run; raw: [results/extremes.json](results/extremes.json)."
+    click.echo("\n".join([f"{heading(told)}; {raw}", "", *rows(scenes.items())]))
+    if any(figure.is_broken_promise for figures in scenes.values() for figure in figures):
         sys.exit(1)
 
 

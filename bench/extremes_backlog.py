@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, closing
 
 import trio
 
 import localdelay
-from localdelay.benchmark.load import CHUNK
+from localdelay.benchmark.load import CHUNK, Delays, Generator, Pace, number_in, putter
+from localdelay.benchmark.meter import Meter
+from localdelay.benchmark.result import Distribution
+from localdelay.timer import open_timer
 
 from .extremes_figures import Figure
 from .extremes_probes import Arrivals, Collections, Heartbeat, ResidentPeak, Steps, account
-from .pace import BODY_BYTES, Pace, body, draw_delays, offer, percentiles
-from .samples import waited_for_a_core
-from .worlds import TrioWorld
+from .samples import BODY_BYTES, body, distribution, waited_for_a_core
 
 WORKERS = 20
 _HOUR = 3600.0
@@ -42,11 +44,16 @@ async def backlog(pending: int, rate: float, seconds: float) -> list[Figure]:
     So the number that waits stays what it is, as in a service that has been at it for hours.
     """
     delay = pending / rate
-    world = TrioWorld()
-    clock = world.clock
-    incoming = round(rate * seconds)
-    pace = Pace(clock, rate=rate, delays=draw_delays(incoming, delay, delay, 0))
-    arrivals = Arrivals(clock, expected=incoming + pending)
+    clock: Callable[[], float] = trio.lowlevel.current_clock().current_time
+    pace, delays = Pace(rate, rate, seconds), Delays((delay,))
+    meter, incoming = Meter(pace, delays, 0, clock), pace.total
+    start = math.inf
+
+    def due(number: int) -> float:
+        """By the schedule: the load is due a delay after its put should be, the fill from the start on."""
+        return meter.due(number) if number < incoming else start + (number - incoming) / rate
+
+    arrivals = Arrivals(clock, expected=incoming + pending, due=due)
     heart, peak, steps, collections = Heartbeat(), ResidentPeak(), Steps(), Collections()
     capacity = incoming + pending + _SPARE
     with collections.watched(), trio.CancelScope() as scope:
@@ -62,6 +69,7 @@ async def backlog(pending: int, rate: float, seconds: float) -> list[Figure]:
             nursery.start_soon(peak.run)
 
             start = clock() + _ALLOWANCE * cost * pending + 1
+            meter.start(start)
             probed = _ROUNDS * _ROUND
             heart.enter("filling")
             began = clock()
@@ -76,7 +84,9 @@ async def backlog(pending: int, rate: float, seconds: float) -> list[Figure]:
             heart.enter("running")
             trio.lowlevel.add_instrument(steps)
             pauses_from, waited = time.perf_counter(), waited_for_a_core()
-            await offer(world, pace, queue.put_nowait)
+            put_run = putter(queue.put_nowait, delays, size=BODY_BYTES, seed=1, refuse=lambda: None)
+            with closing(open_timer("auto")) as timer:
+                await Generator(pace, clock).offer(put_run, meter.put, start, sleep_until=timer.sleep_until)
             await trio.sleep_until(start + seconds)
             running, waited_after = peak.look(), waited_for_a_core()
             trio.lowlevel.remove_instrument(steps)
@@ -92,22 +102,22 @@ async def backlog(pending: int, rate: float, seconds: float) -> list[Figure]:
             gc.disable()  # the snapshot makes an object of each message, and is no part of what is measured
             waiting = queue.messages()
             told = account(arrivals, incoming + pending, books, waiting)
-            overdue = [now - message.execute_at for message in waiting if message.execute_at < now]
-            late = percentiles([*arrivals.late, *overdue])
+            overdue = [message for message in waiting if message.execute_at < now]
+            late = distribution([*arrivals.late, *(now - due(number_in(one.payload)) for one in overdue)])
             left = len(waiting)
             del waiting
             gc.enable()
             scope.cancel()
-    put_late = pace.lateness()
+    put_late = Distribution.of(meter.puts.take())
     step = steps.longest_step(pauses_from)
     robbed = None if waited is None or waited_after is None else (waited_after - waited) / seconds
     per_message = None if full is None or before is None else (full - before) / pending - BODY_BYTES
     resident = None if running is None or peak.bytes is None else peak.bytes / 1e9
     return [
-        Figure("lateness p50", 1e3 * late.p50, "ms"),
-        Figure("lateness p99", 1e3 * late.p99, "ms", 2.0),
-        Figure("lateness max", 1e3 * late.max, "ms", 100.0),
-        Figure("the load's own lateness p99", 1e3 * put_late.p99, "ms", 10.0),
+        Figure("lateness p50", _ms(late.p50), "ms"),
+        Figure("lateness p99", _ms(late.p99), "ms", 2.0),
+        Figure("lateness max", _ms(late.max), "ms", 100.0),
+        Figure("the load's own lateness p99", _ms(put_late.p99), "ms", 10.0),
         Figure("sent in the run", sent),
         Figure("overdue at its end", len(overdue)),
         Figure("pending at its end", left),
@@ -131,6 +141,10 @@ async def backlog(pending: int, rate: float, seconds: float) -> list[Figure]:
         Figure("  the longest of all", 1e3 * pause, "ms"),
         Figure("all collections, share of the run", 100 * collecting, "%"),
     ]
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else 1e3 * seconds
 
 
 def _open(arrivals: Arrivals, capacity: int) -> AbstractAsyncContextManager[localdelay.DelayQueue]:

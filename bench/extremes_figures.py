@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 
 import attrs
 
+from .samples import table
+
 _FORMATS = {
     "ms": "{:,.2f} ms",
     "%": "{:.3g} %",
@@ -44,17 +46,18 @@ class Figure:
 
 
 def rows(scenes: Iterable[tuple[str, Iterable[Figure]]]) -> Iterator[str]:
-    """The table, 80 columns wide but for the notes that stand on lines of their own."""
-    yield f"{'SCENE':<16}{'FIGURE':<34}{'MEASURED':>13}{'AT MOST':>10}"
-    for scene, figures in scenes:
-        yield ""
-        title = scene
-        for figure in figures:
-            known = figure.value is not None
-            value = _FORMATS[figure.unit].format(figure.value) if known else "unknown"
-            target = "-" if figure.at_most is None else f"{figure.at_most:g} {figure.unit}".rstrip()
-            met = {None: "", True: "met", False: "MISSED"}[figure.met]
-            yield f"{title:<16}{figure.name:<34}{value:>13}{target:>10} {met}".rstrip()
-            if figure.note:
-                yield f"{'':<18}{figure.note}"
-            title = ""
+    """The table, in Markdown."""
+    lines = (
+        [title if number == 0 else "", *_cells(figure)]
+        for title, figures in scenes
+        for number, figure in enumerate(figures)
+    )
+    yield from table(["scene", "figure", "measured", "at most", ""], lines)
+
+
+def _cells(figure: Figure) -> list[str]:
+    known = figure.value is not None
+    value = _FORMATS[figure.unit].format(figure.value) if known else "unknown"
+    target = "" if figure.at_most is None else f"{figure.at_most:g} {figure.unit}".rstrip()
+    met = {None: "", True: "met", False: "missed"}[figure.met]
+    return [figure.name.strip(), value, target, "; ".join(filter(None, (met, figure.note)))]

@@ -14,20 +14,15 @@ import attrs
 import trio
 
 from localdelay import Message, Statistics
+from localdelay.benchmark.load import NUMBER_BYTES, number_in
 from localdelay.benchmark.process import resident_bytes
 
-from .pace import BODY_BYTES, percentiles
+from .samples import BODY_BYTES, distribution
 
 BEAT = 0.001
 """Seconds that a heartbeat sleeps between its turns."""
 _NOTED = 0.0005
 """Seconds. Shorter steps and passes are only counted: there are millions of them."""
-_NUMBER_BYTES = 8
-
-
-def number_of(payload: bytes) -> int:
-    """The number that `pace.body` made this payload of."""
-    return int.from_bytes(payload[-_NUMBER_BYTES:], "big")
 
 
 def longest(calls: Iterable[tuple[float, float]], since: float = 0.0) -> float:
@@ -61,7 +56,7 @@ class Heartbeat:
 
     def p999(self, phase: str) -> float:
         """99.9 % of the gaps of a phase were at most so many seconds long."""
-        return percentiles([gap for _, gap in self._gaps.get(phase, [])]).p999
+        return distribution(gap for _, gap in self._gaps.get(phase, [])).p999 or 0.0
 
 
 class ResidentPeak:
@@ -185,12 +180,23 @@ class Arrivals:
     `expected` is how many numbers there are, from 0; `first` how many of them, from 0, set `all_left`.
     """
 
-    def __init__(self, clock: Callable[[], float], *, expected: int, first: int = 0) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        *,
+        expected: int,
+        first: int = 0,
+        due: Callable[[int], float] | None = None,
+    ) -> None:
+        """`due`: when the message with this number should be sent; else lateness is from its execute-at."""
         self._clock = clock
+        self._due = due
         self._first = first
         self._first_gone = 0
         self.seen = bytearray(expected)
         self.late = array("d")
+        self.early = 0
+        """Sends that began before the execute-at of their message."""
         self.all_left = trio.Event()
         self.all_left_at = math.nan
         """On `time.perf_counter`."""
@@ -202,12 +208,16 @@ class Arrivals:
         self._count(messages)
 
     def _count(self, messages: Sequence[Message]) -> None:
-        now = self._clock()
-        self.late.extend([now - message.execute_at for message in messages])
+        now, due = self._clock(), self._due
+        self.early += sum([message.execute_at > now for message in messages])
+        if due is None:
+            self.late.extend([now - message.execute_at for message in messages])
         seen, limit = self.seen, self._first
         first = 0
         for message in messages:
-            number = int.from_bytes(message.payload[-_NUMBER_BYTES:], "big")
+            number = int.from_bytes(message.payload[:NUMBER_BYTES], "big")
+            if due is not None:
+                self.late.append(now - due(number))
             seen[number] += 1
             first += number < limit
         self._first_gone += first
@@ -234,12 +244,13 @@ def account(arrivals: Arrivals, put: int, statistics: Statistics, pending: Seque
     seen = arrivals.seen
     sent = len(arrivals.late)
     for message in pending:
-        seen[number_of(message.payload)] += 1
+        seen[number_in(message.payload)] += 1
     lost = seen[:put].count(0)
     unknown = len(seen) - put - seen[put:].count(0)
     twice = put - lost - seen[:put].count(1) + unknown
-    early = sum(1 for lateness in arrivals.late if lateness < 0)
-    return Account(lost, twice, early, "; ".join(_disagreements(statistics, put, sent, len(pending))))
+    return Account(
+        lost, twice, arrivals.early, "; ".join(_disagreements(statistics, put, sent, len(pending)))
+    )
 
 
 def _disagreements(s: Statistics, put: int, sent: int, pending: int) -> Iterator[str]:

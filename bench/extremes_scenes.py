@@ -25,7 +25,7 @@ from localdelay.benchmark.process import resident_bytes
 from .extremes_backlog import WORKERS, backlog, progress
 from .extremes_figures import Figure
 from .extremes_probes import Arrivals, Collections, Heartbeat, Steps, account, longest
-from .pace import BODY_BYTES, body, percentiles
+from .samples import BODY_BYTES, body, distribution
 
 _HOUR = 3600.0
 _WARM_UP = 2_000
@@ -215,7 +215,7 @@ async def burst(
     if frozen:
         progress("the process was woken and all have left")
         woken = _woken_at(sys.stdin.readline())
-    late = percentiles(arrivals.late)
+    late = distribution(arrivals.late)
     step, held = steps.longest_step(woken), steps.longest_pass(woken)
     put_target = 10.0 if frozen else None
     return [
@@ -227,7 +227,7 @@ async def burst(
         Figure("longest gap between heartbeats", 1e3 * heart.longest("burst", woken), "ms"),
         Figure("longest statistics()", 1e3 * longest(others.looks, woken), "ms"),
         Figure("longest collection", 1e3 * max(collections.longest(g, woken) for g in range(3)), "ms"),
-        Figure("lateness max", 1e3 * late.max, "ms"),
+        Figure("lateness max", 1e3 * (late.max or 0.0), "ms"),
         Figure("lost", told.lost, at_most=0),
         Figure("twice", told.twice, at_most=0),
         Figure("early", told.early, at_most=0),

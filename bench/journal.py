@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import subprocess
-import sys
 import tempfile
 import time
 from array import array
@@ -27,9 +25,20 @@ import trio
 from localdelay import Message, SqliteJournal, open_delay_queue
 from localdelay.benchmark.process import resident_bytes
 
-from . import report
-from .pace import BODY_BYTES, body, percentiles
-from .samples import ROOT, Result, machine, medians
+from . import samples
+from .samples import (
+    BODY_BYTES,
+    Result,
+    body,
+    distribution,
+    facts,
+    heading,
+    load,
+    medians,
+    or_failed,
+    save,
+    shown,
+)
 from .targets import Target
 
 _HOUR = 3600.0
@@ -39,7 +48,7 @@ _BLOCK = 4096
 _WORKERS = 128
 """A worker takes nothing new until its last removal is written: so many are the most removals of a commit."""
 _FILLED_AT_ONCE = 1000
-_TIMEOUT = 600.0
+_HIGH_IS_BEST = frozenset({"rate", "puts", "removals", "rows", "commits", "syncs"})
 
 
 @attrs.frozen
@@ -56,7 +65,7 @@ class Settings:
     recovered: int = 1_000_000
 
 
-SHORT = Settings(runs=1, alone=500, together=20_000, seconds=2.0, recovered=100_000)
+QUICK = Settings(runs=1, alone=500, together=20_000, seconds=2.0, recovered=100_000)
 
 
 async def _send(_: Message) -> None:
@@ -85,7 +94,7 @@ def puts(directory: str, producers: int, durability: Literal["fsync", "os"], mes
             seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
             commits = queue.statistics().commit_time.count
             await queue.drain(0.0)
-        found = percentiles(took)
+        found = distribution(took)
         return {
             "rate": messages / seconds,
             "p50": found.p50,
@@ -120,7 +129,7 @@ def steady(directory: str, producers: int, seconds: float, delay: float) -> Resu
                 await trio.sleep(seconds)
                 after, ended, last = queue.statistics(), time.perf_counter(), len(took)
                 nursery.cancel_scope.cancel()
-        found = percentiles(took[first:last])
+        found = distribution(took[first:last])
         put, sent = after.accepted - before.accepted, after.sent - before.sent
         return {
             "puts": put / (ended - began),
@@ -231,10 +240,8 @@ def sampled(kind: str, **arguments: Any) -> Result:
 
 def in_process(kind: str, **arguments: Any) -> Result:
     """Take one sample in a fresh interpreter."""
-    command = [sys.executable, "-m", "bench.journal", "--sample", json.dumps({"kind": kind, **arguments})]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=_TIMEOUT)
-    answer: Result = json.loads(done.stdout)
-    return answer
+    result: Result = samples.in_process("journal", "--sample", json.dumps({"kind": kind, **arguments}))
+    return result
 
 
 def plan(settings: Settings) -> list[tuple[str, str, dict[str, Any]]]:
@@ -259,8 +266,8 @@ def plan(settings: Settings) -> list[tuple[str, str, dict[str, Any]]]:
 def measure(
     settings: Settings, directory: Path, take: Callable[..., Result], progress: Callable[[str], None]
 ) -> Result:
-    """Run everything, into the object that `--json` prints."""
-    samples: dict[str, list[Result]] = {}
+    """Run everything; what was measured in each run stands beside the medians."""
+    runs: dict[str, list[Result]] = {}
     with tempfile.TemporaryDirectory(prefix="bench-journal-", dir=directory) as kept:
         progress(f"fill a journal with {settings.recovered:,} messages")
         filled = take("fill", directory=kept, messages=settings.recovered)
@@ -268,70 +275,74 @@ def measure(
             todo = plan(settings)
             for name, kind, arguments in todo if run % 2 == 0 else reversed(todo):
                 progress(f"run {run + 1}/{settings.runs}: {name}")
-                if kind == "recover":
-                    result = take(kind, directory=kept, **arguments)
-                else:
-                    with tempfile.TemporaryDirectory(prefix="bench-journal-", dir=directory) as fresh:
-                        result = take(kind, directory=fresh, **arguments)
-                samples.setdefault(name, []).append(result)
-    figures = {name: medians(samples[name]) for name, _, _ in plan(settings)}
+                with tempfile.TemporaryDirectory(prefix="bench-journal-", dir=directory) as fresh:
+                    where = kept if kind == "recover" else fresh
+                    result = or_failed(lambda: take(kind, directory=where, **arguments), progress)  # noqa: B023
+                runs.setdefault(name, []).append(result)
     return {
-        "machine": machine(),
+        "facts": facts("journal"),
         "settings": attrs.asdict(settings),
-        **figures,
+        **{name: medians(runs[name], _HIGH_IS_BEST) for name, _, _ in plan(settings)},
         "bytes": filled,
-        "targets": [target.as_json() for target in targets({**figures, "bytes": filled})],
+        "runs": runs,
     }
 
 
 def targets(figures: Result) -> list[Target]:
     """What is aimed at."""
     return [
-        Target("puts/s, 64 producers, fsync", figures["fsync, 64"]["rate"], at_least=30_000, aim="60,000"),
-        Target("recovery, messages/s", figures["recover"]["rate"], at_least=200_000),
+        Target("puts/s, 64 producers, fsync", figures["fsync, 64"].get("rate"), at_least=30_000),
+        Target("recovery, messages/s", figures["recover"].get("rate"), at_least=200_000),
         Target("bytes on disk over payload bytes", max(figures["bytes"].values()), at_most=1.5),
     ]
 
 
 def lines(measured: Result) -> Iterator[str]:
-    """The report, 80 columns wide."""
+    """The README's table."""
     settings, state, recovery = measured["settings"], measured["steady"], measured["recover"]
-    yield from report.machine_lines(measured["machine"])
-    yield f"messages of {BODY_BYTES} bytes · medians of {settings['runs']} runs"
+    yield (
+        f"{heading(measured)}; messages of {BODY_BYTES} bytes; medians of {settings['runs']} runs; raw: "
+        f"[results/journal.json](results/journal.json)."
+    )
     yield ""
-    yield _row("PUTS", "/s", "p50 ms", "p99 ms", "a commit", "cpu µs")
-    for producers, title in ((64, "64 producers"), (1, "1 producer")):
-        for durability in ("fsync", "os"):
-            found = measured[f"{durability}, {producers}"]
-            figures = (f"{found['rate']:,.0f}", *_milliseconds(found))
-            yield _row(f"{title}, {durability}", *figures, f"{found['group']:.1f}", f"{found['cpu_us']:.1f}")
-    yield ""
-    yield _row(f"STEADY, {_WORKERS} workers", "puts/s", "p50 ms", "p99 ms", "removals/s", "rows/s")
-    rows = (f"{state['removals']:,.0f}", f"{state['rows']:,.0f}")
-    yield _row("64 producers, fsync", f"{state['puts']:,.0f}", *_milliseconds(state), *rows)
-    yield ""
-    yield "BESIDE IT"
-    alone = measured["bare"]
-    commits = f"{alone['commits']:,.0f} commits/s of {_GROUP} inserts and {_GROUP} deletes"
-    yield f"  bare sqlite3: {commits}, {alone['rows']:,.0f} rows/s"
-    yield f"  the disk: {measured['disk']['syncs']:,.0f}/s of 4 KiB appended and fdatasync"
-    yield ""
-    yield f"RECOVERY of {settings['recovered']:,} messages"
-    yield f"  {recovery['rate']:,.0f} messages/s, {recovery['cpu_us']:.1f} µs of processor time each"
-    if recovery["resident"] is not None:
-        yield f"  {recovery['resident']:,.0f} bytes of resident memory each, payload included"
+    head = ["", "puts/s", "p50", "p99", "messages a commit", "cpu a put", "removals/s", "rows/s"]
+    puts = [
+        [f"{title}, {durability}", *_puts(measured[f"{durability}, {producers}"]), "", ""]
+        for producers, title in ((64, "64 producers"), (1, "1 producer"))
+        for durability in ("fsync", "os")
+    ]
+    removed = [shown(state.get("removals")), shown(state.get("rows"))]
+    steady = [f"steady: 64 producers, {_WORKERS} workers", shown(state.get("puts")), *_milliseconds(state)]
+    commits = f"bare sqlite3: {_GROUP} inserts and {_GROUP} deletes a commit"
+    yield from samples.table(
+        head,
+        [
+            *puts,
+            [*steady, "", "", *removed],
+            [commits, *[""] * 3, str(2 * _GROUP), "", "", shown(measured["bare"].get("rows"))],
+            ["the disk: 4 KiB appended and fdatasync", *[""] * 5, "", shown(measured["disk"].get("syncs"))],
+        ],
+    )
     yield ""
     at_most = measured["bytes"]
-    yield f"BYTES on disk over payload bytes: {at_most['open']:.2f} in use, {at_most['closed']:.2f} closed"
-    yield from report.target_lines(measured["targets"])
+    resident = recovery.get("resident")
+    yield (
+        f"Recovery of {settings['recovered']:,} messages: {shown(recovery.get('rate'))}/s, "
+        f"{shown(recovery.get('cpu_us'), '.1f')} µs of processor time and "
+        f"{'unknown' if resident is None else f'{resident:,.0f}'} bytes of resident memory each. Bytes on "
+        f"disk over payload bytes: {at_most['open']:.2f} in use, {at_most['closed']:.2f} closed."
+    )
+    yield from samples.targets(targets(measured))
 
 
-def _milliseconds(found: Result) -> tuple[str, str]:
-    return f"{1e3 * found['p50']:.2f}", f"{1e3 * found['p99']:.2f}"
+def _puts(found: Result) -> list[str]:
+    group, cpu = shown(found.get("group"), ".1f"), shown(found.get("cpu_us"), ".1f", " µs")
+    return [shown(found.get("rate")), *_milliseconds(found), group, cpu]
 
 
-def _row(name: str, *cells: str) -> str:
-    return f"{name:<25}" + "".join(f"{cell:>11}" for cell in cells)
+def _milliseconds(found: Result) -> list[str]:
+    p50, p99 = found.get("p50"), found.get("p99")
+    return [shown(None if value is None else 1e3 * value, ".2f", " ms") for value in (p50, p99)]
 
 
 def _one(sample: str) -> Result:
@@ -339,26 +350,31 @@ def _one(sample: str) -> Result:
 
 
 @click.command()
-@click.option("--short", is_flag=True, help="One small run, to see that it works.")
-@click.option("--runs", type=click.IntRange(min=1), help="[default: 3; 1 with --short]")
+@click.option("--quick", is_flag=True, help="One small run, to see that it works. It is not saved.")
+@click.option("--runs", type=click.IntRange(min=1), help="[default: 3; 1 with --quick]")
 @click.option(
     "--directory",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     default=".",
     help="On the disk to measure; /tmp may be none.  [default: the current one]",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--table", "saved", is_flag=True, help="Only print the table of what was saved.")
 @click.option("--sample", hidden=True, help="Take one sample, and print it.")
-def main(short: bool, runs: int | None, directory: Path, as_json: bool, sample: str | None) -> None:
-    """Measure puts, recovery and bytes of the journal, beside a bare sqlite3 loop and the disk."""
+def main(quick: bool, runs: int | None, directory: Path, saved: bool, sample: str | None) -> None:
+    """Measure puts, recovery and bytes of the journal, beside a bare sqlite3 loop and the disk.
+
+    Writes bench/results/journal.json, and prints the README's table of it.
+    """
     if sample is not None:
         print(json.dumps(_one(sample)))
         return
-    settings = SHORT if short else Settings()
-    if runs is not None:
-        settings = attrs.evolve(settings, runs=runs)
-    measured = measure(settings, directory.resolve(), in_process, lambda line: click.echo(line, err=True))
-    click.echo(json.dumps(measured, indent=2) if as_json else "\n".join(lines(measured)))
+    if not saved:
+        settings = QUICK if quick else Settings()
+        settings = settings if runs is None else attrs.evolve(settings, runs=runs)
+        measured = measure(settings, directory.resolve(), in_process, lambda line: click.echo(line, err=True))
+        if not quick:
+            save("journal", measured)
+    click.echo("\n".join(lines(load("journal") if saved else measured)))
 
 
 if __name__ == "__main__":

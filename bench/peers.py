@@ -7,40 +7,25 @@ medians over the runs. README.md in this folder says what each figure means.
 from __future__ import annotations
 
 import json
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import attrs
 import click
 
-from . import foreign, peers_report
-from .contenders import BARE, BATCH, BATCH_UNCANCELLABLE, CALL_AT, LITERAL, LOCALDELAY, TASKS, THREADS
-from .foreign import GO, JAVA
-from .ladder import highest, ladder, rung_at
-from .peers_table import belongs, row, targets, with_ratios
-from .samples import Result, RunSample, in_process, is_held, machine
+from localdelay.benchmark.held import best, ladder, next_rate
 
-LIKELY = {
-    GO: 700_000,
-    JAVA: 100_000,
-    LITERAL: 30_000,
-    TASKS: 5_000,
-    CALL_AT: 70_000,
-    THREADS: 50_000,
-    LOCALDELAY: 150_000,
-    BATCH: 300_000,
-    BATCH_UNCANCELLABLE: 300_000,
-}
-"""The contenders, in the order of the table, and where to begin the search for the rate that each holds."""
+from . import foreign, peers_table
+from .contenders import CONTENDERS, PROGRAM
+from .samples import Result, facts, in_process, load, or_failed, save
+
 _CONFIRMATIONS = 4
 
 Progress: TypeAlias = Callable[[str], None]
+RunSample: TypeAlias = Callable[[str, Result], Result]
 
 
 @attrs.frozen
@@ -59,57 +44,61 @@ class Settings:
     probe_seconds: float = 1.5
     probe_delay: float = 0.5
     patience: float = 0.5
-    """A message that is not sent so long after it was due counts as not sent."""
+    """What is put or sent so long after its time is given up."""
     rates: tuple[float, float] = (100, 2_000_000)
     """Between these, the rate that is held is looked for."""
     workers: int = 20
     seed: int = 20_240_601
     margin: float = 0.2
     """Between the last put and the first due time of messages that are all due at once."""
-    put_messages: int = 100_000
-    burst_messages: int = 100_000
-    memory_messages: int = 100_000
+    messages: int = 100_000
+    """Of each closed loop."""
 
 
 QUICK = Settings(
     runs=1,
-    seconds=0.5,
-    delay=0.2,
-    mixed=(0.1, 0.5),
-    five=(0.1, 0.2, 0.3, 0.4, 0.5),
-    probe_seconds=0.5,
-    probe_delay=0.2,
-    patience=0.3,
-    put_messages=20_000,
-    burst_messages=30_000,
-    memory_messages=50_000,
+    seconds=0.4,
+    delay=0.1,
+    mixed=(0.05, 0.3),
+    five=(0.05, 0.1, 0.15, 0.2, 0.3),
+    probe_seconds=0.4,
+    probe_delay=0.1,
+    patience=0.2,
+    rates=(3_000, 1_000_000),
+    messages=20_000,
 )
 
 
-def figures(settings: Settings) -> dict[str, tuple[str, Result]]:
+def samples(settings: Settings) -> dict[str, tuple[str, Result]]:
     """The samples of one contender in one run, but for the search: each a scenario and its arguments."""
-
-    def load(rate: float, delay: Sequence[float]) -> Result:
-        return open_load(settings, rate, settings.seconds, delay)
-
-    workers = {"workers": settings.workers}
-    fixed = (settings.delay, settings.delay)
+    messages, workers = {"messages": settings.messages}, {"workers": settings.workers}
+    fixed = (settings.delay,)
     return {
-        "put": ("put", {"messages": settings.put_messages}),
-        "await": ("await", {"messages": settings.put_messages}),
-        "memory": ("memory", {"messages": settings.memory_messages}),
-        "burst": ("burst", {"messages": settings.burst_messages, "margin": settings.margin, **workers}),
-        "low": ("open", load(settings.low, fixed)),
-        "high": ("open", load(settings.high, fixed)),
-        "mixed": ("open", load(settings.low, settings.mixed)),
-        "five": ("open", {**load(settings.low, settings.five), "in_turn": True}),
+        "put": ("put", messages),
+        "await": ("await", messages),
+        "memory": ("memory", messages),
+        "burst": ("burst", {**messages, **workers, "margin": settings.margin}),
+        "producers": ("producers", {**messages, **workers}),
+        "low": ("open", open_load(settings, settings.low, settings.seconds, fixed)),
+        "high": ("open", open_load(settings, settings.high, settings.seconds, fixed)),
+        "mixed": ("open", open_load(settings, settings.low, settings.seconds, settings.mixed, is_range=True)),
+        "five": ("open", open_load(settings, settings.low, settings.seconds, settings.five)),
     }
 
 
-def open_load(settings: Settings, rate: float, seconds: float, delay: Sequence[float]) -> Result:
+def open_load(
+    settings: Settings, rate: float, seconds: float, delays: Sequence[float], *, is_range: bool = False
+) -> Result:
     """The arguments of an open loop."""
-    load = {"rate": rate, "seconds": seconds, "delay": delay, "patience": settings.patience}
-    return {**load, "seed": settings.seed, "workers": settings.workers}
+    return {
+        "rate": rate,
+        "seconds": seconds,
+        "delays": list(delays),
+        "is_range": is_range,
+        "patience": settings.patience,
+        "seed": settings.seed,
+        "workers": settings.workers,
+    }
 
 
 class Search:
@@ -120,33 +109,33 @@ class Search:
         self._run_sample = run_sample
         self._progress = progress
         self._rungs = ladder(*settings.rates)
-        self._start = {name: rung_at(self._rungs, rate) for name, rate in LIKELY.items()}
+        self._start: dict[str, float] = {}
 
     def rate(self, name: str) -> float | None:
         """The highest of the ladder, by short loads and then by one of the full length; None if none is."""
         settings, rungs = self._settings, self._rungs
-        probe = partial(self._holds, name, seconds=settings.probe_seconds, delay=settings.probe_delay)
-        found = highest(rungs, self._start[name], probe)
-        short = (settings.probe_seconds, settings.probe_delay)
+        start = self._start.get(name, CONTENDERS[name].likely)
+        rate: float | None = max((rung for rung in rungs if rung <= start), default=rungs[0])
+        tried: dict[float, bool] = {}
+        while rate is not None:
+            tried[rate] = self._holds(name, rate, settings.probe_seconds, settings.probe_delay)
+            rate = next_rate(rungs, tried)
+        found = best(tried)
         for _ in range(_CONFIRMATIONS):
-            if found is None or found < 0:
-                return None
+            if found is None:
+                break
             self._start[name] = found
-            if short == (settings.seconds, settings.delay):
-                return rungs[found]
-            if self._holds(name, rungs[found], seconds=settings.seconds, delay=settings.delay):
-                return rungs[found]
-            found -= 1
+            if settings.probe_seconds == settings.seconds or self._holds(
+                name, found, settings.seconds, settings.delay
+            ):
+                return found
+            found = max((rung for rung in rungs if rung < found), default=None)
         return None
 
-    def _holds(self, name: str, rate: float, *, seconds: float, delay: float) -> bool:
-        load = open_load(self._settings, rate, seconds, (delay, delay))
-        try:
-            held = is_held(self._run_sample("open", {"contender": name, **load}))
-        except subprocess.SubprocessError as error:
-            # A load that is far too high can run out of memory or time: that is not held either.
-            self._progress(f"    {name} at {rate:,.0f}/s: {error}")
-            return False
+    def _holds(self, name: str, rate: float, seconds: float, delay: float) -> bool:
+        arguments = {"contender": name, **open_load(self._settings, rate, seconds, (delay,))}
+        result = or_failed(lambda: self._run_sample("open", arguments), self._progress)
+        held: bool = result.get("held", False)
         self._progress(f"    {rate:,.0f}/s for {seconds:g} s: {'held' if held else 'not held'}")
         return held
 
@@ -156,34 +145,38 @@ def measure(
     names: Sequence[str],
     run_sample: RunSample,
     progress: Progress,
-    unavailable: Mapping[str, str] = MappingProxyType({}),
+    unavailable: Mapping[str, str] | None = None,
 ) -> Result:
-    """Run everything for these contenders, and combine the runs into the object that `--json` prints."""
+    """Run everything; what was measured in each run stands beside the medians."""
     search = Search(settings, run_sample, progress)
-    samples: dict[str, dict[str, list[Any]]] = {name: {} for name in (*names, BARE)}
+    runs: dict[str, dict[str, list[Any]]] = {name: {} for name in names}
     for run in range(settings.runs):
         # Every other run goes backwards, so that no contender always has the warm or the quiet machine.
-        order = [*names, BARE] if run % 2 == 0 else [BARE, *reversed(names)]
+        order = list(names) if run % 2 == 0 else list(reversed(names))
+        told = f"run {run + 1}/{settings.runs}"
         for name in order:
-            if name != BARE:
-                progress(f"run {run + 1}/{settings.runs}: the rate that is held: {name}")
-                samples[name].setdefault("held", []).append(search.rate(name))
+            if "held" in CONTENDERS[name].figures:
+                progress(f"{told}: the rate that is held: {name}")
+                runs[name].setdefault("held", []).append(search.rate(name))
         # Figure by figure, so that what is compared is measured close together.
-        for figure, (kind, arguments) in figures(settings).items():
+        for figure, (kind, arguments) in samples(settings).items():
             for name in order:
-                if not belongs(figure, name):
+                if figure not in CONTENDERS[name].figures:
                     continue
-                progress(f"run {run + 1}/{settings.runs}: {figure}: {name}")
-                result = None  # for a rate so far over the one that is held that it need not be tried
-                if arguments.get("rate", 0.0) <= 2 * (samples[name].get("held", [0.0])[-1] or 0.0):
-                    result = run_sample(kind, {"contender": name, **arguments})
-                samples[name].setdefault(figure, []).append(result)
-    rows = {name: row(taken) for name, taken in samples.items()}
+                progress(f"{told}: {figure}: {name}")
+                held = runs[name].get("held", [None])[-1] or 0.0
+                result: Result = {"failed": "over twice the rate that is held"}
+                if figure != "high" or arguments["rate"] <= 2 * held:
+                    asked = {"contender": name, **arguments}
+                    result = or_failed(lambda: run_sample(kind, asked), progress)  # noqa: B023 (called at once)
+                runs[name].setdefault(figure, []).append(result)
+    rows = {name: peers_table.row(taken) for name, taken in runs.items()}
+    rows |= {name: {"unavailable": why} for name, why in (unavailable or {}).items()}
     return {
-        "machine": machine(),
+        "facts": facts("peers"),
         "settings": attrs.asdict(settings),
-        "rows": {name: {"unavailable": why} for name, why in unavailable.items()} | with_ratios(rows),
-        "targets": [target.as_json() for target in targets(rows)],
+        "rows": {name: rows[name] for name in CONTENDERS if name in rows},
+        "runs": {name: peers_table.compact(taken) for name, taken in runs.items()},
     }
 
 
@@ -193,30 +186,28 @@ def programs(names: Sequence[str]) -> Iterator[tuple[RunSample, dict[str, str]]]
     with tempfile.TemporaryDirectory() as folder:
         commands: dict[str, list[str]] = {}
         unavailable: dict[str, str] = {}
-        for name in (GO, JAVA):
-            if name not in names:
-                continue
-            try:
-                commands[name] = foreign.build(name, Path(folder))
-            except foreign.UnavailableError as error:
-                unavailable[name] = str(error)
+        for name in names:
+            if CONTENDERS[name].world == PROGRAM:
+                try:
+                    commands[name] = foreign.build(name, Path(folder))
+                except foreign.UnavailableError as error:
+                    unavailable[name] = str(error)
 
         def run_sample(kind: str, arguments: Result) -> Result:
             command = commands.get(arguments["contender"])
-            if command is None:
-                return in_process(kind, arguments)
-            return foreign.sample(command, kind, arguments)
+            if command is not None:
+                return foreign.sample(command, kind, arguments)
+            result: Result = in_process("scenarios", kind, json.dumps(arguments))
+            return result
 
         yield run_sample, unavailable
 
 
 def _parse_names(_: click.Context, __: click.Parameter, text: str | None) -> list[str]:
-    if text is None:
-        return list(LIKELY)
-    chosen = {name.strip() for name in text.split(",")}
-    if unknown := sorted(chosen - LIKELY.keys()):
-        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(LIKELY)}")
-    return [name for name in LIKELY if name in chosen]
+    chosen = set(CONTENDERS) if text is None else {name.strip() for name in text.split(",")}
+    if unknown := sorted(chosen - CONTENDERS.keys()):
+        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(CONTENDERS)}")
+    return [name for name in CONTENDERS if name in chosen]
 
 
 @click.command()
@@ -224,26 +215,27 @@ def _parse_names(_: click.Context, __: click.Parameter, text: str | None) -> lis
 @click.option("--seconds", type=click.FloatRange(0.1, 3600), help="Length of the load in each open loop.")
 @click.option("--delay", type=click.FloatRange(0.001, 3600), help="The fixed delay, in seconds.")
 @click.option("--runs", type=click.IntRange(1), help="Runs of everything; figures are medians over them.")
-@click.option("--quick", is_flag=True, help="One short run: to see that it works, not how fast it is.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--quick", is_flag=True, help="One short run: to see that it works. It is not saved.")
+@click.option("--table", "saved", is_flag=True, help="Only print the table of what was saved.")
 def main(
-    names: list[str],
-    seconds: float | None,
-    delay: float | None,
-    runs: int | None,
-    quick: bool,
-    as_json: bool,
+    names: list[str], seconds: float | None, delay: float | None, runs: int | None, quick: bool, saved: bool
 ) -> None:
-    """Measure localdelay beside other ways to delay a message: rates, lateness, costs, memory."""
-    chosen = {"seconds": seconds, "delay": delay, "runs": runs}
-    given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-    settings = attrs.evolve(QUICK if quick else Settings(), **given)
-    with programs(names) as (run_sample, unavailable):
-        available = [name for name in names if name not in unavailable]
-        measured = measure(
-            settings, available, run_sample, lambda line: click.echo(line, err=True), unavailable
-        )
-    click.echo(json.dumps(measured) if as_json else "\n".join(peers_report.lines(measured)))
+    """Measure localdelay beside other ways to delay a message: rates, lateness, costs, memory.
+
+    Writes bench/results/peers.json, and prints the README's table of it.
+    """
+    if not saved:
+        given: dict[str, Any] = {"seconds": seconds, "delay": delay, "runs": runs}
+        changed = {name: value for name, value in given.items() if value is not None}
+        settings = attrs.evolve(QUICK if quick else Settings(), **changed)
+        with programs(names) as (run_sample, unavailable):
+            available = [name for name in names if name not in unavailable]
+            measured = measure(
+                settings, available, run_sample, lambda line: click.echo(line, err=True), unavailable
+            )
+        if not quick:
+            save("peers", measured)
+    click.echo("\n".join(peers_table.lines(load("peers") if saved else measured)))
 
 
 if __name__ == "__main__":

@@ -2,158 +2,195 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .contenders import BARE, BATCH, BATCH_UNCANCELLABLE, LITERAL, LOCALDELAY
-from .samples import HELD_P99, Result, medians, ratio
+from .contenders import (
+    AIO,
+    BARE,
+    BATCH,
+    CALL_AT_TASK,
+    CLOSED_BREAKER,
+    CONTENDERS,
+    HEAP,
+    LEAN,
+    LITERAL,
+    LOCALDELAY,
+    OPEN_BREAKER,
+    THREADS,
+)
+from .samples import Result, heading, median, medians, shown, table, targets
 from .targets import Target
 
-OURS = (LOCALDELAY, BATCH, BATCH_UNCANCELLABLE)
-_ONLY_OURS = {"await", "five"}
-_LOADS = ("low", "high", "mixed", "five")
+OURS = tuple(name for name in CONTENDERS if name.startswith("localdelay"))
+LOADS = ("low", "high", "mixed", "five")
+_HIGH_IS_BEST = frozenset({"held", "puts", "drained", "producers"})
+_KEPT = ("offered", "put", "sent", "twice", "early", "held", "cpu_us", "waited_share")
 
 
-def belongs(figure: str, name: str) -> bool:
-    """Whether this figure is taken of this contender."""
-    if name == BARE:
-        return figure == "put"
-    return figure not in _ONLY_OURS or name in OURS
+def kept_up(result: Result) -> bool:
+    """Whether a load was put, and all of it was sent: only then do its percentiles mean something."""
+    return "failed" not in result and result["sent"] == result["offered"] and not result["early"]
 
 
-def kept_up(result: Result | None) -> bool:
-    """Whether a load was put on time, and all of it was sent: only then do its percentiles mean something."""
-    return (
-        result is not None
-        and not result["unsent"]
-        and not result["early"]
-        and result["put_lateness"]["p99"] < HELD_P99
-    )
+def compact(samples: Mapping[str, Sequence[Any]]) -> Result:
+    """What the file keeps of each run."""
+    return {
+        figure: [_compact_load(result) if figure in LOADS else result for result in results]
+        for figure, results in samples.items()
+    }
+
+
+def _compact_load(result: Result) -> Result:
+    if "failed" in result:
+        return result
+    times = {f"{what}_{share}": result[what][share] for what in ("latency", "put_lateness")
+             for share in ("p50", "p99", "max")}  # fmt: skip
+    return {name: result[name] for name in _KEPT if name in result} | times
 
 
 def row(samples: Mapping[str, Sequence[Any]]) -> Result:
     """The figures of one contender: medians over the runs, in seconds, µs, messages/s and bytes.
 
-    A load has None if it was kept up with in no more than half of the runs.
+    A run that failed is in them, as the worst; None: the median is a run that failed. `failed` has how many
+    runs of each figure did, and `early` what all of them have sent early.
     """
-    made: Result = {}
-    if held := samples.get("held"):
-        made["held"] = statistics.median(rate or 0.0 for rate in held) or None
-        made["held_runs"] = list(held)
-    for figure in ("put", "await", "memory", "burst"):
-        if results := samples.get(figure):
-            made |= {name: value for name, value in medians(list(results)).items() if name != "early"}
-    for figure in _LOADS:
-        results = samples.get(figure, ())
-        good = [result for result in results if kept_up(result)]
-        made[figure] = medians(good) if 2 * len(good) > len(results) else None
-    shares = [load["waited_share"] for figure in _LOADS if (load := made[figure]) is not None]
-    made["waited_share"] = max((share for share in shares if share is not None), default=None)
-    taken = [result for figure in (*_LOADS, "burst") for result in samples.get(figure, ()) if result]
-    made["early"] = sum(result["early"] for result in taken)
+    made: Result = {"failed": {}, "early": 0}
+    for figure, results in samples.items():
+        if figure == "held":
+            made["held"] = median(list(results), highest_is_best=True)
+            made["failed"]["held"] = sum(rate is None for rate in results)
+        elif figure in LOADS:
+            p99s = [result["latency"]["p99"] if kept_up(result) else None for result in results]
+            made[figure] = median(p99s)
+            made["failed"][figure] = sum(p99 is None for p99 in p99s)
+            made["early"] += sum(result.get("early", 0) for result in results)
+        else:
+            made |= medians(results, _HIGH_IS_BEST)
+            made["failed"][figure] = sum("failed" in result for result in results)
     return made
 
 
-def with_ratios(rows: Mapping[str, Result]) -> dict[str, Result]:
-    """The rows, each with its ratios to the literal port; None where one of the two is missing."""
-    base = values(rows.get(LITERAL, {}))
-    return {
-        name: {
-            **made,
-            "ratios": {column: over(value, base[column]) for column, value in values(made).items()},
-        }
-        for name, made in rows.items()
-    }
+def lines(measured: Result) -> Iterator[str]:
+    """The README's table, what stands in no column, and the targets."""
+    settings, rows = measured["settings"], measured["rows"]
+    low, high = (f"{settings[which] / 1000:g}k" for which in ("low", "high"))
+    waited = _most_waited(measured["runs"])
+    others = "" if waited is None else f"; others had a contender's core for up to {waited:.1%} of a load"
+    yield (
+        f"{heading(measured)}; medians of {settings['runs']} runs, a run that failed counted as the worst"
+        f"{others}; raw: [results/peers.json](results/peers.json)."
+    )
+    yield ""
+    head = ["", "held /s", f"p99 at {low}/s", f"p99 at {high}/s", "p99 mixed", "put", "all due at once"]
+    yield from table([*head, "beyond 500 B"], _open_rows(rows))
+    yield ""
+    yield from table(["", "µs a call", "the same without a checkpoint"], _await_rows(rows))
+    yield ""
+    producing = ((name, made) for name, made in rows.items() if "producers" in made)
+    head = ["", "puts/s by one thread", "by eight, while they fall due"]
+    yield from table(
+        head,
+        ([CONTENDERS[name].title, shown(made["puts"]), shown(made["producers"])] for name, made in producing),
+    )
+    yield from targets(found(rows))
 
 
-def values(made: Result) -> dict[str, float | None]:
-    """What is compared of a row."""
-    columns = {name: made.get(name) for name in ("held", "put_nowait", "drained", "beyond_payload")}
-    return {**columns, **{figure: p99(made, figure) for figure in _LOADS}}
+def _most_waited(runs: Mapping[str, Result]) -> float | None:
+    loads = (load for taken in runs.values() for figure in LOADS for load in taken.get(figure, ()))
+    shares = [share for load in loads if (share := load.get("waited_share")) is not None]
+    return max(shares, default=None)
 
 
-def p99(made: Result, figure: str) -> float | None:
-    """Lateness, in seconds."""
-    load = made.get(figure)
-    return None if load is None else load["lateness"]["p99"]
+def _open_rows(rows: Mapping[str, Result]) -> Iterator[list[str]]:
+    for name, made in rows.items():
+        figures = CONTENDERS[name].figures
+        if "unavailable" in made:
+            yield [CONTENDERS[name].title, made["unavailable"], *[""] * 6]
+        elif {"held", "put", "memory"} & set(figures):
+            cells = {
+                "held": shown(made.get("held")),
+                **{which: shown(_ms(made.get(which)), ".2f", " ms") for which in ("low", "high", "mixed")},
+                "put": shown(made.get("put_us"), ".2f", " µs"),
+                "burst": shown(made.get("drained"), ",.0f", "/s"),
+                "memory": shown(made.get("beyond_payload"), ",.0f", " B"),
+            }
+            yield [
+                CONTENDERS[name].title,
+                *(_told(text, made, figure) if figure in figures else "" for figure, text in cells.items()),
+            ]
 
 
-def over(value: float | None, base: float | None) -> float | None:
-    """Their ratio, where there is one."""
-    return None if value is None or base is None else ratio(value, base)
+def _told(text: str, made: Result, figure: str) -> str:
+    """A figure of which some runs failed says so, though its median did not."""
+    failed = made["failed"].get(figure, 0)
+    return text if text == "fails" or not failed else f"{text} ({failed} failed)"
 
 
-def targets(rows: Mapping[str, Result]) -> list[Target]:
-    """What was aimed at, and what came out."""
+def _await_rows(rows: Mapping[str, Result]) -> Iterator[list[str]]:
+    for name, made in rows.items():
+        if "await_us" in made:
+            less = _less(made["await_us"], made["checkpoint_us"])
+            yield [CONTENDERS[name].title, shown(made["await_us"], ".2f"), shown(less, ".2f")]
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else 1e3 * seconds
+
+
+def _less(value: float | None, base: float | None) -> float | None:
+    return None if value is None or base is None else value - base
+
+
+def found(rows: Mapping[str, Result]) -> list[Target]:
+    """What is aimed at, and what came out."""
 
     def of(name: str, column: str) -> float | None:
-        return values(rows.get(name, {}))[column]
+        """None: not measured. What failed is as bad as can be."""
+        made = rows.get(name, {})
+        if column not in made:
+            return None
+        worst = 0.0 if column in _HIGH_IS_BEST else math.inf
+        value: float | None = made[column]
+        return worst if value is None else value
 
-    def milliseconds(name: str, column: str) -> float | None:
-        seconds = of(name, column)
-        return None if seconds is None else 1e3 * seconds
+    def over(name: str, column: str, base: str, of_base: str | None = None) -> float | None:
+        value, below = of(name, column), of(base, of_base or column)
+        return None if value is None or not below or math.isinf(below) else value / below
 
-    def to_literal(name: str, column: str) -> float | None:
-        return over(of(name, column), of(LITERAL, column))
-
-    def aimed(name: str, aim: str) -> str:
-        held = of(name, "held")
-        return aim if held is None else f"{aim}, is {held:,.0f}/s"
-
-    bare = of(BARE, "put_nowait")
-    awaited = rows.get(LOCALDELAY, {})
-    awaited_less = awaited["await_put"] - awaited["checkpoint"] if "await_put" in awaited else None
     early = sum(made.get("early", 0) for name, made in rows.items() if name in OURS)
-    send, batch, lean = (f"{title}: " for title in ("send", "send_batch", "cancellable=False"))
+    awaited = _less(of(LOCALDELAY, "await_us"), of(LOCALDELAY, "checkpoint_us"))
+    send, batch, lean = "send: ", "send_batch: ", "cancellable=False: "
     return [
+        Target(f"{batch}held / literal port", over(BATCH, "held", LITERAL), at_least=5),
+        Target(f"{lean}held / literal port", over(LEAN, "held", LITERAL), at_least=5),
+        Target(f"{send}held / literal port", over(LOCALDELAY, "held", LITERAL), at_least=2.5),
+        Target(f"{send}p99 at 10k/s / literal port", over(LOCALDELAY, "low", LITERAL), at_most=0.7),
+        Target(f"{batch}p99 at 10k/s / literal port", over(BATCH, "low", LITERAL), at_most=0.7),
+        Target(f"{send}p99 at 100k/s in ms", _ms(of(LOCALDELAY, "high")), at_most=2),
+        Target(f"{batch}p99 at 100k/s in ms", _ms(of(BATCH, "high")), at_most=2),
+        Target(f"{lean}p99 at 100k/s in ms", _ms(of(LEAN, "high")), at_most=2),
+        Target(f"{lean}put_nowait / bare channel", over(LEAN, "put_us", BARE), at_most=2),
+        Target("put_nowait / bare channel", over(LOCALDELAY, "put_us", BARE), at_most=2.5),
+        Target("await put less a checkpoint, in µs", awaited, at_most=1.5),
+        Target(f"{send}p99 with mixed delays in ms", _ms(of(LOCALDELAY, "mixed")), at_most=2),
+        Target(f"{batch}p99 with mixed delays in ms", _ms(of(BATCH, "mixed")), at_most=2),
         Target(
-            f"{batch}held / literal port",
-            to_literal(BATCH, "held"),
-            at_least=5,
-            aim=aimed(BATCH, "500,000/s"),
+            f"{send}p99 with five delays / with one", over(LOCALDELAY, "five", LOCALDELAY, "low"), at_most=1.2
         ),
-        Target(
-            f"{lean}held / literal port",
-            to_literal(BATCH_UNCANCELLABLE, "held"),
-            at_least=5,
-            aim=aimed(BATCH_UNCANCELLABLE, "500,000/s"),
-        ),
-        Target(
-            f"{send}held / literal port",
-            to_literal(LOCALDELAY, "held"),
-            at_least=2.5,
-            aim=aimed(LOCALDELAY, "150,000/s"),
-        ),
-        Target(f"{send}p99 at 10k/s / literal port", to_literal(LOCALDELAY, "low"), at_most=0.7),
-        Target(f"{batch}p99 at 10k/s / literal port", to_literal(BATCH, "low"), at_most=0.7),
-        Target(f"{send}p99 at 100k/s in ms", milliseconds(LOCALDELAY, "high"), at_most=2),
-        Target(f"{batch}p99 at 100k/s in ms", milliseconds(BATCH, "high"), at_most=2),
-        Target(f"{lean}p99 at 100k/s in ms", milliseconds(BATCH_UNCANCELLABLE, "high"), at_most=2),
-        Target(
-            f"{lean}put_nowait / bare channel",
-            over(of(BATCH_UNCANCELLABLE, "put_nowait"), bare),
-            at_most=2,
-            aim="1.2",
-        ),
-        Target("put_nowait / bare channel", over(of(LOCALDELAY, "put_nowait"), bare), at_most=2.5),
-        Target("await put less a checkpoint, in µs", awaited_less, at_most=1.5),
-        Target(f"{send}p99 with mixed delays in ms", milliseconds(LOCALDELAY, "mixed"), at_most=2),
-        Target(f"{batch}p99 with mixed delays in ms", milliseconds(BATCH, "mixed"), at_most=2),
-        Target(
-            f"{send}p99 with five delays / with one",
-            over(of(LOCALDELAY, "five"), of(LOCALDELAY, "low")),
-            at_most=1.2,
-        ),
-        Target(
-            f"{batch}p99 with five delays / with one", over(of(BATCH, "five"), of(BATCH, "low")), at_most=1.2
-        ),
-        Target(
-            f"{lean}bytes beyond the payload",
-            of(BATCH_UNCANCELLABLE, "beyond_payload"),
-            at_most=200,
-            aim="120",
-        ),
+        Target(f"{batch}p99 with five delays / with one", over(BATCH, "five", BATCH, "low"), at_most=1.2),
+        Target(f"{lean}bytes beyond the payload", of(LEAN, "beyond_payload"), at_most=200),
         Target("bytes beyond the payload", of(LOCALDELAY, "beyond_payload"), at_most=260),
+        Target("a publish, primary takes all, in µs", of(CLOSED_BREAKER, "await_us"), at_most=15),
+        Target("a publish, breaker open, in µs", of(OPEN_BREAKER, "await_us"), at_most=15),
+        Target("threads: all due at once /s", of(THREADS, "drained"), at_least=100_000),
+        Target("threads: held /s", of(THREADS, "held"), at_least=60_000),
+        Target("threads: held / heapq and a Condition", over(THREADS, "held", HEAP), at_least=1),
+        Target("threads: puts/s by one", of(THREADS, "puts"), at_least=100_000),
+        Target("threads: puts/s by eight, while they fall due", of(THREADS, "producers"), at_least=60_000),
+        Target("aio: all due at once /s", of(AIO, "drained"), at_least=110_000),
+        Target("aio: held /s", of(AIO, "held"), at_least=60_000),
+        Target("aio: held / call_at and a task", over(AIO, "held", CALL_AT_TASK), at_least=1),
         Target("messages sent early", early, at_most=0),
     ]

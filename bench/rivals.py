@@ -1,18 +1,19 @@
-"""Other ways to delay a message that people use in Python, each in its usual and kindest form."""
+"""Other ways to delay a message that people use in Python, each in its usual and kindest form.
+
+Each ends at once, and drops what waits, when its block is left.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from heapq import heappop, heappush
 
 import trio
 
-from .literal import Send, Waiting
-
-_POLL = 0.005
+from localdelay.benchmark.contenders import Send, Waiting
 
 
 class TaskPerMessage:
@@ -26,54 +27,35 @@ class TaskPerMessage:
         await trio.sleep_until(message[0])
         await self._send(message)
 
-    def put_nowait(self, payload: bytes, *, delay: float) -> None:
+    def put_nowait(self, payload: bytes, /, *, delay: float) -> None:
         self._nursery.start_soon(self._hold, (trio.current_time() + delay, payload))
-
-    async def put(self, payload: bytes, *, delay: float) -> None:
-        self.put_nowait(payload, delay=delay)
-        await trio.lowlevel.checkpoint()
-
-
-@asynccontextmanager
-async def open_task_per_message(send: Send) -> AsyncIterator[TaskPerMessage]:
-    """Leaving the block waits until everything is sent."""
-    async with trio.open_nursery() as nursery:
-        yield TaskPerMessage(nursery, send)
 
 
 class CallAt:
-    """A timer of asyncio's a message: `loop.call_at`, and the send is a plain function, with no task."""
+    """A timer of asyncio's a message, `loop.call_at`; the send is a plain function, with no task."""
 
     def __init__(self, send: Callable[[Waiting], object]) -> None:
         self._loop = asyncio.get_running_loop()
         self._send = send
-        self._pending = 0
 
-    def _fire(self, message: Waiting) -> None:
-        self._pending -= 1
-        self._send(message)
-
-    def put_nowait(self, payload: bytes, *, delay: float) -> None:
+    def put_nowait(self, payload: bytes, /, *, delay: float) -> None:
         due = self._loop.time() + delay
-        self._pending += 1
-        self._loop.call_at(due, self._fire, (due, payload))
-
-    async def put(self, payload: bytes, *, delay: float) -> None:
-        self.put_nowait(payload, delay=delay)
-        await asyncio.sleep(0)
-
-    async def join(self) -> None:
-        """Wait until everything is sent."""
-        while self._pending:  # noqa: ASYNC110 (to set an event would cost something a message)
-            await asyncio.sleep(_POLL)
+        self._loop.call_at(due, self._send, (due, payload))
 
 
-@asynccontextmanager
-async def open_call_at(send: Callable[[Waiting], object]) -> AsyncIterator[CallAt]:
-    """Leaving the block waits until everything is sent. For asyncio."""
-    timers = CallAt(send)
-    yield timers
-    await timers.join()
+class CallAtTask:
+    """The same with a coroutine that sends, in a task of its own that is kept until it ends."""
+
+    def __init__(self, send: Callable[[Waiting], Awaitable[None]]) -> None:
+        self._tasks: set[asyncio.Future[None]] = set()
+
+        def begin(message: Waiting) -> None:
+            task = asyncio.ensure_future(send(message))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        self._timers = CallAt(begin)
+        self.put_nowait = self._timers.put_nowait
 
 
 class HeapOfThreads:
@@ -84,65 +66,57 @@ class HeapOfThreads:
         self._clock = clock
         self._heap: list[Waiting] = []
         self._changed = threading.Condition()
-        self._closing = False
+        self._closed = False
 
-    def put_nowait(self, payload: bytes, *, delay: float) -> None:
+    def put_nowait(self, payload: bytes, /, *, delay: float) -> None:
         message = (self._clock() + delay, payload)
         with self._changed:
             heappush(self._heap, message)
             if self._heap[0] is message:
                 self._changed.notify()
 
-    async def put(self, payload: bytes, *, delay: float) -> None:
-        self.put_nowait(payload, delay=delay)
-        await trio.lowlevel.checkpoint()
+    async def hold(self) -> None:
+        """Nobody takes a message from now on."""
+        self._changed.acquire()
 
-    def hold(self) -> threading.Condition:
-        """Nobody takes a message while this is held, as `with` does."""
-        return self._changed
+    async def release(self) -> None:
+        self._changed.release()
 
     def work(self) -> None:
-        """Send what is due, until it is closed and empty."""
+        """Send what is due, until it is closed."""
         while (message := self._take()) is not None:
             self._send(message)
 
-    def close(self, *, drop: bool) -> None:
-        """Let the threads end once nothing waits any more."""
+    def close(self) -> None:
+        """End the threads."""
         with self._changed:
-            self._closing = True
-            if drop:
-                self._heap.clear()
+            self._closed = True
             self._changed.notify_all()
 
     def _take(self) -> Waiting | None:
         with self._changed:
-            while True:
+            while not self._closed:
                 if not self._heap:
-                    if self._closing:
-                        self._changed.notify_all()
-                        return None
                     self._changed.wait()
                 elif (remaining := self._heap[0][0] - self._clock()) > 0:
                     self._changed.wait(remaining)
                 else:
                     return heappop(self._heap)
+            return None
 
 
 @asynccontextmanager
 async def open_heap_of_threads(
     send: Callable[[Waiting], object], clock: Callable[[], float], *, workers: int
 ) -> AsyncIterator[HeapOfThreads]:
-    """Leaving the block waits until everything is sent. The puts come from the Trio thread."""
+    """Run the threads for the length of the block."""
     heap = HeapOfThreads(send, clock)
     threads = [threading.Thread(target=heap.work, daemon=True) for _ in range(workers)]
     for thread in threads:
         thread.start()
     try:
         yield heap
-        heap.close(drop=False)
-        for thread in threads:
-            await trio.to_thread.run_sync(thread.join, abandon_on_cancel=True)
     finally:
-        heap.close(drop=True)
+        heap.close()
         for thread in threads:
             thread.join()

@@ -1,38 +1,91 @@
-"""What all the bench commands share: a sample in a process of its own, what several come to, and on what."""
+"""What all the bench commands share: a sample in a process of its own, what several come to, and their file.
+
+A run that failed is a result, too: `{"failed": why}`. It counts as the worst there is.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import attrs
+
 from localdelay.benchmark import process
+from localdelay.benchmark.load import NUMBER_BYTES, filling
+from localdelay.benchmark.result import Distribution
+from localdelay.lateness import LatencyRecorder
+
+from .targets import Target
 
 ROOT = Path(__file__).resolve().parent.parent
-HELD_P99 = 0.010
-"""Seconds. A rate is held if lateness and the generator's own error both stay under this at p99, and
-everything was put and sent."""
-_WORST = {"early", "unsent"}
+RESULTS = ROOT / "bench" / "results"
+BODY_BYTES = 500
+_REST = filling(BODY_BYTES, 1)
 _TIMEOUT = 600.0
 """Seconds for a sample."""
 _SCHEDSTAT = Path("/proc/self/schedstat")
+_DIGITS = 5
+"""Of a figure in a file."""
 
 Result: TypeAlias = dict[str, Any]
-RunSample: TypeAlias = Callable[[str, dict[str, Any]], Result]
 
 
-def in_process(kind: str, arguments: dict[str, Any]) -> Result:
-    """Run one sample in a fresh interpreter."""
-    command = [sys.executable, "-m", "bench.scenarios", kind, json.dumps(arguments)]
+def body(number: int) -> bytes:
+    """The 500 bytes of this message, as those of the load: its number, and noise."""
+    return number.to_bytes(NUMBER_BYTES, "big") + _REST
+
+
+def distribution(seconds: Iterable[float]) -> Distribution:
+    """What these times come to."""
+    recorder = LatencyRecorder()
+    for value in seconds:
+        recorder.record(max(0.0, value))
+    return Distribution.of(recorder.take())
+
+
+def in_process(module: str, *arguments: str) -> Any:
+    """What `python -m bench.MODULE ARGUMENTS` prints, as JSON. Raises `subprocess.SubprocessError`."""
+    command = [sys.executable, "-m", f"bench.{module}", *arguments]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=_TIMEOUT)
-    answer: Result = json.loads(done.stdout)
-    return answer
+    return json.loads(done.stdout)
+
+
+def or_failed(take: Callable[[], Result], progress: Callable[[str], None]) -> Result:
+    """A sample, or that it has failed: one that runs out of memory or time does not end the others."""
+    try:
+        return take()
+    except subprocess.SubprocessError as error:
+        progress(f"    {error}")
+        ended = getattr(error, "returncode", None)
+        return {"failed": f"{type(error).__name__}, {ended}"}
+
+
+def median(values: Sequence[float | None], *, highest_is_best: bool = False) -> float | None:
+    """The median over the runs; None stands for a run that failed, which is worse than any other.
+
+    None if the median is, or lies beside, a run that failed.
+    """
+    worst = -math.inf if highest_is_best else math.inf
+    if not values:
+        return None
+    middle = statistics.median([worst if value is None else value for value in values])
+    return None if math.isinf(middle) else middle
+
+
+def medians(results: Sequence[Result], best: frozenset[str] = frozenset()) -> Result:
+    """Of each figure of several runs its median, where `best` names those that are to be high."""
+    names = dict.fromkeys(name for result in results for name in result if name != "failed")
+    return {
+        name: median([result.get(name) for result in results], highest_is_best=name in best) for name in names
+    }
 
 
 def waited_for_a_core() -> float | None:
@@ -42,39 +95,75 @@ def waited_for_a_core() -> float | None:
     return int(_SCHEDSTAT.read_text().split()[1]) / 1e9
 
 
-def medians(results: list[Result]) -> Result:
-    """Figure by figure the median over the runs; the worst of what should be 0; None stays None."""
-    combined: Result = {}
-    for name, first in results[0].items():
-        values = [result[name] for result in results]
-        if isinstance(first, dict):
-            combined[name] = medians(values)
-        elif first is None:
-            combined[name] = None
-        else:
-            combined[name] = max(values) if name in _WORST else statistics.median(values)
-    return combined
-
-
-def is_held(result: Result) -> bool:
-    """Whether this sample of an open loop kept up; see `HELD_P99`."""
-    in_time = result["lateness"]["p99"] < HELD_P99 and result["put_lateness"]["p99"] < HELD_P99
-    return in_time and not result["unsent"] and not result["early"]
-
-
-def ratio(value: float, base: float) -> float | None:
-    """The one over the other; None where the other is 0."""
-    return value / base if base else None
-
-
-def machine() -> Result:
-    """The facts that the figures depend on."""
-    known = process.machine()
+def facts(name: str) -> Result:
+    """What figures depend on: the command, the commit, the Python and the machine; no names and no paths."""
+    options = ["..." if os.sep in word else word for word in sys.argv[1:]]
     return {
-        "cores": os.cpu_count(),
-        "cores_allowed": known.cores,
-        "system": platform.platform(terse=True),
-        "python": known.python,
-        "trio": known.trio,
-        "localdelay": known.localdelay,
+        "command": " ".join(["python -m", f"bench.{name}", *options]),
+        "commit": _commit(),
+        **attrs.asdict(process.machine()),
+        "cores_of_the_machine": os.cpu_count(),
+        "kernel": platform.release().partition("-")[0],
     }
+
+
+def _commit() -> str:
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        commit = git("rev-parse", "--short=10", "HEAD")
+        return f"{commit} with changes" if git("status", "--porcelain", "--", "*.py") else commit
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def save(name: str, measured: Result, folder: Path | None = None) -> None:
+    """Write what was measured beside the programs, as the README's figures are to have it."""
+    folder = RESULTS if folder is None else folder
+    folder.mkdir(exist_ok=True)
+    text = json.dumps(_rounded(measured), indent=1)
+    (folder / f"{name}.json").write_text(text + "\n")
+
+
+def load(name: str, folder: Path | None = None) -> Result:
+    """What was measured last."""
+    found: Result = json.loads(((RESULTS if folder is None else folder) / f"{name}.json").read_text())
+    return found
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
+
+
+def heading(measured: Result) -> str:
+    """Where the figures under it come from, in a line."""
+    where = measured["facts"]
+    return (
+        f"`{where['command']}`, commit {where['commit']}, {where['python']}, Trio {where['trio']}, "
+        f"{where['cores']} of {where['cores_of_the_machine']} cores, {where['system']} {where['kernel']}"
+    )
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """A table in Markdown: names to the left, figures to the right."""
+    yield f"| {' | '.join(head)} |"
+    yield f"| --- |{' ---: |' * (len(head) - 1)}"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+
+
+def shown(value: float | None, form: str = ",.0f", unit: str = "") -> str:
+    """A figure; None is a failure."""
+    return "fails" if value is None else f"{value:{form}}{unit}"
+
+
+def targets(found: Sequence[Target]) -> Iterator[str]:
+    """What was aimed at, and what came out. A target that is missed fails no command."""
+    yield ""
+    yield from (f"- {target.line}" for target in found)

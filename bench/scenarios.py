@@ -1,266 +1,252 @@
-"""One sample of one scenario for one contender, in a process of its own.
+"""One sample of one scenario for one contender, in a process of its own, as `bench.peers` starts them.
 
-`python -m bench.scenarios KIND ARGUMENTS`, ARGUMENTS a JSON object, prints one JSON object.
-`bench.speed` starts these; that is the script to run.
+`python -m bench.scenarios KIND ARGUMENTS`, ARGUMENTS a JSON object, prints one JSON object. Each scenario is
+one coroutine for all worlds: it waits by its loop alone.
 """
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import json
 import logging
-import math
 import sys
+import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any
 
-import trio
-
-import localdelay
-from localdelay.benchmark.load import CHUNK
+from localdelay.benchmark.load import CHUNK, Delays, Generator, Pace, putter
 from localdelay.benchmark.process import resident_bytes
 
-from .contenders import BARE, CALL_AT, Contender, open_contender
-from .pace import BODY_BYTES, Outcome, Pace, Recorder, body, draw_delays, offer, take_turns
-from .samples import Result, waited_for_a_core
-from .worlds import AsyncioWorld, TrioWorld, World
+from .contenders import CONTENDERS, PROGRAM, Asked, Queue
+from .loops import Loop, run
+from .samples import BODY_BYTES, Result, body, waited_for_a_core
+from .times import Times
 
 _HOUR = 3600.0
 _WARM_UP = 2000
 _REHEARSED = 1000
 _HOLD_BEFORE = 0.05
-_SETTLE = 0.01
-"""Seconds until the workers of whichever contender have begun to wait."""
+_LOOK = 0.005
+_SETTLE = 0.2
+"""Seconds, for a queue in a thread of its own to take in what it was given."""
+_LONGEST_BURST = 60.0
+_PRODUCERS = 8
+_PRODUCED_DELAY = 0.1
 
 
-def _microseconds(seconds: float, messages: int) -> float:
-    return seconds / messages * 1e6
+class _TooLate(Exception):
+    """The load is so late that it is given up."""
 
 
-def _own_figures(queue: Contender | None) -> Result | None:
-    if not isinstance(queue, localdelay.DelayQueue):
-        return None
-    statistics = queue.statistics()
-    late = statistics.lateness
-    return {
-        "accepted": statistics.accepted,
-        "sent": statistics.sent,
-        "pending": statistics.pending,
-        "lateness": {name: getattr(late, name) for name in ("count", "p50", "p90", "p99", "p999", "max")},
-    }
+def _open(name: str, loop: Loop, times: Times, workers: int = 20) -> AbstractAsyncContextManager[Queue]:
+    opener = CONTENDERS[name].open
+    if opener is None:
+        raise ValueError(f"{name} is a program")
+    return opener(Asked(times=times, loop=loop, capacity=len(times.begun), workers=workers))
 
 
-def world_of(contender: str) -> World:
-    """The event loop that the contender lives in, which must be the one that runs."""
-    return AsyncioWorld() if contender == CALL_AT else TrioWorld()
-
-
-async def closed_loop(contender: str, messages: int) -> Result:
-    """One caller, as fast as it can: microseconds of processor time a message."""
-    return {
-        **await put_nowait(contender, messages),
-        **await await_put(contender, messages),
-        "put_take_send": None if contender == BARE else await _put_take_send(contender, messages),
-    }
-
-
-async def put_nowait(contender: str, messages: int) -> Result:
-    """Microseconds of processor time a call."""
-    world = world_of(contender)
+async def put_nowait(loop: Loop, contender: str, messages: int) -> Result:
+    """Microseconds of processor time a call, and calls/s by the wall."""
     bodies = [body(number) for number in range(messages)]
-    recorder = Recorder(world.clock)
-    async with (
-        world.move_on_at(math.inf) as give_up,
-        open_contender(contender, recorder, capacity=messages + _WARM_UP) as queue,
-    ):
+    async with _open(contender, loop, Times(loop.clock, messages + _WARM_UP)) as queue:
         put = queue.put_nowait
         for payload in bodies[:_WARM_UP]:
             put(payload, delay=_HOUR)
-        began = time.process_time()
+        cpu, began = time.process_time(), time.perf_counter()
         for payload in bodies:
             put(payload, delay=_HOUR)
-        took = time.process_time() - began
-        give_up()
-    return {"put_nowait": _microseconds(took, messages)}
+        took, cpu = time.perf_counter() - began, time.process_time() - cpu
+    return {"put_us": 1e6 * cpu / messages, "puts": messages / took}
 
 
-async def await_put(contender: str, messages: int) -> Result:
-    """Microseconds of processor time an awaited call, and a checkpoint, which is a part of it. For Trio."""
-    world = TrioWorld()
+async def await_put(loop: Loop, contender: str, messages: int) -> Result:
+    """Microseconds of processor time an awaited call, and a checkpoint of the loop, which is a part of it."""
     bodies = [body(number) for number in range(messages)]
-    recorder = Recorder(world.clock)
-    async with (
-        world.move_on_at(math.inf) as give_up,
-        open_contender(contender, recorder, capacity=messages + _WARM_UP) as queue,
-    ):
+    async with _open(contender, loop, Times(loop.clock, messages + _WARM_UP)) as queue:
         put = queue.put
+        assert put is not None
         for payload in bodies[:_WARM_UP]:
             await put(payload, delay=_HOUR)
         began = time.process_time()
         for payload in bodies:
             await put(payload, delay=_HOUR)
         took = time.process_time() - began
-        give_up()
-    return {"await_put": _microseconds(took, messages), "checkpoint": await _checkpoint(messages)}
-
-
-async def _checkpoint(messages: int) -> float:
-    began = time.process_time()
+    began, checkpoint = time.process_time(), loop.checkpoint
     for _ in range(messages):
-        await trio.lowlevel.checkpoint()
-    return _microseconds(time.process_time() - began, messages)
+        await checkpoint()
+    return {
+        "await_us": 1e6 * took / messages,
+        "checkpoint_us": 1e6 * (time.process_time() - began) / messages,
+    }
 
 
-async def _put_take_send(contender: str, messages: int) -> float:
-    world = world_of(contender)
-    bodies = [body(number) for number in range(messages)]
-    recorder = Recorder(world.clock)
-    async with open_contender(contender, recorder, capacity=messages) as queue:
-        await world.sleep_until(world.clock() + _SETTLE)
-        put = queue.put_nowait
-        began = time.process_time()
-        for payload in bodies:
-            put(payload, delay=0.0)
-    took = time.process_time() - began
-    if (sent := len(recorder.late)) != messages:
-        raise AssertionError(f"{contender} sent {sent} of {messages} messages")
-    return _microseconds(took, messages)
+async def memory(loop: Loop, contender: str, messages: int) -> Result:
+    """Resident bytes a pending message beyond its payload's 500; None where there is no /proc to tell."""
+    async with _open(contender, loop, Times(loop.clock, messages + _WARM_UP)) as queue:
+
+        async def fill(first: int, stop: int) -> int | None:
+            for number in range(first, stop):
+                if queue.put is None:
+                    queue.put_nowait(body(number), delay=_HOUR)
+                else:
+                    await queue.put(body(number), delay=_HOUR)
+                if number % CHUNK == CHUNK - 1:
+                    await loop.checkpoint()
+            await loop.sleep_until(loop.clock() + _SETTLE)
+            gc.collect()
+            return resident_bytes()
+
+        before = await fill(0, _WARM_UP)
+        after = await fill(_WARM_UP, _WARM_UP + messages)
+    if before is None or after is None:
+        return {"failed": "this system does not tell"}
+    return {"beyond_payload": (after - before) / messages - BODY_BYTES}
 
 
-async def all_at_once(contender: str, messages: int, workers: int, margin: float = 0.5) -> Result:
+async def all_at_once(loop: Loop, contender: str, messages: int, workers: int, margin: float = 0.5) -> Result:
     """Messages a second, when all of them are due before the first is sent.
 
-    They are put with one delay for all, so they become due in the order of their puts; meanwhile the event
-    loop (or the threads' lock) is held. From when it is let go until all is sent. None if the first was due
-    before the last was put: the delay is thrice what the puts should take, and `margin` seconds.
+    They are put with one delay for all, so they become due in the order of their puts; meanwhile the queue is
+    held, or the loop that it lives on. From when it is let go until the last send begins. It fails if the
+    first was due before the last was put: the delay is thrice what puts should take, and `margin` seconds.
     """
-    delay = margin + 3 * messages * await _seconds_a_put(contender, workers)
-    world = world_of(contender)
-    recorder = Recorder(world.clock)
-    async with open_contender(contender, recorder, capacity=messages, workers=workers) as queue:
+    delay = margin + 3 * messages * await _seconds_a_put(loop, contender, workers)
+    clock, times = loop.clock, Times(loop.clock, messages)
+    async with _open(contender, loop, times, workers) as queue:
         gc.collect()
-        first_due = world.clock() + delay
-        await _put_all(world, queue, messages, delay)
-        last_due = world.clock() + delay
-        in_time = last_due - delay < first_due
-        await world.sleep_until(first_due - _HOLD_BEFORE)
-        with getattr(queue, "hold", nullcontext)():
-            while (remaining := last_due - world.clock()) > 0:
-                time.sleep(remaining)  # noqa: ASYNC251 (to hold the loop is what is meant)
-        released = world.clock()
-    took = world.clock() - released
-    early = sum(late < 0 for late in recorder.late)
-    return {"drained": messages / took if in_time and took else None, "early": early}
+        first_due = clock() + delay
+        await _put_all(loop, queue, messages, delay)
+        last_due = clock() + delay
+        await loop.sleep_until(first_due - _HOLD_BEFORE)
+        if queue.hold is not None:
+            await queue.hold()
+        in_time = clock() < first_due
+        while in_time and (remaining := last_due - clock()) > 0:
+            time.sleep(remaining)  # noqa: ASYNC251 (to hold the loop is what is meant)
+        released = clock()
+        if queue.release is not None:
+            await queue.release()
+        if not in_time:
+            return {"failed": "the first was due before the last was put"}
+        await _until_sent(loop, times, messages, released + _LONGEST_BURST)
+    if times.sent != messages or any(times.flags):
+        return {"failed": f"{times.sent} of {messages} sent, {sum(times.flags)} early"}
+    return {"drained": messages / (max(times.begun) - released)}
 
 
-async def _seconds_a_put(contender: str, workers: int) -> float:
-    world = world_of(contender)
-    recorder = Recorder(world.clock)
-    async with (
-        world.move_on_at(math.inf) as give_up,
-        open_contender(contender, recorder, capacity=_REHEARSED, workers=workers) as queue,
-    ):
-        began = world.clock()
-        await _put_all(world, queue, _REHEARSED, _HOUR)
-        took = world.clock() - began
-        give_up()
-    return took / _REHEARSED
+async def _seconds_a_put(loop: Loop, contender: str, workers: int) -> float:
+    async with _open(contender, loop, Times(loop.clock, _REHEARSED), workers) as queue:
+        began = loop.clock()
+        await _put_all(loop, queue, _REHEARSED, _HOUR)
+        return (loop.clock() - began) / _REHEARSED
 
 
-async def _put_all(world: World, queue: Contender, messages: int, delay: float) -> None:
+async def _put_all(loop: Loop, queue: Queue, messages: int, delay: float) -> None:
     for number in range(messages):
         queue.put_nowait(body(number), delay=delay)
         if number % CHUNK == CHUNK - 1:
-            await world.checkpoint()
+            await loop.checkpoint()
+
+
+async def _until_sent(loop: Loop, times: Times, messages: int, over: float) -> None:
+    while times.sent < messages and loop.clock() < over:
+        await loop.sleep_until(loop.clock() + _LOOK)
 
 
 async def open_loop(
+    loop: Loop,
     contender: str,
     rate: float,
     seconds: float,
-    delay: Sequence[float],
+    delays: Sequence[float],
+    is_range: bool,
     seed: int,
     workers: int,
-    in_turn: bool = False,
-    patience: float | None = None,
+    patience: float,
 ) -> Result:
-    """`rate` messages a second for `seconds`, each due after a delay between the two of `delay`.
+    """`rate` messages a second for `seconds`, each put at its own time, late or not, and due after its delay.
 
-    With `in_turn`, `delay` has any number of delays, which the messages take in turn. What has not been
-    sent `patience` seconds after the last one was due (half of `seconds` plus 2) is given up.
+    Latency counts from that time and its delay, not from the put. Puts that are `patience` seconds late end
+    the load; what has not been sent so long after the last was due is given up.
     """
-    world = world_of(contender)
-    messages = round(rate * seconds)
-    delays = take_turns(messages, delay) if in_turn else draw_delays(messages, min(delay), max(delay), seed)
-    recorder = Recorder(world.clock)
-    pace = Pace(world.clock, rate=rate, delays=delays)
+    pace, given = Pace(rate, rate, seconds), Delays(tuple(delays), is_range)
+    times = Times(loop.clock, pace.total)
+
+    def refuse() -> None:
+        raise _TooLate
+
+    def after_run(first: int, stop: int, began: float, ended: float) -> None:
+        times.put(first, stop, began, ended)
+        if ended > start + seconds + patience:
+            raise _TooLate
+
     gc.collect()
-    waited = waited_for_a_core()
-    began, cpu = world.clock(), time.process_time()
-    if patience is None:
-        patience = seconds / 2 + 2
-    async with (
-        world.move_on_at(began + seconds + max(delay) + patience),
-        open_contender(contender, recorder, capacity=messages, workers=workers) as queue,
-    ):
-        await offer(world, pace, queue.put_nowait)
-    cpu, wall = time.process_time() - cpu, world.clock() - began
-    waited_after = waited_for_a_core()
-    outcome = Outcome(messages, recorder.late, pace.runs, rate, cpu, wall)
+    async with _open(contender, loop, times, workers) as queue:
+        put_run = putter(queue.put_nowait, given, size=BODY_BYTES, seed=seed, refuse=refuse)
+        waited, cpu = waited_for_a_core(), time.process_time()
+        start = loop.clock()
+        try:
+            await Generator(pace, loop.clock).offer(
+                put_run, after_run, start, sleep_until=loop.sleep_until, checkpoint=loop.checkpoint
+            )
+            await _until_sent(loop, times, pace.total, start + seconds + given.longest + patience)
+        except _TooLate:
+            pass  # the figures say how much was put, and sent
+        wall, cpu, waited_after = loop.clock() - start, time.process_time() - cpu, waited_for_a_core()
     return {
-        **outcome.figures(),
-        "own": _own_figures(queue),
+        **times.figures(pace, given, seed, start),
+        "cpu_us": 1e6 * cpu / max(1, times.sent),
         "waited_share": None if waited is None or waited_after is None else (waited_after - waited) / wall,
     }
 
 
-async def memory(contender: str, messages: int) -> Result:
-    """Resident bytes a pending message beyond its payload's 500; None where there is no /proc to tell."""
-    world = world_of(contender)
-    recorder = Recorder(world.clock)
-    async with (
-        world.move_on_at(math.inf) as give_up,
-        open_contender(contender, recorder, capacity=messages + _WARM_UP) as queue,
-    ):
-        for number in range(_WARM_UP):
-            await queue.put(body(number), delay=_HOUR)
-        gc.collect()
-        before = resident_bytes()
-        for number in range(_WARM_UP, _WARM_UP + messages):
-            await queue.put(body(number), delay=_HOUR)
-        gc.collect()
-        after = resident_bytes()
-        give_up()
-    if before is None or after is None:
-        return {"messages": messages, "beyond_payload": None}
-    return {"messages": messages, "beyond_payload": (after - before) / messages - BODY_BYTES}
+async def producers(loop: Loop, contender: str, messages: int, workers: int) -> Result:
+    """Puts/s of eight threads at once, while what they have put falls due and is sent. For plain threads."""
+    each = messages // _PRODUCERS
+    times = Times(loop.clock, each * _PRODUCERS)
+    async with _open(contender, loop, times, workers) as queue:
+
+        def produce(first: int) -> None:
+            for number in range(first, first + each):
+                queue.put_nowait(body(number), delay=_PRODUCED_DELAY)
+
+        threads = [threading.Thread(target=produce, args=(each * at,)) for at in range(_PRODUCERS)]
+        began = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        took = time.perf_counter() - began
+        await _until_sent(loop, times, len(times.begun), loop.clock() + _LONGEST_BURST)
+    if times.sent != len(times.begun):
+        return {"failed": f"{times.sent} of {len(times.begun)} sent"}
+    return {"producers": len(times.begun) / took}
 
 
-SCENARIOS: dict[str, Callable[..., Awaitable[Result]]] = {
-    "closed": closed_loop,
+SCENARIOS: dict[str, Callable[..., Coroutine[Any, Any, Result]]] = {
     "put": put_nowait,
     "await": await_put,
+    "memory": memory,
     "burst": all_at_once,
     "open": open_loop,
-    "memory": memory,
+    "producers": producers,
 }
 
 
-async def sample(kind: str, arguments: Result) -> Result:
-    """One sample, in the event loop that its contender needs."""
-    return await SCENARIOS[kind](**arguments)
+async def sample(loop: Loop, kind: str, arguments: Result) -> Result:
+    """One sample, on the loop of its contender."""
+    return await SCENARIOS[kind](loop, **arguments)
 
 
 def main(kind: str, text: str) -> None:
     # A block that is left with messages pending says so in the log, which here is on purpose.
     logging.getLogger("localdelay").setLevel(logging.ERROR)
     arguments = json.loads(text)
-    if arguments["contender"] == CALL_AT:
-        print(json.dumps(asyncio.run(sample(kind, arguments))))
-    else:
-        print(json.dumps(trio.run(sample, kind, arguments)))
+    world = CONTENDERS[arguments["contender"]].world
+    assert world != PROGRAM, "it is no Python"
+    print(json.dumps(run(world, lambda loop: sample(loop, kind, arguments))))
 
 
 if __name__ == "__main__":

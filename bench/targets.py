@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import attrs
 
 
@@ -13,8 +15,6 @@ class Target:
     measured: float | None
     at_most: float | None = None
     at_least: float | None = None
-    aim: str = ""
-    """What would be better still, in words."""
 
     @property
     def met(self) -> bool | None:
@@ -30,16 +30,12 @@ class Target:
         """All of it, in a line for people."""
         bounds = (("at most", self.at_most), ("at least", self.at_least))
         text = f"{self.name}: " + ", ".join(f"{how} {bound:g}" for how, bound in bounds if bound is not None)
-        if self.aim:
-            text += f" (aim: {self.aim})"
         if self.measured is None:
             return f"{text}: not measured"
         return f"{text}: {_short(self.measured)}, {'met' if self.met else 'missed'}"
 
-    def as_json(self) -> dict[str, object]:
-        """The target as plain values."""
-        return {**attrs.asdict(self), "met": self.met, "line": self.line}
-
 
 def _short(value: float) -> str:
+    if math.isinf(value):
+        return "fails"
     return f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"

@@ -133,10 +133,13 @@ class Meter:
             if self.failed_at is None:
                 self.failed_at = self._clock()
 
+    def due(self, number: int) -> float:
+        """When the send of this message should begin: its place in the load, and its delay."""
+        return self._start + self._pace.offset(number) + self._delays[number & self._mask]
+
     def record(self, number: int, now: float) -> None:
-        """The first send of this message began now: it is late from when that was to be, not from its put."""
-        late = now - self._start - self._pace.offset(number) - self._delays[number & self._mask]
-        self._latency.record(max(0.0, late))
+        """The first send of this message began now."""
+        self._latency.record(max(0.0, now - self.due(number)))
 
     def _record(self, message: Due, now: float) -> None:
         number = int.from_bytes(message.payload[:NUMBER_BYTES], "big")

@@ -1,9 +1,13 @@
-"""The bench runs, loses nothing and reports in the shape that its readers expect. No speeds here."""
+"""What `bench/` reports is what happened: a run that loses, sends early or fails can't look good."""
 
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+import math
+import subprocess
+from array import array
+from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -12,281 +16,304 @@ import trio
 import trio.testing
 from click.testing import CliRunner
 
-from bench import report, speed
-from bench.contenders import (
-    BARE,
-    BATCH,
-    DEGRADED,
-    LITERAL,
-    LOCALDELAY,
-    PAYLOADS,
-    TITLES,
-    UNCANCELLABLE,
-    open_contender,
-)
-from bench.literal import Waiting, open_literal_port
-from bench.pace import BODY_BYTES, Pace, Percentiles, Recorder, body, draw_delays, offer, percentiles
-from bench.samples import Result, in_process, is_held, medians
+from bench import brokers, foreign, peers, peers_table, samples
+from bench.contenders import BARE, BATCH, CONTENDERS, GO, LEAN, LITERAL, LOCALDELAY, THREADS
+from bench.loops import Loop, on_trio, run
+from bench.samples import Result, body, median, medians
 from bench.scenarios import sample
-from bench.worlds import TrioWorld
-from localdelay.benchmark.load import CHUNK
+from bench.targets import Target
+from bench.times import NO_TIME, Times
+from localdelay import Message
+from localdelay.benchmark.load import Delays, Pace, number_in
 
-TINY = speed.Settings(
-    rates=(100.0,), seconds=0.5, runs=2, workers=3, closed_messages=300, memory_messages=2_000
+TEN = Pace(10.0, 10.0, 1.0)
+FAILED: Result = {"failed": "CalledProcessError, -9"}
+
+
+def on_virtual_time(kind: str, arguments: Result) -> Result:
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    return trio.run(on_trio, lambda loop: sample(loop, kind, arguments), clock=clock)
+
+
+def told(*begun: tuple[int, float, float], puts: float = 0.0) -> Result:
+    """The figures of ten messages, 0.1 s apart with 1 s of delay, each (number, began, execute-at)."""
+    now = 0.0
+    times = Times(lambda: now, TEN.total)
+    for number, now, execute_at in begun:  # noqa: B007 (the clock reads it)
+        times.one(execute_at, body(number))
+    times.put(0, 10, puts, puts + 1.0)
+    return times.figures(TEN, Delays((1.0,)), 1, 0.0)
+
+
+ON_TIME = [(number, 1 + number / 10, 1 + number / 10) for number in range(10)]
+
+
+def test_what_is_put_and_sent_on_time_is_held() -> None:
+    """All ten, each when it was due."""
+    figures = told(*ON_TIME)
+    assert (figures["offered"], figures["put"], figures["sent"], figures["held"]) == (10, 10, 10, True)
+    assert figures["latency"]["max"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("begun", "count"),
+    [
+        (ON_TIME[:-1], {"sent": 9}),
+        ([*ON_TIME, ON_TIME[3]], {"twice": 1}),
+        ([*ON_TIME[:-1], (9, 1.9, 1.95)], {"early": 1}),
+        ([*ON_TIME[:-1], (9, 1.85, NO_TIME)], {"early": 1}),
+        ([*ON_TIME[:-1], (9, 1.92, 1.9)], {}),
+    ],
+    ids=["lost", "twice", "early", "before it can have been due", "late"],
 )
+def test_what_is_lost_early_twice_or_late_is_not_held(
+    begun: list[tuple[int, float, float]], count: Result
+) -> None:
+    """One message of ten is enough, also where a contender tells no execute-at."""
+    figures = told(*begun)
+    assert figures["held"] is False
+    assert figures | count == figures
 
 
-def on_virtual_time(kind: str, arguments: dict[str, Any]) -> Result:
-    return trio.run(sample, kind, arguments, clock=trio.testing.MockClock(autojump_threshold=0))
+def test_a_late_put_makes_its_message_late() -> None:
+    """Latency counts from the schedule: put half a second late, and sent on the dot of its execute-at."""
+    figures = told(*[(number, begun + 0.5, due + 0.5) for number, begun, due in ON_TIME], puts=0.5)
+    assert figures["latency"]["p50"] == pytest.approx(0.5, rel=0.01)
+    assert figures["put_lateness"]["p50"] == pytest.approx(0.5, rel=0.01)
+    assert (figures["early"], figures["held"]) == (0, False)
+
+
+@pytest.mark.parametrize("numbers", [[3, 4, 5], [5, 3, 4], [3, 4, 4, 6], [7]])
+def test_a_batch_is_its_messages(numbers: list[int]) -> None:
+    """Consecutive or not, each message has its own place, and a repeated one is sent twice."""
+    times = Times(lambda: 2.0, 10)
+    times.batch([Message(str(number), body(number), 2.5 if number == 5 else 1.0) for number in numbers])
+    assert {number for number, now in enumerate(times.begun) if now == 2.0} == set(numbers)
+    assert (times.sent, sum(times.flags)) == (len(numbers), numbers.count(5))
+
+
+@pytest.mark.parametrize("name", [LITERAL, LOCALDELAY, BATCH, LEAN])
+def test_an_open_loop_on_virtual_time(name: str) -> None:
+    """With one delay all are exact; with mixed ones the literal port sleeps on the wrong messages."""
+    load = {"rate": 100, "seconds": 0.5, "is_range": False, "seed": 3, "workers": 2, "patience": 9}
+    fixed = on_virtual_time("open", {"contender": name, **load, "delays": [2.0]})
+    assert (fixed["put"], fixed["sent"], fixed["early"], fixed["held"]) == (50, 50, 0, True)
+    mixed = on_virtual_time("open", {"contender": name, **load, "delays": [0.1, 5.0], "is_range": True})
+    assert (mixed["sent"], mixed["early"], mixed["held"]) == (50, 0, name != LITERAL)
+
+
+def test_a_load_that_is_not_sent_in_time_is_given_up() -> None:
+    """The literal port without a worker: it ends, and says that nothing was sent."""
+    load = {"rate": 10, "seconds": 2, "delays": [1.0, 9.0], "is_range": False, "seed": 3, "workers": 0}
+    result = on_virtual_time("open", {"contender": LITERAL, **load, "patience": 0.5})
+    assert (result["put"], result["sent"], result["held"]) == (20, 0, False)
+
+
+def test_a_plain_thread_runs_a_scenario_and_waits_for_nobody() -> None:
+    """What would wait for a loop there is an error, and no hang."""
+
+    class ForALoop:
+        def __await__(self) -> Generator[None, None, None]:
+            yield
+
+    async def waits(_: Loop) -> None:
+        await ForALoop()
+
+    with pytest.raises(RuntimeError, match="waited for a loop"):
+        run("threads", waits)
+
+
+@pytest.mark.parametrize(
+    ("values", "lowest", "highest"),
+    [
+        ([1.0, 3.0, 2.0], 2.0, 2.0),
+        ([1.0, None, 3.0], 3.0, 1.0),
+        ([1.0, None], None, None),
+        ([None, 2.0, None], None, None),
+        ([], None, None),
+    ],
+)
+def test_a_run_that_failed_is_the_worst_in_the_median(
+    values: list[float | None], lowest: float | None, highest: float | None
+) -> None:
+    """It is not left out: two runs of three that failed are a failure, whatever the third was."""
+    assert (median(values), median(values, highest_is_best=True)) == (lowest, highest)
+
+
+def test_medians_are_taken_figure_by_figure() -> None:
+    """A run that failed has none of the figures, and counts in all of them."""
+    results = [{"rate": 5.0, "p99": 1.0}, FAILED, {"rate": 7.0, "p99": 2.0}]
+    assert medians(results, frozenset({"rate"})) == {"rate": 5.0, "p99": 2.0}
+
+
+def a_load(p99: float = 0.001, **changes: Any) -> Result:
+    figures = {"offered": 7, "put": 7, "sent": 7, "twice": 0, "early": 0, "held": p99 < 0.01}
+    times = {"p50": p99 / 2, "p99": p99, "max": p99 * 2}
+    return {**figures, "latency": times, "put_lateness": times, "waited_share": 0.01, **changes}
+
+
+@pytest.mark.parametrize(
+    ("runs", "p99", "failed"),
+    [
+        ([a_load(0.001), a_load(0.003), a_load(0.002)], 0.002, 0),
+        ([a_load(0.001), FAILED, a_load(0.003)], 0.003, 1),
+        ([a_load(0.001), a_load(sent=6), FAILED], None, 2),
+        ([a_load(early=1)], None, 1),
+        ([a_load(4.7)], 4.7, 0),
+    ],
+)
+def test_a_column_of_the_table_counts_the_runs_that_failed(
+    runs: list[Result], p99: float | None, failed: int
+) -> None:
+    """What lost a message or sent one early has no percentile to show."""
+    made = peers_table.row({"low": runs})
+    assert (made["low"], made["failed"]["low"]) == (p99, failed)
+
+
+LIMITS = {LITERAL: 30_000.0, LOCALDELAY: 150_000.0, BATCH: 500_000.0}
+TINY = attrs.evolve(peers.QUICK, runs=2, rates=(100, 2_000_000))
+
+
+def holding(limits: dict[str, float]) -> Callable[[str, Result], Result]:
+    """Contenders that hold these rates, and run out of memory at higher ones; all else costs their length."""
+
+    def run_sample(kind: str, arguments: Result) -> Result:
+        cost = float(len(arguments["contender"]))
+        if kind == "open":
+            if arguments["rate"] > limits[arguments["contender"]]:
+                raise subprocess.CalledProcessError(-9, "sample")
+            return a_load(cost / 10_000)
+        figure = {"put": "put_us", "await": "await_us", "memory": "beyond_payload", "burst": "drained"}[kind]
+        return {figure: cost, "checkpoint_us": 1.0}
+
+    return run_sample
 
 
 @pytest.fixture(scope="module")
 def measured() -> Result:
-    return speed.measure(TINY, on_virtual_time, lambda _: None)
+    unavailable = {GO: "go is not installed"}
+    return peers.measure(TINY, [*LIMITS, BARE], holding(LIMITS), lambda _: None, unavailable)
 
 
-def test_a_measurement_is_one_json_object_with_every_part(measured: Result) -> None:
-    """What `--json` prints can be read back and has every part that the README names."""
-    assert json.loads(json.dumps(measured)).keys() == {
-        "machine",
-        "settings",
-        "closed",
-        "open",
-        "memory",
-        "targets",
+def test_the_rate_that_is_held_is_found_beside_the_others(measured: Result) -> None:
+    """The highest rung of the ladder that each holds; a load that kills its process is not held."""
+    rows = measured["rows"]
+    assert [rows[name]["held"] for name in LIMITS] == [30_000, 100_000, 500_000]
+    assert measured["runs"][LITERAL]["held"] == [30_000, 30_000]
+    assert (rows[LITERAL]["high"], rows[LITERAL]["failed"]["high"]) == (None, 2)
+    assert list(rows) == [GO, LITERAL, LOCALDELAY, BATCH, BARE]
+
+
+def test_a_rate_that_only_short_loads_hold_is_stepped_down_from() -> None:
+    """Found by loads of a second and a half, it is confirmed by one of the full length."""
+    settings = peers.Settings()
+
+    def run_sample(_: str, arguments: Result) -> Result:
+        limit = 100_000 if arguments["seconds"] == settings.probe_seconds else 50_000
+        return a_load(held=arguments["rate"] <= limit)
+
+    assert peers.Search(settings, run_sample, lambda _: None).rate(LOCALDELAY) == 50_000
+    assert peers.Search(settings, lambda *_: FAILED, lambda _: None).rate(LOCALDELAY) is None
+
+
+def test_contenders_take_turns_figure_by_figure() -> None:
+    """What is compared is measured close together, and every other run goes backwards."""
+    put: list[str] = []
+
+    def run_sample(kind: str, arguments: Result) -> Result:
+        put.extend([arguments["contender"]] * (kind == "put"))
+        return holding(LIMITS)(kind, arguments)
+
+    peers.measure(TINY, [LITERAL, BATCH, BARE], run_sample, lambda _: None)
+    assert put == [LITERAL, BATCH, BARE, BARE, BATCH, LITERAL]
+
+
+def test_the_table_says_what_failed_and_where_it_comes_from(measured: Result) -> None:
+    """Markdown: a row for each, the command, commit, Python and cores, what is missing, and the targets."""
+    again = json.loads(json.dumps(measured))
+    again["rows"][BATCH] |= {"failed": {"low": 1}}
+    lines = list(peers_table.lines(again))
+    where = again["facts"]
+    assert all(str(where[fact]) in lines[0] for fact in ("command", "commit", "python", "cores"))
+    rows = {
+        line.split(" | ")[0].removeprefix("| "): line for line in reversed(lines) if line.startswith("| ")
     }
-    assert measured["settings"]["seed"] == TINY.seed
-    assert {"cores", "cores_allowed", "python", "trio"} <= measured["machine"].keys()
+    assert rows[CONTENDERS[LITERAL].title].split(" | ")[1:4] == ["30,000", "0.70 ms", "fails"]
+    assert "1.60 ms (1 failed)" in rows[CONTENDERS[BATCH].title]
+    assert "go is not installed" in rows[CONTENDERS[GO].title]
+    targets = {line.partition(":")[0]: line for line in lines if line.startswith("- ")}
+    assert "- send_batch: held / literal port: at least 5: 16.67, met" in lines
+    assert "- send: p99 at 100k/s in ms: at most 2: 1.00, met" in lines
+    assert targets["- threads"].endswith("not measured")
 
 
-def test_the_closed_loop_reports_every_contender(measured: Result) -> None:
-    """Every contender has a cost for every call that it can be asked for."""
-    assert measured["closed"].keys() == {LOCALDELAY, UNCANCELLABLE, BATCH, LITERAL, BARE}
-    for name, costs in measured["closed"].items():
-        assert min(costs["put_nowait"], costs["await_put"], costs["checkpoint"]) > 0
-        assert (costs["put_take_send"] is None) == (name == BARE)
+def test_a_target_that_failed_is_missed() -> None:
+    """What ran and failed is as bad as can be; what did not run is neither met nor missed."""
+    rows = {THREADS: {"held": None, "drained": 1.0}, LOCALDELAY: {"high": None, "low": 0.001}}
+    found = {target.name: target for target in peers_table.found(rows)}
+    assert found["threads: held /s"].met is False
+    assert found["send: p99 at 100k/s in ms"].met is False
+    assert found["send_batch: p99 at 100k/s in ms"].met is None
+    assert Target("a", 5.0, at_least=5).line == "a: at least 5: 5.00, met"
+    assert Target("b", math.inf, at_most=120).line == "b: at most 120: fails, missed"
 
 
-def test_the_memory_of_every_contender_is_reported(measured: Result) -> None:
-    """The figure is there, or None where the system does not tell it."""
-    assert measured["memory"].keys() == {LOCALDELAY, UNCANCELLABLE, DEGRADED, LITERAL, PAYLOADS}
-    for result in measured["memory"].values():
-        assert result.keys() == {"messages", "beyond_payload"}
+def test_what_was_measured_is_kept_small_and_printed_again(
+    measured: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is JSON with all runs in it, without names or paths, and `--table` prints what it has."""
+    monkeypatch.setattr(samples, "RESULTS", tmp_path)
+    samples.save("peers", {**measured, "exact": 1.23456789})
+    text = (tmp_path / "peers.json").read_text()
+    assert json.loads(text)["exact"] == 1.2346
+    assert len(text) < 20_000
+    assert str(samples.ROOT) not in text
+    done = CliRunner().invoke(peers.main, ["--table"])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines() == list(peers_table.lines(samples.load("peers")))
 
 
-def test_no_open_loop_loses_a_message_or_sends_one_early(measured: Result) -> None:
-    """The contenders send everything that was offered, and nothing before it was due."""
-    assert [(loop["rate"], loop["delays"]) for loop in measured["open"]] == [(100, "fixed"), (100, "mixed")]
-    for loop in measured["open"]:
-        assert loop["contenders"].keys() == {LOCALDELAY, BATCH, LITERAL}
-        for result in loop["contenders"].values():
-            assert result["offered"] == result["put"] == result["sent"] == 50
-            assert result["lateness"]["count"] == result["put_lateness"]["count"] == 50
-            assert result["unsent"] == result["early"] == 0
+def test_a_round_of_a_broker_that_failed_is_in_its_ratio() -> None:
+    """One failed round of three is the worst of them; the median is that of the other two's lower one."""
+    ours = [{"rate": rate, "p50": 1.0, "p99": 2.0, "max": 3.0} for rate in (80.0, 90.0, 100.0)]
+    bare: list[Result] = [{"rate": 100.0, "p50": 1.0, "p99": 2.0, "max": 3.0}] * 2
+    shape = brokers.combined({"localdelay": ours, "bare": [*bare, FAILED]})
+    assert shape["ratio"] == 0.8
+    assert shape["rates"]["bare"] == [100.0, 100.0, None]
 
 
-def test_the_queue_counts_what_the_bench_counts(measured: Result) -> None:
-    """The queue's own statistics stand beside the bench's figures, and agree with them."""
-    for loop in measured["open"]:
-        own = loop["contenders"][LOCALDELAY]["own"]
-        assert (own["accepted"], own["sent"], own["pending"]) == (50, 50, 0)
-        assert own["lateness"]["count"] == 50
-        assert loop["contenders"][LITERAL]["own"] is None
+def test_what_a_program_answers_is_metered_as_the_others_are() -> None:
+    """Doubles in, the figures of the scenario out: begins by number, NaN for what was not sent."""
+    pace, delays = Pace(10.0, 10.0, 0.3), Delays((0.1,))
+    runs = (2, 0.0, 0.0, 3, 0.25, 0.25)
+    answer = array("d", (0, 0.3, 4, 1, 0.102, math.nan, 0.301, *runs))
+    result = foreign.interpret("open", 3, answer, pace, delays, 1)
+    assert (result["put"], result["sent"], result["early"], result["held"]) == (3, 2, 1, False)
+    assert result["latency"]["p50"] == pytest.approx(0.001, abs=1e-5)
+    assert result["put_lateness"]["max"] == pytest.approx(0.05)
+    burst = array("d", (1.0, 0, 0, 0, 1.001, 1.002))
+    assert foreign.interpret("burst", 2, burst, pace, delays, 1) == {"drained": pytest.approx(1000.0)}
+    lost = array("d", (1.0, 0, 0, 0, 1.001, math.nan))
+    assert foreign.interpret("burst", 2, lost, pace, delays, 1) == {"failed": "1 of 2 sent, 0 early"}
 
 
-def test_on_virtual_time_only_the_literal_port_is_late(measured: Result) -> None:
-    """With mixed delays the literal port's workers sleep on the wrong messages; the queue's do not."""
-    mixed = measured["open"][1]["contenders"]
-    assert mixed[LOCALDELAY]["lateness"]["max"] == 0
-    assert mixed[LOCALDELAY]["held_runs"] == TINY.runs
-    assert mixed[LITERAL]["lateness"]["p50"] > 0.1
-    assert mixed[LITERAL]["held_runs"] == 0
+def test_a_missing_compiler_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row says which one is not installed, and the rest is measured."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with peers.programs([GO, LITERAL]) as (_, unavailable):
+        assert unavailable == {GO: "go is not installed"}
 
 
-def test_the_report_fits_80_columns_and_names_everything(measured: Result) -> None:
-    """The table for people: no line over 80 columns, the seed and the targets stated."""
-    lines = list(report.lines(measured))
-    assert max(map(len, lines)) <= 80
-    text = "\n".join(lines)
-    assert f"seed {TINY.seed}" in text
-    assert "at most 10: not measured" in text
-    assert all(TITLES[name] in text for name in TITLES)
-
-
-def test_the_report_tells_what_was_not_sent(measured: Result) -> None:
-    """A contender that fell behind is not shown by its percentiles alone."""
-    behind = json.loads(json.dumps(measured))
-    behind["open"][0]["contenders"][LITERAL] |= {"unsent": 1_200, "offered": 50_000}
-    assert "literal port: 1,200 of 50,000 not sent in time" in "\n".join(report.lines(behind))
-
-
-def test_a_load_that_cannot_be_sent_in_time_is_given_up() -> None:
-    """The run ends when its time is over, and says how much was left."""
-    result = on_virtual_time(
-        "open",
-        {"contender": LITERAL, "rate": 10, "seconds": 2, "delay": (1.0, 9.0), "seed": 3, "workers": 0},
-    )
-    assert (result["put"], result["sent"], result["unsent"]) == (20, 0, 20)
-    assert not is_held(result)
-
-
-def test_a_sample_runs_in_a_process_of_its_own() -> None:
-    """A sample started as a process answers what it answers here."""
-    result = in_process("memory", {"contender": PAYLOADS, "messages": 1_000})
-    assert result["messages"] == 1_000
-
-
-def test_medians_are_taken_figure_by_figure_and_the_worst_of_what_should_be_0() -> None:
-    """One early message in one run of three is not averaged away."""
-    runs = [
-        {"early": early, "lateness": {"p99": p99}, "own": None} for early, p99 in [(0, 3), (1, 1), (0, 2)]
-    ]
-    assert medians(runs) == {"early": 1, "lateness": {"p99": 2}, "own": None}
-
-
-def test_targets_are_compared_with_what_was_measured() -> None:
-    """Met and missed come from the p99 of the queue itself."""
-    p99s = {("fixed", 50_000): 0.009, ("fixed", 10_000): 0.001, ("mixed", 10_000): 0.0025}
-    loops = [
-        {"delays": delays, "rate": rate, "contenders": {LOCALDELAY: {"lateness": {"p99": p99}}}}
-        for (delays, rate), p99 in p99s.items()
-    ]
-    fixed, mixed = speed.targets(loops)
-    assert (fixed["measured"], fixed["met"]) == (9.0, True)
-    assert (mixed["measured"], mixed["met"]) == (2.5, False)
-
-
-@pytest.mark.parametrize("rates", ["", "fast", "100,", "0", "-1", "nan", "inf"])
-def test_rates_that_are_none_are_refused(rates: str) -> None:
-    """A bad rate is a one-line error that names the option."""
-    result = CliRunner().invoke(speed.main, ["--rates", rates])
+@pytest.mark.parametrize(("option", "value"), [("--only", "kafka"), ("--runs", "0"), ("--seconds", "0")])
+def test_options_that_make_no_sense_are_refused(option: str, value: str) -> None:
+    """A bad option is an error that names it."""
+    result = CliRunner().invoke(peers.main, [option, value])
     assert result.exit_code == 2
-    assert "--rates" in result.output
-
-
-def test_the_command_prints_json_and_its_progress_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Standard output is one JSON object; the options arrive in its settings."""
-    monkeypatch.setattr(speed, "in_process", on_virtual_time)
-    monkeypatch.setattr(speed, "QUICK", TINY)
-    options = ["--quick", "--json", "--rates", "50", "--seconds", "0.2", "--runs", "1", "--seed", "7"]
-    result = CliRunner().invoke(speed.main, options)
-    assert result.exit_code == 0, result.output
-    settings = json.loads(result.stdout)["settings"]
-    assert settings == json.loads(
-        json.dumps(attrs.asdict(attrs.evolve(TINY, rates=(50.0,), seconds=0.2, runs=1, seed=7)))
-    )
-    assert "run 1/1" in result.stderr
-
-
-async def test_an_unknown_contender_is_refused() -> None:
-    """A name that nobody has is an error that repeats it."""
-    with pytest.raises(ValueError, match="'zeromq'"):
-        async with open_contender("zeromq", Recorder(trio.current_time), capacity=1):
-            pass
-
-
-async def test_the_literal_port_sends_each_message_when_it_is_due(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    """With one delay for all it is on time, in order, and leaving the block waits for the last one."""
-    sent: list[tuple[float, bytes]] = []
-    start = trio.current_time()
-
-    async def send(message: Waiting) -> None:
-        sent.append((trio.current_time() - start, message[1]))
-
-    async with open_literal_port(send, capacity=10, workers=2) as port:
-        port.put_nowait(b"a", delay=2.0)
-        await trio.sleep(1)
-        await port.put(b"b", delay=2.0)
-    assert sent == [(2.0, b"a"), (3.0, b"b")]
-
-
-async def test_the_literal_port_blocks_behind_its_head(autojump_clock: trio.testing.MockClock) -> None:
-    """What it is there to show: one worker that sleeps on a long delay holds up a short one."""
-    sent: list[tuple[float, bytes]] = []
-    start = trio.current_time()
-
-    async def send(message: Waiting) -> None:
-        sent.append((trio.current_time() - start, message[1]))
-
-    async with open_literal_port(send, capacity=10, workers=1) as port:
-        port.put_nowait(b"long", delay=60.0)
-        await trio.testing.wait_all_tasks_blocked()
-        port.put_nowait(b"short", delay=1.0)
-    assert sent == [(60.0, b"long"), (60.0, b"short")]
-
-
-async def test_the_generator_puts_each_message_at_its_time(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    """Message i is put at start + i / rate, with its own body and delay, whatever became of the others."""
-    put: list[tuple[float, bytes, float]] = []
-    start = trio.current_time()
-
-    def put_nowait(payload: bytes, /, *, delay: float) -> None:
-        put.append((trio.current_time() - start, payload, delay))
-
-    pace = Pace(trio.current_time, rate=4, delays=[0.1, 0.2, 0.3])
-    await offer(TrioWorld(), pace, put_nowait)
-    assert put == [(0.0, body(0), 0.1), (0.25, body(1), 0.2), (0.5, body(2), 0.3)]
-    assert pace.lateness() == Percentiles(count=3)
-
-
-async def test_a_generator_that_wakes_late_catches_up_in_chunks(
-    mock_clock: trio.testing.MockClock,
-) -> None:
-    """After a second away it puts what it missed in runs that let others in, and owns up to the delay."""
-    put = 0
-    runs: list[int] = []
-
-    def put_nowait(payload: bytes, /, *, delay: float) -> None:
-        nonlocal put
-        if put == 1:
-            mock_clock.jump(1.0)
-        put += 1
-
-    async def watch() -> None:
-        while put < 1_001:
-            runs.append(put)
-            await trio.lowlevel.checkpoint()
-        runs.append(put)
-
-    pace = Pace(trio.current_time, rate=1_000, delays=[0.0] * 1_001)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(offer, TrioWorld(), pace, put_nowait)
-        await trio.testing.wait_all_tasks_blocked()
-        nursery.start_soon(watch)
-        await trio.lowlevel.checkpoint()
-        mock_clock.jump(0.001)
-    # Trio shuffles the tasks of a round, so two runs may pass between two looks, and the one message before.
-    assert max(later - earlier for earlier, later in pairwise(runs)) <= 2 * CHUNK + 1
-    late = pace.lateness()
-    assert late.count == 1_001
-    assert late.max == pytest.approx(0.999)
-    assert late.p50 == pytest.approx(0.5, abs=0.01)
-
-
-def test_percentiles_are_exact_ranks() -> None:
-    """The nearest rank of the sorted values, the maximum included; nothing at all is all zeros."""
-    thousand = [float(value) for value in range(1_000, 0, -1)]
-    assert percentiles(thousand) == Percentiles(1_000, 500, 900, 990, 999, 1_000)
-    assert percentiles([7.0]) == Percentiles(1, 7, 7, 7, 7, 7)
-    assert percentiles([]) == Percentiles()
+    assert option in result.output
 
 
 def test_bodies_are_500_bytes_and_distinct() -> None:
-    """No two messages share their payload."""
+    """Each begins with its number."""
     bodies = {body(number) for number in range(1_000)}
-    assert len(bodies) == 1_000
-    assert {len(payload) for payload in bodies} == {BODY_BYTES}
-    assert body(999_999_999) == (999_999_999).to_bytes(BODY_BYTES, "big")
-
-
-def test_delays_repeat_with_their_seed() -> None:
-    """The same seed gives both contenders the same delays, within their bounds."""
-    delays = draw_delays(100, 0.1, 5.0, seed=5)
-    assert delays == draw_delays(100, 0.1, 5.0, seed=5)
-    assert delays != draw_delays(100, 0.1, 5.0, seed=6)
-    assert all(0.1 <= delay <= 5.0 for delay in delays)
-    assert list(draw_delays(3, 2.0, 2.0, seed=5)) == [2.0, 2.0, 2.0]
+    assert {len(payload) for payload in bodies} == {500}
+    assert {number_in(payload) for payload in bodies} == set(range(1_000))
