@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from enum import IntEnum
 from typing import Protocol, TypeAlias
 
+import trio
+
 from .entry import Entry
 from .lateness import LatencyRecorder
 
@@ -65,11 +67,65 @@ class Keeper(Protocol):
     def owns(self, entries: Sequence[Entry], now: float) -> list[Entry]:
         """Those of them that are still this queue's to send."""
 
-    def unkept(self) -> list[Entry]:
-        """What is pending and not kept: what stays when the queue ends."""
+    def unkept(self) -> Sequence[Entry] | None:
+        """What is pending and not kept: that stays when the queue ends. None: nothing is kept, all stays."""
+
+    async def written(self) -> None:
+        """Wait until what it was told so far is written, or could not be."""
 
     async def flush(self) -> None:
         """Wait until all that is pending is kept. Raises `JournalError` if it can't be."""
 
     async def close(self) -> None:
         """Let it know what it does not know yet, for a limited time; it is told nothing more."""
+
+
+class NoKeeper:
+    """Nobody: all that is pending is at risk."""
+
+    lapses = False
+    committing = 0
+    failures = 0
+
+    def __init__(self, pending: Callable[[], tuple[int, int]]) -> None:
+        """`pending` says how many messages and bytes are."""
+        self._all = pending
+        self.commit_time = LatencyRecorder()
+
+    @property
+    def at_risk(self) -> tuple[int, int]:
+        """All."""
+        return self._all()
+
+    def entering(self, entry: Entry, enter: Callable[[], None]) -> Wait | None:
+        """At once."""
+        return None
+
+    def entered(self, entry: Entry) -> None:
+        """Nobody is told."""
+
+    def failed(self, entry: Entry, again: Entry) -> bool:
+        """It is tried again here."""
+        return True
+
+    def ended(self, entries: Sequence[Entry], how: End, why: str | None = None) -> Wait | None:
+        """Nobody is told."""
+        return None
+
+    def owns(self, entries: Sequence[Entry], now: float) -> list[Entry]:
+        """All."""
+        return list(entries)
+
+    def unkept(self) -> Sequence[Entry] | None:
+        """All."""
+        return None
+
+    async def written(self) -> None:
+        """There is nothing to wait for, and this does not let others run either."""
+
+    async def flush(self) -> None:
+        """There is nothing to wait for."""
+        await trio.lowlevel.checkpoint()
+
+    async def close(self) -> None:
+        """Nobody is told."""

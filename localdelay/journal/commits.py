@@ -36,7 +36,7 @@ from typing import Final
 
 import trio
 
-from localdelay.entry import Body, Entry, attempt_of, execute_at_of, size_of
+from localdelay.entry import Entry, attempt_of, execute_at_of, size_of
 from localdelay.errors import JournalError
 from localdelay.keeping import End, Wait
 from localdelay.lateness import LatencyRecorder
@@ -78,17 +78,20 @@ class _Change:
 class _Put(_Change):
     """A message that is to be pending as soon as it is on disk: a task waits for that."""
 
-    __slots__ = ("enter", "error", "task")
+    __slots__ = ("enter", "error", "is_over", "task")
 
     def __init__(self, entry: Entry, due: float, enter: Callable[[], None]) -> None:
         super().__init__(entry[1], entry, due)
         self.on_disk = False
         self.enter = enter
         self.error: Exception | None = None
-        self.task = trio.lowlevel.current_task()
+        self.is_over = False
+        # Whoever has made room begins the put of somebody who waited for it, and who has yet to come here.
+        self.task: trio.lowlevel.Task | None = None
 
     async def wait(self) -> None:
-        if self.error is None:
+        if not self.is_over:
+            self.task = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(_not_now)
         if self.error is not None:
             raise JournalError(str(self.error))
@@ -132,7 +135,6 @@ class Commits:
         # Of the thread:
         self._retry_at = 0.0  # when a part of what is late is to be tried, on `time.perf_counter`
         # Of the Trio thread:
-        self._renamed: dict[int, int] = {}
         self._first_key = 0
         self._first_number = 0
         self._next_line = -math.inf
@@ -180,6 +182,7 @@ class Commits:
         put = _Put(entry, self._wall(entry), enter)
         if self._closed.is_set():
             put.error = JournalError(_CLOSED)
+            put.is_over = True
         else:
             self.committing += 1
             self._add(put)
@@ -197,46 +200,18 @@ class Commits:
     def failed(self, entry: Entry, again: Entry) -> bool:
         """Write down that the message has another attempt from now on."""
         if attempt_of(again[2]) != attempt_of(entry[2]):
-            self._add(_Change(self._renamed.get(again[1], again[1]), again, self._wall(again)))
+            self._add(_Change(again[1], again, self._wall(again)))
         return True
 
     def ended(self, entries: Sequence[Entry], how: End, why: str | None = None) -> Wait:
         """Remove these, or mark what was given up on and is nobody's: the wait is until that is written."""
         if how is not End.SPOOLED:
             for entry in entries:
-                number = self._renamed.pop(entry[1], entry[1]) if self._renamed else entry[1]
                 if why is None:
-                    self._add(_Change(number, None, 0.0))
+                    self._add(_Change(entry[1], None, 0.0))
                 else:
-                    self._add(_Change(number, entry, self._wall(entry), why))
+                    self._add(_Change(entry[1], entry, self._wall(entry), why))
         return self.written
-
-    def keep(self, due: float, number: int, body: Body) -> None:
-        """Until the queue calls a keeper by its names."""
-        self.entered((due, number, body))
-
-    async def commit(self, due: float, number: int, body: Body, enter: Callable[[], None]) -> None:
-        """Until the queue calls a keeper by its names."""
-        await self.entering((due, number, body), enter)()
-
-    def update(self, entry: Entry, dead: str | None = None) -> None:
-        """Until the queue calls a keeper by its names."""
-        if dead is not None:
-            self.ended([entry], End.DEAD, dead)
-        else:
-            self._add(_Change(self._renamed.get(entry[1], entry[1]), entry, self._wall(entry)))
-
-    def remove(self, number: int) -> None:
-        """Until the queue calls a keeper by its names."""
-        self.ended([(0.0, number, b"")], End.SENT)
-
-    def rename(self, number: int, entry: Entry) -> None:
-        """The message with this number is that entry from now on."""
-        first = self._renamed.pop(number, number)
-        self._renamed[entry[1]] = first
-        change = self._unwritten.get(first)
-        if change is not None and change.at_risk:
-            change.entry = entry
 
     def owns(self, entries: Sequence[Entry], now: float) -> list[Entry]:
         """All of them."""
@@ -359,9 +334,11 @@ class Commits:
         self.committing -= len(puts)
         for put in puts:
             put.error = group.error
+            put.is_over = True
             if group.error is None:
                 put.enter()
-            trio.lowlevel.reschedule(put.task)
+            if put.task is not None:
+                trio.lowlevel.reschedule(put.task)
         group.ended.set()
         if group.error is not None and not self._closing:
             self._news.put(None)  # the thread may sleep already, and not know that something is late
@@ -465,6 +442,3 @@ class Commits:
     def _call(self, function: Callable[[], object]) -> None:
         with suppress(trio.RunFinishedError):  # then nobody waits any more
             self._token.run_sync_soon(function)
-
-
-Committer = Commits

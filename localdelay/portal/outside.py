@@ -24,7 +24,7 @@ import trio
 from localdelay.entry import Entry
 from localdelay.hops import Hop
 from localdelay.queue.batch import ONE
-from localdelay.queue.schedule import Schedule
+from localdelay.queue.pending import Pending
 from localdelay.queue.sending import Delivery, Outcome
 from localdelay.queue.workers import Worker, Workers
 from localdelay.timer import TimerKind, clock_parts
@@ -63,9 +63,9 @@ class SendsOutside:
     def __init__(self, senders: Senders) -> None:
         self._senders = senders
 
-    def make_workers(self, schedule: Schedule, timer: TimerKind, count: int) -> Workers:
+    def make_workers(self, pending: Pending, timer: TimerKind, count: int) -> Workers:
         """The workers of a queue with this send."""
-        return OutsideWorkers(schedule, timer, count, self._senders)
+        return OutsideWorkers(pending, timer, count, self._senders)
 
 
 class OutsideWorkers(Workers):
@@ -73,8 +73,8 @@ class OutsideWorkers(Workers):
 
     _delivery: Delivery
 
-    def __init__(self, schedule: Schedule, timer: TimerKind, count: int, senders: Senders) -> None:
-        super().__init__(schedule, timer, count, ONE)
+    def __init__(self, pending: Pending, timer: TimerKind, count: int, senders: Senders) -> None:
+        super().__init__(pending, timer, count, ONE)
         self._senders = senders
         self._done: Hop[Outcome]
         self._out: dict[int, Entry] = {}  # handed over, and nothing is known of it yet
@@ -117,7 +117,7 @@ class OutsideWorkers(Workers):
         self._senders.begin(lambda: read_clock() + offset, self._done)
         try:
             while True:
-                await self._delivery.written()  # or a crash would repeat more than what is being sent
+                await self._pending.keeper.written()  # or a crash would repeat more than what is being sent
                 entries = self._fill_up(read_clock() + offset)
                 if entries:
                     await self._delivery.wait_for_limit(len(entries))
@@ -133,7 +133,7 @@ class OutsideWorkers(Workers):
             self._senders.take_back()
             for entry in self._out.values():
                 self._senders.give_up(entry)
-                self._delivery.put_back(entry)
+                self._pending.again(entry)
             self._out.clear()
 
     async def _sleep(self) -> None:
@@ -165,7 +165,6 @@ class OutsideWorkers(Workers):
         entries = self._schedule.due(now, room)
         if entries:
             self._schedule.take(entries)
-            self._delivery.depart(len(entries))
             self._out.update((entry[1], entry) for entry in entries)
         return entries
 
@@ -220,7 +219,7 @@ class OutsideWorkers(Workers):
         """Take back what was handed over and has not begun."""
         for entry in self._senders.take_back():
             del self._out[entry[1]]
-            self._delivery.put_back(entry)
+            self._pending.again(entry)
         self.wake_leader()
 
     async def _watch(self) -> None:

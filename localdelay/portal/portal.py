@@ -185,7 +185,7 @@ class Remote:
 
         with self._lock:
             if self._try_claim(stamped):
-                if self._queue.committer is None:
+                if not self._queue.is_kept:
                     self._send_over(stamped)
                     return None
                 call: Call[Message] = Call(commit)
@@ -282,12 +282,10 @@ class Remote:
 
     def at_risk(self) -> tuple[int, int]:
         """Those of them that a crash would lose, and their bytes."""
-        committer = self._queue.committer
-        if committer is None:
-            return self.pending()
+        at_risk, at_risk_bytes = self._queue.keeper.at_risk
         return (
-            committer.at_risk[0] + self._sent_over - self._arrived,
-            committer.at_risk[1] + self._sent_over_bytes - self._arrived_bytes,
+            at_risk + self._sent_over - self._arrived,
+            at_risk_bytes + self._sent_over_bytes - self._arrived_bytes,
         )
 
     def drain_on_exit(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from functools import partial
 from typing import TypeAlias
 
 import trio
@@ -11,12 +12,9 @@ import trio
 from localdelay import arguments
 from localdelay.entry import Body, Entry, message_of, size_of
 from localdelay.errors import QueueClosed, QueueFull
-from localdelay.journal.commits import Committer
 from localdelay.message import Message, number_in
 
-from .ids import Ids
-from .ledger import Ledger
-from .schedule import Schedule
+from .pending import Pending
 
 Stamped: TypeAlias = tuple[Message, int, Body, int]
 """(what put returns, its number, what the schedule holds, bytes)"""
@@ -49,20 +47,13 @@ def already_pending(id: str) -> ValueError:
 class Admission:
     """The long way in. `DelayQueue.put_nowait` has a short one of its own, for the common call."""
 
-    def __init__(self, schedule: Schedule, ledger: Ledger, ids: Ids, numbers: Iterator[int]) -> None:
-        self._schedule = schedule
-        self._ledger = ledger
-        self._ids = ids
+    def __init__(self, pending: Pending, numbers: Iterator[int]) -> None:
+        self._pending = pending
+        self._ledger = pending.ledger
         self._numbers = numbers
-        self._committer: Committer | None = None
         self.closed = False
         self.has_short_way = True
         """Whether a plain message may go straight into the schedule."""
-
-    def use(self, committer: Committer) -> None:
-        """Have what is taken in from now on kept in a journal."""
-        self._committer = committer
-        self.has_short_way = False
 
     def close(self) -> None:
         """Take in nothing any more; puts that wait for room raise `QueueClosed`."""
@@ -118,108 +109,71 @@ class Admission:
         *,
         attempt: int,
     ) -> Stamped:
-        if id is not None and self._ids.number(id) is not None:
+        if id is not None and self._pending.number(id) is not None:
             raise already_pending(id)
         stamped = stamp(number, payload, due, id, headers, attempt=attempt)
         self._ledger.check_size(stamped[3])
         return stamped
-
-    def accept(self, stamped: Stamped) -> Message:
-        """Take the message in, or raise `QueueFull`. A journal has it with its next commit."""
-        self.check_open()
-        message, number, body, size = stamped
-        if not self._ledger.try_accept(size):
-            raise QueueFull(self._ledger.describe())
-        self._hold(message.execute_at, number, body)
-        self._keep(message.execute_at, number, body)
-        return message
-
-    def accept_reserved(self, stamped: Stamped) -> None:
-        """Take in a message that was accepted before it came here, whatever the room."""
-        message, number, body, size = stamped
-        self._ledger.accept(size)
-        self._hold(message.execute_at, number, body)
-        self._keep(message.execute_at, number, body)
-
-    def recover(self, on_time: list[Entry], paced: list[Entry]) -> None:
-        """Take in messages that are in the journal already, whatever the room; some wait past their time."""
-        entries = [*on_time, *paced]
-        self._ledger.accept(sum(size_of(body) for _, _, body in entries), len(entries))
-        self._ledger.recovered += len(entries)
-        self._ids.take_all(entries)
-        self._schedule.put_all(on_time)
-        for entry in paced:
-            self._schedule.put_back(*entry)
-
-    async def accept_safely(self, stamped: Stamped) -> Message:
-        """Take the message in, or raise `QueueFull`; return when the journal has it, if there is one."""
-        if self._committer is None:
-            return self.accept(stamped)
-        self.check_open()
-        if not self._ledger.try_reserve(stamped[3]):
-            raise QueueFull(self._ledger.describe())
-        return await self._commit(self._committer, stamped)
-
-    async def accept_claimed(self, stamped: Stamped) -> Message:
-        """Take the message in when the journal has it; there was room for it before it came here."""
-        self.check_open()
-        assert self._committer is not None  # noqa: S101 (else it would have been accepted there)
-        self._ledger.reserve(stamped[3])
-        return await self._commit(self._committer, stamped)
-
-    async def accept_or_wait(self, stamped: Stamped) -> Message:
-        """Take the message in when there is room; return when the journal has it, if there is one."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        self.check_open()
-        message, number, body, size = stamped
-        due = message.execute_at
-        if self._committer is not None:
-            if not self._ledger.try_reserve(size):
-                self._ids.take(number, body)
-                try:
-                    await self._ledger.wait_for_room(size, None)
-                finally:
-                    self._ids.free(body)
-            return await self._commit(self._committer, stamped)
-        if self._ledger.try_accept(size):
-            self._hold(due, number, body)
-            await trio.lowlevel.cancel_shielded_checkpoint()
-            return message
-        self._ids.take(number, body)  # from now on, also while it waits for room
-        try:
-            await self._ledger.wait_for_room(size, lambda: self._hold(due, number, body))
-        except BaseException:
-            self._ids.free(body)
-            raise
-        return message
 
     def check_open(self) -> None:
         """Raise `QueueClosed` where nothing is taken in any more."""
         if self.closed:
             raise QueueClosed("the queue takes no more messages")
 
-    async def _commit(self, committer: Committer, stamped: Stamped) -> Message:
-        """Take in a message for which there is room reserved, when it is in the journal."""
-        message, number, body, size = stamped
-        due = message.execute_at
+    def accept(self, stamped: Stamped) -> Message:
+        """Take the message in, or raise `QueueFull`. A journal has it with its next commit."""
+        self.check_open()
+        self._reserve(stamped)
+        self._pending.enter_at_risk(_entry(stamped), stamped[3])
+        return stamped[0]
 
-        def accept() -> None:
-            self._ledger.accept_reserved(size)
-            self._hold(due, number, body)
+    def accept_reserved(self, stamped: Stamped) -> None:
+        """Take in a message that was accepted before it came here, whatever the room."""
+        self._ledger.reserve(stamped[3])
+        self._pending.enter_at_risk(_entry(stamped), stamped[3])
 
-        self._ids.take(number, body)
+    async def accept_safely(self, stamped: Stamped) -> Message:
+        """Take the message in, or raise `QueueFull`; return when the journal has it, if there is one."""
+        self.check_open()
+        self._reserve(stamped)
+        return await self._enter(stamped)
+
+    async def accept_claimed(self, stamped: Stamped) -> Message:
+        """Take the message in when the journal has it; there was room for it before it came here."""
+        self.check_open()
+        self._ledger.reserve(stamped[3])
+        return await self._enter(stamped)
+
+    async def accept_or_wait(self, stamped: Stamped) -> Message:
+        """Take the message in when there is room; return when the journal has it, if there is one."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self.check_open()
+        entry, size = _entry(stamped), stamped[3]
+        if self._ledger.try_reserve(size):
+            wait = self._pending.enter(entry, size)
+            await (trio.lowlevel.cancel_shielded_checkpoint if wait is None else wait)()
+            return stamped[0]
+        self._pending.take_id(entry)  # it is pending as an id also while its message waits for room
         try:
-            await committer.commit(due, number, body, accept)
+            wait = await self._ledger.wait_for_room(size, partial(self._pending.enter, entry, size))
         except BaseException:
-            self._ids.free(body)
-            self._ledger.release_reserved(size)
+            self._pending.free_id(entry)
             raise
-        return message
+        if wait is not None:
+            await wait()
+        return stamped[0]
 
-    def _keep(self, due: float, number: int, body: Body) -> None:
-        if self._committer is not None:
-            self._committer.keep(due, number, body)
+    def _reserve(self, stamped: Stamped) -> None:
+        if not self._ledger.try_reserve(stamped[3]):
+            raise QueueFull(self._ledger.describe())
 
-    def _hold(self, due: float, number: int, body: Body) -> None:
-        self._ids.take(number, body)
-        self._schedule.put(due, number, body)
+    async def _enter(self, stamped: Stamped) -> Message:
+        wait = self._pending.enter(_entry(stamped), stamped[3])
+        if wait is not None:
+            await wait()
+        return stamped[0]
+
+
+def _entry(stamped: Stamped) -> Entry:
+    message, number, body, _ = stamped
+    return message.execute_at, number, body

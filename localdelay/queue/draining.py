@@ -1,21 +1,40 @@
-"""Stopping: send what comes due within the grace, hand back the rest, and account for all of it."""
+"""Draining: the queue takes nothing more, sends what comes due within the grace, and hands back the rest.
+
+To leave the block is to drain without a grace. In this order, and each step bounded by the grace: puts are
+refused; what runs beside the workers ends, so that what it holds is theirs again; puts that have room already
+end their commits; the workers send what comes due before the horizon, the end of the grace, while what lies
+beyond it is handed back; the workers end; and what a journal has is spooled.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import trio
 
+from localdelay.drain_plan import DrainPlan, plan_drain
+from localdelay.entry import Entry
+from localdelay.errors import JournalError, QueueClosed
+from localdelay.keeping import End
 from localdelay.limit import RateLimit
-from localdelay.nurseries import bare
+from localdelay.nurseries import bare_nursery
+from localdelay.statistics import DrainReport
 
-from .schedule import Schedule
+from .admission import Admission
+from .handing_back import HandBacks
+from .pending import Pending
 from .sending import Delivery, HandBack
 from .workers import Workers
 
 HAND_BACKS_IN_FLIGHT = 100
+
+logger = logging.getLogger("localdelay")
+plan_logger = logging.getLogger("localdelay.drain")
+
+_SPOOL_TIMEOUT = 5.0
 
 
 class Grace:
@@ -42,61 +61,219 @@ class Grace:
             scope.deadline = self.deadline
 
 
-async def empty(
-    schedule: Schedule,
-    delivery: Delivery,
-    workers: Workers,
-    *,
-    grace: Grace,
-    hand_back: HandBack | None,
-    limit: RateLimit | None,
-) -> None:
-    """Let the workers send what comes due within the grace, and end them.
+class Draining:
+    """The drain of one queue. There is at most one."""
 
-    What the schedule has put aside, beyond its horizon, is handed back at once, many in flight, as far as the
-    limit allows: sends of due messages, which may owe it tokens, come first. Returns as soon as nothing more
-    can be done, and at the end of the grace at the latest: whatever is still running then is cancelled and
-    pending again. The same goes for a caller that is cancelled meanwhile.
-    """
-    workers.close()
-    next_in_line = trio.Lock()  # or all of them would wake for each token
+    def __init__(
+        self,
+        pending: Pending,
+        admission: Admission,
+        workers: Workers,
+        delivery: Delivery,
+        hand_backs: HandBacks,
+        *,
+        limit: RateLimit | None,
+        senders: Callable[[], int],
+    ) -> None:
+        """`senders` says how many messages can be sent at once."""
+        self._pending = pending
+        self._schedule = pending.schedule
+        self._admission = admission
+        self._workers = workers
+        self._delivery = delivery
+        self._hand_backs = hand_backs
+        self._limit = limit
+        self._senders = senders
+        self._beside: dict[trio.CancelScope, Callable[[], None]] = {}
+        self._beside_ended = trio.lowlevel.ParkingLot()
+        self._drained: trio.Event | None = None  # made when a drain begins, set when it has ended
+        self._grace: Grace | None = None
+
+    def run_beside(
+        self, nursery: trio.Nursery, run: Callable[[], Awaitable[None]], stop: Callable[[], None]
+    ) -> None:
+        """Run this beside the workers. When nothing more is taken in, `stop` is called, and it is to end."""
+        self._admission.check_open()
+        scope = trio.CancelScope()
+        self._beside[scope] = (
+            stop  # at once: a drain that begins before the task does has to wait for it, too
+        )
+        nursery.start_soon(self._run_beside, run, scope)
 
     @trio.lowlevel.enable_ki_protection
-    async def give_away(hand_back: HandBack) -> None:
+    async def _run_beside(self, run: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+        try:
+            with scope:
+                await run()
+        finally:
+            del self._beside[scope]
+            self._beside_ended.unpark_all()
+
+    def close(self) -> None:
+        """Take in nothing any more."""
+        self._admission.close()
+        for stop in self._beside.values():
+            stop()
+
+    def cut_short(self) -> None:
+        """The grace of a drain that is under way ends now."""
+        if self._grace is not None:
+            self._grace.end()
+
+    async def wait_drained(self) -> None:
+        """Wait for the end of a drain that has begun."""
+        if self._drained is not None:
+            await self._drained.wait()
+
+    async def leave(self) -> None:
+        """Leave the block normally: a drain without a grace, unless there was or is one."""
+        if self._drained is None:
+            await self.drain(math.inf, None)
+        else:
+            await self._drained.wait()
+
+    async def drain(self, seconds: float, hand_back: HandBack | None) -> DrainReport:
+        """Empty the queue as far as `seconds` allow, end the workers, and say what became of all."""
+        if self._workers.has(trio.lowlevel.current_task()):
+            raise RuntimeError("drain was called from inside a send, for which it would wait")
+        if self._drained is not None:
+            raise QueueClosed("the queue is drained already, or draining")
+        self._drained = trio.Event()
+        self._grace = grace = Grace(seconds)
+        self.close()
+        before = list(self._pending.ledger.ended)
+        try:
+            await self._end_beside(grace)
+            await self._end_commits(grace)
+            if grace.deadline < math.inf:
+                self._schedule.set_horizon(grace.deadline)
+            plan = self._plan(grace, hands_back=hand_back is not None)
+            if grace.deadline < math.inf:
+                plan_logger.info("draining, %s", plan)
+            await self._empty(grace, hand_back)
+            await self._flush()
+            self._pending.spool()
+        finally:
+            # A cancellation may come before the workers are told to end; else this changes nothing.
+            await self._stop()
+            self._drained.set()
+        return report_of(plan, before, self._pending)
+
+    async def _end_beside(self, grace: Grace) -> None:
+        """Wait for what runs beside, and then end it: what it had in hand is the workers' again."""
+        try:
+            with grace.bound():
+                while self._beside:
+                    await self._beside_ended.park()
+        finally:
+            for scope in self._beside:
+                scope.cancel()
+            with trio.CancelScope(shield=True):
+                while self._beside:
+                    await self._beside_ended.park()
+
+    async def _end_commits(self, grace: Grace) -> None:
+        """Wait for the puts that have room already: with the end of their commits they are accepted."""
+        with grace.bound():
+            while self._pending.ledger.reserved:
+                await trio.lowlevel.checkpoint()  # a put that was refused has yet to give its room back
+                await self._pending.keeper.written()
+
+    def _plan(self, grace: Grace, *, hands_back: bool) -> DrainPlan:
+        now = trio.current_time()
+        ledger, limit = self._pending.ledger, self._limit
+        near, last_due = self._schedule.near()
+        sends = self._delivery.send_time.summary()
+        send_seconds = sends.sum / sends.count if sends.count else 0.0
+        return plan_drain(
+            pending=ledger.pending,
+            due=near + self._schedule.taken,
+            grace=max(0.0, grace.deadline - now),
+            last_due_in=max(0.0, last_due - now),
+            senders=self._senders(),
+            send_seconds=send_seconds,
+            hand_backs=HAND_BACKS_IN_FLIGHT if hands_back and grace.deadline < math.inf else 0,
+            hand_back_seconds=send_seconds,
+            rate=None if limit is None else limit.rate,
+            tokens=0.0 if limit is None else max(0.0, limit.available),
+            journal=self._pending.keeper.unkept() is not None,
+        )
+
+    async def _empty(self, grace: Grace, hand_back: HandBack | None) -> None:
+        """Let the workers send what comes due within the grace, and end them.
+
+        What the schedule has put aside, beyond its horizon, is handed back at once, many in flight. Returns
+        as soon as nothing more can be done, and at the end of the grace at the latest: whatever is still
+        running then is cancelled and pending again. The same goes for a caller that is cancelled meanwhile.
+        """
+        self._workers.close()
+        in_line = trio.Lock()
+        try:
+            with grace.bound():
+                async with bare_nursery() as nursery:
+                    if hand_back is not None:
+                        for _ in range(HAND_BACKS_IN_FLIGHT):
+                            nursery.start_soon(self._give_away, hand_back, in_line)
+                    await self._workers.finished.wait()
+                    self._schedule.later_arrived.unpark_all()
+        finally:
+            await self._stop()
+
+    @trio.lowlevel.enable_ki_protection
+    async def _give_away(self, hand_back: HandBack, in_line: trio.Lock) -> None:
+        """Hand back what lies beyond the horizon, until nothing does and nothing more can come there."""
+        schedule = self._schedule
         while True:
-            if limit is not None:
-                async with next_in_line:
-                    while (  # noqa: ASYNC110 (nobody can tell when others take the next token)
-                        schedule.has_later(trio.current_time()) and not limit.try_acquire()
-                    ):
-                        await trio.sleep(limit.wait)
-                    entry = schedule.take_later(trio.current_time())
-            else:
-                entry = schedule.take_later(trio.current_time())
+            entry = await self._next_allowed(in_line)
             if entry is not None:
-                await delivery.hand_back_or_put_off(entry, hand_back)
+                await self._hand_backs.give_or_put_off(entry, hand_back)
                 await trio.lowlevel.checkpoint()  # for it may not have waited, and then nobody else would run
                 continue
             next_later = schedule.next_later()
-            if workers.finished.is_set() and next_later == math.inf:
+            if self._workers.finished.is_set() and next_later == math.inf:
                 return
             with trio.CancelScope(deadline=next_later):
                 await schedule.later_arrived.park()
 
-    failure: BaseException | None = None
-    try:
-        with grace.bound():
-            async with trio.open_nursery() as nursery:
-                if hand_back is not None:
-                    for _ in range(HAND_BACKS_IN_FLIGHT):
-                        nursery.start_soon(give_away, hand_back)
-                await workers.finished.wait()
-                schedule.later_arrived.unpark_all()
-    except BaseExceptionGroup as group:
-        failure = bare(group)  # a cancellation, or a KeyboardInterrupt in a hand-back
-    finally:
-        workers.stop()
+    async def _next_allowed(self, in_line: trio.Lock) -> Entry | None:
+        """Take out what is to be handed back next, as soon as the limit allows, if there is anything.
+
+        Sends of due messages, which may owe the limit tokens, come first.
+        """
+        limit = self._limit
+        if limit is None:
+            return self._pending.lend_later(trio.current_time())
+        async with in_line:  # or all of them would wake for each token
+            # What is there may come due or be cancelled meanwhile: then no token is taken for it.
+            while (  # noqa: ASYNC110 (nobody can tell when others take the next token)
+                self._schedule.has_later(trio.current_time()) and not limit.try_acquire()
+            ):
+                await trio.sleep(limit.wait)
+            return self._pending.lend_later(trio.current_time())
+
+    async def _stop(self) -> None:
+        """End the workers at once; what they held is pending again."""
+        self._workers.stop()
         with trio.CancelScope(shield=True):
-            await workers.finished.wait()
-    if failure is not None:
-        raise failure
+            await self._workers.finished.wait()
+
+    async def _flush(self) -> None:
+        with trio.move_on_after(_SPOOL_TIMEOUT, shield=True):
+            try:
+                await self._pending.keeper.flush()
+            except JournalError as error:
+                logger.error("what is pending could not be written to the journal: %s", error)
+
+
+def report_of(plan: DrainPlan, before: Sequence[int], pending: Pending) -> DrainReport:
+    """What has become of all since `before`, which is what the ledger said had ended by then."""
+    ended = [now - then for now, then in zip(pending.ledger.ended, before, strict=True)]
+    return DrainReport(
+        plan=plan,
+        sent=ended[End.SENT],
+        handed_back=ended[End.HANDED_BACK],
+        spooled=ended[End.SPOOLED],
+        dead=ended[End.DEAD],
+        cancelled=ended[End.CANCELLED],
+        remaining=pending.messages(),
+    )

@@ -1,35 +1,38 @@
-"""The messages of a running queue, as far as they can go back to the primary."""
+"""Handing back: giving messages that are not due yet to the primary, while the queue runs or drains.
+
+A message that is handed back is lent: it counts as being sent, and nobody here sends it. One that the primary
+does not take comes back under its number. While the queue runs it goes to where it was; in a drain it is put
+off for another try, or stays where nobody takes it any more.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+import random
+from collections.abc import Callable
+from typing import Any
 
 import trio
 
-from localdelay.entry import Body, Entry, chosen_id, with_chosen_id
+from localdelay.entry import Entry, after_failing, attempt_of, failures_of, message_of
 from localdelay.errors import PermanentSendError
-from localdelay.message import Message, render_id
+from localdelay.keeping import End
+from localdelay.message import Message
+from localdelay.nurseries import failure_in, reraise_without_errors
 
-from .ids import Ids
 from .lanes import Slot
-from .schedule import Schedule
-from .sending import Delivery, HandBack
+from .pending import Pending
+from .retry import wait_after
+from .sending import Delivery, HandBack, not_awaitable
 
 
 class HandBacks:
-    """The messages of a running queue, as far as they can go back to the primary."""
+    """The messages of a queue, as far as they can go back to the primary."""
 
-    def __init__(
-        self,
-        schedule: Schedule,
-        delivery: Delivery,
-        ids: Ids,
-        new_numbers: Iterator[int],
-    ) -> None:
-        self._schedule = schedule
+    def __init__(self, pending: Pending, delivery: Delivery) -> None:
+        self._pending = pending
+        self._schedule = pending.schedule
         self._delivery = delivery
-        self._ids = ids
-        self._new_numbers = new_numbers
         self._refused: set[int] = set()  # the primary can never take these
 
     def far(self, horizon: float) -> list[Slot]:
@@ -42,7 +45,7 @@ class HandBacks:
 
     def take_out(self, slot: Slot) -> Entry | None:
         """Take out one of these, if it is still here."""
-        return self._schedule.take_out(*slot[:2])
+        return self._pending.lend(slot[1], slot[0])
 
     async def give(self, entry: Entry, hand_back: HandBack) -> Exception | None:
         """Give it to the primary. Where that fails it is back in the queue, and the error is returned.
@@ -54,21 +57,54 @@ class HandBacks:
             with trio.fail_after(min(remaining, self._delivery.send_timeout)):
                 await hand_back(message, remaining)
 
-        error = await self._delivery.hand_back(entry, in_time, take_back=self._take_back)
+        error = await self._give(entry, in_time, cut_off=self._schedule.put_back)
         if error is not None:
-            number = self._take_back(*entry)
+            self._pending.again(entry)
             if isinstance(error, PermanentSendError):
-                self._refused.add(number)
+                self._refused.add(entry[1])
         return error
 
-    def _take_back(self, due: float, number: int, body: Body) -> int:
-        # Under another number, and its id as one that was chosen: its old place in the order is still
-        # there, dead, and would come to life again.
-        again = next(self._new_numbers)
-        chosen = chosen_id(body)  # a recovered message has one always: no id is made of its number
-        renamed = with_chosen_id(body, due, render_id(number) if chosen is None else chosen)
-        self._ids.take(again, renamed)
-        self._schedule.put_back(due, again, renamed)
-        if self._delivery.committer is not None:
-            self._delivery.committer.rename(number, (due, again, renamed))
-        return again
+    async def give_or_put_off(self, entry: Entry, hand_back: HandBack) -> None:
+        """Give a message beyond the horizon to the primary; where that fails, put it off for another try.
+
+        One that can never be handed back (`PermanentSendError`), or not in time, is kept: it stays pending.
+        """
+        # Where it is cut off the drain is over: nobody is to hand it back again.
+        error = await self._give(entry, hand_back, cut_off=self._schedule.keep)
+        if error is None:
+            return
+        again = after_failing(entry, attempt_of(entry[2]), alone=False)
+        wait = wait_after(self._delivery.retry, error, failures=failures_of(again), jitter=random.random())
+        when = trio.current_time() + wait
+        if isinstance(error, PermanentSendError) or when >= self._schedule.horizon:
+            self._pending.again(entry, self._schedule.keep)
+        else:
+            self._pending.again((when, entry[1], again), self._schedule.put_off)
+        del error  # or its traceback, this frame and the payload hold each other
+
+    async def _give(
+        self, entry: Entry, hand_back: HandBack, *, cut_off: Callable[[Entry], None]
+    ) -> Exception | None:
+        """Give a message to the primary; return what it failed with: then the caller brings it back."""
+        message = message_of(entry)
+        try:
+            giving: Any = hand_back(message, max(0.0, message.execute_at - trio.current_time()))
+            if not inspect.isawaitable(giving):
+                raise not_awaitable("hand_back", giving)
+            await giving
+        except BaseException as raised:  # noqa: BLE001 (raised again where it is no mere error)
+            error = failure_in(raised, timed_out=False)
+            if error is None:
+                # Cut off: nobody knows whether the primary has it. It is pending, and sent twice at worst.
+                self._pending.again(entry, cut_off)
+                reraise_without_errors(raised)
+            self._delivery.count_failure(error)
+            try:
+                return error
+            finally:
+                del error  # or its traceback, this frame and the payload hold each other
+        # It has it: no cancellation may come before that is counted, or it would be sent as well.
+        wait = self._pending.end([entry], End.HANDED_BACK)
+        if wait is not None:
+            await wait()
+        return None

@@ -8,14 +8,16 @@ from collections.abc import Callable
 import trio
 
 from localdelay.errors import QueueClosed
+from localdelay.keeping import End, Wait
 
 
 class _Waiter:
-    __slots__ = ("accept", "error", "size", "task")
+    __slots__ = ("enter", "error", "size", "task", "wait")
 
-    def __init__(self, size: int, accept: Callable[[], None] | None) -> None:
+    def __init__(self, size: int, enter: Callable[[], Wait | None]) -> None:
         self.size = size
-        self.accept = accept
+        self.enter = enter
+        self.wait: Wait | None = None
         self.error: Exception | None = None
         self.task = trio.lowlevel.current_task()
 
@@ -30,16 +32,11 @@ class Ledger:
     def __init__(self, capacity: int, capacity_bytes: int | None) -> None:
         self.accepted = 0
         self.recovered = 0
-        self.sent = 0
-        self.dead = 0
-        self.cancelled = 0
-        self.handed_back = 0
-        self.spooled = 0
+        self.ended = [0] * len(End)
         self.pending = 0
         self.pending_bytes = 0
         self.reserved = 0  # room for puts that are not accepted before the journal has them
         self.reserved_bytes = 0
-        self.sending = 0
         self.capacity = capacity
         self.capacity_bytes = capacity_bytes
         self.limit_bytes = math.inf if capacity_bytes is None else capacity_bytes
@@ -62,13 +59,6 @@ class Ledger:
                 f"payload and headers of {size} bytes are over the capacity_bytes of {self.capacity_bytes}"
             )
 
-    def try_accept(self, size: int) -> bool:
-        """Count a message of this many bytes in, unless there is no room or others wait for it."""
-        if self.waiters or not self.fits(size):
-            return False
-        self.accept(size)
-        return True
-
     def try_reserve(self, size: int) -> bool:
         """Keep room for a message of this many bytes, unless there is none or others wait for it."""
         if self.waiters or not self.fits(size):
@@ -78,9 +68,9 @@ class Ledger:
 
     def accept_reserved(self, size: int) -> None:
         """Count in a message for which there is room reserved."""
+        self.accept(size)
         self.reserved -= 1
         self.reserved_bytes -= size
-        self.accept(size)
 
     def release_reserved(self, size: int) -> None:
         """The message for which there is room reserved does not come: whoever waits may have its room."""
@@ -95,14 +85,13 @@ class Ledger:
             f"{len(self.waiters)} puts wait for room"
         )
 
-    async def wait_for_room(self, size: int, accept: Callable[[], None] | None) -> None:
-        """Wait for room, in the order of the calls; `accept` is called at the instant when there is some.
+    async def wait_for_room(self, size: int, enter: Callable[[], Wait | None]) -> Wait | None:
+        """Wait for room, in the order of the calls; return what `enter` has returned.
 
-        The message is counted in and accepted by whoever makes the room, in one step, and not by the
-        caller when its turn comes: a cancellation in between finds either nothing done or all. Without
-        `accept` the room is reserved, and the message not counted in yet.
+        That is called, with the room reserved, by whoever makes the room and in the same step, and not by the
+        caller when its turn comes: a cancellation in between finds either nothing done or all.
         """
-        waiter = _Waiter(size, accept)
+        waiter = _Waiter(size, enter)
         self.waiters[waiter] = None
 
         def abort(_: object) -> trio.lowlevel.Abort:
@@ -113,26 +102,17 @@ class Ledger:
         await trio.lowlevel.wait_task_rescheduled(abort)
         if waiter.error is not None:
             raise waiter.error
-
-    def release(self, size: int, count: int = 1) -> None:
-        """So many messages, of so many bytes together, are finished: whoever waits may have their room."""
-        self.pending -= count
-        self.pending_bytes -= size
-        if self.waiters:
-            self.admit()
+        return waiter.wait
 
     def admit(self) -> None:
-        """Accept the puts that wait, in order, while there is room."""
+        """Let in the puts that wait, in order, while there is room."""
         while self.waiters:
             waiter = next(iter(self.waiters))
             if not self.fits(waiter.size):
                 return
             del self.waiters[waiter]
-            if waiter.accept is None:
-                self.reserve(waiter.size)
-            else:
-                self.accept(waiter.size)
-                waiter.accept()
+            self.reserve(waiter.size)
+            waiter.wait = waiter.enter()
             trio.lowlevel.reschedule(waiter.task)
 
     def resize(self, capacity: int, capacity_bytes: int | None) -> None:

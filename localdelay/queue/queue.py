@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from enum import Enum
+from itertools import islice
+from operator import itemgetter
 from threading import get_ident
 
 import trio
 
 from localdelay import arguments
-from localdelay.entry import Body, size_of
 from localdelay.errors import QueueClosed, QueueFull
-from localdelay.journal.commits import Committer
+from localdelay.journal.commits import Commits
 from localdelay.journal.record import Journal, check_journal
-from localdelay.lateness import LatencySummary
+from localdelay.journal.recovery import recovered
+from localdelay.keeping import Keeper
 from localdelay.limit import RateLimit
 from localdelay.listening import Listener, check_listener
 from localdelay.message import Message, numbers
@@ -26,10 +30,10 @@ from localdelay.timer import TimerKind, clock_parts
 
 from .admission import Admission
 from .batch import ONE, BatchPolicy
+from .draining import Draining
 from .handing_back import HandBacks
-from .ids import Ids
 from .ledger import Ledger
-from .life import Life
+from .pending import Pending
 from .retry import RetryPolicy
 from .schedule import INBOX, Schedule
 from .sending import DeadLetterHook, Delivery, HandBack, Send, SendBatch
@@ -44,6 +48,9 @@ class Unchanged(Enum):
 
 UNCHANGED = Unchanged.UNCHANGED
 
+logger = logging.getLogger("localdelay")
+
+_CHUNK = 2000  # recovered messages, between which other tasks run
 _LONGEST = 1e18  # seconds; far below what overflows a float, so that the sum below can't raise
 
 
@@ -74,20 +81,19 @@ class DelayQueue:
         self._thread = get_ident()
         self._cancellable = cancellable
         self._numbers = numbers()
-        self._ids = Ids(self._find)
         self._schedule = Schedule(indexed=cancellable)
         self._inbox = self._schedule.inbox
         self.ledger = self._ledger = Ledger(capacity, capacity_bytes)
         """For `Remote`, which accepts messages before they are here."""
+        self._pending = Pending(self._schedule, self._ledger)
         self._workers = (
-            send.make_workers(self._schedule, timer, workers)
+            send.make_workers(self._pending, timer, workers)
             if isinstance(send, BringsWorkers)
-            else Workers(self._schedule, timer, workers, batch)
+            else Workers(self._pending, timer, workers, batch)
         )
         self._delivery = Delivery(
             send,
-            self._schedule,
-            self._ledger,
+            self._pending,
             self._workers,
             one_by_one=one_by_one,
             retry=retry,
@@ -95,22 +101,24 @@ class DelayQueue:
             on_dead_letter=on_dead_letter,
             limit=limit,
             listener=listener,
-            ids=self._ids,
         )
-        self.hand_backs = HandBacks(self._schedule, self._delivery, self._ids, self._numbers)
+        self.hand_backs = HandBacks(self._pending, self._delivery)
         """For `Fallback`, which gives messages back to the primary while the queue runs."""
-        self.admission = Admission(self._schedule, self._ledger, self._ids, self._numbers)
-        """For `Fallback`, which has checked its messages already."""
-        self._life = Life(
-            self._schedule,
-            self._ledger,
-            self._delivery,
-            self._workers,
+        self.is_kept = False
+        """For `Remote`: whether a put returns only when a journal has its message."""
+        self.admission = Admission(self._pending, self._numbers)
+        """For `Remote`, whose messages have their room already."""
+        self._draining = Draining(
+            self._pending,
             self.admission,
-            self._ids,
+            self._workers,
+            self._delivery,
+            self.hand_backs,
             limit=limit,
-            batch=batch.max_messages,
+            senders=lambda: self._workers.count * batch.max_messages,
         )
+        self._nursery: trio.Nursery | None = None
+        self._ended_at: float | None = None
 
     @trio.lowlevel.enable_ki_protection
     async def put(
@@ -132,7 +140,7 @@ class DelayQueue:
         wrong; an `id` that is pending already is wrong too.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self._life.committer is not None:
+        if self.is_kept:
             admission = self.admission
             return await admission.accept_or_wait(admission.stamp(payload, delay, at, id, headers))
         try:
@@ -228,18 +236,12 @@ class DelayQueue:
         """
         if not self._cancellable:
             raise RuntimeError("cancel needs a queue that was opened with cancellable=True")
-        number = self._ids.number(id)
-        body = None if number is None else self._schedule.cancel(number)
-        if body is None:
+        number = self._pending.number(id)
+        if number is None or not self._pending.cancel(number):
             return False
-        assert number is not None  # noqa: S101 (or there would be no body)
-        if self._life.committer is not None:
-            self._life.committer.remove(number)
-        self._ledger.cancelled += 1
-        self._ids.free(body)
-        self._ledger.release(size_of(body))
         if self.admission.closed:
-            self._workers.wake_leader()  # it may have been the last one
+            # It may have been the last one, for which the workers and the hand-backs of a drain wait.
+            self._workers.wake_leader()
             self._schedule.later_arrived.unpark_all()
         return True
 
@@ -249,7 +251,7 @@ class DelayQueue:
 
         An id that the caller chose is pending also while its message waits for room.
         """
-        return self._ids.number(id) is not None
+        return self._pending.number(id) is not None
 
     def is_known(self, id: str) -> bool:
         """For `Fallback`: whether a message with this id is pending, as far as is known without waiting."""
@@ -257,7 +259,7 @@ class DelayQueue:
 
     def is_chosen(self, id: str) -> bool:
         """For `Remote`: whether a caller chose this id for a message that is pending. In any thread."""
-        return self._ids.is_chosen(id)
+        return self._pending.is_chosen(id)
 
     @trio.lowlevel.enable_ki_protection
     def messages(self) -> list[Message]:
@@ -265,7 +267,7 @@ class DelayQueue:
 
         This takes about a microsecond for each of them, in which nothing else happens.
         """
-        return self._delivery.messages()
+        return self._pending.messages()
 
     @trio.lowlevel.enable_ki_protection
     def pause(self) -> None:
@@ -309,44 +311,11 @@ class DelayQueue:
     @trio.lowlevel.enable_ki_protection
     def statistics(self) -> Statistics:
         """What the queue holds and has done, and how late it was."""
-        ledger, schedule, delivery, workers = self._ledger, self._schedule, self._delivery, self._workers
-        committer, ended_at = self._life.committer, self._life.ended_at
-        now = trio.current_time() if ended_at is None else ended_at
-        next_due = schedule.next_due()
-        oldest = min(schedule.oldest(), delivery.oldest())
+        now = trio.current_time() if self._ended_at is None else self._ended_at
         return Statistics(
-            accepted=ledger.accepted,
-            recovered=ledger.recovered,
-            sent=ledger.sent,
-            dead=ledger.dead,
-            cancelled=ledger.cancelled,
-            handed_back=ledger.handed_back,
-            spooled=ledger.spooled,
-            pending=ledger.pending,
-            waiting=schedule.waiting,
-            sending=ledger.sending,
-            retrying=schedule.retrying,
-            pending_bytes=ledger.pending_bytes,
-            at_risk=self.at_risk,
-            at_risk_bytes=ledger.pending_bytes if committer is None else committer.at_risk[1],
-            capacity=ledger.capacity,
-            capacity_bytes=ledger.capacity_bytes,
-            workers=workers.count,
-            workers_busy=workers.busy,
-            puts_waiting=ledger.puts_waiting,
-            committing=0 if committer is None else committer.committing,
-            paused=workers.paused,
+            **self._delivery.figures(now, self._schedule.next_due()),
+            puts_waiting=self._ledger.puts_waiting,
             closed=self.admission.closed,
-            next_due_in=None if next_due == math.inf else max(0.0, next_due - now),
-            oldest_overdue=max(0.0, now - oldest),
-            failures=delivery.failures,
-            throttled=delivery.throttled,
-            dead_letter_errors=delivery.dead_letter_errors,
-            journal_failures=0 if committer is None else committer.failures,
-            lateness=delivery.lateness.summary(),
-            send_time=delivery.send_time.summary(),
-            total=delivery.total.summary(),
-            commit_time=LatencySummary() if committer is None else committer.commit_time.summary(),
         )
 
     @trio.lowlevel.enable_ki_protection
@@ -366,20 +335,17 @@ class DelayQueue:
         seconds = arguments.check_seconds("grace", grace, zero=True)
         if hand_back is not None:
             arguments.check_async("hand_back", hand_back)
-        return await self._life.drain(seconds, hand_back)
+        return await self._draining.drain(seconds, hand_back)
 
     @trio.lowlevel.enable_ki_protection
     def cut_short(self) -> None:
         """End the grace of a drain that is under way, now; it returns what it returns at the end of one."""
-        self._life.cut_short()
+        self._draining.cut_short()
 
     @trio.lowlevel.enable_ki_protection
     async def flush(self) -> None:
         """Wait until the journal has all that was accepted. Raises `JournalError` if it can't be written."""
-        if self._life.committer is None:
-            await trio.lowlevel.checkpoint()
-        else:
-            await self._life.committer.flush()
+        await self._pending.keeper.flush()
 
     @property
     def is_cancellable(self) -> bool:
@@ -387,15 +353,14 @@ class DelayQueue:
         return self._cancellable
 
     @property
-    def committer(self) -> Committer | None:
-        """For `Remote`: what writes the journal, if there is one."""
-        return self._life.committer
-
-    @property
     def at_risk(self) -> int:
         """Messages that a crash right now would lose, as in `statistics()`."""
-        committer = self.committer
-        return self._ledger.pending if committer is None else committer.at_risk[0]
+        return self._pending.keeper.at_risk[0]
+
+    @property
+    def keeper(self) -> Keeper:
+        """For `Remote`: who else knows what is pending."""
+        return self._pending.keeper
 
     @trio.lowlevel.enable_ki_protection
     def run_until_closed(self, run: Callable[[], Awaitable[None]], stop: Callable[[], None]) -> None:
@@ -403,17 +368,49 @@ class DelayQueue:
 
         When the queue takes no more messages `stop` is called, and it is to end; else it is cancelled.
         """
-        self._life.run_beside(run, stop)
+        assert self._nursery is not None  # noqa: S101 (it is open as long as the queue is)
+        self._draining.run_beside(self._nursery, run, stop)
 
     async def wait_drained(self) -> None:
         """For `Remote`: wait for the end of a drain that has begun."""
-        await self._life.wait_drained()
+        await self._draining.wait_drained()
 
-    def _find(self, number: int) -> Body | None:
-        body = self._schedule.find(number)
-        if body is None:
-            body = next((body for _, key, body in self._delivery.in_flight() if key == number), None)
-        return body
+    async def _begin(self, nursery: trio.Nursery, journal: Journal | None, rate: float | None) -> None:
+        """Start the workers; take in what the journal holds, if there is one. Raises `JournalError`."""
+        self._nursery = nursery
+        if journal is None:
+            nursery.start_soon(self._workers.run, self._delivery)
+            return
+        commits = Commits(journal)
+        held = await commits.open(next(self._numbers))
+        self._pending.keeper = commits
+        self.is_kept = True
+        self.admission.has_short_way = False
+        self._ledger.largest = journal.largest
+        nursery.start_soon(self._workers.run, self._delivery)
+        pending = sorted((kept for kept in held if kept[-1] is None), key=itemgetter(1))  # by when it is due
+        dead = len(held) - len(pending)
+        del held
+        wall = time.time()
+        now = trio.current_time()
+        rest = iter(pending)
+        while chunk := list(islice(rest, _CHUNK)):
+            on_time, paced = recovered(chunk, wall=wall, now=now, rate=rate, before=self._ledger.recovered)
+            self._pending.enter_kept(on_time, paced)
+            await trio.lowlevel.checkpoint()
+        if pending or dead:
+            line = "%d messages came back from the journal, %d of them overdue; it has %d dead letters"
+            logger.info(line, len(pending), sum(kept[1] <= wall for kept in pending), dead)
+
+    async def _end(self) -> None:
+        """The workers have ended: close the journal, and say what is left."""
+        self._draining.close()
+        await self._pending.keeper.close()
+        self._pending.spool()
+        self._ended_at = trio.current_time()
+        left, size = self._ledger.pending, self._ledger.pending_bytes
+        if left:
+            logger.warning("the queue was left with %d messages of %d bytes pending", left, size)
 
 
 @asynccontextmanager
@@ -501,11 +498,10 @@ async def open_delay_queue(
         limit=limit,
         listener=listener,
     )
-    life = queue._life  # noqa: SLF001 (one class in two halves: this is its life)
     try:
         async with bare_nursery() as nursery:
-            await life.begin(nursery, journal, queue._numbers, rate)  # noqa: SLF001
+            await queue._begin(nursery, journal, rate)  # noqa: SLF001 (its other half)
             yield queue
-            await life.leave()
+            await queue._draining.leave()  # noqa: SLF001
     finally:
-        await life.end()
+        await queue._end()  # noqa: SLF001

@@ -8,13 +8,14 @@ that needs the order empties first: to sort in many at a time costs a fraction o
 Cancelling. With an index, the piles carry only (due, number), and the index owns what the number stands
 for: cancelling takes it out there, which frees the payload at once, and leaves a dead pair behind. When the
 dead outnumber the living, everything is swept: each cancelling does a step of that, which is a block of a
-lane, or the heap as a whole.
+lane, or the heap as a whole. A message that is lent leaves such a pair, too, and may come back under its
+number. If the pair is still there the message is there again; a second one would be sent a second time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import filterfalse
 from operator import itemgetter
@@ -47,10 +48,13 @@ class Schedule:
         """New messages, in the order of their puts. Sorted in when there is need to, many at a time."""
         self._waiting = 0
         self.retrying = 0
+        self.taken = 0
+        """How many are out of the order and have not ended: they are being sent, or lent."""
         self._overdue: dict[int, float] = {}  # number to execute-at, where that is not what it waits for
         self._oldest_overdue: list[tuple[float, int]] = []  # a heap of these, with gone ones in it
         self.horizon = math.inf
         self._later = Piles()
+        self._lent: set[int] = set()  # numbers of what is lent and has left its pair in its place
         self._put_off: list[Slot] = []  # heaps
         self._kept: list[Slot] = []
         self.later_arrived = trio.lowlevel.ParkingLot()
@@ -60,16 +64,16 @@ class Schedule:
         self.on_earlier: Callable[[], None] = _nobody_sleeps
         """Called when a message comes in that is due before the alarm: it would be late by the rest of it."""
 
-    def put(self, due: float, number: int, body: Body) -> None:
+    def put(self, entry: Entry) -> None:
         """Take in a new message."""
-        self.inbox.append((due, number, body))
+        self.inbox.append(entry)
         if len(self.inbox) >= INBOX:
             self.sort_in()
-        if due < self.alarm:
+        if entry[0] < self.alarm:
             self.on_earlier()
 
-    def put_all(self, entries: list[Entry]) -> None:
-        """Take in many new messages."""
+    def put_all(self, entries: Sequence[Entry]) -> None:
+        """Take in many new messages, which are in due order."""
         for begin in range(0, len(entries), INBOX):
             self.inbox += entries[begin : begin + INBOX]
             self.sort_in()
@@ -96,25 +100,31 @@ class Schedule:
         """How many messages wait that have not failed yet."""
         return self._waiting + len(self.inbox)
 
-    def put_back(self, due: float, number: int, body: Body) -> None:
+    def put_back(self, entry: Entry) -> None:
         """Take in a message that waits for another time than its execute-at, or that was here before."""
-        self._count_in(due, number, body)
-        if due >= self.horizon:
-            self._later.push(self._slot(due, number, body))
-            self.later_arrived.unpark()
+        due, number, body = entry
+        self._count_in(entry)
+        if number in self._lent:
+            assert self._index is not None  # noqa: S101 (or it could not have been lent)
+            self._lent.discard(number)
+            self._index.put(number, body)
+            self._dead -= 1
         else:
-            self._near.push(self._slot(due, number, body))
-            if due < self.alarm:
-                self.on_earlier()
+            (self._later if due >= self.horizon else self._near).push(self._slot(due, number, body))
+        if due >= self.horizon:
+            self.later_arrived.unpark()
+        elif due < self.alarm:
+            self.on_earlier()
 
-    def put_off_later(self, when: float, number: int, body: Body) -> None:
-        """Take in a message for `take_later` again, at `when` and not before."""
-        self._count_in(when, number, body)
-        heappush(self._put_off, self._slot(when, number, body))
+    def put_off(self, entry: Entry) -> None:
+        """Take in a message for `take_later` again, when it is due and not before."""
+        self._count_in(entry)
+        heappush(self._put_off, self._slot(*entry))
 
-    def keep(self, due: float, number: int, body: Body) -> None:
+    def keep(self, entry: Entry) -> None:
         """Take in a message that nobody here is going to take out again; it stays pending."""
-        self._count_in(due, number, body)
+        due, number, body = entry
+        self._count_in(entry)
         heappush(self._kept, self._slot(max(due, execute_at_of(due, body)), number, body))
 
     def due(self, now: float, most: int) -> list[Entry]:
@@ -145,17 +155,14 @@ class Schedule:
             self.sort_in()
         if self._dead:
             self._drop_dead_heads()
-        slot = self._near.pop(now)
-        if slot is None:
+        entry: Entry | None = self._near.pop(now)  # type: ignore[assignment]  # as in `due`
+        if entry is None:
             return None
-        entry: Entry
-        if len(slot) == 3:
-            entry = slot
-        else:
-            assert self._index is not None  # noqa: S101 (slots have no body where there is an index)
-            body = self._index.pop(slot[1])
+        self.taken += 1
+        if self._index is not None:
+            body = self._index.pop(entry[1])
             assert body is not None  # noqa: S101 (dead heads were dropped)
-            entry = (slot[0], slot[1], body)
+            entry = (entry[0], entry[1], body)
         if self.retrying or self._overdue:
             self._count_out(entry[1], entry[2])
         else:
@@ -225,14 +232,19 @@ class Schedule:
             return self._index.get(number)
         return next((entry[2] for entry in self._living(self._slots(number)) if entry[1] == number), None)
 
-    def cancel(self, number: int) -> Body | None:
-        """Take out the message with this number and return its body, or None if it is not here."""
+    def lend(self, number: int) -> Body | None:
+        """Take out the message with this number, or None if it is not here. Needs an index.
+
+        It comes back by `put_back`, to its place if it still has one, or never, by `forget`.
+        """
         if self._index is None:
             raise RuntimeError("cancel needs a queue with cancellable=True")
         self.sort_in()
         body = self._index.pop(number)
         if body is not None:
             self._count_out(number, body)
+            self.taken += 1
+            self._lent.add(number)
             self._dead += 1
             if self._dead > self.waiting + self.retrying + _FEW and self._sweeping is None:
                 self._sweeping = self._sweep()
@@ -240,16 +252,15 @@ class Schedule:
                 self._dead -= next(self._sweeping, 0)
         return body
 
+    def forget(self, number: int) -> None:
+        """The message with this number, if it is lent, does not come back."""
+        self._lent.discard(number)
+
     def far(self, horizon: float) -> list[Slot]:
         """(due, number) of what waits until `horizon` or longer and has not failed, the latest first."""
         far = [entry[:2] for entry in self.entries() if entry[0] >= horizon and not failures_of(entry[2])]
         far.reverse()
         return far  # type: ignore[return-value]
-
-    def take_out(self, due: float, number: int) -> Entry | None:
-        """Take out one of what `far` has returned, if it is still here. Needs an index."""
-        body = self.cancel(number)
-        return None if body is None else (due, number, body)
 
     def entries(self) -> list[Entry]:
         """Every message, in due order."""
@@ -263,7 +274,7 @@ class Schedule:
         self._near, self._later = Piles(), Piles()
         self._sweeping = None
         self._dead = self._waiting = self.retrying = 0
-        for each in (self.inbox, self._overdue, self._oldest_overdue, self._put_off, self._kept):
+        for each in (self.inbox, self._lent, self._overdue, self._oldest_overdue, self._put_off, self._kept):
             each.clear()
 
     def set_horizon(self, horizon: float) -> None:
@@ -286,6 +297,7 @@ class Schedule:
         return [(slot[0], slot[1], body) for slot in slots if (body := index.get(slot[1])) is not None]
 
     def _claim(self, entries: list[Entry]) -> None:
+        self.taken += len(entries)
         if self._index is not None:
             self._index.drop_all(list(map(_NUMBER, entries)))
         if not (self.retrying or self._overdue):
@@ -294,7 +306,8 @@ class Schedule:
         for _, number, body in entries:
             self._count_out(number, body)
 
-    def _count_in(self, due: float, number: int, body: Body) -> None:
+    def _count_in(self, entry: Entry) -> None:
+        due, number, body = entry
         if failures_of(body):
             self.retrying += 1
         else:
@@ -322,7 +335,11 @@ class Schedule:
         yield from self._kept
 
     def _is_dead(self, slot: Slot) -> bool:
-        return self._index is not None and self._index.get(slot[1]) is None
+        if self._index is None or self._index.get(slot[1]) is not None:
+            return False
+        # Whoever asks drops what is dead: a message that is lent and comes back needs a new place.
+        self._lent.discard(slot[1])
+        return True
 
     def _drop_dead_heads(self) -> None:
         if not self._dead:

@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 import trio
 
 from localdelay.entry import (
-    Body,
     Entry,
     after_failing,
     all_plain,
@@ -25,7 +24,7 @@ from localdelay.entry import (
     size_of,
 )
 from localdelay.errors import PermanentSendError, Throttled
-from localdelay.journal.commits import Committer
+from localdelay.keeping import End
 from localdelay.lateness import LatencyRecorder
 from localdelay.limit import RateLimit
 from localdelay.listening import DeadLetter, Listener, tell
@@ -34,10 +33,8 @@ from localdelay.nurseries import failure_in, reraise_without_errors
 from localdelay.timer import clock_parts
 
 from .batch import blame
-from .ids import Ids
-from .ledger import Ledger
-from .retry import Retry, RetryPolicy, after_failure, wait_after
-from .schedule import Schedule
+from .pending import Pending
+from .retry import Retry, RetryPolicy, after_failure
 from .workers import BringsWorkers, Worker, Workers
 
 Send: TypeAlias = Callable[[Message], Awaitable[object]]
@@ -60,8 +57,7 @@ class Delivery:
     def __init__(
         self,
         send: Send | SendBatch | BringsWorkers,
-        schedule: Schedule,
-        ledger: Ledger,
+        pending: Pending,
         workers: Workers,
         *,
         one_by_one: bool,
@@ -70,25 +66,19 @@ class Delivery:
         on_dead_letter: DeadLetterHook | None,
         limit: RateLimit | None,
         listener: Listener | None,
-        ids: Ids,
     ) -> None:
         self._send: Any = send  # not called where it brings workers
         self._one_by_one = one_by_one
-        self._schedule = schedule
-        self._ledger = ledger
+        self._pending = pending
         self._workers = workers
-        self._retry = retry
+        self.retry = retry
         self.send_timeout = send_timeout
         self._on_dead_letter = on_dead_letter
         self._limit = limit
         self._listener = listener
-        self._ids = ids
-        self.committer: Committer | None = None
-        """Keeps what is pending in a journal, if there is one."""
         self._read_clock, self._clock_offset = clock_parts()
         self._next_failure_line = -math.inf
         self._failures_logged = 0
-        self._handing_back: dict[int, Entry] = {}
         self.failures = 0
         self.throttled = 0
         self.dead_letter_errors = 0
@@ -96,33 +86,14 @@ class Delivery:
         self.send_time = LatencyRecorder()
         self.total = LatencyRecorder()
 
-    def depart(self, count: int) -> None:
-        """Count messages as being sent from now on; they have just been taken out of the schedule."""
-        self._ledger.sending += count
-
-    def messages(self) -> list[Message]:
-        """Every pending message, in due order; a retry stands where its next send is."""
-        flying = self.in_flight()
-        entries = [*self._schedule.entries(), *flying]
-
-        def when(entry: Entry) -> tuple[float, int]:
-            due, number, body = entry
-            return max(due, execute_at_of(due, body)), number
-
-        if flying or self._schedule.retrying:
-            entries.sort(key=when)
-        return [message_of(entry) for entry in entries]
-
-    def in_flight(self) -> list[Entry]:
-        """The messages that count as being sent."""
-        return [*self._workers.taken(), *self._handing_back.values()]
-
     async def deliver(self, worker: Worker, now: float) -> float:
         """Send what the worker has taken, `now` being the time; return the time afterwards."""
         entries = worker.entries
         if self._limit is not None and not self._limit.try_acquire(len(entries)):
             await self._limit.acquire(len(entries))
             now = self._read_clock() + self._clock_offset
+        if self._pending.keeper.lapses and not self._let_go_of_lapsed(worker, now):
+            return now
         due, number, body = entries[0]
         instants: list[float] | None
         if len(entries) == 1 and type(body) is bytes:  # each message, where there are no batches
@@ -164,20 +135,23 @@ class Delivery:
             self.total.record(finished - due)
         else:
             self.total.record_run(finished, instants)
-            self._ids.free_all(entries)
-        sent, size = len(entries), worker.size
-        if self.committer is not None:
-            for entry in entries:
-                self.committer.remove(entry[1])
+        wait = self._pending.end(entries, End.SENT, worker.size)
         entries.clear()
         worker.size = 0
-        self._ledger.sending -= sent
-        self._ledger.sent += sent
-        self._ledger.release(size, sent)
-        if self.committer is not None:
-            await self.committer.written()  # or a crash would repeat more than what is being sent
+        if wait is not None:
+            await wait()  # or a crash would repeat more than what is being sent
             return self._read_clock() + self._clock_offset
         return finished
+
+    def _let_go_of_lapsed(self, worker: Worker, now: float) -> bool:
+        """Let go of messages that are somebody else's by now; whether there are others."""
+        ours = self._pending.keeper.owns(worker.entries, now)
+        lapsed = [entry for entry in worker.entries if entry not in ours]
+        worker.entries[:] = ours
+        worker.size = sum(size_of(body) for _, _, body in ours)
+        if lapsed:
+            self._pending.end(lapsed, End.SPOOLED)
+        return bool(ours)
 
     def allowed(self, most: int) -> int:
         """How many of so many messages the limit lets go now; 1 where they have to wait for it."""
@@ -187,11 +161,6 @@ class Delivery:
         """Wait until the limit lets so many go."""
         if self._limit is not None and not self._limit.try_acquire(count):
             await self._limit.acquire(count)
-
-    async def written(self) -> None:
-        """Wait until a journal knows what was sent."""
-        if self.committer is not None:
-            await self.committer.written()
 
     def sent(self, outcomes: Sequence[Outcome]) -> None:
         """Messages were sent, each on its own, elsewhere than on the loop."""
@@ -208,13 +177,7 @@ class Delivery:
                 if not failures_of(body):
                     self.lateness.record(began - execute_at)
         self.send_time.record_each([ended - began for _, began, ended, _ in outcomes])
-        self._ids.free_all(entries)
-        if self.committer is not None:
-            for entry in entries:
-                self.committer.remove(entry[1])
-        self._ledger.sending -= len(entries)
-        self._ledger.sent += len(entries)
-        self._ledger.release(size, len(entries))
+        self._pending.end(entries, End.SENT, size)
 
     def failed(self, outcome: Outcome) -> bool:
         """A send failed elsewhere than on the loop: put the message off, or return False to `settle` it."""
@@ -226,11 +189,12 @@ class Delivery:
             self.lateness.record(began - execute_at_of(due, body))
         self.send_time.record(ended - began)
         attempt = attempt_of(body)
-        retry = after_failure(self._retry, error, attempt=attempt, failures=failures, jitter=random.random())
+        retry = after_failure(self.retry, error, attempt=attempt, failures=failures, jitter=random.random())
         if retry is None:
             return False
-        self._count_failure(error, ended)
-        self._put_off(entry, ended + retry.wait, retry.attempt, alone=False)
+        self.count_failure(error)
+        again = after_failing(entry, retry.attempt, alone=False)
+        self._pending.retry(entry, (ended + retry.wait, entry[1], again))
         return True
 
     async def settle(self, worker: Worker) -> None:
@@ -254,116 +218,69 @@ class Delivery:
             message = message_of(entry)
             its_error = error if failed is None else failed.get(message.id)
             if its_error is None:
-                self._confirm(entry, now - message.execute_at)
+                self.total.record(now - message.execute_at)
+                self._pending.end([entry], End.SENT)
                 continue
-            self._count_failure(its_error, now)
+            self.count_failure(its_error)
             retry: Retry | None = Retry(0.0, message.attempt)
             if not split:
                 retry = after_failure(
-                    self._retry, its_error, attempt=message.attempt, failures=failures, jitter=jitter
+                    self.retry, its_error, attempt=message.attempt, failures=failures, jitter=jitter
                 )
             if retry is None:
                 doomed.append((entry, its_error))
             else:
-                self._put_off(entry, now + retry.wait, retry.attempt, alone=split or failed is not None)
+                again = after_failing(entry, retry.attempt, alone=split or failed is not None)
+                self._pending.retry(entry, (now + retry.wait, entry[1], again))
         # Only now a wait: nobody is to wait for the hook of another message.
         entries[:] = [entry for entry, _ in doomed]
         for entry, its_error in doomed:
             message = message_of(entry)
             is_taken = await self._give_up(message, its_error)
-            self._ledger.dead += 1
-            self._finish(entry, dead=None if is_taken else _told(its_error))
+            self._pending.end([entry], End.DEAD, why=None if is_taken else _told(its_error))
             del entries[0]
             tell(self._listener, DeadLetter(message, its_error))
         worker.size = 0
         worker.failure = None
-        if self.committer is not None:
-            await self.committer.written()
+        await self._pending.keeper.written()
 
-    def _put_off(self, entry: Entry, due: float, attempt: int, *, alone: bool) -> None:
-        self._ledger.sending -= 1
-        again = after_failing(entry, attempt, alone=alone)
-        self._schedule.put_back(due, entry[1], again)
-        if self.committer is not None and attempt != attempt_of(entry[2]):
-            self.committer.update((due, entry[1], again))
-
-    def _confirm(self, entry: Entry, total: float) -> None:
-        self.total.record(total)
-        self._ledger.sent += 1
-        self._finish(entry)
-
-    async def hand_back_or_put_off(self, entry: Entry, hand_back: HandBack) -> None:
-        """Give a message that is not due yet to the primary; where that fails, put it off for another try.
-
-        One that can never be handed back (`PermanentSendError`), or not in time, is kept: it stays pending.
-        """
-        # Where it is cut off the drain is over: nobody is to hand it back again.
-        error = await self.hand_back(entry, hand_back, take_back=self._schedule.keep)
-        if error is None:
-            return
-        now = trio.current_time()
-        again = after_failing(entry, message_of(entry).attempt, alone=False)
-        wait = wait_after(self._retry, error, failures=failures_of(again), jitter=random.random())
-        if isinstance(error, PermanentSendError) or now + wait >= self._schedule.horizon:
-            self._schedule.keep(*entry)
-        else:
-            self._schedule.put_off_later(now + wait, entry[1], again)
-        del error  # or its traceback, this frame and the payload hold each other
-
-    async def hand_back(
-        self, entry: Entry, hand_back: HandBack, *, take_back: Callable[[float, int, Body], object]
-    ) -> Exception | None:
-        """Give a message that is not due yet to the primary; return what it failed with.
-
-        A message that failed is the caller's to put somewhere. One that was cut off goes to `take_back`.
-        """
-        message = message_of(entry)
-        self._handing_back[entry[1]] = entry
-        self.depart(1)
-        try:
-            giving: Any = hand_back(message, max(0.0, message.execute_at - trio.current_time()))
-            if not inspect.isawaitable(giving):
-                raise not_awaitable("hand_back", giving)
-            await giving
-        except BaseException as raised:  # noqa: BLE001 (raised again where it is no mere error)
-            error = failure_in(raised, timed_out=False)
-            del self._handing_back[entry[1]]
-            self._ledger.sending -= 1
-            if error is None:
-                take_back(*entry)
-                reraise_without_errors(raised)
-            self._count_failure(error, trio.current_time())
-            try:
-                return error
-            finally:
-                del error  # or its traceback, this frame and the payload hold each other
-        del self._handing_back[entry[1]]
-        self._ledger.handed_back += 1
-        self._finish(entry)
-        if self.committer is not None:
-            await self.committer.written()
-        return None
-
-    def put_back(self, entry: Entry) -> None:
-        """Make a message pending again whose send or dead-letter hook was cut off."""
-        self._ledger.sending -= 1
-        self._schedule.put_back(*entry)
-
-    def oldest(self) -> float:
-        """The earliest execute-at of what is being sent; infinite if there is none."""
-        return min((execute_at_of(due, body) for due, _, body in self.in_flight()), default=math.inf)
-
-    def _finish(self, entry: Entry, dead: str | None = None) -> None:
-        """It is settled; `dead` is why it was given up, where nobody but a journal has it now."""
-        body = entry[2]
-        if self.committer is not None:
-            if dead is None:
-                self.committer.remove(entry[1])
-            else:
-                self.committer.update(entry, dead)
-        self._ledger.sending -= 1
-        self._ids.free(body)
-        self._ledger.release(size_of(body))
+    def figures(self, now: float, next_due: float) -> dict[str, Any]:
+        """What `Statistics` says of any queue, wherever it keeps its messages."""
+        pending, workers = self._pending, self._workers
+        ledger, schedule, keeper = pending.ledger, pending.schedule, pending.keeper
+        at_risk, at_risk_bytes = keeper.at_risk
+        return {
+            "accepted": ledger.accepted,
+            "recovered": ledger.recovered,
+            "sent": ledger.ended[End.SENT],
+            "dead": ledger.ended[End.DEAD],
+            "cancelled": ledger.ended[End.CANCELLED],
+            "handed_back": ledger.ended[End.HANDED_BACK],
+            "spooled": ledger.ended[End.SPOOLED],
+            "pending": ledger.pending,
+            "waiting": schedule.waiting,
+            "sending": schedule.taken,
+            "retrying": schedule.retrying,
+            "pending_bytes": ledger.pending_bytes,
+            "at_risk": at_risk,
+            "at_risk_bytes": at_risk_bytes,
+            "capacity": ledger.capacity,
+            "capacity_bytes": ledger.capacity_bytes,
+            "workers": workers.count,
+            "workers_busy": workers.busy,
+            "committing": keeper.committing,
+            "paused": workers.paused,
+            "next_due_in": None if next_due == math.inf else max(0.0, next_due - now),
+            "oldest_overdue": max(0.0, now - pending.oldest()),
+            "failures": self.failures,
+            "throttled": self.throttled,
+            "dead_letter_errors": self.dead_letter_errors,
+            "journal_failures": keeper.failures,
+            "lateness": self.lateness.summary(),
+            "send_time": self.send_time.summary(),
+            "total": self.total.summary(),
+            "commit_time": keeper.commit_time.summary(),
+        }
 
     async def _give_up(self, message: Message, error: Exception) -> bool:
         """Give the message to the dead letters; whether the hook has taken it."""
@@ -396,7 +313,9 @@ class Delivery:
             del failure  # or its traceback, this frame and the payload hold each other
             return False
 
-    def _count_failure(self, error: Exception, now: float) -> None:
+    def count_failure(self, error: Exception) -> None:
+        """A send or a hand-back has failed with this; a line a minute says so."""
+        now = trio.current_time()
         self.failures += 1
         self.throttled += isinstance(error, Throttled)
         if now >= self._next_failure_line:

@@ -27,7 +27,7 @@ from localdelay.entry import Entry, size_of
 from localdelay.timer import Timer, TimerKind, TrioTimer, clock_parts, open_timer
 
 from .batch import BatchPolicy, joining
-from .schedule import Schedule
+from .pending import Pending
 
 _TURN = 1024
 _TURN_SECONDS = 0.001
@@ -51,33 +51,29 @@ class Worker:
 class Deliverer(Protocol):
     """What a worker does with a message. `deliver` returns the time, for that is what it knows last."""
 
-    def depart(self, count: int) -> None:
-        """Messages were taken out of the schedule: from now on they count as being sent."""
-
     async def deliver(self, worker: Worker, now: float) -> float:
         """Send `worker.entries`; where that fails, either settle them or leave it in `worker.failure`."""
 
     async def settle(self, worker: Worker) -> None:
         """Decide what becomes of `worker.entries` after `worker.failure`."""
 
-    def put_back(self, entry: Entry) -> None:
-        """Return a message whose send was cut off."""
-
 
 @runtime_checkable
 class BringsWorkers(Protocol):
     """A send whose calls run elsewhere than on the loop: it brings what feeds them."""
 
-    def make_workers(self, schedule: Schedule, timer: TimerKind, count: int) -> Workers:
+    def make_workers(self, pending: Pending, timer: TimerKind, count: int) -> Workers:
         """The workers of a queue that has this send."""
 
 
 class Workers:
     """The nursery of workers, and the watchdog that ends the sends that take too long."""
 
-    def __init__(self, schedule: Schedule, timer: TimerKind, count: int, batch: BatchPolicy) -> None:
-        self._schedule = schedule
+    def __init__(self, pending: Pending, timer: TimerKind, count: int, batch: BatchPolicy) -> None:
+        self._pending = pending
+        self._schedule = schedule = pending.schedule
         self._batch = batch
+        self._one_by_one = batch.max_messages == 1
         self._timer_kind: TimerKind = timer
         self._timer: Timer = TrioTimer()
         self._delivery: Deliverer
@@ -93,6 +89,7 @@ class Workers:
         self.watchdog: trio.lowlevel.Task | None = None
         """Waits for `watch` if it is not None."""
         schedule.on_earlier = self.wake_leader
+        pending.at_work = self.taken
         self.count = count
         self.paused = False
         self.finished = trio.Event()
@@ -254,21 +251,19 @@ class Workers:
         """Take what is due and fits into the worker's batch; return whether that is to go now."""
         if self.paused or self._ending or self._reserved:
             return False
-        batch, schedule, entries = self._batch, self._schedule, worker.entries
-        if batch.max_messages == 1:
-            entry = schedule.take_one(now)
+        if self._one_by_one:
+            entry = self._schedule.take_one(now)
             if entry is not None:
                 body = entry[2]
-                entries.append(entry)
+                worker.entries.append(entry)
                 worker.size = len(body) if type(body) is bytes else size_of(body)
-                self._delivery.depart(1)
             return True
+        batch, schedule, entries = self._batch, self._schedule, worker.entries
         while due := schedule.due(now, batch.max_messages - len(entries)):
             count, size, full = joining(due, batch, count=len(entries), size=worker.size)
             if count:
                 del due[count:]
                 schedule.take(due)
-                self._delivery.depart(count)
                 entries += due
                 worker.size += size
             if full:
@@ -292,7 +287,7 @@ class Workers:
 
     def _put_back(self, worker: Worker) -> None:
         for entry in worker.entries:
-            self._delivery.put_back(entry)
+            self._pending.again(entry)
         worker.entries.clear()
         worker.size = 0
         worker.failure = None

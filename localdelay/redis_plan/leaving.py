@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 import trio
 
 from localdelay.drain_plan import DrainPlan
-from localdelay.queue.schedule import Schedule
-from localdelay.redis_plan.sending import ClaimedDelivery
 
 if TYPE_CHECKING:
     from localdelay.redis_plan.queue import Parts
@@ -19,21 +17,13 @@ _LAST_WORDS = 2.0
 """Seconds for which an instance that ends tries to tell Redis what it gives back."""
 
 
-def release_all(schedule: Schedule, delivery: ClaimedDelivery) -> None:
-    """Give back all that waits here."""
-    for due, number, _ in schedule.entries():
-        entry = schedule.take_out(due, number)
-        if entry is not None:
-            delivery.release(entry)
-
-
 def plan(parts: Parts, grace: float) -> DrainPlan:
     """What is to become of what this instance has claimed; what it will claim meanwhile is not in it."""
     now = trio.current_time()
     deadline = now + grace if grace < math.inf else now
     dues = [entry[0] for entry in parts.schedule.entries() if entry[0] < deadline]
     pending = parts.ledger.pending
-    send = len(dues) + parts.ledger.sending
+    send = len(dues) + parts.schedule.taken
     seconds = max(0.0, max(dues, default=now) - now)
     return DrainPlan(
         pending=pending,
@@ -59,8 +49,8 @@ async def drain(parts: Parts, grace: float) -> None:
         claimer.paused = True
         await claimer.settle()
         parts.arrivals.closed = True
-        parts.delivery.keep_within = -1.0
-        release_all(parts.schedule, parts.delivery)
+        parts.leases.keep_within = -1.0
+        parts.leases.release_all()
         workers.close()
         with trio.CancelScope(deadline=deadline):
             await workers.finished.wait()
@@ -75,7 +65,7 @@ async def end(parts: Parts) -> None:
     parts.workers.stop()
     with trio.CancelScope(shield=True):
         await parts.workers.finished.wait()
-        release_all(parts.schedule, parts.delivery)
+        parts.leases.release_all()
         with trio.move_on_after(_LAST_WORDS):
             while parts.held.untold:
                 if not parts.link.is_connected or not await parts.held.tell_all():
@@ -86,6 +76,6 @@ async def _until_nothing_is_due(parts: Parts, deadline: float) -> None:
     while (now := trio.current_time()) < deadline:
         await parts.claimer.settle()
         next_due = min(parts.schedule.next_due(), parts.claimer.next_due())
-        if next_due > deadline and not parts.ledger.sending:
+        if next_due > deadline and not parts.schedule.taken:
             return
         await trio.sleep(min(max(_LOOK_EVERY, min(next_due, deadline) - now), deadline - now))

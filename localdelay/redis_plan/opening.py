@@ -18,11 +18,11 @@ from localdelay.listening import Listener, check_listener
 from localdelay.message import numbers
 from localdelay.nurseries import bare_nursery
 from localdelay.queue.batch import ONE, BatchPolicy
-from localdelay.queue.ids import Ids
 from localdelay.queue.ledger import Ledger
+from localdelay.queue.pending import Pending
 from localdelay.queue.retry import RetryPolicy
 from localdelay.queue.schedule import Schedule
-from localdelay.queue.sending import DeadLetterHook, Send, SendBatch
+from localdelay.queue.sending import DeadLetterHook, Delivery, Send, SendBatch
 from localdelay.queue.workers import Workers
 from localdelay.redis_plan import leaving
 from localdelay.redis_plan.claims import Claimer
@@ -33,7 +33,7 @@ from localdelay.redis_plan.layouts import Layouts
 from localdelay.redis_plan.link import Link
 from localdelay.redis_plan.puts import Putter
 from localdelay.redis_plan.queue import Parts, RedisDelayQueue
-from localdelay.redis_plan.sending import Arrivals, ClaimedDelivery
+from localdelay.redis_plan.sending import Arrivals, Leases
 from localdelay.redis_plan.store import Limits, Store
 from localdelay.timer import TimerKind
 
@@ -139,7 +139,8 @@ async def open_redis_delay_queue(
     clock = RedisClock()
     schedule = Schedule(indexed=True)
     ledger = Ledger(capacity, capacity_bytes)
-    pool = Workers(schedule, timer, workers, batch)
+    pending = Pending(schedule, ledger)
+    pool = Workers(pending, timer, workers, batch)
 
     def heard(data: bytes) -> None:
         try:
@@ -168,16 +169,10 @@ async def open_redis_delay_queue(
     limits = Limits(elements=shard_messages, bytes=shard_bytes, claim_ahead=claim_ahead, lease=lease)
     store = Store(link, names, clock, token, limits)
     held = Held(store, lease=lease, confirm_within=confirm_within)
-    ids = Ids(lambda _: None)  # all have ids that were chosen
-    delivery = ClaimedDelivery(
+    delivery = Delivery(
         given,
-        schedule,
-        ledger,
+        pending,
         pool,
-        ids=ids,
-        held=held,
-        keep_within=claim_ahead,
-        on_room=lambda: claimer.made_room(),  # noqa: PLW0108 (it is made below)
         one_by_one=send is not None,
         retry=retry,
         send_timeout=arguments.check_seconds("send_timeout", send_timeout, zero=False),
@@ -185,7 +180,14 @@ async def open_redis_delay_queue(
         limit=limit,
         listener=listener,
     )
-    arrivals = Arrivals(schedule, ledger, pool, ids, held, clock, numbers())
+    pending.keeper = leases = Leases(
+        pending,
+        pool,
+        held,
+        keep_within=claim_ahead,
+        on_room=lambda: claimer.made_room(),  # noqa: PLW0108 (it is made below)
+    )
+    arrivals = Arrivals(pending, pool, held, clock, numbers())
     claimer = Claimer(
         store,
         link,
@@ -214,9 +216,10 @@ async def open_redis_delay_queue(
         store=store,
         schedule=schedule,
         ledger=ledger,
-        ids=ids,
+        pending=pending,
         workers=pool,
         held=held,
+        leases=leases,
         arrivals=arrivals,
         delivery=delivery,
         claimer=claimer,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from datetime import datetime
 from types import MappingProxyType
@@ -12,14 +11,14 @@ import trio
 
 from localdelay import arguments
 from localdelay.errors import QueueClosed
-from localdelay.lateness import LatencyRecorder
 from localdelay.message import NO_HEADERS, Message
 from localdelay.queue.admission import already_pending
-from localdelay.queue.ids import Ids
+from localdelay.queue.draining import report_of
 from localdelay.queue.ledger import Ledger
+from localdelay.queue.pending import Pending
 from localdelay.queue.queue import UNCHANGED, Unchanged
 from localdelay.queue.schedule import Schedule
-from localdelay.queue.sending import HandBack
+from localdelay.queue.sending import Delivery, HandBack
 from localdelay.queue.workers import Workers
 from localdelay.redis_plan import asking, leaving, stamping
 from localdelay.redis_plan.claims import Claimer
@@ -29,12 +28,10 @@ from localdelay.redis_plan.keys import check_shards
 from localdelay.redis_plan.layouts import Layouts
 from localdelay.redis_plan.link import Link
 from localdelay.redis_plan.puts import Putter
-from localdelay.redis_plan.sending import Arrivals, ClaimedDelivery
+from localdelay.redis_plan.sending import Arrivals, Leases
 from localdelay.redis_plan.statistics import RedisStatistics
 from localdelay.redis_plan.store import Store
 from localdelay.statistics import DrainReport
-
-_NO_COMMITS = LatencyRecorder().summary()
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -46,11 +43,12 @@ class Parts:
     store: Store
     schedule: Schedule
     ledger: Ledger
-    ids: Ids
+    pending: Pending
     workers: Workers
     held: Held
+    leases: Leases
     arrivals: Arrivals
-    delivery: ClaimedDelivery
+    delivery: Delivery
     claimer: Claimer
     layouts: Layouts
     putter: Putter
@@ -132,7 +130,7 @@ class RedisDelayQueue:
 
     def is_known(self, id: str) -> bool:
         """For `Fallback`: whether this instance holds a message with this id at this moment."""
-        return self._parts.ids.number(id) is not None
+        return self._parts.pending.number(id) is not None
 
     @property
     def at_risk(self) -> int:
@@ -146,7 +144,7 @@ class RedisDelayQueue:
         instance, as it is in the last second (`claim_ahead`) before it is due.
         """
         parts = self._parts
-        number = parts.ids.number(id)
+        number = parts.pending.number(id)
         where = parts.held.where(id)
         if number is not None and where is not None and parts.held.holds(id, trio.current_time()):
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -155,7 +153,7 @@ class RedisDelayQueue:
             async def remove() -> bool:
                 return bool(await parts.store.cancel(shard, id, mine=due))
 
-            return await parts.delivery.cancel(number, remove)
+            return await parts.leases.cancel(number, remove)
         if number is not None and parts.schedule.find(number) is None:
             await trio.lowlevel.checkpoint()
             return False
@@ -188,7 +186,7 @@ class RedisDelayQueue:
         parts = self._parts
         parts.workers.pause()
         parts.claimer.paused = True
-        leaving.release_all(parts.schedule, parts.delivery)
+        parts.leases.release_all()
 
     def resume(self) -> None:
         """Claim and send again, unless it is drained."""
@@ -234,43 +232,13 @@ class RedisDelayQueue:
     def statistics(self) -> RedisStatistics:
         """What this instance holds and has done, and how late it was."""
         parts = self._parts
-        ledger, schedule, delivery, workers = parts.ledger, parts.schedule, parts.delivery, parts.workers
         now = trio.current_time() if self._ended_at is None else self._ended_at
-        next_due = min(schedule.next_due(), parts.claimer.next_due())
+        next_due = min(parts.schedule.next_due(), parts.claimer.next_due())
         layout = parts.layouts.layout
         return RedisStatistics(
-            accepted=ledger.accepted,
-            recovered=0,
-            sent=ledger.sent,
-            dead=ledger.dead,
-            cancelled=ledger.cancelled,
-            handed_back=ledger.handed_back,
-            spooled=ledger.spooled,
-            pending=ledger.pending,
-            waiting=schedule.waiting,
-            sending=ledger.sending,
-            retrying=schedule.retrying,
-            pending_bytes=ledger.pending_bytes,
-            at_risk=0,
-            at_risk_bytes=0,
-            capacity=ledger.capacity,
-            capacity_bytes=ledger.capacity_bytes,
-            workers=workers.count,
-            workers_busy=workers.busy,
+            **parts.delivery.figures(now, next_due),
             puts_waiting=parts.putter.in_flight,
-            committing=0,
-            paused=workers.paused,
             closed=self._closed,
-            next_due_in=None if next_due == math.inf else max(0.0, next_due - now),
-            oldest_overdue=max(0.0, now - min(schedule.oldest(), delivery.oldest())),
-            failures=delivery.failures,
-            throttled=delivery.throttled,
-            dead_letter_errors=delivery.dead_letter_errors,
-            journal_failures=0,
-            lateness=delivery.lateness.summary(),
-            send_time=delivery.send_time.summary(),
-            total=delivery.total.summary(),
-            commit_time=_NO_COMMITS,
             put=parts.putter.done,
             unconfirmed=parts.held.untold,
             shards=layout.shards,
@@ -298,22 +266,13 @@ class RedisDelayQueue:
             raise QueueClosed("the queue is drained already, or draining")
         self._drained = trio.Event()
         self._closed = True
-        ledger = self._parts.ledger
-        before = (ledger.sent, ledger.spooled, ledger.dead, ledger.cancelled)
+        before = list(self._parts.ledger.ended)
         plan = leaving.plan(self._parts, seconds)
         try:
             await leaving.drain(self._parts, seconds)
         finally:
             self._drained.set()
-        return DrainReport(
-            plan=plan,
-            sent=ledger.sent - before[0],
-            handed_back=0,
-            spooled=ledger.spooled - before[1],
-            dead=ledger.dead - before[2],
-            cancelled=ledger.cancelled - before[3],
-            remaining=[],
-        )
+        return report_of(plan, before, self._parts.pending)
 
     async def leave(self) -> None:
         """Leave the block normally: a drain without a grace, unless there was or is one."""

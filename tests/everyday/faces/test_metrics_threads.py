@@ -201,7 +201,7 @@ def test_a_loop_that_ended_without_its_queue() -> None:
     async def main() -> None:
         async with localdelay.open_delay_queue(send, capacity=1, workers=1) as queue:
             made.append(Collector(queue))
-        queue._life.ended_at = None  # as if its block had not been left
+        queue._ended_at = None  # as if its block had not been left
 
     trio.run(main)
     for samples in (scrape(registry_of(made[0])), scrape(registry_of(made[0]))):

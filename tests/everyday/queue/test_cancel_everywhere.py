@@ -38,7 +38,7 @@ from localdelay import (
     Throttled,
     open_delay_queue,
 )
-from localdelay.journal.commits import Committer
+from localdelay.journal.commits import Commits
 from localdelay.journal.record import Record
 from tests.everyday.queue.test_cancellation import CancelAtStep
 from tests.kit.journals import Disk
@@ -86,7 +86,7 @@ class Pace:
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Have the threads of all journals keep it."""
         pace = self
-        open_, run = Committer.open, Committer._run
+        open_, run = Commits.open, Commits._run
 
         class News(SimpleQueue[None]):
             busy = True  # it opens the journal first
@@ -108,18 +108,18 @@ class Pace:
 
             token: trio.lowlevel.TrioToken
 
-        async def open_with(committer: Committer, first_number: int) -> list[Record]:
-            committer._news.token = trio.lowlevel.current_trio_token()  # type: ignore[attr-defined]
+        async def open_with(commits: Commits, first_number: int) -> list[Record]:
+            commits._news.token = trio.lowlevel.current_trio_token()  # type: ignore[attr-defined]
             pace.hold()
-            return await open_(committer, first_number)
+            return await open_(commits, first_number)
 
-        def run_with(committer: Committer, *args: Any) -> None:
-            run(committer, *args)
-            committer._news.done()  # type: ignore[attr-defined]
+        def run_with(commits: Commits, *args: Any) -> None:
+            run(commits, *args)
+            commits._news.done()  # type: ignore[attr-defined]
 
         monkeypatch.setattr(localdelay.journal.commits, "SimpleQueue", News)
-        monkeypatch.setattr(Committer, "open", open_with)
-        monkeypatch.setattr(Committer, "_run", run_with)
+        monkeypatch.setattr(Commits, "open", open_with)
+        monkeypatch.setattr(Commits, "_run", run_with)
 
 
 class Broker:
@@ -580,7 +580,7 @@ def test_wherever_it_is_cancelled_the_promises_hold(
     """Conservation, nothing early, nothing twice that was not cut off, and no task left, at every step."""
     # A hundred tasks of which two have something to do would only add steps at which nothing happens.
     monkeypatch.setattr(localdelay.queue.draining, "HAND_BACKS_IN_FLIGHT", 2)
-    original = [(Committer, name, getattr(Committer, name)) for name in ("open", "_run")]
+    original = [(Commits, name, getattr(Commits, name)) for name in ("open", "_run")]
     seed, step = 0, 0
     print("seed", seed)
     while True:

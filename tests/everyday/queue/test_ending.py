@@ -102,7 +102,7 @@ def test_what_was_popped_off_the_heap_stays_within_the_horizon() -> None:
     """Messages that were seen to be due, and not taken, are sent by a drain and not handed back."""
     schedule = Schedule(indexed=False)
     for number in range(20):
-        schedule.put(20.0 - number, number, b"")  # each earlier than the last: lanes first, then the heap
+        schedule.put((20.0 - number, number, b""))  # each earlier than the last: lanes first, then the heap
     assert [entry[0] for entry in schedule.due(3.5, 10)] == [1.0, 2.0, 3.0]
     schedule.set_horizon(10.0)
     sent = []

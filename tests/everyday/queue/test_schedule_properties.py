@@ -42,6 +42,9 @@ _operations = st.lists(
         st.tuples(st.just("take and put back"), _times, _times, st.booleans()),
         st.tuples(st.just("cancel"), _picks),
         st.tuples(st.just("cancel many"), st.integers(1, 3)),
+        st.tuples(st.just("lend"), _picks),
+        st.tuples(st.just("lend many"), st.integers(1, 3)),
+        st.tuples(st.just("bring back"), st.integers(1, 3)),
         st.tuples(st.just("take later and keep"), st.sampled_from(["keep", "put back", "take"]), _times),
         st.tuples(st.just("horizon"), _times),
     ),
@@ -58,6 +61,7 @@ class Model:
         self.near: list[Entry] = []
         self.later: list[Entry] = []
         self.kept: list[Entry] = []
+        self.lent: list[Entry] = []
         self.horizon = math.inf
         self.number = 0
 
@@ -67,7 +71,7 @@ class Model:
         self.number += 1
         payload = b"%d" % self.number
         body: Body = payload if kind == "plain" else (payload, {"a": "b"}, None, 1, 0, due, False)
-        self.schedule.put(due, self.number, body)
+        self.schedule.put((due, self.number, body))
         self.near.append((due, self.number, body))
 
     def take(self, now: float, most: int = 1) -> list[Entry]:
@@ -89,21 +93,35 @@ class Model:
             payload = body if isinstance(body, bytes) else body[0]
             body = (payload, None, None, 2, 1, execute_at_of(due, body), False)
             due += wait
-        self.schedule.put_back(due, number, body)
+        self.schedule.put_back((due, number, body))
         (self.later if due >= self.horizon else self.near).append((due, number, body))
 
     def cancel(self, pick: int) -> None:
         if not self.indexed:
             with pytest.raises(RuntimeError, match="cancellable"):
-                self.schedule.cancel(pick)
+                self.schedule.lend(pick)
             return
         number = pick % (self.number + 2)  # also some that were never there, or are gone
         found = [entry for entry in self.everything if entry[1] == number]
-        assert self.schedule.cancel(number) == (found[0][2] if found else None)
+        assert self.schedule.lend(number) == (found[0][2] if found else None)
+        self.schedule.forget(number)
+        self.lent = [entry for entry in self.lent if entry[1] != number]
         for entry in found:
             for place in (self.near, self.later, self.kept):
                 if entry in place:
                     place.remove(entry)
+
+    def lend(self, number: int) -> None:
+        for place in (self.near, self.later):
+            for entry in [entry for entry in place if self.indexed and entry[1] == number]:
+                assert self.schedule.lend(number) == entry[2]
+                place.remove(entry)
+                self.lent.append(entry)
+
+    def bring_back(self, every: int) -> None:
+        for entry in self.lent[::every]:
+            self.lent.remove(entry)
+            self.put_back(entry, 0.0, failed=False)
 
     def take_later(self, then: str, wait: float) -> None:
         self.later.sort(key=lambda entry: entry[:2])
@@ -113,7 +131,7 @@ class Model:
         if entry is None or then == "take":
             return
         if then == "keep":
-            self.schedule.keep(*entry)
+            self.schedule.keep(entry)
             self.kept.append(entry)
         else:
             self.put_back(entry, wait, failed=bool(wait))
@@ -149,6 +167,13 @@ class Model:
         elif name == "cancel many":
             for entry in self.everything[:: rest[0]]:
                 self.cancel(entry[1])
+        elif name == "lend":
+            self.lend(rest[0] % (self.number + 2))
+        elif name == "lend many":
+            for entry in self.everything[:: rest[0]]:
+                self.lend(entry[1])
+        elif name == "bring back":
+            self.bring_back(rest[0])
         elif name == "take later and keep":
             self.take_later(*rest)
         else:
@@ -205,7 +230,7 @@ def test_a_schedule_that_was_cleared_is_empty(indexed: bool, operations: list[Op
     model.schedule.clear()
     model.near, model.later, model.kept = [], [], []
     model.check()
-    model.schedule.keep(1.0, 1, b"x")
+    model.schedule.keep((1.0, 1, b"x"))
     model.kept = [(1.0, 1, b"x")]
     model.check()
 
@@ -216,12 +241,37 @@ def test_any_due_times_come_out_in_order(dues: list[float], most: int, indexed: 
     """Whatever fits no lane goes through the heap, and the order is exact."""
     schedule = Schedule(indexed=indexed)
     for number, due in enumerate(dues):
-        schedule.put(due, number, b"")
+        schedule.put((due, number, b""))
     taken: list[Entry] = []
     while due := schedule.due(math.inf, most):
         schedule.take(due)
         taken += due
     assert taken == sorted((due, number, b"") for number, due in enumerate(dues))
+
+
+@pytest.mark.parametrize("lent", [[2, 6], [0, 1], list(range(9)), list(range(0, 200, 2)), list(range(150))])
+@pytest.mark.parametrize("look", [True, False])
+def test_what_was_lent_comes_back_once(lent: list[int], look: bool) -> None:
+    """It is where it was, whether its old place is still there, was passed meanwhile, or was swept away."""
+    schedule = Schedule(indexed=True)
+    entries: list[Entry] = [(float(number), number, b"%d" % number) for number in range(200)]
+    schedule.put_all(entries)
+    for number in lent:
+        assert schedule.lend(number) == entries[number][2]
+    if look:  # which passes what is gone
+        assert schedule.next_due() == min(set(range(200)) - set(lent))
+    assert schedule.entries() == [entry for entry in entries if entry[1] not in lent]
+    for number in lent[1:]:
+        schedule.put_back(entries[number])
+    schedule.forget(lent[0])
+    del entries[lent[0]]
+    assert schedule.entries() == entries
+    taken: list[Entry] = []
+    while due := schedule.due(math.inf, 7):
+        schedule.take(due)
+        taken += due
+    assert taken == entries
+    assert (schedule.waiting, schedule.retrying, schedule._dead) == (0, 0, 0)
 
 
 class _Headers(dict[str, str]):
@@ -236,15 +286,16 @@ def _with(headers: _Headers) -> Body:
 def test_a_cancelled_message_frees_its_body_at_once(place: str) -> None:
     """Nothing but a pair of numbers is left of it, wherever it waited."""
     schedule = Schedule(indexed=True)
-    put: Callable[[float, int, Body], None] = schedule.put if place == "lane" else schedule.put_back
+    put: Callable[[Entry], None] = schedule.put if place == "lane" else schedule.put_back
     headers = _Headers()
     gone = weakref.ref(headers)
-    put(1e9, 1, _with(headers))
+    put((1e9, 1, _with(headers)))
     if place == "later":
         schedule.set_horizon(1.0)
     del headers
     assert gone() is not None
-    schedule.cancel(1)
+    schedule.lend(1)
+    schedule.forget(1)
     gc.collect()
     assert gone() is None
 
@@ -256,9 +307,10 @@ def test_a_lane_whose_messages_were_all_cancelled_serves_again() -> None:
     for due in range(8, 0, -1):
         cancelled = list(itertools.islice(numbers, 200))
         for number in cancelled:
-            schedule.put(due * 1e6, number, b"")
+            schedule.put((due * 1e6, number, b""))
         for number in cancelled:
-            schedule.cancel(number)
+            schedule.lend(number)
+            schedule.forget(number)
     for number in itertools.islice(numbers, 100):
-        schedule.put(1.0, number, b"")
+        schedule.put((1.0, number, b""))
     assert not schedule._near.heap

@@ -1,0 +1,237 @@
+"""Every message that was accepted and has not ended: its order, its id, its room, its count.
+
+Each message goes through here, and nothing else changes these four books:
+
+    enter ──▶ waiting, retrying ──take, lend──▶ taken ──▶ end
+                      ▲                           │
+                      └───────────again───────────┘
+
+What waits is the schedule's, in due order. What is taken is somebody's to end or to bring back: a worker's,
+or that of whoever hands it back; it counts as being sent meanwhile. Everything here happens in one step:
+nothing awaits, so that a cancellation finds a message in one of these places and never in two or in none.
+What takes time, because a journal has to know, is returned for the caller to await.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+from localdelay import arguments
+from localdelay.entry import Body, Entry, chosen_id, execute_at_of, failures_of, message_of, size_of
+from localdelay.keeping import End, Keeper, NoKeeper, Wait
+from localdelay.message import Message, number_of
+
+from .ledger import Ledger
+from .schedule import Schedule
+
+
+class Pending:
+    """The books of what is pending. Of the Trio thread, but for what says otherwise."""
+
+    def __init__(self, schedule: Schedule, ledger: Ledger) -> None:
+        self.schedule = schedule
+        self.ledger = ledger
+        self.keeper: Keeper = NoKeeper(lambda: (ledger.pending, ledger.pending_bytes))
+        """Who else knows what is pending."""
+        self.lent: dict[int, Entry] = {}
+        """What is taken and no worker's, by number."""
+        self.at_work: Callable[[], Iterable[Entry]] = tuple
+        """What the workers have taken."""
+        # Most messages have no id but their number, so only the ids that callers chose are kept: of what is
+        # pending, and of what waits for its room or its journal.
+        self._chosen: dict[str, int] = {}
+
+    # The way in.
+
+    def enter(self, entry: Entry, size: int) -> Wait | None:
+        """Accept a message of this many bytes, for which room is reserved: what makes a put atomic.
+
+        None: it is accepted. Else it is when the keeper has it; what is returned waits for that, and raises
+        `JournalError` where it can't be, and gives room and id back.
+        """
+        wait = self.keeper.entering(entry, partial(self._accept, entry, size))
+        if wait is None:
+            self._accept(entry, size)
+            return None
+        self.take_id(entry)
+        return partial(self._until_kept, wait, entry, size)
+
+    def enter_at_risk(self, entry: Entry, size: int) -> None:
+        """Accept a message for which room is reserved, now; the keeper has it later."""
+        self._accept(entry, size)
+        self.keeper.entered(entry)
+
+    def enter_kept(self, on_time: Sequence[Entry], paced: Sequence[Entry]) -> None:
+        """Accept messages that the keeper has already, whatever the room; some wait past their time."""
+        entries = [*on_time, *paced]
+        self.ledger.accept(sum(size_of(body) for _, _, body in entries), len(entries))
+        self.ledger.recovered += len(entries)
+        for entry in entries:
+            self.take_id(entry)
+        self.schedule.put_all(on_time)
+        for entry in paced:
+            self.schedule.put_back(entry)
+
+    def enter_claimed(self, entry: Entry) -> None:
+        """Accept a message that the keeper has already, and may have seen fail, whatever the room."""
+        self.ledger.accept(size_of(entry[2]))
+        self.take_id(entry)
+        (self.schedule.put_back if failures_of(entry[2]) else self.schedule.put)(entry)
+
+    def _accept(self, entry: Entry, size: int) -> None:
+        self.ledger.accept_reserved(size)
+        self.take_id(entry)
+        self.schedule.put(entry)
+
+    async def _until_kept(self, wait: Wait, entry: Entry, size: int) -> None:
+        try:
+            await wait()
+        except BaseException:
+            # It never was pending, so this is no end of it; but the next in line has to get its room.
+            self.free_id(entry)
+            self.ledger.release_reserved(size)
+            raise
+
+    # Out of the order, and back.
+
+    def lend(self, number: int, due: float | None = None) -> Entry | None:
+        """Take out a waiting message for somebody who is no worker; None if it does not wait here.
+
+        `due` is when it is, where that is known; else it is taken for a message that has not failed.
+        """
+        body = self.schedule.lend(number)
+        if body is None:
+            return None
+        return self._lent((execute_at_of(0.0, body) if due is None else due, number, body))
+
+    def lend_later(self, now: float) -> Entry | None:
+        """The same, for the next one beyond the schedule's horizon."""
+        entry = self.schedule.take_later(now)
+        return None if entry is None else self._lent(entry)
+
+    def _lent(self, entry: Entry) -> Entry:
+        self.lent[entry[1]] = entry
+        return entry
+
+    def again(self, entry: Entry, back: Callable[[Entry], None] | None = None) -> None:
+        """Bring back a message that was taken: it failed, or was cut off. It has its number still.
+
+        `back` is another method of the schedule than that which puts it back where it belongs.
+        """
+        self.schedule.taken -= 1
+        self.lent.pop(entry[1], None)
+        (back or self.schedule.put_back)(entry)
+
+    def retry(self, entry: Entry, again: Entry) -> None:
+        """Bring back a message whose send has failed, as `again`, unless the keeper takes it back."""
+        if self.keeper.failed(entry, again):
+            self.again(again)
+        else:
+            self.end([entry], End.SPOOLED)
+
+    # The end.
+
+    def end(
+        self, entries: Sequence[Entry], how: End, size: int | None = None, *, why: str | None = None
+    ) -> Wait | None:
+        """These messages, which were taken, are finished; `size` is their bytes, where that is known.
+
+        What is returned waits until the keeper has written that. `why` is what a dead one was given up for,
+        where nobody but the keeper has it from now on.
+        """
+        count = len(entries)
+        ledger = self.ledger
+        self.schedule.taken -= count
+        ledger.ended[how] += count
+        if self._chosen:
+            for entry in entries:
+                self.free_id(entry)
+        if self.lent:
+            for _, number, _ in entries:
+                self.lent.pop(number, None)
+                self.schedule.forget(number)
+        ledger.pending -= count
+        ledger.pending_bytes -= sum(size_of(body) for _, _, body in entries) if size is None else size
+        if ledger.waiters:
+            ledger.admit()
+        return self.keeper.ended(entries, how, why)
+
+    def cancel(self, number: int) -> bool:
+        """End the message with this number, if it waits here."""
+        entry = self.lend(number)
+        if entry is not None:
+            self.end([entry], End.CANCELLED)
+        return entry is not None
+
+    def spool(self) -> None:
+        """End what waits and the keeper has: it is safe there. What it has not stays pending."""
+        left = self.keeper.unkept()
+        if left is None:
+            return
+        spooled = self.schedule.waiting + self.schedule.retrying - len(left)
+        size = self.ledger.pending_bytes - sum(size_of(body) for _, _, body in left)
+        self.schedule.clear()
+        self._chosen.clear()
+        for entry in left:
+            self.take_id(entry)
+            self.schedule.keep(entry)
+        self.ledger.ended[End.SPOOLED] += spooled
+        self.ledger.pending -= spooled
+        self.ledger.pending_bytes -= size
+        self.ledger.admit()
+
+    # Ids, and a look at all.
+
+    def number(self, id: str) -> int | None:
+        """The number of the pending message with this id, or None. Raises if it cannot be an id."""
+        arguments.check_id(id)
+        if id in self._chosen:
+            return self._chosen[id]
+        number = number_of(id)
+        body = None if number is None else self._find(number)
+        return None if body is None or chosen_id(body) is not None else number
+
+    def is_chosen(self, id: str) -> bool:
+        """Whether a caller chose this id for a message that is pending. In any thread."""
+        return id in self._chosen
+
+    def take_id(self, entry: Entry) -> None:
+        """Keep the id that was chosen for this message, if there is one, until it ends or `free_id`."""
+        chosen = chosen_id(entry[2])
+        if chosen is not None:
+            self._chosen[chosen] = entry[1]
+
+    def free_id(self, entry: Entry) -> None:
+        """The id of this message may be used again."""
+        chosen = chosen_id(entry[2])
+        if chosen is not None:
+            self._chosen.pop(chosen, None)  # a journal may bring back two with one id
+
+    def taken(self) -> list[Entry]:
+        """The messages that count as being sent."""
+        return [*self.at_work(), *self.lent.values()]
+
+    def messages(self) -> list[Message]:
+        """Every pending message, in due order; a retry stands where its next send is."""
+        taken = self.taken()
+        entries = [*self.schedule.entries(), *taken]
+
+        def when(entry: Entry) -> tuple[float, int]:
+            due, number, body = entry
+            return max(due, execute_at_of(due, body)), number
+
+        if taken or self.schedule.retrying:
+            entries.sort(key=when)
+        return [message_of(entry) for entry in entries]
+
+    def oldest(self) -> float:
+        """The earliest execute-at of all; infinite if there is none."""
+        taken = (execute_at_of(due, body) for due, _, body in self.taken())
+        return min(self.schedule.oldest(), min(taken, default=float("inf")))
+
+    def _find(self, number: int) -> Body | None:
+        body = self.schedule.find(number)
+        if body is None:
+            body = next((body for _, key, body in self.taken() if key == number), None)
+        return body
