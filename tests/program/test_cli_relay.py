@@ -5,25 +5,21 @@ from __future__ import annotations
 import functools
 import json
 import os
-import pty
 import select
 import signal
 import subprocess
-import sysconfig
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.kit import commands
 from tests.kit.catching import until_it_catches
+from tests.kit.commands import COMMAND, FULL
 
-COMMAND = str(Path(sysconfig.get_path("scripts"), "localdelay"))
 TO_STDOUT = ["relay", "--to", "stdout:"]
-PIPE = subprocess.PIPE
-FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 
 
 def relay(*args: str, given: bytes = b"", cwd: Path | None = None) -> subprocess.CompletedProcess[bytes]:
@@ -32,28 +28,12 @@ def relay(*args: str, given: bytes = b"", cwd: Path | None = None) -> subprocess
     )
 
 
-def shell(line: str, *args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a line of shell in which `"$@"` is a relay."""
-    return subprocess.run(
-        ["/bin/sh", "-c", line, "sh", COMMAND, *TO_STDOUT, *args],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        cwd=cwd,
-    )
+def shell(line: str, *args: str) -> subprocess.CompletedProcess[bytes]:
+    return commands.shell(line, *TO_STDOUT, *args)
 
 
-@contextmanager
-def running(*args: str, **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(
-        [COMMAND, *TO_STDOUT, *args], **{"stdin": PIPE, "stdout": PIPE, "stderr": PIPE, **streams}
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+def running(*args: str, **streams: Any) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    return commands.running(*TO_STDOUT, *args, **streams)
 
 
 def records(path: Path) -> list[dict[str, Any]]:
@@ -262,7 +242,7 @@ def test_what_never_ends_a_line() -> None:
     """It is told once, and takes no memory; a strict relay is over with it."""
     process = shell('"$@" < /dev/zero', "--delay", "1", "--strict", "-q")
     assert process.returncode == 1
-    assert process.stderr.splitlines() == [
+    assert process.stderr.decode().splitlines() == [
         "line 1: is longer than 1,048,576 bytes",
         "Stopped by a wrong line: the input was read up to line 1.",
     ]
@@ -280,7 +260,7 @@ def test_streams_that_are_not_there(redirected: str, said: str) -> None:
     """One line, and exit code 2."""
     process = shell(f'"$@" {redirected}', "--delay", "1")
     assert process.returncode == 2
-    assert process.stderr == f"Error: {said}\n"
+    assert process.stderr.decode() == f"Error: {said}\n"
 
 
 @pytest.mark.parametrize("redirected", ["2>&-", pytest.param("2>/dev/full", marks=FULL)])
@@ -288,7 +268,7 @@ def test_a_standard_error_that_can_not_be_used(redirected: str) -> None:
     """No reason to lose a message."""
     process = shell(f'printf "a\\nlonger\\nb\\n" | "$@" {redirected}', "--delay", "100ms", "--max-line", "5")
     assert process.returncode == 1
-    assert process.stdout == "a\nb\n"
+    assert process.stdout == b"a\nb\n"
 
 
 def test_a_standard_error_that_nobody_reads() -> None:
@@ -329,33 +309,7 @@ def test_files_that_would_feed_themselves(tmp_path: Path) -> None:
     ):
         process = shell(f'"$@" < "{file}" {redirected}', "--delay", "0", *args)
         assert process.returncode == 2
-        assert process.stderr.startswith(
+        assert process.stderr.decode().startswith(
             f"Error: Invalid value for '{option}': must not be the file that is read"
         )
     assert file.read_bytes() == b"a\n"
-
-
-def test_one_live_line_on_a_terminal() -> None:
-    """It changes in place, no wider than the terminal, and makes room for the summary."""
-    primary, secondary = pty.openpty()
-    with running(
-        "--delay", "1200ms", stderr=secondary, env={**os.environ, "TERM": "xterm", "COLUMNS": "50"}
-    ) as process:
-        os.close(secondary)
-        assert process.stdin is not None
-        process.stdin.write(b"a\nb\n")
-        process.stdin.close()
-        process.stdin = None
-        shown = b""
-        while select.select([primary], [], [], 20)[0]:
-            try:
-                shown += os.read(primary, 4096)
-            except OSError:  # the other end is closed
-                break
-        os.close(primary)
-        assert process.wait(20) == 0
-    *states, rest = shown.decode().replace("\r\n", "\n").split("\x1b[K")
-    assert rest.startswith("2 lines to stdout: in ")
-    assert len(states) >= 3
-    assert any("2 pending  next " in state for state in states)
-    assert all(state.startswith("\r") and len(state) <= 50 and "\n" not in state for state in states)

@@ -16,12 +16,13 @@ from xml.etree import ElementTree
 
 import pytest
 import trio
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from localdelay.benchmark.comparison import Comparison, Plan
 from localdelay.benchmark.contenders import Opening, Plain, open_plan
 from localdelay.benchmark.meter import Due
-from localdelay.cli import compare_report, main
+from localdelay.cli import compare_report
+from tests.kit import commands
 from tests.kit.servers.process import Server
 from tests.kit.servers.redis import RedisServer
 
@@ -30,8 +31,7 @@ SMALL = ["--quick", "--rate", "200", "--delay", "100ms", "--seconds", "0.3", "--
 
 
 def run(*args: str, **environ: str) -> Result:
-    environment = {"COLUMNS": "80", "FORCE_COLOR": None, "TTY_COMPATIBLE": None, **environ}
-    return CliRunner().invoke(main, ["compare", *args], prog_name="localdelay", env=environment)
+    return commands.run("compare", *args, **environ)
 
 
 @pytest.fixture(scope="module")
@@ -331,16 +331,6 @@ async def test_each_plan_sends_all_and_nothing_early(
     assert sorted(stored) == sorted(delays)
     assert refused == []
     assert all(sent[payload] >= begun + delay - 0.002 for payload, delay in delays.items())
-
-
-def test_help_fits_80_columns() -> None:
-    """Every option is explained, and no line is longer than a terminal."""
-    result = run("--help")
-    assert result.exit_code == 0
-    assert max(map(len, result.stdout.splitlines())) <= 80
-    assert {"--rate", "--delay", "--size", "--seconds", "--shards", "--workers", "--redis", "--only"} <= set(
-        re.findall(r"--\w+", result.stdout)
-    )
 
 
 def test_a_plain_message_is_what_the_meter_takes() -> None:

@@ -26,14 +26,14 @@ from localdelay import BreakerPolicy
 from localdelay.cli import main
 from localdelay.demo import scene as scenes
 from localdelay.demo import server as servers
+from tests.kit import commands
 
 COMMAND = str(Path(sysconfig.get_path("scripts"), "localdelay"))
 SMALL = ["--seconds", "0.4", "--delay", "0.6"]
 
 
 def run(*args: str, input: bytes | None = None) -> Result:
-    environment = {"COLUMNS": "80", "FORCE_COLOR": None, "TTY_COMPATIBLE": None}
-    return CliRunner().invoke(main, ["demo", *args], prog_name="localdelay", env=environment, input=input)
+    return commands.run("demo", *args, input=input)
 
 
 @pytest.fixture

@@ -1,96 +1,45 @@
-"""`localdelay journal` from a shell: what it shows, what the relay makes of its lines, what it removes."""
+"""`localdelay journal`: what it shows, what the relay makes of its lines, what it removes."""
 
 from __future__ import annotations
 
-import fcntl
-import io
 import json
 import math
 import os
-import pty
 import re
-import signal
 import sqlite3
 import stat
 import subprocess
-import sysconfig
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from localdelay import SqliteJournal
-from localdelay.cli import main
 from localdelay.cli.journal_report import message_rows
+from localdelay.journal.contents import Amount, contents
 from localdelay.journal.record import Record
 from localdelay.relay.lines import json_lines
 from localdelay.relay.orphan import line
-from tests.kit.servers.process import Server
-
-COMMAND = str(Path(sysconfig.get_path("scripts"), "localdelay"))
-PIPE = subprocess.PIPE
-FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
-NOW = 1_700_000_000.0
+from tests.kit.commands import FULL, run, told
+from tests.kit.journal_files import NOW, filled, held, made, record
 
 
-def record(key: int, due: float = NOW, payload: bytes = b"secret", dead: str | None = None) -> Record:
-    return Record(key, due, 1, f"m{key}", None, payload, dead)
+def journal(*args: object, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    result = run("journal", *args, input=given)
+    return subprocess.CompletedProcess(args, result.exit_code, result.stdout_bytes, result.stderr_bytes)
 
 
-def made(path: Path, *records: Record) -> Path:
-    """A journal that holds these."""
-    with closing(SqliteJournal(path, "os")) as journal:
-        journal.open()
-        journal.write(records, [], durable=True)
-    return path
-
-
-def held(path: Path) -> list[str]:
-    return [record.id for record in SqliteJournal(path).read()]
+@pytest.fixture
+def full(tmp_path: Path) -> Path:
+    return filled(tmp_path / "journal")
 
 
 def files(path: Path, besides: str = "-nothing") -> dict[str, bytes]:
     names = [found for found in path.iterdir() if found.is_file() and not found.name.endswith(besides)]
     return {found.name: found.read_bytes() for found in names}
-
-
-def journal(*args: object, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    """Run the command in this process: to start one takes long."""
-    command = ["journal", *map(str, args)]
-    with ExitStack() as stack:
-        out, err = (stack.enter_context(io.TextIOWrapper(TemporaryFile())) for _ in range(2))  # noqa: SIM115
-        stack.enter_context(redirect_stdout(out))
-        stack.enter_context(redirect_stderr(err))
-        patch = stack.enter_context(pytest.MonkeyPatch.context())
-        patch.setattr("sys.stdin", io.StringIO(given.decode()))
-        with pytest.raises(SystemExit) as ended:
-            main(command, prog_name="localdelay")
-        printed = []
-        for stream in (out, err):
-            stream.flush()
-            stream.buffer.seek(0)
-            printed.append(stream.buffer.read())
-    assert isinstance(ended.value.code, int)
-    return subprocess.CompletedProcess(command, ended.value.code, *printed)
-
-
-def shell(script: str, *args: object) -> subprocess.CompletedProcess[bytes]:
-    """Run a line of shell in which `"$@"` is a command about a journal, and `$L` is `localdelay`."""
-    return subprocess.run(
-        ["/bin/sh", "-c", script, "sh", COMMAND, "journal", *map(str, args)],
-        capture_output=True,
-        timeout=60,
-        check=False,
-        env={**os.environ, "L": COMMAND},
-    )
-
-
-def told(process: subprocess.CompletedProcess[bytes]) -> list[str]:
-    return process.stderr.decode().splitlines()
 
 
 @contextmanager
@@ -100,20 +49,31 @@ def in_use(path: Path) -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def full(tmp_path: Path) -> Path:
-    """A journal with something of everything."""
-    now = time.time()
-    return made(
-        tmp_path / "journal",
-        Record(1, now - 60, 3, "tried", {"k": "v"}, b"secret", None),
-        record(2, now + 30),
-        record(3, now + 1800),
-        record(4, now + 7200, b"\xff\xfe"),
-        record(5, now - 900, dead="PermanentSendError('refused')"),
-        record(6, now - 900, dead="PermanentSendError('refused')"),
-        record(7, now - 900, dead="ValueError('\x1b[31m')"),
+def test_what_is_counted() -> None:
+    """An instant belongs to the nearer span; headers count; a dead letter is not pending."""
+    found = contents(
+        [
+            record(1, NOW),
+            record(2, NOW + 60),
+            record(3, NOW + 3600),
+            record(4, NOW + 3600.5),
+            Record(5, NOW - 5, 4, "x", {"ä": "b"}, b"12", None),
+            record(6, NOW - 10, dead="E"),
+        ],
+        NOW,
     )
+    assert found.pending == Amount(5, 29)
+    assert (found.overdue, found.within_minute) == (Amount(2, 11), Amount(1, 6))
+    assert (found.within_hour, found.later, found.dead) == (Amount(1, 6), Amount(1, 6), Amount(1, 6))
+    assert (found.oldest_due, found.newest_due) == (NOW - 5, NOW + 3600.5)
+    assert (found.retried, found.highest_attempt) == (1, 4)
+    assert (found.errors, found.different_errors) == ([("E", 1)], 1)
+
+
+def test_an_empty_journal_is_counted() -> None:
+    """There is no oldest and no newest of nothing."""
+    found = contents([], NOW)
+    assert (found.pending, found.oldest_due, found.newest_due) == (Amount(), None, None)
 
 
 def test_a_line_is_the_relays() -> None:
@@ -223,27 +183,6 @@ def test_an_empty_journal(tmp_path: Path) -> None:
     assert (process.returncode, process.stdout) == (0, b"Nothing to remove, 0 left.\n")
 
 
-@pytest.mark.parametrize(("term", "escapes"), [("xterm-256color", 2), ("dumb", 0)])
-def test_a_terminal(full: Path, term: str, escapes: int) -> None:
-    """The heading is bold where the terminal can do that, and nothing is coloured."""
-    primary, secondary = pty.openpty()
-    env = {**os.environ, "TERM": term, "COLUMNS": "80"}
-    command = [COMMAND, "journal", "show", str(full), "--messages"]
-    with subprocess.Popen(command, stdout=secondary, stderr=secondary, env=env) as process:
-        os.close(secondary)
-        shown = b""
-        while True:
-            try:
-                shown += os.read(primary, 4096)
-            except OSError:  # the other end is closed
-                break
-        assert process.wait(30) == 0
-    os.close(primary)
-    assert shown.startswith(b"\x1b[1mJournal " if escapes else b"Journal ")
-    assert shown.count(b"\x1b") == escapes
-    assert all(len(row) <= 80 for row in shown.decode().splitlines()[1:])
-
-
 def test_export_is_what_the_relay_reads(full: Path) -> None:
     """Lines come as they are due, with id, headers and due time; dead letters only if asked for."""
     process = journal("export", full)
@@ -271,47 +210,6 @@ def test_export_to_a_file(full: Path, tmp_path: Path) -> None:
         assert told(process)[0] == "Exported 4 messages."
     assert stat.S_IMODE(output.stat().st_mode) == 0o600
     assert len(output.read_bytes().splitlines()) == 8
-
-
-def test_relayed_to_standard_output(tmp_path: Path) -> None:
-    """What is left of each delay is kept: what is overdue comes at once, and the rest when it is due."""
-    now = time.time()
-    path = made(tmp_path / "j", record(1, now + 1.5, b"later"), record(2, now - 5, b"overdue"))
-    process = shell('"$@" | "$L" relay --to stdout: --format jsonl -q', "export", path)
-    assert process.stdout == b"overdue\nlater\n"
-    assert process.stderr == b""
-    assert time.time() >= now + 1.5
-
-
-def test_relayed_to_a_real_broker(tmp_path: Path, start_server: Callable[[str], Server]) -> None:
-    """Payloads, ids and headers arrive in Redis, in the order in which they are due, dead letters too."""
-    now = time.time()
-    path = made(
-        tmp_path / "j",
-        Record(1, now - 1, 3, "m1", {"k": "v"}, b"one", None),
-        record(2, now - 2, b"two"),
-        record(3, now - 3, b"\xff", "E"),
-    )
-    server = start_server("redis")
-    url = server.fresh()
-    relay = f'"$@" | "$L" relay --format jsonl -q --workers 1 --to "{url}"'
-    process = shell(relay, "export", path, "--dead")
-    assert (process.returncode, process.stderr) == (0, b"")
-    arrived = server.read(url, 3)
-    assert [found.payload for found in arrived] == [b"\xff", b"two", b"one"]
-    assert [found.headers["Localdelay-Id"] for found in arrived] == ["m3", "m2", "m1"]
-    assert arrived[2].headers["k"] == "v"
-
-
-def test_a_line_that_is_too_long_for_the_relay(tmp_path: Path) -> None:
-    """The option that it needs is told, and is enough."""
-    path = made(tmp_path / "j", record(1, 0.0, b"x" * (1 << 20)))
-    (said,) = told(journal("export", path))
-    option = said.partition("the relay needs ")[2].rstrip(".")
-    assert option.startswith("--max-line 10486")
-    relay = f'"$@" 2>/dev/null | "$L" relay --to stdout: --format jsonl -q {option}'
-    process = shell(relay, "export", path)
-    assert (process.returncode, len(process.stdout)) == (0, (1 << 20) + 1)
 
 
 @pytest.mark.parametrize(
@@ -493,37 +391,6 @@ def test_wrong_options(full: Path, args: list[str], said: str) -> None:
     assert len(held(full)) == 7
 
 
-def test_output_that_is_the_journal_itself(full: Path) -> None:
-    """It would be damaged."""
-    before = full.read_bytes()
-    process = shell(f'"$@" >> "{full}"', "export", full)
-    assert process.returncode == 2
-    assert told(process) == ["Error: Invalid value for '--output': must not be a file of the journal"]
-    assert full.read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    "args",
-    [["show", "--messages"], ["show", "--json", "--messages"], ["export"]],
-    ids=["text", "json", "export"],
-)
-def test_a_reader_that_leaves(tmp_path: Path, args: list[str]) -> None:
-    """It has seen enough: that is all."""
-    path = made(tmp_path / "j", *(record(key, payload=bytes(100)) for key in range(1, 20_001)))
-    process = shell('{ "$@"; echo $? >&2; } | head -n 1', *args, path)
-    assert len(process.stdout.splitlines()) == 1
-    assert process.stderr == b"1\n"
-
-
-@FULL
-@pytest.mark.parametrize("args", [["show"], ["show", "--json"], ["export"], ["purge", "--dead", "--yes"]])
-def test_a_full_disk(full: Path, args: list[str]) -> None:
-    """One line, and exit code 1."""
-    process = shell('"$@" > /dev/full', *args, full)
-    assert process.returncode == 1
-    assert told(process) == ["Error: standard output can't be written to: No space left on device"]
-
-
 @FULL
 def test_a_file_that_is_full(full: Path) -> None:
     """One line says how much of it is there, and the exit code is 1."""
@@ -532,63 +399,3 @@ def test_a_file_that_is_full(full: Path) -> None:
     assert told(process) == [
         "Error: '/dev/full' can't be written: No space left on device; it has 0 of 4 messages"
     ]
-
-
-@pytest.mark.parametrize("args", [["show"], ["export"], ["purge", "--dead", "--yes"]])
-def test_a_standard_output_that_is_closed(full: Path, args: list[str]) -> None:
-    """Nothing is done where it could not be told, and no file of the journal is written to instead."""
-    process = shell('"$@" >&-', *args, full)
-    assert process.returncode == 2
-    assert told(process) == ["Error: standard output can't be written to: it is closed"]
-    assert len(held(full)) == 7
-
-
-@contextmanager
-def running(*args: object, **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(
-        [COMMAND, "journal", *map(str, args)], **{"stdin": PIPE, "stdout": PIPE, "stderr": PIPE, **streams}
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def test_ctrl_c(tmp_path: Path) -> None:
-    """One line and 130; a consumer that is slow is waited for until then."""
-    path = made(tmp_path / "j", *(record(key, payload=b"x" * 1000) for key in range(1, 5_001)))
-    with running("export", path) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
-        assert process.stdout.read(10) == b'{"payload"'
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
-        assert process.stderr.read() == b"Stopped by SIGINT.\n"
-
-
-def test_ctrl_c_at_the_question(full: Path) -> None:
-    """Nothing is removed."""
-    with running("purge", "--all", full) as process:
-        assert process.stderr is not None
-        assert process.stderr.read(6) == b"Remove"
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 1
-        assert b"Traceback" not in process.stderr.read()
-    assert len(held(full)) == 7
-
-
-def test_purge_keeps_others_out_while_it_asks(full: Path) -> None:
-    """What is removed is what the question was about."""
-    with running("purge", "--dead", full) as process:
-        assert process.stderr is not None
-        assert process.stdin is not None
-        assert process.stderr.read(6) == b"Remove"
-        other = journal("purge", "--all", "--yes", full)
-        assert told(other) == [f"Error: the journal {full} is in use by process {process.pid}"]
-        process.stdin.write(b"y\n")
-        process.stdin.close()
-        process.stdin = None
-        assert process.wait(20) == 0
-    assert len(held(full)) == 4

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sysconfig
-from pathlib import Path
 
 import attrs
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from localdelay.capacity import plan_capacity
-from localdelay.cli import main
+from tests.kit import commands
 
 FIGURES = {
     "--qps": "100000",
@@ -23,13 +19,10 @@ FIGURES = {
     "--worker-qps": "10",
 }
 EXAMPLE = [word for option in FIGURES.items() for word in option]
-COMMAND = str(Path(sysconfig.get_path("scripts"), "localdelay"))
 
 
 def run(*args: str) -> Result:
-    # No colour and a known width, whatever the terminal that the tests run in asks for.
-    environment = {"COLUMNS": "80", "FORCE_COLOR": None, "TTY_COMPATIBLE": None}
-    return CliRunner().invoke(main, ["plan", *args], prog_name="localdelay", env=environment)
+    return commands.run("plan", *args)
 
 
 def test_json_is_the_plan_and_nothing_else() -> None:
@@ -201,7 +194,7 @@ def test_a_missing_figure_is_one_line_that_names_it(missing: str) -> None:
 )
 def test_every_other_slip_is_one_line_too(arguments: list[str], named: str) -> None:
     """Unknown options and commands, of the group and of the command."""
-    result = CliRunner().invoke(main, arguments)
+    result = commands.run(*arguments)
     assert result.exit_code == 2
     assert result.output.startswith("Error: ")
     assert result.output.count("\n") == 1
@@ -210,39 +203,9 @@ def test_every_other_slip_is_one_line_too(arguments: list[str], named: str) -> N
 
 def test_help_is_not_taken_for_an_error() -> None:
     """The bare command and `--help` print help, with an example that works as it stands."""
-    assert CliRunner().invoke(main, []).output.startswith("Usage: ")
+    assert commands.run().output.startswith("Usage: ")
     result = run("--help")
     assert result.exit_code == 0
     example = result.output.partition("Example:")[2].replace("\\\n", "").split()
     assert example[:2] == ["localdelay", "plan"]
     assert run(*example[2:]).output == run(*EXAMPLE).output
-
-
-def test_the_installed_command_prints_the_plan() -> None:
-    """A real process: the numbers on standard output, nothing on standard error."""
-    done = subprocess.run([COMMAND, "plan", *EXAMPLE, "--json"], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout)["capacity"] == 24_000
-
-
-def test_the_installed_command_refuses_on_standard_error() -> None:
-    """A real process: exit code 2, and exactly one line on standard error."""
-    done = subprocess.run(
-        [COMMAND, "plan", *EXAMPLE, "--instances", "0"], capture_output=True, text=True, timeout=60
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "Error: Invalid value for '--instances': must be at least 1, not 0\n"
-
-
-@pytest.mark.parametrize("extra", [[], ["--json"]])
-def test_a_closed_pipe_is_no_traceback(extra: list[str]) -> None:
-    """`localdelay plan ... | head -1` may close the pipe before anything is written."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    try:
-        done = subprocess.run(
-            [COMMAND, "plan", *EXAMPLE, *extra], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60
-        )
-    finally:
-        os.close(writer)
-    assert done.stderr == ""

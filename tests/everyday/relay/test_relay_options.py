@@ -8,20 +8,19 @@ import subprocess
 import sys
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from localdelay.cli import main
 from localdelay.cli.relay import outlasting_signals
 from localdelay.cli.relay_status import Display
 from localdelay.cli.terminal import Teller
 from localdelay.relay.settings import Settings
+from tests.kit import commands
 
 TO_STDOUT = ["--to", "stdout:"]
 
 
 def run(*args: str) -> Result:
-    environment = {"COLUMNS": "80", "FORCE_COLOR": None, "TTY_COMPATIBLE": None}
-    return CliRunner().invoke(main, ["relay", *args], prog_name="localdelay", env=environment)
+    return commands.run("relay", *args)
 
 
 @pytest.mark.parametrize(
@@ -97,21 +96,3 @@ def test_hand_back_to_a_broker_that_has_no_delay() -> None:
     assert (process.returncode, process.stdout) == (2, b"")
     assert process.stderr.startswith(b"Error: Invalid value for '--hand-back': this broker has no delay")
     assert process.stderr.count(b"\n") == 1
-
-
-def test_help_fits_80_columns() -> None:
-    """Every option and every exit code is explained, and no line is longer than a terminal."""
-    result = run("--help")
-    assert result.exit_code == 0
-    assert max(map(len, result.stdout.splitlines())) <= 80
-    for word in (
-        "--to",
-        "--unsent",
-        "--dead-letters",
-        "--hand-back",
-        "--strict",
-        "--grace",
-        ", 143",
-        "jsonl",
-    ):
-        assert word in result.stdout

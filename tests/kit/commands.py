@@ -1,0 +1,80 @@
+"""The commands, run in this process, from a shell, and on a terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from localdelay.cli import main
+
+COMMAND = str(Path(sysconfig.get_path("scripts"), "localdelay"))
+FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+
+
+def run(*args: object, input: bytes | None = None, **environ: str) -> Result:
+    """Run a command in this process: to start one takes long. No colour, and a known width."""
+    environment = {"COLUMNS": "80", "FORCE_COLOR": None, "TTY_COMPATIBLE": None, **environ}
+    command = list(map(str, args))
+    return CliRunner().invoke(main, command, prog_name="localdelay", env=environment, input=input)
+
+
+def shell(line: str, *args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Run a line of shell in which `"$@"` is a command, and `$L` is `localdelay`."""
+    return subprocess.run(
+        ["/bin/sh", "-c", line, "sh", COMMAND, *map(str, args)],
+        capture_output=True,
+        timeout=60,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, "L": COMMAND},
+    )
+
+
+def told(process: subprocess.CompletedProcess[bytes]) -> list[str]:
+    """The lines that it has said on standard error."""
+    return process.stderr.decode().splitlines()
+
+
+@contextmanager
+def running(*args: object, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A command while it runs; it is killed at the end of the block."""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen([COMMAND, *map(str, args)], **{**pipes, **options})
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def on_a_terminal(
+    *args: object, stream: str = "stderr", term: str = "xterm", columns: int = 80, given: bytes = b""
+) -> tuple[str, int]:
+    """What a command shows where this stream is a terminal, and its exit code."""
+    primary, secondary = pty.openpty()
+    environment = {**os.environ, "TERM": term, "COLUMNS": str(columns)}
+    shown = b""
+    with running(*args, env=environment, **{stream: secondary}) as process:
+        os.close(secondary)
+        assert process.stdin is not None
+        process.stdin.write(given)
+        process.stdin.close()
+        process.stdin = None
+        while select.select([primary], [], [], 20)[0]:
+            try:
+                shown += os.read(primary, 4096)
+            except OSError:  # the other end is closed
+                break
+        os.close(primary)
+        code = process.wait(20)
+    return shown.decode().replace("\r\n", "\n"), code

@@ -1,0 +1,102 @@
+"""What the commands do alike, as programs: a full disk, a reader that leaves, a terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.kit.commands import FULL, on_a_terminal, shell, told
+from tests.kit.journal_files import filled, held, made, record
+
+PLAN = "plan --qps 100000 --delay 120 --instances 500 --message-bytes 500 --worker-qps 10"
+COMMANDS = [
+    PLAN,
+    f"{PLAN} --json",
+    "bench --rate 1k --seconds 0.1 --delay 0 --warmup 0 --json",
+    "journal show JOURNAL",
+    "journal show --json JOURNAL",
+    "journal export JOURNAL",
+    "journal purge --dead --yes JOURNAL",
+]
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Path:
+    return filled(tmp_path / "journal")
+
+
+def words(command: str, journal: Path) -> list[str]:
+    return command.replace("JOURNAL", str(journal)).split()
+
+
+def test_the_installed_command() -> None:
+    """The numbers are on standard output, and what is wrong on standard error, in one line."""
+    process = shell('"$@"', *PLAN.split(), "--json")
+    assert (process.returncode, process.stderr) == (0, b"")
+    assert json.loads(process.stdout)["capacity"] == 24_000
+    process = shell('"$@"', *PLAN.split(), "--instances", "0")
+    assert (process.returncode, process.stdout) == (2, b"")
+    assert told(process) == ["Error: Invalid value for '--instances': must be at least 1, not 0"]
+
+
+@FULL
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_full_disk(full: Path, command: str) -> None:
+    """One line, and exit code 1."""
+    process = shell('"$@" > /dev/full', *words(command, full))
+    assert process.returncode == 1
+    assert told(process) == ["Error: standard output can't be written to: No space left on device"]
+
+
+@FULL
+def test_a_full_disk_is_no_loss_to_the_demo() -> None:
+    """Its exit code 1 would say that messages were lost."""
+    process = shell('"$@" > /dev/full', "demo", "--seconds", "0.1", "--delay", "0.1", "--json")
+    assert process.returncode == 2
+    assert told(process) == ["Error: standard output can't be written to: No space left on device"]
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "demo", "compare"])
+def test_a_standard_output_that_is_closed(full: Path, command: str) -> None:
+    """Nothing is done where it could not be told, and no file of the journal is written to instead."""
+    process = shell('"$@" >&-', *words(command, full))
+    assert process.returncode == 2
+    assert told(process) == ["Error: standard output can't be written to: it is closed"]
+    assert len(held(full)) == 7
+
+
+@pytest.mark.parametrize("command", [PLAN, f"{PLAN} --json"])
+def test_a_reader_that_is_gone(command: str) -> None:
+    """It has seen enough: that is all."""
+    process = shell('{ sleep 0.2; "$@"; echo $? >&2; } | true', *command.split())
+    assert process.stderr == b"1\n"
+
+
+@pytest.mark.parametrize("args", ["show --messages", "show --json --messages", "export"])
+def test_a_reader_that_leaves(tmp_path: Path, args: str) -> None:
+    """Likewise in the middle of a great deal."""
+    path = made(tmp_path / "j", *(record(key, payload=bytes(100)) for key in range(1, 20_001)))
+    process = shell('{ "$@"; echo $? >&2; } | head -n 1', "journal", *args.split(), path)
+    assert len(process.stdout.splitlines()) == 1
+    assert process.stderr == b"1\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "given", "shown_meanwhile", "last"),
+    [
+        ("bench --rate 1k --seconds 1 --delay 100ms --warmup 0", b"", " of 1.1 s  ", ""),
+        ("relay --to stdout: --delay 1200ms", b"a\nb\n", "2 pending  next ", "2 lines to stdout: in "),
+        ("demo --seconds 0.4 --delay 0.6", b"", "plain: 1,200 published  ", "\n"),
+    ],
+)
+def test_one_live_line_on_a_terminal(args: str, given: bytes, shown_meanwhile: str, last: str) -> None:
+    """It changes in place, no wider than the terminal, and makes room for what comes after it."""
+    shown, code = on_a_terminal(*args.split(), columns=50, given=given)
+    assert code == 0
+    *states, rest = shown.split("\x1b[K")
+    assert rest.startswith(last)
+    assert len(states) >= 3
+    assert any(shown_meanwhile in state for state in states)
+    assert all(state.lstrip("\n").startswith("\r") and len(state) <= 51 for state in states)
