@@ -87,13 +87,12 @@ def demo(
             scene = scenes.Scene(messages=messages, rate=rate, delay=delay)
         teller = Teller(live=can_be_live(), status=not as_json)
         try:
-            report = scenes.run(scene, _Display(scene, teller, None if as_json else output), export)
+            with teller:
+                report = scenes.run(scene, _Display(scene, teller, None if as_json else output), export)
         except Stopped as error:
             stopped(error.signum, "Stopped. No NATS server is left behind.")
         except scenes.ServerError as error:
             raise Failed(f"the demo could not run: {error}") from error
-        finally:
-            teller.wipe()
     if as_json:
         output.text([json.dumps(attrs.asdict(report), indent=2)])
         if not report.throttled:

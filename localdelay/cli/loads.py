@@ -75,15 +75,12 @@ def measuring(picture: Path | None, as_json: bool, stopped_text: str) -> Iterato
         raise Failed("--plot needs matplotlib: pip install 'localdelay[plot]'")
     teller = Teller(live=can_be_live(), status=not as_json)
     try:
-        yield teller
+        with teller:
+            yield teller
     except Stopped as error:
-        teller.wipe()
         stopped(error.signum, stopped_text)
     except (BenchError, ConnectionError, ModuleNotFoundError) as error:
-        teller.wipe()
         raise Failed(str(error)) from error
-    finally:
-        teller.wipe()
 
 
 def written(path: Path, write: Callable[[], None]) -> str | None:

@@ -119,7 +119,7 @@ def relay(*, quiet: bool, **options: Any) -> None:
     display = Display(teller, settings)
     with outlasting_signals(display):
         try:
-            with _noticing(display):
+            with teller, _noticing(display):
                 outcome = run(settings, display)
         except NoDelay as error:
             raise click.BadParameter(str(error), param_hint="'--hand-back'") from error
@@ -127,7 +127,6 @@ def relay(*, quiet: bool, **options: Any) -> None:
             raise Failed(f"standard input can't be read: {error}") from error
         except (ConnectionError, ModuleNotFoundError) as error:
             raise Failed(str(error)) from error
-        teller.wipe()
         for line in [*([] if quiet else summary(outcome, settings)), *problems(outcome, settings)]:
             teller.last(line)
     sys.exit(exit_code(outcome))

@@ -124,8 +124,11 @@ class Teller:
             _write("\n")
         self._shown = False
 
-    def wipe(self) -> None:
-        """Take the line away that changes."""
+    def __enter__(self) -> Teller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take the line away that changes: what comes after it begins on the left."""
         if self._shown and _has_room(0):
             _write("\r\x1b[K")
         self._shown = False

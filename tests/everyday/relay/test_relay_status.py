@@ -184,15 +184,14 @@ def test_where_strict_has_stopped_it() -> None:
 
 def test_a_live_line_gives_way_to_others(capsys: pytest.CaptureFixture[str]) -> None:
     """It is drawn over itself; a line that stays takes its place; at the end it is wiped."""
-    teller = Teller(live=True)
-    teller.wipe()
-    teller.status(["one"])
-    teller.status(["two"])
-    teller.line("stays")
-    teller.line("stays, too")
-    teller.status(["three"])
-    teller.wipe()
-    teller.wipe()
+    with Teller(live=True) as teller:
+        teller.status(["one"])
+        teller.status(["two"])
+        teller.line("stays")
+        teller.line("stays, too")
+        teller.status(["three"])
+    with teller:
+        pass
     assert capsys.readouterr().err == (
         "\rone\x1b[K\rtwo\x1b[K\r\x1b[Kstays\nstays, too\n\rthree\x1b[K\r\x1b[K"
     )
