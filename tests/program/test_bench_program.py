@@ -84,10 +84,10 @@ def test_a_full_disk(tmp_path: Path) -> None:
 async def test_a_run_through_a_real_broker(options: list[str]) -> None:
     """One by one or in batches, messages reach the subject of the URL; no password is shown."""
     async with running_server(max_buffered=100_000) as server:
-        import trio_asyncio
         from nats.aio.client import Client
 
         from localdelay.brokers.nats import connected
+        from localdelay.brokers.nats_loop import trio_asyncio
 
         client = Client()
         async with connected(client, server.url):
