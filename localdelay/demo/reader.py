@@ -21,16 +21,6 @@ _API_TIMEOUT = 10.0
 
 
 @attrs.frozen
-class Backlog:
-    """What the broker still has to deliver, by its own count."""
-
-    scheduled: int
-    """Messages that wait in it for their time."""
-    unread: int
-    """Due messages that the consumer has not got yet."""
-
-
-@attrs.frozen
 class Reader:
     """An ordered JetStream consumer of a stream that is made for it; `open_reader` opens it.
 
@@ -47,11 +37,11 @@ class Reader:
     run: Run
     """What is told of each message; the stream has its name."""
 
-    async def backlog(self) -> Backlog:
-        """Ask the broker what is left."""
+    async def backlog(self) -> tuple[int, int]:
+        """(scheduled, unread): what waits in the broker for its time, and what is due and not here yet."""
         state = (await self.request("INFO", {"subjects_filter": self.subject}))["state"]
         stored = (state.get("subjects") or {}).get(self.subject, 0)
-        return Backlog(state["messages"] - stored, stored - self.run.readings)
+        return state["messages"] - stored, stored - self.run.readings
 
     async def read(self, message: Msg) -> None:
         """Note a message that has come."""

@@ -216,7 +216,7 @@ async def _read_all(reader: Reader) -> None:
     """Wait until the broker, by its own count, has nothing left that the consumer has not read."""
     backlog = await reader.backlog()
     give_up_at = trio.current_time() + _GIVE_UP_AFTER
-    while (backlog.scheduled or backlog.unread) and trio.current_time() < give_up_at:
+    while any(backlog) and trio.current_time() < give_up_at:
         await trio.sleep(_BACKLOG_EVERY)
         before, backlog = backlog, await reader.backlog()
         if backlog != before:

@@ -13,7 +13,6 @@ from localdelay.cli.demo import exit_code
 from localdelay.cli.demo_report import closing
 from localdelay.demo import scene as scenes
 from localdelay.demo import server as servers
-from localdelay.demo.reader import Backlog
 from localdelay.demo.report import FallbackResult, Report, Run, percentile, reckon
 from localdelay.nurseries import bare_nursery
 from localdelay.signals import Stopped
@@ -167,8 +166,8 @@ class FakeReader:
         self.kept = kept
         self.start = trio.current_time()
 
-    async def backlog(self) -> Backlog:
-        return Backlog(max(self.kept, 10 - int(trio.current_time() - self.start)), 0)
+    async def backlog(self) -> tuple[int, int]:
+        return max(self.kept, 10 - int(trio.current_time() - self.start)), 0
 
 
 @pytest.mark.parametrize(("kept", "seconds"), [(0, 10.0), (3, 12.0)])
