@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import math
 import zlib
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
+from operator import mul
 
 import attrs
 from hdrh.histogram import HdrHistogram
@@ -27,7 +28,6 @@ BOUNDARIES = (
 _EXACT_BITS = 11
 _EXACT = 1 << _EXACT_BITS
 """Microseconds that have a counter of their own: the next power of two after 2 · 10^DIGITS."""
-_BLOCK_BITS = 8
 _RUN = 1e-4
 _HEAD_BYTES = 8  # before what is packed
 _MOST_UNPACKED = 1_000_000
@@ -91,26 +91,38 @@ class Latencies:
         """How many there are."""
         return sum(self.counts.values())
 
+    def summary(self) -> LatencySummary:
+        """What a histogram of these says, read off in one walk over the counters that have something.
+
+        It is a walk in C: one in Python takes milliseconds in which no message is sent.
+        """
+        indices, reached = self._in_order()
+        if not indices:
+            return LatencySummary()
+        p50, p90, p99, p999 = self._values(indices, reached, (0.5, 0.9, 0.99, 0.999))
+        within = [0, *reached]
+        below = [within[bisect_right(indices, last)] for last in _LAST_WITHIN]
+        below[-1] -= self.clipped  # counted as an hour, and longer
+        return LatencySummary(
+            reached[-1],
+            p50,
+            p90,
+            p99,
+            p999,
+            self._most / MICROSECONDS,
+            self.clipped,
+            self._sum(indices, within) / MICROSECONDS,
+            tuple(zip(BOUNDARIES, below, strict=True)),
+        )
+
     def steps(self) -> Iterator[tuple[float, int]]:
         """(seconds, how many took no longer than this), one for each value that differs, rising."""
-        most = int(self.longest * MICROSECONDS + 0.5)
-        reached = 0
-        for index in sorted(self.counts):
-            reached += self.counts[index]
-            yield min(_highest_in(index), most) / MICROSECONDS, reached
+        for index, reached in zip(*self._in_order(), strict=True):
+            yield min(_highest_in(index), self._most) / MICROSECONDS, reached
 
     def at(self, *shares: float) -> list[float]:
-        """The percentiles in seconds, as in `LatencySummary`; `shares` are from 0 to 1, and rise."""
-        total = self.count
-        steps = self.steps()
-        value, reached = 0.0, 0
-        values: list[float] = []
-        for share in shares:
-            rank = min(total, max(1, math.ceil(share * total)))
-            while reached < rank:
-                value, reached = next(steps)
-            values.append(value)
-        return values
+        """The percentiles in seconds, as in `LatencySummary`; `shares` are from 0 to 1."""
+        return self._values(*self._in_order(), shares) if self.counts else [0.0] * len(shares)
 
     def encoded(self) -> str:
         """As HdrHistogram's interchange format: V2, compressed, in base64. The unit is the microsecond."""
@@ -140,6 +152,34 @@ class Latencies:
         counts = {index: count for index, count in enumerate(histogram.counts[:]) if count}
         longest = _highest_in(max(counts)) / MICROSECONDS if counts else 0.0
         return cls(counts, longest)
+
+    @property
+    def _most(self) -> int:
+        """Microseconds."""
+        return int(self.longest * MICROSECONDS + 0.5)
+
+    def _in_order(self) -> tuple[list[int], list[int]]:
+        """The counters that have something, rising, and how many fell into them and those before."""
+        indices = sorted(self.counts)
+        return indices, list(accumulate(map(self.counts.__getitem__, indices)))
+
+    def _values(self, indices: list[int], reached: list[int], shares: Sequence[float]) -> list[float]:
+        ranks = (max(1, math.ceil(share * reached[-1])) for share in shares)
+        found = (_highest_in(indices[bisect_left(reached, rank)]) for rank in ranks)
+        return [min(value, self._most) / MICROSECONDS for value in found]
+
+    def _sum(self, indices: list[int], within: list[int]) -> int:
+        """Microseconds, with the largest that a counter stands for as the value of all that is in it."""
+        counts = list(map(self.counts.__getitem__, indices))
+        total = first = 0
+        for shift in range(LONGEST.bit_length() - _EXACT_BITS + 1):
+            # Up to the next doubling that value rises with the index in even steps: `_highest_in`.
+            end = bisect_left(indices, shift + 2 << _EXACT_BITS - 1)
+            count = within[end] - within[first]
+            weights = sum(map(mul, indices[first:end], counts[first:end]))
+            total += (weights - ((shift << _EXACT_BITS - 1) - 1) * count << shift) - count
+            first = end
+        return total
 
 
 def _check_unpacked(packed: bytes) -> None:
@@ -180,15 +220,15 @@ class LatencyRecorder:
     """Records latencies of 0 to 1 hour, to the microsecond and 3 digits.
 
     `hdrh` is pure Python and takes most of a microsecond for a record. So the index of the histogram's
-    counter is computed here, in one line, and the counts are kept in a dict until somebody asks: as many
-    as there are different indices, and nothing is rounded that the histogram would not round.
+    counter is computed here, in one line, and the counts are kept in a dict: as many as there are different
+    indices, and nothing is rounded that the histogram would not round.
     """
 
-    __slots__ = ("_blocks", "_clipped", "_fresh", "_histogram", "_longest", "_weights")
+    __slots__ = ("_clipped", "_counts", "_longest", "_ordered")
 
     def __init__(self) -> None:
-        self._begin()
-        self._fresh: dict[int, int] = {}
+        self._counts: dict[int, int] = {}
+        self._ordered = 0  # counts in the order of their indices
         self._clipped = 0
         self._longest = 0.0
 
@@ -206,7 +246,7 @@ class LatencyRecorder:
             # Above 2,047 µs a counter stands for 2, 4, 8 ... µs, and 1,024 of them for each doubling.
             shift = index.bit_length() - _EXACT_BITS
             index = (index >> shift) + (shift << _EXACT_BITS - 1)
-        self._fresh[index] = self._fresh.get(index, 0) + count
+        self._counts[index] = self._counts.get(index, 0) + count
 
     def record_each(self, latencies: list[float]) -> None:
         """Count each of these, in seconds: `record` of many, in a third of the time."""
@@ -219,9 +259,9 @@ class LatencyRecorder:
         if longest * MICROSECONDS + 0.5 >= _EXACT:
             self._clipped += sum(index > LONGEST for index in indices)
             indices = [_index_for(min(index, LONGEST)) for index in indices]
-        fresh = self._fresh
+        counts = self._counts
         for index, count in Counter(indices).items():
-            fresh[index] = fresh.get(index, 0) + count
+            counts[index] = counts.get(index, 0) + count
 
     def record_run(self, now: float, instants: list[float]) -> None:
         """Count what has passed since each of these instants, all in seconds.
@@ -242,89 +282,15 @@ class LatencyRecorder:
 
     def summary(self) -> LatencySummary:
         """Count, percentiles, maximum, sum and buckets of all that was recorded."""
-        self._settle()
-        total = self._histogram.get_total_count()
-        if not total:
-            return LatencySummary()
-        longest = int(self._longest * MICROSECONDS + 0.5)
-        most = min(longest, LONGEST)
-        values = self._values_at((0.5, 0.9, 0.99, 0.999), total)
-        p50, p90, p99, p999 = (min(value, most) / MICROSECONDS for value in values)
-        return LatencySummary(
-            total,
-            p50,
-            p90,
-            p99,
-            p999,
-            longest / MICROSECONDS,
-            self._clipped,
-            self._sum() / MICROSECONDS,
-            self._buckets(),
-        )
+        if len(self._counts) > self._ordered:  # to order a few new ones among many takes no time
+            self._counts = dict(sorted(self._counts.items()))
+            self._ordered = len(self._counts)
+        return Latencies(self._counts, self._longest, self._clipped).summary()
 
     def take(self) -> Latencies:
         """All that was recorded since the last `take`; what is recorded from now on stands on its own."""
-        counts = self._fresh
-        if self._histogram.get_total_count():
-            # A summary was asked for meanwhile, and has moved counts there.
-            self._settle()
-            counts = {index: count for index, count in enumerate(self._histogram.counts[:]) if count}
-            self._begin()
-        taken = Latencies(counts, self._longest, self._clipped)
-        self._fresh = {}
-        self._longest, self._clipped = 0.0, 0
+        taken = Latencies(self._counts, self._longest, self._clipped)
+        self._counts = {}
+        self._ordered = self._clipped = 0
+        self._longest = 0.0
         return taken
-
-    def _begin(self) -> None:
-        self._histogram = HdrHistogram(1, LONGEST, DIGITS)
-        self._blocks = [0] * ((self._histogram.counts_len >> _BLOCK_BITS) + 1)
-        self._weights = [0] * len(self._blocks)  # for each block, the indices of all that is in it added up
-
-    def _settle(self) -> None:
-        histogram, counts = self._histogram, self._histogram.counts
-        blocks, weights = self._blocks, self._weights
-        for index, count in self._fresh.items():
-            counts[index] += count
-            blocks[index >> _BLOCK_BITS] += count
-            weights[index >> _BLOCK_BITS] += index * count
-            histogram.total_count += count
-        self._fresh.clear()
-
-    def _sum(self) -> int:
-        """Microseconds, with the largest that a counter stands for as the value of all that is in it."""
-        total = 0
-        for block, count in enumerate(self._blocks):
-            if count:
-                # In a block that value rises with the index in even steps: `_highest_in`, without its end.
-                shift = max(0, (block << _BLOCK_BITS >> _EXACT_BITS - 1) - 1)
-                steps = self._weights[block] - ((shift << _EXACT_BITS - 1) - 1) * count
-                total += (steps << shift) - count
-        return total
-
-    def _buckets(self) -> tuple[tuple[float, int], ...]:
-        counts, blocks, before = self._histogram.counts, self._blocks, [0, *accumulate(self._blocks)]
-        within: list[int] = []
-        for last in _LAST_WITHIN:
-            block = last >> _BLOCK_BITS
-            besides = sum(counts[block << _BLOCK_BITS : last + 1]) if blocks[block] else 0
-            within.append(before[block] + besides)
-        within[-1] -= self._clipped  # counted as an hour, and longer
-        return tuple(zip(BOUNDARIES, within, strict=True))
-
-    def _values_at(self, shares: tuple[float, ...], total: int) -> list[int]:
-        # The library's own walk is a Python loop over 23,552 counters: 4 ms in which no message is sent.
-        # The sums of whole blocks are kept; only the block that holds the answer is walked.
-        counts, blocks = self._histogram.counts, self._blocks
-        values: list[int] = []
-        block = before = 0
-        for share in shares:
-            rank = max(1, math.ceil(share * total))
-            while before + blocks[block] < rank:
-                before += blocks[block]
-                block += 1
-            index, reached = (block << _BLOCK_BITS) - 1, before
-            while reached < rank:
-                index += 1
-                reached += counts[index]
-            values.append(_highest_in(index))
-        return values
