@@ -85,6 +85,11 @@ def _shown(text: str) -> str:
     return repr(text if len(text) <= _LONGEST else text[:_LONGEST] + "...")
 
 
+def three_digits(value: float) -> float:
+    """The value, rounded to three digits."""
+    return float(f"{value:.3g}")
+
+
 def format_number(value: float) -> str:
     """`24,000`, `83.333`, `0.00012`: separators between thousands, at most three decimals or digits."""
     if isinstance(value, int):
@@ -105,10 +110,10 @@ def format_duration(seconds: float) -> str:
         return "0 s"
     for limit, scale, unit in ((1e-3, 1e-6, "us"), (1, 1e-3, "ms"), (120, 1, "s"), (7200, 60, "min")):
         # Rounded first, so that 0.9999 is "1 s" and not "1000 ms".
-        if _three_digits(seconds) < limit:
-            return f"{format_number(_three_digits(seconds / scale))} {unit}"
+        if three_digits(seconds) < limit:
+            return f"{format_number(three_digits(seconds / scale))} {unit}"
     scale, unit = (3600, "h") if seconds < 172_800 else (86_400, "d")
-    return f"{format_number(_three_digits(seconds / scale))} {unit}"
+    return f"{format_number(three_digits(seconds / scale))} {unit}"
 
 
 def format_size(size: int) -> str:
@@ -116,10 +121,6 @@ def format_size(size: int) -> str:
     if size < 1000:
         return f"{size} B"
     for scale, unit in ((10**3, "kB"), (10**6, "MB"), (10**9, "GB")):
-        if _three_digits(size / scale) < 1000:
-            return f"{format_number(_three_digits(size / scale))} {unit}"
-    return f"{format_number(_three_digits(size / 10**12))} TB"
-
-
-def _three_digits(value: float) -> float:
-    return float(f"{value:.3g}")
+        if three_digits(size / scale) < 1000:
+            return f"{format_number(three_digits(size / scale))} {unit}"
+    return f"{format_number(three_digits(size / 10**12))} TB"

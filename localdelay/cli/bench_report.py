@@ -10,7 +10,7 @@ from localdelay.benchmark.held import HELD_P99
 from localdelay.benchmark.result import Distribution, Result, Settings
 from localdelay.brokers import without_secrets
 from localdelay.cli.loads import delays_in_words
-from localdelay.cli.output import Line, filled, row
+from localdelay.cli.output import Styled, filled, known, row
 from localdelay.units import counted, format_duration, format_number
 
 _row = partial(row, label_width=18, cell_width=10)
@@ -18,7 +18,7 @@ _COLUMNS = ("p50", "p90", "p99", "p999", "p9999", "max")
 _TITLES = ("p50", "p90", "p99", "p99.9", "p99.99", "max")
 
 
-def lines(result: Result, others: Sequence[tuple[str, Distribution]]) -> Iterator[Line]:
+def lines(result: Result, others: Sequence[tuple[str, Distribution]]) -> Iterator[str]:
     """The report; `others` are the names and the latencies of runs to compare with."""
     settings = result.settings
     seconds = format_duration(settings.seconds)
@@ -26,25 +26,24 @@ def lines(result: Result, others: Sequence[tuple[str, Distribution]]) -> Iterato
         f"{_rate(settings)} for {seconds}, each due after {delays_in_words(settings.delays)}", "bold"
     )
     yield from filled(_how(settings))
-    yield "", None
-    yield _row("", _TITLES), "bold"
-    yield _row("latency", _durations(result.latency)), "bold"
-    yield _row("  puts late", _durations(result.put_lateness)), None
-    yield _row("  queue late", _durations(result.queue_lateness)), None
+    yield ""
+    yield Styled(_row("", _TITLES), "bold")
+    yield Styled(_row("latency", _durations(result.latency)), "bold")
+    yield _row("  puts late", _durations(result.put_lateness))
+    yield _row("  queue late", _durations(result.queue_lateness))
     if result.send_time.count:
-        yield _row("send time", _durations(result.send_time)), None
+        yield _row("send time", _durations(result.send_time))
     for name, other in others:
-        yield _row(textwrap.shorten(name, 17, placeholder="..."), _durations(other)), None
-    yield "", None
+        yield _row(textwrap.shorten(name, 17, placeholder="..."), _durations(other))
+    yield ""
     yield from filled(
         "Latency: from when a message was to be put, plus its delay, to when its send began. It holds "
         "what the puts were late (this benchmark's own error) and what the queue was."
     )
-    yield "", None
+    yield ""
     yield from filled(_counts(result))
     yield from filled(_costs(result))
-    for sentence, style in _verdict(result):
-        yield from filled(sentence, style)
+    yield from _verdict(result)
 
 
 def headline(result: Result) -> tuple[str, str]:
@@ -122,14 +121,16 @@ def _costs(result: Result) -> str:
     return text[0].upper() + text[1:]
 
 
-def _verdict(result: Result) -> Iterator[Line]:
+def _verdict(result: Result) -> Iterator[str]:
     if result.failure is not None:
-        yield f"The last failed send: {textwrap.shorten(result.failure, 200, placeholder=' ...')}", None
+        yield from filled(
+            f"The last failed send: {textwrap.shorten(result.failure, 200, placeholder=' ...')}"
+        )
     most = format_duration(HELD_P99)
     if result.held is None:
         return
     if result.held:
-        yield f"Held: p99 is under {most}, and all was put and sent in time.", "green"
+        yield from filled(f"Held: p99 is under {most}, and all was put and sent in time.", "green")
         return
     reasons = []
     if result.latency.p99 is None or result.latency.p99 >= HELD_P99:
@@ -138,13 +139,12 @@ def _verdict(result: Result) -> Iterator[Line]:
         reasons.append(f"{result.offered - result.sent:,} messages were not sent in time")
     if result.early:
         reasons.append("sends began early, which must not happen: please report it")
-    yield f"Not held: {', and '.join(reasons)}.", "yellow"
+    yield from filled(f"Not held: {', and '.join(reasons)}.", "yellow")
     if result.held_up_to:
-        yield f"Held up to about {format_number(float(f'{result.held_up_to:.2g}'))} messages/s.", None
+        yield f"Held up to about {format_number(float(f'{result.held_up_to:.2g}'))} messages/s."
     if (result.put_lateness.p99 or 0) >= HELD_P99:
-        yield "The puts were late themselves: this process can't put and send at this rate.", None
+        yield "The puts were late themselves: this process can't put and send at this rate."
 
 
 def _durations(found: Distribution) -> list[str]:
-    values = (getattr(found, name) for name in _COLUMNS)
-    return ["-" if value is None else format_duration(value) for value in values]
+    return [known(getattr(found, name), format_duration) for name in _COLUMNS]

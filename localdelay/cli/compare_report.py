@@ -7,7 +7,7 @@ from functools import partial
 
 from localdelay.benchmark.comparison import CARRIED_P99, Comparison, Formula, Found, Plan, Report
 from localdelay.cli.loads import delays_in_words
-from localdelay.cli.output import Line, filled, row
+from localdelay.cli.output import Styled, filled, known, row
 from localdelay.units import format_duration, format_number, format_size
 
 _row = partial(row, label_width=23, cell_width=14)
@@ -22,17 +22,17 @@ _SETNX = "set"
 """The command that SETNX with an expiry is."""
 
 
-def lines(report: Report) -> Iterator[Line]:
+def lines(report: Report) -> Iterator[str]:
     """The report, at most 79 columns wide."""
     settings = report.settings
     yield from filled(_load(settings), "bold")
     yield from filled(_machine(report))
-    yield "", None
+    yield ""
     yield from _table(report)
     if report.of(Plan.REDIS_LITERAL) or report.of(Plan.REDIS):
-        yield "", None
+        yield ""
         yield from _formulas(report)
-    yield "", None
+    yield ""
     yield from _notes(report)
 
 
@@ -57,18 +57,18 @@ def _machine(report: Report) -> str:
     return ", ".join(facts)
 
 
-def _table(report: Report) -> Iterator[Line]:
+def _table(report: Report) -> Iterator[str]:
     found = report.found
     for part in (0, 1):
-        yield _row("", [TITLES[one.plan][part] for one in found]), "bold"
+        yield Styled(_row("", [TITLES[one.plan][part] for one in found]), "bold")
     rows: list[tuple[str, Callable[[Found], str]]] = [
-        ("messages/s carried", _carried),
+        ("messages/s carried", lambda one: known(one.measured.carried_rate, format_number, "none")),
         ("lateness p50", lambda one: _duration(one.measured.busy.p50)),
         ("lateness p99", lambda one: _duration(one.measured.busy.p99)),
         ("lateness max", lambda one: _duration(one.measured.busy.longest)),
         ("commands/s busy", lambda one: _of_redis(one, _busy(one, "sent_per_s", _rate))),
         ("  scripts' own too", lambda one: _of_redis(one, _busy(one, "inside_per_s", _rate))),
-        ("  for each message", lambda one: _of_redis(one, _busy(one, "sent_per_message", _each))),
+        ("  for each message", lambda one: _of_redis(one, _busy(one, "sent_per_message", "{:.2f}".format))),
         ("commands/s idle", lambda one: _of_redis(one, _rate(one.measured.idle.sent_per_s))),
         ("cpu busy, process", lambda one: _busy(one, "cpu", _share)),
         ("cpu busy, Redis", lambda one: _of_redis(one, _busy(one, "redis_cpu", _share))),
@@ -80,13 +80,14 @@ def _table(report: Report) -> Iterator[Line]:
     ]
     for label, cell in rows:
         wrong = label.startswith("lost") and any(one.crash.lost and one.plan.in_redis for one in found)
-        yield _row(label, [cell(one) for one in found]), "yellow" if wrong else None
+        line = _row(label, [cell(one) for one in found])
+        yield Styled(line, "yellow") if wrong else line
 
 
-def _formulas(report: Report) -> Iterator[Line]:
+def _formulas(report: Report) -> Iterator[str]:
     formula = Formula.of(report.settings)
     literal, ours = report.of(Plan.REDIS_LITERAL), report.of(Plan.REDIS)
-    yield _row("Commands/s to Redis", ["formula", "measured"]), "bold"
+    yield Styled(_row("Commands/s to Redis", ["formula", "measured"]), "bold")
     if literal is not None:
         cost = literal.measured.busy.cost
         calls = {} if cost is None else cost.calls_per_s
@@ -96,15 +97,14 @@ def _formulas(report: Report) -> Iterator[Line]:
             ("setnx", formula.setnx, _SETNX),
             ("zrem", formula.zrem, "zrem"),
         ):
-            yield _row(f"  as written, {name}", [_rate(rate), _rate(calls.get(command, 0.0))]), None
+            yield _row(f"  as written, {name}", [_rate(rate), _rate(calls.get(command, 0.0))])
     if ours is not None:
         busy, idle = _busy(ours, "sent_per_s", _rate), _rate(ours.measured.idle.sent_per_s)
-        expected = "-" if formula.redis_commands is None else _rate(formula.redis_commands)
-        yield _row("  localdelay, all", [expected, busy]), None
-        yield _row("  localdelay, idle", [_rate(formula.redis_commands_idle), idle]), None
+        yield _row("  localdelay, all", [known(formula.redis_commands, _rate), busy])
+        yield _row("  localdelay, idle", [_rate(formula.redis_commands_idle), idle])
 
 
-def _notes(report: Report) -> Iterator[Line]:
+def _notes(report: Report) -> Iterator[str]:
     found = report.found
     stored = max(one.crash.stored for one in found)
     waiting = max(one.measured.waiting.messages for one in found)
@@ -132,14 +132,9 @@ def _notes(report: Report) -> Iterator[Line]:
         yield from filled(note)
 
 
-def _carried(one: Found) -> str:
-    rate = one.measured.carried_rate
-    return "none" if rate is None else format_number(rate)
-
-
 def _busy(one: Found, name: str, shown: Callable[[float], str]) -> str:
     cost = one.measured.busy.cost
-    return "-" if cost is None else shown(getattr(cost, name))
+    return "-" if cost is None else known(getattr(cost, name), shown)
 
 
 def _of_redis(one: Found, text: str) -> str:
@@ -150,17 +145,13 @@ def _rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
-def _each(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
 def _share(value: float) -> str:
     return f"{value * 100:.1f} %" if value < 0.1 else f"{value:.0%}".replace("%", " %")
 
 
 def _bytes(value: float | None) -> str:
-    return "-" if value is None else format_size(max(0, round(value)))
+    return known(value, lambda size: format_size(max(0, round(size))))
 
 
 def _duration(value: float | None) -> str:
-    return "-" if value is None else format_duration(value)
+    return known(value, format_duration)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from localdelay.cli.output import Line, filled, row
+from localdelay.cli.output import Styled, filled, known, row
 from localdelay.demo.timeline import step_of
 from localdelay.units import counted, format_duration
 
@@ -23,18 +23,17 @@ _LABEL_WIDTH = 13
 _TICK_EVERY = 10
 
 
-def lines(report: Report, width: int, encoding: str) -> Iterator[Line]:
+def lines(report: Report, width: int, encoding: str) -> Iterator[str]:
     """The report, for a terminal of that width, or a file, with this encoding."""
-    yield "", None
+    yield ""
     for label, plain, fallback, note in _rows(report.plain, report.fallback):
         # The second column is wider than the first.
         cells = [plain, f"{fallback:>18}"]
-        style = "bold" if label in ("", "lost") else None
-        yield row(label, cells, label_width=24, cell_width=10, note=f"   {note}"), style
-    yield "", None
-    for line in timeline_lines(report.fallback.timeline, encoding):
-        yield line, None
-    yield "", None
+        line = row(label, cells, label_width=24, cell_width=10, note=f"   {note}")
+        yield Styled(line, "bold") if label in ("", "lost") else line
+    yield ""
+    yield from timeline_lines(report.fallback.timeline, encoding)
+    yield ""
     for paragraph in closing(report):
         yield from filled(paragraph, width=width)
 
@@ -168,6 +167,4 @@ def never_throttled(report: Report) -> str:
 
 
 def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    return f"-{format_duration(-seconds)}" if seconds < 0 else format_duration(seconds)
+    return known(seconds, lambda late: f"{'-' if late < 0 else ''}{format_duration(abs(late))}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import attrs
 
-from localdelay.cli.output import WIDTH, Line, row
+from localdelay.cli.output import WIDTH, Styled, row
 from localdelay.cli.terminal import printable
 from localdelay.journal.contents import Amount, Contents, size
 from localdelay.journal.record import Record
@@ -33,17 +33,15 @@ class Looked:
     contents: Contents
 
 
-def lines(looked: Looked, rows: Sequence[Record] | None, count: int, width: int | None) -> Iterator[Line]:
+def lines(looked: Looked, rows: Sequence[Record] | None, count: int, width: int | None) -> Iterator[str]:
     """The report: a table, and the messages if they are given, of `count` in all; they are cut to `width`."""
-    yield printable(f"Journal {looked.path}"), "bold"
-    for line in _table(looked):
-        yield line, None
+    yield Styled(printable(f"Journal {looked.path}"), "bold")
+    yield from _table(looked)
     if rows is not None:
-        yield "", None
-        for line in message_rows(rows, width):
-            yield line, None
+        yield ""
+        yield from message_rows(rows, width)
         if len(rows) < count:
-            yield f"and {count - len(rows):,} more", None
+            yield f"and {count - len(rows):,} more"
 
 
 def _table(looked: Looked) -> Iterator[str]:

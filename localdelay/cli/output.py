@@ -7,10 +7,10 @@ import select
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import StringIO, UnsupportedOperation
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, TypeVar
 
 from rich.console import Console
 
@@ -19,10 +19,22 @@ from localdelay.cli.terminal import BrokeOff, Failed, is_terminal
 WIDTH: Final = 79
 """Of the reports, in columns."""
 
+_Value = TypeVar("_Value")
 _AT_ONCE: Final = 1 << 20  # bytes
 
-Line: TypeAlias = tuple[str, str | None]
-"""A line, and how it looks on a terminal: `bold`, `yellow`, `green`, or None."""
+
+class Styled(str):
+    """A line that has a look on a terminal: `bold`, `yellow` or `green`."""
+
+    __slots__ = ("style",)
+
+    style: str
+
+    def __new__(cls, text: str, style: str) -> Styled:
+        """This text in this style."""
+        line = super().__new__(cls, text)
+        line.style = style
+        return line
 
 
 class Output:
@@ -69,20 +81,22 @@ class Output:
         for piece in pieces(f"{text}\n".encode(self.encoding, "replace") for text in lines):
             self.write(b"".join(piece))
 
-    def report(self, lines: Iterable[Line]) -> None:
-        """Write lines that have a style where they are shown on a terminal."""
+    def report(self, lines: Iterable[str]) -> None:
+        """Write lines, in their style where they are shown on a terminal."""
         # It draws beside standard output, which a console would write to by itself, and badly.
         drawn = StringIO()
         terminal = Console(file=sys.stdout).is_terminal
         console = Console(file=drawn, force_terminal=terminal, highlight=False, markup=False, emoji=False)
 
-        def styled(text: str, style: str) -> str:
+        def shown(line: str) -> str:
+            if not isinstance(line, Styled):
+                return line
             drawn.seek(0)
             drawn.truncate()
-            console.print(text, style=style, end="", soft_wrap=True)
+            console.print(line, style=line.style, end="", soft_wrap=True)
             return drawn.getvalue()
 
-        self.text(text if style is None else styled(text, style) for text, style in lines)
+        self.text(map(shown, lines))
 
     def is_one_of(self, paths: Iterable[Path]) -> bool:
         """Whether it is one of these files."""
@@ -111,7 +125,12 @@ def row(label: str, cells: Sequence[str], *, label_width: int, cell_width: int, 
     return f"{label:<{label_width}}{''.join(f'{cell:>{cell_width}}' for cell in cells)}{note}".rstrip()
 
 
-def filled(text: str, style: str | None = None, width: int = WIDTH) -> Iterator[Line]:
+def filled(text: str, style: str | None = None, width: int = WIDTH) -> list[str]:
     """A paragraph, in lines."""
-    for line in textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False):
-        yield line, style
+    lines = textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
+    return lines if style is None else [Styled(line, style) for line in lines]
+
+
+def known(value: _Value | None, shown: Callable[[_Value], str], unknown: str = "-") -> str:
+    """The value as it is shown, where there is one."""
+    return unknown if value is None else shown(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -20,8 +21,8 @@ from localdelay.capacity import (
     resident_bytes,
 )
 from localdelay.cli.options import DURATION, SIZE, naming_options, option
-from localdelay.cli.output import Line, Output
-from localdelay.units import counted, format_duration, format_number, format_size
+from localdelay.cli.output import Output, Styled
+from localdelay.units import counted, format_duration, format_number, format_size, three_digits
 
 _EXAMPLE = """\b
 Example:
@@ -62,48 +63,32 @@ def plan(*, as_json: bool, **figures: Any) -> None:
     if as_json:
         output.text([json.dumps(attrs.asdict(result), indent=2)])
     else:
-        output.report(_lines(result, **figures))
+        output.report(_lines(result, SimpleNamespace(**figures)))
 
 
-def _lines(
-    result: CapacityPlan,
-    *,
-    qps: float,
-    delay: float,
-    instances: int,
-    message_bytes: int,
-    worker_qps: float,
-    degraded_share: float,
-    target_p99: float,
-    outage: float,
-) -> Iterator[Line]:
-    share = "" if degraded_share == 1 else f"{_percent(degraded_share)} of "
-    yield (
-        (
-            f"Held here: {share}{format_number(qps)} messages/s of {format_number(message_bytes)} bytes"
-            f" for {format_number(delay)} s, by {counted(instances, 'instance')}"
-        ),
+def _lines(result: CapacityPlan, asked: SimpleNamespace) -> Iterator[str]:
+    share = "" if asked.degraded_share == 1 else f"{_percent(asked.degraded_share)} of "
+    yield Styled(
+        f"Held here: {share}{format_number(asked.qps)} messages/s of"
+        f" {format_number(asked.message_bytes)} bytes for {format_number(asked.delay)} s,"
+        f" by {counted(asked.instances, 'instance')}",
         "bold",
     )
     yield (
-        (
-            f"  cluster backlog  {result.cluster_backlog:,} messages,"
-            f" {result.cluster_bytes:,} bytes ({format_size(result.cluster_bytes)})"
-        ),
-        None,
+        f"  cluster backlog  {result.cluster_backlog:,} messages,"
+        f" {result.cluster_bytes:,} bytes ({format_size(result.cluster_bytes)})"
     )
-    yield (
-        (
-            f"Each instance, at {format_number(result.rate_per_instance)} messages/s"
-            f" (target: p99 lateness {format_duration(target_p99)}, outage {format_duration(outage)})"
-        ),
+    target, outage = map(format_duration, (asked.target_p99, asked.outage))
+    yield Styled(
+        f"Each instance, at {format_number(result.rate_per_instance)} messages/s"
+        f" (target: p99 lateness {target}, outage {outage})",
         "bold",
     )
-    yield from _table(_instance_rows(result, message_bytes, worker_qps))
-    for line in _advice(result, worker_qps):
-        yield line, "yellow"
-    yield "", None
-    yield "The same in Redis sorted sets, polled every 200 ms by every instance", "bold"
+    yield from _table(_instance_rows(result, asked.message_bytes, asked.worker_qps))
+    for line in _advice(result, asked.worker_qps):
+        yield Styled(line, "yellow")
+    yield ""
+    yield Styled("The same in Redis sorted sets, polled every 200 ms by every instance", "bold")
     yield from _table(_redis_rows(result.redis, result.redis_queue))
 
 
@@ -134,19 +119,19 @@ def _redis_rows(redis: RedisPlan, queue: RedisQueuePlan) -> list[tuple[str, ...]
         ("memory", format_size(redis.memory_bytes), "in Redis"),
         (
             "without polls",
-            f"{format_number(_three_digits(queue.commands_per_s))}/s",
+            f"{format_number(three_digits(queue.commands_per_s))}/s",
             f"localdelay.redis_plan, idle {format_number(queue.idle_commands_per_s)}/s;"
             f" {format_size(queue.memory_bytes)}",
         ),
     ]
 
 
-def _table(rows: list[tuple[str, ...]]) -> Iterator[Line]:
+def _table(rows: list[tuple[str, ...]]) -> Iterator[str]:
     # A table of rich's would pad every line to one width, and cut digits off where the terminal is narrow.
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for label, *figures, note in rows:
         cells = (f"{figure:>{width}}" for figure, width in zip(figures, widths[1:-1], strict=True))
-        yield "  " + "  ".join([f"{label:<{widths[0]}}", *cells, note]).rstrip(), None
+        yield "  " + "  ".join([f"{label:<{widths[0]}}", *cells, note]).rstrip()
 
 
 def _lateness(result: CapacityPlan, workers: int, worker_qps: float) -> str:
@@ -167,10 +152,6 @@ def _advice(result: CapacityPlan, worker_qps: float) -> list[str]:
         lateness = _lateness(result, result.workers, worker_qps)
         lines += [f"With {workers} p99 lateness is {lateness}, over the target;", better]
     return lines
-
-
-def _three_digits(value: float) -> float:
-    return float(f"{value:.3g}")
 
 
 def _percent(share: float) -> str:

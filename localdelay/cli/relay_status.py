@@ -61,7 +61,7 @@ def summary(outcome: Outcome, settings: Settings) -> Iterator[str]:
         throttled = f", {queue.throttled:,} of them throttled" if queue.throttled else ""
         lines.append(f"Sends that failed: {queue.failures:,}{throttled}.")
     for line in lines:
-        yield from (text for text, _ in filled(line))
+        yield from filled(line)
 
 
 def problems(outcome: Outcome, settings: Settings) -> Iterator[str]:
