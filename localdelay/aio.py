@@ -14,7 +14,8 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
-from typing import Any, TypeAlias, TypeVar
+from functools import partial
+from typing import Any, TypeAlias, TypeVar, Unpack
 
 import trio
 
@@ -25,8 +26,9 @@ from .fallback.router import Receipt
 from .hops import Hop
 from .message import Message
 from .portal.outside import SendsOutside
-from .portal.portal import Call, Cut, Remote
+from .portal.portal import Call, Cut, Options, Remote
 from .portal.tasks import Tasks
+from .queue import queue
 from .queue.admission import Stamped
 from .queue.queue import UNCHANGED, Unchanged
 from .queue.sending import not_awaitable
@@ -146,7 +148,7 @@ async def open_delay_queue(
     workers: int,
     on_dead_letter: Send | None = None,
     drain_on_exit: float | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> AsyncIterator[DelayQueue]:
     """Run a delay queue, in a thread of its own, for the length of an `async with` block.
 
@@ -156,16 +158,15 @@ async def open_delay_queue(
     `localdelay.threads.open_delay_queue`.
     """
     errands = Errands(asyncio.get_running_loop())
-    remote = Remote(
-        send=None if send is None else _sends(send, arguments.count("workers", workers)),
+    opened = partial(
+        queue.open_delay_queue,
+        None if send is None else _sends(send, arguments.count("workers", workers)),
         send_batch=None if send_batch is None else errands.on_loop("send_batch", send_batch),
-        on_dead_letter=(
-            None if on_dead_letter is None else errands.on_loop("on_dead_letter", on_dead_letter)
-        ),
+        on_dead_letter=None if on_dead_letter is None else errands.on_loop("on_dead_letter", on_dead_letter),
         workers=workers,
-        drain_on_exit=drain_on_exit,
         **options,
     )
+    remote = Remote(opened, drain_on_exit=drain_on_exit)
     remote.start()
     ended = asyncio.wrap_future(remote.ended)
     try:

@@ -257,8 +257,15 @@ class LatencyRecorder:
             self._longest = longest
         indices = [int(seconds * MICROSECONDS + 0.5) for seconds in latencies]
         if longest * MICROSECONDS + 0.5 >= _EXACT:
-            self._clipped += sum(index > LONGEST for index in indices)
-            indices = [_index_for(min(index, LONGEST)) for index in indices]
+            if longest * MICROSECONDS > LONGEST:
+                self._clipped += sum(index > LONGEST for index in indices)
+                indices = [min(index, LONGEST) for index in indices]
+            indices = [  # as in `record`
+                index
+                if index < _EXACT
+                else (index >> (shift := index.bit_length() - _EXACT_BITS)) + (shift << _EXACT_BITS - 1)
+                for index in indices
+            ]
         counts = self._counts
         for index, count in Counter(indices).items():
             counts[index] = counts.get(index, 0) + count

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, TypeAlias, Unpack
 
 import trio
 
@@ -16,7 +17,8 @@ from .fallback.router import Receipt
 from .message import Message
 from .portal.blocking import in_threads, is_async
 from .portal.pool import Threads
-from .portal.portal import Call, Remote
+from .portal.portal import Call, Options, Remote
+from .queue import queue
 from .queue.draining import HAND_BACKS_IN_FLIGHT
 from .queue.queue import UNCHANGED, Unchanged
 from .statistics import DrainReport, Statistics
@@ -146,7 +148,7 @@ def open_delay_queue(
     workers: int,
     on_dead_letter: Callable[..., object] | None = None,
     drain_on_exit: float | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Iterator[DelayQueue]:
     """Run a delay queue, in a thread of its own, for the length of a `with` block.
 
@@ -160,20 +162,17 @@ def open_delay_queue(
     `send`. A forked child has no queue: in it, puts raise `QueueClosed`.
     """
     pool = Threads(arguments.count("workers", workers))
-    remote = Remote(
-        send=None if send is None else _async("send", send, pool.sends),
-        send_batch=(
-            None
-            if send_batch is None
-            else _async("send_batch", send_batch, lambda fn: pool.calls(fn, waits=False))
-        ),
-        on_dead_letter=(
-            None if on_dead_letter is None else _async("on_dead_letter", on_dead_letter, pool.calls)
-        ),
+    opened = partial(
+        queue.open_delay_queue,
+        None if send is None else _async("send", send, pool.sends),
+        send_batch=None if send_batch is None else _async("send_batch", send_batch, pool.calls_at_once),
+        on_dead_letter=None
+        if on_dead_letter is None
+        else _async("on_dead_letter", on_dead_letter, pool.calls),
         workers=workers,
-        drain_on_exit=drain_on_exit,
         **options,
     )
+    remote = Remote(opened, drain_on_exit=drain_on_exit)
     remote.start()
     pool.open()
     try:

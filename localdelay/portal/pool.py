@@ -92,8 +92,8 @@ class Threads:
     def calls(self, fn: Callable[..., object], *, waits: bool = True) -> Callable[..., Awaitable[None]]:
         """Make an async function of a blocking one, which runs in these threads.
 
-        A call that is cancelled is abandoned, and keeps its thread until it returns. Where every thread
-        is held, one more waits for a thread, or raises `Throttled`.
+        A call that is cancelled is abandoned, and keeps its thread until it returns. Where every thread is
+        held, one more waits for one, or raises `Throttled`.
         """
         self._is_needed = True
 
@@ -109,6 +109,10 @@ class Threads:
                 called.is_abandoned = True
 
         return call
+
+    def calls_at_once(self, fn: Callable[..., object]) -> Callable[..., Awaitable[None]]:
+        """The same for a worker's own call: where it does not begin at once, others hang."""
+        return self.calls(fn, waits=False)
 
     # What follows is `Senders`.
 

@@ -1,9 +1,9 @@
 """A delay queue on a Trio loop in a thread of its own, as every other thread sees it.
 
-Messages and calls come over in one list, in their order, and what has gathered between two turns of the
-loop comes over at once: a hop a message would cost ten times the message. A message is accepted in the
-thread that puts it. What is on its way to the loop counts as pending there, and whoever waits for room does
-so on the loop: while somebody does, nothing is accepted past him. So the loop has room for all that arrives.
+A message is accepted in the thread that puts it, and comes over with all that gathered between two turns of
+the loop: a hop a message would cost ten times the message. The room is the queue's own (`Ledger`): what is on
+its way to the loop counts there as `coming`. Whoever has to wait for room does so on the loop: while somebody
+does, nothing is accepted past him.
 """
 
 from __future__ import annotations
@@ -11,24 +11,29 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Required, TypedDict, TypeVar
 
 import trio
 
 from localdelay import arguments
 from localdelay.entry import chosen_id
 from localdelay.errors import LocalDelayError, QueueClosed, QueueFull
+from localdelay.hops import Hop
+from localdelay.journal.record import Journal
+from localdelay.limit import RateLimit
+from localdelay.listening import Listener
 from localdelay.message import Message, number_of, numbers
-from localdelay.nurseries import bare
+from localdelay.nurseries import bare_nursery
 from localdelay.queue.admission import Stamped, already_pending, stamp
+from localdelay.queue.batch import BatchPolicy
 from localdelay.queue.ledger import Ledger
-from localdelay.queue.queue import DelayQueue, open_delay_queue
-from localdelay.timer import clock_parts
+from localdelay.queue.queue import DelayQueue
+from localdelay.queue.retry import RetryPolicy
+from localdelay.timer import TimerKind, clock_parts
 
 from . import exits
 
@@ -36,6 +41,23 @@ _T = TypeVar("_T")
 
 _AT_ONCE = 512
 """So much comes over in one turn of the loop: what is due must not wait for it."""
+_LONGEST = 1e18  # seconds; far below what overflows a float
+
+
+class Options(TypedDict, total=False):
+    """What the faces' queues are opened with as `localdelay.open_delay_queue` is."""
+
+    batch: BatchPolicy
+    capacity: Required[int]
+    capacity_bytes: int | None
+    cancellable: bool
+    timer: TimerKind
+    retry: RetryPolicy
+    send_timeout: float | None
+    limit: RateLimit | None
+    listener: Listener | None
+    journal: Journal | None
+    recover_rate: float | None
 
 
 class Cut(LocalDelayError):
@@ -82,35 +104,43 @@ class Call(Generic[_T]):
                 self.done.set_exception(failure)
 
 
+class _Numbers(threading.local):
+    """Numbers for the messages of each thread: an iterator can't be shared, and a lock costs more."""
+
+    def __init__(self) -> None:
+        self.take = numbers().__next__
+
+
 class Remote:
     """One queue and its thread. Every method may be called from any thread but the loop's own."""
 
-    def __init__(self, *, drain_on_exit: float | None, **options: Any) -> None:
+    def __init__(
+        self, opened: Callable[[], AbstractAsyncContextManager[DelayQueue]], *, drain_on_exit: float | None
+    ) -> None:
         self._drain_on_exit = arguments.check_seconds("drain_on_exit", drain_on_exit, zero=False)
-        self._options = options
-        self._lock = threading.RLock()  # a handler of signals may come in the midst of a put
-        self._arrivals: deque[Stamped | Call[Any]] = deque()
-        self._called = False  # whether the loop knows that there is something
-        self._sent_over = 0  # messages; `_arrived` of them are in the queue
-        self._sent_over_bytes = 0
-        self._arrived = 0
-        self._arrived_bytes = 0
+        self._opened = opened
+        # Whoever accepts a message holds this, from looking for room until the message is on its way. It can
+        # be taken twice, for a handler of signals may come in the midst of a put.
+        self._lock = threading.RLock()
         self._waiting = 0  # puts that wait for room
-        self._chosen: set[str] = set()  # ids on their way
+        self._chosen: set[str | None] = set()  # ids on their way
         self._closed = False
         self._ended = False
         self._forked = False
-        self._numbers = numbers()
+        self._numbers = _Numbers()
         self._ready = threading.Event()
         self.ended: Future[None] = Future()
         """When the thread has ended, and what it failed with."""
-        self._queue: DelayQueue
+        self.clock: Callable[[], float]
+        """The loop's clock, in seconds, to be read from any thread."""
+        self.queue: DelayQueue
+        """The queue, for its loop's thread."""
         self._ledger: Ledger
+        self._hop: Hop[Stamped]
         self._scope: trio.CancelScope
         self._token: trio.lowlevel.TrioToken
         self._calls: trio.Nursery
         self._leave: trio.Event
-        self._clock: Callable[[], float]
         self._thread = threading.Thread(target=self._run, name="localdelay", daemon=True)
 
     def start(self) -> None:
@@ -119,16 +149,6 @@ class Remote:
         self._ready.wait()
         if self.ended.done():
             self.ended.result()
-
-    @property
-    def clock(self) -> Callable[[], float]:
-        """The loop's clock, in seconds, to be read from any thread."""
-        return self._clock
-
-    @property
-    def queue(self) -> DelayQueue:
-        """The queue, for its loop's thread."""
-        return self._queue
 
     def stamp(
         self,
@@ -139,23 +159,30 @@ class Remote:
         headers: Mapping[str, str] | None,
     ) -> Stamped:
         """Check the arguments of a put, and fix when its message is due and how it is called."""
+        if (
+            at is None
+            and id is None
+            and headers is None
+            and type(payload) is bytes
+            and (type(delay) is float or type(delay) is int)
+            and 0 <= delay < _LONGEST
+        ):  # the common call, in a third of the time
+            number = self._numbers.take()
+            return Message(number, payload, self.clock() + delay), number, payload, len(payload)
         wall = arguments.wall_clock(at)
-        due = arguments.execute_at(self._clock(), delay, at, wall=wall)
+        due = arguments.execute_at(self.clock(), delay, at, wall=wall)
         if id is not None:
             arguments.check_id(id)
-            if number_of(id) is not None and self.ask(lambda: self._queue.is_pending(id)):
+            if number_of(id) is not None and self.ask(lambda: self.queue.is_pending(id)):
                 raise already_pending(id)
             if self._is_known(id):
                 raise already_pending(id)
-        return stamp(self._next_number(), arguments.check_payload(payload), due, id, headers)
+        return stamp(self._numbers.take(), arguments.check_payload(payload), due, id, headers)
 
     def accept(self, stamped: Stamped) -> Message:
         """Accept what was stamped, or raise `QueueFull`, `QueueClosed` or `ValueError`."""
-        self._ledger.check_size(stamped[3])
-        with self._lock:
-            if not self._try_claim(stamped):
-                raise QueueFull(self._ledger.describe())
-            self._send_over(stamped)
+        if not self._try_accept(stamped):
+            raise QueueFull(self._ledger.describe())
         return stamped[0]
 
     def accept_or_wait(self, stamped: Stamped, *, waits: bool) -> Call[Message] | None:
@@ -164,39 +191,19 @@ class Remote:
         Unless it `waits` for that it raises `QueueFull`. Where there is a journal the call ends when that has
         the message.
         """
-        self._ledger.check_size(stamped[3])
-        chosen = chosen_id(stamped[2])
-
-        async def wait() -> Message:
-            try:
-                return await self._queue.admission.accept_or_wait(stamped)
-            finally:
-                with self._lock:
-                    self._chosen.discard(chosen)
-                    self._waiting -= 1
-
-        async def commit() -> Message:
-            try:
-                self._arrived += 1
-                self._arrived_bytes += stamped[3]
-                return await self._queue.admission.accept_claimed(stamped)
-            finally:
-                self._chosen.discard(chosen)
-
+        if not self.queue.is_kept:
+            if self._try_accept(stamped):
+                return None
+        elif self._try_accept(stamped, comes=False):
+            return self.begin(lambda: self._commit(stamped))
         with self._lock:
-            if self._try_claim(stamped):
-                if not self._queue.is_kept:
-                    self._send_over(stamped)
-                    return None
-                call: Call[Message] = Call(commit)
-            elif waits:
-                self._claim_id(chosen)
-                self._waiting += 1
-                call = Call(wait)
-            else:
+            if self._closed:
+                raise QueueClosed("the queue takes no more messages")
+            if not waits:
                 raise QueueFull(self._ledger.describe())
-            self._send_over(call)
-        return call
+            self._claim_id(chosen_id(stamped[2]))
+            self._waiting += 1
+            return self.begin(lambda: self._wait(stamped))
 
     def put(self, stamped: Stamped, timeout: float) -> Message:
         """Accept what was stamped, blocking for room, for `timeout` seconds at most; then `QueueFull`."""
@@ -235,11 +242,12 @@ class Remote:
     def begin(self, act: Callable[[], _T | Awaitable[_T]]) -> Call[_T]:
         """Have this done on the loop, after all that was put before; an async function may take its time."""
         call: Call[_T] = Call(act)
-        with self._lock:
+        try:
             if self._ended:
-                call.done.set_exception(QueueClosed("the queue has ended"))
-            else:
-                self._send_over(call)
+                raise trio.RunFinishedError
+            self._token.run_sync_soon(self._begin, call)
+        except trio.RunFinishedError:
+            call.done.set_exception(QueueClosed("the queue has ended"))
         return call
 
     def cancel(self, call: Call[Any]) -> None:
@@ -275,51 +283,67 @@ class Remote:
     def pending(self) -> tuple[int, int]:
         """Messages that are accepted and not finished, and their bytes, nearly: others go on meanwhile."""
         ledger = self._ledger
-        return (
-            ledger.pending + self._sent_over - self._arrived,
-            ledger.pending_bytes + self._sent_over_bytes - self._arrived_bytes,
-        )
+        return ledger.pending + ledger.coming, ledger.pending_bytes + ledger.coming_bytes
 
     def at_risk(self) -> tuple[int, int]:
         """Those of them that a crash would lose, and their bytes."""
-        at_risk, at_risk_bytes = self._queue.keeper.at_risk
-        return (
-            at_risk + self._sent_over - self._arrived,
-            at_risk_bytes + self._sent_over_bytes - self._arrived_bytes,
-        )
+        at_risk, at_risk_bytes = self.queue.keeper.at_risk
+        return at_risk + self._ledger.coming, at_risk_bytes + self._ledger.coming_bytes
 
     def drain_on_exit(self) -> None:
-        """See `exits.Running`."""
+        """Drain it, for as long as its user has allowed, if he has."""
         grace = self._drain_on_exit
         if grace == math.inf:
             return
-        drained = self.drain(lambda: self._queue.drain(grace)).done
+        drained = self.drain(lambda: self.queue.drain(grace)).done
         try:
             drained.result(grace + 1.0)
         except QueueClosed:
             # It is draining already, and that may have the time.
-            waiting: Call[None] = self.begin(self._queue.wait_drained)
+            waiting: Call[None] = self.begin(self.queue.wait_drained)
             waiting.done.result(grace)
 
     def forget(self) -> None:
-        """See `exits.Running`."""
+        """This is a forked child, in which the thread is missing."""
         self._forked = True
         self._lock = threading.RLock()  # the thread that held it may be missing
         self._end(None)
 
-    def _try_claim(self, stamped: Stamped) -> bool:
-        """Take room for a message that is to come over, if there is any."""
-        if self._closed:
-            raise QueueClosed("the queue takes no more messages")
-        size = stamped[3]
-        besides = self._sent_over - self._arrived
-        besides_bytes = self._sent_over_bytes - self._arrived_bytes
-        if self._waiting or not self._ledger.fits(size, besides=besides, besides_bytes=besides_bytes):
-            return False
-        self._claim_id(chosen_id(stamped[2]))
-        self._sent_over += 1
-        self._sent_over_bytes += size
+    def _try_accept(self, stamped: Stamped, *, comes: bool = True) -> bool:
+        """Take room for a message, if there is any, and send it over, unless a call is to bring it."""
+        size, ledger = stamped[3], self._ledger
+        ledger.check_size(size)
+        with self._lock:
+            if self._closed:
+                raise QueueClosed("the queue takes no more messages")
+            if self._waiting or not ledger.fits(size):
+                return False
+            if type(stamped[2]) is not bytes:
+                self._claim_id(chosen_id(stamped[2]))
+            ledger.come(size)
+            if comes:  # in the same step, or the loop might end in between and never see it
+                self._hop.add(stamped)
+        if comes:
+            with suppress(trio.RunFinishedError):  # it has taken all there was on its way out
+                self._hop.call()
         return True
+
+    async def _wait(self, stamped: Stamped) -> Message:
+        try:
+            return await self.queue.admission.accept_or_wait(stamped)
+        finally:
+            with self._lock:
+                self._waiting -= 1
+                self._chosen.discard(chosen_id(stamped[2]))
+
+    async def _commit(self, stamped: Stamped) -> Message:
+        try:
+            with self._lock:  # nobody may see the room of one that is neither coming nor reserved
+                self._ledger.reserve(stamped[3])
+                self._ledger.arrive(stamped[3])
+            return await self.queue.admission.accept_claimed(stamped)
+        finally:
+            self._chosen.discard(chosen_id(stamped[2]))
 
     def _claim_id(self, id: str | None) -> None:
         if id is None:
@@ -332,38 +356,22 @@ class Remote:
         return threading.current_thread() is self._thread
 
     def _is_known(self, id: str) -> bool:
-        return id in self._chosen or self._queue.is_chosen(id)
+        return id in self._chosen or self.queue.is_chosen(id)
 
-    def _next_number(self) -> int:
-        with self._lock:
-            return next(self._numbers)
+    def _begin(self, call: Call[Any]) -> None:
+        self._arrive(self._hop.take())
+        call.begin(self._calls)
 
-    def _send_over(self, arrival: Stamped | Call[Any]) -> None:
-        self._arrivals.append(arrival)
-        if not self._called:
-            self._called = True
-            with suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(self._take_over)
-
-    def _take_over(self) -> None:
-        # Before the first is taken: what comes after the last one calls again.
-        self._called = False
-        self._take(_AT_ONCE)
-        if self._arrivals and not self._called:
-            self._called = True
-            self._token.run_sync_soon(self._take_over)
-
-    def _take(self, most: int) -> None:
-        admission, arrivals = self._queue.admission, self._arrivals
-        for _ in range(min(most, len(arrivals))):
-            arrival = arrivals.popleft()
-            if isinstance(arrival, Call):
-                arrival.begin(self._calls)
-                continue
-            admission.accept_reserved(arrival)
-            self._chosen.discard(chosen_id(arrival[2]))
-            self._arrived_bytes += arrival[3]
-            self._arrived += 1
+    def _arrive(self, arrivals: list[Stamped]) -> None:
+        if not arrivals:
+            return
+        size = sum(stamped[3] for stamped in arrivals)
+        with self._lock:  # nobody may see the room of what is neither coming nor pending
+            self._ledger.accept(size, len(arrivals))
+            self._ledger.arrive(size, len(arrivals))
+        self.queue.admission.accept_counted(arrivals)
+        if self._chosen:
+            self._chosen.difference_update(chosen_id(stamped[2]) for stamped in arrivals)
 
     def _run(self) -> None:
         try:
@@ -377,10 +385,6 @@ class Remote:
         exits.leave(self)
         with self._lock:
             self._closed = self._ended = True
-        for call in self._arrivals:
-            if isinstance(call, Call):
-                call.done.set_exception(QueueClosed("the queue has ended"))
-        self._arrivals.clear()
         if error is None:
             self.ended.set_result(None)
         else:
@@ -388,25 +392,20 @@ class Remote:
         self._ready.set()
 
     async def _serve(self) -> None:
-        try:
-            await self._main()
-        except BaseExceptionGroup as group:
-            raise bare(group) from None
-
-    async def _main(self) -> None:
         self._leave = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
+        self._hop = Hop(self._token.run_sync_soon, self._arrive, most=_AT_ONCE)
         read_clock, offset = clock_parts()
-        self._clock = lambda: read_clock() + offset
-        async with trio.open_nursery() as self._calls:
+        self.clock = lambda: read_clock() + offset
+        async with bare_nursery() as self._calls:
             with trio.CancelScope() as self._scope:
-                async with open_delay_queue(**self._options) as self._queue:
-                    self._ledger = self._queue.ledger
+                async with self._opened() as self.queue:
+                    self._ledger = self.queue.ledger
                     exits.watch(self)
                     self._ready.set()
                     try:
                         await self._leave.wait()
                     finally:
                         self.close()
-                        self._take(len(self._arrivals))  # what was accepted is in the queue when it ends
+                        self._arrive(self._hop.take())  # what was accepted is in the queue when it ends
             self._calls.cancel_scope.cancel()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from functools import partial
 from typing import TypeAlias
@@ -127,10 +127,9 @@ class Admission:
         self._pending.enter_at_risk(_entry(stamped), stamped[3])
         return stamped[0]
 
-    def accept_reserved(self, stamped: Stamped) -> None:
-        """Take in a message that was accepted before it came here, whatever the room."""
-        self._ledger.reserve(stamped[3])
-        self._pending.enter_at_risk(_entry(stamped), stamped[3])
+    def accept_counted(self, arrivals: Iterable[Stamped]) -> None:
+        """Take in messages that were accepted and counted in before they came here, in their order."""
+        self._pending.enter_counted(map(_entry, arrivals))
 
     async def accept_safely(self, stamped: Stamped) -> Message:
         """Take the message in, or raise `QueueFull`; return when the journal has it, if there is one."""
@@ -139,9 +138,10 @@ class Admission:
         return await self._enter(stamped)
 
     async def accept_claimed(self, stamped: Stamped) -> Message:
-        """Take the message in when the journal has it; there was room for it before it came here."""
-        self.check_open()
-        self._ledger.reserve(stamped[3])
+        """Take the message in when the journal has it; room is reserved for it."""
+        if self.closed:
+            self._ledger.release_reserved(stamped[3])
+            self.check_open()
         return await self._enter(stamped)
 
     async def accept_or_wait(self, stamped: Stamped) -> Message:

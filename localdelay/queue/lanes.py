@@ -188,13 +188,14 @@ def _last_due(packed: _Packed) -> float:
 class Piles:
     """The lanes and the heap. `run` looks at the next slots, and `drop` takes out the first of these."""
 
-    __slots__ = ("_from", "_popped", "heap", "lanes")
+    __slots__ = ("_from", "_merged", "_popped", "heap", "lanes")
 
     def __init__(self) -> None:
         self.lanes = [Lane()]  # there is always one
         self.heap: list[Slot] = []
         self._popped = Lane()  # due ones that were popped off the heap, many at a time, to be seen as a run
         self._from: Lane | None = None  # where the last run was seen; None is the heap
+        self._merged: list[Slot] = []  # the last run, if it was seen in several lanes
 
     def add_all(self, slots: Sequence[Slot], dues: list[float]) -> None:
         """Take in slots, which are due at `dues`, each where it fits best."""
@@ -235,6 +236,7 @@ class Piles:
         best: Slot | None = heap[0] if heap else None
         bound: tuple[float, float] = (until, math.inf)
         self._from = None
+        self._merged = []
         for lane in (*self.lanes, self._popped):
             head = lane.head
             if not head:
@@ -253,11 +255,36 @@ class Piles:
         head = self._from.head
         if most == 1:
             return head[:1]
-        return head[: bisect_right(head, bound, 0, min(most, len(head)))]
+        run = head[: bisect_right(head, bound, 0, min(most, len(head)))]
+        if len(run) < most and bound[0] <= until and bound[1] < math.inf:  # another lane is due in between
+            self._merged = run = self._merge(until, most)
+        return run
+
+    def _merge(self, until: float, most: int) -> list[Slot]:
+        """The next slots of all lanes, in order, up to where one of them has a block that is still packed."""
+        bound: tuple[Any, ...] = (until, math.inf)
+        if self.heap:
+            bound = min(bound, self.heap[0])
+        lanes = [lane for lane in (*self.lanes, self._popped) if lane.head]
+        for lane in lanes:
+            if lane.head is not lane.tail and len(lane.head) < most:
+                bound = min(bound, lane.head[-1])
+        merged: list[Slot] = []
+        for lane in lanes:
+            merged += lane.head[: bisect_right(lane.head, bound, 0, min(most, len(lane.head)))]
+        merged.sort()
+        del merged[most:]
+        return merged
 
     def drop(self, count: int) -> None:
         """Take out the first `count` slots of the run that was looked at last."""
-        if self._from is None:
+        if self._merged:
+            last = self._merged[count - 1]
+            self._merged = []
+            for lane in (*self.lanes, self._popped):
+                if lane.head and lane.head[0] <= last:
+                    lane.drop(bisect_right(lane.head, last))
+        elif self._from is None:
             heappop(self.heap)
         else:
             self._from.drop(count)

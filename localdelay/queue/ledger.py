@@ -37,6 +37,8 @@ class Ledger:
         self.pending_bytes = 0
         self.reserved = 0  # room for puts that are not accepted before the journal has them
         self.reserved_bytes = 0
+        self.coming = 0  # accepted in another thread, and on their way to this loop
+        self.coming_bytes = 0
         self.capacity = capacity
         self.capacity_bytes = capacity_bytes
         self.limit_bytes = math.inf if capacity_bytes is None else capacity_bytes
@@ -68,6 +70,7 @@ class Ledger:
 
     def accept_reserved(self, size: int) -> None:
         """Count in a message for which there is room reserved."""
+        # In this order: a thread that looks in between (`fits`) must not find room that is not there.
         self.accept(size)
         self.reserved -= 1
         self.reserved_bytes -= size
@@ -134,12 +137,25 @@ class Ledger:
         waiter.error = error
         trio.lowlevel.reschedule(waiter.task)
 
-    def fits(self, size: int, *, besides: int = 0, besides_bytes: int = 0) -> bool:
+    def fits(self, size: int) -> bool:
         """Whether there is room for so many bytes, besides messages that are not counted in yet."""
+        # A message that goes from reserved to pending is in both for a moment. Reserved is read first: read
+        # last, the message might have left it, for a thread that has read pending before it got there.
+        reserved, reserved_bytes = self.reserved, self.reserved_bytes
         return (
-            self.pending + self.reserved + besides < self.capacity
-            and self.pending_bytes + self.reserved_bytes + besides_bytes + size <= self.limit_bytes
+            reserved + self.coming + self.pending < self.capacity
+            and reserved_bytes + self.coming_bytes + self.pending_bytes + size <= self.limit_bytes
         )
+
+    def come(self, size: int) -> None:
+        """Count in a message that another thread has accepted. Under that thread's lock, with `fits`."""
+        self.coming += 1
+        self.coming_bytes += size
+
+    def arrive(self, size: int, count: int = 1) -> None:
+        """So many of these have come here, and are accepted or reserved. Under the same lock."""
+        self.coming -= count
+        self.coming_bytes -= size
 
     def reserve(self, size: int) -> None:
         """Keep room for a message of this many bytes, whether there is any or not."""

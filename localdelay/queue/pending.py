@@ -62,6 +62,14 @@ class Pending:
         self._accept(entry, size)
         self.keeper.entered(entry)
 
+    def enter_counted(self, entries: Iterable[Entry]) -> None:
+        """Accept messages that the ledger has counted in already; the keeper has them later."""
+        for entry in entries:
+            if type(entry[2]) is not bytes:
+                self.take_id(entry)
+            self.schedule.put(entry)
+            self.keeper.entered(entry)
+
     def enter_kept(self, on_time: Sequence[Entry], paced: Sequence[Entry]) -> None:
         """Accept messages that the keeper has already, whatever the room; some wait past their time."""
         entries = [*on_time, *paced]

@@ -167,6 +167,9 @@ def test_a_loop_that_hangs_is_not_waited_for() -> None:
         registry = registry_of(collector)
         stuck.put(b"", delay=0.0)
         assert entered.wait(20)
+        begun: list[object] = []
+        begin = stuck.remote.begin
+        stuck.remote.begin = lambda act: begun.append(act) or begin(act)  # type: ignore[func-returns-value,method-assign]  # counted
         for _ in range(3):
             samples = scrape(registry)
             assert value(samples, "localdelay_up", queue="stuck") == 0
@@ -175,8 +178,7 @@ def test_a_loop_that_hangs_is_not_waited_for() -> None:
             assert all(re.match("localdelay_(up|fallback_|breaker_)", name) for name in of_stuck)
             assert value(samples, "localdelay_up", queue="fine") == 1
             conserved(samples, queue="fine")
-        waiting = len(stuck.remote._arrivals)
-        assert waiting <= 1  # scrapes that nobody answers do not pile up
+        assert len(begun) <= 1  # scrapes that nobody answers do not pile up
         go_on.set()
         stuck.statistics()
         assert value(scrape(registry), "localdelay_up", queue="stuck") == 1
