@@ -117,18 +117,18 @@ class Threads:
     # What follows is `Senders`.
 
     def begin(self, clock: Callable[[], float], done: Hop[Outcome]) -> None:
-        """See `Senders`."""
+        """The queue has begun."""
         self._clock = clock
         self._done = done
 
     def give(self, entries: list[Entry]) -> None:
-        """See `Senders`."""
+        """Send these, each on its own, in this order."""
         put = self._to_do.put
         for entry in entries:
             put(entry)
 
     def take_back(self) -> list[Entry]:
-        """See `Senders`."""
+        """Those whose sends have not begun: they will not."""
         taken: list[Entry] = []
         others: list[_Call | None] = []
         with suppress(Empty):
@@ -143,15 +143,15 @@ class Threads:
         return taken
 
     def under_way(self) -> list[tuple[Entry, float]]:
-        """See `Senders`."""
+        """What is being sent, and since when."""
         seats = [(seat.item, seat.began) for seat in self._seats]
         return [(item, began) for item, began in seats if isinstance(item, tuple)]
 
     def give_up(self, entry: Entry) -> None:
-        """See `Senders`. A call can't be ended: it keeps its thread."""
+        """Nobody waits for this send any more. It can't be ended: it keeps its thread."""
 
     def resize(self, count: int) -> None:
-        """See `Senders`. A thread too many ends when it is free."""
+        """So many threads from now on; one too many ends when it is free."""
         if self._is_open:
             for _ in range(count, self._count):
                 self._to_do.put(None)

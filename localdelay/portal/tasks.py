@@ -58,12 +58,12 @@ class Tasks:
         self._told_at = 0.0
 
     def begin(self, clock: Callable[[], float], done: Hop[Outcome]) -> None:
-        """See `Senders`."""
+        """The queue has begun."""
         self._clock = clock
         self._done = done
 
     def give(self, entries: list[Entry]) -> None:
-        """See `Senders`."""
+        """Send these, each on its own, in this order."""
         try:
             self._arriving.send_all(entries)
         except RuntimeError as error:  # the loop is closed
@@ -72,7 +72,7 @@ class Tasks:
                 self._done.send((entry, now, now, error))
 
     def take_back(self) -> list[Entry]:
-        """See `Senders`."""
+        """Those whose sends have not begun: they will not."""
         taken = self._arriving.take()
         with suppress(IndexError):
             while True:
@@ -80,17 +80,17 @@ class Tasks:
         return taken
 
     def under_way(self) -> list[tuple[Entry, float]]:
-        """See `Senders`."""
+        """What is being sent, and since when."""
         seats = [(seat.entry, seat.began) for seat in list(self._seats)]
         return [(entry, began) for entry, began in seats if entry is not None]
 
     def give_up(self, entry: Entry) -> None:
-        """See `Senders`. Its task is cancelled, and keeps its place until that has ended it."""
+        """Cancel the task of this send, which keeps its place until that has ended it."""
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._cancel, entry)
 
     def resize(self, count: int) -> None:
-        """See `Senders`. A task too many ends when its send has."""
+        """So many tasks from now on; one too many ends when its send has."""
         self._count = count
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._more)

@@ -1,0 +1,318 @@
+"""Sends that run elsewhere than on the queue's loop: handed over in runs, and still each on its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from localdelay import Message, RetryPolicy, aio, threads
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+AT_ONCE = RetryPolicy(wait_initial=0.0, wait_jitter=0.0)
+
+
+def until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < deadline, "it takes too long"
+        threading.Event().wait(0.002)
+
+
+class Gauge:
+    """How many calls are under way, and how many were at most."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.now = 0
+        self.most = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self.now -= 1
+
+
+class Gate:
+    """A blocking send that returns at once while the gate is open."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.open.set()
+        self.gauge = Gauge()
+        self.sent: Counter[bytes] = Counter()
+
+    def __call__(self, message: Message) -> None:
+        with self.gauge:
+            self.open.wait(20)
+            self.sent[message.payload] += 1
+
+
+def test_senders_that_all_hang_hold_only_what_they_have() -> None:
+    """What was handed over ahead of them, while they were fast, waits again, and can be cancelled."""
+    gate = Gate()
+    with threads.open_delay_queue(gate, capacity=5000, workers=2, send_timeout=None) as queue:
+        for number in range(2000):
+            queue.put_nowait(b"%d" % number, delay=0.0)
+        until(lambda: queue.statistics().sent == 2000)
+        gate.open.clear()
+        messages = [queue.put_nowait(b"later %d" % number, delay=0.0) for number in range(500)]
+        until(lambda: (queue.statistics().sending, queue.statistics().waiting) == (2, 498))
+        assert queue.statistics().workers_busy == 2
+        assert queue.cancel(messages[-1].id)
+        gate.open.set()
+    assert (queue.statistics().sent, queue.statistics().cancelled) == (2499, 1)
+    assert set(gate.sent.values()) == {1}
+    assert gate.gauge.most == 2
+
+
+def test_one_that_hangs_holds_nobody_of_its_run() -> None:
+    """All others are sent while it hangs, until it is given up; then it is sent again."""
+    hold = threading.Event()
+    sent: Counter[bytes] = Counter()
+
+    def send(message: Message) -> None:
+        if message.payload == b"0" and message.attempt == 1:
+            hold.wait(20)
+        sent[message.payload] += 1
+
+    with threads.open_delay_queue(send, capacity=5000, workers=2, send_timeout=0.3, retry=AT_ONCE) as queue:
+        for number in range(1000):
+            queue.put_nowait(b"%d" % number, delay=0.0)
+        until(lambda: queue.statistics().sent == 1000)
+        assert (queue.statistics().failures, sent[b"0"]) == (1, 1)
+        hold.set()
+        until(lambda: sent[b"0"] == 2)  # the call that was given up returns
+    assert queue.statistics().sent == 1000
+
+
+def test_a_pause_takes_back_what_has_not_begun() -> None:
+    """Sends that have begun go on, and no other begins."""
+    gate = Gate()
+    with threads.open_delay_queue(gate, capacity=5000, workers=2) as queue:
+        for number in range(500):
+            queue.put_nowait(b"%d" % number, delay=0.0)
+        until(lambda: queue.statistics().sent == 500)
+        gate.open.clear()
+        for number in range(100):
+            queue.put_nowait(b"later %d" % number, delay=0.0)
+        until(lambda: gate.gauge.now == 2)
+        queue.pause()
+        gate.open.set()
+        until(lambda: queue.statistics().sending == 0)
+        assert queue.statistics().waiting == 98
+        queue.resume()
+    assert queue.statistics().sent == 600
+
+
+def test_lateness_and_time_limit_count_from_the_begin_of_each_send() -> None:
+    """Not from when a run was handed over: slow sends are late, and none of them takes too long."""
+
+    def send(message: Message) -> None:
+        threading.Event().wait(0.03)
+
+    with threads.open_delay_queue(send, capacity=100, workers=1, send_timeout=0.2) as queue:
+        for _ in range(12):
+            queue.put_nowait(b"", delay=0.0)
+    statistics = queue.statistics()
+    assert (statistics.sent, statistics.failures) == (12, 0)
+    assert statistics.lateness.max > 11 * 0.03
+    assert statistics.lateness.p50 < statistics.lateness.max
+
+
+def test_more_and_fewer_threads() -> None:
+    """`resize` says how many calls may be under way, for new ones."""
+    gate = Gate()
+    with threads.open_delay_queue(gate, capacity=5000, workers=1) as queue:
+        gate.open.clear()
+        for number in range(100):
+            queue.put_nowait(b"%d" % number, delay=0.0)
+        until(lambda: gate.gauge.now == 1)
+        queue.resize(workers=5)
+        until(lambda: gate.gauge.now == 5)
+        queue.resize(workers=2)
+        gate.open.set()
+        until(lambda: queue.statistics().sent == 100)
+        gate.open.clear()
+        gate.gauge.most = 0
+        for number in range(100):
+            queue.put_nowait(b"later %d" % number, delay=0.0)
+        until(lambda: gate.gauge.now == 2)
+        gate.open.set()
+    assert gate.gauge.most == 2
+
+
+def test_no_thread_stays_behind() -> None:
+    """They end with the queue; one that hangs, when it returns."""
+
+    def ours() -> int:
+        return sum(thread.name.startswith("localdelay") for thread in threading.enumerate())
+
+    until(lambda: ours() == 0)
+    gate = Gate()
+    with threads.open_delay_queue(gate, capacity=10, workers=5) as queue:
+        gate.open.clear()
+        queue.put_nowait(b"", delay=0.0)
+        until(lambda: gate.gauge.now == 1)
+        queue.drain(grace=0.0)
+    until(lambda: ours() == 1)
+    gate.open.set()
+    until(lambda: ours() == 0)
+
+
+def on_asyncio(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def limited() -> None:
+        async with asyncio.timeout(30):
+            await main()
+
+    asyncio.run(limited())
+
+
+def test_a_coroutine_that_does_not_wait_needs_no_task_of_its_own() -> None:
+    """Thousands are sent by a handful of tasks, and what else runs on the loop has its turns."""
+    made = beats = 0
+
+    def factory(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        nonlocal made
+        made += 1
+        return asyncio.Task(coro, loop=loop, **options)
+
+    async def send(message: Message) -> None:
+        end = time.perf_counter() + 20e-6
+        while time.perf_counter() < end:
+            pass
+
+    async def beat() -> None:
+        nonlocal beats
+        while True:
+            await asyncio.sleep(0)
+            beats += 1
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(factory)
+        async with aio.open_delay_queue(send, capacity=5000, workers=20) as queue:
+            beating = asyncio.create_task(beat())
+            for _ in range(5000):
+                queue.put_nowait(b"", delay=0.0)
+            await queue.drain()
+            beating.cancel()
+        assert (await queue.statistics()).sent == 5000
+
+    on_asyncio(main)
+    assert made < 500
+    assert beats > 20
+
+
+def test_a_send_has_one_task_from_its_begin_to_its_end() -> None:
+    """Which no other send has meanwhile, so that time limits and task groups work in it."""
+    tasks: dict[asyncio.Task[Any] | None, int] = {}
+    gauge = Gauge()
+
+    async def send(message: Message) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        assert task not in tasks
+        tasks[task] = 1
+        with gauge:
+            try:
+                async with asyncio.timeout(0.01):
+                    await asyncio.sleep(20 if message.payload == b"too long" else 0.001)
+            finally:
+                assert asyncio.current_task() is task
+                del tasks[task]
+
+    async def main() -> None:
+        async with aio.open_delay_queue(
+            send, capacity=500, workers=7, retry=RetryPolicy(attempts=1)
+        ) as queue:
+            for number in range(200):
+                queue.put_nowait(b"too long" if number % 10 == 0 else b"", delay=0.0)
+        statistics = await queue.statistics()
+        assert (statistics.sent, statistics.dead) == (180, 20)
+
+    on_asyncio(main)
+    assert gauge.most == 7
+
+
+def test_what_a_send_sets_in_its_context_ends_with_it() -> None:
+    """It begins with the context that the queue was opened in."""
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="none")
+    seen: Counter[str] = Counter()
+
+    async def send(message: Message) -> None:
+        seen[variable.get()] += 1
+        variable.set("mine")
+        if message.payload:
+            await asyncio.sleep(0)
+        assert variable.get() == "mine"
+
+    async def main() -> None:
+        variable.set("opener's")
+        async with aio.open_delay_queue(send, capacity=500, workers=3) as queue:
+            for number in range(100):
+                queue.put_nowait(b"x" * (number % 2), delay=0.0)
+
+    on_asyncio(main)
+    assert seen == {"opener's": 100}
+
+
+def test_a_send_that_will_not_be_cancelled_keeps_its_place() -> None:
+    """It has failed when its time is over, and the others go on beside it."""
+    go_on = asyncio.Event()
+    attempts: Counter[int] = Counter()
+
+    async def send(message: Message) -> None:
+        attempts[message.attempt] += 1
+        if message.payload == b"stubborn" and message.attempt == 1:
+            while not go_on.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await go_on.wait()
+
+    async def main() -> None:
+        async with aio.open_delay_queue(
+            send, capacity=500, workers=2, send_timeout=0.05, retry=AT_ONCE
+        ) as queue:
+            queue.put_nowait(b"stubborn", delay=0.0)
+            for _ in range(100):
+                queue.put_nowait(b"", delay=0.0)
+            while (await queue.statistics()).sent < 101:  # noqa: ASYNC110 (time passes elsewhere)
+                await asyncio.sleep(0.002)
+            assert (await queue.statistics()).failures == 1
+            go_on.set()
+
+    on_asyncio(main)
+    assert attempts == {1: 101, 2: 1}
+
+
+def test_a_send_that_somebody_cancels_harms_its_message_only() -> None:
+    """It has failed, and is tried again; the queue goes on."""
+    attempts: list[int] = []
+
+    async def send(message: Message) -> None:
+        attempts.append(message.attempt)
+        if message.attempt == 1:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(20)
+
+    async def main() -> None:
+        async with aio.open_delay_queue(send, capacity=500, workers=2, retry=AT_ONCE) as queue:
+            for _ in range(10):
+                queue.put_nowait(b"", delay=0.0)
+        assert (await queue.statistics()).failures == 10
+
+    on_asyncio(main)
+    assert Counter(attempts) == {1: 10, 2: 10}
