@@ -48,6 +48,8 @@ class Queue:
     hold: Callable[[], Any] | None = None
     """Awaited: nothing is sent until `release`. Where there is none, holding the loop does it."""
     release: Callable[[], Any] | None = None
+    put_waiting: Callable[..., Any] | None = None
+    """`put(payload, delay=...)` of a plain thread, which waits for room."""
 
 
 Opener: TypeAlias = Callable[[Asked], AbstractAsyncContextManager[Queue]]
@@ -195,7 +197,8 @@ async def _heap_of_threads(asked: Asked) -> AsyncIterator[Queue]:
     async with open_heap_of_threads(
         lambda message: one(*message), asked.loop.clock, workers=asked.workers
     ) as heap:
-        yield Queue(heap.put_nowait, None, heap.hold, heap.release)
+        # It has no bound, and never waits.
+        yield Queue(heap.put_nowait, None, heap.hold, heap.release, heap.put_nowait)
 
 
 @asynccontextmanager
@@ -213,7 +216,7 @@ async def _threads(asked: Asked) -> AsyncIterator[Queue]:
         async def release() -> None:
             queue.resume()
 
-        yield Queue(queue.put_nowait, None, hold, release)
+        yield Queue(queue.put_nowait, None, hold, release, queue.put)
         queue.drain(grace=0.0)
 
 

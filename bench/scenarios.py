@@ -33,18 +33,23 @@ _SETTLE = 0.2
 """Seconds, for a queue in a thread of its own to take in what it was given."""
 _LONGEST_BURST = 60.0
 _PRODUCERS = 8
-_PRODUCED_DELAY = 0.1
+_PRODUCED_DELAYS = 50
+"""Milliseconds: what they put falls due from at once to a twentieth of a second later."""
+_ROOM = 20_000
 
 
 class _TooLate(Exception):
     """The load is so late that it is given up."""
 
 
-def _open(name: str, loop: Loop, times: Times, workers: int = 20) -> AbstractAsyncContextManager[Queue]:
+def _open(
+    name: str, loop: Loop, times: Times, workers: int = 20, room: int | None = None
+) -> AbstractAsyncContextManager[Queue]:
     opener = CONTENDERS[name].open
     if opener is None:
         raise ValueError(f"{name} is a program")
-    return opener(Asked(times=times, loop=loop, capacity=len(times.begun), workers=workers))
+    capacity = len(times.begun) if room is None else room
+    return opener(Asked(times=times, loop=loop, capacity=capacity, workers=workers))
 
 
 async def put_nowait(loop: Loop, contender: str, messages: int) -> Result:
@@ -110,9 +115,9 @@ async def all_at_once(loop: Loop, contender: str, messages: int, workers: int, m
 
     They are put with one delay for all, so they become due in the order of their puts; meanwhile the queue is
     held, or the loop that it lives on. From when it is let go until the last send begins. It fails if the
-    first was due before the last was put: the delay is thrice what puts should take, and `margin` seconds.
+    first was due before the last was put: the delay is six times what puts should take, and `margin` seconds.
     """
-    delay = margin + 3 * messages * await _seconds_a_put(loop, contender, workers)
+    delay = margin + 6 * messages * await _seconds_a_put(loop, contender, workers)
     clock, times = loop.clock, Times(loop.clock, messages)
     async with _open(contender, loop, times, workers) as queue:
         gc.collect()
@@ -203,14 +208,19 @@ async def open_loop(
 
 
 async def producers(loop: Loop, contender: str, messages: int, workers: int) -> Result:
-    """Puts/s of eight threads at once, while what they have put falls due and is sent. For plain threads."""
+    """Puts/s of eight threads at once, while what they have put falls due and is sent. For plain threads.
+
+    They wait for room: there is some for 20,000 messages, where the queue has a bound.
+    """
     each = messages // _PRODUCERS
     times = Times(loop.clock, each * _PRODUCERS)
-    async with _open(contender, loop, times, workers) as queue:
+    async with _open(contender, loop, times, workers, _ROOM) as queue:
+        put = queue.put_waiting
+        assert put is not None
 
         def produce(first: int) -> None:
             for number in range(first, first + each):
-                queue.put_nowait(body(number), delay=_PRODUCED_DELAY)
+                put(body(number), delay=number % _PRODUCED_DELAYS / 1000)
 
         threads = [threading.Thread(target=produce, args=(each * at,)) for at in range(_PRODUCERS)]
         began = time.perf_counter()

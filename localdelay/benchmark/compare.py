@@ -6,6 +6,7 @@ Each plan runs in a process of its own (`child`), which is told what to do by th
 from __future__ import annotations
 
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import trio
 
@@ -29,10 +30,11 @@ from localdelay.benchmark.comparison import (
 )
 from localdelay.benchmark.process import machine
 from localdelay.benchmark.redis import find_server, start_server
+from localdelay.benchmark.result import BenchError
 from localdelay.benchmark.run import check as check_load
-from localdelay.benchmark.stopping import BenchError, Stopped, until_signal
 from localdelay.brokers.address import hide_secrets
 from localdelay.programs import Guarded, last_words
+from localdelay.signals import Stopped, heard
 
 _CHILD = "localdelay.benchmark.child"
 _CRASH_SECONDS = 2.0
@@ -62,24 +64,11 @@ def run(asked: Comparison, watcher: Watcher) -> Report:
 
 
 async def _run_until_signal(asked: Comparison, watcher: Watcher) -> Report:
-    stopped_by = 0
-    report: Report | None = None
-    scope = trio.CancelScope()
+    def stop(signum: int) -> NoReturn:
+        raise Stopped(signum)
 
-    def stop(signum: int) -> None:
-        nonlocal stopped_by
-        stopped_by = stopped_by or signum
-        scope.cancel()
-
-    async def compare() -> None:
-        nonlocal report
-        with scope:
-            report = await _compare(asked, watcher)
-
-    await until_signal(compare, stop)
-    if report is None:
-        raise Stopped(stopped_by)
-    return report
+    async with heard((signal.SIGINT, signal.SIGTERM), stop):
+        return await _compare(asked, watcher)
 
 
 async def _compare(asked: Comparison, watcher: Watcher) -> Report:
@@ -219,6 +208,3 @@ async def _answers(
         if "error" in said:
             raise BenchError(hide_secrets(said["error"], job.server))
         yield said
-
-
-__all__ = ["BenchError", "Stopped", "Watcher", "run"]

@@ -17,7 +17,7 @@ import attrs
 import trio
 
 from localdelay.benchmark.comparison import queue_url
-from localdelay.benchmark.stopping import BenchError
+from localdelay.benchmark.result import BenchError
 from localdelay.programs import Guarded, last_words
 
 if TYPE_CHECKING:  # it comes with an extra, and the plans in memory have to work without it

@@ -12,6 +12,7 @@ from localdelay.benchmark.held import HELD_P99
 from localdelay.benchmark.load import NUMBER_BYTES, Delays, Pace
 from localdelay.benchmark.meter import INTERVAL, SHORTEST
 from localdelay.benchmark.process import Machine
+from localdelay.errors import LocalDelayError
 from localdelay.lateness import Latencies, LatencySummary
 
 BACKLOG_SECONDS = 10.0
@@ -24,6 +25,10 @@ _WARM_DELAY = 0.01
 _LONGEST_RUN = 86_400.0
 _HIGHEST_RATE = 1e8
 _MOST_WORKERS = 100_000
+
+
+class BenchError(LocalDelayError):
+    """The benchmark could not run."""
 
 
 def _at_least(low: float, most: float = _LONGEST_RUN) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from typing import Protocol
 
@@ -9,13 +10,13 @@ import attrs
 import trio
 
 from localdelay.benchmark.process import machine, machine_bytes, resident_bytes
-from localdelay.benchmark.result import Distribution, Result, Settings, held_up_to
+from localdelay.benchmark.result import BenchError, Distribution, Result, Settings, held_up_to
 from localdelay.benchmark.round import Round
 from localdelay.benchmark.sending import senders
-from localdelay.benchmark.stopping import BenchError, Stopped, until_signal
 from localdelay.brokers import STDOUT, Broker, check_url, hide_secrets, open_broker
 from localdelay.lateness import Latencies
 from localdelay.queue.queue import DelayQueue, open_delay_queue
+from localdelay.signals import Stopped, heard
 
 _TICK = 0.1
 _GIVE_UP_AFTER = 3.0
@@ -69,7 +70,12 @@ def run(settings: Settings, watcher: Watcher) -> Result:
     """
     check(settings)
     one = Run(settings, watcher)
-    trio.run(until_signal, one.go, one.stop)
+
+    async def go() -> None:
+        async with heard((signal.SIGINT, signal.SIGTERM), one.stop):
+            await one.go()
+
+    trio.run(go)
     return one.result()
 
 
@@ -243,6 +249,3 @@ class _Trial:
             held_up_to=held_up_to(self._settings, meter.intervals),
             intervals=meter.intervals,
         )
-
-
-__all__ = ["BenchError", "Progress", "Run", "Stopped", "Watcher", "check", "run"]

@@ -11,9 +11,10 @@ from typing import Final
 
 from localdelay.benchmark import plot
 from localdelay.benchmark.load import Delays
-from localdelay.benchmark.run import BenchError, Stopped
+from localdelay.benchmark.result import BenchError
 from localdelay.cli.options import Parsed, option, parse_output
 from localdelay.cli.terminal import Failed, Teller, can_be_live, stopped
+from localdelay.signals import Stopped
 from localdelay.units import format_duration, parse_duration
 
 _SUFFIXES: Final = {"": 1.0, "k": 1e3, "m": 1e6}

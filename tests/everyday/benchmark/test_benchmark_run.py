@@ -12,10 +12,11 @@ import trio.testing
 from localdelay import Message, PartialSendError, PermanentSendError, Throttled
 from localdelay.benchmark import run as runs
 from localdelay.benchmark.load import Delays, number_in
-from localdelay.benchmark.result import Result, Settings
-from localdelay.benchmark.run import BenchError, Progress, Run, Stopped, check
+from localdelay.benchmark.result import BenchError, Result, Settings
+from localdelay.benchmark.run import Progress, Run, check
 from localdelay.brokers import Broker
 from localdelay.lateness import Latencies
+from localdelay.signals import Stopped
 
 
 class Watched:
