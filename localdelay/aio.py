@@ -30,7 +30,7 @@ from .portal.portal import Call, Cut, Options, Remote
 from .portal.tasks import Tasks
 from .queue import queue
 from .queue.admission import Stamped
-from .queue.queue import UNCHANGED, Unchanged
+from .queue.core import UNCHANGED, Unchanged
 from .queue.sending import not_awaitable
 from .settling import Confirmation, Settling
 from .statistics import DrainReport, Statistics

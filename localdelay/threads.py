@@ -19,8 +19,8 @@ from .portal.blocking import in_threads, is_async
 from .portal.pool import Threads
 from .portal.portal import Call, Options, Remote
 from .queue import queue
+from .queue.core import UNCHANGED, Unchanged
 from .queue.draining import HAND_BACKS_IN_FLIGHT
-from .queue.queue import UNCHANGED, Unchanged
 from .statistics import DrainReport, Statistics
 
 __all__ = ["DelayQueue", "Fallback", "open_delay_queue"]

@@ -191,7 +191,7 @@ class Remote:
         Unless it `waits` for that it raises `QueueFull`. Where there is a journal the call ends when that has
         the message.
         """
-        if not self.queue.is_kept:
+        if not self.queue.admission.is_kept:
             if self._try_accept(stamped):
                 return None
         elif self._try_accept(stamped, comes=False):

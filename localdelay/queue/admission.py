@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from itertools import islice
+from operator import itemgetter
 from typing import TypeAlias
 
 import trio
@@ -12,6 +16,9 @@ import trio
 from localdelay import arguments
 from localdelay.entry import Body, Entry, message_of, size_of
 from localdelay.errors import QueueClosed, QueueFull
+from localdelay.journal.commits import Commits
+from localdelay.journal.record import Journal, Kept
+from localdelay.journal.recovery import recovered
 from localdelay.message import Message, number_in
 
 from .pending import Pending
@@ -19,6 +26,9 @@ from .pending import Pending
 Stamped: TypeAlias = tuple[Message, int, Body, int]
 """(what put returns, its number, what the schedule holds, bytes)"""
 
+logger = logging.getLogger("localdelay")
+
+_CHUNK = 2000  # recovered messages, between which other tasks run
 _MOST_ATTEMPTS = 2**62  # a journal's numbers have 64 bits
 
 
@@ -52,8 +62,35 @@ class Admission:
         self._ledger = pending.ledger
         self._numbers = numbers
         self.closed = False
+        self.is_kept = False
+        """Whether a put returns only when a journal has its message."""
         self.has_short_way = True
         """Whether a plain message may go straight into the schedule."""
+
+    async def open_journal(self, journal: Journal) -> Sequence[Kept]:
+        """Have what is taken in from now on kept there, and return what is there. Raises `JournalError`."""
+        commits = Commits(journal)
+        held = await commits.open(next(self._numbers))
+        self._pending.keeper = commits
+        self.is_kept = True
+        self.has_short_way = False
+        self._ledger.largest = journal.largest
+        return held
+
+    async def recover(self, held: Sequence[Kept], rate: float | None) -> None:
+        """Take in what a journal held: what is overdue at once, or so many of it a second."""
+        pending = sorted((kept for kept in held if kept[-1] is None), key=itemgetter(1))  # by when it is due
+        dead = len(held) - len(pending)
+        wall = time.time()
+        now = trio.current_time()
+        rest = iter(pending)
+        while chunk := list(islice(rest, _CHUNK)):
+            on_time, paced = recovered(chunk, wall=wall, now=now, rate=rate, before=self._ledger.recovered)
+            self._pending.enter_kept(on_time, paced)
+            await trio.lowlevel.checkpoint()
+        if pending or dead:
+            line = "%d messages came back from the journal, %d of them overdue; it has %d dead letters"
+            logger.info(line, len(pending), sum(kept[1] <= wall for kept in pending), dead)
 
     def close(self) -> None:
         """Take in nothing any more; puts that wait for room raise `QueueClosed`."""

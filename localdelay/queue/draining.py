@@ -24,10 +24,10 @@ from localdelay.nurseries import bare_nursery
 from localdelay.statistics import DrainReport
 
 from .admission import Admission
+from .core import Core
 from .handing_back import HandBacks
 from .pending import Pending
-from .sending import Delivery, HandBack
-from .workers import Workers
+from .sending import HandBack
 
 HAND_BACKS_IN_FLIGHT = 100
 
@@ -65,25 +65,15 @@ class Draining:
     """The drain of one queue. There is at most one."""
 
     def __init__(
-        self,
-        pending: Pending,
-        admission: Admission,
-        workers: Workers,
-        delivery: Delivery,
-        hand_backs: HandBacks,
-        *,
-        limit: RateLimit | None,
-        senders: Callable[[], int],
+        self, core: Core, admission: Admission, hand_backs: HandBacks, limit: RateLimit | None
     ) -> None:
-        """`senders` says how many messages can be sent at once."""
-        self._pending = pending
-        self._schedule = pending.schedule
+        self._pending = core.pending
+        self._schedule = core.pending.schedule
+        self._workers = core.workers
+        self._core = core
         self._admission = admission
-        self._workers = workers
-        self._delivery = delivery
         self._hand_backs = hand_backs
         self._limit = limit
-        self._senders = senders
         self._beside: dict[trio.CancelScope, Callable[[], None]] = {}
         self._beside_ended = trio.lowlevel.ParkingLot()
         self._drained: trio.Event | None = None  # made when a drain begins, set when it has ended
@@ -183,14 +173,14 @@ class Draining:
         now = trio.current_time()
         ledger, limit = self._pending.ledger, self._limit
         near, last_due = self._schedule.near()
-        sends = self._delivery.send_time.summary()
+        sends = self._core.delivery.send_time.summary()
         send_seconds = sends.sum / sends.count if sends.count else 0.0
         return plan_drain(
             pending=ledger.pending,
             due=near + self._schedule.taken,
             grace=max(0.0, grace.deadline - now),
             last_due_in=max(0.0, last_due - now),
-            senders=self._senders(),
+            senders=self._workers.count * self._core.batch,
             send_seconds=send_seconds,
             hand_backs=HAND_BACKS_IN_FLIGHT if hands_back and grace.deadline < math.inf else 0,
             hand_back_seconds=send_seconds,

@@ -4,53 +4,36 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
-from enum import Enum
-from itertools import islice
-from operator import itemgetter
 from threading import get_ident
 
 import trio
 
 from localdelay import arguments
 from localdelay.errors import QueueClosed, QueueFull
-from localdelay.journal.commits import Commits
 from localdelay.journal.record import Journal, check_journal
-from localdelay.journal.recovery import recovered
 from localdelay.keeping import Keeper
 from localdelay.limit import RateLimit
-from localdelay.listening import Listener, check_listener
+from localdelay.listening import Listener
 from localdelay.message import Message, numbers
 from localdelay.nurseries import bare_nursery
 from localdelay.statistics import DrainReport, Statistics
 from localdelay.timer import TimerKind, clock_parts
 
 from .admission import Admission
-from .batch import ONE, BatchPolicy
+from .batch import BatchPolicy
+from .core import UNCHANGED, Core, Unchanged, make_core
 from .draining import Draining
 from .handing_back import HandBacks
-from .ledger import Ledger
-from .pending import Pending
 from .retry import RetryPolicy
-from .schedule import INBOX, Schedule
-from .sending import DeadLetterHook, Delivery, HandBack, Send, SendBatch
-from .workers import BringsWorkers, Workers
-
-
-class Unchanged(Enum):
-    """An argument that was not given, where None means something."""
-
-    UNCHANGED = "unchanged"
-
-
-UNCHANGED = Unchanged.UNCHANGED
+from .schedule import INBOX
+from .sending import DeadLetterHook, HandBack, Send, SendBatch
+from .workers import BringsWorkers
 
 logger = logging.getLogger("localdelay")
 
-_CHUNK = 2000  # recovered messages, between which other tasks run
 _LONGEST = 1e18  # seconds; far below what overflows a float, so that the sum below can't raise
 
 
@@ -61,62 +44,25 @@ class DelayQueue:
     """
 
     def __init__(
-        self,
-        send: Send | SendBatch | BringsWorkers,
-        *,
-        one_by_one: bool,
-        batch: BatchPolicy,
-        capacity: int,
-        workers: int,
-        capacity_bytes: int | None,
-        cancellable: bool,
-        timer: TimerKind,
-        retry: RetryPolicy,
-        send_timeout: float,
-        on_dead_letter: DeadLetterHook | None,
-        limit: RateLimit | None,
-        listener: Listener | None,
+        self, core: Core, numbers: Iterator[int], *, cancellable: bool, limit: RateLimit | None
     ) -> None:
         self._read_clock, self._clock_offset = clock_parts()
         self._thread = get_ident()
-        self._cancellable = cancellable
-        self._numbers = numbers()
-        self._schedule = Schedule(indexed=cancellable)
+        self._numbers = numbers
+        self.is_cancellable = cancellable
+        """Whether `cancel` works."""
+        self._core = core
+        self._pending = core.pending
+        self._schedule = core.pending.schedule
         self._inbox = self._schedule.inbox
-        self.ledger = self._ledger = Ledger(capacity, capacity_bytes)
+        self.ledger = self._ledger = core.pending.ledger
         """For `Remote`, which accepts messages before they are here."""
-        self._pending = Pending(self._schedule, self._ledger)
-        self._workers = (
-            send.make_workers(self._pending, timer, workers)
-            if isinstance(send, BringsWorkers)
-            else Workers(self._pending, timer, workers, batch)
-        )
-        self._delivery = Delivery(
-            send,
-            self._pending,
-            self._workers,
-            one_by_one=one_by_one,
-            retry=retry,
-            send_timeout=send_timeout,
-            on_dead_letter=on_dead_letter,
-            limit=limit,
-            listener=listener,
-        )
-        self.hand_backs = HandBacks(self._pending, self._delivery)
+        self._workers = core.workers
+        self.hand_backs = HandBacks(core.pending, core.delivery)
         """For `Fallback`, which gives messages back to the primary while the queue runs."""
-        self.is_kept = False
-        """For `Remote`: whether a put returns only when a journal has its message."""
-        self.admission = Admission(self._pending, self._numbers)
+        self.admission = Admission(core.pending, numbers)
         """For `Remote`, whose messages have their room already."""
-        self._draining = Draining(
-            self._pending,
-            self.admission,
-            self._workers,
-            self._delivery,
-            self.hand_backs,
-            limit=limit,
-            senders=lambda: self._workers.count * batch.max_messages,
-        )
+        self._draining = Draining(core, self.admission, self.hand_backs, limit)
         self._nursery: trio.Nursery | None = None
         self._ended_at: float | None = None
 
@@ -140,7 +86,7 @@ class DelayQueue:
         wrong; an `id` that is pending already is wrong too.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self.is_kept:
+        if self.admission.is_kept:
             admission = self.admission
             return await admission.accept_or_wait(admission.stamp(payload, delay, at, id, headers))
         try:
@@ -234,7 +180,7 @@ class DelayQueue:
         still bring it back. False: it is unknown, being sent, or finished. Raises `RuntimeError` if the queue
         was opened with `cancellable=False`.
         """
-        if not self._cancellable:
+        if not self.is_cancellable:
             raise RuntimeError("cancel needs a queue that was opened with cancellable=True")
         number = self._pending.number(id)
         if number is None or not self._pending.cancel(number):
@@ -295,25 +241,14 @@ class DelayQueue:
         capacity accepts nothing until it holds less, and a worker too many leaves when it is idle. A put
         that waits with a message larger than the new `capacity_bytes` raises `ValueError`.
         """
-        ledger = self._ledger
-        if capacity is not None:
-            arguments.count("capacity", capacity)
-        if workers is not None:
-            arguments.count("workers", workers)
-        if capacity_bytes is UNCHANGED:
-            capacity_bytes = ledger.capacity_bytes
-        elif capacity_bytes is not None:
-            arguments.count("capacity_bytes", capacity_bytes)
-        ledger.resize(ledger.capacity if capacity is None else capacity, capacity_bytes)
-        if workers is not None:
-            self._workers.resize(workers)
+        self._core.resize(capacity, workers, capacity_bytes)
 
     @trio.lowlevel.enable_ki_protection
     def statistics(self) -> Statistics:
         """What the queue holds and has done, and how late it was."""
         now = trio.current_time() if self._ended_at is None else self._ended_at
         return Statistics(
-            **self._delivery.figures(now, self._schedule.next_due()),
+            **self._core.figures(now, self._schedule.next_due()),
             puts_waiting=self._ledger.puts_waiting,
             closed=self.admission.closed,
         )
@@ -348,11 +283,6 @@ class DelayQueue:
         await self._pending.keeper.flush()
 
     @property
-    def is_cancellable(self) -> bool:
-        """Whether `cancel` works."""
-        return self._cancellable
-
-    @property
     def at_risk(self) -> int:
         """Messages that a crash right now would lose, as in `statistics()`."""
         return self._pending.keeper.at_risk[0]
@@ -378,29 +308,9 @@ class DelayQueue:
     async def _begin(self, nursery: trio.Nursery, journal: Journal | None, rate: float | None) -> None:
         """Start the workers; take in what the journal holds, if there is one. Raises `JournalError`."""
         self._nursery = nursery
-        if journal is None:
-            nursery.start_soon(self._workers.run, self._delivery)
-            return
-        commits = Commits(journal)
-        held = await commits.open(next(self._numbers))
-        self._pending.keeper = commits
-        self.is_kept = True
-        self.admission.has_short_way = False
-        self._ledger.largest = journal.largest
-        nursery.start_soon(self._workers.run, self._delivery)
-        pending = sorted((kept for kept in held if kept[-1] is None), key=itemgetter(1))  # by when it is due
-        dead = len(held) - len(pending)
-        del held
-        wall = time.time()
-        now = trio.current_time()
-        rest = iter(pending)
-        while chunk := list(islice(rest, _CHUNK)):
-            on_time, paced = recovered(chunk, wall=wall, now=now, rate=rate, before=self._ledger.recovered)
-            self._pending.enter_kept(on_time, paced)
-            await trio.lowlevel.checkpoint()
-        if pending or dead:
-            line = "%d messages came back from the journal, %d of them overdue; it has %d dead letters"
-            logger.info(line, len(pending), sum(kept[1] <= wall for kept in pending), dead)
+        held = [] if journal is None else await self.admission.open_journal(journal)
+        nursery.start_soon(self._workers.run, self._core.delivery)
+        await self.admission.recover(held, rate)
 
     async def _end(self) -> None:
         """The workers have ended: close the journal, and say what is left."""
@@ -455,49 +365,26 @@ async def open_delay_queue(
     exception or a cancellation ends the workers; what is pending then stays in `messages()`, and one
     warning is logged. Raises `TypeError` and `ValueError` for an argument that is wrong.
     """
-    given = send_batch if send is None else send
-    if given is None or (send is not None and send_batch is not None):
-        raise TypeError("exactly one of send and send_batch must be given")
-    if not isinstance(batch, BatchPolicy):
-        raise TypeError(f"batch must be a BatchPolicy, not {type(batch).__name__}")
-    if send is not None:
-        if batch != BatchPolicy():
-            raise TypeError("batch is for send_batch: a send takes one message at a time")
-        batch = ONE
-    if not isinstance(given, BringsWorkers):
-        arguments.check_async("send_batch" if send is None else "send", given)
-    arguments.count("capacity", capacity)
-    arguments.count("workers", workers)
-    if capacity_bytes is not None:
-        arguments.count("capacity_bytes", capacity_bytes)
-    if timer not in ("auto", "trio"):
-        raise ValueError(f'timer must be "auto" or "trio", not {timer!r}')
-    if not isinstance(retry, RetryPolicy):
-        raise TypeError(f"retry must be a RetryPolicy, not {type(retry).__name__}")
-    if on_dead_letter is not None:
-        arguments.check_async("on_dead_letter", on_dead_letter)
-    if limit is not None and not isinstance(limit, RateLimit):
-        raise TypeError(f"limit must be a RateLimit or None, not {type(limit).__name__}")
-    check_listener(listener)
     rate = None if recover_rate is None else arguments.number("recover_rate", recover_rate)
     if rate is not None and not 0 < rate < math.inf:
         raise ValueError(f"recover_rate must be over 0 and finite, not {recover_rate!r}")
     check_journal(journal)
-    queue = DelayQueue(
-        given,
-        one_by_one=send is not None,
-        batch=batch,
+    core = make_core(
+        send,
+        send_batch,
+        batch,
         capacity=capacity,
         workers=workers,
         capacity_bytes=capacity_bytes,
-        cancellable=bool(cancellable),
+        cancellable=cancellable,
         timer=timer,
         retry=retry,
-        send_timeout=arguments.check_seconds("send_timeout", send_timeout, zero=False),
+        send_timeout=send_timeout,
         on_dead_letter=on_dead_letter,
         limit=limit,
         listener=listener,
     )
+    queue = DelayQueue(core, numbers(), cancellable=bool(cancellable), limit=limit)
     try:
         async with bare_nursery() as nursery:
             await queue._begin(nursery, journal, rate)  # noqa: SLF001 (its other half)

@@ -244,44 +244,6 @@ class Delivery:
         worker.failure = None
         await self._pending.keeper.written()
 
-    def figures(self, now: float, next_due: float) -> dict[str, Any]:
-        """What `Statistics` says of any queue, wherever it keeps its messages."""
-        pending, workers = self._pending, self._workers
-        ledger, schedule, keeper = pending.ledger, pending.schedule, pending.keeper
-        at_risk, at_risk_bytes = keeper.at_risk
-        return {
-            "accepted": ledger.accepted,
-            "recovered": ledger.recovered,
-            "sent": ledger.ended[End.SENT],
-            "dead": ledger.ended[End.DEAD],
-            "cancelled": ledger.ended[End.CANCELLED],
-            "handed_back": ledger.ended[End.HANDED_BACK],
-            "spooled": ledger.ended[End.SPOOLED],
-            "pending": ledger.pending,
-            "waiting": schedule.waiting,
-            "sending": schedule.taken,
-            "retrying": schedule.retrying,
-            "pending_bytes": ledger.pending_bytes,
-            "at_risk": at_risk,
-            "at_risk_bytes": at_risk_bytes,
-            "capacity": ledger.capacity,
-            "capacity_bytes": ledger.capacity_bytes,
-            "workers": workers.count,
-            "workers_busy": workers.busy,
-            "committing": keeper.committing,
-            "paused": workers.paused,
-            "next_due_in": None if next_due == math.inf else max(0.0, next_due - now),
-            "oldest_overdue": max(0.0, now - pending.oldest()),
-            "failures": self.failures,
-            "throttled": self.throttled,
-            "dead_letter_errors": self.dead_letter_errors,
-            "journal_failures": keeper.failures,
-            "lateness": self.lateness.summary(),
-            "send_time": self.send_time.summary(),
-            "total": self.total.summary(),
-            "commit_time": keeper.commit_time.summary(),
-        }
-
     async def _give_up(self, message: Message, error: Exception) -> bool:
         """Give the message to the dead letters; whether the hook has taken it."""
         if self._on_dead_letter is None:

@@ -14,16 +14,13 @@ from localdelay import arguments
 from localdelay.brokers.address import Form, parse
 from localdelay.brokers.redis_line import Place
 from localdelay.limit import RateLimit
-from localdelay.listening import Listener, check_listener
+from localdelay.listening import Listener
 from localdelay.message import numbers
 from localdelay.nurseries import bare_nursery
-from localdelay.queue.batch import ONE, BatchPolicy
-from localdelay.queue.ledger import Ledger
-from localdelay.queue.pending import Pending
+from localdelay.queue.batch import BatchPolicy
+from localdelay.queue.core import make_core
 from localdelay.queue.retry import RetryPolicy
-from localdelay.queue.schedule import Schedule
-from localdelay.queue.sending import DeadLetterHook, Delivery, Send, SendBatch
-from localdelay.queue.workers import Workers
+from localdelay.queue.sending import DeadLetterHook, Send, SendBatch
 from localdelay.redis_plan import leaving
 from localdelay.redis_plan.claims import Claimer
 from localdelay.redis_plan.clock import RedisClock
@@ -96,23 +93,9 @@ async def open_redis_delay_queue(
     besides goes back. Messages that wait stay in Redis. Raises `ConnectionError` where no Redis answers
     within `connect_timeout`, and `TypeError` and `ValueError` for an argument that is wrong.
     """
-    given = send_batch if send is None else send
-    if given is None or (send is not None and send_batch is not None):
-        raise TypeError("exactly one of send and send_batch must be given")
-    if not isinstance(batch, BatchPolicy):
-        raise TypeError(f"batch must be a BatchPolicy, not {type(batch).__name__}")
-    if send is not None:
-        if batch != BatchPolicy():
-            raise TypeError("batch is for send_batch: a send takes one message at a time")
-        batch = ONE
-    arguments.check_async("send_batch" if send is None else "send", given)
     place, names = place_of(url)
     if shards is not None:
         check_shards(shards)
-    for name, number in (("workers", workers), ("capacity", capacity)):
-        arguments.count(name, number)
-    if capacity_bytes is not None:
-        arguments.count("capacity_bytes", capacity_bytes)
     arguments.count("shard_messages", shard_messages)
     arguments.count("shard_bytes", shard_bytes)
     for name, seconds in (
@@ -125,22 +108,24 @@ async def open_redis_delay_queue(
         arguments.at_least(name, seconds, 0, "a number of seconds")
     for name, seconds in (("claim_ahead", claim_ahead), ("heartbeat", heartbeat)):
         arguments.at_least(name, seconds, 0.01, "a number of seconds")
-    if timer not in ("auto", "trio"):
-        raise ValueError(f'timer must be "auto" or "trio", not {timer!r}')
-    if not isinstance(retry, RetryPolicy):
-        raise TypeError(f"retry must be a RetryPolicy, not {type(retry).__name__}")
-    if on_dead_letter is not None:
-        arguments.check_async("on_dead_letter", on_dead_letter)
-    if limit is not None and not isinstance(limit, RateLimit):
-        raise TypeError(f"limit must be a RateLimit or None, not {type(limit).__name__}")
-    check_listener(listener)
-
+    core = make_core(
+        send,
+        send_batch,
+        batch,
+        capacity=capacity,
+        workers=workers,
+        capacity_bytes=capacity_bytes,
+        cancellable=True,
+        timer=timer,
+        retry=retry,
+        send_timeout=send_timeout,
+        on_dead_letter=on_dead_letter,
+        limit=limit,
+        listener=listener,
+    )
+    pending, pool = core.pending, core.workers
     token = secrets.token_hex(6)
     clock = RedisClock()
-    schedule = Schedule(indexed=True)
-    ledger = Ledger(capacity, capacity_bytes)
-    pending = Pending(schedule, ledger)
-    pool = Workers(pending, timer, workers, batch)
 
     def heard(data: bytes) -> None:
         try:
@@ -169,17 +154,6 @@ async def open_redis_delay_queue(
     limits = Limits(elements=shard_messages, bytes=shard_bytes, claim_ahead=claim_ahead, lease=lease)
     store = Store(link, names, clock, token, limits)
     held = Held(store, lease=lease, confirm_within=confirm_within)
-    delivery = Delivery(
-        given,
-        pending,
-        pool,
-        one_by_one=send is not None,
-        retry=retry,
-        send_timeout=arguments.check_seconds("send_timeout", send_timeout, zero=False),
-        on_dead_letter=on_dead_letter,
-        limit=limit,
-        listener=listener,
-    )
     pending.keeper = leases = Leases(
         pending,
         pool,
@@ -192,12 +166,12 @@ async def open_redis_delay_queue(
         store,
         link,
         clock,
-        ledger,
+        pending.ledger,
         held,
         arrivals,
-        schedule,
+        pending.schedule,
         pool,
-        batch=batch.max_messages,
+        batch=core.batch,
         token=token,
         claim_ahead=claim_ahead,
     )
@@ -214,14 +188,14 @@ async def open_redis_delay_queue(
         link=link,
         clock=clock,
         store=store,
-        schedule=schedule,
-        ledger=ledger,
+        schedule=pending.schedule,
+        ledger=pending.ledger,
         pending=pending,
         workers=pool,
+        core=core,
         held=held,
         leases=leases,
         arrivals=arrivals,
-        delivery=delivery,
         claimer=claimer,
         layouts=layouts,
         putter=putter,
@@ -237,7 +211,7 @@ async def open_redis_delay_queue(
                         await layouts.open(shards)
                         for task in (claimer.run, putter.run, held.tell, held.renew, layouts.beat):
                             nursery.start_soon(task)
-                        nursery.start_soon(pool.run, delivery)
+                        nursery.start_soon(pool.run, core.delivery)
                         begun = True
                         yield queue
                         await queue.leave()

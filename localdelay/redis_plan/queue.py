@@ -13,12 +13,12 @@ from localdelay import arguments
 from localdelay.errors import QueueClosed
 from localdelay.message import NO_HEADERS, Message
 from localdelay.queue.admission import already_pending
+from localdelay.queue.core import UNCHANGED, Core, Unchanged
 from localdelay.queue.draining import report_of
 from localdelay.queue.ledger import Ledger
 from localdelay.queue.pending import Pending
-from localdelay.queue.queue import UNCHANGED, Unchanged
 from localdelay.queue.schedule import Schedule
-from localdelay.queue.sending import Delivery, HandBack
+from localdelay.queue.sending import HandBack
 from localdelay.queue.workers import Workers
 from localdelay.redis_plan import asking, leaving, stamping
 from localdelay.redis_plan.claims import Claimer
@@ -45,10 +45,10 @@ class Parts:
     ledger: Ledger
     pending: Pending
     workers: Workers
+    core: Core
     held: Held
     leases: Leases
     arrivals: Arrivals
-    delivery: Delivery
     claimer: Claimer
     layouts: Layouts
     putter: Putter
@@ -206,19 +206,8 @@ class RedisDelayQueue:
         capacity_bytes: int | Unchanged | None = UNCHANGED,
     ) -> None:
         """Change how much this instance claims, or its workers. `capacity_bytes` None: no limit."""
-        ledger = self._parts.ledger
-        if capacity is not None:
-            arguments.count("capacity", capacity)
-        if workers is not None:
-            arguments.count("workers", workers)
-        if capacity_bytes is UNCHANGED:
-            capacity_bytes = ledger.capacity_bytes
-        elif capacity_bytes is not None:
-            arguments.count("capacity_bytes", capacity_bytes)
-        ledger.resize(ledger.capacity if capacity is None else capacity, capacity_bytes)
+        self._parts.core.resize(capacity, workers, capacity_bytes)
         self._parts.claimer.change()
-        if workers is not None:
-            self._parts.workers.resize(workers)
 
     async def set_shards(self, shards: int) -> None:
         """Have so many shards, for all instances, while they run.
@@ -236,7 +225,7 @@ class RedisDelayQueue:
         next_due = min(parts.schedule.next_due(), parts.claimer.next_due())
         layout = parts.layouts.layout
         return RedisStatistics(
-            **parts.delivery.figures(now, next_due),
+            **parts.core.figures(now, next_due),
             puts_waiting=parts.putter.in_flight,
             closed=self._closed,
             put=parts.putter.done,

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 
 import localdelay.journal.commits
 import localdelay.journal.sqlite
-import localdelay.queue.queue
+import localdelay.queue.admission
 from localdelay import DelayQueue, JournalError, SqliteJournal, Statistics
 from localdelay.journal.record import Kept, Record, encode
 

@@ -20,7 +20,7 @@ from trio.testing import wait_all_tasks_blocked
 
 import localdelay.journal.commits
 import localdelay.journal.sqlite
-import localdelay.queue.queue
+import localdelay.queue.admission
 from localdelay import (
     BatchPolicy,
     JournalError,
@@ -462,7 +462,7 @@ def run(main: Callable[[], Any], wall: Callable[[], float]) -> None:
         pace.install(patch)
         clock = types.SimpleNamespace(time=wall, perf_counter=time.perf_counter)
         patch.setattr(localdelay.journal.commits, "time", clock)
-        patch.setattr(localdelay.queue.queue, "time", clock)
+        patch.setattr(localdelay.queue.admission, "time", clock)
         patch.setattr(localdelay.journal.commits, "RETRY_EVERY", 1e6)  # in real time
         patch.setattr(localdelay.journal.sqlite, "_RESERVE", 1 << 12)
         trio.run(main, clock=pace.clock)

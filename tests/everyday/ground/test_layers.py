@@ -116,7 +116,7 @@ def test_modules_in_use_are_seen_as_imported() -> None:
     fallback, queue = PACKAGE / "fallback" / "fallback.py", PACKAGE / "queue" / "queue.py"
     assert {layer for _, layer in layers_imported(fallback)} >= {"arguments", "queue"}
     assert {layer for _, layer in layers_imported(PACKAGE / "cli" / "__init__.py")} >= {"cli"}
-    assert {name for _, name in imports(queue)} >= {"localdelay.queue.workers.Workers"}
+    assert {name for _, name in imports(queue)} >= {"localdelay.queue.workers.BringsWorkers"}
 
 
 def test_only_lateness_knows_the_histogram() -> None:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import localdelay.journal.commits
 import localdelay.journal.sqlite
-import localdelay.queue.queue
+import localdelay.queue.admission
 from localdelay import Message, RetryPolicy, SqliteJournal, open_delay_queue
 from localdelay.journal.record import Record
 from tests.kit.journal_copies import (

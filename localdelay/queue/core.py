@@ -1,0 +1,154 @@
+"""What every queue is made of, whoever else keeps its messages, and what it says about itself."""
+
+from __future__ import annotations
+
+import math
+from enum import Enum
+from typing import Any
+
+import attrs
+
+from localdelay import arguments
+from localdelay.keeping import End
+from localdelay.limit import RateLimit
+from localdelay.listening import Listener, check_listener
+from localdelay.timer import TimerKind
+
+from .batch import ONE, BatchPolicy
+from .ledger import Ledger
+from .pending import Pending
+from .retry import RetryPolicy
+from .schedule import Schedule
+from .sending import DeadLetterHook, Delivery, Send, SendBatch
+from .workers import BringsWorkers, Workers
+
+
+class Unchanged(Enum):
+    """An argument that was not given, where None means something."""
+
+    UNCHANGED = "unchanged"
+
+
+UNCHANGED = Unchanged.UNCHANGED
+
+
+@attrs.frozen(eq=False)
+class Core:
+    """The order and the books, who takes from them, and what is done with what is taken."""
+
+    pending: Pending
+    workers: Workers
+    delivery: Delivery
+    batch: int
+    """The most messages of one send."""
+
+    def resize(
+        self, capacity: int | None, workers: int | None, capacity_bytes: int | Unchanged | None
+    ) -> None:
+        """Change the room and the workers. `capacity_bytes` None: no limit."""
+        ledger = self.pending.ledger
+        if capacity is not None:
+            arguments.count("capacity", capacity)
+        if workers is not None:
+            arguments.count("workers", workers)
+        if capacity_bytes is UNCHANGED:
+            capacity_bytes = ledger.capacity_bytes
+        elif capacity_bytes is not None:
+            arguments.count("capacity_bytes", capacity_bytes)
+        ledger.resize(ledger.capacity if capacity is None else capacity, capacity_bytes)
+        if workers is not None:
+            self.workers.resize(workers)
+
+    def figures(self, now: float, next_due: float) -> dict[str, Any]:
+        """What `Statistics` says of any queue; but for what only the queue knows."""
+        pending, workers, delivery = self.pending, self.workers, self.delivery
+        ledger, schedule, keeper = pending.ledger, pending.schedule, pending.keeper
+        at_risk, at_risk_bytes = keeper.at_risk
+        return {
+            "accepted": ledger.accepted,
+            "recovered": ledger.recovered,
+            **{how.name.lower(): ledger.ended[how] for how in End},
+            "pending": ledger.pending,
+            "waiting": schedule.waiting,
+            "sending": schedule.taken,
+            "retrying": schedule.retrying,
+            "pending_bytes": ledger.pending_bytes,
+            "at_risk": at_risk,
+            "at_risk_bytes": at_risk_bytes,
+            "capacity": ledger.capacity,
+            "capacity_bytes": ledger.capacity_bytes,
+            "workers": workers.count,
+            "workers_busy": workers.busy,
+            "committing": keeper.committing,
+            "paused": workers.paused,
+            "next_due_in": None if next_due == math.inf else max(0.0, next_due - now),
+            "oldest_overdue": max(0.0, now - pending.oldest()),
+            "failures": delivery.failures,
+            "throttled": delivery.throttled,
+            "dead_letter_errors": delivery.dead_letter_errors,
+            "journal_failures": keeper.failures,
+            "lateness": delivery.lateness.summary(),
+            "send_time": delivery.send_time.summary(),
+            "total": delivery.total.summary(),
+            "commit_time": keeper.commit_time.summary(),
+        }
+
+
+def make_core(
+    send: Send | BringsWorkers | None,
+    send_batch: SendBatch | None,
+    batch: BatchPolicy,
+    *,
+    capacity: int,
+    workers: int,
+    capacity_bytes: int | None,
+    cancellable: bool,
+    timer: TimerKind,
+    retry: RetryPolicy,
+    send_timeout: float | None,
+    on_dead_letter: DeadLetterHook | None,
+    limit: RateLimit | None,
+    listener: Listener | None,
+) -> Core:
+    """Check the options that queues have in common, and put the core of one together."""
+    given = send_batch if send is None else send
+    if given is None or (send is not None and send_batch is not None):
+        raise TypeError("exactly one of send and send_batch must be given")
+    if not isinstance(batch, BatchPolicy):
+        raise TypeError(f"batch must be a BatchPolicy, not {type(batch).__name__}")
+    if send is not None:
+        if batch != BatchPolicy():
+            raise TypeError("batch is for send_batch: a send takes one message at a time")
+        batch = ONE
+    if not isinstance(given, BringsWorkers):
+        arguments.check_async("send_batch" if send is None else "send", given)
+    arguments.count("capacity", capacity)
+    arguments.count("workers", workers)
+    if capacity_bytes is not None:
+        arguments.count("capacity_bytes", capacity_bytes)
+    if timer not in ("auto", "trio"):
+        raise ValueError(f'timer must be "auto" or "trio", not {timer!r}')
+    if not isinstance(retry, RetryPolicy):
+        raise TypeError(f"retry must be a RetryPolicy, not {type(retry).__name__}")
+    if on_dead_letter is not None:
+        arguments.check_async("on_dead_letter", on_dead_letter)
+    if limit is not None and not isinstance(limit, RateLimit):
+        raise TypeError(f"limit must be a RateLimit or None, not {type(limit).__name__}")
+    check_listener(listener)
+    pending = Pending(Schedule(indexed=bool(cancellable)), Ledger(capacity, capacity_bytes))
+    if isinstance(given, BringsWorkers):
+        pool = given.make_workers(pending, timer, workers)
+    else:
+        pool = Workers(pending, timer, workers, batch)
+    delivery = Delivery(
+        given,
+        pending,
+        pool,
+        one_by_one=send is not None,
+        retry=retry,
+        send_timeout=arguments.check_seconds("send_timeout", send_timeout, zero=False),
+        on_dead_letter=on_dead_letter,
+        limit=limit,
+        listener=listener,
+    )
+    return Core(pending, pool, delivery, batch.max_messages)
