@@ -9,7 +9,7 @@ import pytest
 
 TAKEN_AWAY = """
 import os, signal, sys
-sys.modules["fcntl"] = None
+sys.modules["fcntl"] = sys.modules["termios"] = None
 del os.fork, os.register_at_fork, signal.SIGHUP
 """
 
