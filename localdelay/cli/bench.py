@@ -71,7 +71,7 @@ _DEFAULT = Settings()
 @option("--warmup", DURATION, "A load before, not recorded.", _DEFAULT.warmup)
 @option("--seed", int, "Of random delays.", _DEFAULT.seed)
 @option("--cancellable/--no-cancellable", bool, "As in open_delay_queue.", True, unset="yes")
-@option("--timer", click.Choice(["auto", "trio"]), "Likewise.", "auto")
+@option("--timer", click.Choice(["auto", "trio"]), "What wakes the queue.", "auto")
 @option("--hlog log_file", OUTPUT, "Write HdrHistogram's log format, an interval a second.")
 @picture_option
 @option(

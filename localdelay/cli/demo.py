@@ -42,7 +42,7 @@ Exit codes:
 
 
 @click.command(epilog=_EPILOG)
-@option("--rate", float, "Messages per second at the peak.", 3000.0)
+@option("--rate", float, "Messages per second at the peak.", 3000)
 @option("--seconds", DURATION, "How long the peak lasts.", unset="2 s; with --input, all its lines")
 @option("--delay", DURATION, "When each message is due, after it is published: 4, 4s, 500ms.", 4.0)
 @option(
