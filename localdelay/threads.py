@@ -35,10 +35,11 @@ class DelayQueue:
     Any thread may call any method, but a `send` that runs on the loop: it would wait for itself.
     """
 
-    def __init__(self, remote: Remote, pool: Threads) -> None:
+    def __init__(self, remote: Remote, pool: Threads, hooks: Threads) -> None:
         self.remote = remote
         """For `Fallback`."""
         self._pool = pool
+        self._hooks = hooks
 
     def put(
         self,
@@ -127,6 +128,7 @@ class DelayQueue:
             self.remote.queue.resize(capacity=capacity, workers=workers, capacity_bytes=capacity_bytes)
             if workers is not None:
                 self._pool.resize(workers)
+                self._hooks.resize(workers)
 
         self.remote.ask(resize)
 
@@ -154,7 +156,7 @@ class DelayQueue:
         workers are ended at once, and everything unfinished is still in `messages()`.
         """
         arguments.check_seconds("grace", grace, zero=True)
-        if self._pool.is_here():
+        if self._pool.is_here() or self._hooks.is_here():
             raise RuntimeError("drain was called from inside a send, for which it would wait")
         given = (
             None
@@ -196,22 +198,24 @@ def open_delay_queue(
     first, for so many seconds at most. A forked child has no queue: in it, puts raise `QueueClosed`.
     """
     pool = Threads(arguments.count("workers", workers))
+    hooks = Threads(workers)  # of their own: a dead letter must not wait for sends that take their time
     opened = partial(
         queue.open_delay_queue,
         None if send is None else _async("send", send, pool.sends),
         send_batch=None if send_batch is None else _async("send_batch", send_batch, pool.calls_at_once),
         on_dead_letter=None
         if on_dead_letter is None
-        else _async("on_dead_letter", on_dead_letter, pool.calls),
+        else _async("on_dead_letter", on_dead_letter, hooks.calls),
         workers=workers,
         **options,
     )
     remote = Remote(opened, drain_on_exit=drain_on_exit)
     remote.start()
     pool.open()
+    hooks.open()
     try:
         try:
-            yield DelayQueue(remote, pool)
+            yield DelayQueue(remote, pool, hooks)
         except BaseException:
             remote.leave(at_once=True)
             with suppress(Exception):  # what the block raised is what matters
@@ -225,6 +229,7 @@ def open_delay_queue(
             raise
     finally:
         pool.close()
+        hooks.close()
 
 
 class Fallback(BaseFallback[PublishDelayed, DelayQueue]):

@@ -139,11 +139,9 @@ class OutsideWorkers(Workers):
     async def _sleep(self) -> None:
         """Until the next message is due, or until something changes."""
         self._is_full = self._room() <= 0
-        waits_for_nothing = self._is_full or self.paused
-        due = math.inf if waits_for_nothing else self._schedule.next_due()
-        self._schedule.alarm = (
-            -math.inf if waits_for_nothing else due
-        )  # -inf: nothing that comes is to wake it
+        due = math.inf
+        if not self._is_full and not self.paused:  # else nothing that comes is to wake it
+            self._schedule.alarm = due = self._schedule.next_due()
         try:
             await self._timer.sleep_until(due)
         finally:

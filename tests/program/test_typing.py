@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PROGRAM = '''
+PROGRAM = """
 from localdelay import Message, RateLimit, aio, threads
 
 
@@ -25,7 +25,7 @@ aio.open_delay_queue(send_on_loop, capacity=5, workers=1, send_timeout=1)
 aio.open_delay_queue(send_on_loop, capacity=5, workers=1, send_timeout="1")  # wrong: send_timeout
 aio.open_delay_queue(send_on_loop, capacity=5, workers=1, recover_rte=1)  # wrong: recover_rte
 aio.open_delay_queue(send, capacity=5, workers=1)  # wrong: Coroutine
-'''
+"""
 
 
 def test_wrong_options_of_the_faces_are_seen(tmp_path: Path) -> None:
