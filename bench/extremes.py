@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import attrs
@@ -18,7 +18,7 @@ import click
 
 from .extremes_figures import Figure, rows
 from .extremes_scenes import FROZEN
-from .samples import ROOT, facts, heading, load, save
+from .samples import ROOT, Result, facts, heading, load, save
 
 Arguments: TypeAlias = dict[str, Any]
 
@@ -143,6 +143,17 @@ def measure(
     return measured
 
 
+def _scenes(measured: Result) -> dict[str, list[Figure]]:
+    return {title: [Figure(**figure) for figure in figures] for title, figures in measured["scenes"].items()}
+
+
+def lines(measured: Result) -> Iterator[str]:
+    """The README's table."""
+    yield f"{heading(measured)}; one run; raw: [results/extremes.json](results/extremes.json)."
+    yield ""
+    yield from rows(_scenes(measured).items())
+
+
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(NAMES))
 @click.option("--quick", is_flag=True, help="Small and short: to see that it works. It is not saved.")
@@ -167,10 +178,8 @@ def main(names: tuple[str, ...], quick: bool, saved: bool) -> None:
         }
         if not quick and not names:
             save("extremes", told)
-    scenes = {title: [Figure(**figure) for figure in figures] for title, figures in told["scenes"].items()}
-    raw = "one run; raw: [results/extremes.json](results/extremes.json)."
-    click.echo("\n".join([f"{heading(told)}; {raw}", "", *rows(scenes.items())]))
-    if any(figure.is_broken_promise for figures in scenes.values() for figure in figures):
+    click.echo("\n".join(lines(told)))
+    if any(figure.is_broken_promise for figures in _scenes(told).values() for figure in figures):
         sys.exit(1)
 
 

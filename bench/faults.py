@@ -8,13 +8,28 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Iterator
 
+import attrs
 import click
 
 from tests.kit.faults.every import FAULTS, run_all
-from tests.kit.faults.row import table
+from tests.kit.faults.row import Row, table
 from tests.kit.faults.scale import Scale
 from tests.kit.servers.process import NotInstalled
+
+from .samples import Result, facts, heading, load, save
+
+
+def lines(measured: Result) -> Iterator[str]:
+    """The README's table."""
+    seed, raw = measured["seed"], "raw: [results/faults.json](results/faults.json)."
+    yield f"{heading(measured)}; seed {seed}; {raw}"
+    yield from ("", "```", *table(_rows(measured)), "```")
+
+
+def _rows(measured: Result) -> list[Row]:
+    return [Row(**{**row, "wrong": tuple(row["wrong"])}) for row in measured["rows"]]
 
 
 @click.command()
@@ -23,16 +38,26 @@ from tests.kit.servers.process import NotInstalled
 )
 @click.option("--only", multiple=True, type=click.Choice(list(FAULTS)), help="Only this; repeatable.")
 @click.option("--seed", type=int, default=None, help="What was printed, to draw the same again.")
-def main(is_long: bool, only: tuple[str, ...], seed: int | None) -> None:
-    """Break the queue in every way there is, and count what arrives."""
-    seed = random.randrange(1 << 30) if seed is None else seed
-    click.echo(f"seed {seed}", err=True)
-    try:
-        rows = list(run_all(only or FAULTS, Scale(seed=seed, long=is_long)))
-    except NotInstalled as missing:
-        raise click.ClickException(str(missing)) from None
-    click.echo("\n".join(table(rows)))
-    sys.exit(0 if all(row.is_good for row in rows) else 1)
+@click.option("--table", "saved", is_flag=True, help="Only print the table of what was saved.")
+def main(is_long: bool, only: tuple[str, ...], seed: int | None, saved: bool) -> None:
+    """Break the queue in every way there is, and count what arrives.
+
+    Writes bench/results/faults.json, unless only some were named, and prints the README's table of it.
+    """
+    if saved:
+        measured = load("faults")
+    else:
+        seed = random.randrange(1 << 30) if seed is None else seed
+        click.echo(f"seed {seed}", err=True)
+        try:
+            rows = list(run_all(only or FAULTS, Scale(seed=seed, long=is_long)))
+        except NotInstalled as missing:
+            raise click.ClickException(str(missing)) from None
+        measured = {"facts": facts("faults"), "seed": seed, "rows": [attrs.asdict(row) for row in rows]}
+        if not only:
+            save("faults", measured)
+    click.echo("\n".join(lines(measured)))
+    sys.exit(0 if all(row.is_good for row in _rows(measured)) else 1)
 
 
 if __name__ == "__main__":

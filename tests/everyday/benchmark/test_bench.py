@@ -16,7 +16,7 @@ import trio
 import trio.testing
 from click.testing import CliRunner
 
-from bench import brokers, foreign, peers, peers_table, samples
+from bench import brokers, foreign, peers, peers_table, readme, samples
 from bench.contenders import BARE, BATCH, CONTENDERS, GO, LEAN, LITERAL, LOCALDELAY, THREADS
 from bench.loops import Loop, on_trio, run
 from bench.samples import Result, body, median, medians
@@ -271,6 +271,16 @@ def test_what_was_measured_is_kept_small_and_printed_again(
     done = CliRunner().invoke(peers.main, ["--table"])
     assert done.exit_code == 0, done.output
     assert done.stdout.splitlines() == list(peers_table.lines(samples.load("peers")))
+
+
+def test_a_table_goes_to_its_place_in_the_readme() -> None:
+    """Once or again, and nowhere else; each program's table has a place there."""
+    text = "a\n<!-- peers -->\nold\n<!-- end of peers -->\nb\n"
+    once = readme.filled(text, "peers", "| new \\1 |")
+    assert once == "a\n<!-- peers -->\n\n| new \\1 |\n\n<!-- end of peers -->\nb\n"
+    assert readme.filled(once, "peers", "| new \\1 |") == once
+    page = (samples.ROOT / "bench" / "README.md").read_text()
+    assert all(readme.filled(page, name, "here") != page for name in readme.TABLES)
 
 
 def test_a_round_of_a_broker_that_failed_is_in_its_ratio() -> None:

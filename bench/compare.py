@@ -1,0 +1,54 @@
+"""Both plans side by side: `python -m bench.compare`. It is `localdelay compare`, with its figures kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import attrs
+import click
+
+from localdelay.benchmark.compare import run
+from localdelay.benchmark.comparison import Comparison, Plan
+from localdelay.cli import compare_report
+
+from .samples import Result, facts, heading, load, save
+
+
+class _Progress:
+    def step(self, plan: Plan | None, what: str) -> None:
+        click.echo(f"{plan or 'all'}: {what}", err=True)
+
+
+def measure(asked: Comparison) -> Result:
+    """Run it; what the command prints is kept beside what it measured."""
+    report = run(asked, _Progress())
+    printed = [str(line) for line in compare_report.lines(report)]
+    return {"facts": facts("compare"), **report.as_json(), "printed": printed}
+
+
+def lines(measured: Result) -> Iterator[str]:
+    """The README's table."""
+    yield f"{heading(measured)}; one run; raw: [results/compare.json](results/compare.json)."
+    yield from ("", "```", *measured["printed"], "```")
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Shorter: to see that it works. It is not saved.")
+@click.option("--table", "saved", is_flag=True, help="Only print what was saved.")
+def main(quick: bool, saved: bool) -> None:
+    """Compare the plans of the write-up as written and as built.
+
+    Writes bench/results/compare.json, and prints what `localdelay compare` prints.
+    """
+    if saved:
+        measured = load("compare")
+    else:
+        asked = Comparison()
+        measured = measure(attrs.evolve(asked, quick=True, seconds=0.5) if quick else asked)
+        if not quick:
+            save("compare", measured)
+    click.echo("\n".join(lines(measured)))
+
+
+if __name__ == "__main__":
+    main()
