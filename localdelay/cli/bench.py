@@ -156,7 +156,7 @@ def _write(
 def _print(output: Output, result: Result, others: Sequence[tuple[str, hlog.Log]], as_json: bool) -> None:
     compared = [(name, Distribution.of(Latencies.together(log.intervals))) for name, log in others]
     if not as_json:
-        output.report(lines(result, compared))
+        output.text(lines(result, compared))
         return
     shown = result.as_json()
     if result.settings.to is not None:

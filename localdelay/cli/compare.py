@@ -85,10 +85,7 @@ def compare(*, only: tuple[str, ...], picture: Path | None, as_json: bool, **opt
         if picture is not None:
             _draw(report, picture)
     finally:
-        if as_json:
-            output.text([json.dumps(report.as_json(), indent=2)])
-        else:
-            output.report(lines(report))
+        output.text([json.dumps(report.as_json(), indent=2)] if as_json else lines(report))
 
 
 class _Display:

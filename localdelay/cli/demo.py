@@ -98,7 +98,7 @@ def demo(
         if not report.throttled:
             tell(never_throttled(report))
     else:
-        output.report(lines(report, min(80, output.columns or 80), output.encoding))
+        output.text(lines(report, min(80, output.columns or 80), output.encoding))
     ctx.exit(exit_code(report))
 
 

@@ -101,10 +101,8 @@ def show(ctx: click.Context, path: str, *, listed: bool, limit: int | None, as_j
             contents=contents(held, now),
         )
         rows = sorted(held, key=attrgetter("due"))[:limit] if listed else None
-        if as_json:
-            output.text(report.as_json(looked, rows))
-        else:
-            output.report(report.lines(looked, rows, len(held), output.columns))
+        as_text = report.lines(looked, rows, len(held), output.columns)
+        output.text(report.as_json(looked, rows) if as_json else as_text)
 
 
 @journal.command(epilog=_EXPORT)

@@ -77,26 +77,10 @@ class Output:
                 raise self._broke(f"standard output can't be written to: {error.strerror}") from error
 
     def text(self, lines: Iterable[str]) -> None:
-        """Write lines, piece by piece."""
-        for piece in pieces(f"{text}\n".encode(self.encoding, "replace") for text in lines):
+        """Write lines, piece by piece; a `Styled` one has its look where it is shown on a terminal."""
+        shown = (_drawn(line) if isinstance(line, Styled) else line for line in lines)
+        for piece in pieces(f"{line}\n".encode(self.encoding, "replace") for line in shown):
             self.write(b"".join(piece))
-
-    def report(self, lines: Iterable[str]) -> None:
-        """Write lines, in their style where they are shown on a terminal."""
-        # It draws beside standard output, which a console would write to by itself, and badly.
-        drawn = StringIO()
-        terminal = Console(file=sys.stdout).is_terminal
-        console = Console(file=drawn, force_terminal=terminal, highlight=False, markup=False, emoji=False)
-
-        def shown(line: str) -> str:
-            if not isinstance(line, Styled):
-                return line
-            drawn.seek(0)
-            drawn.truncate()
-            console.print(line, style=line.style, end="", soft_wrap=True)
-            return drawn.getvalue()
-
-        self.text(map(shown, lines))
 
     def is_one_of(self, paths: Iterable[Path]) -> bool:
         """Whether it is one of these files."""
@@ -104,6 +88,15 @@ class Output:
             return False
         found = os.fstat(self._descriptor)
         return any(path.exists() and os.path.samestat(path.stat(), found) for path in paths)
+
+
+def _drawn(line: Styled) -> str:
+    # Beside standard output, to which a console would write by itself, and badly.
+    drawn = StringIO()
+    terminal = Console(file=sys.stdout).is_terminal
+    console = Console(file=drawn, force_terminal=terminal, highlight=False, markup=False, emoji=False)
+    console.print(line, style=line.style, end="", soft_wrap=True)
+    return drawn.getvalue()
 
 
 def pieces(lines: Iterable[bytes]) -> Iterator[list[bytes]]:

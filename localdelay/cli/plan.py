@@ -59,11 +59,8 @@ def plan(*, as_json: bool, **figures: Any) -> None:
     """
     with naming_options():
         result = plan_capacity(**figures)
-    output = Output()
-    if as_json:
-        output.text([json.dumps(attrs.asdict(result), indent=2)])
-    else:
-        output.report(_lines(result, SimpleNamespace(**figures)))
+    shown = json.dumps(attrs.asdict(result), indent=2)
+    Output().text([shown] if as_json else _lines(result, SimpleNamespace(**figures)))
 
 
 def _lines(result: CapacityPlan, asked: SimpleNamespace) -> Iterator[str]:
