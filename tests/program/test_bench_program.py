@@ -16,9 +16,29 @@ import trio
 from localdelay.benchmark import hlog
 from localdelay.demo.server import running_server
 from tests.kit.catching import until_it_catches
-from tests.kit.commands import COMMAND, FULL, running, shell, told
+from tests.kit.commands import COMMAND, FULL, run, running, shell, told
 
 SMALL = ["bench", "--rate", "1k", "--seconds", "0.3", "--delay", "100ms", "--warmup", "0"]
+
+
+def test_files_of_a_real_run(tmp_path: Path) -> None:
+    """The log has every latency; the picture is drawn; a log can be laid beside the next run."""
+    log, picture, both = tmp_path / "first.hlog", tmp_path / "run.svg", tmp_path / "both.png"
+    first = run(*SMALL, "--json", "--hlog", str(log), "--plot", str(picture))
+    assert first.exit_code == 0, first.output
+    written = hlog.read(log)
+    assert sum(interval.count for interval in written.intervals) == 300
+    latency = json.loads(first.stdout)["latency"]
+    assert max(interval.longest for interval in written.intervals) == pytest.approx(latency["max"], abs=1e-6)
+    assert written.began_at == pytest.approx(time.time(), abs=60)
+    assert "How late sends begin: 1,000 messages/s, each due after 100 ms" in picture.read_text()
+    second = run(*SMALL, "--plot", str(both), "--compare", str(log), "--compare", str(log))
+    assert second.exit_code == 0, second.output
+    assert both.read_bytes().startswith(b"\x89PNG")
+    assert len(re.findall(r"^first ", second.stdout, re.MULTILINE)) == 2
+    third = run(*SMALL, "--json", "--compare", str(log))
+    assert json.loads(third.stdout)["compare"][0]["name"] == "first"
+    assert json.loads(third.stdout)["compare"][0]["latency"]["count"] == 300
 
 
 def test_files_are_there_though_the_reader_has_gone(tmp_path: Path) -> None:

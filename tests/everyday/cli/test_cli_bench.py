@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -73,26 +72,6 @@ def test_json_of_a_real_run() -> None:
     assert 0 < shown["cpu_share"] < 4
     assert shown["compare"] == []
     assert "intervals" not in shown
-
-
-def test_files_of_a_real_run(tmp_path: Path) -> None:
-    """The log has every latency; the picture is drawn; a log can be laid beside the next run."""
-    log, picture, both = tmp_path / "first.hlog", tmp_path / "run.svg", tmp_path / "both.png"
-    first = run(*SMALL, "--json", "--hlog", str(log), "--plot", str(picture))
-    assert first.exit_code == 0, first.output
-    written = hlog.read(log)
-    assert sum(interval.count for interval in written.intervals) == 300
-    latency = json.loads(first.stdout)["latency"]
-    assert max(interval.longest for interval in written.intervals) == pytest.approx(latency["max"], abs=1e-6)
-    assert written.began_at == pytest.approx(time.time(), abs=60)
-    assert "How late sends begin: 1,000 messages/s, each due after 100 ms" in picture.read_text()
-    second = run(*SMALL, "--plot", str(both), "--compare", str(log), "--compare", str(log))
-    assert second.exit_code == 0, second.output
-    assert both.read_bytes().startswith(b"\x89PNG")
-    assert len(re.findall(r"^first ", second.stdout, re.MULTILINE)) == 2
-    third = run(*SMALL, "--json", "--compare", str(log))
-    assert json.loads(third.stdout)["compare"][0]["name"] == "first"
-    assert json.loads(third.stdout)["compare"][0]["latency"]["count"] == 300
 
 
 def test_a_file_that_can_not_be_written_after_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
