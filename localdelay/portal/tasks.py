@@ -118,50 +118,56 @@ class Tasks:
     async def _work(self, seat: _Seat) -> None:
         seat.task = asyncio.current_task()
         before = contextvars.copy_context()
-        clock, to_do = self._clock, self._to_do
+        clock, to_do, send, done = self._clock, self._to_do, self._send, self._done
         turn = clock()
         try:
             while to_do and len(self._seats) <= self._count:
-                with suppress(IndexError):  # it was taken back in this very instant
-                    await self._send_one(seat, to_do.popleft())
+                try:
+                    entry = to_do.popleft()
+                except IndexError:  # it was taken back in this very instant
+                    return
+                error: Exception | None = None
+                seat.began = began = clock()
+                seat.entry = entry
+                try:
+                    sending = send(message_of(entry))
+                    if type(sending) is not CoroutineType and not inspect.isawaitable(sending):
+                        raise not_awaitable("send", sending)
+                    await sending
+                except Exception as raised:  # noqa: BLE001 (it is the message's)
+                    error = raised
+                except BaseException as raised:
+                    cancelled = isinstance(raised, asyncio.CancelledError)
+                    ended_by = "was cancelled" if cancelled else f"ended in {type(raised).__name__}"
+                    error = LocalDelayError(f"the send {ended_by}")
+                    if not cancelled or not seat.is_given_up:
+                        raise
+                finally:
+                    ended = clock()
+                    seat.entry = None
+                    done.add((entry, began, ended, error))
+                    del error  # or its traceback, this frame and the payload hold each other
+                    if not to_do or ended > self._told_at + _TELL_EVERY:
+                        self._tell(ended)
                 if seat.is_given_up or contextvars.copy_context() != before:
                     return
-                if clock() > turn + _TURN:
-                    self._yields = True
-                    try:
-                        await asyncio.sleep(0)
-                    finally:
-                        self._yields = False
-                    self._loop.call_soon(self._more)  # for the next send may wait
+                if ended > turn + _TURN:
+                    await self._yield()
                     turn = clock()
         finally:
             del self._seats[seat]
             self._loop.call_soon(self._more)
 
-    async def _send_one(self, seat: _Seat, entry: Entry) -> None:
-        seat.began = self._clock()
-        seat.entry = entry
+    async def _yield(self) -> None:
+        """Let what else runs on the loop have its turn, and nobody else here."""
+        self._yields = True
         try:
-            sending = self._send(message_of(entry))
-            if type(sending) is not CoroutineType and not inspect.isawaitable(sending):
-                raise not_awaitable("send", sending)
-            await sending
-        except Exception as error:  # noqa: BLE001 (it is the message's)
-            self._tell(seat, entry, error)
-        except BaseException as raised:
-            cancelled = isinstance(raised, asyncio.CancelledError)
-            ended = "was cancelled" if cancelled else f"ended in {type(raised).__name__}"
-            self._tell(seat, entry, LocalDelayError(f"the send {ended}"))
-            if not cancelled or not seat.is_given_up:
-                raise
-        else:
-            self._tell(seat, entry, None)
+            await asyncio.sleep(0)
+        finally:
+            self._yields = False
+        self._loop.call_soon(self._more)  # for the next send may wait
 
-    def _tell(self, seat: _Seat, entry: Entry, error: Exception | None) -> None:
-        ended = self._clock()
-        seat.entry = None
-        self._done.add((entry, seat.began, ended, error))
-        if not self._to_do or ended > self._told_at + _TELL_EVERY:
-            self._told_at = ended
-            with suppress(trio.RunFinishedError):  # then nobody wants to know
-                self._done.call()
+    def _tell(self, now: float) -> None:
+        self._told_at = now
+        with suppress(trio.RunFinishedError):  # then nobody wants to know
+            self._done.call()

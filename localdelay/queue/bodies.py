@@ -28,7 +28,11 @@ class Index:
 
     def put(self, number: int, body: Body) -> None:
         """Keep a body under a number that is not there yet."""
-        self._put_run(number, [body])
+        page = self._pages.get(number >> _BITS)
+        if page is None:
+            page = self._pages[number >> _BITS] = [*_NOTHING, 0]
+        page[number & _MASK] = body
+        page[_SIZE] += 1
 
     def get(self, number: int) -> Body | None:
         """The body under this number, or None."""
@@ -57,7 +61,7 @@ class Index:
             self._put_run(numbers[0], bodies)
         else:
             for number, body in zip(numbers, bodies, strict=True):
-                self._put_run(number, [body])
+                self.put(number, body)
 
     def get_all(self, numbers: list[int]) -> list[Body | None]:
         """The body under each of these numbers, or None."""
@@ -78,7 +82,7 @@ class Index:
             self._clear_run(numbers[0], len(numbers))
         else:
             for number in numbers:
-                self._clear_run(number, 1)
+                self.pop(number)
 
     def _put_run(self, number: int, bodies: list[Body]) -> None:
         start = 0
