@@ -78,17 +78,17 @@ class TrioTimer:
         self._scope: trio.CancelScope | None = None
 
     async def sleep_until(self, when: float) -> None:
-        """See `Timer`."""
+        """Return when Trio's clock has come to `when`, or earlier if `wake` is called."""
         with trio.CancelScope(deadline=when) as self._scope:
             await trio.sleep_forever()
 
     def wake(self) -> None:
-        """See `Timer`."""
+        """End the wait of the sleeping task, if there is one."""
         if self._scope is not None:
             self._scope.cancel()
 
     def close(self) -> None:
-        """See `Timer`."""
+        """There is nothing to give back."""
 
 
 class PreciseTimer:
@@ -102,7 +102,7 @@ class PreciseTimer:
         self._woke = -math.inf
 
     async def sleep_until(self, when: float) -> None:
-        """See `Timer`; up to `MERGED` later."""
+        """Return at `when`, up to `MERGED` later, or earlier if `wake` is called."""
         # Setting it also takes back that it was readable, so there is no need to read it.
         _set(self._descriptor, max(when, self._woke + MERGED) - trio.current_time())
         # A scope, and not a timer that is set to now: the waiting must end before somebody else may wait.
@@ -111,12 +111,12 @@ class PreciseTimer:
         self._woke = trio.current_time()
 
     def wake(self) -> None:
-        """See `Timer`."""
+        """End the wait of the sleeping task, if there is one."""
         if self._scope is not None:
             self._scope.cancel()
 
     def close(self) -> None:
-        """See `Timer`."""
+        """Give the descriptor back to the system."""
         trio.lowlevel.notify_closing(self._descriptor)
         os.close(self._descriptor)
 

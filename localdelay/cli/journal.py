@@ -20,7 +20,7 @@ from localdelay.errors import JournalError
 from localdelay.journal.contents import Amount, contents, size
 from localdelay.journal.record import Record
 from localdelay.journal.sqlite import VERSION, SqliteJournal
-from localdelay.relay.orphan import line
+from localdelay.relay.records import of_journal
 from localdelay.relay.saving import NotAllWritten, open_lines
 from localdelay.relay.settings import Settings
 from localdelay.units import counted
@@ -199,7 +199,7 @@ class _Lines:
     """Bytes of the longest so far, without its line break."""
 
     def __iter__(self) -> Iterator[list[bytes]]:
-        for piece in pieces(line(record, self.now) for record in self.records):
+        for piece in pieces(of_journal(record, self.now) for record in self.records):
             self.longest = max(self.longest, max(map(len, piece)) - 1)
             yield piece
 

@@ -10,7 +10,8 @@ from typing import Any
 import attrs
 
 from localdelay.brokers.wire import rfc3339
-from localdelay.message import Message
+from localdelay.journal.record import Record
+from localdelay.message import NO_HEADERS, Message
 from localdelay.relay.lines import CUT_OFF
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -43,6 +44,17 @@ def record(message: Message, now: Instant, error: str | None = None) -> bytes:
     if error is not None:
         found["error"] = error
     return _line(found)
+
+
+def of_journal(kept: Record, now: float) -> bytes:
+    """The line of what a journal holds, with its line break; `now` is Unix time in seconds.
+
+    It says when the message is due and not how long that is from now, so that nothing is early or late for
+    when and where the line is read. Only past the year 9999, which has no such text, is it the delay that is
+    left. The attempt has no place in a line.
+    """
+    message = Message(kept.id, kept.payload, kept.due, kept.headers or NO_HEADERS, attempt=kept.attempt)
+    return record(message, Instant(clock=now, wall=now), kept.dead)
 
 
 def cut_off(half: bytes) -> bytes:

@@ -55,10 +55,8 @@ def check(settings: Settings, descriptor: int = 0) -> None:
     with _naming("to"):
         check_url(settings.to)
     if settings.hold is not None:
-        with (
-            suppress(ModuleNotFoundError),
-            _naming("hold"),
-        ):  # the extra may be missing: told when it is opened
+        with suppress(ModuleNotFoundError), _naming("hold"):
+            # The extra may be missing, which is told when the queue is opened.
             from localdelay.redis_plan import check_url as check_hold
 
             check_hold(settings.hold)

@@ -22,7 +22,7 @@ from localdelay.cli.journal_report import message_rows
 from localdelay.journal.contents import Amount, contents
 from localdelay.journal.record import Record
 from localdelay.relay.lines import json_lines
-from localdelay.relay.orphan import line
+from localdelay.relay.records import of_journal
 from tests.kit.commands import FULL, run, told
 from tests.kit.journal_files import NOW, filled, held, made, record
 
@@ -80,7 +80,7 @@ def test_a_line_is_the_relays() -> None:
     """What the relay makes of it is the message, and its due time to the microsecond, rounded up."""
     for number in range(200):
         due = NOW + number * 12_345.678_901_2
-        payload, options = json_lines(None)(line(record(1, due, b"\xff"), NOW).rstrip(b"\n"))
+        payload, options = json_lines(None)(of_journal(record(1, due, b"\xff"), NOW).rstrip(b"\n"))
         assert payload == b"\xff"
         assert options["id"] == "m1"
         # A float of today's Unix time has steps of a quarter of a microsecond.
@@ -89,7 +89,7 @@ def test_a_line_is_the_relays() -> None:
 
 def test_a_line_past_the_calendar() -> None:
     """After the year 9999 it is the delay that is left."""
-    payload, options = json_lines(None)(line(record(1, NOW + 1e12), NOW).rstrip(b"\n"))
+    payload, options = json_lines(None)(of_journal(record(1, NOW + 1e12), NOW).rstrip(b"\n"))
     assert (payload, options) == (b"secret", {"delay": 1e12, "id": "m1"})
 
 
