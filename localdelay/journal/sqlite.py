@@ -79,38 +79,32 @@ class SqliteJournal:
         return f"SqliteJournal({str(self.path)!r}, {self.durability!r})"
 
     def open(self) -> list[Kept]:
-        """See `Journal`. Makes the file if there is none."""
+        """Take hold of it, and return what it holds. Makes the file if there is none."""
         with self._errors():
             if not self._is_missing():
                 self.check()
-            self._take_lock()
-            try:
+            with self._locked():
                 if self._is_missing():
                     self._check_alone()
                     self._make()
                 held = self._held()
-                self._connection = self._connect("rw")
+                self._connection = connection = self._connect("rw")
                 self._file = self._file_there()
-                self._connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-                self._connection.execute("PRAGMA fullfsync = ON")
-                self._connection.execute("BEGIN IMMEDIATE")  # others are locked out from here on
-                self._connection.execute("COMMIT")
+                connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+                connection.execute("PRAGMA fullfsync = ON")
+                connection.execute("BEGIN IMMEDIATE")  # others are locked out from here on
+                connection.execute("COMMIT")
                 with suppress(OSError):  # what is on a full disk can be sent all the same
                     self._make_reserve()
-            except BaseException:
-                self.close()
-                raise
         return held
 
     def read(self) -> list[Record]:
         """What it holds, without changing anything: for a journal that no queue uses."""
         self.check()
-        with self._errors():
-            self._take_lock()
-            try:
-                return [Record(*kept) for kept in self._held()]
-            finally:
-                self.close()
+        with self._errors(), self._locked():
+            held = [Record(*kept) for kept in self._held()]
+        self.close()
+        return held
 
     def check(self) -> None:
         """Raise a `JournalError` unless there is a file that may be a journal. Nothing is made beside it."""
@@ -122,7 +116,7 @@ class SqliteJournal:
             self._check_header()
 
     def write(self, kept: Sequence[Record], gone: Sequence[int], *, durable: bool) -> None:
-        """See `Journal`."""
+        """Keep and forget in one transaction: see `Journal.write`."""
         connection = self._connection
         if connection is None:
             raise JournalError(f"the journal {self.path} is closed")
@@ -153,22 +147,19 @@ class SqliteJournal:
                 raise
 
     def close(self) -> None:
-        """See `Journal`."""
+        """Let go of it."""
         connection, self._connection = self._connection, None
         self._synchronous = ""
         if connection is not None:
             with suppress(sqlite3.Error):
                 connection.close()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._unlock()
 
     def _file_there(self) -> tuple[int, int]:
         found = self.path.stat()
         return found.st_dev, found.st_ino
 
-    def _forget_lock(self) -> None:
-        """This is a forked child, which must not hold the lock when its parent has ended."""
+    def _unlock(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -205,25 +196,27 @@ class SqliteJournal:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         self._make_reserve()
 
-    def _take_lock(self) -> None:
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock from here on; where the block fails, let go of all."""
         import fcntl
 
         if self._lock is not None:
             raise JournalError(f"the journal {self.path} is in use by another queue")
-        lock = os.open(f"{self.path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(lock, 20).decode("ascii", "replace").strip()
-            os.close(lock)
-            raise JournalError(f"the journal {self.path} is in use by process {holder or '?'}") from None
-        except BaseException:
-            os.close(lock)
-            raise
-        self._lock = lock
+        self._lock = lock = os.open(f"{self.path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         _open.add(self)
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(lock, 20).decode("ascii", "replace").strip() or "?"
+                raise JournalError(f"the journal {self.path} is in use by process {holder}") from None
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, str(os.getpid()).encode(), 0)
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def _make(self) -> None:
         """Make an empty journal: all of it or nothing, even if the power fails meanwhile."""
@@ -328,8 +321,9 @@ class SqliteJournal:
 
 
 def _in_child() -> None:
+    """A forked child must not hold the lock when its parent has ended."""
     for journal in list(_open):
-        journal._forget_lock()  # noqa: SLF001 (nobody else may)
+        journal._unlock()  # noqa: SLF001 (nobody else may)
 
 
 _open: weakref.WeakSet[SqliteJournal] = weakref.WeakSet()
