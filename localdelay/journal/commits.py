@@ -40,11 +40,10 @@ from localdelay.entry import Entry, attempt_of, execute_at_of, size_of
 from localdelay.errors import JournalError
 from localdelay.keeping import End, Wait
 from localdelay.lateness import LatencyRecorder
-from localdelay.message import render_id
 from localdelay.timer import clock_parts
 
-from .record import Journal, Kept, Record
-from .recovery import RECOVERED
+from .record import Journal, Kept
+from .recovery import RECOVERED, record_of
 
 logger = logging.getLogger("localdelay")
 
@@ -135,8 +134,7 @@ class Commits:
         # Of the thread:
         self._retry_at = 0.0  # when a part of what is late is to be tried, on `time.perf_counter`
         # Of the Trio thread:
-        self._first_key = 0
-        self._first_number = 0
+        self._first_key = 0  # of the message with the number 0
         self._next_line = -math.inf
         self._is_told = False  # that it fails
         self._closing = False
@@ -153,20 +151,16 @@ class Commits:
         """
         opened = trio.Event()
         outcome: list[Sequence[Kept] | Exception] = []
-
-        def tell(result: Sequence[Kept] | Exception) -> None:
-            outcome.append(result)
-            opened.set()
-
-        thread = threading.Thread(target=self._run, args=(tell,), name="localdelay-journal", daemon=True)
+        thread = threading.Thread(
+            target=self._run, args=(outcome, opened), name="localdelay-journal", daemon=True
+        )
         thread.start()
         with trio.CancelScope(shield=True):  # or nobody would close it
             await opened.wait()
-        result = outcome[0]
+        result = outcome.pop()  # the thread holds the list as long as it lives, and it may be of millions
         if isinstance(result, Exception):
             raise result
-        self._first_number = first_number
-        self._first_key = 1 + max(map(itemgetter(0), result), default=0)
+        self._first_key = 1 + max(map(itemgetter(0), result), default=0) - first_number
         return result
 
     @property
@@ -366,14 +360,14 @@ class Commits:
 
     # From here on: in the thread.
 
-    def _run(self, tell: Callable[[Sequence[Kept] | Exception], None]) -> None:
+    def _run(self, outcome: list[Sequence[Kept] | Exception], opened: trio.Event) -> None:
         try:
-            held = self._journal.open()
+            outcome.append(self._journal.open())
         except Exception as error:  # noqa: BLE001 (raised where it is waited for)
-            self._call(partial(tell, error))
+            outcome.append(error)
+            self._call(opened.set)
             return
-        self._call(partial(tell, held))
-        del held, tell
+        self._call(opened.set)
         while self._has_news():
             group = self._take()
             if group.changes:
@@ -411,7 +405,11 @@ class Commits:
         began = time.perf_counter()
         gone: list[int] = []
         try:
-            kept = [self._record(change, change.entry) for change in group.changes if change.entry]
+            kept = [
+                record_of(change.entry, self._key(change.number), change.due, change.dead)
+                for change in group.changes
+                if change.entry
+            ]
             gone = [self._key(change.number) for change in group.changes if change.entry is None]
             self._journal.write(kept, gone, durable=group.durable)
         except Exception as error:  # noqa: BLE001 (raised where it is waited for)
@@ -425,19 +423,8 @@ class Commits:
                 self._retry_at = 0.0  # there is room again
         group.seconds = time.perf_counter() - began
 
-    def _record(self, change: _Change, entry: Entry) -> Record:
-        _, shown, body = entry
-        key = self._key(change.number)
-        if isinstance(body, bytes):
-            return Record(key, change.due, 1, render_id(shown), None, body, change.dead)
-        payload, headers, chosen, attempt = body[:4]
-        name = render_id(shown) if chosen is None else chosen
-        return Record(key, change.due, attempt, name, headers, payload, change.dead)
-
     def _key(self, number: int) -> int:
-        if number < 0:
-            return number + RECOVERED
-        return number - self._first_number + self._first_key
+        return number + (RECOVERED if number < 0 else self._first_key)
 
     def _call(self, function: Callable[[], object]) -> None:
         with suppress(trio.RunFinishedError):  # then nobody waits any more

@@ -1,4 +1,4 @@
-"""What a journal held, as messages of this process. Pure."""
+"""What a journal holds, as messages of this process, and these as its records. Pure."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from localdelay.entry import Entry
+from localdelay.message import render_id
 
-from .record import Kept
+from .record import Kept, Record
 
 RECOVERED: Final = 1 << 62
 """The numbers of recovered messages lie so far below their keys: no other message has such a number."""
@@ -34,3 +35,12 @@ def recovered(
         else:
             paced.append((now + position / rate, key - RECOVERED, details))
     return on_time, paced
+
+
+def record_of(entry: Entry, key: int, due: float, dead: str | None) -> Record:
+    """This message under that key, due then on the wall clock; `dead` is what it was given up for."""
+    _, number, body = entry
+    if isinstance(body, bytes):
+        return Record(key, due, 1, render_id(number), None, body, dead)
+    payload, headers, chosen, attempt = body[:4]
+    return Record(key, due, attempt, render_id(number) if chosen is None else chosen, headers, payload, dead)
