@@ -34,6 +34,7 @@ from operator import itemgetter
 from queue import Empty, SimpleQueue
 from typing import Final
 
+import attrs
 import trio
 
 from localdelay.entry import Entry, attempt_of, execute_at_of, size_of
@@ -52,6 +53,7 @@ RETRY_EVERY: Final = 0.5
 _LATE_AT_ONCE: Final = 1000
 _CLOSE_TIMEOUT: Final = 10.0
 _CLOSED: Final = "the journal is closed"
+_THREAD: Final = "localdelay-journal"
 _FAILURES_LOGGED_EVERY: Final = 60.0
 
 _FRESH: Final = 0
@@ -59,61 +61,55 @@ _TAKEN: Final = 1
 _LATE: Final = 2
 
 
+@attrs.define(eq=False)
 class _Change:
     """What of a message is to be written. But for where it stands, it stays as it was made."""
 
-    __slots__ = ("at_risk", "dead", "due", "entry", "number", "on_disk", "stage")
-
-    def __init__(self, number: int, entry: Entry | None, due: float, dead: str | None = None) -> None:
-        self.number = number
-        self.entry = entry  # None: it is gone
-        self.due = due  # on the wall clock
-        self.dead = dead
-        self.stage = _FRESH
-        self.on_disk = True  # or may be: only what surely is not need not be removed
-        self.at_risk = False  # pending, and not known to be there in any form
+    number: int
+    entry: Entry | None  # None: it is gone
+    due: float = 0.0  # on the wall clock
+    dead: str | None = None
+    on_disk: bool = True  # or may be: only what surely is not need not be removed
+    at_risk: bool = False  # pending, and not known to be there in any form
+    stage: int = _FRESH
 
 
+@attrs.define(eq=False)
 class _Put(_Change):
-    """A message that is to be pending as soon as it is on disk: a task waits for that."""
+    """A message that is to be pending as soon as it is on disk: `enter` makes it so."""
 
-    __slots__ = ("enter", "error", "is_over", "task")
-
-    def __init__(self, entry: Entry, due: float, enter: Callable[[], None]) -> None:
-        super().__init__(entry[1], entry, due)
-        self.on_disk = False
-        self.enter = enter
-        self.error: Exception | None = None
-        self.is_over = False
-        # Whoever has made room begins the put of somebody who waited for it, and who has yet to come here.
-        self.task: trio.lowlevel.Task | None = None
-
-    async def wait(self) -> None:
-        if not self.is_over:
-            self.task = trio.lowlevel.current_task()
-            await trio.lowlevel.wait_task_rescheduled(_not_now)
-        if self.error is not None:
-            raise JournalError(str(self.error))
+    enter: Callable[[], None] = attrs.field(kw_only=True)
 
 
-def _not_now(_: object) -> trio.lowlevel.Abort:
-    return trio.lowlevel.Abort.FAILED  # it is not known yet what there is to cancel
-
-
+@attrs.define(eq=False)
 class _Group:
     """What is committed together. Of the loop until the thread takes it; then of the thread until it ends."""
 
-    __slots__ = ("are_gone", "changes", "durable", "ended", "error", "seconds", "takes_late", "told")
+    told: bool = False  # whether the thread knows that there is something
+    durable: bool = False  # whether a message in it is new
+    takes_late: bool = False  # whether somebody waits for what is late, too
+    changes: list[_Change] = attrs.Factory(list)
+    seconds: float | None = None  # None: there was nothing to write
+    error: Exception | None = None
+    are_gone: bool = False  # whether, for all that, its removals are written
+    has_ended: bool = False
+    tasks: dict[trio.lowlevel.Task, None] = attrs.Factory(dict)  # which wait for that
 
-    def __init__(self) -> None:
-        self.told = False  # whether the thread knows that there is something
-        self.durable = False  # whether a message in it is new
-        self.takes_late = False  # whether somebody waits for what is late, too
-        self.ended = trio.Event()
-        self.changes: list[_Change] = []
-        self.seconds: float | None = None  # None: there was nothing to write
-        self.error: Exception | None = None
-        self.are_gone = False  # whether, for all that, its removals are written
+    async def until_end(self, *, shielded: bool = False) -> None:
+        """Wait for the end of its commit. Raises `JournalError` if that has failed."""
+        if not self.has_ended:
+            task = trio.lowlevel.current_task()
+            self.tasks[task] = None
+
+            def abort(_: object) -> trio.lowlevel.Abort:
+                if shielded:  # nobody knows yet whether there is a message to be cancelled
+                    return trio.lowlevel.Abort.FAILED
+                del self.tasks[task]
+                return trio.lowlevel.Abort.SUCCEEDED
+
+            await trio.lowlevel.wait_task_rescheduled(abort)
+        if self.error is not None:
+            raise JournalError(str(self.error))
 
 
 class Commits:
@@ -145,16 +141,10 @@ class Commits:
         self.commit_time = LatencyRecorder()
 
     async def open(self, first_number: int) -> Sequence[Kept]:
-        """Open the journal, and return what it holds; numbers of new messages begin at `first_number`.
-
-        Raises `JournalError`.
-        """
+        """Open it, and return what it holds; new numbers begin at `first_number`. Raises `JournalError`."""
         opened = trio.Event()
         outcome: list[Sequence[Kept] | Exception] = []
-        thread = threading.Thread(
-            target=self._run, args=(outcome, opened), name="localdelay-journal", daemon=True
-        )
-        thread.start()
+        threading.Thread(target=self._run, args=(outcome, opened), name=_THREAD, daemon=True).start()
         with trio.CancelScope(shield=True):  # or nobody would close it
             await opened.wait()
         result = outcome.pop()  # the thread holds the list as long as it lives, and it may be of millions
@@ -173,23 +163,17 @@ class Commits:
 
         A cancellation meanwhile has to wait until that is known.
         """
-        put = _Put(entry, self._wall(entry), enter)
-        if self._closed.is_set():
-            put.error = JournalError(_CLOSED)
-            put.is_over = True
-        else:
+        group = self._group
+        if not group.has_ended:
             self.committing += 1
-            self._add(put)
-        return put.wait
+            group = self._add(_Put(entry[1], entry, self._wall(entry), on_disk=False, enter=enter))
+        return partial(group.until_end, shielded=True)
 
     def entered(self, entry: Entry) -> None:
         """Write down a message that is accepted already: it is at risk until it is there."""
-        change = _Change(entry[1], entry, self._wall(entry))
-        change.on_disk = False
-        change.at_risk = True
         self._at_risk += 1
         self._at_risk_bytes += size_of(entry[2])
-        self._add(change)
+        self._add(_Change(entry[1], entry, self._wall(entry), on_disk=False, at_risk=True))
 
     def failed(self, entry: Entry, again: Entry) -> bool:
         """Write down that the message has another attempt from now on."""
@@ -202,7 +186,7 @@ class Commits:
         if how is not End.SPOOLED:
             for entry in entries:
                 if why is None:
-                    self._add(_Change(entry[1], None, 0.0))
+                    self._add(_Change(entry[1], None))
                 else:
                     self._add(_Change(entry[1], entry, self._wall(entry), why))
         return self.written
@@ -218,7 +202,8 @@ class Commits:
     async def written(self) -> None:
         """Wait until what has changed so far is written, or could not be; that is tried again later."""
         if len(self._unwritten) > self._late:
-            await self._next_end()
+            with suppress(JournalError):
+                await self._called().until_end()
 
     async def flush(self) -> None:
         """Wait until all that was accepted is there. Raises `JournalError` if it could not be written."""
@@ -226,28 +211,25 @@ class Commits:
         if not self._unwritten:
             await trio.lowlevel.cancel_shielded_checkpoint()
             return
-        while True:
-            late, failures = self._late, self.failures
-            error = await self._next_end(takes_late=True)
-            if error is not None:
-                raise error
-            # A group that ended well has all that was not late, unless one that was taken before it failed.
-            if not late and failures == self.failures:
-                return
+        before = None
+        # A group that ends well has all that was not late, unless one that was taken before it has failed.
+        while before != (0, self.failures):
+            before = self._late, self.failures
+            await self._called(takes_late=True).until_end()
 
     async def close(self) -> None:
         """Write what there is to write, and let go of the journal."""
         with trio.move_on_after(_CLOSE_TIMEOUT, shield=True) as timed_out:
-            with suppress(JournalError):
-                await self.flush()
-            self._end_thread()
+            try:
+                with suppress(JournalError):
+                    await self.flush()
+            finally:  # also where it hangs: it ends when it comes back
+                self._closing = True
+                self._news.put(None)
             await self._closed.wait()
         if timed_out.cancelled_caught:
-            self._end_thread()  # when it comes back
             logger.error("the journal does not answer, and was left open")
-        with self._lock:
-            left = sum(change.entry is None for change in self._unwritten.values())
-        if left:
+        if left := sum(change.entry is None for change in self._unwritten.values()):
             logger.error("%d finished messages are still in the journal: it could not be written", left)
 
     def _wall(self, entry: Entry) -> float:
@@ -255,33 +237,31 @@ class Commits:
         # The wall clock is read after the other one: what is written may be late by that, and never early.
         return execute_at_of(entry[0], entry[2]) - now + time.time()
 
-    def _add(self, change: _Change) -> None:
+    def _add(self, change: _Change) -> _Group:
         number = change.number
         with self._lock:
+            group = self._group
             known = self._unwritten.get(number)
             if known is not None:
                 self._late -= known.stage is _LATE
                 # However the commit ends that it may be in, to remove it takes another one.
                 change.on_disk = known.on_disk or known.stage is _TAKEN
                 if change.entry is None and not change.on_disk:
-                    self._forget(known)
-                    return
+                    self._out_of_risk(known)
+                    del self._unwritten[number]
+                    return group
                 if known.at_risk:
                     change.at_risk = change.entry is not None and change.dead is None
                     if not change.at_risk:
                         self._out_of_risk(known)
             self._unwritten[number] = change
-            group = self._group
             group.changes.append(change)
             # Also what is newer of a message that could not be written before.
             group.durable |= change.at_risk or not change.on_disk
             told, group.told = group.told, True
         if not told:
             self._news.put(None)
-
-    def _forget(self, change: _Change) -> None:
-        del self._unwritten[change.number]
-        self._out_of_risk(change)
+        return group
 
     def _out_of_risk(self, change: _Change) -> None:
         if change.at_risk and change.entry is not None:
@@ -289,22 +269,15 @@ class Commits:
             self._at_risk -= 1
             self._at_risk_bytes -= size_of(change.entry[2])
 
-    async def _next_end(self, *, takes_late: bool = False) -> JournalError | None:
-        """Wait for the end of the group that is gathered now; what is taken already ends before it."""
-        if self._closed.is_set():  # no group ends any more
-            return JournalError(_CLOSED)
+    def _called(self, *, takes_late: bool = False) -> _Group:
+        """The group that is gathered now, and the thread is told; what is taken already ends before it."""
         with self._lock:
             group = self._group
             group.takes_late |= takes_late
             told, group.told = group.told, True
         if not told:
             self._news.put(None)
-        await group.ended.wait()
-        return None if group.error is None else JournalError(str(group.error))
-
-    def _end_thread(self) -> None:
-        self._closing = True
-        self._news.put(None)
+        return group
 
     def _settle(self, group: _Group) -> None:
         """A commit has ended. All that follows is done in this step, or a drain would find half of it."""
@@ -318,31 +291,28 @@ class Commits:
                     del self._unwritten[change.number]  # even where it is refused: so far it was nobody's
                     puts.append(change)
                 elif group.error is None or (group.are_gone and change.entry is None):
-                    if newest is change:
-                        self._forget(change)
-                    elif newest is not None:
-                        self._out_of_risk(newest)  # but it has changed since, and that is not there yet
+                    if newest is not None:
+                        self._out_of_risk(newest)
+                    if newest is change:  # else it has changed since, and that is not there yet
+                        del self._unwritten[change.number]
                 elif newest is change:
                     self._late += 1
                     change.stage = _LATE
         self.committing -= len(puts)
-        for put in puts:
-            put.error = group.error
-            put.is_over = True
-            if group.error is None:
+        if group.error is None:
+            for put in puts:
                 put.enter()
-            if put.task is not None:
-                trio.lowlevel.reschedule(put.task)
-        group.ended.set()
-        if group.error is not None and not self._closing:
+        elif not self._closing:
             self._news.put(None)  # the thread may sleep already, and not know that something is late
+        group.has_ended = True
+        for task in group.tasks:
+            trio.lowlevel.reschedule(task)
 
     def _end(self) -> None:
-        """There is no thread any more."""
+        """There is no thread any more: the group that is gathered has failed, and is the last one."""
         self._closed.set()
-        group = self._take()
-        group.error = JournalError(_CLOSED)
-        self._settle(group)
+        self._group.told, self._group.error = True, JournalError(_CLOSED)
+        self._settle(self._group)
 
     def _note(self, group: _Group, seconds: float) -> None:
         now = self._read_clock() + self._clock_offset
@@ -352,8 +322,7 @@ class Commits:
             if now >= self._next_line:
                 self._next_line = now + _FAILURES_LOGGED_EVERY
                 self._is_told = True
-                line = "the journal can't be written, and puts are refused: %s"
-                logger.error(line, group.error)
+                logger.error("the journal can't be written, and puts are refused: %s", group.error)
         elif self._is_told and group.durable:
             self._is_told = False
             logger.warning("the journal can be written again")
