@@ -90,7 +90,7 @@ class Bench:
         )
 
     @contextlib.asynccontextmanager
-    async def _open(self, one: Round, capacity: int, tally: _Tally) -> AsyncIterator[Opened]:
+    async def _open(self, one: Round, capacity: int) -> AsyncIterator[Opened]:
         """Run the plan under a name of its own, and remove what it has left in Redis."""
         self._count += 1
         opening = Opening(
@@ -98,7 +98,7 @@ class Bench:
             asked=self._asked,
             capacity=capacity,
             sink=one.sink,
-            stored=tally.store,
+            stored=one.store,
             refuse=one.refuse,
             server=self._server,
             name=f"{self._token}-{self._plan}-{self._count}",
@@ -113,11 +113,11 @@ class Bench:
 
     async def _waiting(self) -> tuple[Waiting, Cost]:
         """Have many messages wait: the memory that takes, and what it costs to wait."""
-        asked, one, tally = self._asked, Round(self._asked.load()), _Tally()
+        asked, one = self._asked, Round(self._asked.load())
         count = _FILL
         if self._plan.in_redis:
             count = min(_QUICK_FILL if asked.quick else _FILL, _SHARD_FILL * asked.shards)
-        async with self._open(one, _FILL, tally) as opened:
+        async with self._open(one, _FILL) as opened:
             put_run = putter(
                 opened.put_nowait, _FILL_DELAYS, size=asked.size, seed=asked.seed, refuse=one.refuse
             )
@@ -126,14 +126,14 @@ class Bench:
                 for low in range(first, stop, _FILL_CHUNK):
                     high = min(stop, low + _FILL_CHUNK)
                     put_run(low, high)
-                    while tally.stored + one.refused < high:  # noqa: ASYNC110 (nobody tells)
+                    while one.stored + one.refused < high:  # noqa: ASYNC110 (nobody tells)
                         await trio.sleep(_LOOK)
                 gc.collect()
 
             await fill(0, count // 10)
-            resident, before, had = resident_bytes(), await look(self._link), tally.stored
+            resident, before, had = resident_bytes(), await look(self._link), one.stored
             await fill(count // 10, count)
-            grown, after, more = resident_bytes(), await look(self._link), max(1, tally.stored - had)
+            grown, after, more = resident_bytes(), await look(self._link), max(1, one.stored - had)
             in_process = None
             if resident is not None and grown is not None and count >= _FEW:
                 in_process = (grown - resident) / more
@@ -144,12 +144,12 @@ class Bench:
             await trio.sleep(_IDLE_SECONDS.get(self._plan, _IDLE_QUICK if asked.quick else _IDLE_OTHERS))
             idle = await window.end()
         assert idle is not None  # noqa: S101 (it has begun)
-        return Waiting(messages=tally.stored, process_bytes=in_process, redis_bytes=in_redis), idle
+        return Waiting(messages=one.stored, process_bytes=in_process, redis_bytes=in_redis), idle
 
     async def _busy(self, load: Settings, before: float) -> tuple[Busy, list[Latencies]]:
         """Put the load, and count what it costs from so many seconds after the first put to the last."""
-        one, tally = Round(load, PATIENCE), _Tally()
-        async with self._open(one, load.capacity(machine_bytes()), tally) as opened:
+        one = Round(load, PATIENCE)
+        async with self._open(one, load.capacity(machine_bytes())) as opened:
             window = _Window(self._link, opened, one)
             start = one.clock()
             async with trio.open_nursery() as nursery:
@@ -162,7 +162,7 @@ class Bench:
         p50, p99 = latencies.at(0.5, 0.99) if latencies.count else (None, None)
         busy = Busy(
             offered=load.pace.total,
-            stored=tally.stored,
+            stored=one.stored,
             refused=one.refused,
             sent=one.meter.sent,
             early=one.meter.early,
@@ -184,16 +184,6 @@ class Bench:
         )
         busy, _ = await self._busy(load, _RUNG_DELAY)
         return busy.carried
-
-
-class _Tally:
-    """How many messages a plan has said that it has."""
-
-    def __init__(self) -> None:
-        self.stored = 0
-
-    def store(self, _: bytes) -> None:
-        self.stored += 1
 
 
 @attrs.frozen

@@ -6,7 +6,7 @@ to be put plus its delay, to when it did begin. So it holds the lateness of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from localdelay.benchmark.load import NUMBER_BYTES, Delays, Pace, number_in
@@ -78,15 +78,10 @@ class Meter:
 
     def put(self, first: int, stop: int, began: float, ended: float) -> None:
         """These have been put between these two times, evenly."""
-        pace, start = self._pace, self._start
         step = (ended - began) / (stop - first)
-        low = first
-        while low < stop:
-            offset = pace.offset(low)
-            high = min(stop, max(low + 1, pace.put_by(offset + GROUP)))
-            late = began + (high - 1 - first) * step - start - offset
+        for low, high, offset in self._groups(first, stop):
+            late = began + (high - 1 - first) * step - self._start - offset
             self.puts.record(max(0.0, late), high - low)
-            low = high
 
     def begin(self, message: Due) -> None:
         """A send begins."""
@@ -150,14 +145,18 @@ class Meter:
         self.record(number, now)
 
     def _record_run(self, first: int, stop: int, now: float) -> None:
-        """Record consecutive messages with one delay for all, in groups that were to be put together."""
-        pace, record = self._pace, self._latency.record
+        """Record consecutive messages with one delay for all."""
         due = self._start + self._delays[0]
-        low = first
+        for low, high, offset in self._groups(first, stop):
+            self._latency.record(max(0.0, now - due - offset), high - low)
+
+    def _groups(self, first: int, stop: int) -> Iterator[tuple[int, int, float]]:
+        """(low, high, when the first of them was to be put), of what was to be put within `GROUP`."""
+        pace, low = self._pace, first
         while low < stop:
             offset = pace.offset(low)
             high = min(stop, max(low + 1, pace.put_by(offset + GROUP)))
-            record(max(0.0, now - due - offset), high - low)
+            yield low, high, offset
             low = high
 
     def _turn(self, now: float) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 
 from localdelay.lateness import Latencies
+from localdelay.units import format_duration
 
 SUFFIXES = (".svg", ".png")
 _COLOURS = ("#0b62c4", "#d1495b", "#2a9d62", "#c98a00", "#7b4fb5", "#5f6b76")
@@ -144,7 +145,9 @@ def _finish_percentiles(axes: Any, runs: Sequence[Series]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(round(value))))
     axes.set_xlabel("percentile")
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: format_duration(value).replace(" us", " µs"))
+    )
     axes.minorticks_off()
     axes.set_ylim(*_limits(*axes.get_ylim()))
     axes.set_title("by percentile, the maximum as a dot", loc="left", fontsize=10.5)
@@ -189,11 +192,3 @@ def percent(nines: int) -> str:
     if nines < 2:
         return ("0", "90")[nines]
     return "99" + ("." + "9" * (nines - 2) if nines > 2 else "")
-
-
-def duration(seconds: float) -> str:
-    """A power of ten of seconds, as a tick has it."""
-    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= scale * 0.999:
-            return f"{seconds / scale:,g} {unit}"
-    return f"{seconds * 1e6:,g} µs"

@@ -27,6 +27,8 @@ class Round:
         self.settings = settings
         self.clock = trio.lowlevel.current_clock().current_time
         self.meter = Meter(settings.pace, settings.delays, settings.seed, self.clock)
+        self.stored = 0
+        """Messages that a contender has said it has."""
         self.refused = 0
         """Messages that there was no room for."""
         self.peak = 0
@@ -54,6 +56,10 @@ class Round:
         """The whole of a send that does nothing."""
         self.meter.begin(message)
         self.meter.sent += 1
+
+    def store(self, _: object) -> None:
+        """One more that it has."""
+        self.stored += 1
 
     def refuse(self, _: object = None) -> None:
         """One more that there was no room for."""

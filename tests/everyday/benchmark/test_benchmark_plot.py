@@ -122,12 +122,3 @@ def test_the_curve_has_the_nines_of_its_ranks() -> None:
 def test_nines_are_percentiles(nines: int, said: str) -> None:
     """Each nine more is a decimal more."""
     assert plot.percent(nines) == said
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [(1e-6, "1 µs"), (1e-4, "100 µs"), (1e-3, "1 ms"), (0.1, "100 ms"), (1.0, "1 s"), (1_000.0, "1,000 s")],
-)
-def test_powers_of_ten_are_durations(seconds: float, said: str) -> None:
-    """A tick has the unit that suits it."""
-    assert plot.duration(seconds) == said
