@@ -25,6 +25,7 @@ from importlib import import_module
 from types import ModuleType
 
 from . import brokers, threads
+from .adaptive import AdaptiveLimit
 from .breaker import BreakerPolicy, BreakerState
 from .capacity import CapacityPlan, RedisPlan, RedisQueuePlan, plan_capacity
 from .drain_plan import DrainPlan, plan_drain
@@ -58,6 +59,7 @@ from .queue.stopping import run_until_signal
 from .statistics import DrainReport, Statistics
 
 __all__ = [
+    "AdaptiveLimit",
     "BatchPolicy",
     "BreakerOpen",
     "BreakerPolicy",

@@ -44,11 +44,14 @@ class Outcome(Enum):
 
     TAKEN = "taken"
     THROTTLED = "throttled"
+    """The primary refused it, for now."""
+    DOWN = "down"
+    """There was no answer, or no connection."""
     OTHER = "other"
-    """Cut off, or failed for a reason that says nothing about a limit."""
+    """Cut off, or failed for a reason that says nothing about the next call."""
 
 
-TAKEN, THROTTLED, OTHER = Outcome
+TAKEN, THROTTLED, DOWN, OTHER = Outcome
 
 
 def _share(_: object, attribute: attrs.Attribute[float], value: float) -> None:
@@ -127,8 +130,8 @@ class Breaker:
         if self.state is HALF_OPEN:
             self._record_trial(outcome, now, jitter, retry_after)
         elif outcome is not OTHER:
-            self._remember(outcome is THROTTLED)
-            if outcome is THROTTLED and (retry_after or self._is_too_much()):
+            self._remember(outcome is not TAKEN)
+            if outcome is not TAKEN and (retry_after or self._is_too_much()):
                 self._open(now, jitter, retry_after)
 
     def force_open(self, now: float) -> None:
@@ -149,10 +152,10 @@ class Breaker:
         self._change(CLOSED, now)
 
     def _record_trial(self, outcome: Outcome, now: float, jitter: float, retry_after: float | None) -> None:
-        if outcome is THROTTLED:
-            self._open(now, jitter, retry_after)
-        elif outcome is OTHER:
+        if outcome is OTHER:
             self._trials_left += 1
+        elif outcome is not TAKEN:
+            self._open(now, jitter, retry_after)
         else:
             self._trials_taken += 1
             if self._trials_taken == self._policy.trial_calls:

@@ -12,17 +12,22 @@ import random
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
-from .breaker import Breaker, BreakerPolicy, BreakerState, Outcome
+from .breaker import OTHER, TAKEN, THROTTLED, Breaker, BreakerPolicy, BreakerState, Outcome
 from .errors import BreakerOpen, RateLimited, Throttled
-from .limit import RateLimit
-from .listening import Closed, Event, HalfOpened, Listener, Opened, Reason, tell
+from .limit import Limit
+from .listening import Closed, Event, HalfOpened, LimitBegan, LimitEnded, Listener, Opened, Reason, tell
 
 logger = logging.getLogger("localdelay")
 
 _T = TypeVar("_T")
+_LINES_EVERY = 60.0
+"""Seconds between two lines of the log that the limit begins."""
 _SHUT = (BreakerState.OPEN, BreakerState.FORCED_OPEN)
+
+Ticket: TypeAlias = tuple[int, float]
+"""For one call: the breaker's own, and when it was given."""
 
 
 class Gate:
@@ -31,7 +36,7 @@ class Gate:
     def __init__(
         self,
         policy: BreakerPolicy | None,
-        limit: RateLimit | None,
+        limit: Limit | None,
         listener: Listener | None,
         clock: Callable[[], float],
     ) -> None:
@@ -46,44 +51,51 @@ class Gate:
         self._listener = listener
         self._seen = self._breaker.state
         self._shut_since = math.inf
+        self._adaptive = limit if limit is not None and limit.adapts else None
+        self._limits = limit is not None and limit.limit_rate is not None  # as it was seen last
+        self._limits_since = -math.inf
+        self._next_line = -math.inf  # when it may be said again that the limit begins
+        self._loudness = logging.DEBUG
         self.on_change: Callable[[], None] = lambda: None
         """Called in the thread that has changed the state."""
 
-    def ask(self) -> tuple[int | None, Reason | None]:
+    def ask(self) -> tuple[Ticket | None, Reason | None]:
         """A ticket for one call, or why there is none. Every ticket goes to `record` or `release`."""
-        ticket = self._step(self._breaker.ask)
+        ticket = self._step(self._ask_breaker)
         if ticket is None:
             return None, Reason.BREAKER_OPEN
-        if self._limit is not None and not self._limit.try_acquire():
-            self.record(ticket, Outcome.OTHER)
+        if not self._try_limit():
+            self._tell_breaker(ticket, OTHER)
             return None, Reason.RATE_LIMITED
         return ticket, None
 
-    def ask_for_spare(self) -> tuple[int | None, float]:
+    def ask_for_spare(self) -> tuple[Ticket | None, float]:
         """A ticket for a call that can wait, and else after how many seconds to ask again.
 
         Infinite seconds: the breaker is open.
         """
-        if self._limit is not None and not self._limit.try_acquire():
+        if self._limit is not None and not self._try_limit():
             return None, self._limit.wait
-        ticket = self._step(self._breaker.ask)
+        ticket = self._step(self._ask_breaker)
         if ticket is None and self._limit is not None:
             self._limit.give_back()
         return ticket, math.inf
 
-    def release(self, ticket: int) -> None:
+    def release(self, ticket: Ticket) -> None:
         """Return a ticket for a call that was not made."""
-        self.record(ticket, Outcome.OTHER)
+        self._tell_breaker(ticket, OTHER)
         if self._limit is not None:
             self._limit.give_back()
 
-    def record(self, ticket: int, outcome: Outcome, error: Exception | None = None) -> None:
+    def record(self, ticket: Ticket, outcome: Outcome, error: Exception | None = None) -> None:
         """Take note of what came of a call."""
         retry_after = error.retry_after if isinstance(error, Throttled) else None
-        jitter = random.random()
-        self._step(
-            lambda now: self._breaker.record(ticket, outcome, now, jitter=jitter, retry_after=retry_after)
-        )
+        if self._adaptive is not None:
+            self._adaptive.record(outcome, ticket[1], retry_after, random.random())
+            self._look_at_limit(self._adaptive)
+            if outcome is THROTTLED:  # the breaker is for a primary that is down: this one answers
+                outcome, retry_after = TAKEN, None
+        self._tell_breaker(ticket, outcome, retry_after)
 
     def refusal(self, reason: Reason) -> Exception:
         """What to raise, or to give as the reason, for a call that was not made."""
@@ -93,6 +105,11 @@ class Gate:
             retry_in = self.retry_in
             return BreakerOpen("the breaker is open", retry_after=None if retry_in == math.inf else retry_in)
         return RateLimited("the limit is reached")
+
+    @property
+    def limit_rate(self) -> float | None:
+        """Calls a second that the limit lets through; None: it does not limit, or there is none."""
+        return None if self._limit is None else self._limit.limit_rate
 
     @property
     def state(self) -> BreakerState:
@@ -114,8 +131,56 @@ class Gate:
         """Have the breaker do what somebody wants by hand, such as `Breaker.force_open`."""
         self._step(lambda now: act(self._breaker, now))
 
+    def _ask_breaker(self, now: float) -> Ticket | None:
+        ticket = self._breaker.ask(now)
+        return None if ticket is None else (ticket, now)
+
+    def _tell_breaker(self, ticket: Ticket, outcome: Outcome, retry_after: float | None = None) -> None:
+        number, jitter = ticket[0], random.random()
+        self._step(
+            lambda now: self._breaker.record(number, outcome, now, jitter=jitter, retry_after=retry_after)
+        )
+
+    def _try_limit(self) -> bool:
+        if self._limit is None:
+            return True
+        may_call = self._limit.try_acquire()
+        if self._adaptive is not None:
+            self._look_at_limit(self._adaptive)
+        return may_call
+
+    def _look_at_limit(self, limit: Limit) -> None:
+        rate = limit.limit_rate
+        if (rate is not None) is self._limits:
+            return
+        with self._lock:
+            if (rate is not None) is self._limits:
+                return  # another thread has seen it, too
+            self._limits = rate is not None
+            said = self._change_of_limit(rate, self._clock())
+        self._say(*said)
+
+    def _change_of_limit(self, rate: float | None, now: float) -> tuple[int, str, Event]:
+        """What there is to say when the limit begins or ends; loudly once a minute, for it may flap."""
+        if rate is None:
+            held = max(0.0, now - self._limits_since)
+            level = min(self._loudness, logging.INFO)  # no end is said without its beginning
+            return level, f"the limit is off again after {held:.3g} s", LimitEnded(held)
+        self._limits_since = now
+        self._loudness = logging.DEBUG
+        if now >= self._next_line:
+            self._next_line = now + _LINES_EVERY
+            self._loudness = logging.WARNING
+        line = f"the primary refuses calls: it gets {rate:.3g} a second, and what is over that is held"
+        return self._loudness, line, LimitBegan(rate)
+
     def _retry_in(self, now: float) -> float:
         return max(0.0, self._breaker.retry_at - now) if self._breaker.state in _SHUT else 0.0
+
+    def _say(self, level: int, line: str, event: Event) -> None:
+        with suppress(Exception):  # a handler that raises: the call was made, and must count
+            logger.log(level, line)
+        tell(self._listener, event)
 
     def _step(self, act: Callable[[float], _T]) -> _T:
         change: tuple[int, str, Event] | None = None
@@ -125,10 +190,7 @@ class Gate:
             if self._breaker.state is not self._seen:
                 change = self._change(now)
         if change is not None:
-            level, line, event = change
-            with suppress(Exception):  # a handler that raises: the call was made, and must count
-                logger.log(level, line)
-            tell(self._listener, event)
+            self._say(*change)
             self.on_change()
         return result
 

@@ -1,4 +1,4 @@
-"""A token bucket, which calls of the primary and sends of due messages can share, in whatever thread.
+"""What a limit is; and a token bucket, which calls of the primary and sends of due messages can share.
 
 It fills at `rate` tokens a second up to `burst`, and may owe: `acquire` takes its tokens at once and
 sleeps until the debt that it finds is paid, in the order of the calls. `try_acquire` takes only what is
@@ -10,14 +10,81 @@ from __future__ import annotations
 
 import math
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import ClassVar
 
 import trio
 
 from . import arguments
+from .breaker import Outcome
 
 
-class RateLimit:
+class Limit(ABC):
+    """How many calls are made. In any thread."""
+
+    adapts: ClassVar[bool] = False
+    """Whether it learns by what comes of calls: what is refused is then its business, not the breaker's."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._clock: Callable[[], float] = trio.current_time
+
+    def use_clock(self, clock: Callable[[], float]) -> None:
+        """Read the time, in seconds, from this instead of Trio's clock, which other threads can't."""
+        self._clock = clock
+
+    @property
+    @abstractmethod
+    def limit_rate(self) -> float | None:
+        """Calls a second that are let through over time; None while all are."""
+
+    @property
+    @abstractmethod
+    def wait(self) -> float:
+        """Seconds until it is worth asking again, where a call could not be made."""
+
+    @abstractmethod
+    def try_acquire(self) -> bool:
+        """Whether a call may be made now; it is then on its way."""
+
+    @abstractmethod
+    def give_back(self) -> None:
+        """The call was not made after all."""
+
+    def record(  # noqa: B027 (a rate that is known learns nothing)
+        self, outcome: Outcome, begun: float, retry_after: float | None, jitter: float
+    ) -> None:
+        """Take note of what came of a call that was begun at this time, on the limit's clock.
+
+        `retry_after` is the wait in seconds that the primary asked for; `jitter` is drawn from 0 to 1.
+        """
+
+
+class Bucket:
+    """Tokens as of an instant: they come at a rate, up to a burst, and may be owed. Pure: time is given."""
+
+    __slots__ = ("_at", "tokens")
+
+    def __init__(self, tokens: float) -> None:
+        self.tokens = tokens
+        self._at = -math.inf
+
+    def fill(self, now: float, rate: float, burst: float) -> None:
+        """Let come what has come since the last time."""
+        if now > self._at > -math.inf:
+            self.tokens = min(burst, self.tokens + (now - self._at) * rate)
+        self._at = now  # also where another run's clock stands behind
+
+    def take(self, count: int) -> bool:
+        """Take tokens if they are there, and say whether they were."""
+        if self.tokens < count - 1e-9:  # what filling by floats may leave out
+            return False
+        self.tokens -= count
+        return True
+
+
+class RateLimit(Limit):
     """At most `rate` calls a second over time, and `burst` at once.
 
     `burst` is by default what a tenth of a second lets through, and at least 1. Raises `TypeError` and
@@ -29,19 +96,18 @@ class RateLimit:
         if not 0 < self.rate < math.inf:
             raise ValueError(f"rate must be over 0 and finite, not {rate!r}")
         self.burst = max(1.0, self.rate / 10) if burst is None else arguments.at_least("burst", burst, 1)
-        self._tokens = self.burst  # as of `_at`
-        self._at = -math.inf
-        self._lock = threading.Lock()
-        self._clock = trio.current_time
+        self._bucket = Bucket(self.burst)
+        super().__init__()
 
-    def use_clock(self, clock: Callable[[], float]) -> None:
-        """Read the time, in seconds, from this instead of Trio's clock, which other threads can't."""
-        self._clock = clock
+    @property
+    def limit_rate(self) -> float:
+        """The rate."""
+        return self.rate
 
     @property
     def available(self) -> float:
         """Tokens that are there at this moment; negative while calls of `acquire` wait."""
-        return self._take(0)
+        return self._owe(0)
 
     @property
     def wait(self) -> float:
@@ -51,35 +117,25 @@ class RateLimit:
     def try_acquire(self, count: int = 1) -> bool:
         """Take tokens if they are there now, and say whether they were."""
         with self._lock:
-            self._fill()
-            if self._tokens < count - 1e-9:  # what filling by floats may leave out
-                return False
-            self._tokens -= count
-            return True
+            self._bucket.fill(self._clock(), self.rate, self.burst)
+            return self._bucket.take(count)
 
     def give_back(self, count: int = 1) -> None:
         """Return tokens that were taken and are not needed."""
-        self._take(-count)
+        self._owe(-count)
 
     async def acquire(self, count: int = 1) -> None:
         """Take tokens, and wait until they are there. A call that is cancelled gives them back."""
-        left = self._take(count)
+        left = self._owe(count)
         try:
             await trio.sleep(max(0.0, -left / self.rate))
         except BaseException:
             self.give_back(count)
             raise
 
-    def _take(self, count: int) -> float:
+    def _owe(self, count: int) -> float:
         """Take tokens that may not be there yet, or give some back; return how many are left."""
         with self._lock:
-            self._fill()
-            self._tokens = min(self.burst, self._tokens - count)
-            return self._tokens
-
-    def _fill(self) -> None:
-        now = self._clock()
-        if now > self._at:
-            elapsed = now - self._at if self._at > -math.inf else 0.0
-            self._tokens = min(self.burst, self._tokens + elapsed * self.rate)
-        self._at = now  # also where another run's clock stands behind
+            self._bucket.fill(self._clock(), self.rate, self.burst)
+            self._bucket.tokens = min(self.burst, self._bucket.tokens - count)
+            return self._bucket.tokens

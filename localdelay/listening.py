@@ -57,6 +57,22 @@ class Closed(Event):
 
 
 @attrs.frozen
+class LimitBegan(Event):
+    """The primary refuses calls because of a rate, and gets no more than it takes from now on."""
+
+    rate: float
+    """Calls a second that it gets at first."""
+
+
+@attrs.frozen
+class LimitEnded(Event):
+    """Calls are so few again that none needs to be held back."""
+
+    limited_for: float
+    """Seconds since it began."""
+
+
+@attrs.frozen
 class DeadLetter(Event):
     """A message was given up on, and its dead-letter hook has ended."""
 

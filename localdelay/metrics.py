@@ -110,6 +110,10 @@ _OF_FALLBACKS = {
         "fallback_handed_back_messages_total",
         "Messages that the primary took back out of memory.",
     ),
+    "limit_rate": (
+        "fallback_limit_rate",
+        "Calls of the primary a second that the limit lets through; +Inf: all.",
+    ),
     "mode": ("fallback_mode", "1 for the mode that the fallback is in.", "mode"),
     "breaker": ("breaker_state", "1 for the state that the breaker is in.", "state"),
     "breaker_for": ("breaker_state_seconds", "How long it has been in it."),

@@ -24,7 +24,7 @@ import attrs
 from localdelay import arguments
 from localdelay.breaker import Breaker, BreakerPolicy
 from localdelay.errors import QueueFull, Throttled
-from localdelay.limit import RateLimit
+from localdelay.limit import Limit
 from localdelay.listening import Listener
 from localdelay.message import Message
 from localdelay.nurseries import failure_in
@@ -136,7 +136,7 @@ class BaseFallback(ABC, Generic[_P, _Q]):
         may_degrade: MayDegrade | None = None,
         mode: Mode = "active",
         breaker: BreakerPolicy | None = BreakerPolicy(),  # noqa: B008 (it is frozen)
-        limit: RateLimit | None = None,
+        limit: Limit | None = None,
         room_timeout: float | None = 0.0,
         hand_back: bool = False,
         hand_back_after: float = 10.0,
@@ -152,7 +152,9 @@ class BaseFallback(ABC, Generic[_P, _Q]):
 
         `mode` "shadow" decides and counts, but always calls the primary and holds nothing; "forced" never
         calls it. `breaker` says when the primary is not called for a while (None: it always is), and
-        `limit` how many calls it is known to bear: what is over it degrades before it is refused.
+        `limit` how many calls it bears, a `RateLimit` that is known or an `AdaptiveLimit` that finds it: what
+        is over it degrades before it is refused. Beside an `AdaptiveLimit`, what the primary refuses opens no
+        breaker: that is then for a primary that is down.
         `room_timeout` is how many seconds a publish may wait when the local queue is full too: by default
         not at all, since at the peak a caller must not hang; None waits for ever.
 

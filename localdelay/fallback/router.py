@@ -13,8 +13,8 @@ import attrs
 
 from localdelay.breaker import OTHER, TAKEN, BreakerPolicy, BreakerState, Outcome
 from localdelay.errors import Throttled
-from localdelay.gate import Gate
-from localdelay.limit import RateLimit
+from localdelay.gate import Gate, Ticket
+from localdelay.limit import Limit
 from localdelay.listening import Listener, Reason, check_listener, tell
 from localdelay.message import Message
 
@@ -64,6 +64,8 @@ class FallbackStatistics:
     """How long it has been in this state."""
     retry_in: float | None
     """Until an open breaker lets a call through; 0 where calls go through, None where it was forced open."""
+    limit_rate: float | None
+    """Calls of the primary a second that the limit lets through; None while it lets all through."""
     mode: Mode
     """As it was made."""
 
@@ -81,13 +83,13 @@ class Router:
         may_degrade: MayDegrade | None,
         mode: Mode,
         breaker: BreakerPolicy | None,
-        limit: RateLimit | None,
+        limit: Limit | None,
         listener: Listener | None,
     ) -> None:
         if breaker is not None and not isinstance(breaker, BreakerPolicy):
             raise TypeError(f"breaker must be a BreakerPolicy or None, not {type(breaker).__name__}")
-        if limit is not None and not isinstance(limit, RateLimit):
-            raise TypeError(f"limit must be a RateLimit or None, not {type(limit).__name__}")
+        if limit is not None and not isinstance(limit, Limit):
+            raise TypeError(f"limit must be a limit or None, not {type(limit).__name__}")
         if may_degrade is not None and not callable(may_degrade):
             raise TypeError(f"may_degrade must be a function, not {type(may_degrade).__name__}")
         _check_one_of("ambiguous", ambiguous, ("raise", "degrade"))
@@ -110,7 +112,7 @@ class Router:
         self.on_held: Callable[[], None] = lambda: None
         """Called when a message is held, in the thread that publishes it."""
 
-    def ask(self, may_degrade: bool) -> tuple[int | None, Decision]:
+    def ask(self, may_degrade: bool) -> tuple[Ticket | None, Decision]:
         """Say what to do with a message; where the primary is to be called, perhaps with a ticket."""
         # In forced mode nothing is called, so that there is nothing to ask the gate for.
         ticket, refusal = (None, None) if self._mode == "forced" else self.gate.ask()
@@ -122,19 +124,19 @@ class Router:
                 self._count(decision)
         return ticket, decision
 
-    def taken(self, ticket: int | None) -> None:
+    def taken(self, ticket: Ticket | None) -> None:
         """The primary has taken the message."""
         with self._lock:
             self._counts["primary"] += 1
         if ticket is not None:
             self.gate.record(ticket, TAKEN)
 
-    def cut_off(self, ticket: int | None) -> None:
+    def cut_off(self, ticket: Ticket | None) -> None:
         """The call was cancelled, or says nothing."""
         if ticket is not None:
             self.gate.record(ticket, OTHER)
 
-    def failed(self, ticket: int | None, error: Exception, may_degrade: bool) -> Decision:
+    def failed(self, ticket: Ticket | None, error: Exception, may_degrade: bool) -> Decision:
         """The call has failed: say whether to hold the message or to raise the error."""
         try:
             failure = self._failure_of(error)
@@ -142,7 +144,7 @@ class Router:
             self.cut_off(ticket)
             raise
         if ticket is not None:
-            self.gate.record(ticket, self._outcome_of(failure), error)
+            self.gate.record(ticket, self._outcome_of(error, failure), error)
         decision = decide(self._mode, may_degrade, failure=failure, degrade_ambiguous=self._degrade_ambiguous)
         with self._lock:
             self._count(decision, again=ticket is None)
@@ -173,7 +175,7 @@ class Router:
         if error is None:
             return TAKEN
         try:
-            return self._outcome_of(self._failure_of(error))
+            return self._outcome_of(error, self._failure_of(error))
         except Exception:  # noqa: BLE001 (of `degrade_on`, a stranger's: the queue must not end by it)
             return OTHER
 
@@ -188,6 +190,7 @@ class Router:
             breaker=self.gate.state,
             breaker_for=self.gate.state_for,
             retry_in=None if retry_in == math.inf else retry_in,
+            limit_rate=self.gate.limit_rate,
             mode=self._mode,
         )
 
@@ -200,8 +203,8 @@ class Router:
     def _failure_of(self, error: Exception) -> Failure:
         return failure_of(error, refused=bool(self._degrades(error)))
 
-    def _outcome_of(self, failure: Failure) -> Outcome:
-        return outcome_of(failure, degrade_ambiguous=self._degrade_ambiguous)
+    def _outcome_of(self, error: Exception, failure: Failure) -> Outcome:
+        return outcome_of(error, failure, degrade_ambiguous=self._degrade_ambiguous)
 
 
 def _check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias, get_args
 import attrs
 import trio
 
-from localdelay.breaker import Outcome
+from localdelay.breaker import DOWN, OTHER, THROTTLED, Outcome
 from localdelay.listening import Reason
 
 Mode: TypeAlias = Literal["active", "shadow", "forced"]
@@ -53,6 +53,9 @@ class Failure(Enum):
     """Something else is wrong, which holding the message would not help."""
 
 
+_REFUSED, _AMBIGUOUS, _OTHER = Failure
+
+
 @attrs.frozen
 class Decision:
     """What is to be done, and why where it is not simply to call the primary."""
@@ -64,6 +67,9 @@ class Decision:
 
 
 _CALL = Decision(CALL)
+
+NO_ANSWER = (TimeoutError, trio.TooSlowError, ConnectionError)
+"""Errors of a primary that is down, or can't be reached."""
 
 
 def decide(
@@ -84,9 +90,9 @@ def decide(
         reason = Reason.FORCED if mode == "forced" else refusal
         if reason is None:
             return _CALL
-    elif failure is Failure.REFUSED:
+    elif failure is _REFUSED:
         reason = Reason.THROTTLED
-    elif failure is Failure.AMBIGUOUS and degrade_ambiguous:
+    elif failure is _AMBIGUOUS and degrade_ambiguous:
         reason = Reason.AMBIGUOUS
     else:
         return Decision(RAISE)
@@ -101,15 +107,13 @@ def failure_of(error: Exception, *, refused: bool) -> Failure:
     A time-out or a lost connection leaves open whether the message was taken.
     """
     if refused:
-        return Failure.REFUSED
-    if isinstance(error, TimeoutError | trio.TooSlowError | ConnectionError):
-        return Failure.AMBIGUOUS
-    return Failure.OTHER
+        return _REFUSED
+    return _AMBIGUOUS if isinstance(error, NO_ANSWER) else _OTHER
 
 
-def outcome_of(failure: Failure, *, degrade_ambiguous: bool) -> Outcome:
-    """What a failed call says to the breaker."""
+def outcome_of(error: Exception, failure: Failure, *, degrade_ambiguous: bool) -> Outcome:
+    """What a failed call says to the breaker and the limit."""
     # Also where nobody can tell: a primary that does not answer is not to be called either.
-    if failure is Failure.REFUSED or (failure is Failure.AMBIGUOUS and degrade_ambiguous):
-        return Outcome.THROTTLED
-    return Outcome.OTHER
+    if failure is _OTHER or (failure is _AMBIGUOUS and not degrade_ambiguous):
+        return OTHER
+    return DOWN if isinstance(error, NO_ANSWER) else THROTTLED

@@ -65,6 +65,7 @@ OF_FALLBACKS = {
     "localdelay_fallback_calls_total": "calls",
     "localdelay_fallback_calls_saved_total": "calls_saved",
     "localdelay_fallback_handed_back_messages_total": "handed_back",
+    "localdelay_fallback_limit_rate": "limit_rate",
     "localdelay_breaker_state_seconds": "breaker_for",
     "localdelay_breaker_retry_after_seconds": "retry_in",
 }

@@ -110,16 +110,18 @@ def test_what_an_error_says(error: Exception, refused: bool, failure: Failure) -
 
 
 @pytest.mark.parametrize(
-    ("failure", "degrade_ambiguous", "outcome"),
+    ("error", "failure", "degrade_ambiguous", "outcome"),
     [
-        (REFUSED, False, Outcome.THROTTLED),
-        (AMBIGUOUS, True, Outcome.THROTTLED),
-        (AMBIGUOUS, False, Outcome.OTHER),
-        (OTHER, True, Outcome.OTHER),
+        (Throttled(), REFUSED, False, Outcome.THROTTLED),
+        (ValueError(), REFUSED, False, Outcome.THROTTLED),
+        (TimeoutError(), REFUSED, False, Outcome.DOWN),
+        (ConnectionResetError(), AMBIGUOUS, True, Outcome.DOWN),
+        (TimeoutError(), AMBIGUOUS, False, Outcome.OTHER),
+        (ValueError(), OTHER, True, Outcome.OTHER),
     ],
 )
-def test_what_a_failure_says_to_the_breaker(
-    failure: Failure, degrade_ambiguous: bool, outcome: Outcome
+def test_what_a_failure_says_to_the_breaker_and_the_limit(
+    error: Exception, failure: Failure, degrade_ambiguous: bool, outcome: Outcome
 ) -> None:
-    """What is held for a failure counts against the primary, and nothing else does."""
-    assert outcome_of(failure, degrade_ambiguous=degrade_ambiguous) is outcome
+    """What is held for a failure counts against the primary, as refused or as down; nothing else does."""
+    assert outcome_of(error, failure, degrade_ambiguous=degrade_ambiguous) is outcome

@@ -1,0 +1,257 @@
+"""What limits of every kind a fallback finds: `python -m bench.valve`.
+
+Plays the scenes of `valve_scenes` with the real `Fallback` and queue, in virtual time, with random arrivals:
+the same seed, the same table. Beside `AdaptiveLimit` stand a caller who always asks, the breaker alone, and
+the throttling of clients of Google's (Site Reliability Engineering, 2016, chapter 21: a call is made with the
+probability that K times as many were taken lately as were asked for). *Used* is what the primary took, of
+what it takes from the one who always asks.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, suppress
+from functools import partial
+from typing import Any
+
+import attrs
+import click
+import trio
+import trio.testing
+
+from localdelay import (
+    AdaptiveLimit,
+    BreakerPolicy,
+    DelayQueue,
+    Fallback,
+    Message,
+    QueueFull,
+    Receipt,
+    Route,
+    open_delay_queue,
+)
+from localdelay.breaker import Outcome
+from localdelay.limit import Limit
+
+from .valve_scenes import SCENES, Scene
+
+_DELAY = 3600.0
+"""Seconds: nothing that is held comes due within a run."""
+_ROOM = 1_000_000
+
+
+class ClientSide(Limit):
+    """The throttling of clients of Google's, over two minutes that fade away."""
+
+    adapts = True
+
+    def __init__(self, seed: int, k: float = 2.0, seconds: float = 120.0) -> None:
+        super().__init__()
+        self._random = random.Random(seed)
+        self._k = k
+        self._seconds = seconds
+        self._asked = self._taken = self._at = 0.0
+
+    @property
+    def limit_rate(self) -> None:
+        """It has none: it draws."""
+
+    @property
+    def wait(self) -> float:
+        """Seconds until it is worth asking again."""
+        return 0.1
+
+    def try_acquire(self) -> bool:
+        """Draw whether the call is made."""
+        self._fade()
+        refuse = max(0.0, (self._asked - self._k * self._taken) / (self._asked + 1))
+        self._asked += 1
+        return self._random.random() >= refuse
+
+    def give_back(self) -> None:
+        """A call was not made."""
+        self._asked -= 1
+
+    def record(self, outcome: Outcome, begun: float, retry_after: float | None, jitter: float) -> None:
+        """A call has ended."""
+        self._taken += outcome is Outcome.TAKEN
+
+    def _fade(self) -> None:
+        now = self._clock()
+        left = max(0.0, 1 - (now - self._at) / self._seconds)
+        self._asked, self._taken, self._at = self._asked * left, self._taken * left, now
+
+
+VALVES: dict[str, Callable[[int], dict[str, Any]]] = {
+    "always ask": lambda seed: {"breaker": None, "limit": None},
+    "breaker": lambda seed: {"breaker": BreakerPolicy(), "limit": None},
+    "client side": lambda seed: {"breaker": None, "limit": ClientSide(seed)},
+    "adaptive": lambda seed: {"breaker": BreakerPolicy(), "limit": AdaptiveLimit()},
+}
+
+
+@attrs.frozen
+class Played:
+    """What came of one scene with one valve."""
+
+    taken: int
+    """Calls that the primary took, hand-backs among them."""
+    refused: int
+    ratio: float
+    """Of the instance with the most native publishes to the one with the least."""
+    held: int
+    """The most messages that were held at a time."""
+    native_after: float
+    """Seconds after the peak until the last message was held."""
+
+    def used(self, always: Played) -> float:
+        """What was taken, of what is from a caller who always asks."""
+        return self.taken / max(1, always.taken)
+
+    @property
+    def refused_share(self) -> float:
+        """Refused calls for each that was taken."""
+        return self.refused / max(1, self.taken)
+
+
+async def _send(message: Message) -> None:
+    """Nothing comes due here."""
+
+
+class _Run:
+    """One scene with one valve."""
+
+    def __init__(self, scene: Scene, valve: str, seed: int, seconds: float) -> None:
+        self._scene = scene
+        self._valve = valve
+        self._seed = seed
+        self._seconds = seconds
+        self._last_held = 0.0
+        self._fallbacks: list[Fallback] = []
+        self._queues: list[DelayQueue] = []
+        self._primary = scene.primary(seconds)
+        self._most_held = 0
+
+    async def play(self) -> Played:
+        begun = trio.current_time()
+        async with AsyncExitStack() as stack:
+            for number in range(self._scene.instances):
+                queue = await stack.enter_async_context(open_delay_queue(_send, capacity=_ROOM, workers=1))
+                options = VALVES[self._valve](self._seed + number)
+                self._queues.append(queue)
+                self._fallbacks.append(
+                    Fallback(self._call, queue, hand_back=self._scene.hand_back, **options)
+                )
+            async with trio.open_nursery() as nursery:
+                await self._publish_all(nursery, begun)
+            held = max(self._most_held, self._held())
+            native = [fallback.statistics().primary for fallback in self._fallbacks]
+            for queue in self._queues:
+                await queue.drain(0.0)
+        peak = self._scene.peak * self._seconds
+        return Played(
+            self._primary.taken,
+            self._primary.refused,
+            max(native) / max(1, min(native)),
+            held,
+            max(0.0, self._last_held - peak) if self._scene.peak < 1 else 0.0,
+        )
+
+    async def _call(self, message: Message, delay: float) -> None:
+        await self._primary(message, delay)
+
+    async def _publish_all(self, nursery: trio.Nursery, begun: float) -> None:
+        """Arrivals at random, as many as the scene offers at the time."""
+        drawn = random.Random(self._seed)
+        offered = self._scene.offered(self._seconds)
+        most = max(offered(second) for second in range(int(self._seconds) + 1))
+        now = 0.0
+        while (now := now + drawn.expovariate(most)) < self._seconds:
+            if drawn.random() * most > offered(now):
+                continue
+            await trio.sleep_until(begun + now)
+            publish = partial(self._publish, self._fallbacks[drawn.randrange(len(self._fallbacks))], now)
+            if self._scene.waits:
+                nursery.start_soon(publish)
+            else:
+                await publish()
+
+    async def _publish(self, fallback: Fallback, now: float) -> None:
+        with suppress(ValueError, QueueFull):  # the scene's own error
+            receipt: Receipt = await fallback.publish(b"", delay=_DELAY)
+            if receipt.route is Route.LOCAL:
+                self._last_held = now
+                if self._scene.hand_back:
+                    self._most_held = max(self._most_held, self._held())
+
+    def _held(self) -> int:
+        return sum(queue.at_risk for queue in self._queues)
+
+
+def play(scene: Scene, valve: str, *, seed: int = 1, seconds: float = 120.0) -> Played:
+    """Play a scene in virtual time."""
+    random.seed(seed)  # the jitter of breakers and limits
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    return trio.run(_Run(scene, valve, seed, seconds).play, clock=clock)
+
+
+def lines(scene: Scene, played: dict[str, Played]) -> Iterator[str]:
+    """The rows of one scene."""
+    always = played["always ask"]
+    for valve, result in played.items():
+        title = scene.name if valve == "always ask" else ""
+        ratio = f"{result.ratio:.2f}" if scene.instances > 1 else ""
+        native = f"{result.native_after:.1f}" if scene.peak < 1 else ""
+        yield (
+            f"{title:<32}{valve:<13}{result.used(always):>7.3f}{result.refused_share:>10.4f}"
+            f"{ratio:>8}{result.held:>10,}{native:>9}"
+        )
+
+
+def missed(scene: Scene, played: dict[str, Played]) -> Iterator[str]:
+    """Which floors the adaptive limit has not reached."""
+    result, always = played["adaptive"], played["always ask"]
+    figures = [
+        ("used", scene.used - result.used(always)),
+        ("refused", result.refused_share - scene.refused),
+        ("most/least", result.ratio - scene.ratio),
+    ]
+    yield from (f"{scene.name}: {name} misses its floor by {by:.3f}" for name, by in figures if by > 0)
+
+
+@click.command()
+@click.option("--scene", default="", help="Only scenes with this in their name.")
+@click.option("--seconds", type=click.FloatRange(min=10), default=120.0, show_default=True)
+@click.option("--seed", default=1, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def main(scene: str, seconds: float, seed: int, as_json: bool) -> None:
+    """Play every scene with every valve, and print what was used and what was refused."""
+    logging.disable()
+    chosen = [one for one in SCENES if scene in one.name]
+    if not as_json:
+        click.echo(f"seed {seed}, {seconds:g} s of virtual time a run")
+        click.echo(
+            f"{'':<32}{'':<13}{'used':>7}{'refused':>10}{'most/':>8}{'the most':>10}{'native':>9}\n"
+            f"{'':<32}{'':<13}{'':>7}{'a taken':>10}{'least':>8}{'held':>10}{'after s':>9}"
+        )
+    measured: dict[str, Any] = {}
+    misses: list[str] = []
+    for one in chosen:
+        played = {valve: play(one, valve, seed=seed, seconds=seconds) for valve in VALVES}
+        misses += missed(one, played)
+        measured[one.name] = {valve: attrs.asdict(result) for valve, result in played.items()}
+        if not as_json:
+            click.echo("\n".join(lines(one, played)))
+    if as_json:
+        click.echo(
+            json.dumps({"seed": seed, "seconds": seconds, "scenes": measured, "missed": misses}, indent=2)
+        )
+    else:
+        click.echo("\n".join(["", *(misses or ["every floor is reached"])]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""A limit whose rate is found: what the primary takes, and hardly a call more.
+
+*Off* until the first call is refused. Then it begins with what was taken lately, and doubles every quarter
+of a second until one is refused again (TCP's slow start, RFC 5681): the ceiling, measured as what was taken.
+From there on it keeps a hundredth under the last ceiling, comes up to it in less than a second, stays there
+for as long, and looks for more ever faster (CUBIC, RFC 9438, about a ceiling that is measured and not the
+rate that failed; its cut is a hundredth where TCP's is a third, for nothing queues up in between that would
+have to drain). It rises only while it is what limits, and goes off when the traffic stays under it.
+
+What is refused for another reason than the rate of now says nothing about it: calls that were begun before
+the last cut, or so shortly after it that a quota's second is not over. Where nothing is taken any more it
+waits between single tries, as long as the primary has asked for or ever longer, and no longer than a second
+unless asked: and begins slowly again after the first that is taken.
+"""
+
+from __future__ import annotations
+
+import math
+
+from .breaker import TAKEN, THROTTLED, Outcome
+from .limit import Bucket, Limit
+
+_CUT = 0.99
+"""So much of a ceiling is the rate after it was found."""
+_CURVE = 0.02
+"""The share of the ceiling by which the rate rises in the first second past it."""
+_PLATEAU = ((1 - _CUT) / _CURVE) ** (1 / 3)
+"""Seconds from a cut until the rate is back at the ceiling."""
+_SEARCH = _PLATEAU + 1.5
+"""Seconds from a cut until the ceiling is taken to be gone, and the rate doubles each second."""
+_SLOW_START = 0.25
+"""Seconds in which the rate doubles as long as no ceiling is known."""
+_STRETCH = 40.0
+"""Calls a second under which all this takes longer, in proportion: fewer calls find out less ..."""
+_STRETCH_MAX = 5.0
+"""... but no longer than so many times."""
+_ENOUGH = 20
+"""Taken calls that a ceiling is measured by, at least, and over a second at least."""
+_DEAF = 0.4
+"""Seconds after a cut in which a call that is begun and refused says nothing new."""
+_IN_A_ROW = 4
+"""So many refusals in a row, and none taken, mean that nothing is taken for now."""
+_RETRY = 0.05
+"""Seconds until the next try then; twice as long after each that fails ..."""
+_RETRY_MAX = 1.0
+"""... up to this."""
+_ANEW = 2.0
+"""Seconds in which nothing was taken, after which it begins slowly again."""
+_OBEY_MAX = 30.0
+"""Seconds of `retry_after` that are obeyed at most."""
+_OFF = 0.85
+"""It goes off when calls were asked for at less than this share of the rate ..."""
+_OFF_AFTER = 2.0
+"""... for so many seconds."""
+_BURST = 0.02
+"""Seconds' worth of calls that may be made at once; and two."""
+_WAIT_LEAST = 0.001
+_LEAST = 0.1
+"""Calls a second: it never finds less, or it would not find out that there is more."""
+
+
+class Lately:
+    """How often something has happened lately, in tenths of a second. Pure: time is given."""
+
+    __slots__ = ("_at", "_counts")
+
+    _KEPT = 128
+
+    def __init__(self) -> None:
+        self._counts = [0] * self._KEPT
+        self._at = 0
+
+    def add(self, now: float) -> None:
+        """It happens now."""
+        at = int(now * 10)
+        if at != self._at:
+            self._move(at)
+        self._counts[at % self._KEPT] += 1
+
+    def rate(self, now: float, seconds: float) -> float:
+        """How often a second, over the last so many (12 at most) and the tenth that has begun."""
+        at = int(now * 10)
+        self._move(at)
+        tenths = round(seconds * 10)
+        count = sum(self._counts[(at - back) % self._KEPT] for back in range(tenths + 1))
+        return count / (tenths / 10 + now - at / 10)
+
+    def _move(self, at: int) -> None:
+        for passed in range(max(self._at, at - self._KEPT) + 1, at + 1):
+            self._counts[passed % self._KEPT] = 0
+        self._at = at
+
+
+class Finder:
+    """Finds the rate. Every method takes the time in seconds; none of them waits or calls out."""
+
+    def __init__(self) -> None:
+        self.rate: float | None = None
+        """Calls a second that may be made; None: all."""
+        self._asked = Lately()
+        self._taken = Lately()
+        self._began = -math.inf  # when it began to limit
+        self._first: float | None = None  # when it was asked for the first time
+        self._ceiling = 0.0
+        self._cut = -math.inf  # when the ceiling was found
+        self._paused = 0.0  # seconds since then in which it did not limit
+        self._stepped = 0.0  # when the rate has risen last
+        self._limited = -math.inf  # when it has held a call back
+        self._is_slow_start = False
+        self._stretch = 1.0
+        self._refused = 0  # in a row
+        self._took = 0.0  # when a call was taken last
+        self._shut = -math.inf  # until when no call is tried
+
+    def ask(self, now: float) -> float | None:
+        """Somebody wants to make a call: the rate that holds for it; None: it may be made."""
+        if self._first is None:
+            self._first = now
+        self._asked.add(now)
+        if self.rate is not None:
+            self._rise(now)
+        return self.rate
+
+    def shut_for(self, now: float) -> float:
+        """Seconds in which no call at all is to be made, since none is taken; 0 or less: it is not shut."""
+        return self._shut - now
+
+    def hold_back(self, now: float) -> None:
+        """The call was not made: the limit is what limits."""
+        self._limited = now
+
+    def taken(self, now: float) -> None:
+        """A call was taken."""
+        if self.rate is not None and self._refused >= _IN_A_ROW and now - self._took > _ANEW:
+            self._is_slow_start = True  # the last ceiling was that nothing is taken
+        self._refused = 0
+        self._took = now
+        self._taken.add(now)
+
+    def refused(self, now: float, begun: float, retry_after: float | None, jitter: float) -> None:
+        """A call that was begun at `begun` was refused."""
+        self._refused += 1
+        if self.rate is None:
+            self._begin(now)
+            return
+        if self._refused >= _IN_A_ROW:
+            # Only now: a primary that still takes most calls is not shut for what it says to some.
+            grown = min(_RETRY_MAX, _RETRY * 2.0 ** min(self._refused - _IN_A_ROW, 9))
+            wait = min(_OBEY_MAX, retry_after) if retry_after else grown * (1 + jitter) / 2
+            self._shut = max(self._shut, now + wait)
+        if begun >= self._cut + _DEAF:
+            self._find_ceiling(now, self.rate)
+
+    def _begin(self, now: float) -> None:
+        self._began = now
+        self._is_slow_start = True
+        self._set(now, self._measured(now, 1.0), 1.0)
+
+    def _find_ceiling(self, now: float, rate: float) -> None:
+        if self._is_slow_start:
+            over = max(0.5, min(_STRETCH_MAX, _STRETCH_MAX / rate))
+        else:
+            over = min(10.0, max(1.0, _ENOUGH / rate))
+        self._is_slow_start = False
+        self._set(now, min(rate, self._measured(now, over)), _CUT)
+
+    def _measured(self, now: float, seconds: float) -> float:
+        """What was taken a second, over so long, or since anybody has asked."""
+        since = 0.0 if self._first is None else now - self._first
+        return self._taken.rate(now, min(seconds, max(0.1, since)))
+
+    def _set(self, now: float, ceiling: float, share: float) -> None:
+        self._ceiling = ceiling
+        self.rate = max(_LEAST, ceiling * share)
+        self._stretch = min(_STRETCH_MAX, max(1.0, _STRETCH / self.rate))
+        self._cut = self._stepped = self._limited = now
+        self._paused = 0.0
+
+    def _rise(self, now: float) -> None:
+        assert self.rate is not None  # noqa: S101 (else there is nothing that could rise)
+        step, self._stepped = now - self._stepped, now
+        if now - self._began > _OFF_AFTER and self._asked.rate(now, _OFF_AFTER) <= _OFF * self.rate:
+            self.rate = None
+            self._refused = 0
+        elif now - self._limited > max(0.2, 3 / self.rate):
+            self._paused += step  # others are slower: a rate that rose meanwhile would be nobody's finding
+        elif self._is_slow_start:
+            self.rate *= 2.0 ** min(1.0, step / _SLOW_START)  # not more for one call, however late it comes
+        else:
+            since = (now - self._cut - self._paused) / self._stretch
+            if since > _SEARCH:
+                self.rate *= 2.0 ** min(1.0, step / self._stretch)
+            else:
+                self.rate = max(self.rate, self._ceiling * (1 + _CURVE * (since - _PLATEAU) ** 3))
+
+
+class AdaptiveLimit(Limit):
+    """As many calls of the primary as it takes: a rate that is found by what comes of them. In any thread.
+
+    It is off, and lets everything through, until a call is refused.
+    """
+
+    adapts = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._finder = Finder()
+        self._bucket = Bucket(0.0)
+        self._at = -math.inf  # when it was asked or told last
+
+    @property
+    def limit_rate(self) -> float | None:
+        """Calls a second that were found; None while it is off."""
+        return self._finder.rate
+
+    @property
+    def wait(self) -> float:
+        """Seconds until it is worth asking again, where a call could not be made."""
+        with self._lock:
+            rate, shut_for = self._finder.rate, self._finder.shut_for(self._now())
+            return 0.0 if rate is None else max(_WAIT_LEAST, shut_for, (1.0 - self._bucket.tokens) / rate)
+
+    def try_acquire(self) -> bool:
+        """Whether a call may be made now; it is then on its way."""
+        with self._lock:
+            now = self._now()
+            rate = self._finder.ask(now)
+            if rate is None:
+                return True
+            self._bucket.fill(now, rate, max(2.0, rate * _BURST))
+            if self._finder.shut_for(now) <= 0 and self._bucket.take(1):
+                return True
+            self._finder.hold_back(now)
+            return False
+
+    def give_back(self) -> None:
+        """The call was not made after all."""
+        with self._lock:
+            self._bucket.tokens += 1
+
+    def record(self, outcome: Outcome, begun: float, retry_after: float | None, jitter: float) -> None:
+        """Take note of what came of a call."""
+        with self._lock:
+            now = self._now()
+            if outcome is TAKEN:
+                self._finder.taken(now)
+            elif outcome is THROTTLED:
+                if self._finder.rate is None:
+                    self._bucket = Bucket(0.0)  # nothing is saved up for the first moment
+                self._finder.refused(now, begun, retry_after, jitter)
+
+    def _now(self) -> float:
+        now = self._clock()
+        if now < self._at:  # another run's clock: what was found is not of its time
+            self._finder, self._bucket = Finder(), Bucket(0.0)
+        self._at = now
+        return now

@@ -1,0 +1,144 @@
+"""A fallback with a limit that finds its rate: what it calls and says, and what is left to the breaker."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from localdelay import (
+    AdaptiveLimit,
+    BreakerPolicy,
+    BreakerState,
+    Fallback,
+    Message,
+    RateLimited,
+    Reason,
+    Route,
+    Throttled,
+    open_delay_queue,
+)
+from localdelay.listening import Event, LimitBegan, LimitEnded
+from localdelay.testing import RecordingSender
+
+
+class Quota:
+    """A primary that takes one call every tenth of a second, while it is busy."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.busy = True
+        self._next = 0.0
+
+    async def __call__(self, message: Message, delay: float) -> None:
+        self.calls += 1
+        if self.busy and trio.current_time() < self._next - 1e-9:
+            raise Throttled
+        self._next = trio.current_time() + 0.1
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def on_event(self, event: Event) -> None:
+        if isinstance(event, LimitBegan | LimitEnded):
+            self.events.append(event)
+
+
+async def publish_for(fallback: Fallback, seconds: float, rate: float) -> list[Route]:
+    routes = []
+    for _ in range(round(seconds * rate)):
+        routes.append((await fallback.publish(b"", delay=3600.0)).route)
+        await trio.sleep(1 / rate)
+    return routes
+
+
+async def test_most_of_what_the_primary_takes_it_gets(autojump_clock: trio.testing.MockClock) -> None:
+    """At five times the limit nine tenths of it go there, and hardly a call is refused; the rest is held."""
+    primary = Quota()
+    async with open_delay_queue(RecordingSender(), capacity=5000, workers=1) as queue:
+        fallback = Fallback(primary, queue, limit=AdaptiveLimit())
+        assert fallback.statistics().limit_rate is None
+        routes = await publish_for(fallback, 60.0, 50.0)
+        statistics = fallback.statistics()
+        assert routes.count(Route.PRIMARY) >= 0.9 * 600
+        assert primary.calls - routes.count(Route.PRIMARY) <= 0.1 * 600
+        assert statistics.limit_rate == pytest.approx(10, rel=0.1)
+        assert statistics.degraded[Reason.RATE_LIMITED] > 2000
+        assert isinstance((await fallback.publish(b"", delay=1.0)).reason, RateLimited | None)
+        assert statistics.breaker is BreakerState.CLOSED
+        await queue.drain(0.0)
+
+
+async def test_it_tells_when_it_begins_and_when_it_ends(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One event for each, and one log line a minute at most, however often it comes and goes."""
+    primary, heard = Quota(), Heard()
+    with caplog.at_level(logging.INFO, "localdelay"):
+        async with open_delay_queue(RecordingSender(), capacity=5000, workers=1) as queue:
+            fallback = Fallback(primary, queue, limit=AdaptiveLimit(), listener=heard)
+            for _ in range(3):
+                await publish_for(fallback, 5.0, 20.0)
+                await publish_for(fallback, 5.0, 2.0)
+                assert fallback.statistics().limit_rate is None
+            lines = [(record.levelno, record.getMessage()) for record in caplog.records]
+            await queue.drain(0.0)
+    assert [type(event) for event in heard.events] == [LimitBegan, LimitEnded] * 3
+    began, ended = heard.events[:2]
+    assert isinstance(began, LimitBegan)
+    assert 0 < began.rate < 20
+    assert isinstance(ended, LimitEnded)
+    assert 5 < ended.limited_for < 10
+    assert lines == [
+        (
+            logging.WARNING,
+            f"the primary refuses calls: it gets {began.rate:.3g} a second, and what is over that is held",
+        ),
+        (logging.INFO, f"the limit is off again after {ended.limited_for:.3g} s"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [(Throttled("429"), BreakerState.CLOSED), (ConnectionResetError(), BreakerState.OPEN)],
+)
+async def test_the_breaker_is_for_a_primary_that_is_down(
+    error: Exception, state: BreakerState, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Beside such a limit refusals do not open it; what does not answer does, and sets no limit."""
+
+    async def fail(message: Message, delay: float) -> None:
+        raise error
+
+    async with open_delay_queue(RecordingSender(), capacity=500, workers=1) as queue:
+        fallback = Fallback(
+            fail, queue, limit=AdaptiveLimit(), ambiguous="degrade", breaker=BreakerPolicy(wait_jitter=0.0)
+        )
+        await publish_for(fallback, 1.0, 20.0)
+        statistics = fallback.statistics()
+        assert statistics.breaker is state
+        assert (statistics.limit_rate is None) is (state is BreakerState.OPEN)
+        await queue.drain(0.0)
+
+
+async def test_messages_go_back_at_the_rate_that_was_found(
+    autojump_clock: trio.testing.MockClock, conserved: Any
+) -> None:
+    """What was held at the peak returns behind new publishes, without a storm of calls."""
+    primary = Quota()
+    async with open_delay_queue(RecordingSender(), capacity=5000, workers=1) as queue:
+        fallback = Fallback(primary, queue, limit=AdaptiveLimit(), hand_back=True)
+        await publish_for(fallback, 10.0, 30.0)
+        held = conserved(queue).pending
+        assert held > 100
+        calls = primary.calls
+        await trio.sleep(60.0)
+        back = conserved(queue).handed_back
+        assert back >= held * 0.9
+        assert primary.calls - calls <= 1.3 * back
+        await queue.drain(0.0)

@@ -1,0 +1,267 @@
+"""The rate that is found: exact in virtual time, and what holds whatever comes."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from localdelay import AdaptiveLimit
+from localdelay.adaptive import Finder, Lately
+from localdelay.breaker import Outcome
+
+TAKEN, THROTTLED = Outcome.TAKEN, Outcome.THROTTLED
+
+
+def busy(finder: Finder, since: float, until: float, rate: float = 100.0) -> None:
+    """Calls are asked for all the time and held back, so that the limit is what limits."""
+    for number in range(1, round((until - since) * rate) + 1):
+        finder.ask(since + number / rate)
+        finder.hold_back(since + number / rate)
+
+
+def limiting(rate: int = 100, at: float = 10.0) -> Finder:
+    """A finder that has begun at this time: so many calls a second were taken before it."""
+    finder = Finder()
+    for number in range(int(at * rate)):
+        finder.ask(number / rate)
+        finder.taken(number / rate)
+    finder.ask(at)
+    finder.refused(at, at, None, 0.0)
+    return finder
+
+
+def settled(at: float = 12.0) -> Finder:
+    """A finder that has found a ceiling of 100 a second at this time."""
+    finder = limiting()
+    busy(finder, 10.0, at)
+    for number in range(100):
+        finder.taken(at - 1.0 + number / 100)
+    finder.refused(at, at, None, 0.0)
+    return finder
+
+
+def test_it_is_off_until_a_call_is_refused() -> None:
+    """Everything goes through; then it begins with what was taken in the last second."""
+    finder = Finder()
+    for number in range(1000):
+        assert finder.ask(number / 100) is None
+        finder.taken(number / 100)
+    finder.refused(9.99, 9.99, None, 0.0)
+    assert finder.rate == pytest.approx(100, rel=0.02)
+
+
+@pytest.mark.parametrize("passed", [0.25, 0.5, 1.0, 2.0])
+def test_it_doubles_every_quarter_of_a_second_at_first(passed: float) -> None:
+    """Until a call is refused again."""
+    finder = limiting()
+    begun = finder.rate
+    assert begun is not None
+    busy(finder, 10.0, 10.0 + passed, 1000.0)
+    assert finder.rate == pytest.approx(begun * 2 ** (passed / 0.25))
+
+
+def test_a_ceiling_is_what_was_taken_and_the_rate_a_hundredth_under_it() -> None:
+    """It is back there in 0.8 s, then searches, and after 2.3 s takes the ceiling to be gone."""
+    finder = settled()
+    assert finder.rate == pytest.approx(99, rel=0.02)
+    ceiling = finder.rate / 0.99
+    busy(finder, 12.0, 12.79)
+    assert finder.rate == pytest.approx(ceiling, rel=1e-3)
+    busy(finder, 12.79, 14.29)
+    assert finder.rate == pytest.approx(ceiling * (1 + 0.02 * 1.5**3), rel=1e-2)
+    found = finder.rate
+    busy(finder, 14.29, 16.29, 1000.0)
+    assert finder.rate == pytest.approx(4 * found, rel=0.02)
+
+
+def test_a_ceiling_is_never_over_the_rate() -> None:
+    """What was taken before it fell says nothing about now."""
+    finder = settled()
+    rate = finder.rate
+    assert rate is not None
+    for number in range(500):
+        finder.taken(12.0 + number / 500)
+    finder.refused(13.0, 13.0, None, 0.0)
+    assert finder.rate is not None
+    assert finder.rate <= rate * 1.01
+
+
+@pytest.mark.parametrize(("begun", "cuts"), [(11.9, False), (12.0, False), (12.39, False), (12.4, True)])
+def test_calls_from_before_the_cut_say_nothing(begun: float, cuts: bool) -> None:
+    """Nor do those of the same moment: their refusal was known."""
+    finder = settled()
+    busy(finder, 12.0, 12.5)
+    before = finder.rate
+    finder.refused(12.5, begun, None, 0.0)
+    assert (finder.rate != before) is cuts
+
+
+def test_it_rises_only_while_it_limits() -> None:
+    """Calls that all go through find out nothing about more of them."""
+    finder = settled()
+    for number in range(190):  # nearly as many as the rate lets through, and none held back
+        finder.ask(12.0 + number / 95)
+    assert finder.rate == pytest.approx(99, rel=0.03)
+
+
+def test_it_goes_off_when_the_traffic_stays_under_it() -> None:
+    """After two seconds at less than 85 % of the rate; and begins anew with the next refusal."""
+    finder = settled()
+    for number in range(1, 190):
+        finder.ask(12.0 + number / 80)
+        if number < 79:
+            assert finder.rate is not None
+    assert finder.rate is None
+    finder.taken(14.4)
+    finder.refused(14.4, 14.4, None, 0.0)
+    assert finder.rate is not None
+    assert finder.rate < 10
+
+
+def test_where_nothing_is_taken_it_waits_longer_and_longer() -> None:
+    """From the fourth refusal in a row on: 0.05 s, doubled each time, a second at most, less the jitter."""
+    finder = settled()
+    waits = []
+    for _ in range(9):
+        finder.refused(12.0, 12.0, None, 1.0)
+        waits.append(finder.shut_for(12.0))
+    assert waits[:2] == [-math.inf, -math.inf]
+    assert waits[2:] == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0])
+    finder = settled()
+    for _ in range(4):
+        finder.refused(12.0, 12.0, None, 0.0)
+    assert finder.shut_for(12.0) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(("asked", "wait"), [(3.0, 3.0), (1e9, 30.0), (0.0, 0.025)])
+def test_retry_after_is_obeyed_where_nothing_is_taken(asked: float, wait: float) -> None:
+    """30 s at most; a primary that takes other calls meanwhile is not shut by it."""
+    finder = settled()
+    finder.refused(12.0, 12.0, asked, 0.0)
+    finder.taken(12.0)
+    finder.refused(12.0, 12.0, asked, 0.0)
+    assert finder.shut_for(12.0) <= 0
+    for _ in range(3):
+        finder.refused(12.0, 12.0, asked, 0.0)
+    assert finder.shut_for(12.0) == pytest.approx(wait)
+
+
+def test_after_an_outage_it_begins_slowly_and_rises_fast() -> None:
+    """A minute in which nothing was taken does not hold it down: it doubles from the first that is."""
+    finder = settled()
+    for second in range(60):
+        busy(finder, 12.0 + second, 12.9 + second, 10.0)
+        finder.refused(12.9 + second, 12.8 + second, None, 0.0)
+    assert finder.rate == pytest.approx(0.1, rel=0.02)
+    finder.taken(72.5)
+    busy(finder, 72.5, 75.0, 2000.0)
+    assert finder.rate is not None
+    assert finder.rate > 100
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["ask", "hold", "taken", "refused"]),
+        st.sampled_from([0.0, 1e-6, 0.001, 0.1, 1.0, 100.0]),
+        st.sampled_from([None, 0.0, 0.5, 1e300]),
+    ),
+    max_size=200,
+)
+
+
+@given(STEPS)
+def test_whatever_comes_the_rate_is_a_number(steps: list[tuple[str, float, float | None]]) -> None:
+    """Never NaN, infinite or so low that it would never try again; and shut for 30 s at most."""
+    finder, now = Finder(), 0.0
+    for kind, passed, retry_after in steps:
+        now += passed
+        if kind == "ask":
+            finder.ask(now)
+        elif kind == "hold":
+            finder.hold_back(now)
+        elif kind == "taken":
+            finder.taken(now)
+        else:
+            finder.refused(now, max(0.0, now - passed), retry_after, 0.5)
+        assert finder.rate is None or 0.1 <= finder.rate < math.inf
+        assert finder.shut_for(now) <= 30.001
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.sampled_from([0.5, 1.0, 2.0, 10.0]))
+def test_what_happened_lately_is_counted_in_tenths(gaps: list[int], seconds: float) -> None:
+    """As counting one by one would find it, over the same tenths of a second."""
+    lately, times, tenth = Lately(), [], 0
+    for gap in gaps:
+        tenth += gap
+        times.append(tenth)
+        lately.add(tenth / 10 + 0.05)
+    recent = [one for one in times if one >= tenth - round(seconds * 10)]
+    assert lately.rate(tenth / 10 + 0.05, seconds) == pytest.approx(len(recent) / (seconds + 0.05))
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_limit_lets_through_what_was_found() -> None:
+    """Paced, with two calls at once, and no more; what was not made comes back."""
+    clock, limit = Clock(), AdaptiveLimit()
+    limit.use_clock(clock)
+    assert limit.limit_rate is None
+    assert limit.wait == 0
+    for _ in range(100):
+        assert limit.try_acquire()
+        limit.record(TAKEN, clock.now, None, 0.0)
+        clock.now += 0.1
+    assert limit.try_acquire()
+    limit.record(THROTTLED, clock.now, None, 0.0)
+    assert limit.limit_rate == pytest.approx(10, rel=0.1)
+    assert not limit.try_acquire()
+    assert 0 < limit.wait <= 0.12
+    clock.now += 0.25
+    assert [limit.try_acquire() for _ in range(4)] == [True, True, False, False]
+    limit.give_back()
+    assert limit.try_acquire()
+
+
+def test_the_clock_of_another_run_begins_anew() -> None:
+    """What was found in one run is not held against the next, whose clock may stand far behind."""
+    clock, limit = Clock(), AdaptiveLimit()
+    limit.use_clock(clock)
+    for _ in range(9):
+        limit.try_acquire()
+        limit.record(THROTTLED, clock.now, 30.0, 0.0)
+    assert not limit.try_acquire()
+    clock.now = 0.0
+    assert limit.try_acquire()
+    assert limit.limit_rate is None
+
+
+def test_many_limits_on_one_primary_find_their_share() -> None:
+    """Ten of them before 100 calls a second: in half a minute each has about its tenth of what is taken."""
+    clock, drawn = Clock(), random.Random(3)
+    limits = [AdaptiveLimit() for _ in range(10)]
+    for limit in limits:
+        limit.use_clock(clock)
+    tokens, taken, refused = 20.0, [0] * 10, 0
+    for _ in range(40 * 200):
+        clock.now += 1 / 200
+        tokens = min(20.0, tokens + 0.5)
+        number = drawn.randrange(10)
+        if not limits[number].try_acquire():
+            continue
+        takes = tokens >= 1
+        tokens -= takes
+        taken[number] += takes
+        refused += not takes
+        limits[number].record(TAKEN if takes else THROTTLED, clock.now, None, drawn.random())
+    assert sum(taken) > 0.95 * 40 * 100
+    assert refused < 0.05 * sum(taken)
+    assert max(taken) < 2.2 * min(taken)

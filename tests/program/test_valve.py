@@ -1,0 +1,38 @@
+"""The arena of limits: its floors, in short runs, and that a seed gives one table."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+
+from bench.valve import VALVES, lines, missed, play
+from bench.valve_scenes import SCENES, Scene
+
+SHORT = {
+    "token bucket 200/s, 1.1x",
+    "2x",
+    "5x",
+    "quota in whole seconds, 2x",
+    "answers in 0.1-0.3 s, 2x",
+    "20 calls at once, 0.1 s each",
+    "one call in 50 fails otherwise",
+}
+
+
+@pytest.mark.parametrize("scene", [one for one in SCENES if one.name in SHORT], ids=lambda scene: scene.name)
+def test_the_floors_are_reached(scene: Scene) -> None:
+    """In 20 s instead of two minutes: the search at the beginning weighs more, so refusals may be twice."""
+    floors = attrs.evolve(scene, refused=0.06)
+    played = {valve: play(scene, valve, seconds=20.0) for valve in ("always ask", "adaptive")}
+    assert list(missed(floors, played)) == []
+
+
+def test_one_seed_gives_one_table() -> None:
+    """And another seed another one."""
+    (scene,) = (one for one in SCENES if one.name == "2x")
+    tables = [
+        list(lines(scene, {valve: play(scene, valve, seed=seed, seconds=5.0) for valve in VALVES}))
+        for seed in (1, 1, 2)
+    ]
+    assert tables[0] == tables[1] != tables[2]
+    assert len(tables[0]) == len(VALVES)
