@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from localdelay import DelayQueue, Statistics
@@ -13,6 +14,9 @@ from tests.kit.servers.all import make
 from tests.kit.servers.process import NotInstalled, Server
 
 HERE = Path(__file__).parent
+# How long an example takes says nothing on a busy machine; pytest-timeout ends what hangs.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 _SECONDS = {"program": 120, "fault": 300, "soak": 300}
 """How long a test may take in layers that are slower than `timeout` in `pyproject.toml` allows."""
 
