@@ -211,10 +211,10 @@ def open_delay_queue(
     )
     remote = Remote(opened, drain_on_exit=drain_on_exit)
     remote.start()
-    pool.open()
-    hooks.open()
     try:
         try:
+            pool.open()
+            hooks.open()
             yield DelayQueue(remote, pool, hooks)
         except BaseException:
             remote.leave(at_once=True)

@@ -59,9 +59,9 @@ class Intruder:
             self._done.put(None)
 
     def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
-        if threading.current_thread().name != "localdelay":
+        if not self.is_at_work or threading.get_ident() != self.queue.remote._thread.ident:
             return None
-        if event == "line" and self.is_at_work:
+        if event == "line":
             self._begun.put(True)
             self._done.get()
         return self._trace if frame.f_code.co_filename.endswith(LOOKED_AT) else None
