@@ -94,6 +94,29 @@ async def test_what_is_late_is_what_is_known_last(conserved: Conserved) -> None:
         await queue.drain(0.0)
 
 
+async def test_what_was_late_is_durable_also_in_its_newer_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message that fails before it could be written is new to the disk, and not merely changed."""
+    monkeypatch.setattr(localdelay.journal.commits, "RETRY_EVERY", 1e6)
+
+    async def refuse(_: Message) -> None:
+        raise OSError("refused")
+
+    disk = Disk()
+    disk.error = JournalError("the disk is full")
+    retry = RetryPolicy(wait_initial=100.0, wait_max=100.0)
+    async with open_delay_queue(refuse, capacity=10, workers=1, journal=disk, retry=retry) as queue:
+        queue.pause()
+        queue.put_nowait(b"x", delay=0.0, id="a")
+        await until(lambda: queue.statistics().journal_failures == 2)
+        disk.error = None
+        disk.writes.clear()
+        queue.resume()
+        await until(lambda: disk.rows and not queue.statistics().at_risk)
+        assert disk.writes == [(["a"], [], True)]
+        assert [record.attempt for record in disk.rows.values()] == [2]
+        await queue.drain(0.0)
+
+
 async def test_what_remains_has_the_attempts_that_it_had() -> None:
     """What was tried while it could not be written is in the report as it was tried last."""
 
