@@ -227,8 +227,8 @@ class AdaptiveLimit(Limit):
             rate = self._finder.ask(now)
             if rate is None:
                 return True
-            self._bucket.fill(now, rate, max(2.0, rate * _BURST))
-            if self._finder.shut_for(now) <= 0 and self._bucket.take(1):
+            is_open = self._finder.shut_for(now) <= 0
+            if self._bucket.take(1 if is_open else 0, now, rate, max(2.0, rate * _BURST)) and is_open:
                 return True
             self._finder.hold_back(now)
             return False

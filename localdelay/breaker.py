@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from enum import Enum
+from typing import TypeAlias
 
 import attrs
 
@@ -52,6 +53,9 @@ class Outcome(Enum):
 
 
 TAKEN, THROTTLED, DOWN, OTHER = Outcome
+
+Ticket: TypeAlias = tuple[int, float]
+"""For one call: after how many changes of state it was let through, and when."""
 
 
 def _share(_: object, attribute: attrs.Attribute[float], value: float) -> None:
@@ -99,14 +103,14 @@ class Breaker:
         self.retry_at = math.inf
         """When it will be half-open, while it is open."""
         self._openings = 0  # in a row, without a closing in between
-        self._ticket = 0
+        self._changes = 0  # of state
         self._outcomes: deque[bool] = deque(maxlen=policy.window)  # whether throttled
         self._throttled = 0
         self._in_a_row = 0
         self._trials_left = 0
         self._trials_taken = 0
 
-    def ask(self, now: float) -> int | None:
+    def ask(self, now: float) -> Ticket | None:
         """Whether a call may be made now: a ticket to `record` its outcome with, or None.
 
         Every ticket must come back.
@@ -119,13 +123,18 @@ class Breaker:
             self._trials_left -= 1
         elif self.state in (OPEN, FORCED_OPEN):
             return None
-        return self._ticket
+        return self._changes, now
 
     def record(
-        self, ticket: int, outcome: Outcome, now: float, *, jitter: float, retry_after: float | None = None
+        self,
+        now: float,
+        ticket: Ticket,
+        outcome: Outcome,
+        jitter: float = 0.0,
+        retry_after: float | None = None,
     ) -> None:
         """Take note of what a call came to; `retry_after` is the wait that the primary asked for."""
-        if ticket != self._ticket or self.state is DISABLED:
+        if ticket[0] != self._changes or self.state is DISABLED:
             return
         if self.state is HALF_OPEN:
             self._record_trial(outcome, now, jitter, retry_after)
@@ -188,7 +197,7 @@ class Breaker:
         self.state = state
         self.since = now
         self.retry_at = math.inf
-        self._ticket += 1
+        self._changes += 1
         self._outcomes.clear()
         self._throttled = self._in_a_row = self._trials_taken = 0
         self._trials_left = self._policy.trial_calls

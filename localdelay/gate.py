@@ -1,7 +1,7 @@
 """What stands before the primary: the breaker and the limit, asked and told together, from any thread.
 
 A lock makes a step of each call. What the step changed is said when the lock is free again: one log line
-and one event for each change of the breaker's state.
+and one event for each change of the breaker's state, and for the beginning and the end of a limit.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import random
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeAlias, TypeVar
+from functools import partial
+from typing import TypeVar
 
-from .breaker import OTHER, TAKEN, THROTTLED, Breaker, BreakerPolicy, BreakerState, Outcome
+from .breaker import OTHER, TAKEN, THROTTLED, Breaker, BreakerPolicy, BreakerState, Outcome, Ticket
 from .errors import BreakerOpen, RateLimited, Throttled
 from .limit import Limit
 from .listening import Closed, Event, HalfOpened, LimitBegan, LimitEnded, Listener, Opened, Reason, tell
@@ -25,9 +26,6 @@ _T = TypeVar("_T")
 _LINES_EVERY = 60.0
 """Seconds between two lines of the log that the limit begins."""
 _SHUT = (BreakerState.OPEN, BreakerState.FORCED_OPEN)
-
-Ticket: TypeAlias = tuple[int, float]
-"""For one call: the breaker's own, and when it was given."""
 
 
 class Gate:
@@ -50,6 +48,7 @@ class Gate:
             limit.use_clock(clock)
         self._listener = listener
         self._seen = self._breaker.state
+        self._jitter = random.random()
         self._shut_since = math.inf
         self._adaptive = limit if limit is not None and limit.adapts else None
         self._limits = limit is not None and limit.limit_rate is not None  # as it was seen last
@@ -61,11 +60,11 @@ class Gate:
 
     def ask(self) -> tuple[Ticket | None, Reason | None]:
         """A ticket for one call, or why there is none. Every ticket goes to `record` or `release`."""
-        ticket = self._step(self._ask_breaker)
+        ticket = self._step(self._breaker.ask)
         if ticket is None:
             return None, Reason.BREAKER_OPEN
-        if not self._try_limit():
-            self._tell_breaker(ticket, OTHER)
+        if self._limit is not None and not self._try(self._limit):
+            self._step(self._breaker.record, ticket, OTHER)
             return None, Reason.RATE_LIMITED
         return ticket, None
 
@@ -74,28 +73,28 @@ class Gate:
 
         Infinite seconds: the breaker is open.
         """
-        if self._limit is not None and not self._try_limit():
+        if self._limit is not None and not self._try(self._limit):
             return None, self._limit.wait
-        ticket = self._step(self._ask_breaker)
+        ticket = self._step(self._breaker.ask)
         if ticket is None and self._limit is not None:
             self._limit.give_back()
         return ticket, math.inf
 
     def release(self, ticket: Ticket) -> None:
         """Return a ticket for a call that was not made."""
-        self._tell_breaker(ticket, OTHER)
+        self._step(self._breaker.record, ticket, OTHER)
         if self._limit is not None:
             self._limit.give_back()
 
     def record(self, ticket: Ticket, outcome: Outcome, error: Exception | None = None) -> None:
         """Take note of what came of a call."""
-        retry_after = error.retry_after if isinstance(error, Throttled) else None
+        retry_after = error.retry_after if error is not None and isinstance(error, Throttled) else None
         if self._adaptive is not None:
             self._adaptive.record(outcome, ticket[1], retry_after, random.random())
             self._look_at_limit(self._adaptive)
             if outcome is THROTTLED:  # the breaker is for a primary that is down: this one answers
                 outcome, retry_after = TAKEN, None
-        self._tell_breaker(ticket, outcome, retry_after)
+        self._step(self._breaker.record, ticket, outcome, self._jitter, retry_after)
 
     def refusal(self, reason: Reason) -> Exception:
         """What to raise, or to give as the reason, for a call that was not made."""
@@ -129,22 +128,10 @@ class Gate:
 
     def command(self, act: Callable[[Breaker, float], None]) -> None:
         """Have the breaker do what somebody wants by hand, such as `Breaker.force_open`."""
-        self._step(lambda now: act(self._breaker, now))
+        self._step(partial(act, self._breaker))
 
-    def _ask_breaker(self, now: float) -> Ticket | None:
-        ticket = self._breaker.ask(now)
-        return None if ticket is None else (ticket, now)
-
-    def _tell_breaker(self, ticket: Ticket, outcome: Outcome, retry_after: float | None = None) -> None:
-        number, jitter = ticket[0], random.random()
-        self._step(
-            lambda now: self._breaker.record(number, outcome, now, jitter=jitter, retry_after=retry_after)
-        )
-
-    def _try_limit(self) -> bool:
-        if self._limit is None:
-            return True
-        may_call = self._limit.try_acquire()
+    def _try(self, limit: Limit) -> bool:
+        may_call = limit.try_acquire()
         if self._adaptive is not None:
             self._look_at_limit(self._adaptive)
         return may_call
@@ -182,11 +169,12 @@ class Gate:
             logger.log(level, line)
         tell(self._listener, event)
 
-    def _step(self, act: Callable[[float], _T]) -> _T:
+    def _step(self, act: Callable[..., _T], *args: object) -> _T:
+        """Have the breaker do this, at the time that it is."""
         change: tuple[int, str, Event] | None = None
         with self._lock:
             now = self._clock()
-            result = act(now)
+            result = act(now, *args)
             if self._breaker.state is not self._seen:
                 change = self._change(now)
         if change is not None:
@@ -197,6 +185,7 @@ class Gate:
     def _change(self, now: float) -> tuple[int, str, Event]:
         """What there is to say of a change of state."""
         self._seen = state = self._breaker.state
+        self._jitter = random.random()  # for the next opening
         if state in _SHUT:
             self._shut_since = min(self._shut_since, now)
             retry_in = self._retry_in(now)

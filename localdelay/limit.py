@@ -70,18 +70,21 @@ class Bucket:
         self.tokens = tokens
         self._at = -math.inf
 
-    def fill(self, now: float, rate: float, burst: float) -> None:
-        """Let come what has come since the last time."""
+    def take(self, count: int, now: float, rate: float, burst: float) -> bool:
+        """Take tokens if they are there by now, and say whether they were."""
         if now > self._at > -math.inf:
             self.tokens = min(burst, self.tokens + (now - self._at) * rate)
         self._at = now  # also where another run's clock stands behind
-
-    def take(self, count: int) -> bool:
-        """Take tokens if they are there, and say whether they were."""
         if self.tokens < count - 1e-9:  # what filling by floats may leave out
             return False
         self.tokens -= count
         return True
+
+    def owe(self, count: int, now: float, rate: float, burst: float) -> float:
+        """Take tokens that may not be there yet, or give some back; return how many are left."""
+        self.take(0, now, rate, burst)
+        self.tokens = min(burst, self.tokens - count)
+        return self.tokens
 
 
 class RateLimit(Limit):
@@ -117,8 +120,7 @@ class RateLimit(Limit):
     def try_acquire(self, count: int = 1) -> bool:
         """Take tokens if they are there now, and say whether they were."""
         with self._lock:
-            self._bucket.fill(self._clock(), self.rate, self.burst)
-            return self._bucket.take(count)
+            return self._bucket.take(count, self._clock(), self.rate, self.burst)
 
     def give_back(self, count: int = 1) -> None:
         """Return tokens that were taken and are not needed."""
@@ -136,6 +138,4 @@ class RateLimit(Limit):
     def _owe(self, count: int) -> float:
         """Take tokens that may not be there yet, or give some back; return how many are left."""
         with self._lock:
-            self._bucket.fill(self._clock(), self.rate, self.burst)
-            self._bucket.tokens = min(self.burst, self._bucket.tokens - count)
-            return self._bucket.tokens
+            return self._bucket.owe(count, self._clock(), self.rate, self.burst)

@@ -33,7 +33,7 @@ from localdelay.queue.sending import HandBack
 
 from .returning import Returning
 from .router import DEFAULT_DEGRADE_ON, DegradeOn, FallbackStatistics, MayDegrade, Receipt, Router
-from .routing import CALL, HOLD, Mode, Route
+from .routing import CALL, HOLD, LOCAL, PRIMARY, Mode
 
 _P = TypeVar("_P", bound=Callable[..., object])
 _Q = TypeVar("_Q")
@@ -107,8 +107,7 @@ class Publish:
         """What became of the message."""
         # Taken from here, or the error's traceback, the driver's frame and this would hold each other.
         why, self._why = self._why, None
-        route = Route.PRIMARY if why is None else Route.LOCAL
-        return Receipt(route, self.message, why, self._router.at_risk())
+        return Receipt(PRIMARY if why is None else LOCAL, self.message, why, self._router.at_risk())
 
     def _held(self, raised: BaseException | None) -> None:
         reason, why = self._reason, self._why

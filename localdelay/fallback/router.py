@@ -11,9 +11,9 @@ from typing import TypeAlias
 
 import attrs
 
-from localdelay.breaker import OTHER, TAKEN, BreakerPolicy, BreakerState, Outcome
+from localdelay.breaker import OTHER, TAKEN, BreakerPolicy, BreakerState, Outcome, Ticket
 from localdelay.errors import Throttled
-from localdelay.gate import Gate, Ticket
+from localdelay.gate import Gate
 from localdelay.limit import Limit
 from localdelay.listening import Listener, Reason, check_listener, tell
 from localdelay.message import Message
@@ -118,8 +118,10 @@ class Router:
         ticket, refusal = (None, None) if self._mode == "forced" else self.gate.ask()
         decision = decide(self._mode, may_degrade, refusal)
         with self._lock:
-            self._counts["calls"] += decision.action is CALL
-            if decision.reason is not None:
+            if decision.reason is None:
+                self._counts["calls"] += 1
+            else:
+                self._counts["calls"] += decision.action is CALL
                 self._counts["calls_saved"] += 1
                 self._count(decision)
         return ticket, decision
@@ -156,7 +158,8 @@ class Router:
             self._counts["local"] += 1
             self._degraded[reason] += 1
         self.on_held()
-        tell(self._listener, Degraded(message, reason, why, self.at_risk()))
+        if self._listener is not None:
+            tell(self._listener, Degraded(message, reason, why, self.at_risk()))
 
     def not_held(self, message: Message, reason: Reason, why: Exception, *, full: bool) -> None:
         """The local queue has not taken the message, be it for want of room or not."""

@@ -28,6 +28,9 @@ class Route(Enum):
     """It is held in memory, and sent when it is due."""
 
 
+PRIMARY, LOCAL = Route
+
+
 class Action(Enum):
     """What is to be done with a message."""
 

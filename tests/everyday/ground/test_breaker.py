@@ -30,7 +30,7 @@ def call(
     """One call from beginning to end; the state after it."""
     ticket = breaker.ask(now)
     assert ticket is not None
-    breaker.record(ticket, outcome, now, jitter=0.0, retry_after=retry_after)
+    breaker.record(now, ticket, outcome, retry_after=retry_after)
     return breaker.state
 
 
@@ -133,7 +133,7 @@ def test_the_jitter_lengthens_the_wait() -> None:
     for _ in range(3):
         ticket = tested.ask(0.0)
         assert ticket is not None
-        tested.record(ticket, THROTTLED, 0.0, jitter=0.8)
+        tested.record(0.0, ticket, THROTTLED, jitter=0.8)
     assert tested.retry_at == pytest.approx(1.4)
 
 
@@ -158,7 +158,7 @@ def test_an_outcome_from_before_a_change_says_nothing() -> None:
     assert trial is not None
     for ticket, outcome in zip(late, (TAKEN, TAKEN, THROTTLED), strict=True):
         assert ticket is not None
-        tested.record(ticket, outcome, 1.0, jitter=0.0)
+        tested.record(1.0, ticket, outcome)
         assert tested.state is HALF_OPEN
 
 
@@ -170,7 +170,7 @@ def test_forced_open_is_left_by_nothing_but_a_word() -> None:
     assert tested.state is FORCED_OPEN
     assert tested.ask(1e9) is None
     assert ticket is not None
-    tested.record(ticket, TAKEN, 2.0, jitter=0.0)
+    tested.record(2.0, ticket, TAKEN)
     assert tested.state is FORCED_OPEN
     tested.force_closed(3.0)
     assert call(tested, TAKEN, 3.0) is CLOSED
@@ -273,7 +273,7 @@ def test_whatever_happens_its_rules_hold(steps: list[tuple[str, float, float]]) 
             ticket = out.pop(int(jitter * (len(out) - 1)))
             retry_after = 7.0 if step == "retry" else None
             state = tested.state
-            tested.record(ticket, outcome, now, jitter=jitter, retry_after=retry_after)
+            tested.record(now, ticket, outcome, jitter, retry_after)
             if state in (FORCED_OPEN, DISABLED):
                 assert tested.state is state
             if tested.state is OPEN and state is not OPEN:

@@ -26,7 +26,8 @@ from localdelay import DelayQueue, Message
 COUNTED = {
     # What was counted a message (the largest of CPython 3.11, 3.12 and 3.13; functions in C count as calls).
     # `put` is one `put_nowait`; `one by one` and `batch` are what comes after it until it is sent, Trio's
-    # share included: with `send` and 20 workers, and with `send_batch` and batches of 500. `pending` is what
+    # share included: with `send` and 20 workers, and with `send_batch` and batches of 500. `publish` is one
+    # through a `Fallback` whose breaker is closed and whose primary does nothing. `pending` is what
     # a message adds while it waits: blocks of Python's own allocator (a payload over 512 bytes has none), and
     # references that a full collection follows.
     "put: calls": 10.1,
@@ -40,6 +41,8 @@ COUNTED = {
     "batch: bytecodes": 42.0,
     "batch: task steps": 0.01,
     "await put: task steps": 1.0,
+    "publish: calls": 50.1,
+    "publish: bytecodes": 745.0,
     "pending: blocks": 0.22,
     "pending, cancellable: blocks": 0.31,
     "pending: collector's visits": 0.11,
@@ -132,6 +135,10 @@ async def send(message: Message) -> None:
     """Send one message to nobody."""
 
 
+async def publish_delayed(message: Message, delay: float) -> None:
+    """Publish one message to nobody."""
+
+
 async def send_batch(messages: Sequence[Message]) -> None:
     """Send a batch to nobody."""
 
@@ -176,6 +183,22 @@ def cost_of_await_put(kind: str) -> float:
                 for payload in PAYLOADS:
                     await queue.put(payload, delay=HOUR)
             clock.jump(HOUR)
+        return counter.count / MESSAGES
+
+    return run(scene)
+
+
+def cost_of_publish(kind: str) -> float:
+    async def scene(clock: trio.testing.MockClock) -> float:
+        counter = Counter()
+        async with open_queue() as queue:
+            fallback = localdelay.Fallback(publish_delayed, queue)
+            for payload in PAYLOADS[:WARM_UP]:
+                await fallback.publish(payload, delay=HOUR)
+            with KINDS[kind](counter):
+                for payload in PAYLOADS:
+                    await fallback.publish(payload, delay=HOUR)
+            assert fallback.statistics().primary == WARM_UP + MESSAGES
         return counter.count / MESSAGES
 
     return run(scene)
@@ -233,6 +256,8 @@ MEASURES: dict[str, Callable[[], float]] = {
     "batch: bytecodes": lambda: cost_of_leaving("bytecodes", batch=True),
     "batch: task steps": lambda: cost_of_leaving("task steps", batch=True),
     "await put: task steps": lambda: cost_of_await_put("task steps"),
+    "publish: calls": lambda: cost_of_publish("calls"),
+    "publish: bytecodes": lambda: cost_of_publish("bytecodes"),
     "pending: blocks": lambda: what_stays(sys.getallocatedblocks, cancellable=False),
     "pending, cancellable: blocks": lambda: what_stays(sys.getallocatedblocks, cancellable=True),
     "pending: collector's visits": lambda: what_stays(visits, cancellable=False),
