@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 
 from localdelay import DelayQueue, Statistics
+from tests.kit.conserving import conserve
 from tests.kit.servers.all import make
 from tests.kit.servers.process import NotInstalled, Server
 
@@ -19,19 +20,6 @@ hypothesis.settings.register_profile("unhurried", deadline=None)
 hypothesis.settings.load_profile("unhurried")
 _SECONDS = {"program": 120, "fault": 300, "soak": 300}
 """How long a test may take in layers that are slower than `timeout` in `pyproject.toml` allows."""
-
-
-def conserve(queue: DelayQueue) -> Statistics:
-    """The statistics, after checking the conservation equation against the messages that are there."""
-    s = queue.statistics()
-    assert s.accepted == s.sent + s.dead + s.cancelled + s.handed_back + s.spooled + s.pending, s
-    assert s.pending == s.waiting + s.sending + s.retrying, s
-    messages = queue.messages()
-    assert s.pending == len(messages), s
-    assert s.pending_bytes == sum(message.size for message in messages), s
-    assert s.lateness.clipped == 0
-    assert len({message.id for message in messages}) == len(messages)
-    return s
 
 
 def pytest_configure() -> None:

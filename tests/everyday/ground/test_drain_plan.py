@@ -21,8 +21,8 @@ from localdelay import (
     open_delay_queue,
     plan_drain,
 )
-from tests.everyday.queue.test_cancel_everywhere import Pace
 from tests.kit.journals import Disk
+from tests.simulation.clock import Pace
 
 Conserved = Callable[[DelayQueue], Statistics]
 

@@ -26,8 +26,8 @@ from localdelay import (
 )
 from localdelay.journal.record import Record
 from tests.kit.journal_copies import EPOCH
-from tests.kit.journal_life import run
 from tests.kit.journals import Disk, Gated, nothing, until
+from tests.simulation.clock import run
 
 Conserved = Callable[[DelayQueue], Statistics]
 

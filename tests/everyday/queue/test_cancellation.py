@@ -1,8 +1,10 @@
-"""Cancellation, and what is no `Exception`, at every step: nothing is lost, and nothing is swallowed."""
+"""Cancellation, and what is no `Exception`: nothing is lost, and nothing is swallowed.
+
+`tests/simulation` has a cancellation before every step.
+"""
 
 from __future__ import annotations
 
-import random
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeAlias
@@ -11,227 +13,14 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-import localdelay.queue.draining
 from localdelay import (
     DelayQueue,
     Message,
-    PermanentSendError,
-    QueueClosed,
-    RetryPolicy,
     Statistics,
-    Throttled,
     open_delay_queue,
 )
 
 Conserved: TypeAlias = Callable[[DelayQueue], Statistics]
-SCHEDULES = range(2)
-"""Seeds for the order in which Trio runs the tasks that are ready at the same instant."""
-
-
-class CancelAtStep(trio.abc.Instrument):
-    """Cancels a scope before the n-th step of all tasks, counted from `begin`."""
-
-    def __init__(self, step: int) -> None:
-        self.left = step
-        self.scope: trio.CancelScope | None = None
-        self.fired = False
-
-    def begin(self, scope: trio.CancelScope) -> None:
-        self.scope = scope
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        if self.scope is None or self.fired:
-            return
-        self.left -= 1
-        if self.left == 0:
-            self.fired = True
-            self.scope.cancel()
-
-
-class Scenario:
-    """A queue that does everything it can do at once, in a few virtual seconds."""
-
-    queue: DelayQueue
-
-    def __init__(self, target: str, cancel: CancelAtStep, conserved: Conserved, *, drains: bool) -> None:
-        self.target = target
-        self.cancel = cancel
-        self.conserved = conserved
-        self.drains = drains
-        self.whole, self.producer, self.drainer = (trio.CancelScope() for _ in range(3))
-        self.puts = 0
-        self.called: list[bytes] = []
-        self.refused: set[bytes] = set()
-        self.finished: list[bytes] = []
-        self.sent: list[bytes] = []
-        self.cancelled: list[bytes] = []
-        self.hand_backs = 0
-        self.from_block: BaseException | None = None
-        self.raised: BaseException | None = None
-
-    async def send(self, message: Message) -> None:
-        self._check(message)
-        kind = message.payload.split()[0]
-        if kind == b"fails" and message.attempt == 1:
-            await trio.sleep(0.25)
-            raise ValueError
-        if kind == b"throttled" and message.payload not in self.sent:
-            self.sent.append(message.payload)
-            raise Throttled(retry_after=0.5)
-        if kind == b"hangs" and message.attempt == 1:
-            await trio.sleep_forever()
-        if kind == b"mixed" and message.attempt == 1:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(trio.sleep_forever)
-                try:
-                    await trio.sleep_forever()
-                finally:
-                    raise ValueError
-        if kind == b"permanent":
-            raise PermanentSendError
-        if kind == b"slow":
-            await trio.sleep(0.75)
-        self.finished.append(message.payload)
-
-    async def bury(self, message: Message, error: Exception) -> None:
-        self._check(message)
-        await trio.sleep(0.5)
-        self.finished.append(message.payload)
-
-    async def hand_back(self, message: Message, remaining: float) -> None:
-        self._check(message)
-        self.hand_backs += 1
-        if self.hand_backs == 1:
-            raise ValueError
-        await trio.sleep(0.25)
-        self.finished.append(message.payload)
-
-    def _check(self, message: Message) -> None:
-        assert trio.current_time() >= message.execute_at or self.queue.statistics().closed
-        assert message.payload not in self.refused
-        self.conserved(self.queue)
-
-    async def produce(self, prefix: bytes, delays: list[tuple[bytes, float]]) -> None:
-        with self.producer if prefix == b"a" else trio.CancelScope():
-            for index, (kind, delay) in enumerate(delays):
-                payload = b"%s %s%d" % (kind, prefix, index)
-                self.called.append(payload)
-                try:
-                    await self.queue.put(payload, delay=delay, id=payload.decode())
-                except BaseException:
-                    self.refused.add(payload)
-                    raise
-
-    async def interfere(self) -> None:
-        await trio.sleep(0.5)
-        for message in self.queue.messages()[-2:]:
-            if self.queue.cancel(message.id):
-                self.cancelled.append(message.payload)
-        self.queue.pause()
-        await trio.sleep(0.5)
-        self.queue.resize(workers=1, capacity=2)
-        self.queue.resume()
-        await trio.sleep(0.5)
-        self.queue.resize(workers=4, capacity=7)
-
-    async def drain(self) -> None:
-        began = trio.current_time()
-        with self.drainer:
-            report = await self.queue.drain(3.0, self.hand_back)
-            assert report.remaining == self.queue.messages()
-        assert trio.current_time() <= began + 3.0
-        with pytest.raises(QueueClosed):
-            await self.queue.drain()
-
-    async def block(self) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(
-                self.produce, b"a", [(b"slow", 0.0), (b"fails", 0.25), (b"plain", 1.0), (b"hangs", 0.5)] * 2
-            )
-            nursery.start_soon(
-                self.produce,
-                b"b",
-                [(b"permanent", 0.25), (b"throttled", 0.0), (b"mixed", 0.5), (b"plain", 2.0)],
-            )
-            nursery.start_soon(self.interfere)
-        self.queue.resize(capacity=12)
-        for delay in (1.0, 2.0, 20.0, 30.0, 40.0):
-            self.called.append(b"last %d" % delay)
-            self.queue.put_nowait(b"last %d" % delay, delay=delay, id=f"last {delay:.0f}")
-        if self.drains:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.drain)
-
-    async def run(self) -> None:
-        self.cancel.begin(getattr(self, self.target))
-        with self.whole:
-            try:
-                async with open_delay_queue(
-                    self.send,
-                    capacity=5,
-                    workers=2,
-                    retry=RetryPolicy(attempts=3, wait_initial=0.5, wait_jitter=0),
-                    send_timeout=1.0,
-                    on_dead_letter=self.bury,
-                ) as self.queue:
-                    try:
-                        await self.block()
-                    except BaseException as error:
-                        self.from_block = error
-                        raise
-            except BaseException as error:
-                self.raised = error
-                raise
-
-    def check(self) -> None:
-        """Nothing is lost, whatever was cut off."""
-        s = self.conserved(self.queue)
-        pending = [message.payload for message in self.queue.messages()]
-        accepted = [payload for payload in self.called if payload not in self.refused]
-        assert sorted([*self.finished, *self.cancelled, *pending]) == sorted(accepted)
-        assert s.accepted == len(accepted)
-        assert s.sending == s.puts_waiting == s.workers_busy == 0
-        assert s.closed
-        if self.from_block is not None:
-            assert self.raised is self.from_block
-        elif self.raised is not None:
-            assert type(self.raised) is trio.Cancelled
-        assert self.whole.cancelled_caught == (self.raised is not None)
-
-
-def _run(scenario: Scenario, seed: int) -> None:
-    # The order of ready tasks comes from this generator: the n-th step is to be the same in every run.
-    trio._core._run._r.seed(seed)
-    random.seed(seed)
-    trio.run(scenario.run, clock=MockClock(autojump_threshold=0), instruments=[scenario.cancel])
-    scenario.check()
-
-
-@pytest.mark.parametrize("seed", SCHEDULES)
-@pytest.mark.parametrize(
-    ("target", "drains"), [("whole", True), ("whole", False), ("producer", False), ("drainer", True)]
-)
-def test_nothing_is_lost_wherever_a_cancellation_strikes(
-    target: str, drains: bool, seed: int, conserved: Conserved, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The scenario is cancelled before its first step, its second, and so on until it gets through."""
-    # A hundred tasks of which two have something to do would only add steps at which nothing happens.
-    monkeypatch.setattr(localdelay.queue.draining, "HAND_BACKS_IN_FLIGHT", 2)
-    step = 0
-    while True:
-        step += 1
-        scenario = Scenario(target, CancelAtStep(step), conserved, drains=drains)
-        try:
-            _run(scenario, seed)
-        except BaseException as error:
-            error.add_note(f"cancelled before step {step} with seed {seed}")
-            raise
-        if not scenario.cancel.fired:
-            break
-    assert step > 50
-    assert scenario.raised is None
-    if not drains:
-        assert scenario.queue.messages() == []
 
 
 class Stop(BaseException):

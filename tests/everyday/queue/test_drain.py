@@ -440,3 +440,25 @@ async def test_a_drain_from_inside_a_send_is_refused(autojump_clock: Any, conser
     assert len(errors) == 4
     assert "inside a send" in errors[0]
     assert conserved(queue).sent == 2
+
+
+async def test_a_retry_that_will_not_fit_into_the_grace_is_handed_back_at_once(
+    conserved: Any, autojump_clock: Any
+) -> None:
+    """It does not wait for the workers, who have another message to send later on."""
+    handed_back: list[tuple[float, bytes, float]] = []
+
+    async def send(message: Message) -> None:
+        if message.payload == b"fails":
+            raise Throttled(retry_after=5.0)
+
+    async def hand_back(message: Message, remaining: float) -> None:
+        handed_back.append((trio.current_time(), message.payload, remaining))
+
+    async with open_delay_queue(send, capacity=9, workers=2) as queue:
+        queue.put_nowait(b"fails", delay=1.0)
+        queue.put_nowait(b"fine", delay=2.0)
+        report = await queue.drain(3.0, hand_back)
+    assert handed_back == [(1.0, b"fails", 0.0)]
+    assert (report.sent, report.handed_back, trio.current_time()) == (1, 1, 2.0)
+    assert conserved(queue).pending == 0

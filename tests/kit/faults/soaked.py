@@ -16,7 +16,7 @@ import trio
 from trio.testing import MockClock
 
 from localdelay import DelayQueue, Message, PermanentSendError, RetryPolicy, Throttled, open_delay_queue
-from tests.conftest import conserve
+from tests.kit.conserving import conserve
 from tests.kit.faults.gauges import gauges, not_flat, said
 from tests.kit.faults.row import Row
 from tests.kit.faults.scale import Scale, Watch

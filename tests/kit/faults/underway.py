@@ -14,7 +14,7 @@ import trio
 import localdelay
 from localdelay import Message, PermanentSendError, RetryPolicy
 from localdelay.brokers import Broker
-from tests.conftest import conserve
+from tests.kit.conserving import conserve
 from tests.kit.faults.counting import payload_of
 
 _RETRY = RetryPolicy(wait_initial=0.05, wait_max=0.5, wait_jitter=0.05)

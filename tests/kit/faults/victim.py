@@ -21,7 +21,7 @@ import trio
 import localdelay
 from localdelay import BatchPolicy, DelayQueue, DrainReport, QueueClosed, QueueFull, RetryPolicy
 from localdelay.brokers import Broker, open_broker
-from tests.conftest import conserve
+from tests.kit.conserving import conserve
 from tests.kit.faults.counting import payload_of
 from tests.kit.faults.gauges import gauges
 

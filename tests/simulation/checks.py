@@ -1,0 +1,170 @@
+"""What must be true: each checker compares what the queue says with what has happened to it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import trio
+
+from localdelay import Message, Statistics
+from tests.kit.conserving import conserve
+
+from .disk import Copy
+from .marks import hit
+from .story import Story
+
+if TYPE_CHECKING:
+    from .world import World
+
+
+def check_instant(world: World) -> None:
+    """What holds at every instant, also in the midst of a send: conservation, and room."""
+    if not hasattr(world, "queue"):
+        return  # it has messages from before, and is about to be opened
+    s = conserve(world.queue)
+    # A commit that has its room keeps it, though the capacity is lowered meanwhile.
+    limit = world.most if world.promises.journal is not None else s.capacity
+    assert s.pending <= max(limit, world.pending), "more was taken in than there is room for"
+    if s.capacity_bytes is not None and world.promises.journal is None:
+        assert s.pending_bytes <= max(s.capacity_bytes, world.pending_bytes), "more bytes than there is room"
+    world.pending, world.pending_bytes = s.pending, s.pending_bytes
+
+
+def check_send(world: World, messages: Sequence[Message], stories: Sequence[Story]) -> None:
+    """Never early, never twice, never while paused, in order, and no more at once than workers."""
+    now = trio.current_time()
+    if world.part.limit is None:  # what has been taken waits for the limit, and then goes
+        assert not world.paused, "a send has begun in a queue that is paused"
+    assert now <= world.deadline, "a send after the grace"
+    for message, story in zip(messages, stories, strict=True):
+        assert now >= message.execute_at, "early"
+        assert message.attempt == story.attempt
+        assert not story.hopeless, "it was given up"
+    if not hasattr(world, "queue"):
+        return
+    if world.part.limit is None:
+        assert world.real.sending < world.queue.statistics().workers, "more sends than workers"
+    elif now > stories[0].due and not stories[0].tried:
+        hit("the limit made a send wait")
+    if world.part.batch is not None:
+        assert len(messages) <= world.part.batch[0]
+    elif world.part.limit is None and not stories[0].tried and not world.part.rate:
+        others = [other for other in world.waiting() if not other.tried and not other.busy]
+        assert all(other.due >= stories[0].due for other in others), "it has overtaken another"
+
+
+def check_rest(world: World) -> None:
+    """What holds when every task and thread has come to rest."""
+    if world.broken:
+        raise world.broken[0]
+    check_instant(world)
+    s = world.queue.statistics()
+    messages = world.queue.messages()
+    stories = [world.story(message) for message in messages]
+    check_ends(world, s, stories)
+    check_order(stories)
+    check_wake_ups(world, s, stories)
+    check_waiting(world, s)
+    check_limit(world)
+
+
+def check_ends(world: World, s: Statistics, pending: Sequence[Story]) -> None:
+    """Each message that was accepted has one end, or is pending; and each end is counted as what it is."""
+    accepted = [story for story in world.stories.values() if story.accepted]
+    for story in accepted:
+        assert len(story.ends) + (story in pending) <= 1, f"one end each: {story}"
+        assert story.arrived <= 1 + story.cut, f"it is there twice, and was not cut off: {story}"
+    assert {id(story) for story in pending} <= {id(story) for story in accepted}
+    ends = Counter(end for story in accepted for end in story.ends)
+    assert s.accepted == len(accepted)
+    left = sum(not story.ends for story in accepted) - len(pending)
+    assert s.spooled == left, "what has no end is pending, or in the journal when the queue has ended"
+    assert not left or (s.closed and world.promises.journal is not None)
+    assert (s.sent, s.dead) == (ends["sent"], ends["dead"])
+    assert (s.cancelled, s.handed_back) == (ends["cancelled"], ends["handed_back"])
+    assert s.lateness.count == sum(story.tried for story in accepted)
+    busy = sum(story.busy for story in pending)
+    assert busy == sum(story.busy for story in world.stories.values())
+    assert s.sending >= busy
+    waits = world.part.batch is not None or world.part.hand_back in ("fails twice", "throttled")
+    if world.is_plain and not waits:  # for the hook of another, or for the next try
+        assert s.sending == busy
+
+
+def check_order(pending: Sequence[Story]) -> None:
+    """A snapshot is in due order; a retry stands where its next send is."""
+    untried = [story.due for story in pending if not (story.tried or story.paced)]
+    assert untried == sorted(untried)
+
+
+def check_wake_ups(world: World, s: Statistics, pending: Sequence[Story]) -> None:
+    """No worker sleeps while something is due, and nothing is forgotten."""
+    if world.paused or world.is_over or s.workers_busy >= s.workers:
+        return
+    now = trio.current_time()
+    assert s.next_due_in is None or s.next_due_in > 0, "idle workers leave a due message waiting"
+    if s.workers_busy == 0:
+        for story in pending:
+            if not (story.tried or story.paced or story.busy) and story.due < world.deadline:
+                assert story.due > now, "a due message is forgotten"
+
+
+def check_waiting(world: World, s: Statistics) -> None:
+    """Puts wait only where there is no room, and get it in their order."""
+    publishing = sum(story.publishing for story in world.stories.values())
+    assert s.committing == 0
+    assert len(world.calls) <= s.puts_waiting <= len(world.calls) + publishing, (len(world.calls), s)
+    if world.calls and not publishing:
+        serial, (story, _) = next(iter(world.calls.items()))
+        assert serial > world.last_admitted, "a later call was given room first"
+        full = s.capacity_bytes is not None and s.pending_bytes + story.size > s.capacity_bytes
+        assert s.pending >= s.capacity or full, "there is room, and a put waits"
+
+
+def check_limit(world: World) -> None:
+    """Over any time no more messages are sent than the limit allows, but for what a batch may owe."""
+    if world.part.limit is None:
+        return
+    rate, burst = world.part.limit
+    owed = 0 if world.part.batch is None else world.part.batch[0]
+    last, count = world.real.begun[-1:], 0
+    for when, sent in reversed(world.real.begun):
+        count += sent
+        assert count <= burst + owed + rate * (last[0][0] - when) + 1e-6, "faster than the limit"
+
+
+def check_left(world: World) -> None:
+    """When the block has been left nothing runs, and what is unfinished is pending, or in the journal."""
+    s = conserve(world.queue)
+    assert s.closed
+    assert (s.sending, s.puts_waiting, s.workers_busy, s.committing) == (0, 0, 0, 0)
+    assert not world.calls
+    assert not any(story.busy for story in world.stories.values())
+    assert s.at_risk == s.pending
+    check_ends(world, s, [world.story(message) for message in world.queue.messages()])
+    journal = world.promises.journal
+    if journal is not None and journal.fault is None:
+        assert s.pending == 0, "the journal works, and does not have it"
+
+
+def check_copies(world: World, copies: Sequence[Copy]) -> None:
+    """Nothing promised is missing from a copy, nothing finished or refused is in one, and none is a half."""
+    for copy in copies:
+        found = {record.payload: record for record in copy.records}
+        assert len(found) == len(copy.records)
+        assert set(found) <= set(world.stories)
+        for story in world.stories.values():
+            story.check_copy(found.get(story.payload), copy)
+        assert not copy.instead or copy.records in copy.instead, "half of a commit"
+
+
+def check_came_back(world: World) -> None:
+    """What the journal held is pending again, with the time that was left."""
+    pending = [story for story in world.stories.values() if story.accepted]
+    s = conserve(world.queue)
+    assert (s.recovered, s.accepted) == (len(pending), len(pending))
+    if trio.current_time() == 0 and not s.sent and not s.dead and s.pending == len(pending):
+        found = sorted((message.execute_at, message.id) for message in world.queue.messages())
+        assert found == sorted((story.due, story.id) for story in pending)

@@ -1,0 +1,285 @@
+"""The real queue of a scene, its dead letters and its delayed publish: they do what the scene says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from localdelay import Message, PartialSendError, PermanentSendError, Throttled
+from localdelay.listening import DeadLetter, Event
+
+from .checks import check_instant, check_send
+from .marks import hit
+from .scene import TICK, WHOLE
+from .story import Story
+
+if TYPE_CHECKING:
+    from .world import World
+
+
+class Stop(BaseException):
+    """No `Exception`: what a KeyboardInterrupt is to a send."""
+
+
+class RealQueue:
+    """What the queue calls. Messages arrive here, are refused, or are lost on their way."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._part = world.part
+        self.sending = 0
+        self.begun: list[tuple[float, int]] = []
+        """(when, how many messages) of every send."""
+        self.state = "well"
+        """Of its delayed publish."""
+
+    @contextmanager
+    def _noticed(self) -> Iterator[None]:
+        # The queue takes what is wrong here for a failed send like any other, so it is kept.
+        try:
+            yield
+        except (AssertionError, AttributeError, LookupError, TypeError) as error:
+            self._world.broken.append(error)
+            raise
+
+    @contextmanager
+    def _occupied(self, *stories: Story) -> Iterator[None]:
+        for story in stories:
+            assert not story.busy, "two things at once are done with one message"
+            assert not story.ends, f"it is finished: {story}"
+            assert not story.refused, "it was never accepted"
+            story.busy = True
+        check_instant(self._world)
+        try:
+            yield
+            check_instant(self._world)
+        finally:
+            for story in stories:
+                story.busy = False
+            self._world.changed = trio.current_time()
+
+    async def send(self, message: Message) -> None:
+        with self._noticed():
+            await self._send([message])
+
+    async def send_batch(self, messages: Sequence[Message]) -> None:
+        with self._noticed():
+            await self._send(messages)
+
+    async def _send(self, messages: Sequence[Message]) -> None:
+        self._world.promises.goes_on()
+        stories = [self._world.story(message) for message in messages]
+        check_send(self._world, messages, stories)
+        self.begun.append((trio.current_time(), len(messages)))
+        self.sending += 1
+        try:
+            with self._occupied(*stories):
+                for story in stories:
+                    story.tried = True
+                outcomes = [story.plan.pop(0) if story.plan else "fine" for story in stories]
+                whole = next((outcome for outcome in outcomes if outcome in (*WHOLE, "stop")), None)
+                if whole is not None:
+                    await self._whole(whole, stories)
+                else:
+                    await self._each(outcomes, stories)
+        finally:
+            self.sending -= 1
+
+    async def _each(self, outcomes: list[str], stories: list[Story]) -> None:
+        slow = "slow" in outcomes
+        if slow:
+            await trio.sleep(TICK)
+        failed: dict[str, Exception] = {}
+        for outcome, story in zip(outcomes, stories, strict=True):
+            error = self._failure(outcome)
+            if error is None:
+                story.arrived += 1
+            else:
+                assert story.id is not None
+                failed[story.id] = error
+        if slow:
+            try:
+                await trio.sleep(TICK)
+            except trio.Cancelled:
+                hit("a send that had arrived was cut off")
+                for story in stories:
+                    story.cut += story.id not in failed
+                raise
+        for outcome, story in zip(outcomes, stories, strict=True):
+            if story.id not in failed:
+                self._finish(story, "sent")
+            elif outcome == "fail":
+                self._failed(story)
+            elif outcome == "permanent":
+                self._doom(story)
+            else:
+                hit("a send was throttled")
+        if len(stories) > 1:
+            hit("a batch failed in part" if failed else "a batch went together")
+        if failed:
+            raise PartialSendError(failed) if self._part.batch else next(iter(failed.values()))
+
+    def _failure(self, outcome: str) -> Exception | None:
+        if outcome in ("fine", "slow"):
+            return None
+        kinds = {"fail": OSError, "throttled": Throttled, "permanent": PermanentSendError}
+        error: Exception = kinds[outcome](outcome)
+        return error
+
+    async def _whole(self, outcome: str, stories: list[Story]) -> None:
+        if len(stories) > 1:
+            hit("a batch was split" if outcome == "all permanent" else "a batch failed as a whole")
+        if outcome == "stop":
+            hit("a send raised what is no Exception")
+            self._world.stopped = Stop()
+            raise self._world.stopped
+        if outcome == "throttled for long":
+            raise Throttled(retry_after=6 * TICK)
+        if outcome == "all permanent":
+            if len(stories) == 1:
+                self._doom(stories[0])
+            raise PermanentSendError
+        if outcome == "hang":
+            await self._hang(stories)
+        if outcome == "mixed":  # the cancellation by send_timeout meets an error of the send's own
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.sleep_forever)
+                try:
+                    await self._hang(stories)
+                finally:
+                    raise ValueError(outcome)
+        if outcome == "fail slowly":
+            await trio.sleep(TICK)
+        for story in stories:
+            self._failed(story)
+        if outcome == "group":
+            async with trio.open_nursery():
+                raise ValueError(outcome)
+        if outcome == "wrong names" and self._part.batch:
+            raise PartialSendError({"nobody": OSError()})
+        raise OSError(outcome)
+
+    async def _hang(self, stories: list[Story]) -> None:
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            hit("a send hung until its time-out")
+            for story in stories:
+                self._failed(story, sure=False)  # or all of it was cancelled
+            raise
+
+    def _finish(self, story: Story, how: str) -> None:
+        promises = self._world.promises
+        story.ends.append(how)
+        story.finishing = min(story.finishing, promises.event())
+        promises.owe(partial(setattr, story, "gone"), removal=True)
+
+    def _failed(self, story: Story, *, sure: bool = True) -> None:
+        hit("a send failed and was tried again")
+        promises, attempt = self._world.promises, story.attempt
+        if self._part.attempts is not None and attempt >= self._part.attempts:
+            story.possible.append((promises.event(), attempt + 1 - sure))
+            self._doom(story, sure=sure)
+            return
+        story.attempt = attempt + 1
+        story.possible.append((promises.event(), attempt + 1))
+        promises.owe(lambda event: story.written.append((event, attempt + 1)), removal=False, sure=sure)
+
+    def _doom(self, story: Story, *, sure: bool = True) -> None:
+        story.hopeless = True
+        if self._part.hook is None:
+            self._stays(story, sure=sure)
+
+    def _stays(self, story: Story, *, sure: bool) -> None:
+        """A journal has it as a dead letter from now on."""
+        promises = self._world.promises
+        story.doomed = min(story.doomed, promises.event())
+        promises.owe(partial(setattr, story, "marked"), removal=False, sure=sure)
+
+    async def bury(self, message: Message, error: Exception) -> None:
+        with self._noticed():
+            story = self._world.story(message)
+            with self._occupied(story):
+                assert isinstance(error, Exception)
+                assert story.hopeless, "given up on, and nobody asked for it"
+                hook = self._part.hook
+                if hook == "slow":
+                    await trio.sleep(3 * TICK)
+                elif hook == "raises":
+                    self._stays(story, sure=True)
+                    raise ValueError(message.id)
+                elif hook == "hangs":
+                    try:
+                        await trio.sleep_forever()
+                    finally:
+                        hit("a dead-letter hook was ended")
+                        self._stays(story, sure=False)
+            hit("a dead letter was taken")
+            self._finish(story, "dead")
+
+    def on_event(self, event: Event) -> None:
+        """Hear of what was given up."""
+        if isinstance(event, DeadLetter):
+            story = self._world.story(event.message)
+            assert story.hopeless
+            if not story.ends:
+                hit("a dead letter was logged")
+                story.ends.append("dead")
+                if self._world.promises.journal is not None:
+                    hit("a dead letter stayed in the journal")
+
+    async def hand_back(self, message: Message, remaining: float) -> None:
+        with self._noticed():
+            world = self._world
+            world.promises.goes_on()
+            story = world.story(message)
+            now = trio.current_time()
+            assert remaining == max(0.0, message.execute_at - now)
+            assert now <= world.deadline
+            if not (story.tried or story.paced):
+                assert message.execute_at >= world.deadline, "it would have come due within the grace"
+            with self._occupied(story):
+                story.given_back += 1
+                kind = self._part.hand_back
+                if kind == "slow":
+                    await trio.sleep(2 * TICK)
+                elif kind == "fails twice" and story.given_back < 3:
+                    hit("a hand-back failed first")
+                    raise ValueError
+                elif kind == "throttled" and story.given_back < 2:
+                    raise Throttled(retry_after=TICK)
+                elif kind == "permanent":
+                    raise PermanentSendError
+                elif kind == "hangs":
+                    await trio.sleep_forever()
+            hit("a hand-back took it")
+            self._finish(story, "handed_back")
+
+    async def publish_delayed(self, message: Message, delay: float) -> None:
+        """Its own delayed publish, for what is new and for what a fallback gives back."""
+        with self._noticed():
+            story = self._world.stories[message.payload]
+            assert message.execute_at == story.due
+            if story.publishing:
+                await self._publish(story)
+                hit("the primary took it")
+                return
+            self._world.promises.goes_on()
+            with self._occupied(story):
+                story.given_back += 1
+                await self._publish(story)
+            hit("the primary took it back while the queue ran")
+            self._finish(story, "handed_back")
+
+    async def _publish(self, story: Story) -> None:
+        if self.state == "throttles":
+            raise Throttled
+        if self.state == "loses":
+            raise ConnectionError
+        if self.state == "hangs a little":
+            await trio.sleep(2 * TICK)
+        story.arrived += 1

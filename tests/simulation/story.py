@@ -1,0 +1,108 @@
+"""What is promised of one message: where it may end, and what a journal must say of it, from when on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import attrs
+
+from localdelay import Message
+from localdelay.journal.record import Record
+
+from .disk import Copy
+
+
+@attrs.define(eq=False, kw_only=True)
+class Story:
+    """A message. Times of `promised` and the like are events: they are counted, not measured."""
+
+    payload: bytes
+    headers: Mapping[str, str]
+    size: int
+    due: float
+    """On Trio's clock, as it was at the call."""
+    offsets: list[float]
+    """Of the wall clock against Trio's, since it was put."""
+    put: float
+    """Before it, the journal can't have it."""
+    plan: list[str] = attrs.Factory(list)
+    id: str | None = None
+    accepted: bool = False
+    refused: bool = False
+    publishing: bool = False
+    tried: bool = False
+    paced: bool = False
+    """It came back overdue, and may have to wait for others."""
+    busy: bool = False
+    """In a send, a hook or a hand-back."""
+    attempt: int = 1
+    """Of its next send."""
+    hopeless: bool = False
+    """The real queue will never take it."""
+    given_back: int = 0
+    """Tries to hand it back."""
+    arrived: int = 0
+    cut: int = 0
+    """Sends that had arrived and ended without an answer."""
+    ends: list[str] = attrs.Factory(list)
+
+    promised: float = math.inf
+    finishing: float = math.inf
+    """From here on the journal need not have it,"""
+    gone: float = math.inf
+    """and from here on it must not."""
+    doomed: float = math.inf
+    marked: float = math.inf
+    """The same for the mark of a dead letter."""
+    written: list[tuple[float, int]] = attrs.Factory(lambda: [(0, 1)])
+    """(event, attempt): at least that one, and"""
+    possible: list[tuple[float, int]] = attrs.Factory(lambda: [(0, 1)])
+    """at most this one."""
+
+    @classmethod
+    def of_record(cls, record: Record, offset: float) -> Story:
+        """One that the last life has left; its journal has it already."""
+        headers = record.headers or {}
+        size = len(record.payload) + sum(len(k.encode()) + len(v.encode()) for k, v in headers.items())
+        story = cls(
+            payload=record.payload,
+            headers=headers,
+            size=size,
+            due=record.due - offset,
+            offsets=[offset],
+            put=0,
+            id=record.id,
+            accepted=record.dead is None,
+            attempt=record.attempt,
+            promised=0,
+        )
+        story.written, story.possible = [(0, record.attempt)], [(0, record.attempt)]
+        if record.dead is not None:
+            story.doomed = story.marked = 0
+        return story
+
+    def check_message(self, message: Message) -> None:
+        """Compare it with what somebody is given."""
+        assert (message.payload, message.headers) == (self.payload, self.headers)
+        assert message.execute_at == self.due, "it is not due when it was"
+        assert self.id is None or message.id == self.id
+        self.id = message.id
+
+    def check_copy(self, record: Record | None, copy: Copy) -> None:
+        """Compare it with what a copy of the journal has."""
+        if record is None:
+            assert self.promised > copy.before or self.finishing <= copy.after, f"{self} is lost"
+            return
+        assert not self.refused, f"{self} was refused"
+        assert self.put <= copy.after
+        assert self.gone > copy.before, f"{self} has come back"
+        assert (record.id, record.headers or {}) == (self.id or record.id, self.headers)
+        assert record.due in [self.due + offset for offset in self.offsets], f"{self}: {record.due}"
+        least = max(attempt for event, attempt in self.written if event <= copy.before)
+        most = max(attempt for event, attempt in self.possible if event <= copy.after)
+        assert least <= record.attempt <= most, f"{self}: {least} <= {record.attempt} <= {most}"
+        if record.dead is not None:
+            assert self.doomed <= copy.after, f"{self} was not given up: {record.dead}"
+        else:
+            assert self.marked > copy.before, f"{self} was given up"

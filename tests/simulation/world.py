@@ -1,0 +1,557 @@
+"""Plays one life of a scene: opens the queue, does what the scene says to it, and ends it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+
+from localdelay import (
+    BatchPolicy,
+    BreakerPolicy,
+    DelayQueue,
+    DrainReport,
+    Fallback,
+    JournalError,
+    LocalDelayError,
+    Message,
+    QueueClosed,
+    QueueFull,
+    RateLimit,
+    RetryPolicy,
+    Route,
+    open_delay_queue,
+)
+from localdelay.journal.record import Record
+
+from .checks import check_came_back, check_instant, check_left, check_rest
+from .clock import Pace, Wall, Watch
+from .disk import Disk, File
+from .marks import hit
+from .promises import Promises
+from .realqueue import RealQueue, Stop
+from .scene import LATEST, SEND_TIMEOUT, TICK, Part, Step
+from .story import Story
+
+_BREAKER = BreakerPolicy(consecutive=2, wait_initial=2 * TICK, wait_max=1.0, wait_jitter=0, trial_calls=1)
+
+
+class Boom(Exception):
+    """What the block raises."""
+
+
+class World:
+    """A queue, what it stands on, and all that was done with it."""
+
+    queue: DelayQueue
+
+    def __init__(self, part: Part, pace: Pace, watch: Watch, held: Sequence[Record], offset: float) -> None:
+        self.part = part
+        self.pace = pace
+        self.watch = watch
+        self.held = held
+        self.offset = offset  # wall clock minus Trio's
+        self.promises = Promises()
+        self.stories = {record.payload: Story.of_record(record, offset) for record in held}
+        for story in self.stories.values():
+            story.paced = part.rate is not None and story.due <= 0
+        self.real = RealQueue(self)
+        self.broken: list[Exception] = []
+        self.serial = max((int(record.payload[:5]) for record in held), default=0)
+        self.calls: dict[int, tuple[Story, trio.CancelScope]] = {}  # puts that wait, in order
+        self.last_admitted = -1
+        self.fresh: list[Story] = []  # accepted without waiting for the journal
+        self.pending = sum(record.dead is None for record in held)
+        self.pending_bytes = sum(story.size for story in self.stories.values())
+        self.most = max(part.capacity, self.pending)
+        self.paused = False
+        self.exact = True  # everything has come to rest
+        self.deadline = math.inf
+        self.is_over = False  # the drain or the block
+        self.changed = 0.0  # when a message was finished last
+        self.stopped: Stop | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """What is taken is sent at once, and nothing but the queue takes anything."""
+        part = self.part
+        return part.limit is None and part.fallback is None and (part.batch is None or not part.batch[1])
+
+    def wall(self) -> float:
+        return self.offset + trio.current_time()
+
+    def story(self, message: Message) -> Story:
+        story = self.stories[message.payload]
+        story.check_message(message)
+        return story
+
+    def waiting(self) -> list[Story]:
+        return [self.stories[message.payload] for message in self.queue.messages()]
+
+    @contextmanager
+    def target(self, name: str) -> Iterator[None]:
+        """A block that is cancelled at a step, if it is the one that is to be."""
+        if self.part.cut is None or self.part.cut[0] != name or self.watch.is_used:
+            yield
+            return
+        with trio.CancelScope() as scope:
+            self.watch.begin(scope)
+            try:
+                yield
+            finally:
+                self.watch.end()
+        if scope.cancelled_caught:
+            hit(f"{'the' if name == 'whole' else 'a'} {name} was cancelled before a step")
+
+    # --- what is done to it
+
+    async def apply(self, step: Step, nursery: trio.Nursery) -> None:
+        name, *given = step
+        if name == "rush":
+            self._do(given[0], nursery)
+            self.exact = False
+            check_instant(self)
+            for _ in range(2):  # then what it has started has begun, in whatever order tasks run
+                await trio.lowlevel.checkpoint()
+            return
+        self._do(step, nursery)
+        for _ in range(given[0] if name == "pass" else 0):
+            await trio.sleep(TICK)
+            await self.rest()
+        await self.rest()
+
+    async def rest(self) -> None:
+        fired = None
+        while fired != (fired := self.watch.fired):  # before this very step, perhaps: then not all is at rest
+            await self.pace.rest()
+        self.exact = True
+        check_rest(self)
+        if self.promises.journal is not None:
+            self.promises.journal.snap()
+
+    def _do(self, step: Step, nursery: trio.Nursery) -> None:
+        name, *given = step
+        does: dict[str, Callable[..., None]] = {
+            "put": partial(self._put, nursery, name),
+            "put_nowait": partial(self._put, nursery, name),
+            "publish": partial(self._put, nursery, name),
+            "pass": lambda _: None,
+            "cancel": self._cancel,
+            "give up": self._give_up,
+            "pause": self._pause,
+            "resume": self._resume,
+            "capacity": self._capacity,
+            "workers": lambda count: self.queue.resize(workers=count),
+            "bytes": lambda size: self.queue.resize(capacity_bytes=size),
+            "flush": lambda waits: nursery.start_soon(self._flush),
+            "disk": self._break_disk,
+            "set the clock": self._set_clock,
+            "primary": partial(setattr, self.real, "state"),
+        }
+        does[name](*given)
+
+    def _capacity(self, count: int) -> None:
+        self.most = max(self.most, count)
+        self.queue.resize(capacity=count)
+
+    def _break_disk(self, fault: str | None) -> None:
+        journal = self.promises.journal
+        assert journal is not None
+        if not journal.closed:  # or it would seem to have been well at its end
+            journal.fault = fault
+
+    def _set_clock(self, by: float) -> None:
+        hit("the wall clock was set")
+        self.offset += by
+        for story in self.stories.values():
+            story.offsets.append(self.offset)
+
+    def _give_up(self, pick: int) -> None:
+        if self.calls:
+            _, scope = list(self.calls.values())[pick % len(self.calls)]
+            scope.cancel()
+
+    def _pause(self) -> None:
+        if self.queue.statistics().closed:
+            with pytest.raises(QueueClosed):
+                self.queue.pause()
+        else:
+            self.queue.pause()
+            self.paused = True
+
+    def _resume(self) -> None:
+        self.queue.resume()
+        self.paused = False
+
+    def _cancel(self, pick: int) -> None:
+        known = [story for story in self.stories.values() if story.id is not None and story.accepted]
+        if not self.part.cancellable:
+            hit("a cancel was refused for want of an index")
+            with pytest.raises(RuntimeError):
+                self.queue.cancel("unknown")
+            return
+        if pick % 9 == 8 or not known:
+            assert not self.queue.cancel("unknown")
+            return
+        story = known[pick % len(known)]
+        waits = story in self.waiting() and not story.busy
+        promised, story.finishing = story.finishing, min(story.finishing, self.promises.event())
+        assert story.id is not None
+        taken = self._named(story.id)
+        if taken is not story:  # its id was used again
+            story.finishing = promised
+            return
+        cancelled = self.queue.cancel(story.id)
+        assert waits or not cancelled
+        if self.is_plain and self.exact and not story.given_back:
+            assert cancelled == waits
+        if not cancelled:
+            hit("a cancel came too late")
+            story.finishing = promised
+            return
+        hit("a message was cancelled")
+        story.ends.append("cancelled")
+        self.promises.owe(partial(setattr, story, "gone"), removal=True, anybody=True)
+        self.changed = trio.current_time()
+
+    def _named(self, id: str) -> Story | None:
+        """The youngest message of this name."""
+        return next((story for story in reversed(self.stories.values()) if story.id == id), None)
+
+    async def _flush(self) -> None:
+        fresh, owed = list(self.fresh), self.promises.owed()
+        try:
+            await self.queue.flush()
+        except JournalError:
+            hit("a flush failed")
+            return
+        hit("a flush waited")
+        for story in fresh:
+            story.promised = min(story.promised, self.promises.event())
+        self.promises.kept(owed)
+
+    # --- puts
+
+    def _put(self, nursery: trio.Nursery, way: str, *given: Any) -> None:
+        story, options = self._story(*given)
+        if way == "publish":
+            nursery.start_soon(self._publish, story, options)
+        elif way == "put_nowait":
+            self._put_nowait(story, options)
+        else:
+            self.calls[self.serial] = (story, trio.CancelScope())
+            nursery.start_soon(self._call, self.serial, options)
+
+    def _story(
+        self, delay: float, when: str, name: str | None, size: int, plan: tuple[str, ...]
+    ) -> tuple[Story, dict[str, Any]]:
+        """A new message, and what to put it with."""
+        self.serial += 1
+        headers = {"h": "x" * (size - 1)} if size and self.serial % 2 else {}
+        payload = b"%05d" % self.serial + bytes(0 if headers else size)
+        now = trio.current_time()
+        due = now if when == "past" else now + delay
+        options: dict[str, Any] = {"headers": headers or None, "id": self._choose(name)}
+        if when == "delay":
+            options["delay"] = delay
+        else:
+            hit("a put in the past" if when == "past" else "a put at a time on the wall clock")
+            options["at"] = Wall.fromtimestamp(self.wall() + (due - now) - (when == "past"), UTC)
+        if delay % TICK:
+            hit("a put finer than the tick")
+        self.stories[payload] = story = Story(
+            payload=payload,
+            headers=headers,
+            size=len(payload) + size * bool(headers),
+            due=due,
+            offsets=[self.offset],
+            put=self.promises.event(),
+            plan=list(plan),
+            id=options["id"],
+        )
+        return story, options
+
+    def _pending_ids(self) -> list[str]:
+        waiting = [story.id for story, _ in self.calls.values() if story.id is not None]
+        return [*waiting, *(message.id for message in self.queue.messages())]
+
+    def _choose(self, name: str | None) -> str | None:
+        pending = self._pending_ids()
+        if name == "pending" and pending:
+            return pending[self.serial % len(pending)]
+        pending += [story.id for story in self.stories.values() if story.publishing and story.id is not None]
+        used = [story.id for story in self.stories.values() if story.ends and story.id not in pending]
+        if name == "used" and used:
+            return used[-1]
+        return None if name is None else f"own-{self.serial}"
+
+    def _expected(self, story: Story) -> type[Exception] | None:
+        s = self.queue.statistics()
+        if story.id in self._pending_ids() or (s.capacity_bytes or math.inf) < story.size:
+            return ValueError
+        if s.closed:
+            return QueueClosed
+        fits = s.pending_bytes + story.size <= (s.capacity_bytes or math.inf)
+        return None if s.pending < s.capacity and fits and not s.puts_waiting else QueueFull
+
+    def _put_nowait(self, story: Story, options: dict[str, Any]) -> None:
+        expected = self._expected(story)
+        try:
+            message = self.queue.put_nowait(story.payload, **options)
+        except (ValueError, QueueClosed, QueueFull) as error:
+            assert not self.exact or type(error) is expected
+            self._refuse(story, error)
+        else:
+            assert not self.exact or expected is None
+            self._admit(story, message)
+            self.fresh.append(story)
+
+    async def _call(self, serial: int, options: dict[str, Any]) -> None:
+        story, scope = self.calls[serial]
+        journal = self.promises.journal
+        failures = 0 if journal is None else journal.failed[False]
+        began = trio.current_time()
+        try:
+            with self.target("put"), scope:
+                try:
+                    message = await self.queue.put(story.payload, **options)
+                except BaseException as error:
+                    self._refuse(story, error)
+                    raise
+                if trio.current_time() > began:
+                    hit("a put waited for room")
+                self.last_admitted = max(self.last_admitted, serial)
+                self._admit(story, message)
+                story.promised = self.promises.event()
+        except JournalError:
+            assert journal is not None
+            assert journal.failed[False] > failures
+        except (ValueError, QueueClosed):
+            pass
+        finally:
+            del self.calls[serial]
+
+    def _refuse(self, story: Story, error: BaseException) -> None:
+        story.refused = True
+        reasons: list[tuple[type[BaseException], str]] = [
+            (JournalError, "a put was refused by the journal"),
+            (QueueFull, "a put met a full queue"),
+            (QueueClosed, "a waiting put met the end of the queue"),
+            (ValueError, "a put was refused for its id"),
+            (trio.Cancelled, "a waiting put was given up"),
+        ]
+        for kind, mark in reasons:
+            if isinstance(error, kind):
+                hit(mark)
+
+    def _admit(self, story: Story, message: Message) -> None:
+        story.check_message(message)
+        if any(other.ends and other.id == story.id for other in self.stories.values()):
+            hit("an id was used again")
+        story.accepted = True
+
+    async def _publish(self, story: Story, options: dict[str, Any]) -> Route | None:
+        route = None
+        story.publishing = True
+        try:
+            with self.target("publish"):
+                receipt = await self.fallback.publish(story.payload, **options)
+                story.check_message(receipt.message)
+                route = receipt.route
+                if route is Route.LOCAL:
+                    hit("a publish was held")
+                    self._admit(story, receipt.message)
+                    story.promised = self.promises.event()
+        except QueueFull:
+            hit("a publish found no room")
+        except ConnectionError:
+            hit("a publish was ambiguous")
+        except (ValueError, LocalDelayError):
+            pass
+        finally:
+            story.publishing = False
+            story.refused = not story.accepted
+        if self.fallback.statistics().calls_saved:
+            hit("the breaker was open")
+        return route
+
+    # --- how it ends
+
+    async def drain(self, scope: trio.CancelScope) -> None:
+        part = self.part
+        began, before = trio.current_time(), self.queue.statistics()
+        if part.grace is not None:
+            self.deadline = began + part.grace
+        self.paused = False
+        report: DrainReport | None = None
+        hand_back = None if part.hand_back is None else self.real.hand_back
+        with scope, self.target("drain"):
+            report = await self.queue.drain(part.grace, hand_back)
+        if self.stopped is not None:
+            return
+        self.is_over = True
+        ended = trio.current_time()
+        assert ended <= self.deadline, "the grace is over"
+        with pytest.raises(QueueClosed):
+            await self.queue.drain()
+        if report is None:
+            hit("a drain was cut off")
+            return
+        after = self.queue.statistics()
+        for term in ("sent", "dead", "cancelled", "handed_back", "spooled"):
+            assert getattr(report, term) == getattr(after, term) - getattr(before, term)
+        assert report.remaining == self.queue.messages()
+        if report.remaining:
+            hit("something was left by a drain")
+        if part.grace is None:
+            assert report.remaining == []
+        if ended < self.deadline:  # nobody was cut off, so what remains was not for anyone
+            nobody_yet = {None, "permanent", "fails twice", "throttled"}  # the next try would be too late
+            assert part.hand_back in nobody_yet or report.remaining == []
+            if self.is_plain and self.promises.journal is None:
+                assert ended == max(began, self.changed), "it has waited for nothing"
+
+    async def end(self, nursery: trio.Nursery) -> None:
+        """The last lines of the block."""
+        ending = self.part.ending
+        if ending in {"drain", "cancelled drain"}:
+            scope = trio.CancelScope()
+            nursery.start_soon(self.drain, scope)
+            await self.pace.rest()
+            for step in self.part.meanwhile:
+                await self.apply(step, nursery)
+            if ending == "cancelled drain":
+                scope.cancel()
+        elif ending == "exception":
+            raise Boom
+        elif ending == "cancelled":
+            nursery.cancel_scope.cancel()
+            await trio.lowlevel.checkpoint()
+        elif self.part.fallback is not None:
+            await self._until_well()
+
+    async def _until_well(self) -> None:
+        """Once the primary's faults stop it is called again, and takes all."""
+        self.real.state = "well"
+        self._resume()
+        await trio.sleep(40 * TICK)
+        for _ in range(3):
+            story, options = self._story(1.0, "delay", None, 0, ())
+            assert await self._publish(story, options) is Route.PRIMARY, "a trial call was never given back"
+
+    async def play(self, journal: Disk | File | None) -> None:
+        """Do all that the scene says, and check everything after the block too."""
+        self.promises.journal = journal
+        tasks = set(self.watch.tasks)
+        with trio.CancelScope(deadline=LATEST) as limit, self.target("whole"):
+            await self._play(journal)
+        assert not limit.cancelled_caught, "the block was never left"
+        assert self.watch.tasks == tasks, "a task was left behind"
+        self.is_over = True
+        if self.broken:
+            raise self.broken[0]
+        if hasattr(self, "queue"):
+            self._check_left()
+
+    def _check_left(self) -> None:
+        journal = self.promises.journal
+        if self.queue.statistics().pending:
+            hit("a queue was left with messages")
+        if journal is not None:
+            if journal.failed[False]:
+                hit("the journal failed and went on")
+            if journal.fault is None:  # with its end all of it is written
+                self.promises.kept(self.promises.owed())
+                for story in self.fresh:
+                    story.promised = min(story.promised, self.promises.event())
+                journal.snap()
+        check_left(self)
+
+    async def _play(self, journal: Disk | File | None) -> None:
+        from_block: BaseException | None = None
+        raised: BaseException | None = None
+        left: float | None = None
+        async with trio.open_nursery() as nursery:
+            try:
+                async with self._open(journal) as self.queue:
+                    try:
+                        await self._begin()
+                        for step in self.part.steps:
+                            await self.apply(step, nursery)
+                        await self.end(nursery)
+                        if self.part.ending == "leave":
+                            self.paused = False
+                            nursery.start_soon(self._while_leaving, nursery)
+                            left = trio.current_time()
+                    except BaseException as error:
+                        from_block = error
+                        raise
+            except (Boom, Stop) as error:
+                raised = error
+            except BaseException as error:
+                raised = error
+                raise
+            finally:
+                self._check_raised(from_block, raised)
+            if left is not None and raised is None:
+                assert self.queue.messages() == []
+                if self.is_plain and journal is None:
+                    assert trio.current_time() == max(left, self.changed), "it has waited for nothing"
+
+    def _check_raised(self, from_block: BaseException | None, raised: BaseException | None) -> None:
+        if self.stopped is not None and not isinstance(raised, trio.Cancelled):
+            assert raised is self.stopped, "what is no Exception comes out bare"
+        elif from_block is not None and raised is not None:
+            assert raised is from_block, "an exception leaves the block as it is"
+        elif raised is not None:
+            assert type(raised) is trio.Cancelled, f"{raised!r} came out of a block that raised nothing"
+
+    async def _begin(self) -> None:
+        if self.held:
+            hit("messages came back")
+            if any(story.due < 0 for story in self.stories.values()):
+                hit("a message came back overdue")
+            check_came_back(self)
+        if self.part.fallback is not None:
+            returns = self.part.fallback == "returns"
+            self.fallback = Fallback(
+                self.real.publish_delayed,
+                self.queue,
+                ambiguous="raise" if returns else "degrade",
+                breaker=_BREAKER,
+                room_timeout=self.part.room_timeout,
+                hand_back=returns,
+                hand_back_after=2.0,
+            )
+
+    async def _while_leaving(self, nursery: trio.Nursery) -> None:
+        await self.pace.rest()
+        for step in self.part.meanwhile:
+            await self.apply(step, nursery)
+
+    def _open(self, journal: Disk | File | None) -> Any:
+        part, real = self.part, self.real
+        sends: dict[str, Callable[..., Awaitable[None]] | BatchPolicy] = {"send": real.send}
+        if part.batch is not None:
+            policy = BatchPolicy(max_messages=part.batch[0], max_wait=part.batch[1])
+            sends = {"send_batch": real.send_batch, "batch": policy}
+        return open_delay_queue(
+            **sends,  # type: ignore[arg-type]  # which of them it is, is the scene's
+            capacity=part.capacity,
+            capacity_bytes=part.capacity_bytes,
+            workers=part.workers,
+            cancellable=part.cancellable,
+            retry=RetryPolicy(part.attempts, wait_initial=TICK, wait_max=1.0, wait_jitter=0),
+            send_timeout=SEND_TIMEOUT,
+            on_dead_letter=None if part.hook is None else real.bury,
+            limit=None if part.limit is None else RateLimit(part.limit[0], part.limit[1]),
+            listener=real,
+            journal=journal,
+            recover_rate=part.rate,
+        )
