@@ -68,11 +68,13 @@ def arrival(key: str, *, late: float = 0.5, id: str | None = None) -> Arrival:
 
 
 def test_every_copy_is_counted() -> None:
-    """What is lost, what came twice, and what nobody has put."""
+    """What is lost, what came twice, what was being put when it was cut off, and what nobody has put."""
     accepted = {key: f"id-{key}" for key in "abc"}
-    counted = count(accepted, [arrival("a"), arrival("b"), arrival("b", late=2.0), arrival("x")])
-    assert (counted.arrived, counted.lost, counted.duplicated, counted.unlogged) == (2, 1, 1, 1)
+    arrivals = [arrival("a"), arrival("b"), arrival("b", late=2.0), arrival("x")]
+    counted = count(accepted, arrivals, begun={*accepted, "x"})
+    assert (counted.arrived, counted.lost, counted.duplicated, counted.cut_off) == (2, 1, 1, 1)
     assert (counted.early, counted.latest, counted.wrong) == (0, 0.5, ("lost: c",))
+    assert count(accepted, arrivals).wrong == ("1 arrived that nobody has put", "lost: c")
     told = count(accepted, [arrival("a"), arrival("b")], told={"b", "c"})
     assert (told.lost, told.both) == (0, 1)
 
@@ -89,6 +91,17 @@ def test_what_is_early_is_seen() -> None:
     assert len(received.payload) == 100
     assert count({"a": "?"}, [arrival_of(received, 0.001)]).early == 0
     assert count({"a": "?"}, [arrival_of(received, 0.0)]).early == 1
+
+
+def test_another_payload_is_seen() -> None:
+    """By its digest, whichever byte of it has changed."""
+    payload = payload_of("a", AT, 100)
+    for place in (0, 20, 50, 99):
+        changed = payload[:place] + bytes([payload[place] ^ 1]) + payload[place + 1 :]
+        assert arrival_of(Received(payload, {}, AT)).is_sound
+        assert not place or not arrival_of(Received(changed, {}, AT)).is_sound
+    damaged = attrs.evolve(arrival("a"), is_sound=False)
+    assert count({"a": "id-a"}, [damaged]).wrong == ("1 arrived with another payload",)
 
 
 def test_another_id_is_seen() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import cast
@@ -15,12 +16,17 @@ from tests.kit.servers.redis import PAYLOAD, RedisServer
 _AT_ONCE = 2_000
 _MILLISECOND = 0.001
 _SHOWN = 10
+_DIGEST = 8
 _ID, _EXECUTE_AT = "Localdelay-Id", "Localdelay-Execute-At"
 
 
 def payload_of(key: str, due: float, size: int = 0) -> bytes:
-    """A payload that says what it is, and when it is due (Unix time), so that no header need be believed."""
-    return (b"%s %.6f " % (key.encode(), due)).ljust(size, b".")
+    """A payload that says what it is, and when it is due (Unix time), so that no header need be believed.
+
+    It ends with a digest of all that, so that a byte that has changed is seen.
+    """
+    text = (b"%s %.6f " % (key.encode(), due)).ljust(size - _DIGEST, b".")
+    return text + b"%08x" % zlib.crc32(text)
 
 
 @attrs.frozen
@@ -37,6 +43,8 @@ class Arrival:
     """The same, as the library has told the consumer."""
     at: float
     """Unix time at which the broker had it at the latest."""
+    is_sound: bool = True
+    """Whether its payload is what was put."""
 
 
 def arrival_of(received: Received, rounded_by: float = 0.0) -> Arrival:
@@ -49,6 +57,7 @@ def arrival_of(received: Received, rounded_by: float = 0.0) -> Arrival:
         float(due),
         None if header is None else datetime.fromisoformat(header).timestamp(),
         received.at + rounded_by,
+        b"%08x" % zlib.crc32(received.payload[:-_DIGEST]) == received.payload[-_DIGEST:],
     )
 
 
@@ -85,8 +94,10 @@ class Count:
     early: int
     latest: float
     """Seconds that the last of the first copies came after it was due."""
-    unlogged: int
+    cut_off: int
     """Messages that arrived and whose put has not returned: it was under way when the process was killed."""
+    unexpected: int
+    """Messages that arrived, and that nobody has begun to put."""
     both: int
     """Messages that arrived although the caller was told of them instead."""
     wrong: tuple[str, ...]
@@ -97,24 +108,28 @@ def count(
     arrivals: Iterable[Arrival],
     *,
     told: Collection[str] = (),
+    begun: Collection[str] = (),
     ahead: float = 0.0,
     headers: bool = True,
 ) -> Count:
-    """Compare. `accepted` has ids by keys; `told` are keys that the caller was told of instead.
+    """Compare what was put with what has arrived.
 
-    `ahead` is what the process's wall clock was ahead of the broker's, in seconds. Without `headers` those
-    are not compared with the broker's clock.
+    `accepted` has ids by keys; `told` are keys that the caller was told of instead, `begun` those of puts
+    that have begun. `ahead` is what the process's wall clock was ahead of the broker's, in seconds. Without
+    `headers` those are not compared with the broker's clock.
     """
     copies: dict[str, int] = {}
-    early = unlogged = renamed = 0
+    early = cut_off = unexpected = renamed = damaged = 0
     latest = 0.0
     for arrival in arrivals:
         seen = copies.get(arrival.key, 0)
         copies[arrival.key] = seen + 1
         if arrival.key not in accepted:
-            unlogged += not seen
+            cut_off += not seen and arrival.key in begun
+            unexpected += not seen and arrival.key not in begun
         elif arrival.id not in (None, accepted[arrival.key]):
             renamed += 1
+        damaged += not arrival.is_sound
         dues = [arrival.due, arrival.header_due if headers else None]
         early += any(due is not None and arrival.at + ahead <= due for due in dues)
         if not seen:
@@ -123,7 +138,11 @@ def count(
     lost = [key for key in accepted if key not in copies and key not in told]
     both = sum(key in copies for key in told)
     wrong = [f"{renamed} arrived under another id"] * bool(renamed)
+    if damaged:
+        wrong.append(f"{damaged} arrived with another payload")
+    if unexpected:
+        wrong.append(f"{unexpected} arrived that nobody has put")
     if lost:
         wrong.append(f"lost: {', '.join(lost[:_SHOWN])}{' ...' if len(lost) > _SHOWN else ''}")
     duplicated = sum(copies.values()) - len(copies)
-    return Count(arrived, len(lost), duplicated, early, latest, unlogged, both, tuple(wrong))
+    return Count(arrived, len(lost), duplicated, early, latest, cut_off, unexpected, both, tuple(wrong))

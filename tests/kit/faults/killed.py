@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
+from typing import Literal
 
 from tests.kit.faults.counting import Count, count, in_redis
 from tests.kit.faults.row import Row
 from tests.kit.faults.scale import Scale, Watch, directory, redis
 from tests.kit.faults.victim import NOWAIT_TASKS, Orders
-from tests.kit.faults.victims import Child, epoch, read_cancelled, read_log
+from tests.kit.faults.victims import Child, epoch, read_begun, read_cancelled, read_log
 from tests.kit.servers.redis import RedisServer
 
 _WORKERS, _WORKERS_OF_BATCHES = 20, 4
@@ -26,7 +27,7 @@ def killed(
     by: signal.Signals = signal.SIGKILL,
     batch: int | None = None,
     journal: bool = True,
-    durability: str = "fsync",
+    durability: Literal["os", "fsync"] = "fsync",
     rate: float = 2_000.0,
     low: float = 0.0,
     high: float = 2.0,
@@ -84,6 +85,7 @@ def killed(
             {key: id for key, id in accepted.items() if key not in in_doubt},
             in_redis(server, url),
             told=cancelled,
+            begun=read_begun(log),
         )
     return Row(
         fault=fault,
@@ -95,7 +97,7 @@ def killed(
         allowed_duplicates=workers * kills * (batch or 1),
         early=counted.early,
         seconds=watch.seconds,
-        notes=f"{counted.unlogged} arrived whose put was cut off; of {len(cancelled)} that were cancelled "
+        notes=f"{counted.cut_off} arrived whose put was cut off; of {len(cancelled)} that were cancelled "
         f"{counted.both} arrived; {told['recovered']} recovered in the end",
         wrong=(*wrong, *counted.wrong, *_too_many(counted, kills), *_left(told)),
     )
@@ -114,7 +116,7 @@ def _kill(victim: Child, server: RedisServer, frozen: float) -> None:
 def _too_many(counted: Count, kills: int) -> list[str]:
     # One put of each task may be under way at a kill, and 20 that were not flushed of those that do not wait.
     most = kills * (_TASKS - NOWAIT_TASKS + NOWAIT_TASKS * 20)
-    wrong = [f"{counted.unlogged} arrived that nobody has put"] * (counted.unlogged > most)
+    wrong = [f"{counted.cut_off} arrived whose put was cut off"] * (counted.cut_off > most)
     # It is forgotten with the next commit: what was cancelled in the moment of a kill may come back.
     return wrong + [f"{counted.both} arrived that were cancelled"] * (counted.both > kills)
 

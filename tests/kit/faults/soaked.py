@@ -187,8 +187,12 @@ def _told(weather: Weather, samples: list[dict[str, int]], faults: int, wrong: s
     }
 
 
+def main() -> None:
+    orders = Orders(**json.loads(sys.argv[1]))
+    random.seed(orders.seed)  # the queue's own jitter
+    trio._core._run._r.seed(orders.seed)  # the order of tasks that are ready at the same instant
+    print(json.dumps(trio.run(_run, orders, clock=MockClock(autojump_threshold=0))), flush=True)
+
+
 if __name__ == "__main__":
-    print(
-        json.dumps(trio.run(_run, Orders(**json.loads(sys.argv[1])), clock=MockClock(autojump_threshold=0))),
-        flush=True,
-    )
+    main()

@@ -12,7 +12,7 @@ from tests.kit.faults.counting import count, in_redis
 from tests.kit.faults.row import Row
 from tests.kit.faults.scale import Scale, Watch, directory, redis
 from tests.kit.faults.victim import Orders
-from tests.kit.faults.victims import Child, epoch, read_log
+from tests.kit.faults.victims import Child, epoch, read_begun, read_log
 
 _HOUR = 3600
 _NEARLY_AN_HOUR = _HOUR - 10
@@ -51,9 +51,9 @@ def under_way(fault: str, scale: Scale, *, cycles: int, journal: bool) -> Row:
                 time.sleep(draws.uniform(0.4, 0.8))
                 clock.step((_HOUR, -_HOUR, 0)[cycle % 3])
             told = victim.report(_END_TIMEOUT)
-        accepted = read_log(place / "accepted")
+        accepted, begun = read_log(place / "accepted"), read_begun(place / "accepted")
         arrivals = list(in_redis(server, url))
-    counted = count(accepted, arrivals, headers=False)
+    counted = count(accepted, arrivals, begun=begun, headers=False)
     wrong = list(counted.wrong)
     if counted.latest > _LATE or told["lateness_max"] > _LATE:
         wrong.append(f"late by {counted.latest:.3f} s, or {told['lateness_max']:.3f} s by its own account")
@@ -88,7 +88,7 @@ def between_runs(fault: str, scale: Scale) -> Row:
             victim.wait_ready()
             time.sleep(1.0)
             victim.kill()
-        accepted = read_log(place / "accepted")
+        accepted, begun = read_log(place / "accepted"), read_begun(place / "accepted")
         clock.step(-_HOUR)
         before = list(in_redis(server, url))
         with Child(
@@ -111,7 +111,7 @@ def between_runs(fault: str, scale: Scale) -> Row:
         *(attrs.evolve(arrival, at=arrival.at - _HOUR) for arrival in meanwhile),
         *(attrs.evolve(arrival, at=arrival.at + _NEARLY_AN_HOUR) for arrival in after),
     ]
-    counted = count(accepted, by_its_clock, headers=False)
+    counted = count(accepted, by_its_clock, begun=begun, headers=False)
     return Row(
         fault=fault,
         cycles=2,

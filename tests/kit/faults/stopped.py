@@ -6,7 +6,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.kit.faults.counting import arrival_of, count, in_broker
+from tests.kit.faults.counting import Arrival, arrival_of, count, in_broker
 from tests.kit.faults.row import Row
 from tests.kit.faults.scale import Scale, Watch, broker, directory
 from tests.kit.faults.victim import Orders
@@ -28,7 +28,9 @@ def sigterm(fault: str, scale: Scale, *, primary: str, cycles: int, second: bool
     """Stop a process that puts, `cycles` times; with `second`, once more in the middle of its drain."""
     draws, watch = scale.random(fault), Watch()
     accepted: dict[str, str] = {}
-    arrivals, told_of, wrong = [], set(), []
+    arrivals: list[Arrival] = []
+    told_of: set[str] = set()
+    wrong: list[str] = []
     sums = dict.fromkeys(("sent", "handed_back", "remaining"), 0)
     with broker(primary) as server, directory() as place, ThreadPoolExecutor(1) as reader:
         for cycle in range(cycles):

@@ -2,7 +2,8 @@
 
 `python -m tests.kit.faults.victim ORDERS`, ORDERS a JSON object. It says `ready` on standard output, then
 what became of all as a JSON object, if it lives so long. After each put that has returned it writes the
-message's key and id to its log, so that a kill can't take what was accepted.
+message's key and id to its log, and before it that it begins: so a kill can't take what was accepted, and
+what arrives though its put has not returned can be told from what nobody has put.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import random
 import sys
 import time
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import trio
@@ -26,8 +27,8 @@ from tests.kit.faults.counting import payload_of
 from tests.kit.faults.gauges import gauges
 
 FLUSH_EVERY = 20
-MARKS = CANCELLING, CANCELLED, NOT_CANCELLED = "?-!"
-"""Before the key of a message: it is going to be cancelled, was, could not be."""
+MARKS = CANCELLING, CANCELLED, NOT_CANCELLED, BEGUN = "?-!+"
+"""Before the key of a message: it is going to be cancelled, was, could not be; it is going to be put."""
 NOWAIT_TASKS = 2
 
 
@@ -58,7 +59,7 @@ class Orders:
     batch: int | None = None
     """Messages of a batch at most; None: each alone."""
     journal: str | None = None
-    durability: str = "fsync"
+    durability: Literal["os", "fsync"] = "fsync"
     grace: float | None = None
     """For the drain; when `ends` is drained, None waits for all."""
     hand_back: bool = False
@@ -113,6 +114,7 @@ class Producer:
         delay = self._random.uniform(self._orders.low, self._orders.high)
         # Before the put: the queue can't make it due earlier.
         due = time.monotonic() + self._orders.epoch + delay
+        self._write([f"{BEGUN}{key} -\n"])
         return key, payload_of(key, due, self._orders.size), delay
 
     async def _put(self, *, named: bool) -> None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import attrs
 
-from tests.kit.faults.victim import CANCELLED, CANCELLING, MARKS, NOT_CANCELLED
+from tests.kit.faults.victim import BEGUN, CANCELLED, CANCELLING, MARKS, NOT_CANCELLED
 
 _ROOT = Path(__file__).parents[2]
 _START_TIMEOUT = 30.0
@@ -36,11 +36,13 @@ class Failed(Exception):
 class Child:
     """`python -m MODULE ORDERS`, until the `with` block is left."""
 
-    def __init__(self, module: str, orders: object, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, module: str, orders: attrs.AttrsInstance, environ: Mapping[str, str] | None = None
+    ) -> None:
         self._read = b""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `__exit__`)
         self._child = subprocess.Popen(
-            [sys.executable, "-m", module, json.dumps(attrs.asdict(orders))],  # type: ignore[call-overload]
+            [sys.executable, "-m", module, json.dumps(attrs.asdict(orders))],
             cwd=_ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -107,6 +109,11 @@ class Child:
 def read_log(path: Path) -> dict[str, str]:
     """Ids by keys, of all that was accepted."""
     return {key: id for key, id in _lines(path) if key[0] not in MARKS}
+
+
+def read_begun(path: Path) -> set[str]:
+    """The keys of all that somebody has begun to put."""
+    return {key[1:] for key, _ in _lines(path) if key[0] == BEGUN}
 
 
 def read_cancelled(path: Path) -> tuple[set[str], set[str]]:
