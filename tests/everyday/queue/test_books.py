@@ -144,13 +144,13 @@ async def test_the_short_way_in_does_what_the_long_one_does(
         told: list[Any] = []
         start = trio.current_time()
         async with open_delay_queue(
-            sender, capacity=4, workers=2, capacity_bytes=20, cancellable=cancellable
+            sender, capacity=4, workers=2, capacity_bytes=18, cancellable=cancellable
         ) as queue:
             queue.admission.has_short_way = short
             for number, delay in enumerate(DELAYS * 3):
                 await trio.sleep(0.13 if number % 5 else 1.73)  # no put in the same instant as a send
                 try:
-                    message = queue.put_nowait(b"%05d" % number, delay=delay)
+                    message = queue.put_nowait(b"x" * (3 if number < 8 else 6), delay=delay)
                     told.append((message.payload, round(message.execute_at - start, 6), message.attempt))
                 except Exception as error:  # noqa: BLE001 (compared)
                     told.append(str(error))
