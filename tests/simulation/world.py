@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC
 from functools import partial
 from typing import Any
 
@@ -19,10 +18,8 @@ from localdelay import (
     DrainReport,
     Fallback,
     JournalError,
-    LocalDelayError,
     Message,
     QueueClosed,
-    QueueFull,
     RateLimit,
     RetryPolicy,
     Route,
@@ -31,10 +28,11 @@ from localdelay import (
 from localdelay.journal.record import Record
 
 from .checks import check_came_back, check_instant, check_left, check_rest
-from .clock import Pace, Wall, Watch
+from .clock import Pace, Watch
 from .disk import Disk, File
 from .marks import hit
 from .promises import Promises
+from .puts import Puts
 from .realqueue import RealQueue, Stop
 from .scene import LATEST, SEND_TIMEOUT, TICK, Part, Step
 from .story import Story
@@ -62,6 +60,7 @@ class World:
         for story in self.stories.values():
             story.paced = part.rate is not None and story.due <= 0
         self.real = RealQueue(self)
+        self.puts = Puts(self)
         self.broken: list[Exception] = []
         self.serial = max((int(record.payload[:5]) for record in held), default=0)
         self.calls: dict[int, tuple[Story, trio.CancelScope]] = {}  # puts that wait, in order
@@ -138,9 +137,9 @@ class World:
     def _do(self, step: Step, nursery: trio.Nursery) -> None:
         name, *given = step
         does: dict[str, Callable[..., None]] = {
-            "put": partial(self._put, nursery, name),
-            "put_nowait": partial(self._put, nursery, name),
-            "publish": partial(self._put, nursery, name),
+            "put": partial(self.puts.begin, nursery, name),
+            "put_nowait": partial(self.puts.begin, nursery, name),
+            "publish": partial(self.puts.begin, nursery, name),
             "pass": lambda _: None,
             "cancel": self._cancel,
             "give up": self._give_up,
@@ -236,151 +235,6 @@ class World:
             story.promised = min(story.promised, self.promises.event())
         self.promises.kept(owed)
 
-    # --- puts
-
-    def _put(self, nursery: trio.Nursery, way: str, *given: Any) -> None:
-        story, options = self._story(*given)
-        if way == "publish":
-            nursery.start_soon(self._publish, story, options)
-        elif way == "put_nowait":
-            self._put_nowait(story, options)
-        else:
-            self.calls[self.serial] = (story, trio.CancelScope())
-            nursery.start_soon(self._call, self.serial, options)
-
-    def _story(
-        self, delay: float, when: str, name: str | None, size: int, plan: tuple[str, ...]
-    ) -> tuple[Story, dict[str, Any]]:
-        """A new message, and what to put it with."""
-        self.serial += 1
-        headers = {"h": "x" * (size - 1)} if size and self.serial % 2 else {}
-        payload = b"%05d" % self.serial + bytes(0 if headers else size)
-        now = trio.current_time()
-        due = now if when == "past" else now + delay
-        options: dict[str, Any] = {"headers": headers or None, "id": self._choose(name)}
-        if when == "delay":
-            options["delay"] = delay
-        else:
-            hit("a put in the past" if when == "past" else "a put at a time on the wall clock")
-            options["at"] = Wall.fromtimestamp(self.wall() + (due - now) - (when == "past"), UTC)
-        if delay % TICK:
-            hit("a put finer than the tick")
-        self.stories[payload] = story = Story(
-            payload=payload,
-            headers=headers,
-            size=len(payload) + size * bool(headers),
-            due=due,
-            offsets=[self.offset],
-            put=self.promises.event(),
-            plan=list(plan),
-            id=options["id"],
-        )
-        return story, options
-
-    def _pending_ids(self) -> list[str]:
-        waiting = [story.id for story, _ in self.calls.values() if story.id is not None]
-        return [*waiting, *(message.id for message in self.queue.messages())]
-
-    def _choose(self, name: str | None) -> str | None:
-        pending = self._pending_ids()
-        if name == "pending" and pending:
-            return pending[self.serial % len(pending)]
-        pending += [story.id for story in self.stories.values() if story.publishing and story.id is not None]
-        used = [story.id for story in self.stories.values() if story.ends and story.id not in pending]
-        if name == "used" and used:
-            return used[-1]
-        return None if name is None else f"own-{self.serial}"
-
-    def _expected(self, story: Story) -> type[Exception] | None:
-        s = self.queue.statistics()
-        if story.id in self._pending_ids() or (s.capacity_bytes or math.inf) < story.size:
-            return ValueError
-        if s.closed:
-            return QueueClosed
-        fits = s.pending_bytes + story.size <= (s.capacity_bytes or math.inf)
-        return None if s.pending < s.capacity and fits and not s.puts_waiting else QueueFull
-
-    def _put_nowait(self, story: Story, options: dict[str, Any]) -> None:
-        expected = self._expected(story)
-        try:
-            message = self.queue.put_nowait(story.payload, **options)
-        except (ValueError, QueueClosed, QueueFull) as error:
-            assert not self.exact or type(error) is expected
-            self._refuse(story, error)
-        else:
-            assert not self.exact or expected is None
-            self._admit(story, message)
-            self.fresh.append(story)
-
-    async def _call(self, serial: int, options: dict[str, Any]) -> None:
-        story, scope = self.calls[serial]
-        journal = self.promises.journal
-        failures = 0 if journal is None else journal.failed[False]
-        began = trio.current_time()
-        try:
-            with self.target("put"), scope:
-                try:
-                    message = await self.queue.put(story.payload, **options)
-                except BaseException as error:
-                    self._refuse(story, error)
-                    raise
-                if trio.current_time() > began:
-                    hit("a put waited for room")
-                self.last_admitted = max(self.last_admitted, serial)
-                self._admit(story, message)
-                story.promised = self.promises.event()
-        except JournalError:
-            assert journal is not None
-            assert journal.failed[False] > failures
-        except (ValueError, QueueClosed):
-            pass
-        finally:
-            del self.calls[serial]
-
-    def _refuse(self, story: Story, error: BaseException) -> None:
-        story.refused = True
-        reasons: list[tuple[type[BaseException], str]] = [
-            (JournalError, "a put was refused by the journal"),
-            (QueueFull, "a put met a full queue"),
-            (QueueClosed, "a waiting put met the end of the queue"),
-            (ValueError, "a put was refused for its id"),
-            (trio.Cancelled, "a waiting put was given up"),
-        ]
-        for kind, mark in reasons:
-            if isinstance(error, kind):
-                hit(mark)
-
-    def _admit(self, story: Story, message: Message) -> None:
-        story.check_message(message)
-        if any(other.ends and other.id == story.id for other in self.stories.values()):
-            hit("an id was used again")
-        story.accepted = True
-
-    async def _publish(self, story: Story, options: dict[str, Any]) -> Route | None:
-        route = None
-        story.publishing = True
-        try:
-            with self.target("publish"):
-                receipt = await self.fallback.publish(story.payload, **options)
-                story.check_message(receipt.message)
-                route = receipt.route
-                if route is Route.LOCAL:
-                    hit("a publish was held")
-                    self._admit(story, receipt.message)
-                    story.promised = self.promises.event()
-        except QueueFull:
-            hit("a publish found no room")
-        except ConnectionError:
-            hit("a publish was ambiguous")
-        except (ValueError, LocalDelayError):
-            pass
-        finally:
-            story.publishing = False
-            story.refused = not story.accepted
-        if self.fallback.statistics().calls_saved:
-            hit("the breaker was open")
-        return route
-
     # --- how it ends
 
     async def drain(self, scope: trio.CancelScope) -> None:
@@ -442,8 +296,10 @@ class World:
         self._resume()
         await trio.sleep(40 * TICK)
         for _ in range(3):
-            story, options = self._story(1.0, "delay", None, 0, ())
-            assert await self._publish(story, options) is Route.PRIMARY, "a trial call was never given back"
+            story, options = self.puts.story(1.0, "delay", None, 0, ())
+            assert await self.puts.publish(story, options) is Route.PRIMARY, (
+                "a trial call was never given back"
+            )
 
     async def play(self, journal: Disk | File | None) -> None:
         """Do all that the scene says, and check everything after the block too."""
