@@ -18,6 +18,7 @@ HERE = Path(__file__).parent
 # How long an example takes says nothing on a busy machine; pytest-timeout ends what hangs.
 hypothesis.settings.register_profile("unhurried", deadline=None)
 hypothesis.settings.load_profile("unhurried")
+_SERVERS = ("kafka", "amqp", "redis", "beanstalkd", "nats")
 _SECONDS = {"program": 120, "fault": 300, "soak": 300}
 """How long a test may take in layers that are slower than `timeout` in `pyproject.toml` allows."""
 
@@ -31,11 +32,16 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGHUP, lambda *_: None)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Each test carries its folder's name as a marker, and the time that is allowed there."""
     for item in items:
         layer = item.path.relative_to(HERE).parts[0]
         item.add_marker(layer)
+        if layer == "broker":
+            # Tests of one server share it, in one worker.
+            server = next((name for name in _SERVERS if name in item.nodeid), item.path.stem)
+            item.add_marker(pytest.mark.xdist_group(server))
         if layer in _SECONDS:
             item.add_marker(pytest.mark.timeout(_SECONDS[layer]))
 

@@ -111,30 +111,6 @@ async def test_many_tasks_put_and_many_sends_run_at_once() -> None:
 
 
 @on_asyncio
-async def test_batches_and_dead_letters_run_on_the_loop() -> None:
-    """`send_batch` and `on_dead_letter` are coroutine functions of the caller's."""
-    dead: list[str] = []
-
-    async def send_batch(messages: list[Message]) -> None:
-        raise ValueError("no")
-
-    async def on_dead_letter(message: Message, error: Exception) -> None:
-        await asyncio.sleep(0)
-        dead.append(f"{message.payload!r} {error}")
-
-    async with aio.open_delay_queue(
-        send_batch=send_batch,
-        capacity=50,
-        workers=1,
-        retry=RetryPolicy(attempts=1),
-        on_dead_letter=on_dead_letter,
-    ) as queue:
-        for _ in range(10):
-            queue.put_nowait(b"x", delay=0.01)
-    assert dead == ["b'x' no"] * 10
-
-
-@on_asyncio
 async def test_what_is_no_coroutine_function_is_given_up_at_once() -> None:
     """It has sent already, and to call it again would send again."""
     calls: list[Message] = []
@@ -282,22 +258,6 @@ async def test_an_error_of_the_block_comes_out_as_it_is() -> None:
     assert raised.value is own
     assert conserved(await queue.statistics()).pending == 1
     assert not [thread for thread in threading.enumerate() if thread.name == "localdelay"]
-
-
-@on_asyncio
-async def test_it_is_paused_resized_and_cancelled() -> None:
-    """What the Trio queue can, this one can."""
-    sent = Sent()
-    async with aio.open_delay_queue(sent, capacity=1, workers=1) as queue:
-        await queue.pause()
-        message = queue.put_nowait(b"", delay=0.0)
-        await queue.resize(capacity=2, workers=3, capacity_bytes=500)
-        statistics = await queue.statistics()
-        assert (statistics.capacity, statistics.workers, statistics.capacity_bytes) == (2, 3, 500)
-        assert await queue.cancel(message.id)
-        assert not await queue.cancel(message.id)
-        await queue.resume()
-    assert sent.messages == []
 
 
 @on_asyncio

@@ -94,28 +94,6 @@ def test_an_async_send_runs_on_the_loop() -> None:
     assert seen == ["localdelay"]
 
 
-def test_batches_and_dead_letters_in_threads() -> None:
-    """`send_batch` and `on_dead_letter` may block, too."""
-    batches: list[int] = []
-    dead: list[str] = []
-
-    def send_batch(messages: list[Message]) -> None:
-        batches.append(len(messages))
-        raise ValueError("no")
-
-    with threads.open_delay_queue(
-        send_batch=send_batch,
-        capacity=50,
-        workers=1,
-        retry=RetryPolicy(attempts=1),
-        on_dead_letter=lambda message, error: dead.append(f"{message.payload!r} {error}"),
-    ) as queue:
-        for _ in range(10):
-            queue.put_nowait(b"x", delay=0.01)
-    assert sum(batches) >= 10
-    assert dead == ["b'x' no"] * 10
-
-
 def test_eight_threads_and_two_hundred_thousand_messages() -> None:
     """Whatever the threads do to one another, each message that was accepted is sent once."""
     each = 25_000
@@ -163,76 +141,6 @@ def test_a_full_queue_blocks_refuses_or_times_out() -> None:
     assert conserved(queue.statistics()).accepted == 3
 
 
-def test_bytes_are_bounded_too() -> None:
-    """`capacity_bytes` counts what is on its way to the loop as well."""
-    with threads.open_delay_queue(Sent(), capacity=1000, capacity_bytes=1000, workers=1) as queue:
-        queue.pause()
-        accepted = 0
-        with pytest.raises(QueueFull):
-            for _ in range(200):
-                queue.put_nowait(bytes(100), delay=0.0)
-                accepted += 1
-        assert accepted == 10
-        with pytest.raises(ValueError, match="capacity_bytes"):
-            queue.put_nowait(bytes(1001), delay=0.0)
-        with pytest.raises(ValueError, match="capacity_bytes"):
-            queue.put(bytes(1001), delay=0.0)
-        queue.resume()
-
-
-def test_an_id_is_pending_once() -> None:
-    """A chosen id, or one of this process, that is pending already is refused, wherever it is."""
-    with threads.open_delay_queue(Sent(), capacity=10, workers=1) as queue:
-        for _ in range(3):
-            queue.put_nowait(b"", delay=60.0, id="a")
-            with pytest.raises(ValueError, match="'a'"):
-                queue.put_nowait(b"", delay=60.0, id="a")
-            assert queue.is_pending("a")
-            assert queue.cancel("a")
-            assert not queue.is_pending("a")
-        message = queue.put_nowait(b"", delay=60.0)
-        with pytest.raises(ValueError, match=message.id):
-            queue.put_nowait(b"", delay=60.0, id=message.id)
-        assert queue.cancel(message.id)
-        assert not queue.cancel(message.id)
-    assert conserved(queue.statistics()).cancelled == 4
-
-
-def test_it_is_paused_and_resized_from_any_thread() -> None:
-    """What the Trio queue can, this one can."""
-    sent = Sent()
-    with threads.open_delay_queue(sent, capacity=1, workers=1) as queue:
-        queue.pause()
-        assert queue.statistics().paused
-        queue.put_nowait(b"", delay=0.0)
-        queue.resize(capacity=2, workers=3, capacity_bytes=500)
-        statistics = queue.statistics()
-        assert (statistics.capacity, statistics.workers, statistics.capacity_bytes) == (2, 3, 500)
-        queue.put_nowait(b"", delay=0.0)
-        assert sent.messages == []
-        queue.resume()
-    assert len(sent.messages) == 2
-
-
-def test_a_drain_hands_back_what_is_not_due() -> None:
-    """`hand_back` is an ordinary function here; the report accounts for everything."""
-    back: list[tuple[bytes, float]] = []
-    sent = Sent()
-    with threads.open_delay_queue(sent, capacity=10, workers=1) as queue:
-        queue.put_nowait(b"soon", delay=0.05)
-        queue.put_nowait(b"late", delay=60.0)
-        report = queue.drain(grace=5.0, hand_back=lambda message, left: back.append((message.payload, left)))
-        with pytest.raises(QueueClosed):
-            queue.put_nowait(b"", delay=0.0)
-        with pytest.raises(QueueClosed):
-            queue.drain()
-    assert (report.sent, report.handed_back, report.remaining) == (1, 1, [])
-    assert [message.payload for message in sent.messages] == [b"soon"]
-    ((payload, left),) = back
-    assert payload == b"late"
-    assert 55 < left <= 60
-
-
 def test_a_send_that_blocks_for_ever_does_not_stop_a_drain() -> None:
     """At the end of the grace it is abandoned, and its message remains."""
     never = threading.Event()
@@ -271,14 +179,6 @@ def test_a_drain_is_cut_short_in_the_midst_of_a_put() -> None:
         thread = in_thread(put)
         thread.join(10)
         assert not thread.is_alive()
-
-
-def test_a_drain_that_is_wrong_closes_nothing() -> None:
-    """It is refused before anything is done."""
-    with threads.open_delay_queue(Sent(), capacity=10, workers=1) as queue:
-        with pytest.raises(TypeError, match="grace"):
-            queue.drain(grace="x")  # type: ignore[arg-type]
-        queue.put_nowait(b"", delay=0.0)
 
 
 def test_a_drain_from_inside_a_send_says_so() -> None:
@@ -388,27 +288,6 @@ def test_an_error_of_the_block_ends_it_at_once(caplog: pytest.LogCaptureFixture)
     assert "the queue was left with 5 messages of 25 bytes pending" in caplog.messages
     with pytest.raises(QueueClosed):
         queue.put_nowait(b"", delay=0.0)
-
-
-def test_puts_that_wait_end_when_the_queue_closes() -> None:
-    """With QueueClosed, in whatever thread."""
-    never = threading.Event()
-    errors: list[Exception] = []
-
-    def put() -> None:
-        try:
-            queue.put(b"", delay=0.0)
-        except Exception as error:  # noqa: BLE001 (looked at below)
-            errors.append(error)
-
-    with threads.open_delay_queue(Sent(never), capacity=1, workers=1) as queue:
-        queue.put_nowait(b"", delay=0.0)
-        waiting = in_thread(put)
-        until(lambda: queue.statistics().puts_waiting == 1)
-        queue.drain(grace=0.0)
-        waiting.join(20)
-    assert [type(error) for error in errors] == [QueueClosed]
-    never.set()
 
 
 @pytest.mark.parametrize(
