@@ -1,4 +1,10 @@
-"""Taking a message in: checking and stamping it, finding room for it, and putting it into the schedule."""
+"""Taking a message in: checking and stamping it, finding room for it, and letting it enter.
+
+A put is refused here and nowhere else: for its arguments or its id when it is stamped, where the queue is
+closed, and where there is no room. Whoever gets in has room reserved first, and `Pending.enter` turns that
+into a pending message in the same step. A put that waits is cancelled while it stands in line, and then
+nothing has happened; or too late, when it has its room and goes on to its end.
+"""
 
 from __future__ import annotations
 
@@ -183,6 +189,7 @@ class Admission:
 
     async def accept_or_wait(self, stamped: Stamped) -> Message:
         """Take the message in when there is room; return when the journal has it, if there is one."""
+        # A cancellation counts up to here; once the message has entered, its call returns.
         await trio.lowlevel.checkpoint_if_cancelled()
         self.check_open()
         entry, size = _entry(stamped), stamped[3]

@@ -113,6 +113,8 @@ class Ledger:
             waiter = next(iter(self.waiters))
             if not self.fits(waiter.size):
                 return
+            # In this order: `enter` may find that nothing is to be kept first, and take the room at once; and
+            # who is out of the line can't be cut off any more, so that room is never reserved for nobody.
             del self.waiters[waiter]
             self.reserve(waiter.size)
             waiter.wait = waiter.enter()

@@ -6,10 +6,11 @@ Each message goes through here, and nothing else changes these four books:
                       ▲                           │
                       └───────────again───────────┘
 
-What waits is the schedule's, in due order. What is taken is somebody's to end or to bring back: a worker's,
-or that of whoever hands it back; it counts as being sent meanwhile. Everything here happens in one step:
-nothing awaits, so that a cancellation finds a message in one of these places and never in two or in none.
-What takes time, because a journal has to know, is returned for the caller to await.
+What waits is the schedule's, in due order, and the workers take it from there. What is taken is somebody's
+to end or to bring back: a worker's, or that of whoever hands it back; it counts as being sent meanwhile.
+Everything here happens in one step: nothing awaits, so that a cancellation finds a message in one of these
+places and never in two or in none. What takes time, because a journal has to know, is returned for the
+caller to await.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class Pending:
         None: it is accepted. Else it is when the keeper has it; what is returned waits for that, and raises
         `JournalError` where it can't be, and gives room and id back.
         """
+        # What the keeper calls is such a step, too: no crash must find a message that was accepted and is not
+        # kept, and no cancellation one that is kept and was not accepted.
         wait = self.keeper.entering(entry, partial(self._accept, entry, size))
         if wait is None:
             self._accept(entry, size)
@@ -148,6 +151,7 @@ class Pending:
         What is returned waits until the keeper has written that. `why` is what a dead one was given up for,
         where nobody but the keeper has it from now on.
         """
+        # The room goes last but for the keeper: who is let in by it may have an id that has just become free.
         count = len(entries)
         ledger = self.ledger
         self.schedule.taken -= count

@@ -1,4 +1,11 @@
-"""What happens to a due message: one send, and then the ledger, a retry or the dead letters."""
+"""What happens to a due message: one send, and then its end, a retry or the dead letters.
+
+Until a message has ended or is back in the order it stands in its worker's `entries`, whatever is awaited:
+who is cancelled meanwhile leaves it there, and the pool brings it back. A send is ended in three ways that
+must not be mixed up. It returns or raises by itself: that decides. The pool is stopped: the send has not
+failed, and its message is pending again. It takes longer than `send_timeout`: the watchdog cancels the scope
+of this worker alone, and that is a failure like any other, which the worker settles in its next scope.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +99,7 @@ class Delivery:
         """Send what the worker has taken, `now` being the time; return the time afterwards."""
         entries = worker.entries
         if self._limit is not None and not self._limit.try_acquire(len(entries)):
-            await self._limit.acquire(len(entries))
+            await self._limit.acquire(len(entries))  # cut off here, tokens are lost and no message
             now = self._read_clock() + self._clock_offset
         if self._pending.keeper.lapses and not self._let_go_of_lapsed(worker, now):
             return now
@@ -127,9 +134,11 @@ class Delivery:
                     worker.failure = not_awaitable("send", sending)
             if not isinstance(raised, Exception):
                 reraise_without_errors(raised)
+            # In a scope that is used up every wait would be cut off, the dead-letter hook's too.
             if not worker.timed_out:
                 await self.settle(worker)
             return self._read_clock() + self._clock_offset
+        # The real queue has it. Until it has ended here nothing may wait: cut off, it would be sent again.
         worker.expires = math.inf
         finished = self._read_clock() + self._clock_offset
         self.send_time.record(finished - now)
@@ -138,7 +147,7 @@ class Delivery:
         else:
             self.total.record_run(finished, instants)
         wait = self._pending.end(entries, _SENT, worker.size)
-        entries.clear()
+        entries.clear()  # before the wait: cut off there, what has ended would be brought back
         worker.size = 0
         if wait is not None:
             await wait()  # or a crash would repeat more than what is being sent
@@ -234,7 +243,8 @@ class Delivery:
             else:
                 again = after_failing(entry, retry.attempt, alone=split or failed is not None)
                 self._pending.retry(entry, (now + retry.wait, entry[1], again))
-        # Only now a wait: nobody is to wait for the hook of another message.
+        # Only now a wait: nobody is to wait for the hook of another message. Cut off in a hook, its message
+        # and those after it are still the worker's, and are brought back; each is taken off as it ends.
         entries[:] = [entry for entry, _ in doomed]
         for entry, its_error in doomed:
             message = message_of(entry)

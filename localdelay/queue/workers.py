@@ -194,6 +194,7 @@ class Workers:
             self.stop()  # or another worker would take the message that this one puts back, and send it
             raise
         finally:
+            # What it has not settled is pending again; and if it led, or was to, somebody else has to.
             self._workers.discard(worker)
             self._put_back(worker)
             self._stir()
