@@ -79,7 +79,9 @@ class OutsideWorkers(Workers):
         self._done: Hop[Outcome]
         self._out: dict[int, Entry] = {}  # handed over, and nothing is known of it yet
         self._given_up = 0  # sends that have not returned: each keeps its place
-        self._send_seconds = math.inf  # of late
+        # Sends of late and the seconds that they took, the older ones counting for half each time: one that
+        # had to wait for the interpreter, among thousands, changes nothing.
+        self._recent = self._recent_seconds = 0.0
         self._settled = 0
         self._is_full = False  # whether the feeder waits until there is room among the senders
         self._hooks = trio.CapacityLimiter(count)
@@ -151,8 +153,8 @@ class OutsideWorkers(Workers):
     def _room(self) -> int:
         """How many messages more the senders may have."""
         free = self.count - self._given_up
-        most = min(_MOST, free + int(free * _AHEAD / max(self._send_seconds, 1e-6)))
-        return most - len(self._out) - super().busy
+        ahead = _AHEAD * self._recent / max(self._recent_seconds, 1e-6)  # for each that is free
+        return min(_MOST, free + int(free * ahead)) - len(self._out) - super().busy
 
     def _fill_up(self, now: float) -> list[Entry]:
         """Take what is due, as much as there is room for among the senders."""
@@ -181,8 +183,10 @@ class OutsideWorkers(Workers):
             else:
                 self._fail(outcome)
         self._settled += count
-        seconds = sum(ended - began for _, began, ended, _ in outcomes) / count
-        self._send_seconds = seconds if self._send_seconds == math.inf else (seconds + self._send_seconds) / 2
+        self._recent = self._recent / 2 + count
+        self._recent_seconds = self._recent_seconds / 2 + sum(
+            ended - began for _, began, ended, _ in outcomes
+        )
         if sent:
             self._delivery.sent(sent)
         if self._is_full or self._closing:
@@ -243,7 +247,7 @@ class OutsideWorkers(Workers):
                 self.wake_leader()
             hang = settled == self._settled and under_way + self._given_up >= self.count
             if hang and len(self._out) > under_way:
-                self._send_seconds = math.inf
+                self._recent = 0.0
                 self._take_back()
             settled = self._settled
             self._watch_is_idle = not self._out
