@@ -101,6 +101,14 @@ class Delivery:
         if self._limit is not None and not self._limit.try_acquire(len(entries)):
             await self._limit.acquire(len(entries))  # cut off here, tokens are lost and no message
             now = self._read_clock() + self._clock_offset
+            if self._workers.paused:
+                # Since they were taken: nothing begins in a pause, and a keeper may let others send them.
+                self._limit.give_back(len(entries))
+                for entry in entries:
+                    self._pending.retry(entry, entry)
+                entries.clear()
+                worker.size = 0
+                return now
         if self._pending.keeper.lapses and not self._let_go_of_lapsed(worker, now):
             return now
         due, number, body = entries[0]

@@ -130,6 +130,25 @@ async def test_a_hand_back_that_finds_nothing_gives_its_token_back(
         assert limit.available == pytest.approx(before - 3 + 0.1)
 
 
+async def test_what_waits_for_the_limit_is_not_sent_in_a_pause(
+    autojump_clock: trio.testing.MockClock, conserved: Conserved
+) -> None:
+    """Workers have taken it already: it goes back, and so do its tokens, and it is sent after the pause."""
+    limit = RateLimit(2.0, burst=1)
+    sender = RecordingSender()
+    async with open_delay_queue(sender, capacity=30, workers=20, limit=limit) as queue:
+        for _ in range(30):
+            queue.put_nowait(b"", delay=0.0)
+        await trio.sleep(2.1)
+        queue.pause()
+        sent = conserved(queue).sent
+        await trio.sleep(20)
+        assert conserved(queue).sent == sent
+        assert limit.available == 1.0
+        queue.resume()
+    assert len(sender.sent) == 30
+
+
 DELAYS: list[float] = [3.0, 1, 0.0, 2.5, 1.0]
 
 
