@@ -105,7 +105,7 @@ def steady(rate: float) -> Rate:
 
 
 def stepped(before: float, begin: float, meanwhile: float, end: float) -> Rate:
-    """Another one for a while; times as shares of the whole are made seconds by the caller."""
+    """Another one from `begin` to `end`, in seconds."""
     return lambda now: meanwhile if begin <= now < end else before
 
 
@@ -173,7 +173,7 @@ SCENES = (
         peak=0.5,
         ratio=3.0,
     ),
-    Scene("limit of 2/s, 3x", _tokens(2.0, 2.0), _times(3, 2.0), used=0.9, refused=0.3),
+    Scene("limit of 2/s, 3x", _tokens(2.0, 2.0), _times(3, 2.0), used=0.94, refused=0.3),
     Scene(
         "drifts like a day",
         lambda seconds: Primary(Tokens(lambda now: 200 + 100 * math.sin(now / 20), 20.0)),

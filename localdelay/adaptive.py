@@ -30,8 +30,8 @@ _SEARCH = _PLATEAU + 1.5
 """Seconds from a cut until the ceiling is taken to be gone, and the rate doubles each second."""
 _SLOW_START = 0.25
 """Seconds in which the rate doubles as long as no ceiling is known."""
-_STRETCH = 40.0
-"""Calls a second under which all this takes longer, in proportion: fewer calls find out less ..."""
+_STRETCH = 60.0
+"""Calls a second under which all this takes longer, by the square root: fewer calls find out less ..."""
 _STRETCH_MAX = 5.0
 """... but no longer than so many times."""
 _ENOUGH = 20
@@ -172,7 +172,7 @@ class Finder:
     def _set(self, now: float, ceiling: float, share: float) -> None:
         self._ceiling = ceiling
         self.rate = max(_LEAST, ceiling * share)
-        self._stretch = min(_STRETCH_MAX, max(1.0, _STRETCH / self.rate))
+        self._stretch = min(_STRETCH_MAX, max(1.0, math.sqrt(_STRETCH / self.rate)))
         self._cut = self._stepped = self._limited = now
         self._paused = 0.0
 
