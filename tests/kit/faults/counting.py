@@ -81,7 +81,8 @@ def in_broker(server: Server, url: str, expected: int, timeout: float) -> Iterat
     """What has arrived at any broker, as soon as so many have or the time is over."""
     if isinstance(server, RedisServer):
         return in_redis(server, url)
-    return map(arrival_of, server.read(url, expected, timeout))
+    rounded_by = _MILLISECOND if server.name == "kafka" else 0.0  # its records have milliseconds
+    return (arrival_of(received, rounded_by) for received in server.read(url, expected, timeout))
 
 
 @attrs.frozen

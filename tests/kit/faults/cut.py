@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from random import Random
 from urllib.parse import urlsplit
 
 import trio
 
 from localdelay.brokers import Broker
+from localdelay.brokers.amqp import open_amqp
+from localdelay.brokers.beanstalkd import open_beanstalkd
+from localdelay.brokers.kafka import open_kafka
 from localdelay.brokers.nats import open_nats
 from localdelay.brokers.redis import open_redis
 from tests.kit.faults import broken, underway
@@ -18,15 +22,22 @@ from tests.kit.faults.proxy import Network, network_to
 from tests.kit.faults.row import Row
 from tests.kit.faults.scale import Scale, Watch, directory
 from tests.kit.faults.scale import broker as server_of
+from tests.kit.servers.process import Server
 
 _READ_TIMEOUT = 20.0
 
 
 def _open(name: str, port: int, url: str) -> AbstractAsyncContextManager[Broker]:
-    target = urlsplit(url).path[1:]
+    target, timeout = urlsplit(url).path[1:], CONFIRM_TIMEOUT
     if name == "redis":
-        return open_redis("127.0.0.1", port, stream=target, confirm_timeout=CONFIRM_TIMEOUT)
-    return open_nats(f"nats://127.0.0.1:{port}", subject=target, confirm_timeout=CONFIRM_TIMEOUT)
+        return open_redis("127.0.0.1", port, stream=target, confirm_timeout=timeout)
+    if name == "amqp":
+        return open_amqp("127.0.0.1", port=port, queue=target, confirm_timeout=timeout)
+    if name == "beanstalkd":
+        return open_beanstalkd("127.0.0.1", port, tube=target, confirm_timeout=timeout)
+    if name == "kafka":
+        return open_kafka(f"127.0.0.1:{port}", topic=target, confirm_timeout=timeout)
+    return open_nats(f"nats://127.0.0.1:{port}", subject=target, confirm_timeout=timeout)
 
 
 def cut(fault: str, scale: Scale, *, name: str, cycles: int, journal: bool) -> Row:
@@ -39,10 +50,13 @@ def cut(fault: str, scale: Scale, *, name: str, cycles: int, journal: bool) -> R
 
         async def main() -> underway.Books:
             async with network_to(port) as network, _open(name, network.port, url) as broker:
+                happens = partial(_happens, network, draws, cycles)
+                if name == "kafka":  # whose clients go by the addresses that it tells them, past the network
+                    happens = partial(_cuts, server, draws, cycles)
                 return await underway.under_way(
                     broker,
                     underway.Load(),
-                    lambda: _happens(network, draws, cycles),
+                    happens,
                     journal=place / "journal" if journal else None,
                     draws=draws,
                 )
@@ -51,6 +65,16 @@ def cut(fault: str, scale: Scale, *, name: str, cycles: int, journal: bool) -> R
         expected = len(books.accepted.keys() - books.dead)
         counted = count(books.accepted, in_broker(server, url, expected, _READ_TIMEOUT), told=books.dead)
     return broken.row_of(fault, cycles, books, counted, watch)
+
+
+async def _cuts(server: Server, draws: Random, cycles: int) -> None:
+    """The server cuts all connections, and takes none for a while; what it holds it keeps."""
+    for _ in range(cycles):
+        await trio.sleep(draws.uniform(0.2, 0.5))
+        await trio.to_thread.run_sync(server.kill)
+        await trio.sleep(draws.uniform(0.2, 1.5))
+        await trio.to_thread.run_sync(server.restart)
+    await trio.sleep(0.3)
 
 
 async def _happens(network: Network, draws: Random, cycles: int) -> None:
