@@ -135,6 +135,17 @@ def check_limit(world: World) -> None:
         assert count <= burst + owed + rate * (last[0][0] - when) + 1e-6, "faster than the limit"
 
 
+def check_tokens(world: World) -> None:
+    """No token of the limit was taken for nothing: sends and hand-backs have left as many as there are."""
+    if world.part.limit is None:
+        return
+    rate, burst = world.part.limit
+    tokens, at = burst, 0.0
+    for when, count in [*world.real.begun, (trio.current_time(), 0)]:
+        tokens, at = min(burst, tokens + (when - at) * rate) - count, when
+    assert world.limit.available >= tokens - 1e-6, "a token was taken for nothing"
+
+
 def check_left(world: World) -> None:
     """When the block has been left nothing runs, and what is unfinished is pending, or in the journal."""
     s = conserve(world.queue)
@@ -143,6 +154,7 @@ def check_left(world: World) -> None:
     assert not world.calls
     assert not any(story.busy for story in world.stories.values())
     assert s.at_risk == s.pending
+    check_tokens(world)
     check_ends(world, s, [world.story(message) for message in world.queue.messages()])
     journal = world.promises.journal
     if journal is not None and journal.fault is None:

@@ -33,7 +33,7 @@ class RealQueue:
         self._part = world.part
         self.sending = 0
         self.begun: list[tuple[float, int]] = []
-        """(when, how many messages) of every send."""
+        """(when, how many messages) of every send, and of every hand-back of a drain."""
         self.state = "well"
         """Of its delayed publish."""
 
@@ -244,6 +244,7 @@ class RealQueue:
                 assert message.execute_at >= world.deadline, "it would have come due within the grace"
             with self._occupied(story):
                 story.given_back += 1
+                self.begun.append((now, 1))
                 kind = self._part.hand_back
                 if kind == "slow":
                     await trio.sleep(2 * TICK)

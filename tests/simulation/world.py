@@ -61,6 +61,7 @@ class World:
             story.paced = part.rate is not None and story.due <= 0
         self.real = RealQueue(self)
         self.puts = Puts(self)
+        self.limit = RateLimit(*(part.limit or (1.0, 1.0)))
         self.broken: list[Exception] = []
         self.serial = max((int(record.payload[:5]) for record in held), default=0)
         self.calls: dict[int, tuple[Story, trio.CancelScope]] = {}  # puts that wait, in order
@@ -406,7 +407,7 @@ class World:
             retry=RetryPolicy(part.attempts, wait_initial=TICK, wait_max=1.0, wait_jitter=0),
             send_timeout=SEND_TIMEOUT,
             on_dead_letter=None if part.hook is None else real.bury,
-            limit=None if part.limit is None else RateLimit(part.limit[0], part.limit[1]),
+            limit=self.limit if part.limit is not None else None,
             listener=real,
             journal=journal,
             recover_rate=part.rate,
