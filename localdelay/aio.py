@@ -188,9 +188,10 @@ async def open_delay_queue(
     `await send(message)`, `await send_batch(messages)` and `await on_dead_letter(message, error)` run on the
     loop of the caller, as many sends at once as there are `workers`, each with the context that the queue was
     opened in. A task sends several messages, one after the other; a send that takes longer than
-    `send_timeout` is cancelled. The other options are those of `localdelay.open_delay_queue`, and so is what happens when the
-    block is left. A program that exits without leaving it warns of what is pending; a forked child has no
-    queue. Sends need this loop: `drain_on_exit` is for programs in which it still runs at the exit.
+    `send_timeout` is cancelled. The other options are those of `localdelay.open_delay_queue`, and so is what
+    happens when the block is left. A program that exits without leaving it warns of what is pending; a
+    forked child has no queue. Sends need this loop: `drain_on_exit` is for programs in which it still runs
+    at the exit.
     """
     errands = Errands(asyncio.get_running_loop())
     opened = partial(

@@ -121,11 +121,12 @@ class OutsideWorkers(Workers):
             while True:
                 await self._pending.keeper.written()  # or a crash would repeat more than what is being sent
                 entries = self._fill_up(read_clock() + offset)
-                if entries:
-                    await self._delivery.wait_for_limit(len(entries))
+                if entries and await self._delivery.wait_for_limit(len(entries)):
                     self._senders.give(entries)
                     if self._watch_is_idle:
                         self._watching.unpark_all()
+                elif entries:
+                    self._bring_back(entries)
                 elif self._closing and self._schedule.is_empty and not self._out and not super().busy:
                     return
                 else:
@@ -219,10 +220,13 @@ class OutsideWorkers(Workers):
 
     def _take_back(self) -> None:
         """Take back what was handed over and has not begun."""
-        for entry in self._senders.take_back():
+        self._bring_back(self._senders.take_back())
+        self.wake_leader()
+
+    def _bring_back(self, entries: list[Entry]) -> None:
+        for entry in entries:
             del self._out[entry[1]]
             self._pending.again(entry)
-        self.wake_leader()
 
     async def _watch(self) -> None:
         """End the sends that take too long, and let nothing wait behind senders that all hang."""

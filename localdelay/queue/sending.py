@@ -176,10 +176,14 @@ class Delivery:
         """How many of so many messages the limit lets go now; 1 where they have to wait for it."""
         return most if self._limit is None else min(most, max(1, int(self._limit.available)))
 
-    async def wait_for_limit(self, count: int) -> None:
-        """Wait until the limit lets so many go."""
-        if self._limit is not None and not self._limit.try_acquire(count):
-            await self._limit.acquire(count)
+    async def wait_for_limit(self, count: int) -> bool:
+        """Wait until the limit lets so many go; False where a pause came meanwhile, and nothing may begin."""
+        if self._limit is None or self._limit.try_acquire(count):
+            return True
+        await self._limit.acquire(count)
+        if self._workers.paused:
+            self._limit.give_back(count)
+        return not self._workers.paused
 
     def sent(self, outcomes: Sequence[Outcome]) -> None:
         """Messages were sent, each on its own, elsewhere than on the loop."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from localdelay import Message, RetryPolicy, aio, threads
+from localdelay import Message, RateLimit, RetryPolicy, aio, threads
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -115,6 +115,22 @@ def test_a_pause_takes_back_what_has_not_begun() -> None:
         assert queue.statistics().waiting == 98
         queue.resume()
     assert queue.statistics().sent == 600
+
+
+def test_what_waits_for_the_limit_is_not_sent_in_a_pause() -> None:
+    """It goes back, and so does its token, and it is sent after the pause."""
+    gate = Gate()
+    limit = RateLimit(2.0, burst=1)
+    with threads.open_delay_queue(gate, capacity=10, workers=2, limit=limit) as queue:
+        for number in range(3):
+            queue.put_nowait(b"%d" % number, delay=0.0)
+        until(lambda: queue.statistics().sent == 1)
+        queue.pause()
+        until(lambda: queue.statistics().waiting == 2)
+        until(lambda: queue.remote.ask(lambda: limit.available) == 1.0)
+        assert queue.statistics().sent == 1
+        queue.resume()
+    assert set(gate.sent.values()) == {1}
 
 
 def test_lateness_and_time_limit_count_from_the_begin_of_each_send() -> None:
