@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-from . import brokers, compare, extremes, faults, journal, peers_table
+from . import brokers, compare, extremes, faults, journal, peers_table, valve
 from .samples import RESULTS, ROOT, Result, load
 
 TABLES: dict[str, Callable[[Result], Iterator[str]]] = {
     "peers": peers_table.lines,
+    "valve": valve.lines,
     "journal": journal.lines,
     "brokers": brokers.lines,
     "extremes": extremes.lines,

@@ -9,10 +9,9 @@ what it takes from the one who always asks.
 
 from __future__ import annotations
 
-import json
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any
@@ -36,6 +35,7 @@ from localdelay import (
 from localdelay.breaker import Outcome
 from localdelay.limit import Limit
 
+from .samples import Result, facts, heading, load, save, table
 from .valve_scenes import SCENES, Scene
 
 _DELAY = 3600.0
@@ -104,8 +104,8 @@ class Played:
     """Of the instance with the most native publishes to the one with the least."""
     held: int
     """The most messages that were held at a time."""
-    native_after: float
-    """Seconds after the peak until the last message was held."""
+    native_after: float | None
+    """Seconds after the peak until the last message was held, where there is a peak."""
 
     def used(self, always: Played) -> float:
         """What was taken, of what is from a caller who always asks."""
@@ -157,7 +157,7 @@ class _Run:
             self._primary.refused,
             max(native) / max(1, min(native)),
             held,
-            max(0.0, self._last_held - peak) if self._scene.peak < 1 else 0.0,
+            max(0.0, self._last_held - peak) if self._scene.peak < 1 else None,
         )
 
     async def _call(self, message: Message, delay: float) -> None:
@@ -198,19 +198,6 @@ def play(scene: Scene, valve: str, *, seed: int = 1, seconds: float = 120.0) -> 
     return trio.run(_Run(scene, valve, seed, seconds).play, clock=clock)
 
 
-def lines(scene: Scene, played: dict[str, Played]) -> Iterator[str]:
-    """The rows of one scene."""
-    always = played["always ask"]
-    for valve, result in played.items():
-        title = scene.name if valve == "always ask" else ""
-        ratio = f"{result.ratio:.2f}" if scene.instances > 1 else ""
-        native = f"{result.native_after:.1f}" if scene.peak < 1 else ""
-        yield (
-            f"{title:<32}{valve:<13}{result.used(always):>7.3f}{result.refused_share:>10.4f}"
-            f"{ratio:>8}{result.held:>10,}{native:>9}"
-        )
-
-
 def missed(scene: Scene, played: dict[str, Played]) -> Iterator[str]:
     """Which floors the adaptive limit has not reached."""
     result, always = played["adaptive"], played["always ask"]
@@ -222,35 +209,61 @@ def missed(scene: Scene, played: dict[str, Played]) -> Iterator[str]:
     yield from (f"{scene.name}: {name} misses its floor by {by:.3f}" for name, by in figures if by > 0)
 
 
-@click.command()
-@click.option("--scene", default="", help="Only scenes with this in their name.")
-@click.option("--seconds", type=click.FloatRange(min=10), default=120.0, show_default=True)
-@click.option("--seed", default=1, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def main(scene: str, seconds: float, seed: int, as_json: bool) -> None:
-    """Play every scene with every valve, and print what was used and what was refused."""
-    logging.disable()
-    chosen = [one for one in SCENES if scene in one.name]
-    if not as_json:
-        click.echo(f"seed {seed}, {seconds:g} s of virtual time a run")
-        click.echo(
-            f"{'':<32}{'':<13}{'used':>7}{'refused':>10}{'most/':>8}{'the most':>10}{'native':>9}\n"
-            f"{'':<32}{'':<13}{'':>7}{'a taken':>10}{'least':>8}{'held':>10}{'after s':>9}"
-        )
-    measured: dict[str, Any] = {}
+def measure(scenes: Iterable[Scene], seconds: float, seed: int, progress: Callable[[str], None]) -> Result:
+    """Play every scene with every valve."""
+    figures: dict[str, Any] = {}
     misses: list[str] = []
-    for one in chosen:
-        played = {valve: play(one, valve, seed=seed, seconds=seconds) for valve in VALVES}
-        misses += missed(one, played)
-        measured[one.name] = {valve: attrs.asdict(result) for valve, result in played.items()}
-        if not as_json:
-            click.echo("\n".join(lines(one, played)))
-    if as_json:
-        click.echo(
-            json.dumps({"seed": seed, "seconds": seconds, "scenes": measured, "missed": misses}, indent=2)
-        )
+    for scene in scenes:
+        progress(scene.name)
+        played = {valve: play(scene, valve, seed=seed, seconds=seconds) for valve in VALVES}
+        misses += missed(scene, played)
+        figures[scene.name] = {valve: attrs.asdict(result) for valve, result in played.items()}
+    return {"facts": facts("valve"), "seconds": seconds, "seed": seed, "scenes": figures, "missed": misses}
+
+
+def lines(measured: Result) -> Iterator[str]:
+    """The README's table."""
+    yield f"{heading(measured)}; {measured['seconds']:g} s of virtual time, seed {measured['seed']}; "
+    yield "raw: [results/valve.json](results/valve.json)."
+    yield ""
+    head = ("scene", "valve", "used", "refused", "most/least", "held", "native after")
+    yield from table(
+        head, (row for name, played in measured["scenes"].items() for row in _rows(name, played))
+    )
+    yield ""
+    yield from measured["missed"] or ["Every floor is reached."]
+
+
+def _rows(name: str, played: Result) -> Iterator[tuple[str, ...]]:
+    always = Played(**played["always ask"])
+    for valve, figures in played.items():
+        result = Played(**figures)
+        ratio = f"{result.ratio:.2f}" if result.ratio != 1 else ""
+        native = "" if result.native_after is None else f"{result.native_after:.1f} s"
+        used, refused = f"{result.used(always):.3f}", f"{result.refused_share:.4f}"
+        yield (name if valve == "always ask" else "", valve, used, refused, ratio, f"{result.held:,}", native)
+
+
+@click.command()
+@click.option("--scene", default="", help="Only scenes with this in their name. They are not saved.")
+@click.option("--quick", is_flag=True, help="20 seconds of each: to see that it works. It is not saved.")
+@click.option("--seed", default=1, show_default=True)
+@click.option("--table", "saved", is_flag=True, help="Only print the table of what was saved.")
+def main(scene: str, quick: bool, seed: int, saved: bool) -> None:
+    """Play every scene with every valve.
+
+    Writes bench/results/valve.json, and prints the README's table of it.
+    """
+    logging.disable()
+    if saved:
+        measured = load("valve")
     else:
-        click.echo("\n".join(["", *(misses or ["every floor is reached"])]))
+        scenes = [one for one in SCENES if scene in one.name]
+        seconds = 20.0 if quick else 120.0
+        measured = measure(scenes, seconds, seed, lambda line: click.echo(line, err=True))
+        if not (scene or quick):
+            save("valve", measured)
+    click.echo("\n".join(lines(measured)))
 
 
 if __name__ == "__main__":
