@@ -9,8 +9,8 @@ have to drain). It rises only while it is what limits, and goes off when the tra
 
 What is refused for another reason than the rate of now says nothing about it: calls that were begun before
 the last cut, or so shortly after it that a quota's second is not over. Where nothing is taken any more it
-waits between single tries, as long as the primary has asked for or ever longer, and no longer than a second
-unless asked: and begins slowly again after the first that is taken.
+waits between single tries: as long as the primary has asked for, or ever longer, up to a second. After a
+time in which nothing was taken it begins by slow start again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _RETRY = 0.05
 _RETRY_MAX = 1.0
 """... up to this."""
 _ANEW = 2.0
-"""Seconds in which nothing was taken, after which it begins slowly again."""
+"""Seconds in which nothing was taken, after which it begins by slow start again."""
 _OBEY_MAX = 30.0
 """Seconds of `retry_after` that are obeyed at most."""
 _OFF = 0.85
@@ -53,8 +53,9 @@ _OFF = 0.85
 _OFF_AFTER = 2.0
 """... for so many seconds."""
 _BURST = 0.02
-"""Seconds' worth of calls that may be made at once; and two."""
+"""Seconds' worth of calls that may be made at once; two calls at least."""
 _WAIT_LEAST = 0.001
+"""Seconds: who waits for a call is not to ask over and over in one instant."""
 _LEAST = 0.1
 """Calls a second: it never finds less, or it would not find out that there is more."""
 
