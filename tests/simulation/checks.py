@@ -35,8 +35,7 @@ def check_instant(world: World) -> None:
 def check_send(world: World, messages: Sequence[Message], stories: Sequence[Story]) -> None:
     """Never early, never twice, never while paused, in order, and no more at once than workers."""
     now = trio.current_time()
-    if world.part.limit is None:  # what has been taken waits for the limit, and then goes
-        assert not world.paused, "a send has begun in a queue that is paused"
+    assert not world.paused, "a send has begun in a queue that is paused"
     assert now <= world.deadline, "a send after the grace"
     for message, story in zip(messages, stories, strict=True):
         assert now >= message.execute_at, "early"
@@ -101,7 +100,7 @@ def check_order(pending: Sequence[Story]) -> None:
 
 def check_wake_ups(world: World, s: Statistics, pending: Sequence[Story]) -> None:
     """No worker sleeps while something is due, and nothing is forgotten."""
-    if world.paused or world.is_over or s.workers_busy >= s.workers:
+    if world.paused or world.is_over or world.stopped is not None or s.workers_busy >= s.workers:
         return
     now = trio.current_time()
     assert s.next_due_in is None or s.next_due_in > 0, "idle workers leave a due message waiting"
