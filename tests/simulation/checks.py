@@ -18,6 +18,8 @@ from .story import Story
 if TYPE_CHECKING:
     from .world import World
 
+_MOST_WORKERS = 5  # of a scene
+
 
 def check_instant(world: World) -> None:
     """What holds at every instant, also in the midst of a send: conservation, and room."""
@@ -123,15 +125,24 @@ def check_waiting(world: World, s: Statistics) -> None:
 
 
 def check_limit(world: World) -> None:
-    """Over any time no more messages are sent than the limit allows, but for what a batch may owe."""
+    """No more goes than the limit allows: since the beginning, and over any time but for what was given back.
+
+    Who gives its tokens back, cut off or paused while it waits for them, leaves the place of others behind
+    it where it is: then whoever comes next may go together with them.
+    """
     if world.part.limit is None:
         return
     rate, burst = world.part.limit
-    owed = 0 if world.part.batch is None else world.part.batch[0]
-    last, count = world.real.begun[-1:], 0
-    for when, sent in reversed(world.real.begun):
-        count += sent
-        assert count <= burst + owed + rate * (last[0][0] - when) + 1e-6, "faster than the limit"
+    given_back = _MOST_WORKERS * (1 if world.part.batch is None else world.part.batch[0])
+    begun = world.real.begun
+    total = sum(count for _, count in begun)
+    sent = 0
+    for when, count in begun:
+        assert total - sent <= burst + given_back + rate * (begun[-1][0] - when) + 1e-6, (
+            "a burst over the limit"
+        )
+        sent += count
+        assert sent <= burst + rate * when + 1e-6, "faster than the limit"
 
 
 def check_tokens(world: World) -> None:
