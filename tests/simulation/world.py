@@ -44,6 +44,13 @@ class Boom(Exception):
     """What the block raises."""
 
 
+def _leaves(raised: BaseException) -> list[BaseException]:
+    """The exceptions of a group, without the groups."""
+    if not isinstance(raised, BaseExceptionGroup):
+        return [raised]
+    return [leaf for inner in raised.exceptions for leaf in _leaves(inner)]
+
+
 class World:
     """A queue, what it stands on, and all that was done with it."""
 
@@ -355,8 +362,11 @@ class World:
                 raised = error
             except BaseException as error:
                 raised = error
-                if not self._are_both(from_block, raised):
+                if not self._are_several(from_block, raised):
                     raise
+                assert isinstance(raised, BaseExceptionGroup)
+                if (cancelled := raised.split(trio.Cancelled)[0]) is not None:
+                    raise cancelled from None
             finally:
                 self._check_raised(from_block, raised)
             if left is not None and raised is None:
@@ -364,14 +374,16 @@ class World:
                 if self.is_plain and journal is None:
                     assert trio.current_time() == max(left, self.changed), "it has waited for nothing"
 
-    def _are_both(self, from_block: BaseException | None, raised: BaseException) -> bool:
-        """Whether this is the block's own exception and a send's, which were raised at one time."""
-        if not isinstance(raised, BaseExceptionGroup) or not isinstance(from_block, Boom):
+    def _are_several(self, from_block: BaseException | None, raised: BaseException) -> bool:
+        """Whether these came at one time: two of the block's, a send's and a cancellation from outside."""
+        if not isinstance(raised, BaseExceptionGroup):
             return False
-        return len(raised.exceptions) == 2 and {*raised.exceptions} == {from_block, self.stopped}
+        errors = [error for error in _leaves(raised) if not isinstance(error, trio.Cancelled)]
+        own = [error for error in (from_block, self.stopped) if isinstance(error, Boom | Stop)]
+        return bool(errors) and len(errors) == len({*errors}) and {*errors} <= {*own}
 
     def _check_raised(self, from_block: BaseException | None, raised: BaseException | None) -> None:
-        if raised is not None and self._are_both(from_block, raised):
+        if raised is not None and self._are_several(from_block, raised):
             return  # neither hides the other
         if self.stopped is not None and not isinstance(raised, trio.Cancelled):
             assert raised is self.stopped, "what is no Exception comes out bare"
