@@ -25,6 +25,10 @@ _TRUNCATE = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, ctypes.c_int64)
 _SYNC = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, ctypes.c_int)
 
 
+_GIVEN_TO_SQLITE: list[object] = []
+"""Never let go: a connection may outlive the block, and goes on to call these."""
+
+
 class _Vfs(ctypes.Structure):
     """`sqlite3_vfs`, of version 3."""
 
@@ -114,15 +118,17 @@ def watched_power(path: Path) -> Iterator[Power]:
     original = library.sqlite3_vfs_find(None)
     noting = _Vfs.from_buffer_copy(original.contents)
     noting.name = b"noting"
-    kept: list[object] = [noting]  # as long as SQLite may call them
+    _GIVEN_TO_SQLITE.append(noting)
 
+    # A path is passed on as the address that it is: SQLite reads it again, to name the "-shm" file, long
+    # after this has returned, when a copy of it would be gone.
     def open_(_: int, name: int | None, file: int, flags: int, flags_out: int | None) -> int:
         vfs = original.contents
         result: int = vfs.open(ctypes.addressof(vfs), name, file, flags, flags_out)
         methods = ctypes.cast(file, ctypes.POINTER(_POINTER)).contents  # a file begins with them
         if result == 0 and name is not None and methods.value is not None:
             own = _noting(power, Path(ctypes.string_at(name).decode()).name, methods.value)
-            kept.append(own)
+            _GIVEN_TO_SQLITE.append(own)
             methods.value = ctypes.addressof(own)
         return result
 

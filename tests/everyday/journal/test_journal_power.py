@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Literal
@@ -62,3 +64,19 @@ def test_a_commit_is_synced_where_that_was_asked_for(
             power.begin()
             journal.write([record(key)], [key - 1], durable=durable)
             assert power.syncs == ({"journal-wal": 1} if synced else {})
+
+
+def test_a_connection_may_outlive_the_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on as before, and all of its files are beside the database: none where the tests run."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with watched_power(tmp_path / "journal") as power:
+        connection = sqlite3.connect(tmp_path / "journal", isolation_level=None)
+    gc.collect()
+    with closing(connection):
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE t (x)")
+        made = {file.name for file in tmp_path.iterdir()}
+        assert made == {"elsewhere", "journal", "journal-wal", "journal-shm"}
+    assert power.syncs["journal"]
+    assert not list(Path().iterdir())
