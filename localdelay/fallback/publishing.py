@@ -55,7 +55,7 @@ class World:
     hand_back: HandBack
     """Calls the primary, awaited on that queue's loop."""
     on_loop: Callable[[Callable[[], None]], object]
-    """Has something done on that loop, soon or at once."""
+    """Has something done on that loop, soon or at once, and behind all that was held before."""
 
 
 class Publish:
@@ -184,7 +184,9 @@ class BaseFallback(ABC, Generic[_P, _Q]):
             if memory is None or not memory.is_cancellable:
                 raise ValueError("hand_back needs a queue in memory that was opened with cancellable=True")
             if mode == "active":
-                returning = Returning(memory, self._router, world.hand_back, after=after, listener=listener)
+                returning = Returning(
+                    memory, self._router, world.hand_back, world.on_loop, after=after, listener=listener
+                )
                 world.on_loop(returning.begin)
 
     @abstractmethod

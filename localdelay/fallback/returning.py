@@ -7,7 +7,7 @@ is shared, and as trial calls where the breaker is half-open; so the breaker clo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import trio
@@ -40,6 +40,7 @@ class Returning:
         queue: DelayQueue,
         router: Router,
         hand_back: HandBack,
+        on_loop: Callable[[Callable[[], None]], object],
         *,
         after: float,
         listener: Listener | None,
@@ -48,6 +49,7 @@ class Returning:
         self._router = router
         self._gate = router.gate
         self._hand_back = hand_back
+        self._on_loop = on_loop
         self._after = after
         self._listener = listener
         self._failures = 0  # passes in a row that ended with an error that is no throttling
@@ -68,9 +70,10 @@ class Returning:
             self._news.set()
 
     def wake(self) -> None:
-        """There may be something to give back. From any thread."""
-        if not self._news.is_set():
-            self._note_change_from_anywhere()
+        """A message is held that may be given back. From any thread."""
+        # Also where there is news already: the message may still be on its way to the loop, and what this
+        # has done there comes behind it. The pass that the old news began may be over by then.
+        self._on_loop(self._note_held)
 
     async def run(self) -> None:
         """Give back what is more than `after` seconds from due, whenever the gate lets it, until `stop`."""
@@ -110,6 +113,9 @@ class Returning:
     def _note_change_from_anywhere(self) -> None:
         with suppress(trio.RunFinishedError):
             self._token.run_sync_soon(self._note_change)
+
+    def _note_held(self) -> None:
+        self._news.set()
 
     def _note_change(self) -> None:
         self._changed.unpark_all()

@@ -1,0 +1,63 @@
+"""What wakes the hand-back of a queue that runs: no message is left behind because nobody said so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import trio
+import trio.testing
+
+from localdelay import Fallback, Message, open_delay_queue
+from localdelay.fallback.publishing import World
+from localdelay.testing import RecordingSender
+
+
+class Taking:
+    """A primary that takes all, and notes when."""
+
+    def __init__(self) -> None:
+        self.calls: list[float] = []
+
+    async def __call__(self, message: Message, delay: float) -> None:
+        self.calls.append(trio.current_time())
+
+
+class FromThreads(Fallback):
+    """What other threads have done on the loop comes there when the test says so, in its order."""
+
+    posts: list[Callable[[], object]]
+
+    def arrive(self) -> None:
+        while self.posts:
+            self.posts.pop(0)()
+
+    def _world(self) -> World:
+        self.posts = []
+        return attrs.evolve(super()._world(), on_loop=self.posts.append)
+
+
+async def test_a_message_that_arrives_behind_its_news_is_given_back(
+    autojump_clock: trio.testing.MockClock, conserved: Any
+) -> None:
+    """Held in a thread while there was news already, and on the loop only when that was dealt with."""
+    primary = Taking()
+    async with open_delay_queue(RecordingSender(), capacity=10, workers=1) as queue:
+        began = trio.current_time()
+        fallback = FromThreads(primary, queue, hand_back=True)
+        fallback.arrive()
+        held = fallback._router.on_held
+        for _ in range(2):  # a pass at once; then news for the next, one second later
+            held()
+            fallback.arrive()
+            await trio.sleep(0.4)
+        fallback.posts.append(lambda: queue.put_nowait(b"", delay=3600.0))
+        held()
+        await trio.sleep(0.75)
+        assert primary.calls == []
+        fallback.arrive()
+        await trio.sleep(10.0)
+        assert primary.calls == [began + 2.0]
+        assert conserved(queue).handed_back == 1
+        await queue.drain(0.0)
