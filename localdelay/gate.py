@@ -56,7 +56,7 @@ class Gate:
         self._next_line = -math.inf  # when it may be said again that the limit begins
         self._loudness = logging.DEBUG
         self.on_change: Callable[[], None] = lambda: None
-        """Called in the thread that has changed the state."""
+        """Called in the thread that has changed the state, or given back a trial that said nothing."""
 
     def ask(self) -> tuple[Ticket | None, Reason | None]:
         """A ticket for one call, or why there is none. Every ticket goes to `record` or `release`."""
@@ -64,7 +64,7 @@ class Gate:
         if ticket is None:
             return None, Reason.BREAKER_OPEN
         if self._limit is not None and not self._try(self._limit):
-            self._step(self._breaker.record, ticket, OTHER)
+            self._return(ticket)
             return None, Reason.RATE_LIMITED
         return ticket, None
 
@@ -82,7 +82,7 @@ class Gate:
 
     def release(self, ticket: Ticket) -> None:
         """Return a ticket for a call that was not made."""
-        self._step(self._breaker.record, ticket, OTHER)
+        self._return(ticket)
         if self._limit is not None:
             self._limit.give_back()
 
@@ -94,7 +94,10 @@ class Gate:
             self._look_at_limit(self._adaptive)
             if outcome is THROTTLED:  # the breaker is for a primary that is down: this one answers
                 outcome, retry_after = TAKEN, None
-        self._step(self._breaker.record, ticket, outcome, self._jitter, retry_after)
+        if outcome is OTHER:
+            self._return(ticket)
+        else:
+            self._step(self._breaker.record, ticket, outcome, self._jitter, retry_after)
 
     def refusal(self, reason: Reason) -> Exception:
         """What to raise, or to give as the reason, for a call that was not made."""
@@ -129,6 +132,12 @@ class Gate:
     def command(self, act: Callable[[Breaker, float], None]) -> None:
         """Have the breaker do what somebody wants by hand, such as `Breaker.force_open`."""
         self._step(partial(act, self._breaker))
+
+    def _return(self, ticket: Ticket) -> None:
+        """Take back a ticket whose call says nothing."""
+        self._step(self._breaker.record, ticket, OTHER)
+        if self._breaker.state is BreakerState.HALF_OPEN:
+            self.on_change()  # no state has changed, and yet there is a trial for who waits for one
 
     def _try(self, limit: Limit) -> bool:
         may_call = limit.try_acquire()

@@ -9,7 +9,7 @@ import attrs
 import trio
 import trio.testing
 
-from localdelay import Fallback, Message, open_delay_queue
+from localdelay import BreakerPolicy, BreakerState, Fallback, Message, Throttled, open_delay_queue
 from localdelay.fallback.publishing import World
 from localdelay.testing import RecordingSender
 
@@ -59,5 +59,34 @@ async def test_a_message_that_arrives_behind_its_news_is_given_back(
         fallback.arrive()
         await trio.sleep(10.0)
         assert primary.calls == [began + 2.0]
+        assert conserved(queue).handed_back == 1
+        await queue.drain(0.0)
+
+
+async def test_a_trial_that_said_nothing_is_there_for_a_hand_back(
+    autojump_clock: trio.testing.MockClock, conserved: Any
+) -> None:
+    """The call of a publish was the only trial, and is cancelled: the hand-back is the next one, at once."""
+    policy = BreakerPolicy(consecutive=2, wait_initial=0.5, wait_jitter=0.0, trial_calls=1)
+    began = trio.current_time()
+    calls: list[float] = []
+
+    async def primary(message: Message, delay: float) -> None:
+        calls.append(trio.current_time() - began)
+        if len(calls) <= 2:
+            raise Throttled
+        if message.payload == b"hangs":
+            await trio.sleep_forever()
+
+    async with open_delay_queue(RecordingSender(), capacity=10, workers=1) as queue:
+        fallback = Fallback(primary, queue, hand_back=True, breaker=policy)
+        await fallback.publish(b"", delay=3600.0)
+        await trio.sleep(0.75)
+        assert calls == [0.0, 0.0], "refused, and again when it was to go back: the breaker is open"
+        with trio.move_on_at(began + 2.25):
+            await fallback.publish(b"hangs", delay=3600.0)
+        await trio.sleep(10.0)
+        assert calls == [0.0, 0.0, 0.75, 2.25]
+        assert fallback.statistics().breaker is BreakerState.CLOSED
         assert conserved(queue).handed_back == 1
         await queue.drain(0.0)
