@@ -59,9 +59,9 @@ async def bare_nursery(
             try:
                 yield nursery
             except BaseException as raised:
-                from_block = raised
                 if is_cancelled(raised):
-                    raise  # only the nursery can tell whether it was its own cancellation
+                    raise  # only the nursery can tell whether it was its own cancellation, and ends well then
+                from_block = raised
                 nursery.cancel_scope.cancel()
     except BaseException as raised:  # noqa: BLE001 (raised again below)
         from_tasks = raised
@@ -76,8 +76,6 @@ def _of_both(from_block: BaseException | None, crash: BaseException) -> BaseExce
         return crash
     if isinstance(crash, trio.Cancelled):
         return from_block
-    if is_cancelled(from_block):
-        return crash
     return BaseExceptionGroup("the block and a send both raised", [from_block, crash])
 
 

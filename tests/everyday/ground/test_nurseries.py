@@ -37,6 +37,30 @@ async def test_a_block_that_ends_well_waits_for_its_tasks(autojump_clock: trio.t
     assert trio.current_time() - began == 7
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+async def test_its_own_cancellation_ends_it_well(
+    grouped: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The block is cut off at once, alone or in a group, and nothing leaves that no scope would catch."""
+    began = trio.current_time()
+    left: BaseException | None = None
+    try:
+        async with bare_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            nursery.cancel_scope.deadline = began + 3
+            try:
+                await trio.sleep_forever()
+            except trio.Cancelled as cancelled:
+                if grouped:
+                    raise BaseExceptionGroup("two", [cancelled, cancelled]) from None
+                raise
+    except BaseException as raised:  # noqa: BLE001 (raised further, it would end the test as if all were well)
+        left = raised
+    assert left is None
+    assert trio.current_time() - began == 3
+    assert nursery.cancel_scope.cancelled_caught
+
+
 async def test_a_crash_of_a_task_leaves_without_groups(autojump_clock: trio.testing.MockClock) -> None:
     """Also from a nursery in a nursery, though the block has been cancelled for it."""
     crash = Interrupt()
