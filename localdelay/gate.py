@@ -146,10 +146,10 @@ class Gate:
         return may_call
 
     def _look_at_limit(self, limit: Limit) -> None:
-        rate = limit.limit_rate
-        if (rate is not None) is self._limits:
+        if (limit.limit_rate is not None) is self._limits:
             return
         with self._lock:
+            rate = limit.limit_rate  # by now: of what was there before, another thread may have seen the end
             if (rate is not None) is self._limits:
                 return  # another thread has seen it, too
             self._limits = rate is not None
