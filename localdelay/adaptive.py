@@ -239,7 +239,7 @@ class AdaptiveLimit(Limit):
         with self._lock:
             self._bucket.tokens += 1
 
-    def record(self, outcome: Outcome, begun: float, retry_after: float | None, jitter: float) -> None:
+    def record(self, outcome: Outcome, age: float, retry_after: float | None, jitter: float) -> None:
         """Take note of what came of a call."""
         with self._lock:
             now = self._now()
@@ -248,7 +248,7 @@ class AdaptiveLimit(Limit):
             elif outcome is THROTTLED:
                 if self._finder.rate is None:
                     self._bucket = Bucket(0.0)  # nothing is saved up for the first moment
-                self._finder.refused(now, begun, retry_after, jitter)
+                self._finder.refused(now, now - age, retry_after, jitter)
 
     def _now(self) -> float:
         now = self._clock()

@@ -90,7 +90,8 @@ class Gate:
         """Take note of what came of a call."""
         retry_after = error.retry_after if error is not None and isinstance(error, Throttled) else None
         if self._adaptive is not None:
-            self._adaptive.record(outcome, ticket[1], retry_after, random.random())
+            age = self._clock() - ticket[1]  # not the instant: the limit may go by another gate's clock
+            self._adaptive.record(outcome, age, retry_after, random.random())
             self._look_at_limit(self._adaptive)
             if outcome is THROTTLED:  # the breaker is for a primary that is down: this one answers
                 outcome, retry_after = TAKEN, None

@@ -31,7 +31,11 @@ class Limit(ABC):
         self._clock: Callable[[], float] = trio.current_time
 
     def use_clock(self, clock: Callable[[], float]) -> None:
-        """Read the time, in seconds, from this instead of Trio's clock, which other threads can't."""
+        """Read the time, in seconds, from this instead of Trio's clock, which other threads can't.
+
+        Who shares a limit between queues gives it several clocks, each with a zero of its own: the last one
+        counts, and what others say about time is how long ago something was.
+        """
         self._clock = clock
 
     @property
@@ -53,9 +57,9 @@ class Limit(ABC):
         """The call was not made after all."""
 
     def record(  # noqa: B027 (a rate that is known learns nothing)
-        self, outcome: Outcome, begun: float, retry_after: float | None, jitter: float
+        self, outcome: Outcome, age: float, retry_after: float | None, jitter: float
     ) -> None:
-        """Take note of what came of a call that was begun at this time, on the limit's clock.
+        """Take note of what came of a call that was begun so many seconds ago.
 
         `retry_after` is the wait in seconds that the primary asked for; `jitter` is drawn from 0 to 1.
         """

@@ -218,10 +218,10 @@ def test_the_limit_lets_through_what_was_found() -> None:
     assert limit.wait == 0
     for _ in range(100):
         assert limit.try_acquire()
-        limit.record(TAKEN, clock.now, None, 0.0)
+        limit.record(TAKEN, 0.0, None, 0.0)
         clock.now += 0.1
     assert limit.try_acquire()
-    limit.record(THROTTLED, clock.now, None, 0.0)
+    limit.record(THROTTLED, 0.0, None, 0.0)
     assert limit.limit_rate == pytest.approx(10, rel=0.1)
     assert not limit.try_acquire()
     assert 0 < limit.wait <= 0.12
@@ -237,7 +237,7 @@ def test_the_clock_of_another_run_begins_anew() -> None:
     limit.use_clock(clock)
     for _ in range(9):
         limit.try_acquire()
-        limit.record(THROTTLED, clock.now, 30.0, 0.0)
+        limit.record(THROTTLED, 0.0, 30.0, 0.0)
     assert not limit.try_acquire()
     clock.now = 0.0
     assert limit.try_acquire()
@@ -262,7 +262,7 @@ def test_many_limits_on_one_primary_find_their_share() -> None:
         tokens -= takes
         taken[number] += takes
         refused += not takes
-        limits[number].record(TAKEN if takes else THROTTLED, clock.now, None, drawn.random())
+        limits[number].record(TAKEN if takes else THROTTLED, 0.0, None, drawn.random())
     assert sum(taken) > 0.98 * 120 * 100
     assert refused < 0.03 * sum(taken)
     assert max(taken) < 2 * min(taken)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from localdelay import AdaptiveLimit
+from localdelay.breaker import TAKEN, THROTTLED
 from localdelay.gate import Gate
 from localdelay.limit import Limit
 from localdelay.listening import Event, LimitBegan, LimitEnded
@@ -56,3 +58,26 @@ def test_a_limit_that_is_off_again_has_not_begun(rates: list[float | None], said
     while rates:
         gate.ask()
     assert heard.events == said
+
+
+@pytest.mark.parametrize("offset", [-5000.0, 0.0, 5000.0])
+@pytest.mark.parametrize(("age", "cuts"), [(0.0, True), (0.5, True), (0.625, False), (3.0, False)])
+def test_gates_of_several_clocks_share_a_limit(offset: float, age: float, cuts: bool) -> None:
+    """A refusal says the same whichever gate it came through: what counts is how old the call is."""
+    now = 10_000.0
+    limit = AdaptiveLimit()
+    first = Gate(None, limit, None, lambda: now)
+    Gate(None, limit, None, lambda: now + offset)  # whose clock the limit goes by
+    for _ in range(100):
+        ticket, _ = first.ask()
+        assert ticket is not None
+        first.record(ticket, TAKEN)
+        now += 0.125
+    ticket, _ = first.ask()
+    assert ticket is not None
+    first.record(ticket, THROTTLED)
+    found = limit.limit_rate
+    assert found is not None
+    now += 1.0
+    first.record((ticket[0], now - age), THROTTLED)
+    assert (limit.limit_rate != found) is cuts
