@@ -132,8 +132,10 @@ class OutsideWorkers(Workers):
                 else:
                     await self._sleep()
         finally:
-            # The senders first: what they have not begun must not begin after it is pending again.
+            # The senders first: what they have not begun must not begin after it is pending again. Then what
+            # has come of others and was not told yet: what was sent must not be brought back, and sent again.
             self._senders.take_back()
+            self._settle(self._done.take())
             for entry in self._out.values():
                 self._senders.give_up(entry)
                 self._pending.again(entry)

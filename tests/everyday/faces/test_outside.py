@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import math
 import threading
 import time
 from collections import Counter
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from localdelay import Message, RateLimit, RetryPolicy, aio, threads
+from localdelay.portal import outside, pool, tasks
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -133,6 +135,49 @@ def test_what_waits_for_the_limit_is_not_sent_in_a_pause() -> None:
     assert set(gate.sent.values()) == {1}
 
 
+def one_run(queue: threads.DelayQueue | aio.DelayQueue) -> None:
+    """One that holds its sender, in the midst of others; the first of them are sent and not told of yet."""
+    for number in range(40):
+        queue.put_nowait(b"before %d" % number, delay=0.0)
+    queue.put_nowait(b"hold", delay=0.0)
+    for number in range(40):
+        queue.put_nowait(b"after %d" % number, delay=0.0)
+
+
+def tell_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sent while there is more to be sent is told of late, as it may be on a busy machine."""
+    monkeypatch.setattr(outside, "_STALL", 20.0)
+    for senders in (pool, tasks):
+        monkeypatch.setattr(senders, "_TELL_EVERY", math.inf)
+
+
+LEFT = {b"hold"} | {b"after %d" % number for number in range(40)}
+
+
+def test_a_drain_that_is_cut_off_brings_back_nothing_that_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for what is being sent right then; also where it was not told of yet that the others are sent."""
+    begun, hold = threading.Event(), threading.Event()
+
+    def send(message: Message) -> None:
+        if message.payload == b"hold":
+            begun.set()
+            hold.wait(20)
+
+    with threads.open_delay_queue(send, capacity=5000, workers=1) as queue:
+        for _ in range(2000):
+            queue.put_nowait(b"", delay=0.0)
+        until(lambda: queue.statistics().sent == 2000)
+        queue.pause()
+        tell_nothing(monkeypatch)
+        one_run(queue)
+        queue.resume()
+        assert begun.wait(20)
+        report = queue.drain(grace=0.0)
+        hold.set()
+    assert {message.payload for message in report.remaining} == LEFT
+    assert queue.statistics().sent == 2040
+
+
 def test_lateness_and_time_limit_count_from_the_begin_of_each_send() -> None:
     """Not from when a run was handed over: slow sends are late, and none of them takes too long."""
 
@@ -229,6 +274,35 @@ def test_a_coroutine_that_does_not_wait_needs_no_task_of_its_own() -> None:
     on_asyncio(main)
     assert made < 500
     assert beats > 20
+
+
+def test_a_drain_on_asyncio_that_is_cut_off_brings_back_nothing_that_was_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """But for what is being sent right then."""
+    begun = asyncio.Event()
+
+    async def send(message: Message) -> None:
+        if message.payload == b"hold":
+            begun.set()
+            await asyncio.sleep(20)
+
+    async def main() -> None:
+        async with aio.open_delay_queue(send, capacity=5000, workers=1) as queue:
+            for _ in range(2000):
+                queue.put_nowait(b"", delay=0.0)
+            while (await queue.statistics()).sent < 2000:  # noqa: ASYNC110 (time passes elsewhere)
+                await asyncio.sleep(0.002)
+            await queue.pause()
+            tell_nothing(monkeypatch)
+            one_run(queue)
+            await queue.resume()
+            await begun.wait()
+            report = await queue.drain(grace=0.0)
+        assert {message.payload for message in report.remaining} == LEFT
+        assert (await queue.statistics()).sent == 2040
+
+    on_asyncio(main)
 
 
 def test_a_send_has_one_task_from_its_begin_to_its_end() -> None:
