@@ -34,6 +34,8 @@ class Keeper(Protocol):
 
     lapses: bool
     """Whether a message may become somebody else's while it is here: only then `owns` is asked."""
+    writes: bool
+    """Whether what it is told takes time to be written: until then a crash would undo it."""
     committing: int
     """Puts that wait until it has their message."""
     failures: int
@@ -84,6 +86,7 @@ class NoKeeper:
     """Nobody: all that is pending is at risk."""
 
     lapses = False
+    writes = False
     committing = 0
     failures = 0
 

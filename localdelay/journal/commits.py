@@ -115,7 +115,7 @@ class _Group:
 class Commits:
     """Has a journal keep what the queue holds. Of the Trio thread, but for what says otherwise."""
 
-    lapses = False
+    lapses, writes = False, True
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal

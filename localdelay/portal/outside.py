@@ -8,8 +8,9 @@ What must hold. No more than `count` sends are under way at once: that is the se
 that was given up but has not returned keeps its place. No message waits behind a send that hangs: any sender
 that is free takes the next one, and where none is, what has not begun is taken back into the schedule. So
 that little has to be: what is handed over ahead of the senders is only what they get through in `_AHEAD`
-seconds, which is nothing where a send takes its time. Lateness and `send_timeout` count from when the send
-of each message really begins.
+seconds, which is nothing where a send takes its time, and nothing with a journal: there a crash repeats one
+message a sender at most, so none of them gets its next one before the end of its last one is written.
+Lateness and `send_timeout` count from when the send of each message really begins.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ class OutsideWorkers(Workers):
         # had to wait for the interpreter, among thousands, changes nothing.
         self._recent = self._recent_seconds = 0.0
         self._settled = 0
+        self._written = 0  # of these, so many that a keeper has written it
         self._is_full = False  # whether the feeder waits until there is room among the senders
         self._hooks = trio.CapacityLimiter(count)
         self._watching = trio.lowlevel.ParkingLot()
@@ -119,7 +121,11 @@ class OutsideWorkers(Workers):
         self._senders.begin(lambda: read_clock() + offset, self._done)
         try:
             while True:
-                await self._pending.keeper.written()  # or a crash would repeat more than what is being sent
+                # A crash must not repeat more than one message a sender: what has ended keeps its place until
+                # that is written. So what was settled while this waited counts for the next time.
+                settled = self._settled
+                await self._pending.keeper.written()
+                self._written = settled
                 entries = self._fill_up(read_clock() + offset)
                 if entries and await self._delivery.wait_for_limit(len(entries)):
                     self._senders.give(entries)
@@ -129,7 +135,7 @@ class OutsideWorkers(Workers):
                     self._bring_back(entries)
                 elif self._closing and self._schedule.is_empty and not self._out and not super().busy:
                     return
-                else:
+                elif self._settled == self._written:  # else nobody might wake it
                     await self._sleep()
         finally:
             # The senders first: what they have not begun must not begin after it is pending again. Then what
@@ -156,6 +162,8 @@ class OutsideWorkers(Workers):
     def _room(self) -> int:
         """How many messages more the senders may have."""
         free = self.count - self._given_up
+        if self._pending.keeper.writes:
+            return free - len(self._out) - super().busy - (self._settled - self._written)
         ahead = _AHEAD * self._recent / max(self._recent_seconds, 1e-6)  # for each that is free
         return min(_MOST, free + int(free * ahead)) - len(self._out) - super().busy
 

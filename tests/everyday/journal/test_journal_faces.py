@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -101,6 +101,56 @@ async def test_a_message_with_another_number_is_removed_when_it_is_sent() -> Non
             await until(lambda: queue.statistics().pending == 0)
             await queue.flush()
             assert disk.rows == {}
+
+
+class Count(Disk):
+    """How many messages were sent at most whose end is not written: a crash would repeat them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+        self._sent = self.most = 0
+
+    def send(self, _: Message) -> None:
+        with self._lock:
+            self._sent += 1
+            self.most = max(self.most, self._sent)
+
+    def write(self, kept: Sequence[Record], gone: Sequence[int], *, durable: bool) -> None:
+        super().write(kept, gone, durable=durable)
+        with self._lock:
+            self._sent -= len(gone)
+
+
+def burst(queue: threads.DelayQueue | aio.DelayQueue) -> None:
+    for _ in range(1000):
+        queue.put_nowait(b"", delay=0.0)
+
+
+def test_a_crash_repeats_one_message_a_thread() -> None:
+    """However fast the sends are: none is handed a message before the end of its last one is written."""
+    disk = Count()
+    with threads.open_delay_queue(disk.send, capacity=1000, workers=7, journal=disk) as queue:
+        burst(queue)
+    assert queue.statistics().sent == 1000
+    assert disk.most <= 7
+    assert disk.rows == {}
+
+
+def test_a_crash_repeats_one_message_a_worker_on_asyncio() -> None:
+    """The same where one task sends many of them."""
+    disk = Count()
+
+    async def send(message: Message) -> None:
+        disk.send(message)
+
+    async def main() -> None:
+        async with aio.open_delay_queue(send, capacity=1000, workers=7, journal=disk) as queue:
+            burst(queue)
+        assert (await queue.statistics()).sent == 1000
+
+    asyncio.run(main())
+    assert disk.most <= 7
 
 
 def test_threads_wait_for_the_commit() -> None:
