@@ -98,7 +98,9 @@ class Threads:
         self._is_needed = True
 
         async def call(*args: object) -> None:
-            if not waits and all(seat.item is not None for seat in self._seats):
+            # So many, and not all there are: what a journal held may be overdue before any has been started.
+            held = sum(seat.item is not None for seat in list(self._seats))  # one that ends takes its own off
+            if not waits and held >= self._count:
                 raise Throttled("every thread is held by a call that does not return")
             self._settling = self._settling or Settling()
             called = _Call(fn, args, self._settling)
@@ -144,7 +146,7 @@ class Threads:
 
     def under_way(self) -> list[tuple[Entry, float]]:
         """What is being sent, and since when."""
-        seats = [(seat.item, seat.began) for seat in self._seats]
+        seats = [(seat.item, seat.began) for seat in list(self._seats)]
         return [(item, began) for item, began in seats if isinstance(item, tuple)]
 
     def give_up(self, entry: Entry) -> None:

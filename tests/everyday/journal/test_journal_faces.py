@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from localdelay import (
     threads,
 )
 from localdelay.journal.record import Record
+from localdelay.portal.portal import Remote
 from tests.kit.journals import Disk, Gated, nothing, until
 
 Conserved = Callable[[DelayQueue], Statistics]
@@ -101,6 +103,27 @@ async def test_a_message_with_another_number_is_removed_when_it_is_sent() -> Non
             await until(lambda: queue.statistics().pending == 0)
             await queue.flush()
             assert disk.rows == {}
+
+
+def test_what_is_overdue_waits_for_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the journal held may be due before they have been started: no send of it is refused one."""
+    disk = Disk()
+    with threads.open_delay_queue(lambda _: None, capacity=9, workers=1, journal=disk) as queue:
+        queue.put(b"x", delay=0.2)
+        queue.drain(0.0)
+    assert len(disk.rows) == 1
+    start = Remote.start
+
+    def slowly(remote: Remote) -> None:
+        start(remote)
+        deadline = time.monotonic() + 20
+        while not (statistics := remote.ask(remote.queue.statistics)).sending and not statistics.throttled:
+            assert time.monotonic() < deadline, "it takes too long"
+
+    monkeypatch.setattr(Remote, "start", slowly)
+    with threads.open_delay_queue(send_batch=lambda _: None, capacity=9, workers=1, journal=disk) as queue:
+        pass
+    assert (queue.statistics().sent, queue.statistics().throttled) == (1, 0)
 
 
 class Count(Disk):
