@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import threading
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -12,7 +13,7 @@ from typing import TypeAlias
 import attrs
 
 from localdelay.breaker import OTHER, TAKEN, BreakerPolicy, BreakerState, Outcome, Ticket
-from localdelay.errors import Throttled
+from localdelay.errors import QueueClosed, Throttled
 from localdelay.gate import Gate
 from localdelay.limit import Limit
 from localdelay.listening import Listener, Reason, check_listener, tell
@@ -25,6 +26,16 @@ DegradeOn: TypeAlias = tuple[type[Exception], ...] | type[Exception] | Callable[
 MayDegrade: TypeAlias = Callable[[Message], bool]
 
 DEFAULT_DEGRADE_ON: DegradeOn = (Throttled,)
+_forks = 0  # that this process has come from, since it was imported in the first
+
+
+def _in_child() -> None:
+    global _forks  # noqa: PLW0603 (what was made before it is the parent's)
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 
 @attrs.frozen
@@ -101,6 +112,7 @@ class Router:
         """Whether a message may be held at all, as the caller says; None: each may."""
         self._mode = mode
         self._listener = listener
+        self._forks = _forks
         self._lock = threading.Lock()  # for the counts
         self._counts = dict.fromkeys(
             ("primary", "local", "refused", "calls", "calls_saved", "handed_back"), 0
@@ -113,7 +125,13 @@ class Router:
         """Called when a message is held, in the thread that publishes it."""
 
     def ask(self, may_degrade: bool) -> tuple[Ticket | None, Decision]:
-        """Say what to do with a message; where the primary is to be called, perhaps with a ticket."""
+        """Say what to do with a message; where the primary is to be called, perhaps with a ticket.
+
+        Raises `QueueClosed` in a forked child.
+        """
+        # Before any lock: the thread that holds it may be missing here, and so is the queue.
+        if self._forks != _forks:
+            raise QueueClosed("this is a forked child: the queue is with its parent")
         # In forced mode nothing is called, so that there is nothing to ask the gate for.
         ticket, refusal = (None, None) if self._mode == "forced" else self.gate.ask()
         decision = decide(self._mode, may_degrade, refusal)

@@ -2,14 +2,55 @@
 
 from __future__ import annotations
 
+import inspect
+import os
+import signal
+
 import pytest
 
+from localdelay import QueueClosed
 from tests.kit.fallback_scenes import ANYWHERE, IN_MEMORY
-from tests.kit.fallbacks import InThreads, OnAsyncio, OnTrio, Scene, World
+from tests.kit.fallbacks import InThreads, OnAsyncio, OnTrio, Scene, Stage, World
+
+WORLDS = pytest.mark.parametrize("world", [OnTrio(), InThreads(), OnAsyncio()], ids=lambda world: world.name)
 
 
 @pytest.mark.parametrize("scene", [*ANYWHERE, *IN_MEMORY], ids=lambda scene: scene.__name__)
-@pytest.mark.parametrize("world", [OnTrio(), InThreads(), OnAsyncio()], ids=lambda world: world.name)
+@WORLDS
 def test_every_world_plays_it_alike(world: World, scene: Scene) -> None:
     """Each scene says in its docstring what must be so."""
     world.play(scene)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing can be forked here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@WORLDS
+def test_a_forked_child_publishes_nothing(world: World) -> None:
+    """It raises `QueueClosed`, though another thread had the locks."""
+    world.play(_fork)
+
+
+async def _fork(world: World) -> None:
+    async with world.stage() as stage:
+        router = stage.fallback._router
+        with router._lock, router.gate._lock:
+            child = os.fork()
+            if not child:
+                _end_as_a_child_should(stage)
+        assert os.waitpid(child, 0)[1] == 0  # noqa: ASYNC222 (it ends at once)
+        await stage.publish()
+        assert len(stage.primary.calls) == 1
+
+
+def _end_as_a_child_should(stage: Stage) -> None:
+    status = 1
+    try:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(20)
+        published = stage.fallback.publish(b"p", delay=300.0)
+        if inspect.iscoroutine(published):
+            published.send(None)
+    except QueueClosed:
+        status = len(stage.primary.calls)
+    finally:
+        os._exit(status)
