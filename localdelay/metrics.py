@@ -123,11 +123,14 @@ _OF_FALLBACKS = {
     ),
 }
 
+_JOINED = {"primary": "published", "local": "published"}
+"""Fields that are shown as one, told apart by their own names."""
+
 
 def _values_of(statistics: FallbackStatistics) -> _Values:
     """Its fields; those that have a label as a mapping from its values."""
     return attrs.asdict(statistics, recurse=False) | {
-        "published": {"primary": statistics.primary, "local": statistics.local},
+        "published": {route: getattr(statistics, route) for route in _JOINED},
         "degraded": {reason.value: count for reason, count in statistics.degraded.items()},
         "mode": {mode: mode == statistics.mode for mode in MODES},
         "breaker": {state.value: state is statistics.breaker for state in BreakerState},
@@ -167,11 +170,16 @@ class _Family:
 
 
 _HISTOGRAMS = {name for name, kind in get_type_hints(Statistics).items() if kind is LatencySummary}
-# A field that is added to the statistics is missed here at once: it has no name yet.
+# A field that is added to either statistics is missed here at once: it has no name yet.
 _FAMILIES = {
     "": (_Family("up", "up", "Whether the queue answered this scrape."),),
     "queue": tuple(_Family(field.name, *_OF_QUEUES[field.name]) for field in attrs.fields(Statistics)),
-    "fallback": tuple(_Family(field, *rest) for field, rest in _OF_FALLBACKS.items()),
+    "fallback": tuple(
+        _Family(field, *_OF_FALLBACKS[field])
+        for field in dict.fromkeys(
+            _JOINED.get(field.name, field.name) for field in attrs.fields(FallbackStatistics)
+        )
+    ),
 }
 _TAKEN = {"le", *(family.by for family in _FAMILIES["fallback"] if family.by)}
 

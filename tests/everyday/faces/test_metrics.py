@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -15,6 +17,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 
 import localdelay
+import localdelay.metrics
 from localdelay import BreakerPolicy, FallbackStatistics, Message, Reason, Statistics, Throttled, threads
 from localdelay.lateness import BOUNDARIES
 from localdelay.metrics import Collector
@@ -165,6 +168,21 @@ def test_every_term_of_the_statistics_is_exported() -> None:
     assert ours == {field.name for field in Statistics.__attrs_attrs__}
     fallback = {*OF_FALLBACKS.values(), "primary", "local", "degraded", "breaker", "mode"}
     assert fallback == {field.name for field in FallbackStatistics.__attrs_attrs__}
+
+
+@pytest.mark.parametrize("statistics", ["fallback.router.FallbackStatistics", "statistics.Statistics"])
+def test_a_figure_that_is_added_has_no_name_yet(statistics: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module says so when it is loaded: none is left out unseen."""
+    spec = importlib.util.spec_from_file_location("localdelay.metrics_again", localdelay.metrics.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    holder, name = f"localdelay.{statistics}".rsplit(".", 1)
+    of_before = getattr(sys.modules[holder], name)
+    added = attrs.make_class(name, {"added": attrs.field(type=int)}, bases=(of_before,), kw_only=True)
+    monkeypatch.setattr(sys.modules[holder], name, added)
+    with pytest.raises(KeyError, match="added"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 def test_each_family_has_one_help_and_one_type() -> None:
