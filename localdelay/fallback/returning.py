@@ -55,6 +55,7 @@ class Returning:
         self._failures = 0  # passes in a row that ended with an error that is no throttling
         self._failed = False
         self._news = trio.Event()
+        self._told = False  # whether the loop is going to hear of what is held
         self._changed = trio.lowlevel.ParkingLot()
         self._stopping = False
         self._pauses: set[trio.CancelScope] = set()
@@ -71,9 +72,16 @@ class Returning:
 
     def wake(self) -> None:
         """A message is held that may be given back. From any thread."""
-        # Also where there is news already: the message may still be on its way to the loop, and what this
-        # has done there comes behind it. The pass that the old news began may be over by then.
-        self._on_loop(self._note_held)
+        # Not `_news`: the message may still be on its way to the loop when the pass which that news began is
+        # over. The flag is off before the post that brings the news, and that comes behind the message.
+        if self._told:
+            return
+        try:
+            self._told = True
+            self._on_loop(self._note_held)
+        except BaseException:  # Ctrl-C, in a thread that publishes: the next is to tell
+            self._told = False
+            raise
 
     async def run(self) -> None:
         """Give back what is more than `after` seconds from due, whenever the gate lets it, until `stop`."""
@@ -115,6 +123,10 @@ class Returning:
             self._token.run_sync_soon(self._note_change)
 
     def _note_held(self) -> None:
+        self._told = False
+        self._on_loop(self._bring_news)  # once more, behind what was held while the flag was on
+
+    def _bring_news(self) -> None:
         self._news.set()
 
     def _note_change(self) -> None:

@@ -63,6 +63,29 @@ async def test_a_message_that_arrives_behind_its_news_is_given_back(
         await queue.drain(0.0)
 
 
+async def test_a_message_that_arrives_behind_the_news_of_another_is_given_back(
+    autojump_clock: trio.testing.MockClock, conserved: Any
+) -> None:
+    """Many that are held at once are told of together, and none of them is missed by that."""
+    primary = Taking()
+    async with open_delay_queue(RecordingSender(), capacity=10, workers=1) as queue:
+        began = trio.current_time()
+        fallback = FromThreads(primary, queue, hand_back=True)
+        fallback.arrive()
+        held = fallback._router.on_held
+        held()
+        fallback.posts.append(lambda: queue.put_nowait(b"", delay=3600.0))
+        held()
+        assert len(fallback.posts) == 2
+        fallback.posts.pop(0)()
+        await trio.sleep(0.5)
+        fallback.arrive()
+        await trio.sleep(10.0)
+        assert primary.calls == [began + 0.5]
+        assert conserved(queue).handed_back == 1
+        await queue.drain(0.0)
+
+
 async def test_a_trial_that_said_nothing_is_there_for_a_hand_back(
     autojump_clock: trio.testing.MockClock, conserved: Any
 ) -> None:
