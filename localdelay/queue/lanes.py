@@ -188,7 +188,7 @@ def _last_due(packed: _Packed) -> float:
 class Piles:
     """The lanes and the heap. `run` looks at the next slots, and `drop` takes out the first of these."""
 
-    __slots__ = ("_from", "_merged", "_popped", "heap", "lanes")
+    __slots__ = ("_from", "_merged", "_parts", "_popped", "heap", "lanes")
 
     def __init__(self) -> None:
         self.lanes = [Lane()]  # there is always one
@@ -196,6 +196,7 @@ class Piles:
         self._popped = Lane()  # due ones that were popped off the heap, many at a time, to be seen as a run
         self._from: Lane | None = None  # where the last run was seen; None is the heap
         self._merged: list[Slot] = []  # the last run, if it was seen in several lanes
+        self._parts: list[tuple[Lane, int]] = []  # in which, and among how many of its first slots
 
     def add_all(self, slots: Sequence[Slot], dues: list[float]) -> None:
         """Take in slots, which are due at `dues`, each where it fits best."""
@@ -261,17 +262,28 @@ class Piles:
         return run
 
     def _merge(self, until: float, most: int) -> list[Slot]:
-        """The next slots of all lanes, in order, up to where one of them has a block that is still packed."""
+        """The next slots of all lanes, in order, up to where one of them has a block that is still packed.
+
+        A lane is in due order, but not in that of the numbers where several are due at once: a message may
+        enter after one with a later number. So what is looked at of a lane is put in order first: then what
+        is merged is the beginning of each lane, and `drop` finds it there.
+        """
         bound: tuple[Any, ...] = (until, math.inf)
         if self.heap:
             bound = min(bound, self.heap[0])
         lanes = [lane for lane in (*self.lanes, self._popped) if lane.head]
         for lane in lanes:
             if lane.head is not lane.tail and len(lane.head) < most:
-                bound = min(bound, lane.head[-1])
+                bound = min(
+                    bound, max(lane.head)
+                )  # not the last: before the first of all, nothing would be due
         merged: list[Slot] = []
+        self._parts = []
         for lane in lanes:
-            merged += lane.head[: bisect_right(lane.head, bound, 0, min(most, len(lane.head)))]
+            count = bisect_right(lane.head, bound, 0, min(most, len(lane.head)))
+            lane.head[:count] = part = sorted(lane.head[:count])
+            merged += part
+            self._parts.append((lane, count))
         merged.sort()
         del merged[most:]
         return merged
@@ -281,9 +293,8 @@ class Piles:
         if self._merged:
             last = self._merged[count - 1]
             self._merged = []
-            for lane in (*self.lanes, self._popped):
-                if lane.head and lane.head[0] <= last:
-                    lane.drop(bisect_right(lane.head, last))
+            for lane, part in self._parts:
+                lane.drop(bisect_right(lane.head, last, 0, part))
         elif self._from is None:
             heappop(self.heap)
         else:

@@ -58,6 +58,25 @@ async def test_what_is_due_together_goes_together(
     assert (s.sent, s.lateness.count, s.lateness.max, s.total.count, s.send_time.count) == (6, 6, 0, 6, 3)
 
 
+@pytest.mark.parametrize("cancellable", [True, False])
+async def test_messages_that_enter_after_later_numbers_go_once(
+    cancellable: bool, autojump_clock: Any, conserved: Any
+) -> None:
+    """Two of one execute-at, the later number first, beside others that are due: each is sent, and once."""
+    sender = Batches()
+    policy = BatchPolicy(max_messages=2)
+    async with open_delay_queue(
+        send_batch=sender, batch=policy, capacity=100, workers=1, cancellable=cancellable
+    ) as queue:
+        for number, due in ((1, 10.0), (2, 20.0), (7, 10.0), (5, 10.0)):
+            assert queue._ledger.try_reserve(1)
+            queue._pending.enter((due, number - 10**9, b"%d" % number), 1)
+            queue._schedule.sort_in()
+        await trio.sleep(30)
+        assert conserved(queue).sent == 4
+    assert [payload for _, batch in sender.calls for payload in batch] == [b"1", b"5", b"7", b"2"]
+
+
 async def test_a_batch_has_at_most_so_many_messages(autojump_clock: Any, conserved: Any) -> None:
     """A run of due messages is cut into batches, which the workers send at the same time."""
     sender = Batches(duration=1)

@@ -249,6 +249,37 @@ def test_any_due_times_come_out_in_order(dues: list[float], most: int, indexed: 
     assert taken == sorted((due, number, b"") for number, due in enumerate(dues))
 
 
+@pytest.mark.parametrize("indexed", [True, False])
+@settings(max_examples=150, derandomize=True, database=None, deadline=None)
+@given(
+    entries=st.lists(
+        st.tuples(st.integers(0, 5), st.integers(0, 1000)), max_size=120, unique_by=lambda e: e[1]
+    ),
+    most=st.integers(1, 30),
+    now=st.integers(0, 5),
+)
+def test_numbers_in_any_order_come_out_once(
+    indexed: bool, entries: list[tuple[int, int]], most: int, now: int
+) -> None:
+    """Many are due at once, and a later number may come first: in due order, and each number once."""
+    schedule = Schedule(indexed=indexed)
+    for due, number in entries:
+        schedule.put((float(due), number, b"%d" % number))
+    taken: list[Entry] = []
+    for until in (float(now), math.inf):
+        while not schedule.is_empty and schedule.next_due() <= until:
+            found = schedule.due(until, most)
+            assert 0 < len(found) <= most
+            found = found[: (len(found) + 1) // 2]
+            schedule.take(found)
+            taken += found
+            assert len(taken) <= len(entries)
+    assert [due for due, _, _ in taken] == sorted(due for due, _ in entries)
+    assert sorted(taken) == sorted((float(due), number, b"%d" % number) for due, number in entries)
+    assert schedule.entries() == []
+    assert (schedule.waiting, schedule.taken) == (0, len(entries))
+
+
 @pytest.mark.parametrize("lent", [[2, 6], [0, 1], list(range(9)), list(range(0, 200, 2)), list(range(150))])
 @pytest.mark.parametrize("look", [True, False])
 def test_what_was_lent_comes_back_once(lent: list[int], look: bool) -> None:
