@@ -217,8 +217,10 @@ class Pending:
     def free_id(self, entry: Entry) -> None:
         """The id of this message may be used again."""
         chosen = chosen_id(entry[2])
-        if chosen is not None:
-            self._chosen.pop(chosen, None)  # a journal may bring back two with one id
+        if (
+            chosen is not None and self._chosen.get(chosen) == entry[1]
+        ):  # a journal may bring back two with one id
+            del self._chosen[chosen]
 
     def taken(self) -> list[Entry]:
         """The messages that count as being sent."""

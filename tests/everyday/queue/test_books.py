@@ -23,6 +23,9 @@ from localdelay import (
     Throttled,
     open_delay_queue,
 )
+from localdelay.queue.ledger import Ledger
+from localdelay.queue.pending import Pending
+from localdelay.queue.schedule import Schedule
 from localdelay.testing import RecordingSender
 from tests.kit.journals import Disk, Gated, nothing, until
 
@@ -52,6 +55,17 @@ async def test_a_refused_put_gives_its_room_to_who_waits_for_it(conserved: Conse
         assert isinstance(outcomes[b"second"], Message)
         assert conserved(queue).accepted == 1
     assert queue.statistics().sent == 1
+
+
+def test_an_id_that_came_back_twice_is_that_of_the_second_until_its_end() -> None:
+    """The end of the first, whose removal was not written before a crash, frees nothing of the other."""
+    pending = Pending(Schedule(indexed=True), Ledger(10, None))
+    body = (b"", None, "an id", 1, 0, 1.0, False)
+    pending.enter_kept([(1.0, 1, body), (1.0, 2, body)], [])
+    assert pending.cancel(1)
+    assert pending.number("an id") == 2
+    assert pending.cancel(2)
+    assert pending.number("an id") is None
 
 
 @pytest.mark.parametrize("kept", [False, True])
