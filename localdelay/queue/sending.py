@@ -102,12 +102,9 @@ class Delivery:
             await self._limit.acquire(len(entries))  # cut off here, tokens are lost and no message
             now = self._read_clock() + self._clock_offset
             if self._workers.paused:
-                # Since they were taken: nothing begins in a pause, and a keeper may let others send them.
+                # Since they were taken: nothing begins in a pause.
                 self._limit.give_back(len(entries))
-                for entry in entries:
-                    self._pending.retry(entry, entry)
-                entries.clear()
-                worker.size = 0
+                self._workers.put_off(worker)
                 return now
         if self._pending.keeper.lapses and not self._let_go_of_lapsed(worker, now):
             return now

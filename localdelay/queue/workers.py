@@ -137,6 +137,7 @@ class Workers:
     def pause(self) -> None:
         """Take no message from now on; sends that have begun go on."""
         self.paused = True
+        self.wake_leader()  # who gathers has messages that a keeper may let others send meanwhile
 
     def resume(self) -> None:
         """Take messages again."""
@@ -282,9 +283,16 @@ class Workers:
             finally:
                 self._reserved = False
             if self.paused or self._ending:
-                self._put_back(worker)
+                self.put_off(worker)
                 return
             full = self._fill(worker, trio.current_time())
+
+    def put_off(self, worker: Worker) -> None:
+        """A pause came before the send of what the worker has taken: a keeper may let others send it."""
+        for entry in worker.entries:
+            self._pending.retry(entry, entry)
+        worker.entries.clear()
+        worker.size = 0
 
     def _put_back(self, worker: Worker) -> None:
         for entry in worker.entries:

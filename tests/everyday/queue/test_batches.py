@@ -18,6 +18,8 @@ from localdelay import (
     Throttled,
     open_delay_queue,
 )
+from localdelay.entry import Entry
+from localdelay.keeping import NoKeeper
 from localdelay.queue.batch import blame
 from localdelay.testing import RecordingSender
 
@@ -163,6 +165,25 @@ async def test_only_one_worker_waits_for_company(autojump_clock: Any, conserved:
     assert [len(call) for _, call in sender.calls] == [3, 2] * 40
     assert [when % 16 for when, _ in sender.calls] == [1, 6 + instant] * 40
     assert steps.count < 40 * 30, steps.count
+
+
+async def test_a_pause_lets_others_send_what_waits_for_company(autojump_clock: Any, conserved: Any) -> None:
+    """A keeper that takes back what is paused has the messages of a gathering batch at once."""
+
+    class TakesBack(NoKeeper):
+        def failed(self, entry: Entry, again: Entry) -> bool:
+            return False
+
+    policy = BatchPolicy(max_wait=50)
+    async with open_delay_queue(send_batch=Batches(), batch=policy, capacity=100, workers=2) as queue:
+        queue._pending.keeper = TakesBack(lambda: (0, 0))
+        for delay in (1, 2):
+            queue.put_nowait(b"", delay=delay)
+        await trio.sleep(3)
+        assert conserved(queue).sending == 2
+        queue.pause()
+        await trio.sleep(1)
+        assert conserved(queue).pending == 0
 
 
 async def test_pausing_while_a_batch_waits_for_company(autojump_clock: Any, conserved: Any) -> None:
