@@ -99,7 +99,7 @@ class Delivery:
         """Send what the worker has taken, `now` being the time; return the time afterwards."""
         entries = worker.entries
         if self._limit is not None and not self._limit.try_acquire(len(entries)):
-            await self._limit.acquire(len(entries))  # cut off here, tokens are lost and no message
+            await self._limit.acquire(len(entries))  # cut off here, it gives the tokens back
             now = self._read_clock() + self._clock_offset
             if self._workers.paused:
                 # Since they were taken: nothing begins in a pause.
@@ -167,6 +167,8 @@ class Delivery:
         worker.size = sum(size_of(body) for _, _, body in ours)
         if lapsed:
             self._pending.end(lapsed, End.SPOOLED)
+            if self._limit is not None:
+                self._limit.give_back(len(lapsed))  # or others would wait for sends that nobody makes
         return bool(ours)
 
     def allowed(self, most: int) -> int:

@@ -23,6 +23,8 @@ from localdelay import (
     Throttled,
     open_delay_queue,
 )
+from localdelay.entry import Entry
+from localdelay.keeping import NoKeeper
 from localdelay.queue.ledger import Ledger
 from localdelay.queue.pending import Pending
 from localdelay.queue.schedule import Schedule
@@ -66,6 +68,30 @@ def test_an_id_that_came_back_twice_is_that_of_the_second_until_its_end() -> Non
     assert pending.number("an id") == 2
     assert pending.cancel(2)
     assert pending.number("an id") is None
+
+
+@pytest.mark.parametrize("ours", [0, 1])
+async def test_what_has_lapsed_gives_its_tokens_back(ours: int, autojump_clock: Any) -> None:
+    """A message that is somebody else's by now is not sent: the limit lets another go in its place."""
+
+    class Lapsing(NoKeeper):
+        lapses = True
+
+        def owns(self, entries: Sequence[Entry], now: float) -> list[Entry]:
+            return list(entries[:ours])
+
+    limit = RateLimit(0.001, burst=5)
+    batches: list[int] = []
+
+    async def send_batch(messages: Sequence[Message]) -> None:
+        batches.append(len(messages))
+
+    async with open_delay_queue(send_batch=send_batch, capacity=10, workers=1, limit=limit) as queue:
+        queue._pending.keeper = Lapsing(lambda: (0, 0))
+        for _ in range(3):
+            queue.put_nowait(b"", delay=1)
+        await trio.sleep(2)
+        assert (batches, int(limit.available)) == ([1] * ours, 5 - ours)
 
 
 @pytest.mark.parametrize("kept", [False, True])
