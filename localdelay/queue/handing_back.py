@@ -7,10 +7,8 @@ off for another try, or stays where nobody takes it any more.
 
 from __future__ import annotations
 
-import inspect
 import random
 from collections.abc import Callable
-from typing import Any
 
 import trio
 
@@ -23,7 +21,7 @@ from localdelay.nurseries import failure_in, reraise_without_errors
 from .lanes import Slot
 from .pending import Pending
 from .retry import wait_after
-from .sending import Delivery, HandBack, not_awaitable
+from .sending import Delivery, HandBack, awaitable
 
 
 class HandBacks:
@@ -55,7 +53,7 @@ class HandBacks:
 
         async def in_time(message: Message, remaining: float) -> None:
             with trio.fail_after(min(remaining, self._delivery.send_timeout)):
-                await hand_back(message, remaining)
+                await awaitable("hand_back", hand_back(message, remaining))
 
         error = await self._give(entry, in_time, cut_off=self._schedule.put_back)
         if error is not None:
@@ -88,10 +86,8 @@ class HandBacks:
         """Give a message to the primary; return what it failed with: then the caller brings it back."""
         message = message_of(entry)
         try:
-            giving: Any = hand_back(message, max(0.0, message.execute_at - trio.current_time()))
-            if not inspect.isawaitable(giving):
-                raise not_awaitable("hand_back", giving)
-            await giving
+            remaining = max(0.0, message.execute_at - trio.current_time())
+            await awaitable("hand_back", hand_back(message, remaining))
         except BaseException as raised:  # noqa: BLE001 (raised again where it is no mere error)
             error = failure_in(raised, timed_out=False)
             if error is None:

@@ -280,7 +280,7 @@ class Delivery:
             return False
         try:
             with trio.fail_after(self.send_timeout):
-                await self._on_dead_letter(message, error)
+                await awaitable("on_dead_letter", self._on_dead_letter(message, error))
             return True
         except BaseException as raised:  # noqa: BLE001 (raised again where it is no mere error)
             failure = failure_in(raised, timed_out=False)
@@ -336,3 +336,10 @@ def not_awaitable(name: str, returned: object) -> PermanentSendError:
         f"{name} returned {type(returned).__name__}, which cannot be awaited; "
         "make a send of a blocking function with localdelay.blocking"
     )
+
+
+def awaitable(name: str, returned: Awaitable[object]) -> Awaitable[object]:
+    """What such a function has returned. Raises `PermanentSendError` where it can't be awaited."""
+    if not inspect.isawaitable(returned):
+        raise not_awaitable(name, returned)
+    return returned

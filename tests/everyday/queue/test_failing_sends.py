@@ -442,3 +442,23 @@ async def test_no_payload_is_held_by_a_cycle(hook_raises: bool, autojump_clock: 
     finally:
         gc.enable()
     assert conserved(queue).dead == 1
+
+
+async def test_a_hand_back_or_a_hook_that_is_not_async_is_told_so(autojump_clock: Any, caplog: Any) -> None:
+    """Such a hand-back fails for good while the queue runs, too, and such a hook's name is logged."""
+
+    def not_async(*_: object) -> Any:
+        return None
+
+    async def send(message: Message) -> None:
+        raise PermanentSendError("no")
+
+    async with open_delay_queue(send, capacity=10, workers=1, on_dead_letter=not_async) as queue:
+        queue.put_nowait(b"", delay=10)
+        entry = queue.hand_backs.take_out(queue.hand_backs.far(0.0)[0])
+        assert entry is not None
+        error = await queue.hand_backs.give(entry, not_async)
+        assert isinstance(error, PermanentSendError)
+        assert queue.hand_backs.far(0.0) == []
+    assert queue.statistics().dead_letter_errors == 1
+    assert "on_dead_letter returned NoneType" in caplog.text
