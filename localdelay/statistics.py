@@ -29,7 +29,7 @@ class Statistics:
     cancelled: int
     """Taken out by `cancel`."""
     handed_back: int
-    """Given back to the primary by `drain`, before they were due."""
+    """Given back to the primary by `drain` or a `Fallback`, before they were due."""
     spooled: int
     """Left in the journal when the queue was drained, or ended."""
     pending: int

@@ -83,7 +83,7 @@ class _Put(_Change):
 
 @attrs.define(eq=False)
 class _Group:
-    """What is committed together. Of the loop until the thread takes it; then of the thread until it ends."""
+    """What is committed together. Of the loop until the thread takes it; its `tasks` also then."""
 
     told: bool = False  # whether the thread knows that there is something
     durable: bool = False  # whether a message in it is new
@@ -150,6 +150,7 @@ class Commits:
         result = outcome.pop()  # the thread holds the list as long as it lives, and it may be of millions
         if isinstance(result, Exception):
             raise result
+        # The thread runs already, but there is no change yet for which it would read this.
         self._first_key = 1 + max(map(itemgetter(0), result), default=0) - first_number
         return result
 
@@ -197,10 +198,12 @@ class Commits:
 
     def unkept(self) -> list[Entry]:
         """The messages that are at risk."""
+        # Without the lock: only the loop puts anything into the map or takes it out.
         return [change.entry for change in self._unwritten.values() if change.at_risk and change.entry]
 
     async def written(self) -> None:
         """Wait until what has changed so far is written, or could not be; that is tried again later."""
+        # Without the lock: meanwhile only how many are late may change, and for those nobody waits here.
         if len(self._unwritten) > self._late:
             with suppress(JournalError):
                 await self._called().until_end()
@@ -347,6 +350,7 @@ class Commits:
         self._call(self._end)
 
     def _has_news(self) -> bool:
+        # Without the lock: where it has just become late, `_settle` puts news after that, which end the wait.
         timeout = max(0.0, self._retry_at - time.perf_counter()) if self._late else None
         with suppress(Empty):
             self._news.get(timeout=timeout)

@@ -1,9 +1,10 @@
 """Taking a message in: checking and stamping it, finding room for it, and letting it enter.
 
-A put is refused here and nowhere else: for its arguments or its id when it is stamped, where the queue is
-closed, and where there is no room. Whoever gets in has room reserved first, and `Pending.enter` turns that
-into a pending message in the same step. A put that waits is cancelled while it stands in line, and then
-nothing has happened; or too late, when it has its room and goes on to its end.
+A put on the loop is refused here: for its arguments or its id when it is stamped, where the queue is closed,
+and where there is no room; and while it waits, by the ledger or its journal. Whoever gets in has room
+reserved first, and `Pending.enter` turns that into a pending message in the same step. A put that waits is
+cancelled while it stands in line, and then nothing has happened; or too late, when it has its room and goes
+on to its end.
 """
 
 from __future__ import annotations

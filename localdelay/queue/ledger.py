@@ -122,6 +122,8 @@ class Ledger:
 
     def resize(self, capacity: int, capacity_bytes: int | None) -> None:
         """Change the room. What is pending stays; a waiting put that can never fit gets a `ValueError`."""
+        # A thread that looks in between may take a message in by the room in bytes that there was: it is over
+        # the new one then, as what is pending already may be.
         self.capacity = capacity
         self.capacity_bytes = capacity_bytes
         self.limit_bytes = limit = math.inf if capacity_bytes is None else capacity_bytes

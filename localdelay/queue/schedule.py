@@ -37,7 +37,7 @@ _BODY: Final = itemgetter(2)
 
 
 class Schedule:
-    """Messages in due order. All methods are synchronous; none of them awaits or calls out."""
+    """Messages in due order. All methods are synchronous, and call nobody but `on_earlier`."""
 
     def __init__(self, *, indexed: bool) -> None:
         self._near = Piles()

@@ -264,7 +264,7 @@ class Workers:
         while due := schedule.due(now, batch.max_messages - len(entries)):
             count, size, full = joining(due, batch, count=len(entries), size=worker.size)
             if count:
-                del due[count:]
+                del due[count:]  # the piles' own list, perhaps: they count from its beginning
                 schedule.take(due)
                 entries += due
                 worker.size += size
