@@ -177,7 +177,10 @@ class Pending:
         return entry is not None
 
     def spool(self) -> None:
-        """End what waits and the keeper has: it is safe there. What it has not stays pending."""
+        """End what waits and the keeper has: it is safe there. What it has not stays pending.
+
+        The queue is closed by then, so that nobody waits for the room.
+        """
         left = self.keeper.unkept()
         if left is None:
             return
@@ -191,7 +194,6 @@ class Pending:
         self.ledger.ended[End.SPOOLED] += spooled
         self.ledger.pending -= spooled
         self.ledger.pending_bytes -= size
-        self.ledger.admit()
 
     # Ids, and a look at all.
 
