@@ -134,8 +134,11 @@ class DelayQueue:
 
     def flush(self) -> None:
         """Wait until the journal has all that was accepted. Raises `JournalError` if it can't be written."""
-        call: Call[None] = self.remote.begin(self.remote.queue.flush)
-        call.done.result()
+
+        def begin() -> Call[None]:
+            return self.remote.begin(self.remote.queue.flush)
+
+        self.remote.wait(begin)
 
     def cut_short(self) -> None:
         """End the grace of a drain that is under way, now; it returns what it returns at the end of one.
@@ -167,12 +170,7 @@ class DelayQueue:
                 lambda fn: in_threads(fn, trio.CapacityLimiter(HAND_BACKS_IN_FLIGHT)),
             )
         )
-        call = self.remote.drain(lambda: self.remote.queue.drain(grace, given))
-        try:
-            return call.done.result()
-        except BaseException:
-            self.remote.cancel(call)
-            raise
+        return self.remote.wait(lambda: self.remote.drain(lambda: self.remote.queue.drain(grace, given)))
 
 
 @contextmanager

@@ -226,13 +226,24 @@ class Remote:
 
     def ask(self, act: Callable[[], _T]) -> _T:
         """Do this on the loop, after all that was put before, and wait for what it returns."""
+        return act() if self.is_alone() else self.wait(lambda: self.begin(act))
+
+    def is_alone(self) -> bool:
+        """Whether its thread is gone, and any other may be at the queue. `QueueClosed` in a forked child."""
         if self._forked:
             raise QueueClosed("this is a forked child: the queue is with its parent")
-        if self._ended:
-            return act()  # its thread is gone, and nobody else is at the queue
+        return self._ended
+
+    def wait(self, begin: Callable[[], Call[_T]]) -> _T:
+        """Wait for what comes of what this begins; an interrupted caller cancels it."""
         if self._is_here():
             raise RuntimeError("this was called on the queue's own loop, which it would wait for")
-        return self.begin(act).done.result()
+        call = begin()
+        try:
+            return call.done.result()
+        except BaseException:
+            self.cancel(call)
+            raise
 
     def drain(self, act: Callable[[], Awaitable[_T]]) -> Call[_T]:
         """Begin to drain; no more is put from now on."""

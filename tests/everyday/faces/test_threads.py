@@ -335,14 +335,18 @@ def test_on_its_own_loop_it_says_so_instead_of_hanging() -> None:
     errors: list[Exception] = []
 
     async def send(message: Message) -> None:
-        try:
-            queue.statistics()
-        except Exception as error:  # noqa: BLE001 (looked at below)
-            errors.append(error)
+        for call in (queue.statistics, queue.flush, queue.drain):
+            try:
+                call()
+            except Exception as error:  # noqa: BLE001 (looked at below)
+                errors.append(error)
 
     with threads.open_delay_queue(send, capacity=1, workers=1) as queue:
         queue.put_nowait(b"", delay=0.0)
-    assert [type(error) for error in errors] == [RuntimeError]
+        until(lambda: queue.statistics().sent == 1)
+        queue.put_nowait(b"", delay=60.0, id="open still")
+        queue.cancel("open still")
+    assert [type(error) for error in errors] == [RuntimeError] * 3
 
 
 def test_a_primary_is_called_in_the_thread_that_publishes() -> None:
