@@ -168,8 +168,8 @@ class DelayQueue:
         return await _outcome(self.remote, self.remote.drain(lambda: self.remote.queue.drain(grace, given)))
 
     async def _ask(self, act: Callable[[], _T]) -> _T:
-        if self.remote.ended.done():
-            return act()  # its thread is gone, and nobody else is at the queue
+        if self.remote.is_alone():
+            return act()
         return await _outcome(self.remote, self.remote.begin(act))
 
 

@@ -310,3 +310,14 @@ def test_the_package_has_it_without_importing_asyncio_first() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("open_delay_queue\n", "")
+
+
+@on_asyncio
+async def test_a_forked_child_has_no_queue_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor an answer from what it has copied of it."""
+    async with aio.open_delay_queue(Sent(), capacity=1, workers=1) as queue:
+        with monkeypatch.context() as child:
+            child.setattr(queue.remote, "_forked", True)
+            with pytest.raises(QueueClosed, match="forked"):
+                await queue.statistics()
+        assert (await queue.statistics()).pending == 0
