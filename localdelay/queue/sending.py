@@ -206,6 +206,13 @@ class Delivery:
         entry, began, ended, error = outcome
         assert error is not None  # noqa: S101 (it is why this is called)
         due, _, body = entry
+        its_id = message_of(entry).id
+        blamed = blame(error, [its_id])
+        if blamed is not None:
+            if its_id not in blamed:
+                self.sent([outcome])
+                return True
+            error = blamed[its_id]
         failures = 1 + failures_of(body)
         if failures == 1:
             self.lateness.record(began - execute_at_of(due, body))
@@ -215,7 +222,7 @@ class Delivery:
         if retry is None:
             return False
         self.count_failure(error)
-        again = after_failing(entry, retry.attempt, alone=False)
+        again = after_failing(entry, retry.attempt, alone=blamed is not None)
         self._pending.retry(entry, (ended + retry.wait, entry[1], again))
         return True
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from localdelay import Message, RateLimit, RetryPolicy, aio, threads
+from localdelay import Message, PartialSendError, PermanentSendError, RateLimit, RetryPolicy, aio, threads
 from localdelay.portal import outside, pool, tasks
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -98,6 +98,34 @@ def test_one_that_hangs_holds_nobody_of_its_run() -> None:
         hold.set()
         until(lambda: sent[b"0"] == 2)  # the call that was given up returns
     assert queue.statistics().sent == 1000
+
+
+def test_an_error_that_says_which_messages_failed_counts_for_one_alone() -> None:
+    """As in a queue on Trio: what it says of the message decides, or that it says nothing of it."""
+    dead: dict[bytes, str] = {}
+    calls: Counter[bytes] = Counter()
+
+    def send(message: Message) -> None:
+        calls[message.payload] += 1
+        raise PartialSendError(
+            {message.id: PermanentSendError("no")} if message.payload == b"refused" else {}
+        )
+
+    def on_dead_letter(message: Message, error: Exception) -> None:
+        dead[message.payload] = str(error)
+
+    with threads.open_delay_queue(
+        send,
+        capacity=9,
+        workers=2,
+        retry=RetryPolicy(attempts=2, wait_initial=0.0),
+        on_dead_letter=on_dead_letter,
+    ) as queue:
+        queue.put_nowait(b"refused", delay=0.0)
+        queue.put_nowait(b"sent", delay=0.0)
+    assert (queue.statistics().sent, queue.statistics().dead, queue.statistics().failures) == (1, 1, 1)
+    assert dead == {b"refused": "no"}
+    assert set(calls.values()) == {1}
 
 
 def test_a_pause_takes_back_what_has_not_begun() -> None:
