@@ -64,6 +64,8 @@ class Hop(Generic[_T]):
 
     def take(self, most: int | None = None) -> list[_T]:
         """Take what has gathered: in any thread."""
+        # Each item is taken once, whoever else takes or adds some meanwhile: `popleft` is one step for all
+        # threads. Those of one who adds keep their order for one who takes; two who take share them.
         items = self._items
         taken: list[_T] = []
         count = len(items) if most is None else min(most, len(items))
@@ -77,6 +79,9 @@ class Hop(Generic[_T]):
         self._called = False
         taken = self.take(self._most)
         if self._items and not self._called:
-            self.call()
+            # At its end a loop runs what it was asked to, and can't be asked any more: what is left then
+            # stays here, for whoever ends the loop to take.
+            with suppress(RuntimeError):
+                self.call()
         if taken:
             self._arrive(taken)

@@ -81,7 +81,7 @@ class Threads:
     def is_here(self) -> bool:
         """Whether this is one of the threads."""
         current = threading.current_thread()
-        return any(seat.thread is current for seat in self._seats)
+        return any(seat.thread is current for seat in list(self._seats))
 
     def sends(self, send: Callable[[Message], object]) -> SendsOutside:
         """Make of a blocking send, of which there is one, what a queue takes."""

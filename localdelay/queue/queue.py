@@ -116,7 +116,7 @@ class DelayQueue:
         until then it is at risk, as `statistics()` says.
         """
         # The common call is done right here, for a call costs as much as all the work of one of these
-        # lines: `Admission.stamp`, `Ledger.try_accept`, `Schedule.put` and the waking of the leader, in step
+        # lines: `Admission.stamp`, `Ledger.try_reserve`, `Schedule.put` and the waking of the leader, in step
         # with what they do. Whatever is not common, or is to be refused, goes the long way.
         ledger = self._ledger
         if (
