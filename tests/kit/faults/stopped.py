@@ -10,7 +10,7 @@ from tests.kit.faults.counting import Arrival, arrival_of, count, in_broker
 from tests.kit.faults.row import Row
 from tests.kit.faults.scale import Scale, Watch, broker, directory
 from tests.kit.faults.victim import Orders
-from tests.kit.faults.victims import Child, epoch, read_log
+from tests.kit.faults.victims import Child, epoch, read_begun, read_log
 
 _LOW, _HIGH = 0.2, 7.0
 _PUTTING = 1.5
@@ -30,6 +30,7 @@ def sigterm(fault: str, scale: Scale, *, primary: str, cycles: int, second: bool
     accepted: dict[str, str] = {}
     arrivals: list[Arrival] = []
     told_of: set[str] = set()
+    begun: set[str] = set()
     wrong: list[str] = []
     sums = dict.fromkeys(("sent", "handed_back", "remaining"), 0)
     with broker(primary) as server, directory() as place, ThreadPoolExecutor(1) as reader:
@@ -72,6 +73,7 @@ def sigterm(fault: str, scale: Scale, *, primary: str, cycles: int, second: bool
             for name in sums:
                 sums[name] += len(remaining) if name == "remaining" else told[name]
             accepted |= logged
+            begun |= read_begun(log)  # the signal cuts a producer off between a put and its line
             told_of |= remaining
             if reading is None:
                 # By their number alone nobody can tell when all are there: some of `remaining` may come too.
@@ -79,7 +81,7 @@ def sigterm(fault: str, scale: Scale, *, primary: str, cycles: int, second: bool
                 arrivals += in_broker(server, url, len(logged.keys() - remaining), _SLACK)
             else:
                 arrivals += map(arrival_of, reading.result())
-    counted = count(accepted, arrivals, told=told_of)
+    counted = count(accepted, arrivals, told=told_of, begun=begun)
     # Of a hand-back that is cut off nobody knows whether it was taken: it is in `remaining`, and may arrive.
     if counted.both > cycles * (orders.workers + _HAND_BACKS_IN_FLIGHT):
         wrong.append(f"{counted.both} remained, and arrived")
