@@ -181,15 +181,21 @@ class Pending:
 
         The queue is closed by then, so that nobody waits for the room.
         """
-        left = self.keeper.unkept()
-        if left is None:
+        unkept = self.keeper.unkept()
+        if unkept is None:
             return
+        # A hand-back may still be on its way out where a send has ended the queue under a drain: what it has
+        # is pending until it brings it back, and must be neither ended here nor put into the order twice.
+        taken = self.taken()
+        numbers = {number for _, number, _ in taken}
+        left = [entry for entry in unkept if entry[1] not in numbers]
         spooled = self.schedule.waiting + self.schedule.retrying - len(left)
-        size = self.ledger.pending_bytes - sum(size_of(body) for _, _, body in left)
+        size = self.ledger.pending_bytes - sum(size_of(body) for _, _, body in [*left, *taken])
         self.schedule.clear()
         self._chosen.clear()
-        for entry in left:
+        for entry in [*left, *taken]:
             self.take_id(entry)
+        for entry in left:
             self.schedule.keep(entry)
         self.ledger.ended[End.SPOOLED] += spooled
         self.ledger.pending -= spooled

@@ -172,11 +172,13 @@ class RealQueue:
                 self._failed(story, sure=False)  # or all of it was cancelled
             raise
 
-    def _finish(self, story: Story, how: str) -> None:
+    def _finish(self, story: Story, how: str, *, told: bool = True) -> None:
+        """It has ended; where a journal is `told`, it is gone from there, too, in the end."""
         promises = self._world.promises
         story.ends.append(how)
         story.finishing = min(story.finishing, promises.event())
-        promises.owe(partial(setattr, story, "gone"), removal=True)
+        if told:
+            promises.owe(partial(setattr, story, "gone"), removal=True)
 
     def _failed(self, story: Story, *, sure: bool = True) -> None:
         hit("a send failed and was tried again")
@@ -258,7 +260,8 @@ class RealQueue:
                 elif kind == "hangs":
                     await trio.sleep_forever()
             hit("a hand-back took it")
-            self._finish(story, "handed_back")
+            # Where a send has ended the queue, its journal is closed before a drain beside it is cut off.
+            self._finish(story, "handed_back", told=world.stopped is None)
 
     async def publish_delayed(self, message: Message, delay: float) -> None:
         """Its own delayed publish, for what is new and for what a fallback gives back."""
