@@ -25,8 +25,9 @@ from .fallback.publishing import BaseFallback, Publish, World
 from .fallback.router import Receipt
 from .hops import Hop
 from .message import Message
+from .portal.calls import Call, Cut
 from .portal.outside import SendsOutside
-from .portal.portal import Call, Cut, Options, Remote
+from .portal.portal import Options, Remote
 from .portal.tasks import Tasks
 from .queue import queue
 from .queue.admission import Stamped

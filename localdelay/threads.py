@@ -16,8 +16,9 @@ from .fallback.returning import IN_FLIGHT
 from .fallback.router import Receipt
 from .message import Message
 from .portal.blocking import in_threads, is_async
+from .portal.calls import Call
 from .portal.pool import Threads
-from .portal.portal import Call, Options, Remote
+from .portal.portal import Options, Remote
 from .queue import queue
 from .queue.core import UNCHANGED, Unchanged
 from .queue.draining import HAND_BACKS_IN_FLIGHT

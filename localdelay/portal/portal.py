@@ -15,13 +15,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
-from typing import Any, Generic, Required, TypedDict, TypeVar
+from typing import Any, Required, TypedDict, TypeVar
 
 import trio
 
 from localdelay import arguments
 from localdelay.entry import chosen_id
-from localdelay.errors import LocalDelayError, QueueClosed, QueueFull
+from localdelay.errors import QueueClosed, QueueFull
 from localdelay.hops import Hop
 from localdelay.journal.record import Journal
 from localdelay.limit import RateLimit
@@ -36,6 +36,7 @@ from localdelay.queue.retry import RetryPolicy
 from localdelay.timer import TimerKind, clock_parts
 
 from . import exits
+from .calls import Call, Cut
 
 _T = TypeVar("_T")
 
@@ -58,50 +59,6 @@ class Options(TypedDict, total=False):
     listener: Listener | None
     journal: Journal | None
     recover_rate: float | None
-
-
-class Cut(LocalDelayError):
-    """The call was cancelled before it had done anything."""
-
-
-class Call(Generic[_T]):
-    """Something to be done on the loop, and what came of it."""
-
-    def __init__(self, act: Callable[[], _T | Awaitable[_T]]) -> None:
-        self._act = act
-        self.scope = trio.CancelScope()
-        self.done: Future[_T] = Future()
-
-    def begin(self, nursery: trio.Nursery) -> None:
-        """Do it, or begin to. On the loop."""
-        try:
-            result = self._act()
-        except Exception as error:  # noqa: BLE001 (raised where it is waited for)
-            self.done.set_exception(error)
-            return
-        if isinstance(result, Awaitable):
-            try:
-                nursery.start_soon(self._finish, result)
-            except RuntimeError:  # the block has been left meanwhile
-                result.close()  # type: ignore[union-attr]  # a coroutine
-                self.done.set_exception(QueueClosed("the queue has ended"))
-        else:
-            self.done.set_result(result)
-
-    async def _finish(self, result: Awaitable[_T]) -> None:
-        failure: BaseException = Cut("cancelled")
-        try:
-            with self.scope:
-                self.done.set_result(await result)
-                return
-        except Exception as error:  # noqa: BLE001 (raised where it is waited for)
-            failure = error
-        except BaseException:
-            failure = QueueClosed("the queue has ended")
-            raise
-        finally:
-            if not self.done.done():
-                self.done.set_exception(failure)
 
 
 class _Numbers(threading.local):
