@@ -59,15 +59,16 @@ async def bare_nursery(
             try:
                 yield nursery
             except BaseException as raised:
+                from_block = raised
                 if is_cancelled(raised):
                     raise  # only the nursery can tell whether it was its own cancellation, and ends well then
-                from_block = raised
                 nursery.cancel_scope.cancel()
     except BaseException as raised:  # noqa: BLE001 (raised again below)
         from_tasks = raised
-    error = from_block if from_tasks is None else _of_both(from_block, bare(from_tasks))
-    if error is not None:
-        raise error
+    if from_tasks is not None:
+        raise _of_both(from_block, bare(from_tasks))
+    if from_block is not None and not is_cancelled(from_block):
+        raise from_block
 
 
 def _of_both(from_block: BaseException | None, crash: BaseException) -> BaseException:
@@ -76,6 +77,8 @@ def _of_both(from_block: BaseException | None, crash: BaseException) -> BaseExce
         return crash
     if isinstance(crash, trio.Cancelled):
         return from_block
+    if is_cancelled(from_block):
+        return crash
     return BaseExceptionGroup("the block and a send both raised", [from_block, crash])
 
 
