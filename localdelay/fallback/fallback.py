@@ -66,6 +66,8 @@ class Fallback(BaseFallback[PublishDelayed, Holder]):
         reason, where the local queue is full too; `QueueClosed`; and `TypeError` or `ValueError` for an
         argument that is wrong; a payload over `capacity_bytes` is one only where the local queue is needed.
         """
+        # Before the clock: where another loop ran in a thread, a fork takes the child's own along with it.
+        self._router.check_process()
         wall = arguments.wall_clock(at)
         now = trio.current_time()
         due = arguments.execute_at(now, delay, at, wall=wall)

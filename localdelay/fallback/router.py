@@ -124,14 +124,18 @@ class Router:
         self.on_held: Callable[[], None] = lambda: None
         """Called when a message is held, in the thread that publishes it."""
 
+    def check_process(self) -> None:
+        """Raise `QueueClosed` in a forked child."""
+        if self._forks != _forks:
+            raise QueueClosed("this is a forked child: the queue is with its parent")
+
     def ask(self, may_degrade: bool) -> tuple[Ticket | None, Decision]:
         """Say what to do with a message; where the primary is to be called, perhaps with a ticket.
 
         Raises `QueueClosed` in a forked child.
         """
         # Before any lock: the thread that holds it may be missing here, and so is the queue.
-        if self._forks != _forks:
-            raise QueueClosed("this is a forked child: the queue is with its parent")
+        self.check_process()
         # In forced mode nothing is called, so that there is nothing to ask the gate for.
         ticket, refusal = (None, None) if self._mode == "forced" else self.gate.ask()
         decision = decide(self._mode, may_degrade, refusal)
