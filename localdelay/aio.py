@@ -20,6 +20,7 @@ from typing import Any, TypeAlias, TypeVar, Unpack
 import trio
 
 from . import arguments
+from .arguments import NOT_GIVEN, NotGiven
 from .errors import LocalDelayError, QueueFull
 from .fallback.publishing import BaseFallback, Publish, World
 from .fallback.router import Receipt
@@ -31,7 +32,6 @@ from .portal.portal import Options, Remote
 from .portal.tasks import Tasks
 from .queue import queue
 from .queue.admission import Stamped
-from .queue.core import UNCHANGED, Unchanged
 from .queue.sending import not_awaitable
 from .settling import Confirmation, Settling
 from .statistics import DrainReport, Statistics
@@ -131,7 +131,7 @@ class DelayQueue:
         *,
         capacity: int | None = None,
         workers: int | None = None,
-        capacity_bytes: int | Unchanged | None = UNCHANGED,
+        capacity_bytes: int | NotGiven | None = NOT_GIVEN,
     ) -> None:
         """Change the capacity (messages), the workers, or `capacity_bytes` (None: no limit).
 

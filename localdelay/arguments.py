@@ -5,10 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from enum import Enum
 from typing import Any
 
 LATEST = 1e15
 """Seconds: 30 million years, and still exact to a tenth of a second."""
+
+
+class NotGiven(Enum):
+    """An argument that was not given, where None means something."""
+
+    NOT_GIVEN = "not given"
+
+
+NOT_GIVEN = NotGiven.NOT_GIVEN
 
 
 def number(name: str, value: float, kind: str = "a number") -> float:

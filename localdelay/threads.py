@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, Unpack
 import trio
 
 from . import arguments
+from .arguments import NOT_GIVEN, NotGiven
 from .fallback.publishing import BaseFallback, Publish, World
 from .fallback.returning import IN_FLIGHT
 from .fallback.router import Receipt
@@ -20,7 +21,6 @@ from .portal.calls import Call
 from .portal.pool import Threads
 from .portal.portal import Options, Remote
 from .queue import queue
-from .queue.core import UNCHANGED, Unchanged
 from .queue.draining import HAND_BACKS_IN_FLIGHT
 from .statistics import DrainReport, Statistics
 
@@ -116,7 +116,7 @@ class DelayQueue:
         *,
         capacity: int | None = None,
         workers: int | None = None,
-        capacity_bytes: int | Unchanged | None = UNCHANGED,
+        capacity_bytes: int | NotGiven | None = NOT_GIVEN,
     ) -> None:
         """Change the capacity (messages), the workers, or `capacity_bytes` (None: no limit).
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from enum import Enum
 from typing import Any
 
 import attrs
 
 from localdelay import arguments
+from localdelay.adaptive import AdaptiveLimit
+from localdelay.arguments import NOT_GIVEN, NotGiven
 from localdelay.keeping import End
-from localdelay.limit import RateLimit
+from localdelay.limit import Limit, RateLimit
 from localdelay.listening import Listener, check_listener
 from localdelay.timer import TimerKind
 
@@ -23,15 +24,6 @@ from .sending import DeadLetterHook, Delivery, Send, SendBatch
 from .workers import BringsWorkers, Workers
 
 
-class Unchanged(Enum):
-    """An argument that was not given, where None means something."""
-
-    UNCHANGED = "unchanged"
-
-
-UNCHANGED = Unchanged.UNCHANGED
-
-
 @attrs.frozen(eq=False)
 class Core:
     """The order and the books, who takes from them, and what is done with what is taken."""
@@ -39,11 +31,13 @@ class Core:
     pending: Pending
     workers: Workers
     delivery: Delivery
+    limit: Limit | None
+    """What paces the sends; a fallback shares it unless it was given another."""
     batch: int
     """The most messages of one send."""
 
     def resize(
-        self, capacity: int | None, workers: int | None, capacity_bytes: int | Unchanged | None
+        self, capacity: int | None, workers: int | None, capacity_bytes: int | NotGiven | None
     ) -> None:
         """Change the room and the workers. `capacity_bytes` None: no limit."""
         ledger = self.pending.ledger
@@ -51,7 +45,7 @@ class Core:
             arguments.count("capacity", capacity)
         if workers is not None:
             arguments.count("workers", workers)
-        if capacity_bytes is UNCHANGED:
+        if capacity_bytes is NOT_GIVEN:
             capacity_bytes = ledger.capacity_bytes
         elif capacity_bytes is not None:
             arguments.count("capacity_bytes", capacity_bytes)
@@ -107,7 +101,7 @@ def make_core(
     retry: RetryPolicy,
     send_timeout: float | None,
     on_dead_letter: DeadLetterHook | None,
-    limit: RateLimit | None,
+    limit: RateLimit | NotGiven | None,
     listener: Listener | None,
 ) -> Core:
     """Check the options that queues have in common, and put the core of one together."""
@@ -132,9 +126,10 @@ def make_core(
         raise TypeError(f"retry must be a RetryPolicy, not {type(retry).__name__}")
     if on_dead_letter is not None:
         arguments.check_async("on_dead_letter", on_dead_letter)
-    if limit is not None and not isinstance(limit, RateLimit):
+    if not isinstance(limit, RateLimit | NotGiven | None):
         raise TypeError(f"limit must be a RateLimit or None, not {type(limit).__name__}")
     check_listener(listener)
+    paced = None if limit is NOT_GIVEN else limit
     pending = Pending(Schedule(indexed=bool(cancellable)), Ledger(capacity, capacity_bytes))
     if isinstance(given, BringsWorkers):
         pool = given.make_workers(pending, timer, workers)
@@ -148,7 +143,7 @@ def make_core(
         retry=retry,
         send_timeout=arguments.check_seconds("send_timeout", send_timeout, zero=False),
         on_dead_letter=on_dead_letter,
-        limit=limit,
+        limit=paced,
         listener=listener,
     )
-    return Core(pending, pool, delivery, batch.max_messages)
+    return Core(pending, pool, delivery, AdaptiveLimit() if limit is NOT_GIVEN else limit, batch.max_messages)

@@ -12,10 +12,11 @@ from threading import get_ident
 import trio
 
 from localdelay import arguments
+from localdelay.arguments import NOT_GIVEN, NotGiven
 from localdelay.errors import QueueClosed, QueueFull
 from localdelay.journal.record import Journal, check_journal
 from localdelay.keeping import Keeper
-from localdelay.limit import RateLimit
+from localdelay.limit import Limit, RateLimit
 from localdelay.listening import Listener
 from localdelay.message import Message, numbers
 from localdelay.nurseries import bare_nursery
@@ -24,7 +25,7 @@ from localdelay.timer import TimerKind, clock_parts
 
 from .admission import Admission
 from .batch import BatchPolicy
-from .core import UNCHANGED, Core, Unchanged, make_core
+from .core import Core, make_core
 from .draining import Draining
 from .handing_back import HandBacks
 from .retry import RetryPolicy
@@ -43,9 +44,7 @@ class DelayQueue:
     All methods are to be called from the Trio thread that runs the queue.
     """
 
-    def __init__(
-        self, core: Core, numbers: Iterator[int], *, cancellable: bool, limit: RateLimit | None
-    ) -> None:
+    def __init__(self, core: Core, numbers: Iterator[int], *, cancellable: bool) -> None:
         self._read_clock, self._clock_offset = clock_parts()
         self._thread = get_ident()
         self._numbers = numbers
@@ -62,7 +61,8 @@ class DelayQueue:
         """For `Fallback`, which gives messages back to the primary while the queue runs."""
         self.admission = Admission(core.pending, numbers)
         """For `Remote`, whose messages have their room already."""
-        self._draining = Draining(core, self.admission, self.hand_backs, limit)
+        paced = core.limit if isinstance(core.limit, RateLimit) else None
+        self._draining = Draining(core, self.admission, self.hand_backs, paced)
         self._nursery: trio.Nursery | None = None
         self._ended_at: float | None = None
 
@@ -233,7 +233,7 @@ class DelayQueue:
         *,
         capacity: int | None = None,
         workers: int | None = None,
-        capacity_bytes: int | Unchanged | None = UNCHANGED,
+        capacity_bytes: int | NotGiven | None = NOT_GIVEN,
     ) -> None:
         """Change the capacity (messages), the workers, or `capacity_bytes` (None: no limit).
 
@@ -288,6 +288,11 @@ class DelayQueue:
         return self._pending.keeper.at_risk[0]
 
     @property
+    def limit(self) -> Limit | None:
+        """For `Fallback`: what it shares unless it was given another."""
+        return self._core.limit
+
+    @property
     def keeper(self) -> Keeper:
         """For `Remote`: who else knows what is pending."""
         return self._pending.keeper
@@ -337,7 +342,7 @@ async def open_delay_queue(
     retry: RetryPolicy = RetryPolicy(),  # noqa: B008 (it is frozen)
     send_timeout: float | None = 30.0,
     on_dead_letter: DeadLetterHook | None = None,
-    limit: RateLimit | None = None,
+    limit: RateLimit | NotGiven | None = NOT_GIVEN,
     listener: Listener | None = None,
     journal: Journal | None = None,
     recover_rate: float | None = None,
@@ -384,7 +389,7 @@ async def open_delay_queue(
         limit=limit,
         listener=listener,
     )
-    queue = DelayQueue(core, numbers(), cancellable=bool(cancellable), limit=limit)
+    queue = DelayQueue(core, numbers(), cancellable=bool(cancellable))
     try:
         async with bare_nursery() as nursery:
             await queue._begin(nursery, journal, rate)  # noqa: SLF001 (its other half)

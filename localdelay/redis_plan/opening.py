@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from localdelay import arguments
+from localdelay.arguments import NOT_GIVEN, NotGiven
 from localdelay.brokers.address import Form, parse
 from localdelay.brokers.redis_line import Place
 from localdelay.limit import RateLimit
@@ -66,7 +67,7 @@ async def open_redis_delay_queue(
     retry: RetryPolicy = RetryPolicy(),  # noqa: B008 (it is frozen)
     send_timeout: float | None = 30.0,
     on_dead_letter: DeadLetterHook | None = None,
-    limit: RateLimit | None = None,
+    limit: RateLimit | NotGiven | None = NOT_GIVEN,
     listener: Listener | None = None,
     put_timeout: float = 5.0,
     connect_timeout: float = 5.0,

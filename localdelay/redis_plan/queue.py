@@ -10,10 +10,12 @@ import attrs
 import trio
 
 from localdelay import arguments
+from localdelay.arguments import NOT_GIVEN, NotGiven
 from localdelay.errors import QueueClosed
+from localdelay.limit import Limit
 from localdelay.message import NO_HEADERS, Message
 from localdelay.queue.admission import already_pending
-from localdelay.queue.core import UNCHANGED, Core, Unchanged
+from localdelay.queue.core import Core
 from localdelay.queue.draining import report_of
 from localdelay.queue.ledger import Ledger
 from localdelay.queue.pending import Pending
@@ -133,6 +135,11 @@ class RedisDelayQueue:
         return self._parts.pending.number(id) is not None
 
     @property
+    def limit(self) -> Limit | None:
+        """For `Fallback`: what it shares unless it was given another."""
+        return self._parts.core.limit
+
+    @property
     def at_risk(self) -> int:
         """Messages that a crash of this process would lose: none, for Redis has them."""
         return 0
@@ -203,7 +210,7 @@ class RedisDelayQueue:
         *,
         capacity: int | None = None,
         workers: int | None = None,
-        capacity_bytes: int | Unchanged | None = UNCHANGED,
+        capacity_bytes: int | NotGiven | None = NOT_GIVEN,
     ) -> None:
         """Change how much this instance claims, or its workers. `capacity_bytes` None: no limit."""
         self._parts.core.resize(capacity, workers, capacity_bytes)
