@@ -64,20 +64,27 @@ class ClientSide(Limit):
         """Seconds until it is worth asking again."""
         return 0.1
 
-    def try_acquire(self) -> bool:
+    def try_acquire(self, count: float = 1) -> bool:
         """Draw whether the call is made."""
         self._fade()
         refuse = max(0.0, (self._asked - self._k * self._taken) / (self._asked + 1))
-        self._asked += 1
+        self._asked += count
         return self._random.random() >= refuse
 
-    def give_back(self) -> None:
+    def give_back(self, count: float = 1) -> None:
         """A call was not made."""
-        self._asked -= 1
+        self._asked -= count
 
-    def record(self, outcome: Outcome, begun: float, retry_after: float | None, jitter: float) -> None:
+    def owe(self, count: float) -> float:
+        """A call is made."""
+        self._asked += count
+        return 0.0
+
+    def record(
+        self, outcome: Outcome, age: float, retry_after: float | None, jitter: float, count: float = 1
+    ) -> None:
         """A call has ended."""
-        self._taken += outcome is Outcome.TAKEN
+        self._taken += count if outcome is Outcome.TAKEN else 0
 
     def _fade(self) -> None:
         now = self._clock()

@@ -15,8 +15,9 @@ waits here, in the service's own memory, and leaves as an ordinary message when 
         print(receipt.route, queue.statistics().pending)
 
 `localdelay.threads` and `localdelay.aio` are the same for threaded programs and for asyncio,
-`localdelay.brokers` has a `send` for each common broker, `localdelay.redis_plan` keeps what waits in Redis,
-`localdelay.metrics` exports `queue.statistics()`, and `localdelay.testing` has senders for tests.
+`localdelay.brokers` has a `send` for each common broker, `localdelay.costs` what calls take of a quota,
+`localdelay.redis_plan` keeps what waits in Redis, `localdelay.metrics` exports `queue.statistics()`, and
+`localdelay.testing` has senders for tests.
 
 What is in no `__all__` of these modules is private.
 """
@@ -24,7 +25,7 @@ What is in no `__all__` of these modules is private.
 from importlib import import_module
 from types import ModuleType
 
-from . import brokers, threads
+from . import brokers, costs, threads
 from .adaptive import AdaptiveLimit
 from .breaker import BreakerPolicy, BreakerState
 from .capacity import CapacityPlan, RedisPlan, RedisQueuePlan, plan_capacity
@@ -97,6 +98,7 @@ __all__ = [
     "Throttled",
     "blocking",
     "brokers",
+    "costs",
     "open_delay_queue",
     "plan_capacity",
     "plan_drain",

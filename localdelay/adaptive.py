@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 
 from .breaker import TAKEN, THROTTLED, Outcome
+from .costs import Cost
 from .limit import Bucket, Limit
 
 _CUT = 0.99
@@ -68,15 +69,15 @@ class Lately:
     _KEPT = 128
 
     def __init__(self) -> None:
-        self._counts = [0] * self._KEPT
+        self._counts = [0.0] * self._KEPT
         self._at = 0
 
-    def add(self, now: float) -> None:
-        """It happens now."""
+    def add(self, now: float, count: float = 1) -> None:
+        """It happens now, so many times."""
         at = int(now * 10)
         if at != self._at:
             self._move(at)
-        self._counts[at % self._KEPT] += 1
+        self._counts[at % self._KEPT] += count
 
     def rate(self, now: float, seconds: float) -> float:
         """How often a second, over the last so many (12 at most) and the tenth that has begun."""
@@ -88,12 +89,15 @@ class Lately:
 
     def _move(self, at: int) -> None:
         for passed in range(max(self._at, at - self._KEPT) + 1, at + 1):
-            self._counts[passed % self._KEPT] = 0
+            self._counts[passed % self._KEPT] = 0.0
         self._at = at
 
 
 class Finder:
-    """Finds the rate. Every method takes the time in seconds; none of them waits or calls out."""
+    """Finds the rate. Every method takes the time in seconds; none of them waits or calls out.
+
+    `count` is what a call takes of the quota: rates are in units of that.
+    """
 
     def __init__(self) -> None:
         self.rate: float | None = None
@@ -113,11 +117,11 @@ class Finder:
         self._took = 0.0  # when a call was taken last
         self._shut = -math.inf  # until when no call is tried
 
-    def ask(self, now: float) -> float | None:
+    def ask(self, now: float, count: float = 1) -> float | None:
         """Somebody wants to make a call: the rate that holds for it; None: it may be made."""
         if self._first is None:
             self._first = now
-        self._asked.add(now)
+        self._asked.add(now, count)
         if self.rate is not None:
             self._rise(now)
         return self.rate
@@ -130,13 +134,13 @@ class Finder:
         """The call was not made: the limit is what limits."""
         self._limited = now
 
-    def taken(self, now: float) -> None:
+    def taken(self, now: float, count: float = 1) -> None:
         """A call was taken."""
         if self.rate is not None and self._refused >= _IN_A_ROW and now - self._took > _ANEW:
             self._is_slow_start = True  # the last ceiling was that nothing is taken
         self._refused = 0
         self._took = now
-        self._taken.add(now)
+        self._taken.add(now, count)
 
     def refused(self, now: float, begun: float, retry_after: float | None, jitter: float) -> None:
         """A call that was begun at `begun` was refused."""
@@ -198,20 +202,21 @@ class Finder:
 class AdaptiveLimit(Limit):
     """As many calls of the primary as it takes: a rate that is found by what comes of them. In any thread.
 
-    It is off, and lets everything through, until a call is refused.
+    It is off, and lets everything through, until a call is refused. `cost(message, delayed)` says what a call
+    takes of it, as for `RateLimit`. Raises `TypeError` for one that is no function.
     """
 
     adapts = True
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, cost: Cost | None = None) -> None:
+        super().__init__(cost)
         self._finder = Finder()
         self._bucket = Bucket(0.0)
         self._at = -math.inf  # when it was asked or told last
 
     @property
     def limit_rate(self) -> float | None:
-        """Calls a second that were found; None while it is off."""
+        """Calls a second that were found, in units of the cost; None while it is off."""
         return self._finder.rate
 
     @property
@@ -221,30 +226,41 @@ class AdaptiveLimit(Limit):
             rate, shut_for = self._finder.rate, self._finder.shut_for(self._now())
             return 0.0 if rate is None else max(_WAIT_LEAST, shut_for, (1.0 - self._bucket.tokens) / rate)
 
-    def try_acquire(self) -> bool:
+    def try_acquire(self, count: float = 1) -> bool:
         """Whether a call may be made now; it is then on its way."""
         with self._lock:
             now = self._now()
-            rate = self._finder.ask(now)
+            rate = self._finder.ask(now, count)
             if rate is None:
                 return True
             is_open = self._finder.shut_for(now) <= 0
-            if self._bucket.take(1 if is_open else 0, now, rate, max(2.0, rate * _BURST)) and is_open:
+            burst = max(2.0, rate * _BURST)
+            # A call that costs more than the burst would else never be made.
+            if self._bucket.take(count if is_open else 0, now, rate, burst, min(count, burst)) and is_open:
                 return True
             self._finder.hold_back(now)
             return False
 
-    def give_back(self) -> None:
+    def give_back(self, count: float = 1) -> None:
         """The call was not made after all."""
         with self._lock:
-            self._bucket.tokens += 1
+            self._bucket.tokens += count
 
-    def record(self, outcome: Outcome, age: float, retry_after: float | None, jitter: float) -> None:
+    def owe(self, count: float) -> float:
+        """A call takes so much, whether it is there or not."""
+        with self._lock:
+            self._finder.ask(self._now(), count)
+            self._bucket.tokens -= count
+            return self._bucket.tokens
+
+    def record(
+        self, outcome: Outcome, age: float, retry_after: float | None, jitter: float, count: float = 1
+    ) -> None:
         """Take note of what came of a call."""
         with self._lock:
             now = self._now()
             if outcome is TAKEN:
-                self._finder.taken(now)
+                self._finder.taken(now, count)
             elif outcome is THROTTLED:
                 if self._finder.rate is None:
                     self._bucket = Bucket(0.0)  # nothing is saved up for the first moment

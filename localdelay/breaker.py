@@ -54,8 +54,8 @@ class Outcome(Enum):
 
 TAKEN, THROTTLED, DOWN, OTHER = Outcome
 
-Ticket: TypeAlias = tuple[int, float]
-"""For one call: after how many changes of state it was let through, and when."""
+Ticket: TypeAlias = tuple[int, float, float]
+"""For one call: after how many changes of state it was let through, when, and what it takes of a limit."""
 
 
 def _share(_: object, attribute: attrs.Attribute[float], value: float) -> None:
@@ -110,7 +110,7 @@ class Breaker:
         self._trials_left = 0
         self._trials_taken = 0
 
-    def ask(self, now: float) -> Ticket | None:
+    def ask(self, now: float, price: float = 1.0) -> Ticket | None:
         """Whether a call may be made now: a ticket to `record` its outcome with, or None.
 
         Every ticket must come back.
@@ -123,7 +123,7 @@ class Breaker:
             self._trials_left -= 1
         elif self.state in (OPEN, FORCED_OPEN):
             return None
-        return self._changes, now
+        return self._changes, now, price
 
     def record(
         self,

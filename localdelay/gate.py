@@ -19,6 +19,7 @@ from .breaker import OTHER, TAKEN, THROTTLED, Breaker, BreakerPolicy, BreakerSta
 from .errors import BreakerOpen, RateLimited, Throttled
 from .limit import Limit
 from .listening import Closed, Event, HalfOpened, LimitBegan, LimitEnded, Listener, Opened, Reason, tell
+from .message import Message
 
 logger = logging.getLogger("localdelay")
 
@@ -44,6 +45,7 @@ class Gate:
         if policy is None:
             self._breaker.disable(clock())
         self._limit = limit
+        self._price = None if limit is None or limit.cost is None else limit.price
         if limit is not None:
             limit.use_clock(clock)
         self._listener = listener
@@ -58,12 +60,13 @@ class Gate:
         self.on_change: Callable[[], None] = lambda: None
         """Called in the thread that has changed the state, or given back a trial that said nothing."""
 
-    def ask(self) -> tuple[Ticket | None, Reason | None]:
-        """A ticket for one call, or why there is none. Every ticket goes to `record` or `release`."""
-        ticket = self._step(self._breaker.ask)
+    def ask(self, message: Message) -> tuple[Ticket | None, Reason | None]:
+        """A ticket for a call with this, or why there is none. Every ticket goes to `record` or `release`."""
+        price = 1.0 if self._price is None else self._price(message, True)
+        ticket = self._step(self._breaker.ask, price)
         if ticket is None:
             return None, Reason.BREAKER_OPEN
-        if self._limit is not None and not self._try(self._limit):
+        if self._limit is not None and not self._try(self._limit, price):
             self._return(ticket)
             return None, Reason.RATE_LIMITED
         return ticket, None
@@ -80,18 +83,28 @@ class Gate:
             self._limit.give_back()
         return ticket, math.inf
 
+    def charge(self, ticket: Ticket, message: Message) -> Ticket:
+        """The ticket with what its call takes, where that is known only now."""
+        if self._price is None:
+            return ticket
+        assert self._limit is not None  # noqa: S101 (it has the price)
+        changes, began, already = ticket
+        price = self._price(message, True)
+        self._limit.owe(price - already)
+        return changes, began, price
+
     def release(self, ticket: Ticket) -> None:
         """Return a ticket for a call that was not made."""
         self._return(ticket)
         if self._limit is not None:
-            self._limit.give_back()
+            self._limit.give_back(ticket[2])
 
     def record(self, ticket: Ticket, outcome: Outcome, error: Exception | None = None) -> None:
         """Take note of what came of a call."""
         retry_after = error.retry_after if error is not None and isinstance(error, Throttled) else None
         if self._adaptive is not None:
             age = self._clock() - ticket[1]  # not the instant: the limit may go by another gate's clock
-            self._adaptive.record(outcome, age, retry_after, random.random())
+            self._adaptive.record(outcome, age, retry_after, random.random(), ticket[2])
             self._look_at_limit(self._adaptive)
             if outcome is THROTTLED:  # the breaker is for a primary that is down: this one answers
                 outcome, retry_after = TAKEN, None
@@ -140,8 +153,8 @@ class Gate:
         if self._breaker.state is BreakerState.HALF_OPEN:
             self.on_change()  # no state has changed, and yet there is a trial for who waits for one
 
-    def _try(self, limit: Limit) -> bool:
-        may_call = limit.try_acquire()
+    def _try(self, limit: Limit, price: float = 1.0) -> bool:
+        may_call = limit.try_acquire(price)
         if self._adaptive is not None:
             self._look_at_limit(self._adaptive)
         return may_call

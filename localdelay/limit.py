@@ -8,6 +8,7 @@ primary), and neither needs to know of the other.
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from abc import ABC, abstractmethod
@@ -18,6 +19,10 @@ import trio
 
 from . import arguments
 from .breaker import Outcome
+from .costs import Cost
+from .message import Message
+
+logger = logging.getLogger("localdelay")
 
 
 class Limit(ABC):
@@ -26,7 +31,12 @@ class Limit(ABC):
     adapts: ClassVar[bool] = False
     """Whether it learns by what comes of calls: what is refused is then its business, not the breaker's."""
 
-    def __init__(self) -> None:
+    def __init__(self, cost: Cost | None = None) -> None:
+        if cost is not None and not callable(cost):
+            raise TypeError(f"cost must be a function, not {type(cost).__name__}")
+        self.cost = cost
+        """As given. None: each call takes 1, and nobody is to ask for `price`."""
+        self._cost_failed = False
         self._lock = threading.Lock()
         self._clock: Callable[[], float] = trio.current_time
 
@@ -38,10 +48,20 @@ class Limit(ABC):
         """
         self._clock = clock
 
+    def price(self, message: Message, delayed: bool) -> float:
+        """What a call with this message takes of the limit. It never raises."""
+        try:
+            return 1.0 if self.cost is None else arguments.at_least("cost", self.cost(message, delayed), 0)
+        except Exception as error:  # noqa: BLE001 (a stranger's: the message must go out all the same)
+            if not self._cost_failed:
+                self._cost_failed = True
+                logger.warning("cost must return a number: such calls are counted as 1 now (%r)", error)
+            return 1.0
+
     @property
     @abstractmethod
     def limit_rate(self) -> float | None:
-        """Calls a second that are let through over time; None while all are."""
+        """Calls a second that are let through over time, in units of the cost; None while all are."""
 
     @property
     @abstractmethod
@@ -49,17 +69,21 @@ class Limit(ABC):
         """Seconds until it is worth asking again, where a call could not be made."""
 
     @abstractmethod
-    def try_acquire(self) -> bool:
-        """Whether a call may be made now; it is then on its way."""
+    def try_acquire(self, count: float = 1) -> bool:
+        """Whether a call that takes so much may be made now; it is then on its way."""
 
     @abstractmethod
-    def give_back(self) -> None:
+    def give_back(self, count: float = 1) -> None:
         """The call was not made after all."""
 
+    @abstractmethod
+    def owe(self, count: float) -> float:
+        """A call takes so much, whether it is there or not; return how much is left, or less than none."""
+
     def record(  # noqa: B027 (a rate that is known learns nothing)
-        self, outcome: Outcome, age: float, retry_after: float | None, jitter: float
+        self, outcome: Outcome, age: float, retry_after: float | None, jitter: float, count: float = 1
     ) -> None:
-        """Take note of what came of a call that was begun so many seconds ago.
+        """Take note of what came of a call that was begun so many seconds ago, and takes so much.
 
         `retry_after` is the wait in seconds that the primary asked for; `jitter` is drawn from 0 to 1.
         """
@@ -74,19 +98,19 @@ class Bucket:
         self.tokens = tokens
         self._at = -math.inf
 
-    def take(self, count: int, now: float, rate: float, burst: float) -> bool:
-        """Take tokens if they are there by now, and say whether they were."""
+    def take(self, count: float, now: float, rate: float, burst: float, needs: float) -> bool:
+        """Take tokens, if as many as it `needs` are there by now, and say whether they were."""
         if now > self._at > -math.inf:
             self.tokens = min(burst, self.tokens + (now - self._at) * rate)
         self._at = now  # also where another run's clock stands behind
-        if self.tokens < count - 1e-9:  # what filling by floats may leave out
+        if self.tokens < needs - 1e-9:  # what filling by floats may leave out
             return False
         self.tokens -= count
         return True
 
-    def owe(self, count: int, now: float, rate: float, burst: float) -> float:
+    def owe(self, count: float, now: float, rate: float, burst: float) -> float:
         """Take tokens that may not be there yet, or give some back; return how many are left."""
-        self.take(0, now, rate, burst)
+        self.take(0, now, rate, burst, -math.inf)
         self.tokens = min(burst, self.tokens - count)
         return self.tokens
 
@@ -94,17 +118,19 @@ class Bucket:
 class RateLimit(Limit):
     """At most `rate` calls a second over time, and `burst` at once.
 
-    `burst` is by default what a tenth of a second lets through, and at least 1. Raises `TypeError` and
-    `ValueError` for arguments that are no positive numbers.
+    `burst` is by default what a tenth of a second lets through, and at least 1. `cost(message, delayed)` says
+    what a call takes of both, where that is not 1 for all (`localdelay.costs` has some): `delayed` is true of
+    the primary's delayed publishes, and false of the sends of due messages. Raises `TypeError` and
+    `ValueError` for arguments that are no positive numbers, or no function.
     """
 
-    def __init__(self, rate: float, burst: float | None = None) -> None:
+    def __init__(self, rate: float, burst: float | None = None, *, cost: Cost | None = None) -> None:
         self.rate = arguments.number("rate", rate)
         if not 0 < self.rate < math.inf:
             raise ValueError(f"rate must be over 0 and finite, not {rate!r}")
         self.burst = max(1.0, self.rate / 10) if burst is None else arguments.at_least("burst", burst, 1)
         self._bucket = Bucket(self.burst)
-        super().__init__()
+        super().__init__(cost)
 
     @property
     def limit_rate(self) -> float:
@@ -114,32 +140,34 @@ class RateLimit(Limit):
     @property
     def available(self) -> float:
         """Tokens that are there at this moment; negative while calls of `acquire` wait."""
-        return self._owe(0)
+        return self.owe(0)
 
     @property
     def wait(self) -> float:
         """Seconds until a token is there for `try_acquire`, if nobody takes it."""
         return max(0.0, 1.0 - self.available) / self.rate
 
-    def try_acquire(self, count: int = 1) -> bool:
+    def try_acquire(self, count: float = 1) -> bool:
         """Take tokens if they are there now, and say whether they were."""
+        # A call that costs more than the burst would else never be made.
+        needs = count if self.cost is None else min(count, self.burst)
         with self._lock:
-            return self._bucket.take(count, self._clock(), self.rate, self.burst)
+            return self._bucket.take(count, self._clock(), self.rate, self.burst, needs)
 
-    def give_back(self, count: int = 1) -> None:
+    def give_back(self, count: float = 1) -> None:
         """Return tokens that were taken and are not needed."""
-        self._owe(-count)
+        self.owe(-count)
 
-    async def acquire(self, count: int = 1) -> None:
+    async def acquire(self, count: float = 1) -> None:
         """Take tokens, and wait until they are there. A call that is cancelled gives them back."""
-        left = self._owe(count)
+        left = self.owe(count)
         try:
             await trio.sleep(max(0.0, -left / self.rate))
         except BaseException:
             self.give_back(count)
             raise
 
-    def _owe(self, count: int) -> float:
+    def owe(self, count: float) -> float:
         """Take tokens that may not be there yet, or give some back; return how many are left."""
         with self._lock:
             return self._bucket.owe(count, self._clock(), self.rate, self.burst)

@@ -68,7 +68,7 @@ class Publish:
         self.message = message
         self._router = router
         self._may_degrade = may_degrade = router.may_degrade is None or bool(router.may_degrade(message))
-        self._ticket, decision = router.ask(may_degrade)
+        self._ticket, decision = router.ask(message, may_degrade)
         self._reason = reason = decision.reason
         self._why: Exception | None = None
         self.calls = decision.action is CALL

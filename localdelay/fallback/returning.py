@@ -163,6 +163,7 @@ class Returning:
                 self._gate.release(ticket)
                 self._changed.unpark_all()
                 return
+            ticket = self._gate.charge(ticket, message_of(entry))
             error: Exception | None = None
             outcome = Outcome.OTHER
             try:

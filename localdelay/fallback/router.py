@@ -129,15 +129,15 @@ class Router:
         if self._forks != _forks:
             raise QueueClosed("this is a forked child: the queue is with its parent")
 
-    def ask(self, may_degrade: bool) -> tuple[Ticket | None, Decision]:
-        """Say what to do with a message; where the primary is to be called, perhaps with a ticket.
+    def ask(self, message: Message, may_degrade: bool) -> tuple[Ticket | None, Decision]:
+        """Say what to do with this message; where the primary is to be called, perhaps with a ticket.
 
         Raises `QueueClosed` in a forked child.
         """
         # Before any lock: the thread that holds it may be missing here, and so is the queue.
         self.check_process()
         # In forced mode nothing is called, so that there is nothing to ask the gate for.
-        ticket, refusal = (None, None) if self._mode == "forced" else self.gate.ask()
+        ticket, refusal = (None, None) if self._mode == "forced" else self.gate.ask(message)
         decision = decide(self._mode, may_degrade, refusal)
         with self._lock:
             if decision.reason is None:

@@ -127,7 +127,7 @@ class OutsideWorkers(Workers):
                 await self._pending.keeper.written()
                 self._written = settled
                 entries = self._fill_up(read_clock() + offset)
-                if entries and await self._delivery.wait_for_limit(len(entries)):
+                if entries and await self._delivery.wait_for_limit(entries):
                     self._senders.give(entries)
                     if self._watch_is_idle:
                         self._watching.unpark_all()

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import trio
 
 from localdelay.drain_plan import DrainPlan, plan_drain
-from localdelay.entry import Entry
+from localdelay.entry import Entry, message_of
 from localdelay.errors import JournalError, QueueClosed
 from localdelay.keeping import End
 from localdelay.limit import RateLimit
@@ -239,7 +239,10 @@ class Draining:
                 self._schedule.has_later(trio.current_time()) and not limit.try_acquire()
             ):
                 await trio.sleep(limit.wait)
-            return self._pending.lend_later(trio.current_time())
+            entry = self._pending.lend_later(trio.current_time())
+            if entry is not None and limit.cost is not None:
+                limit.owe(limit.price(message_of(entry), True) - 1)
+            return entry
 
     async def _stop(self) -> None:
         """End the workers at once; what they held is pending again."""

@@ -98,12 +98,12 @@ class Delivery:
     async def deliver(self, worker: Worker, now: float) -> float:
         """Send what the worker has taken, `now` being the time; return the time afterwards."""
         entries = worker.entries
-        if self._limit is not None and not self._limit.try_acquire(len(entries)):
-            await self._limit.acquire(len(entries))  # cut off here, it gives the tokens back
+        if self._limit is not None and not self._limit.try_acquire(price := self._price(entries)):
+            await self._limit.acquire(price)  # cut off here, it gives the tokens back
             now = self._read_clock() + self._clock_offset
             if self._workers.paused:
                 # Since they were taken: nothing begins in a pause.
-                self._limit.give_back(len(entries))
+                self._limit.give_back(price)
                 self._workers.put_off(worker)
                 return now
         if self._pending.keeper.lapses and not self._let_go_of_lapsed(worker, now):
@@ -168,20 +168,27 @@ class Delivery:
         if lapsed:
             self._pending.end(lapsed, End.SPOOLED)
             if self._limit is not None:
-                self._limit.give_back(len(lapsed))  # or others would wait for sends that nobody makes
+                self._limit.give_back(self._price(lapsed))  # or others would wait for sends that nobody makes
         return bool(ours)
+
+    def _price(self, entries: Sequence[Entry]) -> float:
+        """What these take of the limit."""
+        limit = self._limit
+        if limit is None or limit.cost is None:
+            return len(entries)
+        return sum(limit.price(message_of(entry), False) for entry in entries)
 
     def allowed(self, most: int) -> int:
         """How many of so many messages the limit lets go now; 1 where they have to wait for it."""
         return most if self._limit is None else min(most, max(1, int(self._limit.available)))
 
-    async def wait_for_limit(self, count: int) -> bool:
-        """Wait until the limit lets so many go; False where a pause came meanwhile, and nothing may begin."""
-        if self._limit is None or self._limit.try_acquire(count):
+    async def wait_for_limit(self, entries: Sequence[Entry]) -> bool:
+        """Wait until the limit lets these go; False where a pause came meanwhile, and nothing may begin."""
+        if self._limit is None or self._limit.try_acquire(price := self._price(entries)):
             return True
-        await self._limit.acquire(count)
+        await self._limit.acquire(price)
         if self._workers.paused:
-            self._limit.give_back(count)
+            self._limit.give_back(price)
         return not self._workers.paused
 
     def sent(self, outcomes: Sequence[Outcome]) -> None:

@@ -19,12 +19,13 @@ PUBLIC = {
         DelayNotSupported DelayQueue DrainPlan DrainReport Fallback FallbackStatistics HandBack Journal
         JournalError LatencySummary LocalDelayError Message PartialSendError PermanentSendError QueueClosed
         QueueFull RateLimit RateLimited Reason Receipt RedisPlan RedisQueuePlan RetryPolicy Route Send
-        SendBatch SqliteJournal Statistics Throttled blocking brokers open_delay_queue plan_capacity
+        SendBatch SqliteJournal Statistics Throttled blocking brokers costs open_delay_queue plan_capacity
         plan_drain run_until_signal threads
     """,
     "localdelay.threads": "DelayQueue Fallback open_delay_queue",
     "localdelay.aio": "DelayQueue Fallback open_delay_queue",
     "localdelay.brokers": "STDOUT Broker check_url hide_secrets open_broker without_secrets",
+    "localdelay.costs": "APSARA_ROCKETMQ ByParts Cost TDMQ_ROCKETMQ",
     "localdelay.redis_plan": (
         "RedisDelayQueue RedisStatistics RedisUnreachable check_url open_redis_delay_queue"
     ),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from localdelay import AdaptiveLimit
+from localdelay import AdaptiveLimit, Message
 from localdelay.breaker import TAKEN, THROTTLED
 from localdelay.gate import Gate
 from localdelay.limit import Limit
 from localdelay.listening import Event, LimitBegan, LimitEnded
+
+MESSAGE = Message("a", b"", 0.0)
 
 
 class Heard:
@@ -36,11 +38,14 @@ class Flapping(Limit):
     def wait(self) -> float:
         return 0.0
 
-    def try_acquire(self) -> bool:
+    def try_acquire(self, count: float = 1) -> bool:
         return True
 
-    def give_back(self) -> None:
+    def give_back(self, count: float = 1) -> None:
         """Nothing was taken."""
+
+    def owe(self, count: float) -> float:
+        return 0.0
 
 
 @pytest.mark.parametrize(
@@ -56,7 +61,7 @@ def test_a_limit_that_is_off_again_has_not_begun(rates: list[float | None], said
     heard = Heard()
     gate = Gate(None, Flapping(rates), heard, lambda: 10.0)
     while rates:
-        gate.ask()
+        gate.ask(MESSAGE)
     assert heard.events == said
 
 
@@ -69,15 +74,15 @@ def test_gates_of_several_clocks_share_a_limit(offset: float, age: float, cuts: 
     first = Gate(None, limit, None, lambda: now)
     Gate(None, limit, None, lambda: now + offset)  # whose clock the limit goes by
     for _ in range(100):
-        ticket, _ = first.ask()
+        ticket, _ = first.ask(MESSAGE)
         assert ticket is not None
         first.record(ticket, TAKEN)
         now += 0.125
-    ticket, _ = first.ask()
+    ticket, _ = first.ask(MESSAGE)
     assert ticket is not None
     first.record(ticket, THROTTLED)
     found = limit.limit_rate
     assert found is not None
     now += 1.0
-    first.record((ticket[0], now - age), THROTTLED)
+    first.record((ticket[0], now - age, 1.0), THROTTLED)
     assert (limit.limit_rate != found) is cuts
