@@ -1,9 +1,8 @@
-"""How much to reserve: the sizing formulas of both plans, and what queueing theory adds to them.
+"""How much to reserve: the sizing formulas, and what queueing theory adds to them.
 
-Plan 2 is the one that this library builds: every instance holds its share of the delayed messages in
-memory and sends them with a pool of workers. Plan 1 is the one compared against: Redis sorted sets.
-All figures are exact: a number is taken as it is written in decimal (0.1 is one tenth), so rounding up
-never adds a message or a worker because of binary floating point.
+Plan 2 is this library: every instance holds its share of the messages in memory and sends them with a pool of
+workers. Plan 1 is the one compared against: Redis sorted sets. A number is taken as it is written in decimal
+(0.1 is one tenth): binary floating point never adds a message or a worker.
 """
 
 from __future__ import annotations
@@ -11,13 +10,14 @@ from __future__ import annotations
 import bisect
 import math
 import numbers
-import operator
 from fractions import Fraction
 
 import attrs
 
+from . import arguments
+
 DEFAULT_TARGET_P99 = 0.1
-"""Seconds. A tenth of a second is nothing against delays of minutes, and is cheap to reach."""
+"""Seconds: nothing against delays of minutes, and cheap to reach."""
 
 BYTES_HEADER = 33
 """Bytes that a `bytes` object takes besides its content: `sys.getsizeof(b"")` on 64-bit CPython."""
@@ -25,17 +25,15 @@ BYTES_HEADER = 33
 QUEUE_OVERHEAD = 60
 """Bytes that the queue takes for each waiting message besides its payload object.
 
-Measured, not derived: the growth of the process's resident memory over 400,000 messages with distinct
-payloads of 500 bytes, less the payload objects, divided by their number, was 54 (`bench/` prints it), put
-directly or through `Fallback`. It includes what the allocator rounds up. Headers, or an id of the caller's
-choice, take 300 more.
+Measured: the resident memory of a process grew by 54 a message over 400,000 with payloads of 500 bytes, less
+the payload objects (`bench/` prints it). Headers, or an id of the caller's choice, take 300 more.
 """
 
 LARGEST = 10**15
-"""No argument may be larger: beyond about this a float no longer holds every whole number."""
+"""No argument may be larger: beyond it a float no longer holds every whole number."""
 
 MOST_WORKERS = 10**8
-"""No instance is planned with more workers: it is a slip in the figures, and would take long to work out."""
+"""No instance is planned with more workers: that is a slip in the figures."""
 
 # The big-key rule of plan 1 is under 5,000 elements and under 10 MB a key. Both keep a margin of a fifth.
 REDIS_ELEMENTS_PER_KEY = 4_000
@@ -45,8 +43,7 @@ REDIS_POLLS_PER_S = 5  # every 200 ms
 REDIS_OVERHEAD_POLLED = 250
 """Bytes that a message takes in Redis under plan 1 besides its payload, as a member of a sorted set.
 
-Measured, like the next one: the growth of `used_memory` of Redis 7.0 over 18,000 messages with payloads of
-500 bytes in 64 shards, less the payloads, divided by their number (`localdelay compare` prints it).
+Measured, like the next: `used_memory` of Redis 7.0 with 18,000 messages in 64 shards (`localdelay compare`).
 """
 REDIS_OVERHEAD = 340
 """The same for `localdelay.redis_plan`: a member of a sorted set, and a field of a hash, each with its id."""
@@ -66,8 +63,7 @@ REDIS_HEARTBEAT_COMMANDS = 8
 class RedisPlan:
     """Plan 1: the same messages in Redis sorted sets, with the due time as score.
 
-    Every instance polls every key every 200 ms behind a lock. Rates are operations a second over the
-    whole cluster.
+    Every instance polls every key every 200 ms behind a lock. Rates are operations/s of the whole cluster.
     """
 
     keys: int
@@ -75,25 +71,24 @@ class RedisPlan:
     elements_per_key: int
     """Messages, at most, in one sorted set: 4,000, and fewer where that many would be over 8 MB."""
     zadd_per_s: float
-    """Operations/s: one for each message that comes in."""
+    """One for each message that comes in."""
     zrange_per_s: float
-    """Operations/s: for each key and poll, by the instance that got the lock."""
+    """For each key and poll, by the instance that got the lock."""
     setnx_per_s: float
-    """Operations/s: every instance tries for the lock of every key at every poll."""
+    """Every instance tries for the lock of every key at every poll."""
     reads_per_s: float
-    """Operations/s: zrange and setnx together, as the write-up counts them."""
+    """zrange and setnx together, as the write-up counts them."""
     writes_per_s: float
-    """Operations/s: a zadd and, once it is due, a zrem for each message."""
+    """A zadd and, once it is due, a zrem for each message."""
     memory_bytes: int
     """Bytes of Redis's memory for the whole backlog (see `REDIS_OVERHEAD_POLLED`)."""
 
 
 @attrs.frozen(kw_only=True)
 class RedisQueuePlan:
-    """The same messages in `localdelay.redis_plan`, which is plan 1 without its polling.
+    """The same messages in `localdelay.redis_plan`: plan 1 without its polling, over the whole cluster.
 
-    Over the whole cluster, with one delay for all and several tasks of an instance that put. It is an
-    estimate: `redis_queue_commands` says of what.
+    An estimate, for one delay and several tasks of an instance that put: `redis_queue_commands` says of what.
     """
 
     shards: int
@@ -125,12 +120,11 @@ class CapacityPlan:
     payload_bytes: int
     """Bytes of those messages."""
     resident_bytes: int
-    """Bytes of memory that `capacity` messages take in one process, object headers and the queue's own
-    bookkeeping included. Excluded: the interpreter, the imported modules and the program itself."""
+    """Bytes of memory that `capacity` messages take in one process, besides the program itself."""
     workers: int
     """Workers in one instance, were every one of them busy whenever there is work."""
     utilisation: float
-    """Part of their time, 0 to 1, that `workers` are busy. At 1 lateness grows without bound."""
+    """Part of their time, 0 to 1, that `workers` are busy; at 1 lateness grows without bound."""
     target_p99: float
     """Seconds: the 99th percentile of lateness by queueing that the next two figures are for."""
     workers_for_target: int
@@ -141,6 +135,12 @@ class CapacityPlan:
     """The same traffic under plan 1."""
     redis_queue: RedisQueuePlan
     """The same traffic in `localdelay.redis_plan`."""
+    native_rate: float | None = None
+    """Messages/s that the `quota` takes as delayed publishes at the beginning of a peak; None without one."""
+    held_rate: float | None = None
+    """Messages/s that must be held then. All other figures are for later, when more has to be."""
+    times_the_traffic: float | None = None
+    """Of what the quota takes as delayed publishes, it takes so much where all is held and sent when due."""
 
 
 def plan_capacity(
@@ -153,22 +153,29 @@ def plan_capacity(
     degraded_share: float = 1.0,
     target_p99: float = DEFAULT_TARGET_P99,
     outage: float = 0.0,
+    quota: float | None = None,
+    delayed_cost: float = 1,
 ) -> CapacityPlan:
     """The sizes for a cluster that takes `qps` delayed messages/s, spread evenly over `instances`.
 
     Each message waits `delay` seconds and has `message_bytes` bytes of payload and headers; one worker
     sends `worker_qps` messages/s. `degraded_share` is the part of the messages that the primary refuses
-    and that must be held locally: over 0, and 1 if it refuses all. It scales the traffic before anything
-    else is worked out, and so every figure but `target_p99`, plan 1's included: what the primary takes
-    waits there. `target_p99` is in seconds. `outage` is for how many seconds sending may fail altogether
-    without filling the queue; how late the messages are after it is not part of `target_p99`.
+    and that must be held: over 0 and up to 1. It scales the traffic before anything else is worked out, plan
+    1's included: what the primary takes waits there. `target_p99` is in seconds. `outage` is for how many
+    seconds sending may fail altogether without filling the queue, however late the messages are after it.
+
+    Where the `quota` in calls/s of all instances is known, of which a delayed publish takes `delayed_cost`
+    and the send of a due message 1, it says how much must be held. At the beginning of a peak quota /
+    delayed_cost messages/s pass. Later what was held is due, and its sends come first: n pass and qps - n are
+    held with n · delayed_cost + qps - n = quota, and none pass where not even qps sends fit into it.
 
     `capacity_for_target` is (delay + target_p99 + outage) · rate, plus 5 standard deviations of a Poisson
     count of that mean, rounded up (Little's law; the count of an M/G/∞ queue is Poisson).
 
     Raises ValueError for a number that is negative, NaN, infinite, over 10^15 or 0 (only `outage` may be
-    0), for a share over 1, and for more than 10^8 workers an instance; TypeError for what is no number,
-    and for `instances` or `message_bytes` that are not whole. The message starts with the argument's name.
+    0), for a share over 1 or beside a quota, for a cost under 1, and for more than 10^8 workers an instance;
+    TypeError for what is no number, and for `instances` or `message_bytes` that are not whole. The message
+    starts with the argument's name.
     """
     total_rate = _number("qps", qps)
     wait = _number("delay", delay)
@@ -176,6 +183,19 @@ def plan_capacity(
     size = _whole("message_bytes", message_bytes)
     speed = _number("worker_qps", worker_qps)
     share = _number("degraded_share", degraded_share, most=1)
+    cost = _number("delayed_cost", delayed_cost)
+    if cost < 1:
+        raise ValueError(f"delayed_cost must be at least 1, not {delayed_cost!r}")
+    native: Fraction | None = None
+    if quota is not None:
+        if share != 1:
+            raise ValueError("degraded_share must be left out beside a quota, which says how much is held")
+        calls = _number("quota", quota)
+        native = min(total_rate, calls / cost)
+        if native == total_rate:
+            share = Fraction(0)
+        elif calls > total_rate:  # so the cost is over 1
+            share = (cost * total_rate - calls) / ((cost - 1) * total_rate)
     target = _number("target_p99", target_p99)
     failing = _number("outage", outage, zero=True)
 
@@ -198,7 +218,7 @@ def plan_capacity(
         payload_bytes=capacity * size,
         resident_bytes=resident_bytes(capacity, size),
         workers=workers,
-        utilisation=_plain(load / workers),
+        utilisation=_plain(load / max(1, workers)),
         target_p99=_plain(target),
         workers_for_target=_workers_for(load, speed, target),
         capacity_for_target=_five_sigma(rate * (wait + target + failing)),
@@ -209,14 +229,14 @@ def plan_capacity(
             idle_commands_per_s=redis_queue_commands(0, spread),
             memory_bytes=backlog * (size + REDIS_OVERHEAD),
         ),
+        native_rate=None if native is None else _plain(native),
+        held_rate=None if native is None else _plain(total_rate - native),
+        times_the_traffic=None if native is None else _plain(cost),
     )
 
 
 def polling_rates(keys: int, instances: int) -> tuple[int, int]:
-    """(zrange/s, setnx/s) of plan 1, over the whole cluster.
-
-    At every poll of a key each instance tries for its lock, and the one that gets it reads.
-    """
+    """(zrange/s, setnx/s) of plan 1: at every poll each instance tries for a key's lock, and one reads."""
     zrange = keys * REDIS_POLLS_PER_S
     return zrange, instances * zrange
 
@@ -249,9 +269,8 @@ def erlang_c(servers: int, load: float | Fraction) -> float:
     """The probability that an arrival has to wait in an M/M/c queue: 1.0 once `load` reaches `servers`.
 
     `load` is the offered traffic in erlangs, arrival rate over the rate of one server. With B of
-    Erlang's loss formula, C = c·B / (c - a·(1 - B)), and 1/B = 1 + c/a + c·(c-1)/a² + … (the recursion
-    for 1/B, unrolled from its end). That sum has only positive terms and those that matter number a few
-    times √a, so thousands of servers and millions are as stable as ten.
+    Erlang's loss formula, C = c·B / (c - a·(1 - B)), and 1/B = 1 + c/a + c·(c-1)/a² + …: positive terms, of
+    which a few times √a matter, so that millions of servers are as stable as ten.
     (A. K. Erlang 1917; R. B. Cooper, Introduction to Queueing Theory, 1981, ch. 3.)
     """
     if servers <= load:
@@ -335,17 +354,9 @@ def _number(name: str, value: float, *, most: int = LARGEST, zero: bool = False)
 
 
 def _whole(name: str, value: int) -> int:
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be a whole number, not {value!r}")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be a whole number, not {value!r}") from None
-    if number < 1:
-        raise ValueError(f"{name} must be at least 1, not {value!r}")
-    if number > LARGEST:
+    if arguments.count(name, value) > LARGEST:
         raise ValueError(f"{name} must be at most {LARGEST:,}")
-    return number
+    return value
 
 
 def _exact(value: float | Fraction) -> Fraction:

@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 import click
 
+from localdelay import arguments
 from localdelay.capacity import (
     DEFAULT_TARGET_P99,
     CapacityPlan,
@@ -36,7 +37,8 @@ Example:
 @option("--delay", DURATION, "How long a message waits: 120, 120s, 2m, 1.5h, 1d.", required=True)
 @option("--instances", int, "Instances that share the traffic evenly.", required=True)
 @option("--message-bytes", SIZE, "Payload and headers of a message: 500, 500B, 2kB, 1MiB.", required=True)
-@option("--worker-qps", float, "Sends per second that one worker manages.", required=True)
+@option("--worker-qps", float, "Sends per second that one worker manages.")
+@option("--send-time", DURATION, "How long one send takes, in place of --worker-qps: 100ms.")
 @option(
     "--target-p99",
     DURATION,
@@ -50,21 +52,35 @@ Example:
     1.0,
 )
 @option("--outage", DURATION, "How long sending may fail without filling up.", 0.0)
+@option("--quota", float, "Calls per second that the queue takes of all instances: what is over it is held.")
+@option("--delayed-cost", float, "Calls that a delayed publish counts as; a plain send counts as 1.", 1.0)
 @option("--json as_json", bool, "Print one JSON object.")
-def plan(*, as_json: bool, **figures: Any) -> None:
+def plan(*, as_json: bool, send_time: float | None, **figures: Any) -> None:
     """Work out what each instance must reserve.
 
     That is messages, bytes and workers: on average, and for a target of lateness. Beside it, what the
     same traffic would ask of Redis.
     """
+    if send_time is None and figures["worker_qps"] is None:
+        raise click.UsageError("Missing option '--worker-qps'.")
+    if send_time is not None and figures["worker_qps"] is not None:
+        raise click.UsageError("Only one of '--worker-qps' and '--send-time' can be given.")
     with naming_options():
+        if send_time is not None:
+            figures["worker_qps"] = 1 / arguments.at_least("send_time", send_time, 1e-9)
         result = plan_capacity(**figures)
-    shown = json.dumps(attrs.asdict(result), indent=2)
+    given = attrs.asdict(result, filter=lambda _, value: value is not None)  # no quota, nothing said of one
+    shown = json.dumps(given, indent=2)
     Output().text([shown] if as_json else _lines(result, SimpleNamespace(**figures)))
 
 
 def _lines(result: CapacityPlan, asked: SimpleNamespace) -> Iterator[str]:
-    share = "" if asked.degraded_share == 1 else f"{_percent(asked.degraded_share)} of "
+    held = result.rate_per_instance * asked.instances
+    if result.native_rate is not None:
+        yield from _quota_lines(result.native_rate, asked, held)
+        if not held:
+            return
+    share = "" if held == asked.qps else f"{_percent(held / asked.qps)} of "
     yield Styled(
         f"Held here: {share}{format_number(asked.qps)} messages/s of"
         f" {format_number(asked.message_bytes)} bytes for {format_number(asked.delay)} s,"
@@ -87,6 +103,20 @@ def _lines(result: CapacityPlan, asked: SimpleNamespace) -> Iterator[str]:
     yield ""
     yield Styled("The same in Redis sorted sets, polled every 200 ms by every instance", "bold")
     yield from _table(_redis_rows(result.redis, result.redis_queue))
+
+
+def _quota_lines(native: float, asked: SimpleNamespace, held: float) -> Iterator[str]:
+    """What passes natively at the beginning of a peak, and when what is held is due and takes its share."""
+    natives = native, asked.qps - held
+    first, later = (f"{format_number(three_digits(rate))}/s" for rate in natives)
+    held_first, held_later = (f"{format_number(three_digits(asked.qps - rate))}/s" for rate in natives)
+    cost = f"a delayed publish counts as {format_number(asked.delayed_cost)}"
+    yield Styled(f"Of a quota of {format_number(asked.quota)} calls/s, of which {cost}", "bold")
+    yield f"  natively {first}, held {held_first}; {later} and {held_later} once what is held comes due"
+    times = f"{format_number(asked.delayed_cost)} times what passes natively"
+    yield f"  held and sent when due, the same quota carries {format_number(asked.quota)}/s: {times}"
+    if asked.qps > asked.quota:
+        yield Styled("  the traffic is over the quota: what is held leaves when the peak is over", "yellow")
 
 
 def _instance_rows(result: CapacityPlan, message_bytes: int, worker_qps: float) -> list[tuple[str, ...]]:

@@ -130,14 +130,15 @@ def test_nearly_all_is_not_all() -> None:
         ("--target-p99 10ms", {"target_p99": 0.01}),
         ("--degraded-share 0.3", {"degraded_share": 0.3}),
         ("--outage 5m", {"outage": 300}),
+        ("--quota 125000 --delayed-cost 5", {"quota": 125_000, "delayed_cost": 5}),
     ],
 )
 def test_options_reach_the_plan(options: str, arguments: dict[str, float]) -> None:
     """What the library works out for the same figures is what the command prints, however they are typed."""
     result = run(*EXAMPLE, *options.split(), "--json")
     figures = {"qps": 100_000, "delay": 120, "instances": 500, "message_bytes": 500, "worker_qps": 10}
-    expected = plan_capacity(**{**figures, **arguments})  # type: ignore[arg-type]
-    assert json.loads(result.output) == attrs.asdict(expected)
+    expected = attrs.asdict(plan_capacity(**{**figures, **arguments}))  # type: ignore[arg-type]
+    assert json.loads(result.output) == {name: value for name, value in expected.items() if value is not None}
 
 
 @pytest.mark.parametrize(
@@ -209,3 +210,28 @@ def test_help_is_not_taken_for_an_error() -> None:
     example = result.output.partition("Example:")[2].replace("\\\n", "").split()
     assert example[:2] == ["localdelay", "plan"]
     assert run(*example[2:]).output == run(*EXAMPLE).output
+
+
+def test_a_quota_is_told_in_three_lines() -> None:
+    """What passes and what is held, at first and later, and how much the same quota carries."""
+    quota = ("--quota", "1000", "--delayed-cost", "5", "--instances", "1")
+    lines = run(*EXAMPLE, *quota, "--qps", "500").output.splitlines()
+    assert lines[:4] == [
+        "Of a quota of 1,000 calls/s, of which a delayed publish counts as 5",
+        "  natively 200/s, held 300/s; 125/s and 375/s once what is held comes due",
+        "  held and sent when due, the same quota carries 1,000/s: 5 times what passes natively",
+        "Held here: 75 % of 500 messages/s of 500 bytes for 120 s, by 1 instance",
+    ]
+    assert max(map(len, lines)) <= 88
+    assert "leaves when the peak is over" in run(*EXAMPLE, *quota, "--qps", "1001").output
+    assert len(run(*EXAMPLE, *quota, "--qps", "200").output.splitlines()) == 3
+
+
+def test_a_send_time_says_what_a_worker_manages() -> None:
+    """In place of the sends a second: 100 ms are ten."""
+    others = [word for name, value in FIGURES.items() if name != "--worker-qps" for word in (name, value)]
+    assert run(*others, "--send-time", "100ms").output == run(*EXAMPLE).output
+    both = run(*EXAMPLE, "--send-time", "100ms")
+    assert both.exit_code == 2
+    assert "Only one of '--worker-qps' and '--send-time' can be given." in both.output
+    assert "'--send-time': must be" in run(*others, "--send-time", "0").output

@@ -110,7 +110,7 @@ def test_whole_figures_are_ints() -> None:
     """A figure is a float only where it is not whole, however the arguments were written."""
     plan = attrs.asdict(example(qps=100_000.0, delay=120.0, worker_qps=10.0, target_p99=1.0))
     redis, queue = plan.pop("redis"), plan.pop("redis_queue")
-    del queue["commands_per_s"]
+    del queue["commands_per_s"], plan["native_rate"], plan["held_rate"], plan["times_the_traffic"]
     assert all(type(value) is int for value in (*plan.values(), *redis.values(), *queue.values()))
     assert type(example(qps=100_001).rate_per_instance) is float
 
@@ -321,7 +321,7 @@ def test_the_plan_is_frozen() -> None:
         example().capacity = 1  # type: ignore[misc]
 
 
-NUMBERS = ["qps", "delay", "worker_qps", "degraded_share", "target_p99", "outage"]
+NUMBERS = ["qps", "delay", "worker_qps", "degraded_share", "target_p99", "outage", "quota", "delayed_cost"]
 WHOLE = ["instances", "message_bytes"]
 
 
@@ -341,7 +341,7 @@ def test_zero_is_refused_by_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-@pytest.mark.parametrize("value", ["10", None, True, 1j, Decimal(1), b"1", [1]])
+@pytest.mark.parametrize("value", ["10", True, 1j, Decimal(1), b"1", [1]])
 def test_what_is_no_number_is_refused_by_name(name: str, value: object) -> None:
     """A string, None or a bool is a TypeError that starts with the argument's name."""
     with pytest.raises(TypeError, match=f"^{name} must be a number, not "):
@@ -406,3 +406,33 @@ def test_positional_arguments_are_refused() -> None:
     """Eight numbers in a row would be mixed up."""
     with pytest.raises(TypeError):
         plan_capacity(100_000, 120, 500, 500, 10)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("qps", "cost", "native", "held", "sized"),
+    [
+        (500, 5, 200, 300, 375),  # later 125 pass: 125 · 5 + 375 = 1,000
+        (1_000, 5, 200, 800, 1_000),  # all of the quota goes to what is due
+        (4_000, 5, 200, 3_800, 4_000),
+        (2_000, 1, 1_000, 1_000, 2_000),
+        (200, 5, 200, 0, 0),
+        (10, 5, 10, 0, 0),
+        (600, 2.5, 400, 200, Fraction(1_000, 3)),
+    ],
+)
+def test_a_quota_says_how_much_is_held(
+    qps: float, cost: float, native: float, held: float, sized: Fraction | int
+) -> None:
+    """Of 1,000 calls/s, at the beginning of a peak and when what is held is due; sizes are for the latter."""
+    plan = example(qps=qps, instances=1, quota=1_000, delayed_cost=cost)
+    assert (plan.native_rate, plan.held_rate, plan.times_the_traffic) == (native, held, cost)
+    assert plan.rate_per_instance == pytest.approx(float(sized))
+    assert plan.capacity == math.ceil(sized * 120)
+
+
+def test_a_quota_leaves_no_share_to_choose() -> None:
+    """And a delayed publish costs no less than another."""
+    with pytest.raises(ValueError, match=r"^degraded_share must be left out beside a quota"):
+        example(quota=1_000, degraded_share=0.5)
+    with pytest.raises(ValueError, match=r"^delayed_cost must be at least 1, not 0\.5$"):
+        example(quota=1_000, delayed_cost=0.5)
