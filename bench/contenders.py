@@ -13,12 +13,13 @@ import trio
 
 import localdelay
 from localdelay import aio, threads
-from localdelay.benchmark.contenders import Waiting, open_literal_port
-from localdelay.benchmark.load import PutNowait
+from localdelay.benchmark.contenders import Opened, open_literal_port
+from localdelay.benchmark.load import Loop
+from localdelay.benchmark.meter import NO_TIME
 
-from .loops import Loop, World
+from .loops import World
 from .rivals import CallAt, CallAtTask, TaskPerMessage, open_heap_of_threads
-from .times import NO_TIME, Times
+from .times import Times
 
 OPEN = ("held", "low", "high", "mixed")
 """The figures of an open loop."""
@@ -38,21 +39,7 @@ class Asked:
     workers: int = 20
 
 
-@attrs.frozen
-class Queue:
-    """What the scenarios need of a queue."""
-
-    put_nowait: PutNowait
-    put: Callable[..., Any] | None = None
-    """`await put(payload, delay=...)`, or `await publish(...)`."""
-    hold: Callable[[], Any] | None = None
-    """Awaited: nothing is sent until `release`. Where there is none, holding the loop does it."""
-    release: Callable[[], Any] | None = None
-    put_waiting: Callable[..., Any] | None = None
-    """`put(payload, delay=...)` of a plain thread, which waits for room."""
-
-
-Opener: TypeAlias = Callable[[Asked], AbstractAsyncContextManager[Queue]]
+Opener: TypeAlias = Callable[[Asked], AbstractAsyncContextManager[Opened]]
 
 
 @attrs.frozen(kw_only=True)
@@ -72,7 +59,7 @@ def _ending(opener: Opener) -> Opener:
     """What lives on Trio is left by a cancellation."""
 
     @asynccontextmanager
-    async def opened(asked: Asked) -> AsyncIterator[Queue]:
+    async def opened(asked: Asked) -> AsyncIterator[Opened]:
         with trio.CancelScope() as scope:
             async with opener(asked) as queue:
                 yield queue
@@ -82,10 +69,10 @@ def _ending(opener: Opener) -> Opener:
 
 
 def _sending(asked: Asked) -> dict[str, Any]:
-    one = asked.times.one
+    begin = asked.times.begin
 
     async def send(message: localdelay.Message) -> None:
-        one(message.execute_at, message.payload)
+        begin(message.execute_at, message.payload)
 
     return {"send": send, "capacity": asked.capacity, "workers": asked.workers}
 
@@ -93,9 +80,9 @@ def _sending(asked: Asked) -> dict[str, Any]:
 def _one_by_one(**options: Any) -> Opener:
     @_ending
     @asynccontextmanager
-    async def opened(asked: Asked) -> AsyncIterator[Queue]:
+    async def opened(asked: Asked) -> AsyncIterator[Opened]:
         async with localdelay.open_delay_queue(**_sending(asked), **options) as queue:
-            yield Queue(queue.put_nowait, queue.put)
+            yield Opened(queue.put_nowait, queue.put)
 
     return opened
 
@@ -103,16 +90,16 @@ def _one_by_one(**options: Any) -> Opener:
 def _in_batches(**options: Any) -> Opener:
     @_ending
     @asynccontextmanager
-    async def opened(asked: Asked) -> AsyncIterator[Queue]:
-        batch = asked.times.batch
+    async def opened(asked: Asked) -> AsyncIterator[Opened]:
+        begin_batch = asked.times.begin_batch
 
         async def send_batch(messages: Sequence[localdelay.Message]) -> None:
-            batch(messages)
+            begin_batch(messages)
 
         async with localdelay.open_delay_queue(
             send_batch=send_batch, capacity=asked.capacity, workers=asked.workers, **options
         ) as queue:
-            yield Queue(queue.put_nowait, queue.put)
+            yield Opened(queue.put_nowait, queue.put)
 
     return opened
 
@@ -128,85 +115,81 @@ def _through_fallback(
 
     @_ending
     @asynccontextmanager
-    async def opened(asked: Asked) -> AsyncIterator[Queue]:
+    async def opened(asked: Asked) -> AsyncIterator[Opened]:
         async with localdelay.open_delay_queue(**_sending(asked)) as queue:
             breaker = localdelay.BreakerPolicy() if is_down else None
             fallback = localdelay.Fallback(primary, queue, limit=limit, breaker=breaker)
             if is_down:
                 fallback.force_open()
-            yield Queue(queue.put_nowait, fallback.publish)
+            yield Opened(queue.put_nowait, fallback.publish)
 
     return opened
 
 
 @_ending
 @asynccontextmanager
-async def _literal(asked: Asked) -> AsyncIterator[Queue]:
-    one = asked.times.one
+async def _literal(asked: Asked) -> AsyncIterator[Opened]:
+    begin = asked.times.begin
 
-    async def send(message: Waiting) -> None:
-        one(*message)
+    async def send(execute_at: float, payload: bytes) -> None:
+        begin(execute_at, payload)
 
     async with open_literal_port(send, capacity=asked.capacity, workers=asked.workers) as port:
-        yield Queue(port.put_nowait, port.put)
+        yield port
 
 
 @_ending
 @asynccontextmanager
-async def _task_per_message(asked: Asked) -> AsyncIterator[Queue]:
-    one = asked.times.one
+async def _task_per_message(asked: Asked) -> AsyncIterator[Opened]:
+    begin = asked.times.begin
 
-    async def send(message: Waiting) -> None:
-        one(*message)
+    async def send(execute_at: float, payload: bytes) -> None:
+        begin(execute_at, payload)
 
     async with trio.open_nursery() as nursery:
-        yield Queue(TaskPerMessage(nursery, send).put_nowait)
+        yield Opened(TaskPerMessage(nursery, send).put_nowait)
 
 
 @asynccontextmanager
-async def _call_at(asked: Asked) -> AsyncIterator[Queue]:
-    one = asked.times.one
-    yield Queue(CallAt(lambda message: one(*message)).put_nowait)
+async def _call_at(asked: Asked) -> AsyncIterator[Opened]:
+    yield Opened(CallAt(asked.times.begin).put_nowait)
 
 
 @asynccontextmanager
-async def _call_at_task(asked: Asked) -> AsyncIterator[Queue]:
-    one = asked.times.one
+async def _call_at_task(asked: Asked) -> AsyncIterator[Opened]:
+    begin = asked.times.begin
 
-    async def send(message: Waiting) -> None:
-        one(*message)
+    async def send(execute_at: float, payload: bytes) -> None:
+        begin(execute_at, payload)
 
-    yield Queue(CallAtTask(send).put_nowait)
+    yield Opened(CallAtTask(send).put_nowait)
 
 
 @asynccontextmanager
-async def _aio(asked: Asked) -> AsyncIterator[Queue]:
-    one = asked.times.one
+async def _aio(asked: Asked) -> AsyncIterator[Opened]:
+    begin = asked.times.begin
 
     async def send(message: localdelay.Message) -> None:
-        one(NO_TIME, message.payload)
+        begin(NO_TIME, message.payload)
 
     async with aio.open_delay_queue(send, capacity=asked.capacity, workers=asked.workers) as queue:
-        yield Queue(queue.put_nowait, queue.put, queue.pause, queue.resume)
+        yield Opened(queue.put_nowait, queue.put, queue.pause, queue.resume)
         await queue.drain(grace=0.0)
 
 
 @asynccontextmanager
-async def _heap_of_threads(asked: Asked) -> AsyncIterator[Queue]:
-    one = asked.times.one
-    async with open_heap_of_threads(
-        lambda message: one(*message), asked.loop.clock, workers=asked.workers
-    ) as heap:
+async def _heap_of_threads(asked: Asked) -> AsyncIterator[Opened]:
+    async with open_heap_of_threads(asked.times.begin, asked.loop.clock, workers=asked.workers) as heap:
         # It has no bound, and never waits.
-        yield Queue(heap.put_nowait, None, heap.hold, heap.release, heap.put_nowait)
+        yield Opened(heap.put_nowait, None, heap.hold, heap.release, heap.put_nowait)
 
 
 @asynccontextmanager
-async def _threads(asked: Asked) -> AsyncIterator[Queue]:
-    one = asked.times.one
+async def _threads(asked: Asked) -> AsyncIterator[Opened]:
+    begin = asked.times.begin
 
     def send(message: localdelay.Message) -> None:
-        one(NO_TIME, message.payload)
+        begin(NO_TIME, message.payload)
 
     with threads.open_delay_queue(send, capacity=asked.capacity, workers=asked.workers) as queue:
 
@@ -216,26 +199,26 @@ async def _threads(asked: Asked) -> AsyncIterator[Queue]:
         async def release() -> None:
             queue.resume()
 
-        yield Queue(queue.put_nowait, None, hold, release, queue.put)
+        yield Opened(queue.put_nowait, None, hold, release, queue.put)
         queue.drain(grace=0.0)
 
 
 @asynccontextmanager
-async def _bare_channel(asked: Asked) -> AsyncIterator[Queue]:
+async def _bare_channel(asked: Asked) -> AsyncIterator[Opened]:
     # The receiving end is kept: without one, a send raises BrokenResourceError.
-    sending, receiving = trio.open_memory_channel[Waiting](math.inf)
+    sending, receiving = trio.open_memory_channel[tuple[float, bytes]](math.inf)
 
     def put_nowait(payload: bytes, /, *, delay: float) -> None:
         sending.send_nowait((trio.current_time() + delay, payload))
 
-    yield Queue(put_nowait)
+    yield Opened(put_nowait)
     receiving.close()
 
 
 @asynccontextmanager
-async def _list_of_payloads(asked: Asked) -> AsyncIterator[Queue]:
+async def _list_of_payloads(asked: Asked) -> AsyncIterator[Opened]:
     kept: list[bytes] = []
-    yield Queue(lambda payload, /, *, delay: kept.append(payload))
+    yield Opened(lambda payload, /, *, delay: kept.append(payload))
 
 
 GO, JAVA, LITERAL, BARE = "go", "java", "literal", "bare"

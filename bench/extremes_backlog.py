@@ -8,15 +8,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, closing
+from contextlib import AbstractAsyncContextManager
 
 import trio
 
 import localdelay
-from localdelay.benchmark.load import CHUNK, Delays, Generator, Pace, number_in, putter
+from localdelay.benchmark.load import CHUNK, Delays, Pace, number_in, offer, precise_loop, putter
 from localdelay.benchmark.meter import Meter
 from localdelay.benchmark.result import Distribution
-from localdelay.timer import open_timer
 
 from .extremes_figures import Figure
 from .extremes_probes import Arrivals, Collections, Heartbeat, ResidentPeak, Steps, account
@@ -85,8 +84,8 @@ async def backlog(pending: int, rate: float, seconds: float) -> list[Figure]:
             trio.lowlevel.add_instrument(steps)
             pauses_from, waited = time.perf_counter(), waited_for_a_core()
             put_run = putter(queue.put_nowait, delays, size=BODY_BYTES, seed=1, refuse=lambda: None)
-            with closing(open_timer("auto")) as timer:
-                await Generator(pace, clock).offer(put_run, meter.put, start, sleep_until=timer.sleep_until)
+            with precise_loop() as loop:
+                await offer(pace, loop, start, put_run, meter.put)
             await trio.sleep_until(start + seconds)
             running, waited_after = peak.look(), waited_for_a_core()
             trio.lowlevel.remove_instrument(steps)

@@ -9,40 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import closing
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import trio
 
-from localdelay.timer import open_timer
+from localdelay.benchmark.load import Loop, precise_loop
 
 World: TypeAlias = Literal["trio", "asyncio", "threads"]
 _T = TypeVar("_T")
-
-
-class Loop(Protocol):
-    """Where a scenario runs. Times are in seconds on its own clock."""
-
-    @property
-    def clock(self) -> Callable[[], float]:
-        """What time it is; may be called from any thread."""
-
-    async def sleep_until(self, when: float) -> None:
-        """Wait until that time."""
-
-    async def checkpoint(self) -> None:
-        """Let the others run."""
-
-
-class TrioLoop:
-    """The Trio run that this is made in. Its timer is the precise one: the load should be on time."""
-
-    def __init__(self, sleep_until: Callable[[float], Coroutine[Any, Any, None]]) -> None:
-        self.clock: Callable[[], float] = trio.lowlevel.current_clock().current_time
-        self.sleep_until = sleep_until
-
-    async def checkpoint(self) -> None:
-        await trio.lowlevel.checkpoint()
 
 
 class AsyncioLoop:
@@ -73,8 +47,8 @@ class PlainThread:
 
 async def on_trio(scenario: Callable[[Loop], Coroutine[Any, Any, _T]]) -> _T:
     """Run it in the Trio run that this is called in, which may have a clock of its own."""
-    with closing(open_timer("auto")) as timer:
-        return await scenario(TrioLoop(timer.sleep_until))
+    with precise_loop() as loop:
+        return await scenario(loop)
 
 
 async def on_asyncio(scenario: Callable[[Loop], Coroutine[Any, Any, _T]]) -> _T:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from heapq import heappop, heappush
 
 import trio
 
-from localdelay.benchmark.contenders import Send, Waiting
+from localdelay.benchmark.contenders import Send
 
 
 class TaskPerMessage:
@@ -23,34 +23,34 @@ class TaskPerMessage:
         self._nursery = nursery
         self._send = send
 
-    async def _hold(self, message: Waiting) -> None:
-        await trio.sleep_until(message[0])
-        await self._send(message)
+    async def _hold(self, due: float, payload: bytes) -> None:
+        await trio.sleep_until(due)
+        await self._send(due, payload)
 
     def put_nowait(self, payload: bytes, /, *, delay: float) -> None:
-        self._nursery.start_soon(self._hold, (trio.current_time() + delay, payload))
+        self._nursery.start_soon(self._hold, trio.current_time() + delay, payload)
 
 
 class CallAt:
     """A timer of asyncio's a message, `loop.call_at`; the send is a plain function, with no task."""
 
-    def __init__(self, send: Callable[[Waiting], object]) -> None:
+    def __init__(self, send: Callable[[float, bytes], object]) -> None:
         self._loop = asyncio.get_running_loop()
         self._send = send
 
     def put_nowait(self, payload: bytes, /, *, delay: float) -> None:
         due = self._loop.time() + delay
-        self._loop.call_at(due, self._send, (due, payload))
+        self._loop.call_at(due, self._send, due, payload)
 
 
 class CallAtTask:
     """The same with a coroutine that sends, in a task of its own that is kept until it ends."""
 
-    def __init__(self, send: Callable[[Waiting], Awaitable[None]]) -> None:
+    def __init__(self, send: Send) -> None:
         self._tasks: set[asyncio.Future[None]] = set()
 
-        def begin(message: Waiting) -> None:
-            task = asyncio.ensure_future(send(message))
+        def begin(due: float, payload: bytes) -> None:
+            task = asyncio.ensure_future(send(due, payload))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -61,10 +61,10 @@ class CallAtTask:
 class HeapOfThreads:
     """A heap behind a condition, and threads that take from it, sleep and send: the usual recipe."""
 
-    def __init__(self, send: Callable[[Waiting], object], clock: Callable[[], float]) -> None:
+    def __init__(self, send: Callable[[float, bytes], object], clock: Callable[[], float]) -> None:
         self._send = send
         self._clock = clock
-        self._heap: list[Waiting] = []
+        self._heap: list[tuple[float, bytes]] = []
         self._changed = threading.Condition()
         self._closed = False
 
@@ -85,7 +85,7 @@ class HeapOfThreads:
     def work(self) -> None:
         """Send what is due, until it is closed."""
         while (message := self._take()) is not None:
-            self._send(message)
+            self._send(*message)
 
     def close(self) -> None:
         """End the threads."""
@@ -93,7 +93,7 @@ class HeapOfThreads:
             self._closed = True
             self._changed.notify_all()
 
-    def _take(self) -> Waiting | None:
+    def _take(self) -> tuple[float, bytes] | None:
         with self._changed:
             while not self._closed:
                 if not self._heap:
@@ -107,7 +107,7 @@ class HeapOfThreads:
 
 @asynccontextmanager
 async def open_heap_of_threads(
-    send: Callable[[Waiting], object], clock: Callable[[], float], *, workers: int
+    send: Callable[[float, bytes], object], clock: Callable[[], float], *, workers: int
 ) -> AsyncIterator[HeapOfThreads]:
     """Run the threads for the length of the block."""
     heap = HeapOfThreads(send, clock)

@@ -16,11 +16,14 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from localdelay.benchmark.load import CHUNK, Delays, Generator, Pace, putter
+from localdelay.benchmark.contenders import Opened
+from localdelay.benchmark.load import CHUNK, Delays, Loop
 from localdelay.benchmark.process import resident_bytes
+from localdelay.benchmark.result import Settings
+from localdelay.benchmark.round import Round
 
-from .contenders import CONTENDERS, PROGRAM, Asked, Queue
-from .loops import Loop, run
+from .contenders import CONTENDERS, PROGRAM, Asked
+from .loops import run
 from .samples import BODY_BYTES, Result, body, waited_for_a_core
 from .times import Times
 
@@ -39,13 +42,9 @@ _PRODUCED_DELAYS = 50
 _ROOM = 20_000
 
 
-class _TooLate(Exception):
-    """The load is so late that it is given up."""
-
-
 def _open(
     name: str, loop: Loop, times: Times, workers: int = 20, room: int | None = None
-) -> AbstractAsyncContextManager[Queue]:
+) -> AbstractAsyncContextManager[Opened]:
     opener = CONTENDERS[name].open
     if opener is None:
         raise ValueError(f"{name} is a program")
@@ -160,7 +159,7 @@ async def _seconds_a_put(loop: Loop, contender: str, workers: int) -> float:
         return (loop.clock() - began) / _REHEARSED
 
 
-async def _put_all(loop: Loop, queue: Queue, messages: int, delay: float) -> None:
+async def _put_all(loop: Loop, queue: Opened, messages: int, delay: float) -> None:
     for number in range(messages):
         queue.put_nowait(body(number), delay=delay)
         if number % CHUNK == CHUNK - 1:
@@ -185,35 +184,20 @@ async def open_loop(
 ) -> Result:
     """`rate` messages a second for `seconds`, each put at its own time, late or not, and due after its delay.
 
-    Latency counts from that time and its delay, not from the put. Puts that are `patience` seconds late end
-    the load; what has not been sent so long after the last was due is given up.
+    Latency counts from that time and its delay, not from the put. What is put or sent `patience` seconds
+    after its time is given up.
     """
-    pace, given = Pace(rate, rate, seconds), Delays(tuple(delays), is_range)
-    times = Times(loop.clock, pace.total)
-
-    def refuse() -> None:
-        raise _TooLate
-
-    def after_run(first: int, stop: int, began: float, ended: float) -> None:
-        times.put(first, stop, began, ended)
-        if ended > start + seconds + patience:
-            raise _TooLate
-
-    gc.collect()
+    load = Settings(
+        rate=(rate, rate), seconds=seconds, delays=Delays(tuple(delays), is_range), size=BODY_BYTES, seed=seed
+    )
+    times = Times(loop.clock, load.pace.total)
     async with _open(contender, loop, times, workers) as queue:
-        put_run = putter(queue.put_nowait, given, size=BODY_BYTES, seed=seed, refuse=refuse)
+        one = Round(load, loop, times, patience)
         waited, cpu = waited_for_a_core(), time.process_time()
-        start = loop.clock()
-        try:
-            await Generator(pace, loop.clock).offer(
-                put_run, after_run, start, sleep_until=loop.sleep_until, checkpoint=loop.checkpoint
-            )
-            await _until_sent(loop, times, pace.total, start + seconds + given.longest + patience)
-        except _TooLate:
-            pass  # the figures say how much was put, and sent
-        wall, cpu, waited_after = loop.clock() - start, time.process_time() - cpu, waited_for_a_core()
+        await one.go(queue.put_nowait, loop.clock())
+        wall, cpu, waited_after = loop.clock() - one.start, time.process_time() - cpu, waited_for_a_core()
     return {
-        **times.figures(pace, given, seed, start),
+        **times.figures(load.pace, load.delays, seed, one.start),
         "cpu_us": 1e6 * cpu / max(1, times.sent),
         "waited_share": None if waited is None or waited_after is None else (waited_after - waited) / wall,
     }

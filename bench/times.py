@@ -9,17 +9,15 @@ from collections.abc import Callable, Sequence
 
 import attrs
 
+from localdelay import Message
 from localdelay.benchmark.held import is_held
 from localdelay.benchmark.load import NUMBER_BYTES, Delays, Pace
-from localdelay.benchmark.meter import Due, Meter
+from localdelay.benchmark.meter import Meter
 from localdelay.benchmark.result import Distribution
-from localdelay.lateness import Latencies
 
 from .samples import Result
 
 _ROUNDING = 1e-6
-NO_TIME = -math.inf
-"""The execute-at of a message that has it on another clock, or not at all."""
 
 
 class Times:
@@ -38,12 +36,12 @@ class Times:
         """Of the puts, as `Meter.put` takes them."""
         from_bytes, append, extend = int.from_bytes, flags.append, flags.extend
 
-        def one(execute_at: float, payload: bytes) -> None:
+        def begin(execute_at: float, payload: bytes) -> None:
             now = clock()
             begun[from_bytes(payload[:NUMBER_BYTES], "big")] = now
             append(execute_at > now)
 
-        def batch(messages: Sequence[Due]) -> None:
+        def begin_batch(messages: Sequence[Message]) -> None:
             now = clock()
             numbers = array("Q", b"".join([message.payload[:NUMBER_BYTES] for message in messages]))
             if sys.byteorder == "little":
@@ -56,9 +54,9 @@ class Times:
                     begun[number] = now
             extend([message.execute_at > now for message in messages])
 
-        self.one: Callable[[float, bytes], None] = one
+        self.begin: Callable[[float, bytes], None] = begin
         """To be called at the start of a send, with the execute-at and the payload of its message."""
-        self.batch: Callable[[Sequence[Due]], None] = batch
+        self.begin_batch: Callable[[Sequence[Message]], None] = begin_batch
         """To be called at the start of a send of several messages. One clock read serves them all."""
 
     @property
@@ -83,7 +81,7 @@ class Times:
         for run in self.runs:
             meter.put(*run)
         meter.finish()
-        latency = Distribution.of(Latencies.together(meter.intervals))
+        latency = Distribution.of(meter.total)
         put = self.runs[-1][1] if self.runs else 0
         # By the execute-at that was told, or, where none was, by the earliest that it can have been.
         early = max(early, sum(self.flags))

@@ -1,12 +1,11 @@
 """The process of one plan: `python -m localdelay.benchmark.child`, told on standard input what to do.
 
-It reads a job, and answers with a `step` while it goes on and a `result` or an `error` at the end: each a
-line, a pickle in hexadecimal. It ends when its standard input does: whoever has started it has gone.
+It reads a job, prints a line for each step, and leaves the result, or the error, in a file. It ends when its
+standard input does: whoever has started it has gone.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import pickle
@@ -14,27 +13,26 @@ import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
 
 from localdelay.benchmark.comparison import Comparison, Plan
-from localdelay.benchmark.contenders import Opening, open_plan
-from localdelay.benchmark.load import NUMBER_BYTES, Generator, putter
+from localdelay.benchmark.contenders import Opened, Opening, open_plan
+from localdelay.benchmark.load import NUMBER_BYTES, TrioLoop, offer, putter
 from localdelay.benchmark.measuring import Bench
-from localdelay.benchmark.meter import Due
 from localdelay.benchmark.process import machine_bytes
-from localdelay.benchmark.redis import open_link, remove
+from localdelay.benchmark.redis import open_link
+from localdelay.benchmark.result import BenchError
 from localdelay.errors import LocalDelayError
 from localdelay.nurseries import bare
 
 if TYPE_CHECKING:  # with an extra
     from localdelay.redis_plan.link import Link
 
-STORED, SENT = "stored", "sent"
-"""The records of a process that is killed."""
 _LEASE = 2.0
 """Seconds, in the runs that are killed: what the dead one has claimed waits as long."""
 _RECOVER_WITHIN = 30.0
@@ -43,7 +41,7 @@ _LOOK = 0.1
 
 @attrs.frozen(kw_only=True)
 class Job:
-    """What to do."""
+    """What to do, and where what came of it is to be found."""
 
     what: str
     """A key of `_JOBS`."""
@@ -54,27 +52,26 @@ class Job:
     token: str
     """Is in the names of all keys."""
     directory: Path
-    """Where the records are."""
     seconds: float = 0.0
     """How long the load to be killed is to be, after the first message is due."""
 
+    @property
+    def stored(self) -> Path:
+        """The record of what the plan has said it has."""
+        return self.directory / "stored"
 
-def packed(what: object) -> bytes:
-    """One line of what goes between the two processes."""
-    return pickle.dumps(what).hex().encode() + b"\n"
+    @property
+    def sent(self) -> Path:
+        """The record of what was sent."""
+        return self.directory / "sent"
+
+    @property
+    def result(self) -> Path:
+        """A pickle of what was measured, or of the `BenchError`; not there before it has ended."""
+        return self.directory / f"{self.what}.pickle"
 
 
-def unpacked(line: bytes) -> Any:
-    """The reverse, for what one's own process has said."""
-    return pickle.loads(bytes.fromhex(line.decode()))  # noqa: S301
-
-
-def _say(**what: object) -> None:
-    sys.stdout.buffer.write(packed(what))
-    sys.stdout.buffer.flush()
-
-
-@contextlib.contextmanager
+@contextmanager
 def recording(path: Path) -> Iterator[Callable[[bytes], object]]:
     """What writes down the numbers of payloads, without a buffer: what is written survives the process."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -91,71 +88,60 @@ def recorded(path: Path) -> list[int]:
     return [int.from_bytes(data[end - NUMBER_BYTES : end], "big") for end in ends]
 
 
-@contextlib.asynccontextmanager
-async def _link_to(server: str) -> AsyncIterator[Link | None]:
-    if not server:
-        yield None
-        return
-    async with open_link(server) as link:
-        yield link
+def _say(step: str) -> None:
+    sys.stdout.write(f"{step}\n")
+    sys.stdout.flush()
 
 
 async def _measure(job: Job) -> object:
     """All but the crash."""
-    async with _link_to(job.server) as link:
-        bench = Bench(job.plan, job.asked, link, job.server, job.token)
-        return await bench.measure(lambda what: _say(step=what))
+
+    async def with_link(link: Link | None) -> object:
+        return await Bench(job.plan, job.asked, link, job.server, job.token).measure(_say)
+
+    if not job.server:
+        return await with_link(None)
+    async with open_link(job.server) as link:
+        return await with_link(link)
 
 
-def _opening(job: Job, sent: Callable[[bytes], object], stored: Callable[[bytes], object]) -> Opening:
-    def sink(message: Due) -> None:
-        sent(message.payload)
-
-    return Opening(
-        plan=job.plan,
-        asked=job.asked,
-        capacity=job.asked.load(job.seconds).capacity(machine_bytes()),
-        sink=sink,
-        stored=stored,
-        server=job.server,
-        name=f"{job.token}-crash",
-        lease=_LEASE,
-    )
+@asynccontextmanager
+async def _recorded_plan(job: Job) -> AsyncIterator[Opened]:
+    with recording(job.stored) as stored, recording(job.sent) as sent:
+        opening = Opening(
+            plan=job.plan,
+            asked=job.asked,
+            capacity=job.asked.load(job.seconds).capacity(machine_bytes()),
+            begin=lambda _, payload: sent(payload),
+            stored=stored,
+            server=job.server,
+            name=f"{job.token}-crash",
+            lease=_LEASE,
+        )
+        async with open_plan(opening) as opened:
+            yield opened
 
 
 async def _be_killed(job: Job) -> object:
     """Put until the end, or rather until the kill; write down what was stored and sent."""
     load = job.asked.load(job.seconds)
-    with recording(job.directory / STORED) as stored, recording(job.directory / SENT) as sent:
-        async with open_plan(_opening(job, sent, stored)) as opened:
-            put_run = putter(
-                opened.put_nowait, load.delays, size=load.size, seed=load.seed, refuse=lambda: None
-            )
-            _say(step="begun")
-            clock = trio.lowlevel.current_clock().current_time
-            await Generator(load.pace, clock).offer(put_run, lambda *_: None)
-            await trio.sleep_forever()
+    async with _recorded_plan(job) as opened:
+        put_run = putter(opened.put_nowait, load.delays, size=load.size, seed=load.seed, refuse=lambda: None)
+        _say("begun")
+        await offer(load.pace, TrioLoop(), trio.current_time(), put_run, lambda *_: None)
+        await trio.sleep_forever()
 
 
 async def _recover(job: Job) -> object:
     """Send what the killed one has left in Redis; how much is left after that."""
-    with recording(job.directory / SENT) as sent:
-        async with open_plan(_opening(job, sent, lambda _: None)) as opened:
-            with trio.move_on_after(job.asked.delays.longest + _RECOVER_WITHIN):
-                while await opened.left():  # noqa: ASYNC110 (Redis tells nobody)
-                    await trio.sleep(_LOOK)
-            return await opened.left()
+    async with _recorded_plan(job) as opened:
+        with trio.move_on_after(job.asked.delays.longest + _RECOVER_WITHIN):
+            while await opened.left():  # noqa: ASYNC110 (Redis tells nobody)
+                await trio.sleep(_LOOK)
+        return await opened.left()
 
 
-async def _remove(job: Job) -> object:
-    """Leave nothing in Redis."""
-    async with _link_to(job.server) as link:
-        if link is not None:
-            await remove(link, job.token)
-    return None
-
-
-_JOBS = {"measure": _measure, "be killed": _be_killed, "recover": _recover, "remove": _remove}
+_JOBS = {"measure": _measure, "be killed": _be_killed, "recover": _recover}
 
 
 def _end_with_stdin() -> None:
@@ -167,17 +153,18 @@ def main() -> None:
     """Do the job."""
     # Ctrl-C is for the one who has started this, and ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    job: Job = unpacked(sys.stdin.buffer.readline())
+    job: Job = pickle.load(sys.stdin.buffer)  # noqa: S301 (of one's own process)
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     gc.collect()
     gc.freeze()  # or each full collection walks all that the imports have made, for 40 ms
     try:
-        _say(result=trio.run(_JOBS[job.what], job))
+        result = trio.run(_JOBS[job.what], job)
     except Exception as raised:  # noqa: BLE001 (told to whoever has started this)
         error = bare(raised) if isinstance(raised, BaseExceptionGroup) else raised
         expected = isinstance(error, ConnectionError | LocalDelayError)
         what = "" if expected else f"{job.plan} could not run: {type(error).__name__}: "
-        _say(error=" ".join(f"{what}{error}".removesuffix(": ").split()))
+        result = BenchError(" ".join(f"{what}{error}".removesuffix(": ").split()))
+    job.result.write_bytes(pickle.dumps(result))
     os._exit(0)  # the thread is reading
 
 

@@ -5,6 +5,7 @@ Each plan runs in a process of its own (`child`), which is told what to do by th
 
 from __future__ import annotations
 
+import pickle
 import secrets
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any, NoReturn, Protocol
 
 import trio
 
-from localdelay.benchmark.child import SENT, STORED, Job, packed, recorded, unpacked
+from localdelay.benchmark.child import Job, recorded
 from localdelay.benchmark.comparison import (
     Comparison,
     Crash,
@@ -29,14 +30,16 @@ from localdelay.benchmark.comparison import (
     count_crash,
 )
 from localdelay.benchmark.process import machine
-from localdelay.benchmark.redis import find_server, start_server
+from localdelay.benchmark.redis import find_server, open_link, remove, start_server
 from localdelay.benchmark.result import BenchError
 from localdelay.benchmark.run import check as check_load
 from localdelay.brokers.address import hide_secrets
+from localdelay.errors import LocalDelayError
 from localdelay.programs import Guarded, last_words
 from localdelay.signals import Stopped, heard
 
 _CHILD = "localdelay.benchmark.child"
+_LOG = "stderr"
 _CRASH_SECONDS = 2.0
 _REMOVE_WITHIN = 10.0
 
@@ -120,18 +123,19 @@ class _Plans:
     async def _crash(self, plan: Plan) -> Crash:
         """Kill it in the middle, and have another send what is left."""
         seconds = min(self._asked.seconds, _CRASH_SECONDS)
-        job = self._job("be killed", plan, seconds=seconds)
-        async with _running(job) as said:
-            await anext(said)
+        job = self._job("be killed", plan, seconds)
+        async with _running(job) as steps:
+            if await anext(steps, None) is None:
+                _result_of(job)  # which is the error that has ended it
             await trio.sleep(self._asked.before + seconds / 2)
         killed = trio.current_time()
-        stored, sent = recorded(job.directory / STORED), recorded(job.directory / SENT)
+        stored, sent = recorded(job.stored), recorded(job.sent)
         recovered_in = None
-        if plan.in_redis and not await self._result(self._job("recover", plan, seconds=seconds)):
+        if plan.in_redis and not await self._result(self._job("recover", plan, seconds)):
             recovered_in = trio.current_time() - killed
         # A send may be written down before its put is: nobody else hears of either meanwhile.
         there = set(stored) | set(sent)
-        lost, twice = count_crash(there, recorded(job.directory / SENT))
+        lost, twice = count_crash(there, recorded(job.sent))
         return Crash(
             stored=len(there), sent_before=len(sent), lost=lost, twice=twice, recovered_in=recovered_in
         )
@@ -140,10 +144,11 @@ class _Plans:
         """On somebody else's server nothing is left."""
         if self._asked.needs_redis and self._asked.redis is not None:
             # What has made this fail, if anything, is told already.
-            with trio.move_on_after(_REMOVE_WITHIN, shield=True), suppress(BenchError):
-                await self._result(self._job("remove", Plan.REDIS))
+            with trio.move_on_after(_REMOVE_WITHIN, shield=True), suppress(LocalDelayError, ConnectionError):
+                async with open_link(self._server) as link:
+                    await remove(link, self._token)
 
-    def _job(self, what: str, plan: Plan, *, seconds: float = 0.0) -> Job:
+    def _job(self, what: str, plan: Plan, seconds: float = 0.0) -> Job:
         directory = self._directory / plan
         directory.mkdir(exist_ok=True)
         return Job(
@@ -157,19 +162,26 @@ class _Plans:
         )
 
     async def _result(self, job: Job) -> Any:
-        async with _running(job) as said:
-            async for answer in said:
-                if "result" in answer:
-                    return answer["result"]
-                self._watcher.step(job.plan, answer["step"])
-        raise AssertionError("a process that ends without a result is an error")
+        async with _running(job) as steps:
+            async for step in steps:
+                self._watcher.step(job.plan, step)
+        return _result_of(job)
+
+
+def _result_of(job: Job) -> Any:
+    """What the process of this job has left. Raises `BenchError` for an error of its, and for nothing."""
+    if not job.result.exists():
+        raise BenchError(f"the process of {job.plan} has ended; {last_words(job.directory / _LOG)}")
+    found = pickle.loads(job.result.read_bytes())  # noqa: S301 (of a process of one's own)
+    if isinstance(found, BenchError):
+        raise BenchError(hide_secrets(str(found), job.server))
+    return found
 
 
 @asynccontextmanager
-async def _running(job: Job) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
-    """What the process that does this says, for the length of an `async with` block; then it is killed."""
-    log = job.directory / "stderr"
-    with log.open("ab") as stderr:
+async def _running(job: Job) -> AsyncIterator[AsyncIterator[str]]:
+    """The steps of the process that does this, for the length of an `async with` block; then it is killed."""
+    with (job.directory / _LOG).open("ab") as stderr:
         # In a session of its own: Ctrl-C is for this process, which ends it.
         process = await trio.lowlevel.open_process(
             [sys.executable, "-m", _CHILD],
@@ -180,10 +192,10 @@ async def _running(job: Job) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
         )
     assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018 (for mypy)
     try:
-        with suppress(trio.BrokenResourceError):  # it has ended: `_answers` says so
-            await process.stdin.send_all(packed(job))
-        async with aclosing(_answers(process.stdout, job, log)) as said:
-            yield said
+        with suppress(trio.BrokenResourceError):  # it has ended, and left no result
+            await process.stdin.send_all(pickle.dumps(job))
+        async with aclosing(_lines(process.stdout)) as steps:
+            yield steps
     finally:
         with trio.CancelScope(shield=True):
             process.kill()
@@ -192,19 +204,9 @@ async def _running(job: Job) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
             await process.stdout.aclose()
 
 
-async def _answers(
-    stdout: trio.abc.ReceiveStream, job: Job, log: Path
-) -> AsyncGenerator[dict[str, Any], None]:
-    """What the process says. Raises `BenchError` for an error of its, and where it has ended."""
+async def _lines(stdout: trio.abc.ReceiveStream) -> AsyncGenerator[str, None]:
     received = b""
-    while True:
-        while b"\n" not in received:
-            more = await stdout.receive_some()
-            if not more:
-                raise BenchError(f"the process of {job.plan} has ended; {last_words(log)}")
-            received += more
-        line, _, received = received.partition(b"\n")
-        said: dict[str, Any] = unpacked(line)
-        if "error" in said:
-            raise BenchError(hide_secrets(said["error"], job.server))
-        yield said
+    async for more in stdout:
+        *lines, received = (received + more).split(b"\n")
+        for line in lines:
+            yield line.decode()

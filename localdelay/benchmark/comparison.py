@@ -142,14 +142,13 @@ def _at_most(name: str, value: float, most: float) -> None:
 
 @attrs.frozen(kw_only=True)
 class Waiting:
-    """What it takes to hold messages that wait."""
+    """What it takes to hold messages that wait: growth of memory, in bytes for each of them."""
 
     messages: int
-    """How many there were."""
     process_bytes: float | None
-    """Growth of the process's memory for each, payload included; None where few wait, or nobody tells."""
+    """Payload included; None where few wait, or nobody tells."""
     redis_bytes: float | None
-    """Growth of Redis's memory for each; None where there is no Redis."""
+    """None where there is no Redis."""
 
 
 @attrs.frozen(kw_only=True)
@@ -167,17 +166,14 @@ class Cost:
     cpu: float
     """The process's share, the load's own included."""
     redis_cpu: float
-    """Redis's."""
-    resident_bytes: int | None
-    """Memory of the process at their end."""
 
 
 @attrs.frozen(kw_only=True)
 class Busy:
-    """A load."""
+    """A load, and what became of its messages."""
 
     offered: int
-    """Messages that were to be put."""
+    """Those that were to be put."""
     stored: int
     """Those that were put, and, where Redis is to have them, it said that it has."""
     refused: int
@@ -190,7 +186,7 @@ class Busy:
     p99: float | None
     longest: float | None
     carried: bool
-    """All was put and sent on time; see `CARRIED_P99`."""
+    """Whether all was put and sent, with a p99 under `CARRIED_P99`."""
     cost: Cost | None
     """From when messages come due until the last is put; None where it did not come to that."""
 
@@ -265,13 +261,13 @@ class Formula:
     def of(cls, asked: Comparison) -> Formula:
         """For this load."""
         zrange, setnx = polling_rates(asked.shards, 1)
-        rate, delays = asked.rate, asked.delays
+        is_one_delay = asked.delays.shortest == asked.delays.longest
         return cls(
-            zadd=rate,
+            zadd=asked.rate,
             zrange=zrange,
             setnx=setnx,
-            zrem=rate,
-            redis_commands=redis_queue_commands(rate, 1) if delays.shortest == delays.longest else None,
+            zrem=asked.rate,
+            redis_commands=redis_queue_commands(asked.rate, 1) if is_one_delay else None,
             redis_commands_idle=redis_queue_commands(0.0, 1),
         )
 

@@ -1,20 +1,21 @@
 """What is put under a load: anything with a `put_nowait` that sends each message when it is due.
 
-Here are the four plans that are compared, each with a send that does nothing but tell a sink.
+Here are the four plans that are compared, each with a send that does nothing but tell when it began.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import NamedTuple, TypeAlias
+from functools import partial
+from typing import Any, TypeAlias
 
 import attrs
 import trio
 
 from localdelay.benchmark.comparison import Comparison, Plan, queue_url
 from localdelay.benchmark.load import PutNowait
-from localdelay.benchmark.meter import Due
+from localdelay.benchmark.meter import NO_TIME
 from localdelay.errors import LocalDelayError
 from localdelay.message import Message
 from localdelay.queue.queue import open_delay_queue
@@ -22,51 +23,58 @@ from localdelay.queue.queue import open_delay_queue
 _PUTTERS = 400
 """Puts that wait for Redis at the same time."""
 
-Waiting: TypeAlias = tuple[float, bytes]
-"""(execute-at in seconds on Trio's clock, payload)."""
-Send: TypeAlias = Callable[[Waiting], Awaitable[None]]
+Send: TypeAlias = Callable[[float, bytes], Awaitable[None]]
+"""Is called with the execute-at (seconds on Trio's clock) and the payload of a message that is due."""
 
 
-class LiteralPort:
-    """The write-up's plan 2, ported to Trio word for word: what localdelay is measured against.
-
-    One bounded memory channel, FIFO, and a pool of workers. A worker receives a message, sleeps until it is
-    due (once received, it can't be put back) and sends it. Nothing more: no ids, no retries, no statistics.
-    """
-
-    def __init__(self, channel: trio.MemorySendChannel[Waiting]) -> None:
-        self._channel = channel
-
-    def put_nowait(self, payload: bytes, *, delay: float) -> None:
-        """Take in a message that is due in `delay` seconds; `trio.WouldBlock` if the channel is full."""
-        self._channel.send_nowait((trio.current_time() + delay, payload))
-
-    async def put(self, payload: bytes, *, delay: float) -> None:
-        """Take in a message that is due in `delay` seconds, waiting for room where there is none."""
-        await self._channel.send((trio.current_time() + delay, payload))
+async def _nothing() -> int:
+    await trio.lowlevel.checkpoint()
+    return 0
 
 
-async def _work(receiving: trio.MemoryReceiveChannel[Waiting], send: Send) -> None:
-    async for message in receiving:
-        await trio.sleep_until(message[0])
-        await send(message)
+@attrs.frozen
+class Opened:
+    """A contender that runs: what a load, a scenario or a comparison may need of it."""
+
+    put_nowait: PutNowait
+    put: Callable[..., Any] | None = None
+    """`await put(payload, delay=...)`."""
+    hold: Callable[[], Any] | None = None
+    """Awaited: nothing is sent until `release`. Where there is none, holding the loop does it."""
+    release: Callable[[], Any] | None = None
+    put_waiting: Callable[..., Any] | None = None
+    """`put(payload, delay=...)` of a plain thread, which waits for room."""
+    commands: Callable[[], int] = lambda: 0
+    """Commands sent to Redis so far."""
+    left: Callable[[], Awaitable[int]] = _nothing
+    """How many messages wait in Redis, for whoever comes next."""
 
 
 @asynccontextmanager
-async def open_literal_port(send: Send, *, capacity: int, workers: int) -> AsyncIterator[LiteralPort]:
-    """Run the pool; leaving the block waits until everything is sent."""
-    sending, receiving = trio.open_memory_channel[Waiting](capacity)
+async def open_literal_port(send: Send, *, capacity: int, workers: int) -> AsyncIterator[Opened]:
+    """The write-up's plan 2, ported to Trio word for word: what localdelay is measured against.
+
+    One bounded memory channel, FIFO, and a pool of workers. A worker receives a message, sleeps until it is
+    due (once received, it can't be put back) and sends it. There are no ids, no retries and no statistics.
+    Leaving the block waits until everything is sent.
+    """
+    sending, receiving = trio.open_memory_channel[tuple[float, bytes]](capacity)
+
+    def put_nowait(payload: bytes, /, *, delay: float) -> None:
+        sending.send_nowait((trio.current_time() + delay, payload))
+
+    async def put(payload: bytes, /, *, delay: float) -> None:
+        await sending.send((trio.current_time() + delay, payload))
+
+    async def work() -> None:
+        async for message in receiving:
+            await trio.sleep_until(message[0])
+            await send(*message)
+
     async with trio.open_nursery() as nursery, sending:
         for _ in range(workers):
-            nursery.start_soon(_work, receiving, send)
-        yield LiteralPort(sending)
-
-
-class Plain(NamedTuple):
-    """A message of a plan that has no class for them."""
-
-    execute_at: float
-    payload: bytes
+            nursery.start_soon(work)
+        yield Opened(put_nowait, put)
 
 
 @attrs.frozen(kw_only=True)
@@ -77,8 +85,8 @@ class Opening:
     asked: Comparison
     capacity: int
     """How many messages may wait, of a plan that has a limit of its own."""
-    sink: Callable[[Due], None]
-    """Is called when the send of a message begins, and is all of that send."""
+    begin: Callable[[float, bytes], object]
+    """Is called with execute-at and payload when the send of a message begins, and is all of that send."""
     stored: Callable[[bytes], object]
     """Is called with a payload once the plan has it."""
     refuse: Callable[[bytes], object] = lambda _: None
@@ -88,21 +96,19 @@ class Opening:
     lease: float = 30.0
     """Seconds, of `open_redis_delay_queue`."""
 
+    async def send(self, message: Message) -> None:
+        """What the queues send with."""
+        self.begin(message.execute_at, message.payload)
 
-async def _nothing() -> int:
-    await trio.lowlevel.checkpoint()
-    return 0
+    def storing(self, put_nowait: PutNowait) -> PutNowait:
+        """This put, after which the plan has the message."""
+        stored = self.stored
 
+        def put(payload: bytes, /, *, delay: float) -> None:
+            put_nowait(payload, delay=delay)
+            stored(payload)
 
-@attrs.frozen
-class Opened:
-    """A plan that runs."""
-
-    put_nowait: PutNowait
-    commands: Callable[[], int] = lambda: 0
-    """Commands sent to Redis so far."""
-    left: Callable[[], Awaitable[int]] = _nothing
-    """How many messages wait in Redis, for whoever comes next."""
+        return put
 
 
 def open_plan(opening: Opening) -> AbstractAsyncContextManager[Opened]:
@@ -112,84 +118,62 @@ def open_plan(opening: Opening) -> AbstractAsyncContextManager[Opened]:
 
 @asynccontextmanager
 async def _memory(opening: Opening) -> AsyncIterator[Opened]:
-    async def send(message: Message) -> None:
-        opening.sink(message)
-
-    async with open_delay_queue(send, capacity=opening.capacity, workers=opening.asked.workers) as queue:
-        yield Opened(_storing(queue.put_nowait, opening))
+    workers = opening.asked.workers
+    async with open_delay_queue(opening.send, capacity=opening.capacity, workers=workers) as queue:
+        yield Opened(opening.storing(queue.put_nowait))
         await queue.drain(grace=0.0)
 
 
 @asynccontextmanager
 async def _memory_literal(opening: Opening) -> AsyncIterator[Opened]:
-    async def send(message: Waiting) -> None:
-        opening.sink(Plain(*message))
+    async def send(execute_at: float, payload: bytes) -> None:
+        opening.begin(execute_at, payload)
 
+    workers = opening.asked.workers
     with trio.CancelScope() as scope:
-        async with open_literal_port(send, capacity=opening.capacity, workers=opening.asked.workers) as port:
-            yield Opened(_storing(port.put_nowait, opening))
+        async with open_literal_port(send, capacity=opening.capacity, workers=workers) as port:
+            yield Opened(opening.storing(port.put_nowait))
             scope.cancel()
-
-
-def _storing(put_nowait: PutNowait, opening: Opening) -> PutNowait:
-    stored = opening.stored
-
-    def put(payload: bytes, /, *, delay: float) -> None:
-        put_nowait(payload, delay=delay)
-        stored(payload)
-
-    return put
 
 
 @asynccontextmanager
 async def _redis(opening: Opening) -> AsyncIterator[Opened]:
     from localdelay.redis_plan import open_redis_delay_queue
 
-    async def send(message: Message) -> None:
-        opening.sink(message)
-
     async with (
         open_redis_delay_queue(
-            send,
+            opening.send,
             url=queue_url(opening.server, opening.name),
             shards=opening.asked.shards,
             workers=opening.asked.workers,
             lease=opening.lease,
         ) as queue,
-        _putting(lambda payload, delay: queue.put(payload, delay=delay), opening) as put_nowait,
+        _putting(queue.put, opening) as put_nowait,
     ):
-        yield Opened(put_nowait, lambda: queue.statistics().commands, queue.count)
+        yield Opened(put_nowait, commands=lambda: queue.statistics().commands, left=queue.count)
 
 
 @asynccontextmanager
 async def _redis_literal(opening: Opening) -> AsyncIterator[Opened]:
     from localdelay.benchmark.redis import SortedSets, open_link
 
-    clock = trio.lowlevel.current_clock().current_time
-
-    async def send(_: float, payload: bytes) -> None:
-        # Its wall clock says nothing on this one; that it is not early, its own poll has made sure.
-        opening.sink(Plain(clock(), payload))
-
     async with open_link(opening.server) as link, trio.open_nursery() as nursery:
-        sets = SortedSets(link, opening.name, opening.asked.shards, send)
+        sets = SortedSets(link, opening.name, opening.asked.shards, partial(opening.begin, NO_TIME))
         nursery.start_soon(sets.run)
-        async with _putting(lambda payload, delay: sets.put(payload, delay=delay), opening) as put_nowait:
-            yield Opened(put_nowait, lambda: link.commands, sets.count)
+        async with _putting(sets.put, opening) as put_nowait:
+            yield Opened(put_nowait, commands=lambda: link.commands, left=sets.count)
         nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
-async def _putting(
-    put_one: Callable[[bytes, float], Awaitable[object]], opening: Opening
-) -> AsyncIterator[PutNowait]:
+async def _putting(put_one: Callable[..., Awaitable[object]], opening: Opening) -> AsyncIterator[PutNowait]:
     """A put that does not wait, made of one that does."""
     sending, receiving = trio.open_memory_channel[tuple[bytes, float]](10**9)
 
     async def work() -> None:
         async for payload, delay in receiving:
             try:
-                await put_one(payload, delay)
+                await put_one(payload, delay=delay)
             except (LocalDelayError, ConnectionError):
                 opening.refuse(payload)
             else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,9 +21,9 @@ from localdelay.lateness import Latencies
 _MOST_BYTES = 100_000_000
 _UNIT = "#[Values: microseconds]"
 _LEGEND = '"StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"'
-_RUN = re.compile(r"#\[Run: (.*)\]")
-_START = re.compile(r"#\[(?:Start|Base)Time: ([0-9]{1,15}(?:\.[0-9]{1,9})?) ")
-_INTERVAL = re.compile(r"(?:Tag=[^,]*,)?([0-9]+\.?[0-9]*),([0-9]+\.?[0-9]*),([0-9]+\.?[0-9]*),([\w+/=]+)")
+_RUN = re.compile(r"^#\[Run: (.*)\]$", re.MULTILINE)
+_START = re.compile(r"^#\[(?:Start|Base)Time: ([0-9]{1,15}(?:\.[0-9]{1,9})?) ", re.MULTILINE)
+_INTERVAL = re.compile(r"(?:Tag=[^,]*,)?[0-9]+\.?[0-9]*,([0-9]+\.?[0-9]*),([0-9]+\.?[0-9]*),([\w+/=]+)")
 
 
 @attrs.frozen
@@ -41,23 +41,27 @@ class Log:
 
 def write(path: Path, log: Log, *, seconds: float) -> None:
     """Write the file; `seconds` is how long the intervals are together. An `OSError` if it can't be."""
-    path.write_text("\n".join([*_lines(log, seconds), ""]), encoding="utf-8")
+    path.write_text(text(log, seconds=seconds), encoding="utf-8")
 
 
-def _lines(log: Log, seconds: float) -> Iterator[str]:
+def text(log: Log, *, seconds: float) -> str:
+    """What is in such a file."""
     began = datetime.fromtimestamp(log.began_at, UTC).isoformat(" ", "milliseconds")
-    yield "#[Histogram log format version 1.2]"
-    yield f"#[Run: {log.facts}]"
-    yield _UNIT
-    yield f"#[StartTime: {log.began_at:.3f} (seconds since epoch), {began}]"
-    # With it the times of the lines are relative, also for a reader that takes them as absolute.
-    yield f"#[BaseTime: {log.began_at:.3f} (seconds since epoch)]"
-    yield _LEGEND
+    lines = [
+        "#[Histogram log format version 1.2]",
+        f"#[Run: {log.facts}]",
+        _UNIT,
+        f"#[StartTime: {log.began_at:.3f} (seconds since epoch), {began}]",
+        # With it the times of the lines are relative, also for a reader that takes them as absolute.
+        f"#[BaseTime: {log.began_at:.3f} (seconds since epoch)]",
+        _LEGEND,
+    ]
     for number, interval in enumerate(log.intervals):
         start = number * log.length
         is_last = number == len(log.intervals) - 1
         length = max(0.001, seconds - start) if is_last else log.length
-        yield f"{start:.3f},{length:.3f},{interval.longest * 1e3:.3f},{interval.encoded()}"
+        lines.append(f"{start:.3f},{length:.3f},{interval.longest * 1e3:.3f},{interval.encoded()}")
+    return "\n".join([*lines, ""])
 
 
 def read(path: Path) -> Log:
@@ -71,33 +75,36 @@ def read(path: Path) -> Log:
         raise ValueError("it is no regular file")
     if found.st_size > _MOST_BYTES:
         raise ValueError(f"it has more than {_MOST_BYTES // 10**6} MB")
-    text = path.read_text(encoding="utf-8", errors="replace")
-    if _UNIT not in text:
+    whole = path.read_text(encoding="utf-8", errors="replace")
+    if _UNIT not in whole:
         raise ValueError("it is no log of localdelay bench: its values may have any unit")
-    lines = text.splitlines()
-    intervals = list(_intervals(lines))
+    intervals = [
+        _interval(number, line)
+        for number, line in enumerate(whole.splitlines(), 1)
+        if line and not line.startswith("#") and line != _LEGEND
+    ]
     if not any(latencies.counts for _, latencies in intervals):
         raise ValueError("there is not one latency in it")
-    facts = next((match[1] for line in lines if (match := _RUN.match(line))), "")
-    began_at = next((float(match[1]) for line in lines if (match := _START.match(line))), 0.0)
-    length = intervals[0][0]
-    return Log(facts, began_at, length, [latencies for _, latencies in intervals])
+    facts, began = _RUN.search(whole), _START.search(whole)
+    return Log(
+        facts[1] if facts else "",
+        float(began[1]) if began else 0.0,
+        intervals[0][0],
+        [latencies for _, latencies in intervals],
+    )
 
 
-def _intervals(lines: Iterable[str]) -> Iterator[tuple[float, Latencies]]:
-    """(seconds, latencies) of each."""
-    for number, line in enumerate(lines, 1):
-        if not line or line.startswith("#") or line == _LEGEND:
-            continue
-        found = _INTERVAL.fullmatch(line)
-        if found is None:
-            raise ValueError(f"line {number} is no interval")
-        try:
-            latencies = Latencies.decoded(found[4])
-        except ValueError as error:
-            raise ValueError(f"line {number} has {error}") from error
-        length, most = float(found[2]), float(found[3])
-        if not max(length, most) < math.inf:
-            raise ValueError(f"line {number} has a time that is too long")
-        # The histogram has its values to three digits only; the maximum is exact.
-        yield length, attrs.evolve(latencies, longest=most / 1e3 if latencies.counts else 0.0)
+def _interval(number: int, line: str) -> tuple[float, Latencies]:
+    """(seconds, latencies) of this line."""
+    found = _INTERVAL.fullmatch(line)
+    if found is None:
+        raise ValueError(f"line {number} is no interval")
+    try:
+        latencies = Latencies.decoded(found[3])
+    except ValueError as error:
+        raise ValueError(f"line {number} has {error}") from error
+    length, most = float(found[1]), float(found[2])
+    if not max(length, most) < math.inf:
+        raise ValueError(f"line {number} has a time that is too long")
+    # The histogram has its values to three digits only; the maximum is exact.
+    return length, attrs.evolve(latencies, longest=most / 1e3 if latencies.counts else 0.0)

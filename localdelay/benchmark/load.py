@@ -1,7 +1,6 @@
-"""The load: when each message is to be put, with which delay, and an open-loop generator that does it.
+"""The load: when each message is to be put, with which delay, and the open loop that does it.
 
-Open loop: message i is put at its time whether or not the earlier ones have been sent, so a slow queue
-cannot slow its own load down and look better for it.
+Message i is put at its time whether or not the earlier ones have been sent.
 """
 
 from __future__ import annotations
@@ -9,16 +8,18 @@ from __future__ import annotations
 import math
 import random
 from array import array
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import closing, contextmanager
+from typing import Any, Protocol
 
 import attrs
 import trio
 
 from localdelay.errors import QueueFull
+from localdelay.timer import open_timer
 
 CHUNK = 256
-"""Messages put in a row by a generator that is behind, before the others get their turn."""
+"""Messages put in a row by a load that is behind, before the others get their turn."""
 NUMBER_BYTES = 8
 """A payload begins with its message's number, which tells when the message was to be put."""
 _DRAWN = 1 << 16
@@ -120,7 +121,7 @@ class PutNowait(Protocol):
 def putter(
     put_nowait: PutNowait, delays: Delays, *, size: int, seed: int, refuse: Callable[[], object]
 ) -> Callable[[int, int], None]:
-    """What puts messages `first` to `stop`, each with its own payload and delay, for `Generator.offer`.
+    """What puts messages `first` to `stop`, each with its own payload and delay, for `offer`.
 
     `refuse` is called for each that there is no room for.
     """
@@ -138,50 +139,69 @@ def putter(
     return put_run
 
 
-class Generator:
-    """Calls for every message when its time has come, in runs of consecutive numbers.
+class Loop(Protocol):
+    """Where a load is put: a Trio run, an asyncio loop, a plain thread. Times are in seconds on its clock."""
 
-    Two clock reads a wake-up, none a message: within a run of puts, times can be interpolated.
+    @property
+    def clock(self) -> Callable[[], float]:
+        """What time it is; may be called from any thread."""
+
+    async def sleep_until(self, when: float) -> None:
+        """Wait until that time."""
+
+    async def checkpoint(self) -> None:
+        """Let the others run."""
+
+
+class TrioLoop:
+    """The Trio run that this is made in, with what waits there until an instant."""
+
+    def __init__(self, sleep_until: Callable[[float], Coroutine[Any, Any, None]] = trio.sleep_until) -> None:
+        self.clock: Callable[[], float] = trio.lowlevel.current_clock().current_time
+        self.sleep_until = sleep_until
+
+    async def checkpoint(self) -> None:
+        """Let the others run."""
+        await trio.lowlevel.checkpoint()
+
+
+@contextmanager
+def precise_loop() -> Iterator[TrioLoop]:
+    """The Trio run that this is called in, for the length of a `with` block.
+
+    Its timer is the precise one, also where that of a queue is not to be: the load should be on time.
     """
+    with closing(open_timer("auto")) as timer:
+        yield TrioLoop(timer.sleep_until)
 
-    def __init__(self, pace: Pace, clock: Callable[[], float]) -> None:
-        self._pace = pace
-        self._clock = clock
-        self.start = 0.0
-        """When it started, in seconds on its clock."""
-        self.done = 0
-        """Messages called for so far."""
 
-    async def offer(
-        self,
-        put_run: Callable[[int, int], object],
-        after_run: Callable[[int, int, float, float], object],
-        start: float | None = None,
-        *,
-        sleep_until: Callable[[float], Awaitable[object]] = trio.sleep_until,
-        checkpoint: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint,
-    ) -> None:
-        """Call `put_run(first, stop)`, and then `after_run(first, stop, began, ended)`, until all are put.
+async def offer(
+    pace: Pace,
+    loop: Loop,
+    start: float,
+    put_run: Callable[[int, int], object],
+    after_run: Callable[[int, int, float, float], object],
+) -> None:
+    """Call `put_run(first, stop)`, and then `after_run(first, stop, began, ended)`, until all are put.
 
-        The first message is to be put at `start`, on the generator's clock, or else now. `sleep_until` and
-        `checkpoint` are those of the event loop that this runs on.
-        """
-        clock, pace = self._clock, self._pace
-        offset, total = pace.offset, pace.total
-        start = self.start = clock() if start is None else start
-        while self.done < total:
-            first = self.done
-            began = clock()
-            due = min(total, max(first, pace.put_by(began - start)))
-            # In the terms of the deadline below, or a rounding error could make it sleep for ever.
-            while due < total and start + offset(due) <= began:
-                due += 1
-            stop = min(due, first + CHUNK)
-            if stop > first:
-                put_run(first, stop)
-                self.done = stop
-                after_run(first, stop, began, clock())
-            if stop < due:
-                await checkpoint()
-            elif stop < total:
-                await sleep_until(start + offset(stop))
+    Each message is called for when its time has come, the first at `start`, which is now or gone by on the
+    loop's clock. There are two clock reads a wake-up, and none a message: within a run of puts, times can be
+    interpolated.
+    """
+    clock, offset, total = loop.clock, pace.offset, pace.total
+    done = 0
+    while done < total:
+        began = clock()
+        due = min(total, max(done, pace.put_by(began - start)))
+        # In the terms of the deadline below, or a rounding error could make it sleep for ever.
+        while due < total and start + offset(due) <= began:
+            due += 1
+        stop = min(due, done + CHUNK)
+        if stop > done:
+            put_run(done, stop)
+            after_run(done, stop, began, clock())
+            done = stop
+        if stop < due:
+            await loop.checkpoint()
+        elif stop < total:
+            await loop.sleep_until(start + offset(stop))

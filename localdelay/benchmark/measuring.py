@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import attrs
@@ -22,11 +22,12 @@ from localdelay.benchmark.comparison import (
 )
 from localdelay.benchmark.contenders import Opened, Opening, open_plan
 from localdelay.benchmark.held import best, ladder, next_rate
-from localdelay.benchmark.load import Delays, putter
+from localdelay.benchmark.load import Delays, TrioLoop, precise_loop, putter
+from localdelay.benchmark.meter import Meter
 from localdelay.benchmark.process import machine_bytes, resident_bytes
 from localdelay.benchmark.redis import Seen, look, remove
 from localdelay.benchmark.result import Settings
-from localdelay.benchmark.round import Round
+from localdelay.benchmark.round import Round, held
 from localdelay.lateness import Latencies
 
 if TYPE_CHECKING:
@@ -56,6 +57,30 @@ _IDLE_OTHERS = 2.0
 _IDLE_QUICK = 0.5
 _SETTLE = 0.5
 _LOOK = 0.01
+
+
+@attrs.frozen
+class _Instant:
+    """What has been spent until now, of the process and of Redis."""
+
+    wall: float
+    cpu: float
+    commands: int
+    messages: int
+    redis: Seen
+
+    def cost_until(self, end: _Instant) -> Cost:
+        """What it came to from here on."""
+        seconds, messages = end.wall - self.wall, end.messages - self.messages
+        calls, commands = end.redis.calls_since(self.redis), end.commands - self.commands
+        return Cost(
+            sent_per_s=commands / seconds,
+            inside_per_s=sum(calls.values()) / seconds,
+            calls_per_s={name: count / seconds for name, count in calls.items()},
+            sent_per_message=commands / messages if messages else None,
+            cpu=(end.cpu - self.cpu) / seconds,
+            redis_cpu=(end.redis.cpu - self.redis.cpu) / seconds,
+        )
 
 
 class Bench:
@@ -89,35 +114,49 @@ class Bench:
             intervals=intervals,
         )
 
-    @contextlib.asynccontextmanager
-    async def _open(self, one: Round, capacity: int) -> AsyncIterator[Opened]:
+    @asynccontextmanager
+    async def _open(
+        self, load: Settings, capacity: int
+    ) -> AsyncIterator[tuple[Opened, Round, Meter, TrioLoop]]:
         """Run the plan under a name of its own, and remove what it has left in Redis."""
         self._count += 1
-        opening = Opening(
-            plan=self._plan,
-            asked=self._asked,
-            capacity=capacity,
-            sink=one.sink,
-            stored=one.store,
-            refuse=one.refuse,
-            server=self._server,
-            name=f"{self._token}-{self._plan}-{self._count}",
-        )
-        try:
-            async with open_plan(opening) as opened:
-                yield opened
-        finally:
-            if self._link is not None:
-                with trio.move_on_after(5.0, shield=True):
-                    await remove(self._link, opening.name)
+        with precise_loop() as loop:
+            meter = Meter(load.pace, load.delays, load.seed, loop.clock)
+            one = Round(load, loop, meter, PATIENCE)
+
+            def begin(execute_at: float, payload: bytes) -> None:
+                meter.begin(execute_at, payload)
+                meter.sent += 1
+
+            opening = Opening(
+                plan=self._plan,
+                asked=self._asked,
+                capacity=capacity,
+                begin=begin,
+                stored=one.store,
+                refuse=one.refuse,
+                server=self._server,
+                name=f"{self._token}-{self._plan}-{self._count}",
+            )
+            try:
+                async with open_plan(opening) as opened:
+                    yield opened, one, meter, loop
+            finally:
+                if self._link is not None:
+                    with trio.move_on_after(5.0, shield=True):
+                        await remove(self._link, opening.name)
+
+    async def _now(self, opened: Opened, meter: Meter) -> _Instant:
+        redis = await look(self._link)
+        return _Instant(time.perf_counter(), time.process_time(), opened.commands(), meter.sent, redis)
 
     async def _waiting(self) -> tuple[Waiting, Cost]:
         """Have many messages wait: the memory that takes, and what it costs to wait."""
-        asked, one = self._asked, Round(self._asked.load())
+        asked = self._asked
         count = _FILL
         if self._plan.in_redis:
             count = min(_QUICK_FILL if asked.quick else _FILL, _SHARD_FILL * asked.shards)
-        async with self._open(one, _FILL) as opened:
+        async with self._open(asked.load(), _FILL) as (opened, one, meter, _):
             put_run = putter(
                 opened.put_nowait, _FILL_DELAYS, size=asked.size, seed=asked.seed, refuse=one.refuse
             )
@@ -139,40 +178,44 @@ class Bench:
                 in_process = (grown - resident) / more
             in_redis = None if self._link is None else (after.memory - before.memory) / more
             await trio.sleep(_SETTLE)
-            window = _Window(self._link, opened, one)
-            await window.begin()
+            begun = await self._now(opened, meter)
             await trio.sleep(_IDLE_SECONDS.get(self._plan, _IDLE_QUICK if asked.quick else _IDLE_OTHERS))
-            idle = await window.end()
-        assert idle is not None  # noqa: S101 (it has begun)
+            idle = begun.cost_until(await self._now(opened, meter))
         return Waiting(messages=one.stored, process_bytes=in_process, redis_bytes=in_redis), idle
 
     async def _busy(self, load: Settings, before: float) -> tuple[Busy, list[Latencies]]:
         """Put the load, and count what it costs from so many seconds after the first put to the last."""
-        one = Round(load, PATIENCE)
-        async with self._open(one, load.capacity(machine_bytes())) as opened:
-            window = _Window(self._link, opened, one)
-            start = one.clock()
+        instants: list[_Instant] = []
+        async with self._open(load, load.capacity(machine_bytes())) as (opened, one, meter, loop):
+            start = loop.clock()
+            meter.start(start)
+
+            async def look_at(*offsets: float) -> None:
+                for offset in offsets:
+                    await trio.sleep_until(start + offset)
+                    instants.append(await self._now(opened, meter))
+
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(window.watch, start + before, start + load.seconds)
+                nursery.start_soon(look_at, before, load.seconds)
                 await one.go(opened.put_nowait, start)
                 nursery.cancel_scope.cancel()
-            cost = await window.end()
-        one.meter.finish()
-        latencies = Latencies.together(one.meter.intervals)
-        p50, p99 = latencies.at(0.5, 0.99) if latencies.count else (None, None)
+            if len(instants) == 1:
+                instants.append(await self._now(opened, meter))
+        meter.finish()
+        p50, p99 = meter.total.at(0.5, 0.99) if meter.total.count else (None, None)
         busy = Busy(
             offered=load.pace.total,
             stored=one.stored,
             refused=one.refused,
-            sent=one.meter.sent,
-            early=one.meter.early,
+            sent=meter.sent,
+            early=meter.early,
             p50=p50,
             p99=p99,
-            longest=latencies.longest if latencies.count else None,
-            carried=one.is_held(CARRIED_P99),
-            cost=cost,
+            longest=meter.total.longest if meter.total.count else None,
+            carried=held(meter, load, CARRIED_P99),
+            cost=instants[0].cost_until(instants[1]) if instants else None,
         )
-        return busy, one.meter.intervals
+        return busy, meter.intervals
 
     async def _carries(self, rate: float) -> bool:
         """Whether this rate is carried, by a short load with short delays."""
@@ -184,59 +227,3 @@ class Bench:
         )
         busy, _ = await self._busy(load, _RUNG_DELAY)
         return busy.carried
-
-
-@attrs.frozen
-class _Instant:
-    wall: float
-    cpu: float
-    commands: int
-    messages: int
-    redis: Seen
-    resident: int | None
-
-
-class _Window:
-    """What is counted between two instants, of the process and of Redis."""
-
-    def __init__(self, link: Link | None, opened: Opened, one: Round) -> None:
-        self._link = link
-        self._opened = opened
-        self._round = one
-        self._begun: _Instant | None = None
-        self._ended: _Instant | None = None
-
-    async def watch(self, first: float, last: float) -> None:
-        """Count from the first to the last, seconds on Trio's clock."""
-        await trio.sleep_until(first)
-        await self.begin()
-        await trio.sleep_until(last)
-        await self.end()
-
-    async def begin(self) -> None:
-        """Count from now on."""
-        self._begun = await self._now()
-
-    async def end(self) -> Cost | None:
-        """What it came to, until now where it has not ended yet; None where it has not begun."""
-        if self._begun is None:
-            return None
-        if self._ended is None:
-            self._ended = await self._now()
-        begun, ended = self._begun, self._ended
-        seconds, messages = ended.wall - begun.wall, ended.messages - begun.messages
-        calls, commands = ended.redis.calls_since(begun.redis), ended.commands - begun.commands
-        return Cost(
-            sent_per_s=commands / seconds,
-            inside_per_s=sum(calls.values()) / seconds,
-            calls_per_s={name: count / seconds for name, count in calls.items()},
-            sent_per_message=commands / messages if messages else None,
-            cpu=(ended.cpu - begun.cpu) / seconds,
-            redis_cpu=(ended.redis.cpu - begun.redis.cpu) / seconds,
-            resident_bytes=ended.resident,
-        )
-
-    async def _now(self) -> _Instant:
-        redis = await look(self._link)
-        commands, sent = self._opened.commands(), self._round.meter.sent
-        return _Instant(time.perf_counter(), time.process_time(), commands, sent, redis, resident_bytes())

@@ -6,6 +6,7 @@ to be put plus its delay, to when it did begin. So it holds the lateness of the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -22,16 +23,19 @@ GROUP = 5e-5
 """Seconds: what was to happen within this is recorded as one, by the first and so the latest of it."""
 
 
-class Due(Protocol):
-    """A message that is being sent, of whatever queue."""
+NO_TIME = -math.inf
+"""The execute-at of a message that has it on another clock, or not at all."""
+
+
+class Recorder(Protocol):
+    """Whom a load and the sends under it are told to."""
 
     @property
-    def payload(self) -> bytes:
-        """It begins with the message's number."""
+    def sent(self) -> int:
+        """Messages that were sent so far."""
 
-    @property
-    def execute_at(self) -> float:
-        """Seconds on the clock."""
+    def put(self, first: int, stop: int, began: float, ended: float) -> None:
+        """These were put between these two times."""
 
 
 class Meter:
@@ -39,17 +43,19 @@ class Meter:
 
     def __init__(self, pace: Pace, delays: Delays, seed: int, clock: Callable[[], float]) -> None:
         self._pace = pace
+        self._clock = clock
         self._delays = delays.table(seed)
         self._mask = len(self._delays) - 1
-        self._clock = clock
         self._shortest = delays.shortest
         self._start = self._ends = 0.0
         self._latency = LatencyRecorder()
         self._again: set[int] = set()
-        self.begins = 0.0
-        """When the first message is due, in seconds on the clock."""
         self.intervals: list[Latencies] = []
-        """The latencies of the intervals that are over, from `begins` on."""
+        """The latencies of the intervals that are over, from when the first message was due."""
+        self.total = Latencies()
+        """All of them in one."""
+        self.p99: float | None = None
+        """Seconds, of these; None where nothing was sent."""
         self.puts = LatencyRecorder()
         """How late the load was: when a message was put minus when it was to be put."""
         self.sent = 0
@@ -64,17 +70,16 @@ class Meter:
     def start(self, when: float) -> None:
         """The first message is to be put at this time on the clock."""
         self._start = when
-        self.begins = when + self._shortest
-        self._ends = self.begins + INTERVAL
+        self._ends = when + self._shortest + INTERVAL
 
     def finish(self) -> None:
         """Close the last interval; one that has hardly begun is made a part of that before it."""
         rest = self._latency.take()
         if not rest.counts:
             return
-        if self.intervals and self._clock() < self._ends - INTERVAL + SHORTEST:
-            rest = Latencies.together([self.intervals.pop(), rest])
-        self.intervals.append(rest)
+        self._close(rest)
+        if len(self.intervals) > 1 and self._clock() < self._ends - INTERVAL + SHORTEST:
+            self.intervals[-2:] = [Latencies.together(self.intervals[-2:])]
 
     def put(self, first: int, stop: int, began: float, ended: float) -> None:
         """These have been put between these two times, evenly."""
@@ -83,31 +88,29 @@ class Meter:
             late = began + (high - 1 - first) * step - self._start - offset
             self.puts.record(max(0.0, late), high - low)
 
-    def begin(self, message: Due) -> None:
-        """A send begins."""
+    def begin(self, execute_at: float, payload: bytes) -> None:
+        """The send of this message begins."""
         now = self._clock()
         if now >= self._ends:
             self._turn(now)
-        self._record(message, now)
+        self._record(execute_at, payload, now)
 
     def begin_batch(self, messages: Sequence[Message]) -> None:
         """A send of several messages begins."""
         now = self._clock()
         if now >= self._ends:
             self._turn(now)
-        last = messages[-1]
-        first = number_in(messages[0].payload)
-        if (
-            self._mask == 0
-            and not self._again
-            and number_in(last.payload) == first + len(messages) - 1
-            and last.execute_at <= now
-        ):
+        first, last = number_in(messages[0].payload), messages[-1]
+        stop = first + len(messages)
+        in_order = self._mask == 0 and not self._again and number_in(last.payload) == stop - 1
+        if in_order and last.execute_at <= now:
             # With one delay for all, and no retries, they come in the order of their numbers.
-            self._record_run(first, first + len(messages), now)
+            due = self._start + self._delays[0]
+            for low, high, offset in self._groups(first, stop):
+                self._latency.record(max(0.0, now - due - offset), high - low)
         else:
             for message in messages:
-                self._record(message, now)
+                self._record(message.execute_at, message.payload, now)
 
     def end(self, messages: Sequence[Message]) -> None:
         """The send of these has returned: they are sent."""
@@ -136,19 +139,13 @@ class Meter:
         """The first send of this message began now."""
         self._latency.record(max(0.0, now - self.due(number)))
 
-    def _record(self, message: Due, now: float) -> None:
-        number = int.from_bytes(message.payload[:NUMBER_BYTES], "big")
+    def _record(self, execute_at: float, payload: bytes, now: float) -> None:
+        number = int.from_bytes(payload[:NUMBER_BYTES], "big")
         if self._again and number in self._again:
             return
-        if message.execute_at > now:
+        if execute_at > now:
             self.early += 1
         self.record(number, now)
-
-    def _record_run(self, first: int, stop: int, now: float) -> None:
-        """Record consecutive messages with one delay for all."""
-        due = self._start + self._delays[0]
-        for low, high, offset in self._groups(first, stop):
-            self._latency.record(max(0.0, now - due - offset), high - low)
 
     def _groups(self, first: int, stop: int) -> Iterator[tuple[int, int, float]]:
         """(low, high, when the first of them was to be put), of what was to be put within `GROUP`."""
@@ -161,8 +158,12 @@ class Meter:
 
     def _turn(self, now: float) -> None:
         """Close the intervals that are over by now."""
-        self.intervals.append(self._latency.take())
-        self._ends += INTERVAL
         while now >= self._ends:
-            self.intervals.append(Latencies())
+            self._close(self._latency.take())
             self._ends += INTERVAL
+
+    def _close(self, interval: Latencies) -> None:
+        self.intervals.append(interval)
+        if interval.counts:
+            self.total = Latencies.together([self.total, interval])
+            self.p99 = self.total.at(0.99)[0]

@@ -27,13 +27,8 @@ class Machine:
 def machine() -> Machine:
     """This machine."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Machine(
-        cores=allowed or 1,
-        system=platform.system(),
-        python=f"{platform.python_implementation()} {platform.python_version()}",
-        trio=version("trio"),
-        localdelay=version("localdelay"),
-    )
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    return Machine(allowed or 1, platform.system(), python, version("trio"), version("localdelay"))
 
 
 def resident_bytes() -> int | None:
@@ -45,7 +40,6 @@ def resident_bytes() -> int | None:
 
 def machine_bytes() -> int | None:
     """Memory of the machine; None where the system does not tell."""
-    names = getattr(os, "sysconf_names", {})
-    if "SC_PHYS_PAGES" not in names:
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
         return None
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

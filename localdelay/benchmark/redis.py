@@ -9,7 +9,7 @@ import itertools
 import shutil
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ import trio
 
 from localdelay.benchmark.comparison import queue_url
 from localdelay.benchmark.result import BenchError
+from localdelay.nurseries import bare_nursery
 from localdelay.programs import Guarded, last_words
 
 if TYPE_CHECKING:  # it comes with an extra, and the plans in memory have to work without it
@@ -93,7 +94,7 @@ async def open_link(server: str) -> AsyncIterator[Link]:
         on_news=lambda _: None,
         on_connected=lambda: None,
     )
-    async with trio.open_nursery() as nursery:
+    async with bare_nursery() as nursery:
         await nursery.start(link.keep)
         try:
             yield link
@@ -169,10 +170,8 @@ class SortedSets:
     one connection, on which those of one turn of the loop are written together.
     """
 
-    def __init__(
-        self, link: Link, name: str, shards: int, send: Callable[[float, bytes], Awaitable[None]]
-    ) -> None:
-        """`send` is called with when the message was due, in Unix time, and its payload."""
+    def __init__(self, link: Link, name: str, shards: int, send: Callable[[bytes], object]) -> None:
+        """`send` is called with the payload of each message that is due."""
         self._link = link
         self._keys = [f"{name}:{shard}".encode() for shard in range(shards)]
         self._send = send
@@ -200,11 +199,8 @@ class SortedSets:
         while True:
             await trio.sleep_until(when)
             when = max(when + POLL_EVERY, trio.current_time())
-            if not await self._link.call(b"SET", key + b":lock", 1, b"NX", b"PX", _LOCK_MS):
-                continue
-            now = int(time.time() * 1000)
-            for member, score in await self._link.call(
-                b"ZRANGE", key, b"-inf", now, b"BYSCORE", b"WITHSCORES"
-            ):
-                await self._send(float(score) / 1000, member[_NUMBER:])
-                await self._link.call(b"ZREM", key, member)
+            if await self._link.call(b"SET", key + b":lock", 1, b"NX", b"PX", _LOCK_MS):
+                now = int(time.time() * 1000)
+                for member in await self._link.call(b"ZRANGE", key, b"-inf", now, b"BYSCORE"):
+                    self._send(member[_NUMBER:])
+                    await self._link.call(b"ZREM", key, member)

@@ -1,61 +1,53 @@
-"""One load through one contender, on Trio: everything put at its time, and then waited for."""
+"""One load through one contender, in any world: everything put at its time, and then waited for."""
 
 from __future__ import annotations
 
-import contextlib
 import gc
 from collections.abc import Callable
-
-import trio
+from contextlib import suppress
 
 from localdelay.benchmark.held import HELD_P99, is_held
-from localdelay.benchmark.load import Generator, PutNowait, putter
-from localdelay.benchmark.meter import Due, Meter
+from localdelay.benchmark.load import Loop, PutNowait, offer, putter
+from localdelay.benchmark.meter import Meter, Recorder
 from localdelay.benchmark.result import Settings
-from localdelay.lateness import Latencies
-from localdelay.timer import open_timer
 
 _LOOK = 0.01
 _LOOKS = 50
 
 
-class Round:
-    """One load. `meter` is to be told of every send, by `sink` or by a sender of one's own."""
+class _TooLate(Exception):
+    """The load is so late that it is given up."""
 
-    def __init__(self, settings: Settings, patience: float | None = None) -> None:
+
+class Round:
+    """One load, and what became of it so far; the recorder is told of every send by whoever sends."""
+
+    def __init__(self, load: Settings, loop: Loop, recorder: Recorder, patience: float | None = None) -> None:
         """`patience`: seconds that the puts, and then the sends, may be late before they are given up."""
-        self.settings = settings
-        self.clock = trio.lowlevel.current_clock().current_time
-        self.meter = Meter(settings.pace, settings.delays, settings.seed, self.clock)
+        self._load = load
+        self._loop = loop
+        self._recorder = recorder
+        self._patience = load.patience if patience is None else patience
+        self._called_for = 0
+        self.start = 0.0
+        """When the first message was to be put, in seconds on the loop's clock."""
         self.stored = 0
         """Messages that a contender has said it has."""
         self.refused = 0
         """Messages that there was no room for."""
         self.peak = 0
         """Messages pending at most."""
-        self._patience = settings.patience if patience is None else patience
-        self._generator = Generator(settings.pace, self.clock)
         gc.collect()
-
-    @property
-    def start(self) -> float:
-        """When the first message was to be put, in seconds on the clock."""
-        return self._generator.start
 
     @property
     def put(self) -> int:
         """Messages that were put so far."""
-        return self._generator.done - self.refused
+        return self._called_for - self.refused
 
     @property
     def pending(self) -> int:
         """Messages put and not sent, as counted here: a queue's own statistics cost a millisecond."""
-        return self.put - self.meter.sent
-
-    def sink(self, message: Due) -> None:
-        """The whole of a send that does nothing."""
-        self.meter.begin(message)
-        self.meter.sent += 1
+        return self.put - self._recorder.sent
 
     def store(self, _: object) -> None:
         """One more that it has."""
@@ -72,28 +64,27 @@ class Round:
 
         `is_empty` says whether nothing is left to wait for, though not all was sent. It is asked seldom.
         """
-        settings = self.settings
-        self.meter.start(start)
-        put_run = putter(
-            put_nowait, settings.delays, size=settings.size, seed=settings.seed, refuse=self.refuse
-        )
-        # Precise also where the queue's own timer is not to be: the load should be on time.
-        with contextlib.closing(open_timer("auto")) as timer:
-            with trio.move_on_at(start + settings.seconds + self._patience):
-                await self._generator.offer(put_run, self._after_puts, start, sleep_until=timer.sleep_until)
-            with trio.move_on_after(settings.delays.longest + self._patience):
-                looks = 0
-                while self.pending and not (looks % _LOOKS == _LOOKS - 1 and is_empty()):
-                    looks += 1
-                    await trio.sleep(_LOOK)
+        load, loop = self._load, self._loop
+        self.start, last = start, start + load.seconds + self._patience
 
-    def _after_puts(self, first: int, stop: int, began: float, ended: float) -> None:
-        self.meter.put(first, stop, began, ended)
-        self.peak = max(self.peak, self.pending)
+        def after_run(first: int, stop: int, began: float, ended: float) -> None:
+            self._called_for = stop
+            self._recorder.put(first, stop, began, ended)
+            self.peak = max(self.peak, self.pending)
+            if ended > last:
+                raise _TooLate
 
-    def is_held(self, most: float = HELD_P99) -> bool:
-        """Whether the load was held, with a p99 under `most` seconds. For when the meter has finished."""
-        latencies = Latencies.together(self.meter.intervals)
-        p99 = latencies.at(0.99)[0] if latencies.count else None
-        offered = self.settings.pace.total
-        return is_held(p99, offered=offered, sent=self.meter.sent, early=self.meter.early, most=most)
+        put_run = putter(put_nowait, load.delays, size=load.size, seed=load.seed, refuse=self.refuse)
+        with suppress(_TooLate):  # the counts say how much was put
+            await offer(load.pace, loop, start, put_run, after_run)
+        over, looks = loop.clock() + load.delays.longest + self._patience, 0
+        while self.pending and (now := loop.clock()) < over:
+            if looks % _LOOKS == _LOOKS - 1 and is_empty():
+                break
+            looks += 1
+            await loop.sleep_until(now + _LOOK)
+
+
+def held(meter: Meter, load: Settings, most: float = HELD_P99) -> bool:
+    """Whether this load was held, with a p99 under `most` seconds, by a meter that has finished."""
+    return is_held(meter.p99, offered=load.pace.total, sent=meter.sent, early=meter.early, most=most)

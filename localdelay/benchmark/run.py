@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import signal
 import time
-from typing import Protocol
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Protocol
 
 import attrs
 import trio
 
+from localdelay.benchmark.load import precise_loop
+from localdelay.benchmark.meter import Meter
 from localdelay.benchmark.process import machine, machine_bytes, resident_bytes
 from localdelay.benchmark.result import BenchError, Distribution, Result, Settings, held_up_to
-from localdelay.benchmark.round import Round
-from localdelay.benchmark.sending import senders
+from localdelay.benchmark.round import Round, held
 from localdelay.brokers import STDOUT, Broker, check_url, hide_secrets, open_broker
-from localdelay.lateness import Latencies
+from localdelay.message import Message
+from localdelay.queue.batch import BatchPolicy
 from localdelay.queue.queue import DelayQueue, open_delay_queue
 from localdelay.signals import Stopped, heard
 
@@ -23,6 +27,7 @@ _GIVE_UP_AFTER = 3.0
 """Seconds. Where sends have failed for so long and none has succeeded, none will."""
 _FEW_PENDING = 15_000
 """With fewer pending than this, the growth of memory says nothing about one message."""
+_BATCH_BYTES = 1_000_000
 
 
 @attrs.frozen
@@ -99,20 +104,16 @@ class Run:
     async def go(self) -> None:
         """Run it to its end, or until `stop`. Raises what `open_broker` raises, and `BenchError`."""
         with self._scope:
-            if self._broker is not None or self._settings.to is None:
-                await self._through(self._broker)
-            else:
-                async with open_broker(self._settings.to) as broker:
-                    await self._through(broker)
-
-    async def _through(self, broker: Broker | None) -> None:
-        warm_peak = 0
-        if self._settings.warm_up is not None:
-            warm_up = _Trial(self._settings.warm_up, broker)
-            await warm_up.go()
-            warm_peak = warm_up.peak
-        self._recorded = _Trial(self._settings, broker, warm_peak)
-        await self._recorded.go(self._watcher)
+            async with AsyncExitStack() as stack:
+                broker, warm_up = self._broker, self._settings.warm_up
+                if broker is None and self._settings.to is not None:
+                    broker = await stack.enter_async_context(open_broker(self._settings.to))
+                few = _FEW_PENDING
+                if warm_up is not None:
+                    # What it has left free, the first messages of the rest fill without any growth.
+                    few = max(few, 20 * await _Trial(warm_up, broker).go())
+                self._recorded = _Trial(self._settings, broker, few)
+                await self._recorded.go(self._watcher)
 
     def result(self) -> Result:
         """What it came to; `Stopped` where it was stopped before the first message was due."""
@@ -127,108 +128,90 @@ class Run:
 class _Trial:
     """One load through a queue of its own: the warm-up, or what is recorded."""
 
-    def __init__(self, settings: Settings, broker: Broker | None, warm_peak: int = 0) -> None:
+    def __init__(self, settings: Settings, broker: Broker | None, few: int = 0) -> None:
+        """`few`: with fewer pending than this, memory is not told."""
         self._settings = settings
-        self._round = Round(settings)
-        self._sends_something = broker is not None
-        self._senders = senders(self._round.meter, broker, settings)
+        self._broker = broker
+        self._few = few
         self._queue: DelayQueue | None = None
-        self._warm_peak = warm_peak
-        self._resident: tuple[int, int] = (0, 0)  # at the peak: messages, bytes
-        self._resident_before: int | None = None
-        self._cpu = self._seconds = self._began_at = 0.0
-        self._seen = 0  # intervals that are in the next two
-        self._together = Latencies()
-        self._p99: float | None = None
-
-    @property
-    def peak(self) -> int:
-        """Messages pending at most."""
-        return self._round.peak
-
-    async def go(self, watcher: Watcher | None = None) -> None:
-        """Put it, and wait until it is sent. Raises `BenchError` if sends failed and none succeeded."""
-        settings, one = self._settings, self._round
+        self._at_peak: tuple[int, int] = (0, 0)  # messages, resident bytes
         self._resident_before = resident_bytes()
-        cpu = time.process_time()
-        try:
-            async with open_delay_queue(
-                **self._senders,
-                capacity=settings.capacity(machine_bytes()),
-                workers=settings.workers,
-                cancellable=settings.cancellable,
-                timer=settings.timer,
-            ) as queue:
-                start = one.clock()
-                self._began_at = time.time() + settings.delays.shortest
-                self._queue = queue
-                try:
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(self._watch, watcher, nursery.cancel_scope)
-                        # What was given up is pending in the round's cheap count, and not in the queue's.
-                        await one.go(queue.put_nowait, start, lambda: not queue.statistics().pending)
-                        nursery.cancel_scope.cancel()
-                finally:
-                    self._cpu = time.process_time() - cpu
-                    self._seconds = one.clock() - start
-                # Not before: it takes time to drain many, and they would be late by that.
-                await queue.drain(grace=0.0)
-        finally:
-            one.meter.finish()
-        if one.meter.failure is not None and not one.meter.sent:
+        self._cpu = self._seconds = self._began_at = 0.0
+
+    async def go(self, watcher: Watcher | None = None) -> int:
+        """Put it, and wait until it is sent; how many were pending at most.
+
+        Raises `BenchError` if sends failed and none succeeded.
+        """
+        settings = self._settings
+        with precise_loop() as loop:
+            self._meter = meter = Meter(settings.pace, settings.delays, settings.seed, loop.clock)
+            self._round = one = Round(settings, loop, meter)
+            cpu = time.process_time()
+            try:
+                async with open_delay_queue(
+                    **_sending(meter, self._broker, settings),
+                    capacity=settings.capacity(machine_bytes()),
+                    workers=settings.workers,
+                    cancellable=settings.cancellable,
+                    timer=settings.timer,
+                ) as queue:
+                    start = loop.clock()
+                    meter.start(start)
+                    self._began_at = time.time() + settings.delays.shortest
+                    self._queue = queue
+                    try:
+                        async with trio.open_nursery() as nursery:
+                            nursery.start_soon(self._watch, watcher, nursery.cancel_scope)
+                            # What was given up is pending in the round's cheap count, and not in the queue's.
+                            await one.go(queue.put_nowait, start, lambda: not queue.statistics().pending)
+                            nursery.cancel_scope.cancel()
+                    finally:
+                        self._cpu = time.process_time() - cpu
+                        self._seconds = loop.clock() - start
+                    # Not before: it takes time to drain many, and they would be late by that.
+                    await queue.drain(grace=0.0)
+            finally:
+                meter.finish()
+        if meter.failure is not None and not meter.sent:
             raise BenchError(f"no send succeeds: {self._failure()}")
+        return one.peak
 
     async def _watch(self, watcher: Watcher | None, scope: trio.CancelScope) -> None:
-        one = self._round
+        one, meter = self._round, self._meter
         while True:
             await trio.sleep(_TICK)
-            resident = resident_bytes()
-            if resident is not None and one.pending > self._resident[0]:
-                self._resident = (one.pending, resident)
+            now, pending, resident = trio.current_time(), one.pending, resident_bytes()
+            if resident is not None and pending > self._at_peak[0]:
+                self._at_peak = (pending, resident)
             if watcher is not None:
-                watcher.progress(self._progress())
-            failed_at = one.meter.failed_at
-            if failed_at is not None and one.clock() - failed_at > _GIVE_UP_AFTER and not one.meter.sent:
+                watcher.progress(Progress(now - one.start, one.put, meter.sent, pending, meter.p99))
+            if meter.failed_at is not None and now - meter.failed_at > _GIVE_UP_AFTER and not meter.sent:
                 scope.cancel()
 
-    def _progress(self) -> Progress:
-        one = self._round
-        fresh = one.meter.intervals[self._seen :]
-        if fresh:
-            self._seen += len(fresh)
-            self._together = Latencies.together([self._together, *fresh])
-            self._p99 = self._together.at(0.99)[0]
-        return Progress(one.clock() - one.start, one.put, one.meter.sent, one.pending, self._p99)
-
     def _failure(self) -> str | None:
-        error = self._round.meter.failure
+        error = self._meter.failure
         if error is None:
             return None
         text = " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())
         return hide_secrets(text, self._settings.to or "")
 
-    def _resident_bytes_per_pending(self) -> float | None:
-        pending, resident = self._resident
-        before = self._resident_before
-        # What the warm-up left free, the first messages fill without any growth.
-        enough = pending >= _FEW_PENDING and pending >= 20 * self._warm_peak
-        return (resident - before) / pending if before is not None and enough else None
-
     def result(self, stopped_by: int | None) -> Result | None:
         """What it came to; None where it has not begun."""
         if self._queue is None:
             return None
-        one, meter = self._round, self._round.meter
-        own = self._queue.statistics()
+        settings, meter, own = self._settings, self._meter, self._queue.statistics()
+        (pending, resident), before = self._at_peak, self._resident_before
+        grown = None if before is None or pending < self._few else (resident - before) / pending
         return Result(
-            settings=self._settings,
+            settings=settings,
             machine=machine(),
             began_at=self._began_at,
             seconds=self._seconds,
             stopped_by=stopped_by,
-            offered=self._settings.pace.total,
+            offered=settings.pace.total,
             put=own.accepted,
-            refused=one.refused,
+            refused=self._round.refused,
             sent=own.sent,
             unsent=own.pending,
             dead=own.dead,
@@ -236,16 +219,47 @@ class _Trial:
             failures=own.failures,
             throttled=own.throttled,
             failure=self._failure(),
-            latency=Distribution.of(Latencies.together(meter.intervals)),
+            latency=Distribution.of(meter.total),
             queue_lateness=Distribution.of_summary(own.lateness),
             put_lateness=Distribution.of(meter.puts.take()),
-            send_time=Distribution.of_summary(own.send_time) if self._sends_something else Distribution(),
+            send_time=Distribution() if self._broker is None else Distribution.of_summary(own.send_time),
             # Half for the put and half for the send: with all sent, this is the cost of one.
             cpu_us_per_message=self._cpu / (own.accepted + own.sent) * 2e6 if own.accepted else None,
             cpu_share=self._cpu / self._seconds if self._seconds else None,
-            peak_pending=one.peak,
-            resident_bytes_per_pending=self._resident_bytes_per_pending(),
-            held=one.is_held() if stopped_by is None else None,
-            held_up_to=held_up_to(self._settings, meter.intervals),
+            peak_pending=self._round.peak,
+            resident_bytes_per_pending=grown,
+            held=held(meter, settings) if stopped_by is None else None,
+            held_up_to=held_up_to(settings, meter.intervals),
             intervals=meter.intervals,
         )
+
+
+def _sending(meter: Meter, broker: Broker | None, settings: Settings) -> dict[str, Any]:
+    """How the queue sends: with the broker's own send, or nothing, and the meter in front of it."""
+
+    async def send(message: Message) -> None:
+        meter.begin(message.execute_at, message.payload)
+        if broker is None:
+            meter.sent += 1
+            return
+        try:
+            await broker.send(message)
+        except BaseException as error:
+            meter.fail((message,), error)
+            raise
+        meter.end((message,))
+
+    async def send_batch(messages: Sequence[Message]) -> None:
+        meter.begin_batch(messages)
+        try:
+            if broker is not None:
+                await broker.send_batch(messages)
+        except BaseException as error:
+            meter.fail(messages, error)
+            raise
+        meter.end(messages)
+
+    if settings.batch is None:
+        return {"send": send}
+    most = max(_BATCH_BYTES, settings.batch * settings.size)
+    return {"send_batch": send_batch, "batch": BatchPolicy(max_messages=settings.batch, max_bytes=most)}

@@ -19,8 +19,7 @@ import trio
 from click.testing import Result
 
 from localdelay.benchmark.comparison import Comparison, Plan
-from localdelay.benchmark.contenders import Opening, Plain, open_plan
-from localdelay.benchmark.meter import Due
+from localdelay.benchmark.contenders import Opening, open_plan
 from localdelay.cli import compare_report
 from tests.kit import commands
 from tests.kit.servers.process import Server
@@ -306,15 +305,15 @@ async def test_each_plan_sends_all_and_nothing_early(
     stored: list[bytes] = []
     refused: list[bytes] = []
 
-    def sink(message: Due) -> None:
-        sent[message.payload] = trio.current_time()
+    def begin(_: float, payload: bytes) -> None:
+        sent[payload] = trio.current_time()
 
     delays = {b"%08d" % number: number % 4 / 20 for number in range(20)}
     opening = Opening(
         plan=plan,
         asked=Comparison(shards=4),
         capacity=100,
-        sink=sink,
+        begin=begin,
         stored=stored.append,
         refuse=refused.append,
         server=server,
@@ -331,9 +330,3 @@ async def test_each_plan_sends_all_and_nothing_early(
     assert sorted(stored) == sorted(delays)
     assert refused == []
     assert all(sent[payload] >= begun + delay - 0.002 for payload, delay in delays.items())
-
-
-def test_a_plain_message_is_what_the_meter_takes() -> None:
-    """A message of a plan without a class of its own has the two things that count."""
-    assert Plain(1.0, b"x").execute_at == 1.0
-    assert Plain(1.0, b"x").payload == b"x"

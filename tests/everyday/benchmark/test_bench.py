@@ -18,13 +18,14 @@ from click.testing import CliRunner
 
 from bench import brokers, foreign, peers, peers_table, readme, samples
 from bench.contenders import BARE, BATCH, CONTENDERS, GO, LEAN, LITERAL, LOCALDELAY, THREADS
-from bench.loops import Loop, on_trio, run
+from bench.loops import on_trio, run
 from bench.samples import Result, body, median, medians
 from bench.scenarios import sample
 from bench.targets import Target
-from bench.times import NO_TIME, Times
+from bench.times import Times
 from localdelay import Message
-from localdelay.benchmark.load import Delays, Pace, number_in
+from localdelay.benchmark.load import Delays, Loop, Pace, number_in
+from localdelay.benchmark.meter import NO_TIME
 
 TEN = Pace(10.0, 10.0, 1.0)
 FAILED: Result = {"failed": "CalledProcessError, -9"}
@@ -40,7 +41,7 @@ def told(*begun: tuple[int, float, float], puts: float = 0.0) -> Result:
     now = 0.0
     times = Times(lambda: now, TEN.total)
     for number, now, execute_at in begun:  # noqa: B007 (the clock reads it)
-        times.one(execute_at, body(number))
+        times.begin(execute_at, body(number))
     times.put(0, 10, puts, puts + 1.0)
     return times.figures(TEN, Delays((1.0,)), 1, 0.0)
 
@@ -87,7 +88,7 @@ def test_a_late_put_makes_its_message_late() -> None:
 def test_a_batch_is_its_messages(numbers: list[int]) -> None:
     """Consecutive or not, each message has its own place, and a repeated one is sent twice."""
     times = Times(lambda: 2.0, 10)
-    times.batch([Message(str(number), body(number), 2.5 if number == 5 else 1.0) for number in numbers])
+    times.begin_batch([Message(str(number), body(number), 2.5 if number == 5 else 1.0) for number in numbers])
     assert {number for number, now in enumerate(times.begun) if now == 2.0} == set(numbers)
     assert (times.sent, sum(times.flags)) == (len(numbers), numbers.count(5))
 

@@ -334,7 +334,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @st.composite
 def _hlogs(draw: st.DrawFn) -> bytes:
     log = hlog.Log("x", 1.75e9, 0.5, draw(st.lists(_latencies, min_size=1, max_size=3)))
-    return "\n".join([*hlog._lines(log, 1.2), ""]).encode()
+    return hlog.text(log, seconds=1.2).encode()
 
 
 @fuzzed(300)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, count, repeat
+from typing import Any
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -12,10 +16,11 @@ import trio.testing
 from localdelay import Message, PartialSendError, PermanentSendError, Throttled
 from localdelay.benchmark import run as runs
 from localdelay.benchmark.load import Delays, number_in
-from localdelay.benchmark.result import BenchError, Result, Settings
+from localdelay.benchmark.result import BenchError, Distribution, Result, Settings, held_up_to
 from localdelay.benchmark.run import Progress, Run, check
 from localdelay.brokers import Broker
-from localdelay.lateness import Latencies
+from localdelay.cli.bench_report import in_words, legend, lines
+from localdelay.lateness import Latencies, LatencyRecorder, LatencySummary
 from localdelay.signals import Stopped
 
 
@@ -151,65 +156,12 @@ async def test_batches_go_to_the_brokers_send_batch(autojump_clock: trio.testing
     assert result.failure == "ConnectionError: not this one"
 
 
-@pytest.mark.parametrize("batch", [None, 7])
-async def test_without_a_broker_nothing_is_sent_and_all_is_counted(
-    batch: int | None, autojump_clock: trio.testing.MockClock
-) -> None:
-    """The default sends nowhere, one by one or in batches."""
-    result = await run(settings_of(100.0, 0.25, batch=batch, cancellable=False))
-    assert (result.sent, result.latency.count, result.held) == (200, 200, True)
-
-
-@pytest.mark.parametrize(
-    ("error", "throttled"), [(ConnectionError("lost"), 0), (Throttled("429", retry_after=0.2), 1)]
-)
-async def test_a_retry_is_recorded_once(
-    error: Exception, throttled: int, autojump_clock: trio.testing.MockClock
-) -> None:
-    """A failed send is counted and named; the message's latency is that of its first send."""
-    broker = OneByOne(fail=lambda call: error if call == 3 else None)
-    result = await run(settings_of(), broker)
-    assert (result.sent, result.latency.count, broker.calls) == (20, 20, 21)
-    assert (result.failures, result.throttled) == (1, throttled)
-    assert result.failure == f"{type(error).__name__}: {error}"
-    assert result.latency.max == pytest.approx(0.0, abs=1e-6)
-
-
-async def test_what_is_given_up_is_not_held(autojump_clock: trio.testing.MockClock) -> None:
-    """A permanent error loses a message, and the rate is not held without it."""
-    broker = OneByOne(fail=lambda call: PermanentSendError("no") if call == 2 else None)
-    result = await run(settings_of(), broker)
-    assert (result.sent, result.dead, result.held) == (19, 1, False)
-
-
 async def test_a_broker_that_hangs_ends_the_run(autojump_clock: trio.testing.MockClock) -> None:
     """What is not sent in good time is unsent; the queue is bounded, and refuses the rest."""
     result = await run(settings_of(10.0, 1.0, seconds=60.0, workers=2), OneByOne(1e6))
     assert (result.sent, result.held) == (0, False)
     assert result.put == result.unsent == result.settings.capacity(None) == 112
     assert result.refused == 600 - 112
-
-
-async def test_where_every_send_fails_the_run_ends_soon(autojump_clock: trio.testing.MockClock) -> None:
-    """Three seconds of nothing but errors are enough: the last one is what is reported."""
-    began = trio.current_time()
-    with pytest.raises(BenchError, match="no send succeeds: ConnectionError: no stream"):
-        await run(
-            settings_of(seconds=600.0, warmup=2.0), OneByOne(fail=lambda _: ConnectionError("no stream"))
-        )
-    assert trio.current_time() - began < 6
-
-
-async def test_a_load_that_can_not_be_put_is_given_up(mock_clock: trio.testing.MockClock) -> None:
-    """A generator that falls behind for good stops, and the rest was never put."""
-    mock_clock.autojump_threshold = 0
-
-    def slow(_: int) -> None:
-        mock_clock.jump(0.5)
-
-    result = await run(settings_of(10_000.0, seconds=4.0), OneByOne(fail=slow))
-    assert result.put < result.offered == 40_000
-    assert result.held is False
 
 
 async def test_it_can_be_stopped(autojump_clock: trio.testing.MockClock) -> None:
@@ -253,39 +205,127 @@ async def test_progress_is_shown_as_it_goes(autojump_clock: trio.testing.MockClo
     assert watched.seen[-1].sent == pytest.approx(29, abs=1)
 
 
-async def test_memory_is_not_told_after_a_full_warm_up(
-    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where the sends are slow already in the warm-up, its messages have left their memory to the others."""
-    sizes = iter([0, *range(0, 10**9, 10**6)])
-    monkeypatch.setattr(runs, "resident_bytes", lambda: next(sizes))
-    monkeypatch.setattr(runs, "_FEW_PENDING", 1_500)
-    settings = settings_of(4_000.0, 1.0, seconds=0.5, warmup=0.5, workers=1)
-    result = await run(settings, OneByOne(0.005))
-    assert result.peak_pending > 1_500
-    assert result.resident_bytes_per_pending is None
+async def test_failed_sends_are_counted_and_named(autojump_clock: trio.testing.MockClock) -> None:
+    """What is retried is recorded once; what is given up is not held; the last error is what is told."""
+    errors = {2: PermanentSendError("no"), 3: ConnectionError("lost"), 9: Throttled("429", retry_after=0.2)}
+    broker = OneByOne(fail=errors.get)
+    result = await run(settings_of(), broker)
+    assert (result.sent, result.dead, result.latency.count, broker.calls) == (19, 1, 20, 22)
+    assert (result.failures, result.throttled, result.failure) == (3, 1, "Throttled: 429")
+    assert result.latency.max == pytest.approx(0.0, abs=1e-6)
+    assert result.held is False
+
+
+async def test_a_run_that_can_not_go_on_ends_soon(mock_clock: trio.testing.MockClock) -> None:
+    """Three seconds of nothing but errors are enough, and so is a load that falls behind for good."""
+    mock_clock.autojump_threshold = 0
+    began = trio.current_time()
+    broker = OneByOne(fail=lambda _: ConnectionError("no stream"))
+    with pytest.raises(BenchError, match="no send succeeds: ConnectionError: no stream"):
+        await run(settings_of(seconds=600.0, warmup=2.0), broker)
+    assert trio.current_time() - began < 6
+    slow = OneByOne(fail=lambda _: mock_clock.jump(0.5))
+    result = await run(settings_of(10_000.0, seconds=4.0), slow)
+    assert (result.put < result.offered, result.held) == (True, False)
 
 
 async def test_memory_is_told_where_many_wait(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The growth at the peak is shared by those that wait then; where few wait, it is not told."""
-    sizes = iter([1_000_000, *[41_000_000] * 1_000])
-    monkeypatch.setattr(runs, "resident_bytes", lambda: next(sizes))
-    settings = settings_of(20_000.0, 2.0, seconds=1.0)
-    result = await run(settings)
-    assert result.resident_bytes_per_pending == pytest.approx(2_000, rel=0.11)
-    sizes = iter([1_000_000] * 1_000)
-    assert (await run(settings_of(100.0, 1.0))).resident_bytes_per_pending is None
-    monkeypatch.setattr(runs, "resident_bytes", lambda: None)
-    monkeypatch.setattr(runs, "_FEW_PENDING", 10)
-    assert (await run(settings_of(100.0, 1.0))).resident_bytes_per_pending is None
+    """The growth at the peak is shared by those that wait then; not where few do, or the warm-up was full."""
+    monkeypatch.setattr(runs, "_FEW_PENDING", 1_500)
+    grown: Iterator[int | None] = iter(())
+    monkeypatch.setattr(runs, "resident_bytes", lambda: next(grown))
+
+    async def told(load: Settings, sizes: Iterable[int | None], broker: Broker | None = None) -> float | None:
+        nonlocal grown
+        grown = iter(sizes)
+        return (await run(load, broker)).resident_bytes_per_pending
+
+    many = settings_of(4_000.0, 2.0, seconds=1.0)
+    assert await told(many, chain([1_000_000], repeat(9_000_000))) == pytest.approx(2_000, rel=0.11)
+    assert await told(many, repeat(None)) is None
+    assert await told(settings_of(100.0, 1.0), repeat(1_000_000)) is None
+    full = settings_of(4_000.0, 1.0, seconds=0.5, warmup=0.5, workers=1)
+    assert await told(full, count(0, 10**6), OneByOne(0.005)) is None
 
 
-def test_what_would_not_fit_is_refused() -> None:
+def test_what_can_not_be_run_here_is_refused() -> None:
     """A load that needs more memory than there is does not begin, and neither does one to nowhere."""
     with pytest.raises(ValueError, match=r"delay is too long for this rate and size: 8,640,000,000 messages"):
         check(Settings(rate=(1e5, 1e5), seconds=86_400.0, delays=Delays((86_400.0,))))
     with pytest.raises(ValueError, match="to must begin with one of"):
         check(Settings(to="mqtt://here/topic"))
-    check(Settings())
+    for wrong in ({"rate": (math.nan, 1.0)}, {"seconds": math.inf}, {"size": 10**9}, {"batch": 10**7}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+            Settings(**wrong)  # type: ignore[arg-type]
+
+
+def test_capacity_has_room_for_what_waits_and_for_a_backlog() -> None:
+    """The highest rate for the longest delay and ten seconds more, the whole load at most, and the memory."""
+    settings = Settings(rate=(10.0, 100.0), seconds=1_000.0, delays=Delays((1.0, 5.0)), size=800)
+    assert (settings.expected_pending, settings.expected_bytes) == (501, 501_000)
+    assert [settings.capacity(there) for there in (None, 10**12, 1_000_000)] == [1_502, 1_502, 750]
+    assert Settings(rate=(10.0, 10.0), seconds=3.0).capacity(None) == 30
+
+
+def latencies(*seconds: float) -> Latencies:
+    recorder = LatencyRecorder()
+    for value in seconds:
+        recorder.record(value)
+    return recorder.take()
+
+
+def test_a_distribution_of_what_was_recorded() -> None:
+    """Count, percentiles to p99.99 and the maximum; of nothing, None and no zeros."""
+    found = Distribution.of(latencies(*[0.001] * 9_999, 0.5))
+    assert found == Distribution(10_000, 0.001, 0.001, 0.001, 0.001, 0.001, 0.5)
+    assert Distribution.of(Latencies()) == Distribution.of_summary(LatencySummary()) == Distribution(0)
+    summary = LatencySummary(3, 0.1, 0.2, 0.3, 0.4, 0.5)
+    assert Distribution.of_summary(summary) == Distribution(3, 0.1, 0.2, 0.3, 0.4, None, 0.5)
+
+
+def test_how_far_a_ramp_was_held() -> None:
+    """Up to the end of the last second before the first with a p99 of 10 ms; for an even load, None."""
+    fine, bad = latencies(0.001), latencies(0.02)
+    ramp = Settings(rate=(0.5, 100.5), seconds=10.0)
+    assert held_up_to(ramp, [fine] * 10) == 100.5
+    assert held_up_to(ramp, [fine, fine, Latencies(), bad, fine]) == 30.5
+    assert held_up_to(ramp, [bad, fine]) == 0.0
+    assert held_up_to(Settings(), [fine]) is None
+
+
+async def test_the_report_says_why_a_rate_was_not_held(autojump_clock: trio.testing.MockClock) -> None:
+    """Too late, not sent, early, failed, given up: each has its words, at most 80 columns wide."""
+    url = "nats://user:hunter2@a-rather-long-host-name.example.org:4222/orders.due"
+    fine = attrs.evolve(await run(settings_of()), resident_bytes_per_pending=612.4)
+    late = Distribution(1_000, *[0.1] * 6)
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({}, "Held: p99 is under 10 ms, and all was put and sent in time."),
+        ({}, "memory 612 bytes a pending message, payload included"),
+        ({"resident_bytes_per_pending": None}, "too few pending, or too many in the warm-up"),
+        ({"cpu_us_per_message": None}, "Memory 612 bytes"),
+        ({"held": False, "latency": late}, "Not held: p99 is not under 10 ms."),
+        ({"held": False, "put_lateness": late}, "The puts were late themselves"),
+        ({"held": False, "sent": 19}, "Not held: 1 messages were not sent in time."),
+        ({"held": False, "early": 1}, "sends began early, which must not happen"),
+        ({"held": False, "held_up_to": 63_210.0}, "Held up to about 63,000 messages/s."),
+        ({"refused": 40, "unsent": 60}, "60 unsent, 0 early, 40 refused by a full queue"),
+        ({"dead": 5, "failures": 7, "throttled": 3}, "5 given up, 7 failed sends (3 throttled)"),
+        ({"failure": "ConnectionError: lost"}, "The last failed send: ConnectionError: lost"),
+        ({"send_time": late}, "send time"),
+        ({"failure": "x" * 999, "settings": Settings(to=url, delays=Delays((0.1, 86_400.0)))}, "nats://***@"),
+    ]
+    for change, words in changes:
+        printed = list(lines(attrs.evolve(fine, **change), [("a name too long for its column", late)]))
+        assert words in " ".join(printed).replace("  ", " ")
+        assert max(map(len, printed)) <= 80
+        assert "hunter2" not in str(printed)
+
+
+def test_other_runs_are_named_by_what_they_were() -> None:
+    """The same run has its name alone; another one says how it differs."""
+    own = in_words(Settings())
+    assert legend("old", own, own) == "old"
+    assert legend("old", in_words(Settings(timer="trio")), own) == "old (timer=trio)"
+    assert len(legend("old", "5k " * 99, own)) <= 60
