@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 
@@ -23,9 +23,17 @@ class Record(NamedTuple):
     payload: bytes
     dead: str | None = None
     """What it was given up for; None while it is pending."""
+    expires: float | None = None
+    """Seconds past its execute-at after which it is not worth sending."""
+    at: float | None = None
+    """The Unix time that it was put for; None where a delay was given."""
+    sending: bool = False
+    """Whether it was being sent when the journal was written last: that may be what has ended the process."""
 
 
-Kept: TypeAlias = tuple[int, float, int, str, dict[str, str] | None, bytes, str | None]
+Kept: TypeAlias = tuple[
+    int, float, int, str, dict[str, str] | None, bytes, str | None, float | None, float | None, bool
+]
 """What a `Record` is underneath. A million of them are read at once, and exact tuples the garbage collector
 soon looks at no more: see `entry`."""
 
@@ -39,11 +47,19 @@ class Journal(Protocol):
     def open(self) -> Sequence[Kept]:
         """Take hold of it, and return what it holds. Raises `JournalError`."""
 
-    def write(self, kept: Sequence[Record], gone: Sequence[int], *, durable: bool) -> None:
+    def write(
+        self,
+        kept: Sequence[Record],
+        gone: Sequence[int],
+        sending: Collection[int] | None = None,
+        *,
+        durable: bool,
+    ) -> None:
         """Keep these, each in the place of one with its key, and forget those: all or nothing.
 
-        What `durable` is written is to survive what the journal promises to survive; the rest must survive
-        the end of the process. Raises `JournalError`, and may be called again then.
+        `sending` are the keys of all that is being sent from now on; None: no change. What is
+        written `durable` is to survive what the journal promises to survive; the rest must survive the end of
+        the process. Raises `JournalError`, and may be called again then.
         """
 
     def close(self) -> None:
@@ -57,32 +73,55 @@ def check_journal(journal: object) -> None:
         raise TypeError(f"journal must be a SqliteJournal, not {type(journal).__name__}")
 
 
-Row: TypeAlias = tuple[int, float, int, str, bytes | None, bytes, str | None, int]
-"""A record as a database holds it, and a checksum over all of it."""
+Row: TypeAlias = tuple[int, float, int, str, bytes | None, bytes, str | None, int, float | None, float | None]
+"""A record as a database holds it, with a checksum over all of it before what only version 2 has."""
 
 
 def encode(record: Record) -> Row:
     """The row of a record. Headers become JSON, in UTF-8."""
-    key, due, attempt, name, headers, payload, dead = record
+    key, due, attempt, name, headers, payload, dead, expires, at, _ = record
     packed = None if headers is None else json.dumps(headers, ensure_ascii=False).encode()
-    checksum = _checksum(key, due, attempt, name, packed, payload, dead)
-    return key, due, attempt, name, packed, payload, dead, checksum
+    checksum = _checksum(key, due, attempt, name, packed, payload, dead, expires, at)
+    return key, due, attempt, name, packed, payload, dead, checksum, expires, at
 
 
 def decode(row: Sequence[Any]) -> Kept:
-    """The record of a row. Raises `ValueError` for a row that `encode` cannot have made."""
-    key, due, attempt, name, packed, payload, dead, checksum = row
+    """The record of a row, of either version. Raises `ValueError` for one that is damaged."""
+    key, due, attempt, name, packed, payload, dead, checksum, expires, at = (*row, None, None)[:10]
     try:
-        is_sound = checksum == _checksum(key, due, attempt, name, packed, payload, dead)
+        is_sound = checksum == _checksum(key, due, attempt, name, packed, payload, dead, expires, at)
     except (TypeError, AttributeError, ValueError, struct.error):  # something of another type
         is_sound = False
     if not is_sound:
         raise ValueError(f"row {key!r} is damaged")
-    return key, due, attempt, name, None if packed is None else json.loads(packed), payload, dead
+    headers = None if packed is None else json.loads(packed)
+    return key, due, attempt, name, headers, payload, dead, expires, at, False
+
+
+def encode_keys(keys: Collection[int]) -> bytes:
+    """The keys of what is being sent, and a checksum."""
+    packed = struct.pack(f"<{len(keys)}q", *keys)
+    return _CHECKSUM.pack(zlib.crc32(packed)) + packed
+
+
+def decode_keys(packed: Any) -> frozenset[int]:
+    """The same keys. Raises `ValueError` for what `encode_keys` cannot have made."""
+    head, keys = packed[: _CHECKSUM.size], packed[_CHECKSUM.size :]
+    if type(packed) is not bytes or len(keys) % 8 or head != _CHECKSUM.pack(zlib.crc32(keys)):
+        raise ValueError("what was being sent is damaged")
+    return frozenset(struct.unpack(f"<{len(keys) // 8}q", keys))
 
 
 def _checksum(
-    key: int, due: float, attempt: int, name: str, packed: bytes | None, payload: bytes, dead: str | None
+    key: int,
+    due: float,
+    attempt: int,
+    name: str,
+    packed: bytes | None,
+    payload: bytes,
+    dead: str | None,
+    expires: float | None,
+    at: float | None,
 ) -> int:
     # With the lengths in it, no byte can go over from one part to the next.
     text = name.encode()
@@ -97,7 +136,13 @@ def _checksum(
             + (packed or b"")
             + told
         )
-    return zlib.crc32(payload, zlib.crc32(head))
+    checksum = zlib.crc32(payload, zlib.crc32(head))
+    if expires is None and at is None:
+        return checksum  # that of version 1, whose rows stay as they are
+    terms = _TERMS.pack(expires is not None, expires or 0.0, at is not None, at or 0.0)
+    return zlib.crc32(terms, checksum)
 
 
 _NUMBERS = struct.Struct("<qdqqqqq")
+_TERMS = struct.Struct("<?d?d")
+_CHECKSUM = struct.Struct("<L")

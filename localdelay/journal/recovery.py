@@ -27,7 +27,7 @@ def recovered(
     offset = now - wall
     on_time: list[Entry] = []
     paced: list[Entry] = []
-    for position, (key, wall_due, attempt, name, headers, payload, _) in enumerate(held, before):
+    for position, (key, wall_due, attempt, name, headers, payload, *_) in enumerate(held, before):
         due = wall_due + offset
         details = (payload, headers, name, attempt, 0, due, False)
         if rate is None or due > now:

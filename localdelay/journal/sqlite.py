@@ -17,7 +17,7 @@ import json
 import os
 import sqlite3
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -26,15 +26,25 @@ from urllib.parse import quote
 
 from localdelay.errors import JournalError
 
-from .record import Kept, Record, Row, decode, encode
+from .record import Kept, Record, Row, decode, decode_keys, encode, encode_keys
 
 _MAGIC: Final = b"SQLite format 3\0"
 _WITH_LOG: Final = b"\2\2"
 _APPLICATION: Final = 0x1D31A70B
-VERSION: Final = 1
-_SCHEMA: Final = (
+VERSION: Final = 2
+_MESSAGES_1: Final = (
     "CREATE TABLE messages (key INTEGER PRIMARY KEY, due REAL NOT NULL, attempt INTEGER NOT NULL, "
     "id TEXT NOT NULL, headers BLOB, payload BLOB NOT NULL, dead TEXT, checksum INTEGER NOT NULL)"
+)
+_MESSAGES: Final = f"{_MESSAGES_1[:-1]}, expires REAL, at REAL)"
+# What is being sent is one small row, and no column: a commit changes one page for all of it.
+_SENDING: Final = "CREATE TABLE sending (id INTEGER PRIMARY KEY, keys BLOB NOT NULL)"
+_SCHEMAS: Final = {1: [(_MESSAGES_1,)], VERSION: [(_MESSAGES,), (_SENDING,)]}
+_UPGRADE: Final = (
+    "ALTER TABLE messages ADD COLUMN expires REAL",
+    "ALTER TABLE messages ADD COLUMN at REAL",
+    _SENDING,
+    f"PRAGMA user_version = {VERSION}",
 )
 _PAGE: Final = 4096  # the larger a page, the more is written for a message
 _RESERVE: Final = 8 << 20
@@ -74,6 +84,7 @@ class SqliteJournal:
         self._synchronous = ""
         self._has_reserve = False
         self._file = (0, 0)
+        self._version = VERSION
 
     def __repr__(self) -> str:
         return f"SqliteJournal({str(self.path)!r}, {self.durability!r})"
@@ -93,6 +104,9 @@ class SqliteJournal:
                 connection.execute("PRAGMA locking_mode = EXCLUSIVE")
                 connection.execute("PRAGMA fullfsync = ON")
                 connection.execute("BEGIN IMMEDIATE")  # others are locked out from here on
+                if self._version != VERSION:
+                    for statement in _UPGRADE:
+                        connection.execute(statement)
                 connection.execute("COMMIT")
                 with suppress(OSError):  # what is on a full disk can be sent all the same
                     self._make_reserve()
@@ -115,7 +129,14 @@ class SqliteJournal:
                 raise JournalError(f"{self.path} is not a journal of localdelay: it is no file")
             self._check_header()
 
-    def write(self, kept: Sequence[Record], gone: Sequence[int], *, durable: bool) -> None:
+    def write(
+        self,
+        kept: Sequence[Record],
+        gone: Sequence[int],
+        sending: Collection[int] | None = None,
+        *,
+        durable: bool,
+    ) -> None:
         """Keep and forget in one transaction: see `Journal.write`."""
         connection = self._connection
         if connection is None:
@@ -137,6 +158,10 @@ class SqliteJournal:
                     connection.execute(
                         "DELETE FROM messages WHERE key IN (SELECT value FROM json_each(?))",
                         (json.dumps(gone),),
+                    )
+                if sending is not None:
+                    connection.execute(
+                        "INSERT OR REPLACE INTO sending VALUES (0, ?)", (encode_keys(sending),)
                     )
                 connection.execute("COMMIT")
             except BaseException:
@@ -228,7 +253,8 @@ class SqliteJournal:
             connection.execute(f"PRAGMA page_size = {_PAGE}")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
-            connection.execute(_SCHEMA)
+            connection.execute(_MESSAGES)
+            connection.execute(_SENDING)
             connection.execute(f"PRAGMA application_id = {_APPLICATION}")
             connection.execute(f"PRAGMA user_version = {VERSION}")
         new.replace(self.path)
@@ -266,10 +292,11 @@ class SqliteJournal:
 
     def _read_all(self, connection: sqlite3.Connection) -> list[Kept]:
         [version] = connection.execute("PRAGMA user_version").fetchone()
-        if version != VERSION:
+        if version not in _SCHEMAS:
             raise JournalError(f"the journal {self.path} is of version {version}, not {VERSION}")
+        self._version = version
         schema = connection.execute("SELECT sql FROM sqlite_schema").fetchall()
-        if schema != [(_SCHEMA,)]:
+        if schema != _SCHEMAS[version]:
             raise JournalError(f"the journal {self.path} is damaged: its tables are not what they were")
         # A page that is damaged may hide its messages, and nothing else.
         [told] = connection.execute("PRAGMA quick_check(1)").fetchone()
@@ -279,6 +306,11 @@ class SqliteJournal:
         held: list[Kept] = []
         while rows := found.fetchmany(1000):
             held += map(decode, rows)
+        if version > 1:
+            for (packed,) in connection.execute("SELECT keys FROM sending"):
+                sending = decode_keys(packed)
+                if sending:
+                    held = [(*kept[:-1], True) if kept[0] in sending else kept for kept in held]
         return held
 
     def _check_header(self) -> None:
@@ -293,7 +325,7 @@ class SqliteJournal:
 
     def _connect(self, mode: str, path: Path | None = None) -> sqlite3.Connection:
         connection = sqlite3.connect(
-            f"file:{quote(str(path or self.path))}?mode={mode}",
+            f"file:{quote(os.fsencode(path or self.path))}?mode={mode}",
             uri=True,
             isolation_level=None,
             timeout=0,
@@ -335,7 +367,7 @@ def _insert(connection: sqlite3.Connection, rows: list[Row]) -> None:
     begin = 0
     for count in _AT_ONCE:
         while len(rows) - begin >= count:
-            values = ",".join(["(?,?,?,?,?,?,?,?)"] * count)
+            values = ",".join(["(?,?,?,?,?,?,?,?,?,?)"] * count)
             flat = tuple(chain.from_iterable(rows[begin : begin + count]))
             connection.execute(f"INSERT OR REPLACE INTO messages VALUES {values}", flat)  # noqa: S608
             begin += count

@@ -86,7 +86,7 @@ class Admission:
 
     async def recover(self, held: Sequence[Kept], rate: float | None) -> None:
         """Take in what a journal held: what is overdue at once, or so many of it a second."""
-        pending = sorted((kept for kept in held if kept[-1] is None), key=itemgetter(1))  # by when it is due
+        pending = sorted((kept for kept in held if kept[6] is None), key=itemgetter(1))  # by when it is due
         dead = len(held) - len(pending)
         wall = time.time()
         now = trio.current_time()

@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast
@@ -128,11 +128,18 @@ class Watched(SqliteJournal):
             self._connection = cast(sqlite3.Connection, Spy(self._connection, self))
         return records
 
-    def write(self, kept: Sequence[Record], gone: Sequence[int], *, durable: bool) -> None:
+    def write(
+        self,
+        kept: Sequence[Record],
+        gone: Sequence[int],
+        sending: Collection[int] | None = None,
+        *,
+        durable: bool,
+    ) -> None:
         with self.busy:
             try:
                 self._fail(kept)
-                super().write(kept, gone, durable=durable)
+                super().write(kept, gone, sending, durable=durable)
             except BaseException:
                 self.failed[False] += 1
                 self.failed[True] += not kept

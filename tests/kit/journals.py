@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import trio
@@ -19,17 +19,26 @@ class Disk:
 
     def __init__(self) -> None:
         self.rows: dict[int, Record] = {}
+        self.sending: Collection[int] = ()
         self.error: Exception | None = None
         self.writes: list[tuple[list[str], list[int], bool]] = []
         self.closed = 0
 
     def open(self) -> list[Record]:
-        return list(self.rows.values())
+        return [record._replace(sending=key in self.sending) for key, record in self.rows.items()]
 
-    def write(self, kept: Sequence[Record], gone: Sequence[int], *, durable: bool) -> None:
+    def write(
+        self,
+        kept: Sequence[Record],
+        gone: Sequence[int],
+        sending: Collection[int] | None = None,
+        *,
+        durable: bool,
+    ) -> None:
         self.writes.append(([record.id for record in kept], list(gone), durable))
         if self.error is not None and kept:
             raise self.error
+        self.sending = self.sending if sending is None else set(sending)
         self.rows |= {record.key: record for record in kept}
         for key in gone:
             self.rows.pop(key, None)
@@ -50,13 +59,20 @@ class Gated(Disk):
         self.begun, self.gate = threading.Event(), threading.Event()
         self._fails = fails
 
-    def write(self, kept: Sequence[Record], gone: Sequence[int], *, durable: bool) -> None:
+    def write(
+        self,
+        kept: Sequence[Record],
+        gone: Sequence[int],
+        sending: Collection[int] | None = None,
+        *,
+        durable: bool,
+    ) -> None:
         self.begun.set()
         assert self.gate.wait(20)
         fails, self._fails = self._fails, False
         if fails:
             raise JournalError("once")
-        super().write(kept, gone, durable=durable)
+        super().write(kept, gone, sending, durable=durable)
 
 
 def content_of(directory: Path) -> dict[str, bytes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,7 +57,14 @@ class Disk:
     def open(self) -> list[Record]:
         return list(self.rows.values())
 
-    def write(self, kept: Sequence[Record], gone: Sequence[int], *, durable: bool) -> None:
+    def write(
+        self,
+        kept: Sequence[Record],
+        gone: Sequence[int],
+        sending: Collection[int] | None = None,
+        *,
+        durable: bool,
+    ) -> None:
         if self.fault == "all" or (self.fault is not None and kept):
             self.failed[False] += 1
             self.failed[True] += not kept

@@ -85,7 +85,7 @@ def test_show(full: Path) -> None:
     assert "\x1b" not in text
     rows = [" ".join(row.split()) for row in text.splitlines()]
     assert rows[0] == f"Journal {full}"
-    assert rows[1].startswith("version 1, ")
+    assert rows[1].startswith("version 2, ")
     assert "pending 4 22" in rows  # 3 x 6 and 2 of payload, 2 of headers
     assert {"overdue 1 8", "within a minute 1 6", "within an hour 1 6", "later 1 2"} <= set(rows)
     assert "dead letters 3 18" in rows
@@ -132,7 +132,7 @@ def test_rows_of_messages() -> None:
 def test_json(full: Path) -> None:
     """It is one object, with the messages if they are asked for."""
     found = json.loads(journal("show", full, "--json").stdout)
-    assert (found["path"], found["version"]) == (str(full), 1)
+    assert (found["path"], found["version"]) == (str(full), 2)
     assert full.stat().st_size <= found["disk_bytes"] == sum(map(len, files(full.parent, "-lock").values()))
     assert found["pending"] == {"messages": 4, "bytes": 22}
     assert found["errors"][0] == {"error": "PermanentSendError('refused')", "messages": 2}

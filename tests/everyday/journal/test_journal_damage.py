@@ -54,8 +54,13 @@ def written(seed: int, commits: int, *, in_database: int) -> Written:
             made = {key: _made(rng, key) for key in keys}
             made |= {key: rows[key]._replace(attempt=9) for key in rng.sample([*rows], len(rows) // 5)}
             gone = rng.sample([*rows], len(rows) // 3)
-            journal.write([*made.values()], gone, durable=True)
-            rows = {key: row for key, row in sorted((rows | made).items()) if key not in gone}
+            sending = set(rng.sample([*rows, *made], 2)) if len(rows) > 1 else set()
+            journal.write([*made.values()], gone, sending, durable=True)
+            rows = {
+                key: row._replace(sending=key in sending)
+                for key, row in sorted((rows | made).items())
+                if key not in gone
+            }
             states.append((Path(f"{journal.path}-wal").stat().st_size, list(rows.values())))
         files = files_of(journal.path)
         journal.close()
@@ -65,9 +70,9 @@ def written(seed: int, commits: int, *, in_database: int) -> Written:
 def _made(rng: random.Random, key: int) -> Record:
     payload = rng.randbytes(rng.choice([0, 5, 200, 200, 3000, 20000]))
     headers = {"kind": f"ä{key}"} if key % 3 else None
-    return Record(
-        key, EPOCH + key / 4, 1 + key % 4, f"id {key}", headers, payload, "dead" if key % 7 == 0 else None
-    )
+    dead = "dead" if key % 7 == 0 else None
+    terms = (key / 8 if key % 5 == 0 else None, EPOCH if key % 4 == 0 else None)
+    return Record(key, EPOCH + key / 4, 1 + key % 4, f"id {key}", headers, payload, dead, *terms)
 
 
 TORN = written(1, 14, in_database=5)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import pytest
@@ -139,8 +139,15 @@ class Count(Disk):
             self._sent += 1
             self.most = max(self.most, self._sent)
 
-    def write(self, kept: Sequence[Record], gone: Sequence[int], *, durable: bool) -> None:
-        super().write(kept, gone, durable=durable)
+    def write(
+        self,
+        kept: Sequence[Record],
+        gone: Sequence[int],
+        sending: Collection[int] | None = None,
+        *,
+        durable: bool,
+    ) -> None:
+        super().write(kept, gone, sending, durable=durable)
         with self._lock:
             self._sent -= len(gone)
 

@@ -180,7 +180,7 @@ def another_version(path: Path) -> None:
     journal.open()
     journal.close()
     with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("PRAGMA user_version = 3")
     connection.close()
 
 
@@ -205,7 +205,7 @@ def flipped(path: Path) -> None:
     [
         (not_a_database, "no SQLite database"),
         (another_database, "another database"),
-        (another_version, "version 2, not 1"),
+        (another_version, "version 3, not 2"),
         (other_tables, "damaged"),
         (cut_off, "damaged"),
         (flipped, "row 8 is damaged"),
@@ -271,3 +271,53 @@ def test_a_write_that_fails_half_way(tmp_path: Path) -> None:
     journal.write([good._replace(key=3)], [], durable=True)
     journal.close()
     assert journal.read() == [good._replace(key=3)]
+
+
+OLD = Record(7, 2.0, 3, "ä", {"k": "v"}, b"old", "given up")
+
+
+def of_version_1(path: Path) -> None:
+    """As the library made it before what is being sent, `expires` and `at` were kept."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute(
+        "CREATE TABLE messages (key INTEGER PRIMARY KEY, due REAL NOT NULL, attempt INTEGER NOT NULL, "
+        "id TEXT NOT NULL, headers BLOB, payload BLOB NOT NULL, dead TEXT, checksum INTEGER NOT NULL)"
+    )
+    row = (7, 2.0, 3, "ä", b'{"k": "v"}', b"old", "given up", 2_887_129_107)
+    connection.execute("INSERT INTO messages VALUES (?,?,?,?,?,?,?,?)", row)
+    connection.execute(f"PRAGMA application_id = {0x1D31A70B}")
+    connection.execute("PRAGMA user_version = 1")
+    connection.close()
+
+
+def test_version_1_is_read_as_it_is_and_upgraded_where_it_is(path: Path, tmp_path: Path) -> None:
+    """Reading changes nothing; the first opening adds what is new, and keeps every row."""
+    of_version_1(path)
+    before = content_of(tmp_path)
+    assert SqliteJournal(path).read() == [OLD]
+    assert content_of(tmp_path) == before
+    new = OLD._replace(key=8, expires=5.0, at=1.5)
+    for held in ([OLD], [OLD, new._replace(sending=True)]):
+        journal = SqliteJournal(path)
+        assert [Record(*kept) for kept in journal.open()] == held
+        journal.write([new], [], {8}, durable=True)
+        journal.close()
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA user_version").fetchone() == (2,)  # which an older library refuses
+    connection.close()
+
+
+def test_what_is_being_sent_is_known_until_it_is_written_anew(tmp_path: Path) -> None:
+    """A write that says nothing of it leaves it as it was; keys that are gone are nobody's."""
+    journal = SqliteJournal(tmp_path / "journal")
+    journal.open()
+    rows = [OLD._replace(key=key, dead=None) for key in (1, 2, 3)]
+    journal.write(rows, [], {1, 2, 9}, durable=False)
+    journal.write([], [1], durable=False)
+    journal.close()
+    assert [(record.key, record.sending) for record in journal.read()] == [(2, True), (3, False)]
+    journal.open()
+    journal.write([], [], set(), durable=False)
+    journal.close()
+    assert not any(record.sending for record in journal.read())
