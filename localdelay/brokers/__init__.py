@@ -6,9 +6,13 @@ A module imports its client at the top, so nothing here imports the modules: eac
     broker      what every broker has
     address     a broker's URL
     opening     `open_broker`
+    outbox      what waits and what is under way
+    driver      what the publisher asks of a client
+    publisher   what all brokers share
+    line        a socket with answers in order
     stdout      lines on standard output; stdout_outbox: the thread that writes them
     redis       by coredis; redis_pipelines: sends gathered; redis_line: the connection
-    beanstalkd  on Trio's sockets; beanstalkd_line: the connection
+    beanstalkd  on a line of its own
     amqp        RabbitMQ, by pika; amqp_frames: what is written; amqp_channel: confirms; amqp_connection:
                 reconnecting; amqp_loop: pika's loop on Trio's; amqp_errors: what is throttling
     kafka       by confluent-kafka; kafka_sending, kafka_line, kafka_client, kafka_errors likewise
@@ -16,7 +20,16 @@ A module imports its client at the top, so nothing here imports the modules: eac
 """
 
 from .address import hide_secrets
-from .broker import Broker
+from .broker import Broker, ConnectionClosed, ConnectionLost
 from .opening import STDOUT, check_url, open_broker, without_secrets
 
-__all__ = ["STDOUT", "Broker", "check_url", "hide_secrets", "open_broker", "without_secrets"]
+__all__ = [
+    "STDOUT",
+    "Broker",
+    "ConnectionClosed",
+    "ConnectionLost",
+    "check_url",
+    "hide_secrets",
+    "open_broker",
+    "without_secrets",
+]

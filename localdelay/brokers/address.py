@@ -81,8 +81,16 @@ def parse(url: str, form: Form) -> Address:
     unknown = set() if form.options is None else options.keys() - form.options
     if unknown:
         known = ", ".join(sorted(form.options or ())) or "none"
-        raise ValueError(f"url has an option that {parts.scheme}:// does not know; it knows {known}: {like}")
+        what = ", ".join(sorted(unknown))
+        raise ValueError(
+            f"url has an option that {parts.scheme}:// does not know, {what}; it knows {known}: {like}"
+        )
     return Address(parts.scheme, hosts, target, *user, options)
+
+
+def host_and_port(host: str, port: int) -> str:
+    """As they stand in a URL: an IPv6 address is in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def without_secrets(url: str) -> str:

@@ -35,13 +35,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import greenstalk
 
-from localdelay import arguments
-from localdelay.brokers.address import Address
-from localdelay.brokers.beanstalkd_line import Line, Place
+from localdelay.brokers.address import Address, host_and_port
+from localdelay.brokers.driver import Driver
+from localdelay.brokers.line import Line, OutOfStep, open_socket
+from localdelay.brokers.outbox import Outbox, Parcel
+from localdelay.brokers.publisher import Publisher, open_publisher
 from localdelay.errors import PermanentSendError, Throttled
 from localdelay.message import Message
-from localdelay.nurseries import bare_nursery
-from localdelay.settling import Confirmation
 
 MAX_DELAY = 2**32 - 1
 """The longest delay in seconds that the protocol has."""
@@ -49,7 +49,9 @@ MAX_JOB_BYTES = 2**30
 """The most that a server can be told to take; by default it takes 65,535."""
 
 _MAX_UINT32 = 2**32 - 1
-_SHORTEST = 0.001
+_LONGEST_ANSWER = 1000
+_LONGEST_ID = 20  # digits of 64 bits
+_OUT_OF_STEP = (greenstalk.BadFormatError, greenstalk.UnknownCommandError, greenstalk.UnknownResponseError)
 _TUBE = re.compile(r"[A-Za-z0-9+/;.$_()][A-Za-z0-9+/;.$_()-]{0,199}")
 
 
@@ -68,78 +70,82 @@ def classified(error: Exception) -> Exception:
     return error
 
 
-class BeanstalkdBroker:
-    """A connection that puts into one tube; `open_beanstalkd` makes it."""
+def answer_error(answer: bytes) -> Exception | None:
+    """The error of greenstalk's for an answer to a put, or None where it confirms. Pure."""
+    if answer.startswith(b"INSERTED "):
+        return None
+    status, *values = answer.split(b" ")
+    if status == b"BURIED" and all(value.isdigit() and len(value) <= _LONGEST_ID for value in values):
+        return greenstalk.BuriedError(values)
+    if status in greenstalk.ERROR_RESPONSES and not values:
+        error: Exception = greenstalk.ERROR_RESPONSES[status](answer.decode(errors="replace"))
+        return error
+    return greenstalk.UnknownResponseError(status, values)
 
+
+class _Line(Line):
+    """A connection to one server."""
+
+    def write(self, parcels: Sequence[Parcel]) -> None:
+        self.send(b"".join([parcel.content for parcel in parcels]))
+        self.unanswered.extend(parcels)
+
+    def received(self, data: bytes) -> bytes:
+        *answers, rest = data.split(b"\r\n")
+        unanswered = self.unanswered
+        for answer in answers:
+            if not unanswered:
+                raise OutOfStep("it answers what nobody has asked")
+            error = answer_error(answer)
+            unanswered.popleft().settle(error)
+            if isinstance(error, _OUT_OF_STEP):
+                raise OutOfStep(f"it answers {shown(answer)}")
+        if len(rest) > _LONGEST_ANSWER or (rest and not unanswered):
+            raise OutOfStep(f"it answers {shown(rest)}")
+        return rest
+
+
+class _Driver(Driver):
     native_delay = True
+    in_order = True
 
-    def __init__(self, line: Line, priority: int, time_to_run: int) -> None:
-        self._line = line
+    def __init__(self, host: str, port: int, tube: str, priority: int, time_to_run: int) -> None:
+        self.where = f"beanstalkd at {host_and_port(host, port)}"
+        self._address = host, port
+        self._tube = tube.encode()
         self._head = b"put %d " % priority
         self._middle = b" %d " % time_to_run
 
-    async def send(self, message: Message) -> None:
-        """Put a message into the tube now; returns once the server has given it an id.
-
-        Raises `Throttled` where the server is draining or out of memory; `PermanentSendError` for what can
-        never work, such as a payload over the server's limit; `TimeoutError` or `ConnectionError` where
-        nobody can tell whether it was taken, or there is no connection; greenstalk's error for the rest.
-        """
-        await self._deliver(self._put(message, 0))
-
-    async def send_batch(self, messages: Sequence[Message]) -> None:
-        """Put messages into the tube now, in their order; returns once each has been given an id.
-
-        Raises as `send` does, and `PartialSendError` where some failed.
-        """
-        messages = tuple(messages)
-        self._line.check_open()
-        confirmation = Confirmation(len(messages))
-        puts: list[tuple[int, bytes]] = []
-        for position, message in enumerate(messages):
-            try:
-                puts.append((position, self._put(message, 0)))
-            except PermanentSendError as error:
-                confirmation.settle(position, error)
-        job = self._line.put(puts, confirmation)
-        try:
-            await confirmation.of_all(messages)
-        except BaseException:
-            self._line.give_up(job)
-            raise
-
-    async def publish_delayed(self, message: Message, delay: float) -> None:
-        """Put a message that nobody is given for `delay` seconds, rounded up; returns once it has an id.
-
-        Raises as `send` does; `PermanentSendError` too for a delay over `MAX_DELAY`, and a `ValueError` for
-        one that is negative or not finite.
-        """
-        seconds = math.ceil(arguments.at_least("delay", delay, 0, "a number of seconds"))
-        if seconds > MAX_DELAY:
-            raise PermanentSendError(f"a delay of {seconds} s; beanstalkd takes {MAX_DELAY} at most")
-        await self._deliver(self._put(message, seconds))
-
-    async def _deliver(self, put: bytes) -> None:
-        confirmation = Confirmation()
-        job = self._line.put(((0, put),), confirmation)
-        try:
-            await confirmation.of_one()
-        except BaseException:
-            self._line.give_up(job)
-            raise
-
-    def _put(self, message: Message, delay: int) -> bytes:
+    def encode(self, message: Message, delay: float | None) -> bytes:
         """The command, with its body."""
         payload = message.payload
-        if not isinstance(payload, bytes):
-            raise TypeError(f"payload must be bytes, not {type(payload).__name__}")
+        seconds = math.ceil(delay or 0)
+        if seconds > MAX_DELAY:
+            raise PermanentSendError(f"a delay of {seconds} s; beanstalkd takes {MAX_DELAY} at most")
         if len(payload) > MAX_JOB_BYTES:
             # Past 32 bits the server would take the payload itself for commands.
             raise PermanentSendError(f"{len(payload)} bytes; beanstalkd takes {MAX_JOB_BYTES} at most")
-        return b"%b%d%b%d\r\n%b\r\n" % (self._head, delay, self._middle, len(payload), payload)
+        return b"%b%d%b%d\r\n%b\r\n" % (self._head, seconds, self._middle, len(payload), payload)
+
+    @asynccontextmanager
+    async def connect(self, outbox: Outbox) -> AsyncIterator[_Line]:
+        async with open_socket(*self._address) as connected:
+            line = _Line(connected, outbox)
+            answer = await line.ask(b"use %b\r\n" % self._tube, b"\r\n", _LONGEST_ANSWER)
+            if answer != b"USING %b\r\n" % self._tube:
+                raise ConnectionError(f"it answers {shown(answer)}")
+            yield line
+
+    def verdict(self, error: Exception) -> Exception:
+        return classified(error)
 
 
-def open_address(where: Address) -> AbstractAsyncContextManager[BeanstalkdBroker]:
+def shown(answer: bytes) -> str:
+    """The beginning of an answer, for people."""
+    return repr(answer[:80].decode(errors="replace").strip())
+
+
+def open_address(where: Address) -> AbstractAsyncContextManager[Publisher]:
     """Connect to where a URL points to."""
     return open_beanstalkd(where.host, where.port, tube=where.target)
 
@@ -154,10 +160,10 @@ async def open_beanstalkd(
     time_to_run: int = greenstalk.DEFAULT_TTR,
     confirm_timeout: float = 10.0,
     connect_timeout: float = 5.0,
-) -> AsyncIterator[BeanstalkdBroker]:
+) -> AsyncIterator[Publisher]:
     """Connect to a beanstalkd, and put into `tube` for the length of an `async with` block.
 
-    A send that is not confirmed within `confirm_timeout` seconds has failed, up to a tenth of that later.
+    A send that is not confirmed within `confirm_timeout` seconds has failed.
     Jobs get the `priority` (0 is the most urgent, 2**32 - 1 the least); a consumer has `time_to_run` seconds
     before its job goes to another.
     Raises `ConnectionError` where no beanstalkd answers within `connect_timeout` seconds.
@@ -166,18 +172,11 @@ async def open_beanstalkd(
         raise ValueError("tube must be 1 to 200 of the characters A-Z a-z 0-9 + / ; . $ _ ( ) -, not - first")
     _check_uint32("priority", priority, 0)
     _check_uint32("time_to_run", time_to_run, 1)
-    arguments.at_least("confirm_timeout", confirm_timeout, _SHORTEST, "a number of seconds")
-    arguments.at_least("connect_timeout", connect_timeout, _SHORTEST, "a number of seconds")
-    line = Line(Place(host, port, tube), confirm_timeout, connect_timeout, classified)
-    connected = await line.connect()
-    async with bare_nursery() as nursery:
-        try:
-            nursery.start_soon(line.keep_connected, connected)
-            nursery.start_soon(line.watch)
-            yield BeanstalkdBroker(line, priority, time_to_run)
-        finally:
-            line.close()
-            nursery.cancel_scope.cancel()
+    driver = _Driver(host, port, tube, priority, time_to_run)
+    async with open_publisher(
+        driver, confirm_timeout=confirm_timeout, connect_timeout=connect_timeout
+    ) as publisher:
+        yield publisher
 
 
 def _check_uint32(name: str, value: int, low: int) -> None:

@@ -8,12 +8,21 @@ from typing import Protocol
 from localdelay.message import Message
 
 
+class ConnectionLost(ConnectionError):
+    """The connection was lost while a message was under way: nobody can tell whether the broker has it."""
+
+
+class ConnectionClosed(ConnectionError):
+    """The block that opened the broker has been left."""
+
+
 class Broker(Protocol):
     """A connection that publishes to one place; `open_broker` makes it.
 
     Every method raises `Throttled` where the broker refuses because of a limit, `PermanentSendError` for
-    what can never work, and what the client raises for the rest; a `TimeoutError` or `ConnectionError`
-    leaves open whether the message was taken.
+    what can never work, `ConnectionLost` or a `TimeoutError` where nobody can tell whether the message was
+    taken, another `ConnectionError` where there is no connection, `ConnectionClosed` after the block, and
+    what the client raises for the rest.
     """
 
     native_delay: bool

@@ -17,8 +17,14 @@ import trio
 
 from localdelay import Message, PartialSendError, PermanentSendError, Throttled
 from localdelay.brokers import open_broker
-from localdelay.brokers.beanstalkd import MAX_DELAY, MAX_JOB_BYTES, classified, open_beanstalkd
-from localdelay.brokers.beanstalkd_line import Place, answer_error
+from localdelay.brokers.address import host_and_port
+from localdelay.brokers.beanstalkd import (
+    MAX_DELAY,
+    MAX_JOB_BYTES,
+    answer_error,
+    classified,
+    open_beanstalkd,
+)
 from tests.kit.servers.beanstalkd import BeanstalkdServer
 from tests.kit.servers.process import NotInstalled, Received, Server, free_port
 
@@ -441,8 +447,8 @@ async def test_frozen_for_longer_than_the_timeout(server: BeanstalkdServer, url:
 
 def test_places_are_shown_as_in_a_url() -> None:
     """An IPv6 address stands in brackets."""
-    assert str(Place("::1", 11300, "t")) == "[::1]:11300"
-    assert str(Place("localhost", 11300, "t")) == "localhost:11300"
+    assert host_and_port("::1", 11300) == "[::1]:11300"
+    assert host_and_port("localhost", 11300) == "localhost:11300"
 
 
 async def test_where_there_is_no_such_host() -> None:

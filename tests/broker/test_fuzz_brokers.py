@@ -24,7 +24,7 @@ from localdelay import LocalDelayError, Message, PermanentSendError, Throttled
 from localdelay.brokers import Broker, beanstalkd, kafka, open_broker, redis
 from localdelay.brokers.amqp_channel import ConfirmedChannel, Publish
 from localdelay.brokers.amqp_frames import content_frames
-from localdelay.brokers.beanstalkd_line import answer_error as beanstalkd_error
+from localdelay.brokers.beanstalkd import answer_error as beanstalkd_error
 from localdelay.brokers.nats_answers import answer_error as nats_error
 from localdelay.brokers.nats_answers import classified as nats_classified
 from localdelay.brokers.nats_frames import Answer, Frames, header_lines

@@ -12,7 +12,9 @@ import trio
 import trio.testing
 
 from localdelay import Message, PartialSendError, PermanentSendError, Throttled
-from localdelay.brokers.beanstalkd import BeanstalkdBroker, open_beanstalkd
+from localdelay.brokers import ConnectionClosed, ConnectionLost
+from localdelay.brokers.beanstalkd import open_beanstalkd
+from localdelay.brokers.publisher import Publisher
 from tests.kit.servers.process import free_port
 
 CONFIRMED = b"INSERTED 1\r\n"
@@ -83,7 +85,7 @@ async def fake() -> AsyncIterator[FakeServer]:
 
 
 @asynccontextmanager
-async def opened(server: FakeServer, **options: float) -> AsyncIterator[BeanstalkdBroker]:
+async def opened(server: FakeServer, **options: float) -> AsyncIterator[Publisher]:
     timeouts = {"confirm_timeout": 0.5, "connect_timeout": 0.5, **options}
     with trio.fail_after(10):
         async with open_beanstalkd("127.0.0.1", server.port, tube="tube", **timeouts) as broker:  # type: ignore[arg-type]
@@ -145,8 +147,8 @@ async def test_what_was_under_way_when_the_connection_was_lost(fake: FakeServer)
         assert raised.value.failed is not None
         assert set(raised.value.failed) == {"2", "3"}
         assert all("was lost" in str(error) for error in raised.value.failed.values())
-        assert {type(error) for error in raised.value.failed.values()} == {ConnectionError}
-        with pytest.raises(ConnectionError, match=r"127\.0\.0\.1:\d+ was lost"):
+        assert {type(error) for error in raised.value.failed.values()} == {ConnectionLost}
+        with pytest.raises(ConnectionLost, match=r"127\.0\.0\.1:\d+ was lost"):
             await broker.send(message("2"))
         await broker.send(message("4"))
     assert fake.connections == 3
@@ -216,7 +218,7 @@ async def test_while_there_is_no_connection_sends_wait_and_fail() -> None:
                 await broker.send(message("cancelled"))
             with trio.move_on_after(0.05):
                 await broker.send_batch([message("cancelled")])
-            assert not broker._line._outbox
+            assert broker.gauges().waiting == 0
             begun = trio.current_time()
             with pytest.raises(ConnectionError, match="Connection refused"):
                 await broker.send(message("waits"))
@@ -239,8 +241,7 @@ async def test_no_more_is_under_way_than_may_be(fake: FakeServer) -> None:
     async with opened(fake, confirm_timeout=5.0) as broker:
         with trio.move_on_after(0.2):
             await broker.send_batch([message("x", b"")] * 10_000)
-        assert len(broker._line._under_way) == 2000
-        assert not broker._line._outbox
+        assert (broker.gauges().waiting, broker.gauges().under_way) == (0, 2000)
         fake.reading.set()
         await broker.send(message("last"))
     assert len(fake.bodies) == 2001
@@ -304,7 +305,7 @@ async def test_sends_under_way_end_with_the_block(fake: FakeServer) -> None:
     fake.answer = lambda _: b""
     ended: list[str] = []
 
-    async def send_all(broker: BeanstalkdBroker) -> None:
+    async def send_all(broker: Publisher) -> None:
         with pytest.raises(ConnectionError) as raised:
             await broker.send_batch([message(f"{number}") for number in range(3000)])
         ended.append(str(raised.value))
@@ -317,10 +318,10 @@ async def test_sends_under_way_end_with_the_block(fake: FakeServer) -> None:
             async with opened(fake, confirm_timeout=5.0) as broker:
                 nursery.start_soon(send_all, broker)
                 await trio.sleep_forever()
-    assert ended == ["the connection to beanstalkd is closed"] * 2
-    with pytest.raises(ConnectionError, match="closed"):
+    assert ended == [f"the connection to beanstalkd at 127.0.0.1:{fake.port} is closed"] * 2
+    with pytest.raises(ConnectionClosed):
         await broker.publish_delayed(message("late"), 1.0)
-    with pytest.raises(ConnectionError, match="closed"):
+    with pytest.raises(ConnectionClosed):
         await broker.send_batch([])
 
 

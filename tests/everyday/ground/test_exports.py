@@ -24,7 +24,9 @@ PUBLIC = {
     """,
     "localdelay.threads": "DelayQueue Fallback open_delay_queue",
     "localdelay.aio": "DelayQueue Fallback open_delay_queue",
-    "localdelay.brokers": "STDOUT Broker check_url hide_secrets open_broker without_secrets",
+    "localdelay.brokers": (
+        "STDOUT Broker ConnectionClosed ConnectionLost check_url hide_secrets open_broker without_secrets"
+    ),
     "localdelay.costs": "APSARA_ROCKETMQ ByParts Cost TDMQ_ROCKETMQ",
     "localdelay.redis_plan": (
         "RedisDelayQueue RedisStatistics RedisUnreachable check_url open_redis_delay_queue"

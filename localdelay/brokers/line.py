@@ -1,0 +1,141 @@
+"""A socket that many messages are written to and answered on, in their order.
+
+What is written goes out at once as far as the system takes it; answers are read meanwhile.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+from trio.lowlevel import wait_readable, wait_writable
+
+from localdelay.brokers.outbox import Outbox, Parcel
+
+_READ_BYTES = 65_536
+_FRESH = 0.002  # seconds after a write in which nobody asks whether there still is a connection
+_NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class OutOfStep(ConnectionError):
+    """What came is no answer to what was written: the connection is of no use any more."""
+
+
+class Line:
+    """A connected socket; a child knows what is written for a message, and what an answer says."""
+
+    def __init__(self, connected: socket.socket, outbox: Outbox) -> None:
+        self.outbox = outbox
+        self.unanswered: deque[Parcel] = deque()
+        """What was written and is not answered yet, in this order."""
+        self._socket = connected
+        self._unwritten = bytearray()
+        self._filled = trio.lowlevel.ParkingLot()
+        self._latest = trio.current_time()
+        self._ended = False
+
+    def received(self, data: bytes) -> bytes:
+        """Settle what is answered in this data; returns the rest, which is no whole answer yet.
+
+        Raises `OutOfStep`.
+        """
+        raise NotImplementedError
+
+    def send(self, data: bytes) -> None:
+        """Write bytes, now or when there is room. Raises `ConnectionError` where the connection was lost."""
+        now = trio.current_time()
+        if self._ended or (now - self._latest > _FRESH and not self._seems_up()):
+            raise ConnectionError("it has closed the connection")
+        self._latest = now
+        written = 0 if self._unwritten else self._write(data)
+        if written < len(data):
+            self._unwritten += data[written:]
+            self._filled.unpark()
+
+    async def lost(self) -> Exception:
+        """Write and read until the connection is lost; returns why it was."""
+        reason: Exception
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._flush)
+            try:
+                reason = await self._read()
+            except OSError as error:
+                reason = error
+            self._ended = True  # at once: who was settled just now may write in this turn of the loop
+            nursery.cancel_scope.cancel()
+        return reason
+
+    async def ask(self, data: bytes, end: bytes, most: int) -> bytes:
+        """Write bytes, and read until there is this end, or too much: for what is said before messages."""
+        self.send(data)
+        answer = b""
+        while not answer.endswith(end) and len(answer) <= most:
+            answer += await self.receive()
+        return answer
+
+    async def receive(self) -> bytes:
+        """What has come: at least a byte. Raises `ConnectionError` at the end."""
+        while True:
+            try:
+                data = self._socket.recv(_READ_BYTES)
+            except ssl.SSLWantWriteError:
+                await wait_writable(self._socket)
+            except _NOT_NOW:
+                await wait_readable(self._socket)
+            else:
+                if not data:
+                    raise ConnectionError("it has closed the connection")
+                return data
+
+    async def _read(self) -> Exception:
+        rest = b""
+        while True:
+            # Before it reads and not only where there is nothing to read: others want to run, too.
+            await wait_readable(self._socket)
+            data = await self.receive()
+            self.outbox.heard = trio.current_time()
+            rest = self.received(rest + data)
+
+    async def _flush(self) -> None:
+        while True:
+            if self._unwritten:
+                await wait_writable(self._socket)
+                del self._unwritten[: self._write(self._unwritten)]
+            else:
+                await self._filled.park()
+
+    def _write(self, data: bytes | bytearray) -> int:
+        try:
+            return self._socket.send(data)
+        except _NOT_NOW:
+            return 0
+        except OSError:
+            return len(data)  # the connection is lost; who reads it will see that too
+
+    def _seems_up(self) -> bool:
+        """Whether the connection was not lost since the last turn of the loop; `_read` will see it."""
+        if isinstance(self._socket, ssl.SSLSocket):
+            return True  # it knows no peeking
+        try:
+            return bool(self._socket.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
+
+@asynccontextmanager
+async def open_socket(host: str, port: int) -> AsyncIterator[socket.socket]:
+    """A connected socket that does not block, closed at the end. Raises `OSError`."""
+    stream = await trio.open_tcp_stream(host, port)
+    connected = socket.socket(fileno=stream.socket.detach())
+    try:
+        connected.setblocking(False)
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        yield connected
+    finally:
+        connected.close()

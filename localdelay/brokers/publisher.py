@@ -1,0 +1,332 @@
+"""What all brokers share: sends that wait for their connection and their answers, on a driver.
+
+A connection that was lost is made again for as long as the block is open. What was under way then raises
+`ConnectionLost`, for who knows whether it was taken; what was not written yet goes to the next connection.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+from trio.lowlevel import enable_ki_protection
+
+from localdelay import arguments
+from localdelay.backoff import Backoff
+from localdelay.brokers.broker import ConnectionClosed, ConnectionLost
+from localdelay.brokers.driver import Connection, Driver
+from localdelay.brokers.outbox import Gauges, Outbox, Parcel, Sending
+from localdelay.errors import DelayNotSupported, PermanentSendError, Throttled
+from localdelay.message import Message
+from localdelay.nurseries import bare_nursery
+from localdelay.settling import caused_by
+
+logger = logging.getLogger("localdelay.brokers")
+
+_SHORTEST = 0.001
+"""Seconds: the shortest time limit that there may be."""
+_SETTLED = 1.0
+"""Seconds: the next attempt after a connection that held so long is made almost at once."""
+
+
+class Publisher:
+    """A broker, on a driver; `open_publisher` makes it."""
+
+    def __init__(self, driver: Driver, confirm_timeout: float, connect_timeout: float) -> None:
+        self._driver = driver
+        self._confirm_timeout = confirm_timeout
+        self._connect_timeout = connect_timeout
+        self._filled = trio.lowlevel.ParkingLot()
+        self._outbox = Outbox(
+            self._verdict, self._filled.unpark, driver.most_under_way, driver.most_bytes_under_way
+        )
+        self._connection: Connection | None = None
+        self._scope = trio.CancelScope()
+        self._dropped: Exception | None = None
+        self._trouble: Exception | None = None
+        self._closed = False
+
+    @property
+    def native_delay(self) -> bool:
+        """Whether `publish_delayed` works: the broker has a delay of its own."""
+        return self._driver.native_delay
+
+    @enable_ki_protection
+    async def send(self, message: Message) -> None:
+        """Publish a message now, as `Broker.send` does."""
+        await self._send(message, None)
+
+    @enable_ki_protection
+    async def send_batch(self, messages: Sequence[Message]) -> None:
+        """Publish messages now, in their order, as `Broker.send_batch` does. Each is taken or not."""
+        messages = tuple(messages)
+        self._check_open()
+        sending = Sending(self._outbox, len(messages))
+        for message in messages:
+            _check_payload(message)
+        parcels: list[Parcel] = []
+        encode, parcel_of, now = self._driver.encode, self._outbox.parcel, trio.current_time()
+        for position, message in enumerate(messages):
+            try:
+                content = encode(message, None)
+            except Exception as error:  # noqa: BLE001 (whatever it is: it is this message's alone)
+                sending.settle(position, error)
+            else:
+                parcels.append(parcel_of(message, content, sending, position, now))
+        sending.parcels = parcels
+        self._put(parcels)
+        await sending.of_all(messages)
+
+    @enable_ki_protection
+    async def publish_delayed(self, message: Message, delay: float) -> None:
+        """Have the broker publish a message in `delay` seconds, as `Broker.publish_delayed` does.
+
+        Where there is no connection it fails at once: who calls it may have another way.
+        """
+        delay = arguments.at_least("delay", delay, 0, "a number of seconds")
+        self._check_open()
+        if not self._driver.native_delay:
+            raise DelayNotSupported(f"{self._driver.where}: {self._driver.no_delay}")
+        if self._connection is None:
+            raise self._verdict(self._not_connected())
+        await self._send(message, delay)
+
+    def gauges(self) -> Gauges:
+        """How much is on its way."""
+        return self._outbox.gauges()
+
+    async def _send(self, message: Message, delay: float | None) -> None:
+        self._check_open()
+        _check_payload(message)
+        outbox = self._outbox
+        sending = Sending(outbox)
+        try:
+            content = self._driver.encode(message, delay)
+        except Exception as error:
+            verdict = self._verdict(error)
+            if verdict is error:
+                raise
+            raise verdict from error
+        parcel = outbox.parcel(message, content, sending, 0, trio.current_time())
+        parcel.only_now = delay is not None
+        sending.parcels = (parcel,)
+        self._put((parcel,))
+        await sending.of_one()
+
+    def _put(self, parcels: Sequence[Parcel]) -> None:
+        # One that has nobody to be gathered with would gain nothing by another turn of the loop.
+        if (self._outbox.put(parcels) or len(parcels) > 1) and self._connection is not None:
+            self._pump()
+        else:
+            self._filled.unpark()
+
+    def _pump(self) -> bool:
+        """Write what there is room for, as far as one turn of the loop goes. Whether anything was written."""
+        connection = self._connection
+        if connection is None or not (parcels := self._outbox.take(trio.current_time())):
+            return False
+        try:
+            connection.write(parcels)
+        except ConnectionError as error:
+            self._outbox.again(parcels)
+            self._drop(error)
+        except Exception as error:  # noqa: BLE001 (what the client raises: the connection may be out of step)
+            for parcel in parcels:
+                parcel.settle(error)
+            self._drop(error)
+        return True
+
+    def _drop(self, reason: Exception) -> None:
+        """Give the connection up, and have another made."""
+        self._connection = None
+        self._dropped = reason
+        self._scope.cancel()
+
+    @enable_ki_protection
+    async def write(self) -> None:
+        """Write what is put, gathered for a turn of the loop. To be run as a task."""
+        while True:
+            while self._pump():
+                await trio.lowlevel.checkpoint()
+            await self._filled.park()
+
+    @enable_ki_protection
+    async def expire(self) -> None:
+        """Fail what has taken too long: one timer for all. To be run as a task."""
+        limit, driver, outbox = self._confirm_timeout, self._driver, self._outbox
+        patience = limit + driver.patience
+        while True:
+            now = trio.current_time()
+            while (first := outbox.oldest_waiting()) is not None and first.begun + limit <= now:
+                first.settle(self._not_written())
+            while (first := outbox.oldest_under_way()) is not None and first.written + patience <= now:
+                if not driver.in_order:
+                    first.settle(self._unanswered())
+                elif outbox.heard + patience <= now:
+                    self._drop(self._unanswered())
+                    outbox.fail_under_way(self._unanswered)
+                else:
+                    break  # it answers, one after the other: who is slow is not asked again for the same
+            await trio.sleep_until(self._next_expiry(now))
+
+    def _next_expiry(self, now: float) -> float:
+        limit, patience = self._confirm_timeout, self._confirm_timeout + self._driver.patience
+        waiting, under_way = self._outbox.oldest_waiting(), self._outbox.oldest_under_way()
+        ends = [now + limit]  # what comes in meanwhile is not due before that
+        if waiting is not None:
+            ends.append(waiting.begun + limit)
+        if under_way is not None:
+            ends.append(max(under_way.written, self._outbox.heard) + patience)
+        return min(ends)
+
+    @enable_ki_protection
+    async def keep_connected(self, task_status: trio.TaskStatus[None]) -> None:
+        """Connect, and whenever the connection is lost connect again: for ever. To be run as a task.
+
+        Raises where the first connection does not come about.
+        """
+        backoff = Backoff()
+        opened = False
+
+        def connected() -> None:
+            nonlocal opened
+            if not opened:
+                task_status.started()
+                opened = True
+
+        while True:
+            begun = trio.current_time()
+            try:
+                reason = await self._live(connected)
+            except Exception as error:
+                if not opened:
+                    raise self._no_connection(error) from error
+                self._trouble = error
+                logger.debug("%s: %s", self._driver.where, error)
+                if isinstance(self._verdict(error), Throttled) and not isinstance(error, TimeoutError):
+                    self._outbox.refuse(self._not_connected)
+            else:
+                logger.debug("%s: lost: %s", self._driver.where, in_a_line(reason))
+                self._trouble = reason
+                lost = self._lost_for(reason)
+                self._outbox.fail_under_way(lost)
+                self._outbox.refuse(self._not_connected, only_now=True)
+                if trio.current_time() - begun >= _SETTLED:
+                    backoff.reset()
+            await trio.sleep(backoff.next())
+
+    async def _live(self, connected: Callable[[], None]) -> Exception:
+        """Connect, and publish until the connection is lost; why it was. Raises where there is none."""
+        self._dropped = reason = None
+        stood = False
+        with trio.move_on_after(self._connect_timeout) as self._scope:
+            async with self._driver.connect(self._outbox) as connection:
+                self._scope.deadline = math.inf
+                stood = True
+                self._connection = connection
+                self._trouble = None
+                connected()
+                self._filled.unpark()
+                try:
+                    reason = await connection.lost()
+                except Exception as error:  # noqa: BLE001 (whatever it raises ends the connection, and no more)
+                    reason = error
+                finally:
+                    self._connection = None
+        if not stood:
+            raise TimeoutError(f"no answer within {self._connect_timeout:g} s")
+        if isinstance(self._dropped, Exception):
+            return self._dropped
+        return reason if isinstance(reason, Exception) else ConnectionError("it was given up")
+
+    @enable_ki_protection
+    def close(self) -> None:
+        """Fail whatever is not confirmed, and take nothing more."""
+        self._closed = True
+        self._connection = None
+        self._outbox.fail_under_way(self._closed_error)
+        self._outbox.refuse(self._closed_error)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise self._closed_error()
+
+    def _verdict(self, error: Exception) -> Exception:
+        if isinstance(error, Throttled | PermanentSendError | ConnectionLost | ConnectionClosed):
+            return error
+        return caused_by(self._driver.verdict(error), error)
+
+    # What is raised.
+
+    def _no_connection(self, error: Exception) -> Exception:
+        if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
+            return error  # of the options
+        text = "that is no host's name" if isinstance(error, UnicodeError) else in_a_line(error)
+        return ConnectionError(f"no connection to {self._driver.where}: {text}")
+
+    def _not_connected(self) -> Exception:
+        trouble = self._trouble or ConnectionError("it is not connected yet")
+        error = self._no_connection(trouble)
+        verdict = self._verdict(trouble)
+        if isinstance(verdict, Throttled):
+            error = Throttled(str(error), retry_after=verdict.retry_after)
+        return caused_by(error, trouble)
+
+    def _lost_for(self, reason: Exception) -> Callable[[], Exception]:
+        text = f"the connection to {self._driver.where} was lost: {in_a_line(reason)}"
+        return lambda: caused_by(ConnectionLost(text), reason)
+
+    def _not_written(self) -> Exception:
+        if self._connection is None:
+            return self._not_connected()
+        return TimeoutError(f"{self._driver.where} took no more within {self._confirm_timeout:g} s")
+
+    def _unanswered(self) -> Exception:
+        return TimeoutError(f"{self._driver.where} did not answer within {self._confirm_timeout:g} s")
+
+    def _closed_error(self) -> Exception:
+        return ConnectionClosed(f"the connection to {self._driver.where} is closed")
+
+
+@asynccontextmanager
+async def open_publisher(
+    driver: Driver, *, confirm_timeout: float | None = 10.0, connect_timeout: float = 5.0
+) -> AsyncIterator[Publisher]:
+    """Connect, and publish for the length of an `async with` block.
+
+    What has found no connection, or is not confirmed, within `confirm_timeout` seconds has failed; with None
+    it waits for as long as it takes.
+    Raises `ConnectionError` in one line where there is no connection within `connect_timeout` seconds.
+    """
+    if confirm_timeout is None:
+        confirm_timeout = math.inf
+    else:
+        arguments.at_least("confirm_timeout", confirm_timeout, _SHORTEST, "a number of seconds")
+    arguments.at_least("connect_timeout", connect_timeout, _SHORTEST, "a number of seconds")
+    publisher = Publisher(driver, confirm_timeout, connect_timeout)
+    async with bare_nursery() as nursery:
+        try:
+            await nursery.start(publisher.keep_connected)
+            nursery.start_soon(publisher.write)
+            nursery.start_soon(publisher.expire)
+            yield publisher
+        finally:
+            publisher.close()
+            nursery.cancel_scope.cancel()
+
+
+def in_a_line(error: BaseException) -> str:
+    """What an error says, for people: the system's words where it comes from there."""
+    inner: BaseException | None = error
+    while inner is not None and not (isinstance(inner, OSError) and inner.strerror):
+        inner = inner.exceptions[0] if isinstance(inner, BaseExceptionGroup) else inner.__cause__
+    text = inner.strerror if isinstance(inner, OSError) else None
+    return " ".join((text or str(error)).split()) or type(error).__name__
+
+
+def _check_payload(message: Message) -> None:
+    if not isinstance(message.payload, bytes):
+        raise TypeError(f"payload must be bytes, not {type(message.payload).__name__}")
