@@ -39,7 +39,7 @@ class Guarded:
             start_new_session=True,
         )
         self._process = process
-        self._guard = _start_guard(process.pid, self.directory)
+        self._guard = start_guard(process.pid, self.directory)
         return process
 
     async def __aenter__(self) -> Guarded:
@@ -72,7 +72,8 @@ def last_words(log: Path) -> str:
     return f"its last words: {lines[-1]}" if lines else "it has said nothing"
 
 
-def _start_guard(pid: int, directory: Path) -> subprocess.Popen[bytes]:
+def start_guard(pid: int, directory: Path) -> subprocess.Popen[bytes]:
+    """A shell that ends the process and removes the directory if we die before we write it a line."""
     return subprocess.Popen(  # noqa: S603 (nothing in it comes from outside)
         ["/bin/sh", "-c", _GUARD, "localdelay-guard", str(pid), str(directory)],
         stdin=subprocess.PIPE,

@@ -16,6 +16,8 @@ from typing import ClassVar, Protocol
 
 import attrs
 
+from localdelay.programs import start_guard
+
 _STOP_TIMEOUT = 20.0
 _POLL = 0.02
 
@@ -74,17 +76,22 @@ class Server(Protocol):
 
 
 class Process:
-    """A child process with a directory and a log of its own."""
+    """A child process with a directory and a log of its own, both gone too if the tests are killed."""
 
     def __init__(self, name: str) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix=f"localdelay-{name}-"))
         self.log = self.directory / "log"
         self._child: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
 
     @property
     def pid(self) -> int:
         assert self._child is not None
         return self._child.pid
+
+    @property
+    def runs(self) -> bool:
+        return self._child is not None and self._child.poll() is None
 
     def start(
         self, command: Sequence[str], answers: Callable[[], bool], *, timeout: float = 30.0, **environ: str
@@ -100,6 +107,8 @@ class Process:
                 env={**os.environ, **environ},
                 start_new_session=True,  # Ctrl-C is for the tests
             )
+        self._release()
+        self._guard = start_guard(self._child.pid, self.directory)
         until = time.monotonic() + timeout
         while time.monotonic() < until:
             if self._child.poll() is not None:
@@ -120,6 +129,7 @@ class Process:
         if self._child is not None:
             self._child.kill()
             self._child.wait()
+            self._release()  # its number may be another's from now on
 
     def freeze(self) -> None:
         """SIGSTOP, and wait until it has come: the signal takes its time."""
@@ -129,16 +139,26 @@ class Process:
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
 
-    def stop(self) -> None:
-        """End it, gently if it listens, and remove its directory."""
-        if self._child is not None and self._child.poll() is None:
+    def terminate(self) -> None:
+        """End it, gently if it listens."""
+        if self._child is not None and self.runs:
             self._child.terminate()
             os.kill(self.pid, signal.SIGCONT)
             try:
                 self._child.wait(_STOP_TIMEOUT)
             except subprocess.TimeoutExpired:
                 self.kill()
+        self._release()
+
+    def stop(self) -> None:
+        """End it, gently if it listens, and remove its directory."""
+        self.terminate()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _release(self) -> None:
+        if self._guard is not None:
+            self._guard.communicate(b"done\n")
+            self._guard = None
 
 
 def program(name: str, package: str) -> str:

@@ -1,0 +1,152 @@
+"""An nsqd of a test's own; read back over a connection of the kit's own, since its Python client is dead."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import struct
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
+from urllib.parse import unquote, urlsplit
+
+from tests.kit.servers.artifacts import bring
+from tests.kit.servers.process import Process, Received, free_port
+
+_CHANNEL = "read"
+_SETTLE = 0.1
+_MESSAGE = 2  # the type of a frame
+
+
+class NsqServer:
+    """One nsqd process. It loses what it has confirmed when it is killed, so that `kill` ends it in order."""
+
+    name: ClassVar[str] = "nsq"
+    too_large: ClassVar[int] = 1024 * 1024 + 1
+
+    def __init__(self, *options: str, durable: bool = True) -> None:
+        """Options as nsqd takes them on its command line; it is as durable as it can be either way."""
+        self._process = Process("nsq")
+        self._options = options or ("-mem-queue-size", "0")
+        self._names = itertools.count(1)
+        self._received: dict[str, list[Received]] = {}
+        self.port = 0
+        self._http_port = 0
+
+    @property
+    def directory(self) -> Path:
+        return self._process.directory
+
+    def start(self) -> None:
+        executable = bring("nsq") / "nsqd"
+        self.port = self.port or free_port()
+        self._http_port = self._http_port or free_port()
+        self._data.mkdir(exist_ok=True)
+        command = [str(executable), "-data-path", str(self._data), "-broadcast-address", "127.0.0.1"]
+        command += ["-tcp-address", f"127.0.0.1:{self.port}", "-http-address", f"127.0.0.1:{self._http_port}"]
+        self._process.start([*command, *self._options], self._answers)
+
+    def stop(self) -> None:
+        self._process.stop()
+
+    def kill(self) -> None:
+        self._process.terminate()
+
+    def restart(self) -> None:
+        self.start()
+
+    def freeze(self) -> None:
+        self._process.freeze()
+
+    def thaw(self) -> None:
+        self._process.thaw()
+
+    def fresh(self) -> str:
+        topic = f"topic{next(self._names)}"
+        self.post(f"topic/create?topic={topic}")
+        self.post(f"channel/create?topic={topic}&channel={_CHANNEL}")
+        return self.url(topic)
+
+    def url(self, topic: str, options: str = "") -> str:
+        """The URL of a topic that need not be there."""
+        return f"nsq://127.0.0.1:{self.port}/{topic}{options}"
+
+    def read(self, url: str, count: int, timeout: float = 30.0) -> list[Received]:
+        topic = unquote(urlsplit(url).path[1:])
+        # To read takes out: what earlier calls have read is kept here.
+        received = self._received.setdefault(topic, [])
+        until = time.monotonic() + timeout
+        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection:
+            frames = _Frames(connection)
+            connection.sendall(b"  V2SUB %s %s\nRDY 2500\n" % (topic.encode(), _CHANNEL.encode()))
+            while (now := time.monotonic()) < until:
+                if len(received) >= count:
+                    until = min(until, now + _SETTLE)
+                if (frame := frames.next(within=min(until - now, _SETTLE))) is None:
+                    continue
+                kind, data = frame
+                if kind == _MESSAGE:
+                    received.append(Received(data[26:], {}, time.time()))
+                    connection.sendall(b"FIN %s\n" % data[10:26])
+                elif data == b"_heartbeat_":
+                    connection.sendall(b"NOP\n")
+                else:
+                    assert data == b"OK", data
+            connection.sendall(b"CLS\n")
+            while frames.next(within=10) != (0, b"CLOSE_WAIT"):  # so that it has seen every FIN
+                pass
+        return list(received)
+
+    @contextmanager
+    def throttled(self, url: str) -> Iterator[None]:
+        """Its disk takes nothing: its directory is away. Topics that have been written to go on."""
+        away = self._data.with_name("away")
+        self._data.rename(away)
+        try:
+            yield
+        finally:
+            away.rename(self._data)
+
+    def post(self, path: str) -> None:
+        """Ask for something over HTTP, as in `topic/create?topic=T`."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self._http_port}/{path}", method="POST")
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10):
+            pass
+
+    @property
+    def _data(self) -> Path:
+        return self._process.directory / "data"
+
+    def _answers(self) -> bool:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+            connection.sendall(b"  V2IDENTIFY\n" + struct.pack(">i", 2) + b"{}")
+            return _Frames(connection).next(within=1) == (0, b"OK")
+
+
+class _Frames:
+    """What nsqd says on a connection, frame by frame."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._buffer = b""
+
+    def next(self, within: float) -> tuple[int, bytes] | None:
+        """The type and the data of the next frame; None if it does not come within so many seconds."""
+        until = time.monotonic() + within
+        while True:
+            if len(self._buffer) >= 8:
+                size, kind = struct.unpack_from(">ii", self._buffer)
+                if len(self._buffer) >= 4 + size:
+                    data, self._buffer = self._buffer[8 : 4 + size], self._buffer[4 + size :]
+                    return kind, data
+            self._connection.settimeout(max(1e-3, until - time.monotonic()))
+            try:
+                got = self._connection.recv(1 << 18)
+            except TimeoutError:
+                return None
+            if not got:
+                raise EOFError
+            self._buffer += got
