@@ -82,8 +82,9 @@ class RabbitServer:
             "RABBITMQ_CONFIG_FILE": str(configuration),
             "RABBITMQ_CONF_ENV_FILE": str(directory / "none"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(plugins),
-            # Two cores are all that there is here; the rest of the switches keeps an idle node idle.
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"+S 1:1 +A 4 +sbwt none -setcookie {_COOKIE}",
+            # Two cores are all that there is here; the rest of the first switches keeps an idle node idle.
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"+S 1:1 +A 4 +sbwt none -setcookie {_COOKIE}"
+            " -kernel inet_dist_use_interface {127,0,0,1}",
             # The script then becomes the node itself, so that the pid is the one to kill and to stop.
             "RUNNING_UNDER_SYSTEMD": "true",
             "ERL_EPMD_ADDRESS": "127.0.0.1",
