@@ -267,7 +267,8 @@ async def test_throttling_is_recognised(
                     await broker.send(message(f"before{number}"))
             assert raised.value.__cause__ is not None
             with trio.fail_after(40), pytest.raises((Throttled, PartialSendError)):
-                await broker.send_batch([message(f"batch{number}") for number in range(100)])
+                for batch in range(100):
+                    await broker.send_batch([message(f"batch{batch}-{number}") for number in range(100)])
         async with queue_to(broker) as queue:
             for number in range(100):
                 queue.put_nowait(b"m%d" % number, delay=0.0, id=f"m{number}")

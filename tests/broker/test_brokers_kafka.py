@@ -35,7 +35,7 @@ from localdelay.brokers.kafka_client import Client
 from localdelay.brokers.kafka_errors import ends_producer
 from localdelay.brokers.kafka_sending import Sending
 from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID
-from tests.kit.servers.kafka import INIT_PRODUCER_ID, PRODUCE, KafkaServer
+from tests.kit.servers.kafka_mock_cluster import INIT_PRODUCER_ID, PRODUCE, MockKafka
 from tests.kit.servers.process import Server, free_port
 
 THROTTLED = [
@@ -65,16 +65,16 @@ TRANSPORT = -195
 
 
 @pytest.fixture
-def server(start_server: Callable[[str], Server]) -> KafkaServer:
-    found = start_server("kafka")
-    assert isinstance(found, KafkaServer)
+def server(start_server: Callable[[str], Server]) -> MockKafka:
+    found = start_server("kafka_mock_cluster")
+    assert isinstance(found, MockKafka)
     return found
 
 
 @pytest.fixture
-def own_server() -> Iterator[KafkaServer]:
+def own_server() -> Iterator[MockKafka]:
     """For tests that leave nothing of it."""
-    own = KafkaServer(brokers=3)
+    own = MockKafka(brokers=3)
     try:
         own.start()
         yield own
@@ -102,7 +102,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await trio.sleep(0.01)
 
 
-async def arrived(server: KafkaServer, url: str, count: int, wait: float = 10.0) -> Counter[str]:
+async def arrived(server: MockKafka, url: str, count: int, wait: float = 10.0) -> Counter[str]:
     received = await trio.to_thread.run_sync(lambda: server.read(url, count, wait))
     return Counter(one.headers[ID] for one in received)
 
@@ -174,7 +174,7 @@ def test_what_ends_a_producer(error: KafkaError, ends: bool) -> None:
 # Throttling for real.
 
 
-async def test_a_refusing_cluster_throttles(server: KafkaServer) -> None:
+async def test_a_refusing_cluster_throttles(server: MockKafka) -> None:
     """What librdkafka does not try again, or not as often as that, is Throttled, with its cause."""
     url = server.fresh()
     async with open_broker(f"{url}?retries=1") as broker:
@@ -192,7 +192,7 @@ async def test_a_refusing_cluster_throttles(server: KafkaServer) -> None:
     assert set(await arrived(server, url, len(THROTTLED))) >= set(THROTTLED)
 
 
-async def test_a_hesitating_cluster_is_waited_for(server: KafkaServer) -> None:
+async def test_a_hesitating_cluster_is_waited_for(server: MockKafka) -> None:
     """A few refusals that may pass librdkafka gets over by itself, and the message is there once."""
     url = server.fresh()
     async with open_broker(f"{url}?retry.backoff.max.ms=200") as broker:
@@ -202,7 +202,7 @@ async def test_a_hesitating_cluster_is_waited_for(server: KafkaServer) -> None:
     assert await arrived(server, url, 100) == Counter(f"m{number}" for number in range(100))
 
 
-async def test_no_room_in_the_client_throttles(server: KafkaServer) -> None:
+async def test_no_room_in_the_client_throttles(server: MockKafka) -> None:
     """More messages than librdkafka may hold are refused at once, with its BufferError; the others arrive."""
     url = server.fresh()
     async with open_broker(f"{url}?queue.buffering.max.messages=10") as broker:
@@ -243,7 +243,7 @@ async def test_no_room_in_the_client_throttles(server: KafkaServer) -> None:
 
 
 @pytest.mark.parametrize("how", ["down", "frozen"])
-async def test_what_is_not_confirmed_in_time_throttles(server: KafkaServer, how: str) -> None:
+async def test_what_is_not_confirmed_in_time_throttles(server: MockKafka, how: str) -> None:
     """While nobody answers, a send ends within the time-out and a second; afterwards all is well again."""
     url = server.fresh()
     async with open_broker(f"{url}?delivery.timeout.ms=1000") as broker:
@@ -269,7 +269,7 @@ async def test_what_is_not_confirmed_in_time_throttles(server: KafkaServer, how:
     assert {"first", "last"} <= set(await arrived(server, url, 2))
 
 
-async def test_a_throttled_client_is_told_for_how_long(server: KafkaServer) -> None:
+async def test_a_throttled_client_is_told_for_how_long(server: MockKafka) -> None:
     """While a broker holds the client back, Throttled carries what is left of that."""
     url = server.fresh()
     async with open_kafka(server.hosts, topic=url.rpartition("/")[2]) as broker:
@@ -295,7 +295,7 @@ def client_of(broker: KafkaBroker) -> Client:
 # What can never work, for real.
 
 
-async def test_a_cluster_that_never_takes_it_is_permanent(server: KafkaServer) -> None:
+async def test_a_cluster_that_never_takes_it_is_permanent(server: MockKafka) -> None:
     """A refusal for good comes at once, and the messages after it go through."""
     async with open_broker(server.fresh()) as broker:
         for name in PERMANENT:
@@ -307,7 +307,7 @@ async def test_a_cluster_that_never_takes_it_is_permanent(server: KafkaServer) -
             assert isinstance(raised.value.__cause__, KafkaException)
 
 
-async def test_a_topic_that_is_gone_is_permanent_within_seconds(server: KafkaServer) -> None:
+async def test_a_topic_that_is_gone_is_permanent_within_seconds(server: MockKafka) -> None:
     """A topic that was deleted after the opening is not waited for until the time-out."""
     url = server.fresh()
     topic = url.rpartition("/")[2]
@@ -321,7 +321,7 @@ async def test_a_topic_that_is_gone_is_permanent_within_seconds(server: KafkaSer
                 await trio.sleep(0.1)
 
 
-async def test_a_message_alone_is_too_large(server: KafkaServer) -> None:
+async def test_a_message_alone_is_too_large(server: MockKafka) -> None:
     """Librdkafka refuses it itself, whatever else is in its batch; with more allowed, it goes through."""
     url = server.fresh()
     async with open_broker(f"{url}?message.max.bytes=3000000") as broker:
@@ -336,7 +336,7 @@ async def test_a_message_alone_is_too_large(server: KafkaServer) -> None:
 
 
 async def test_after_a_fatal_error_a_new_producer_goes_on(
-    server: KafkaServer, conserved: Callable[[DelayQueue], Statistics]
+    server: MockKafka, conserved: Callable[[DelayQueue], Statistics]
 ) -> None:
     """Sequence numbers that do not fit end the idempotent producer; what was under way fails, no more."""
     url = server.fresh()
@@ -359,7 +359,7 @@ async def test_after_a_fatal_error_a_new_producer_goes_on(
     print("duplicates", found.total() - len(found))
 
 
-async def test_an_old_epoch_ends_the_producer_too(server: KafkaServer) -> None:
+async def test_an_old_epoch_ends_the_producer_too(server: MockKafka) -> None:
     """Librdkafka itself would go on with the same epoch for ever."""
     url = server.fresh()
     async with open_kafka(server.hosts, topic=url.rpartition("/")[2]) as broker:
@@ -374,7 +374,7 @@ async def test_an_old_epoch_ends_the_producer_too(server: KafkaServer) -> None:
     assert await arrived(server, url, 2) == Counter(["first", "last"])
 
 
-async def test_not_let_in_as_a_producer(server: KafkaServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_not_let_in_as_a_producer(server: MockKafka, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the opening it is a ConnectionError; later each send is permanently refused, until it is let in."""
     url = server.fresh()
     with (
@@ -407,7 +407,7 @@ async def test_not_let_in_as_a_producer(server: KafkaServer, monkeypatch: pytest
 # What travels.
 
 
-async def test_headers_are_bytes_for_bytes(server: KafkaServer) -> None:
+async def test_headers_are_bytes_for_bytes(server: MockKafka) -> None:
     """NULs, blanks, line breaks and other alphabets arrive; a header of the caller's can't take our names."""
     headers = {"a": "x\0y", "": "empty", "Grüße": "🙂\n ", "none": "", ID: "mine"}
     url = server.fresh()
@@ -420,7 +420,7 @@ async def test_headers_are_bytes_for_bytes(server: KafkaServer) -> None:
     assert found == {**headers, ID: "id\0 ü", ATTEMPT: "12"}
 
 
-async def test_what_can_be_no_header_is_permanent(server: KafkaServer) -> None:
+async def test_what_can_be_no_header_is_permanent(server: MockKafka) -> None:
     """A NUL in a name, text that is no Unicode: this message's alone; the rest of its batch arrives."""
     url = server.fresh()
     async with open_broker(url) as broker:
@@ -439,7 +439,7 @@ async def test_first_attempt_and_later_ones() -> None:
         assert dict(kafka_headers(message("m", attempt=attempt), 0.0))[ATTEMPT] == b"%d" % attempt
 
 
-async def test_keys_are_the_callers(server: KafkaServer) -> None:
+async def test_keys_are_the_callers(server: MockKafka) -> None:
     """By default none, and all partitions are used; with a function, the same key goes to the same one."""
     url = server.fresh(partitions=4)
     topic = url.rpartition("/")[2]
@@ -465,7 +465,7 @@ async def test_keys_are_the_callers(server: KafkaServer) -> None:
     assert len({(record.key, record.partition) for record in records if record.key}) == 3
 
 
-async def test_there_is_no_delay_of_its_own(server: KafkaServer) -> None:
+async def test_there_is_no_delay_of_its_own(server: MockKafka) -> None:
     """A delay is checked all the same."""
     async with open_broker(server.fresh()) as broker:
         assert not broker.native_delay
@@ -480,7 +480,7 @@ async def test_there_is_no_delay_of_its_own(server: KafkaServer) -> None:
 # Opening.
 
 
-async def test_one_of_several_hosts_is_enough(server: KafkaServer) -> None:
+async def test_one_of_several_hosts_is_enough(server: MockKafka) -> None:
     """Where the first does not listen, the next is asked."""
     url = server.fresh()
     topic = url.rpartition("/")[2]
@@ -500,7 +500,7 @@ async def test_one_of_several_hosts_is_enough(server: KafkaServer) -> None:
     ],
 )
 async def test_no_connection_is_one_line(
-    server: KafkaServer,
+    server: MockKafka,
     url: str,
     says: str,
     capfd: pytest.CaptureFixture[str],
@@ -520,7 +520,7 @@ async def test_no_connection_is_one_line(
     assert threads() == []
 
 
-async def test_a_frozen_cluster_is_not_waited_for(server: KafkaServer) -> None:
+async def test_a_frozen_cluster_is_not_waited_for(server: MockKafka) -> None:
     """An opening has its time; it can be cancelled before."""
     url = server.fresh()
     await trio.to_thread.run_sync(server.freeze)
@@ -539,7 +539,7 @@ async def test_a_frozen_cluster_is_not_waited_for(server: KafkaServer) -> None:
 
 
 async def test_a_topic_that_is_not_there_is_no_connection(
-    server: KafkaServer, monkeypatch: pytest.MonkeyPatch
+    server: MockKafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cluster that makes no topics has a moment to find it; one that does has it made."""
     monkeypatch.setattr(kafka_line, "_TOPIC_APPEARS", 0.3)
@@ -575,7 +575,7 @@ async def test_a_topic_that_is_not_there_is_no_connection(
     ],
 )
 async def test_options_that_can_not_be(
-    server: KafkaServer, options: str, says: str, capfd: pytest.CaptureFixture[str]
+    server: MockKafka, options: str, says: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A ValueError of one line that names the option, and no secret."""
     with trio.fail_after(5), pytest.raises(ValueError, match=says) as refused:
@@ -612,7 +612,7 @@ def test_a_user_is_one_of_sasl_over_tls() -> None:
     assert "security.protocol" not in settings_of("host:1", None, None, 15.0, {})
 
 
-async def test_without_idempotence_it_works_too(server: KafkaServer) -> None:
+async def test_without_idempotence_it_works_too(server: MockKafka) -> None:
     """What is asked for is done, compression included."""
     url = server.fresh()
     options = "enable.idempotence=false&acks=1&compression.type=gzip"
@@ -622,7 +622,7 @@ async def test_without_idempotence_it_works_too(server: KafkaServer) -> None:
 
 
 async def test_what_librdkafka_says_is_for_debugging(
-    server: KafkaServer, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    server: MockKafka, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A lost connection is no news at any higher level, nor on standard error."""
     caplog.set_level(logging.DEBUG, "localdelay.brokers.kafka")
@@ -651,7 +651,7 @@ def native() -> tuple[int, int]:
     return len(list(Path("/proc/self/task").iterdir())), len(list(Path("/proc/self/fd").iterdir()))
 
 
-async def test_what_was_not_handed_over_is_not_sent(server: KafkaServer) -> None:
+async def test_what_was_not_handed_over_is_not_sent(server: MockKafka) -> None:
     """A send that is cancelled in the turn in which it was made leaves nothing behind."""
     url = server.fresh()
     async with open_kafka(server.hosts, topic=url.rpartition("/")[2]) as broker:
@@ -672,7 +672,7 @@ async def test_what_was_not_handed_over_is_not_sent(server: KafkaServer) -> None
     assert await arrived(server, url, 2) == Counter(["first", "last"])
 
 
-async def test_ten_thousand_sends_with_cancellations_at_random(server: KafkaServer) -> None:
+async def test_ten_thousand_sends_with_cancellations_at_random(server: MockKafka) -> None:
     """Each ends as it was told to; what was confirmed is there, nothing is there twice, nothing is kept."""
     seed = 4
     print("seed", seed)
@@ -721,7 +721,7 @@ def test_an_interrupt_leaves_no_task_to_be_woken(monkeypatch: pytest.MonkeyPatch
     assert sending.settle(0, None)
 
 
-async def test_after_a_pause_it_goes_on(server: KafkaServer) -> None:
+async def test_after_a_pause_it_goes_on(server: MockKafka) -> None:
     """The task and the thread take turns in waiting: quick sends, slow ones, and pauses between them."""
     url = server.fresh()
     async with open_broker(url) as broker:
@@ -736,7 +736,7 @@ async def test_after_a_pause_it_goes_on(server: KafkaServer) -> None:
     assert await arrived(server, url, 18) == Counter(f"m{number}" for number in range(18))
 
 
-async def test_nothing_is_left_behind(server: KafkaServer) -> None:
+async def test_nothing_is_left_behind(server: MockKafka) -> None:
     """No thread, of Python's or of librdkafka's, and no connection, whether it was used or not."""
     async with open_broker(server.fresh()):
         pass
@@ -749,7 +749,7 @@ async def test_nothing_is_left_behind(server: KafkaServer) -> None:
     await until(lambda: native() <= before)
 
 
-async def test_the_block_is_left_soon_though_the_cluster_is_frozen(server: KafkaServer) -> None:
+async def test_the_block_is_left_soon_though_the_cluster_is_frozen(server: MockKafka) -> None:
     """What is under way fails as closed, and is not sent later."""
     url = server.fresh()
     failures: list[Exception] = []
@@ -776,9 +776,7 @@ async def test_the_block_is_left_soon_though_the_cluster_is_frozen(server: Kafka
     assert threads() == []
 
 
-async def test_a_client_that_hangs_is_left_behind(
-    server: KafkaServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_client_that_hangs_is_left_behind(server: MockKafka, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where librdkafka does not come back, leaving the block ends all the same, and so do the sends."""
     monkeypatch.setattr(kafka_line, "_CLOSE_TIMEOUT", 0.3)
     hang = threading.Event()
@@ -803,7 +801,7 @@ async def test_a_client_that_hangs_is_left_behind(
 
 
 async def test_a_thread_that_fails_is_no_silence(
-    server: KafkaServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server: MockKafka, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Were there an error in it, it would be logged, and sends would fail instead of waiting for ever."""
     async with open_broker(server.fresh()) as broker:
@@ -822,7 +820,7 @@ async def test_a_thread_that_fails_is_no_silence(
     assert "what nobody thought of" in caplog.text
 
 
-async def test_a_cluster_that_is_killed_for_good(own_server: KafkaServer) -> None:
+async def test_a_cluster_that_is_killed_for_good(own_server: MockKafka) -> None:
     """SIGKILL in the midst of sends: each ends within the time-out and a second, and so does the block."""
     url = own_server.fresh(partitions=3)
     outcomes: Counter[str] = Counter()
@@ -851,7 +849,7 @@ async def test_a_cluster_that_is_killed_for_good(own_server: KafkaServer) -> Non
 
 
 async def test_connections_that_break_again_and_again(
-    own_server: KafkaServer, conserved: Callable[[DelayQueue], Statistics]
+    own_server: MockKafka, conserved: Callable[[DelayQueue], Statistics]
 ) -> None:
     """Cut every quarter of a second under batches: everything arrives."""
     url = own_server.fresh(partitions=3)
@@ -874,7 +872,7 @@ async def test_connections_that_break_again_and_again(
     print("duplicates", found.total() - 2000)
 
 
-def test_the_program_of_the_mock_says_what_it_can_not_do(server: KafkaServer) -> None:
+def test_the_program_of_the_mock_says_what_it_can_not_do(server: MockKafka) -> None:
     """A test that asks for what is not there must not go on."""
     with pytest.raises(RuntimeError, match="topic_create"):
         server.do("create_topic", server.fresh().rpartition("/")[2], 1)

@@ -9,11 +9,13 @@ from tests.kit.servers.process import Server
 _CLASSES = {
     "nats": "NatsServer",
     "kafka": "KafkaServer",
+    "kafka_mock_cluster": "MockKafka",
     "amqp": "RabbitServer",
     "redis": "RedisServer",
     "beanstalkd": "BeanstalkdServer",
 }
-NAMES = tuple(_CLASSES)
+NAMES = ("nats", "kafka", "amqp", "redis", "beanstalkd")
+"""The brokers that `open_broker` knows, each by the server that is the real thing."""
 
 
 def make(name: str, *, durable: bool = True) -> Server:

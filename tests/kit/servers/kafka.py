@@ -1,173 +1,296 @@
-"""A Kafka cluster of a test's own: librdkafka's mock cluster, in a process of its own.
+"""A Kafka of a test's own: KRaft brokers, each its own controller; read back by kafka-python.
 
-There is no Kafka in Debian or on PyPI. The mock speaks the real protocol to any client, and can be told to
-fail; kafka-python, which shares no code with it or with confluent-kafka, reads back what has arrived.
+kafka-python shares no code with confluent-kafka. For what no broker does when it is told to there is the mock
+cluster of `kafka_mock_cluster.py`.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
-import socket
-import sys
+import subprocess
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-from tests.kit.servers import kafka_mock
-from tests.kit.servers.process import NotInstalled, Process, Received
+import attrs
 
-PRODUCE, METADATA, INIT_PRODUCER_ID = 0, 3, 22  # API keys of the protocol
-THROTTLING_QUOTA_EXCEEDED = 89
-_MANY = 2000  # requests that fail until the throttling ends
+from tests.kit.servers.artifacts import bring
+from tests.kit.servers.process import NotInstalled, Process, Received, free_port, program
+
+USER, PASSWORD = "user", "hunter2"  # of the port that asks for them
+_READY = "ready"
+_CLUSTER = "localdelaylocaldelayla"  # an id, as its storage tool makes them
+_JAVA = ("-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+_SOON = "?delivery.timeout.ms=5000"  # or a quota shows only after the default of 15 seconds
 _LINGER = 0.1
 _POLL = 10  # milliseconds
+_LOGGING = """\
+<Configuration status="OFF">
+  <Appenders><Console name="out"><PatternLayout pattern="%d %p %c{1} %m%n"/></Console></Appenders>
+  <Loggers><Root level="WARN"><AppenderRef ref="out"/></Root></Loggers>
+</Configuration>
+"""
+_PROPERTIES = """\
+process.roles=broker,controller
+node.id={node.number}
+controller.quorum.voters={voters}
+listeners=PLAIN://127.0.0.1:{node.port},SASL://127.0.0.1:{node.sasl_port},CONTROLLER://127.0.0.1:{node.controller_port}
+advertised.listeners=PLAIN://127.0.0.1:{node.port},SASL://127.0.0.1:{node.sasl_port}
+listener.security.protocol.map=PLAIN:PLAINTEXT,SASL:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT
+controller.listener.names=CONTROLLER
+inter.broker.listener.name=PLAIN
+sasl.enabled.mechanisms=PLAIN
+listener.name.sasl.plain.sasl.jaas.config=\
+org.apache.kafka.common.security.plain.PlainLoginModule required user_{user}="{password}";
+log.dirs={node.data}
+auto.create.topics.enable=false
+default.replication.factor={replicas}
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+share.coordinator.state.topic.num.partitions=1
+group.initial.rebalance.delay.ms=0
+broker.session.timeout.ms=1500
+broker.heartbeat.interval.ms=300
+log.cleaner.dedupe.buffer.size=4194304
+{more}
+"""
+
+
+@attrs.define(eq=False)
+class _Node:
+    """One broker."""
+
+    number: int
+    process: Process
+    port: int = attrs.field(factory=free_port)
+    sasl_port: int = attrs.field(factory=free_port)
+    controller_port: int = attrs.field(factory=free_port)
+
+    @property
+    def data(self) -> Path:
+        return self.process.directory / "data"
+
+    @property
+    def configuration(self) -> Path:
+        return self.process.directory / "properties"
 
 
 class KafkaServer:
-    """`kill` cuts all connections and accepts none, until `restart`: what it holds is in memory.
-
-    `freeze` is SIGSTOP. `vanish` is SIGKILL, after which there is no restart: the ports are chosen anew.
-    """
+    """Topics have a replica on each node, and `kill` is SIGKILL of all."""
 
     name: ClassVar[str] = "kafka"
     too_large: ClassVar[int] = 1_100_000  # message.max.bytes is a million
 
-    def __init__(self, brokers: int = 1, *, durable: bool = True) -> None:
-        """What it holds it keeps in memory either way, and only a `vanish` takes it."""
-        self._brokers = brokers
-        self._process: Process | None = None
+    def __init__(self, nodes: int = 1, *, durable: bool = True, **properties: str) -> None:
+        """Properties of the brokers, with `_` for each dot. A process that is killed loses nothing here."""
+        self._properties = properties
         self._numbers = itertools.count(1)
-        self.hosts = ""
+        self._lib = Path()
+        self.nodes = [_Node(number, Process("kafka")) for number in range(1, nodes + 1)]
+
+    @property
+    def hosts(self) -> str:
+        return ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
 
     def start(self) -> None:
-        for module, package in (("confluent_kafka", "localdelay[kafka]"), ("kafka", "kafka-python")):
-            if find_spec(module) is None:
-                raise NotInstalled(f"{module} is not installed: pip install '{package}'")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # kafka-python's, of how it reads its files
-            import_module("kafka")
-        self._process = Process("kafka")
-        # -P: beside the program lies kafka.py, which is not the package of that name.
-        program = [sys.executable, "-P", str(Path(kafka_mock.__file__))]
-        self._process.start([*program, str(self._control), str(self._brokers)], self._answers)
+        import_clients()
+        self._lib = bring("kafka") / "lib"
+        voters = ",".join(f"{node.number}@127.0.0.1:{node.controller_port}" for node in self.nodes)
+        more = "\n".join(f"{name.replace('_', '.')}={value}" for name, value in self._properties.items())
+        for node in self.nodes:
+            (node.process.directory / "log4j2.xml").write_text(_LOGGING)
+            node.configuration.write_text(
+                _PROPERTIES.format(
+                    node=node,
+                    voters=voters,
+                    replicas=len(self.nodes),
+                    user=USER,
+                    password=PASSWORD,
+                    more=more,
+                )
+            )
+            # What its storage tool makes, in seconds: all else it makes itself at its first start.
+            node.data.mkdir()
+            (node.data / "meta.properties").write_text(
+                f"version=1\ncluster.id={_CLUSTER}\nnode.id={node.number}\n"
+            )
+        self.restart()
 
     def stop(self) -> None:
-        if self._process is not None:
-            self._process.stop()
-
-    def fresh(self, partitions: int = 1) -> str:
-        """One partition has an order of arrival; several have none."""
-        topic = f"orders-{next(self._numbers)}"
-        self.do("create_topic", topic, partitions)
-        return self.url(topic)
-
-    def url(self, topic: str) -> str:
-        """The URL of a topic that may be there or not."""
-        return f"kafka://{self.hosts}/{topic}"
-
-    def read(self, url: str, count: int, timeout: float = 30.0) -> list[Received]:
-        return [_received(record) for record in self.records(url, count, timeout)]
-
-    def records(self, url: str, count: int, timeout: float = 30.0) -> list[Any]:
-        """As `read`, as kafka-python has them."""
-        from kafka import KafkaConsumer, TopicPartition  # start() has seen to its warnings
-
-        topic = urlsplit(url).path[1:]
-        consumer = KafkaConsumer(
-            bootstrap_servers=self.hosts.split(","),
-            api_version=(
-                2,
-                3,
-            ),  # the mock does not answer a later client's question for versions as it should
-            auto_offset_reset="earliest",
-            enable_auto_commit=False,
-            # The mock answers nothing else on a connection while it holds a fetch back for want of records.
-            fetch_max_wait_ms=_POLL,
-        )
-        try:
-            numbers = consumer.partitions_for_topic(topic) or set()
-            partitions = [TopicPartition(topic, number) for number in numbers]
-            consumer.assign(partitions)
-            found: list[Any] = []
-            ends = time.monotonic() + timeout
-            lingering = False
-            while True:
-                for records in consumer.poll(timeout_ms=_POLL).values():
-                    found += records
-                now = time.monotonic()
-                if len(found) >= count and not lingering:
-                    lingering, ends = True, now + _LINGER
-                if now >= ends:
-                    there = consumer.end_offsets(partitions)
-                    if all(consumer.position(partition) >= there[partition] for partition in partitions):
-                        return found
-        finally:
-            consumer.close()
+        for node in self.nodes:
+            node.process.kill()  # a gentle end takes seconds, and nothing of it is kept
+            node.process.stop()
 
     def kill(self) -> None:
-        self.do("down")
+        for node in self.nodes:
+            node.process.kill()
 
     def restart(self) -> None:
-        self.do("up")
-
-    def vanish(self) -> None:
-        """SIGKILL, for good."""
-        self._running.kill()
+        for node in self.nodes:
+            command = self._command("kafka.Kafka", str(node.configuration), cwd=node.process.directory)
+            node.process.start(command, lambda: True)
+        self._until_it_takes_messages()
 
     def freeze(self) -> None:
-        self._running.freeze()
+        for node in self.nodes:
+            node.process.freeze()
 
     def thaw(self) -> None:
-        self._running.thaw()
+        for node in self.nodes:
+            node.process.thaw()
+
+    def fresh(self, partitions: int = 1, **settings: str) -> str:
+        """One partition has an order of arrival, several have none. Settings are the topic's, `_` for `.`."""
+        topic = f"orders-{next(self._numbers)}"
+        self.make_topic(topic, partitions, **settings)
+        return self.url(topic, _SOON)
+
+    def make_topic(self, topic: str, partitions: int = 1, **settings: str) -> None:
+        """A topic of this name, whose leader is the first node."""
+        from confluent_kafka.admin import NewTopic
+
+        config = {name.replace("_", "."): value for name, value in settings.items()}
+        replicas = [[node.number for node in self.nodes]] * partitions
+        new = NewTopic(topic, num_partitions=partitions, replica_assignment=replicas, config=config)
+        admin = self._admin()  # a name of its own: one that nobody keeps never answers
+        admin.create_topics([new])[topic].result(30)
+
+    def delete_topic(self, url: str) -> None:
+        admin = self._admin()
+        admin.delete_topics([topic_of(url)])[topic_of(url)].result(30)
+
+    def url(self, topic: str, options: str = "") -> str:
+        """The URL of a topic that may be there or not."""
+        return f"kafka://{self.hosts}/{topic}{options}"
+
+    def sasl_url(self, topic: str, password: str = PASSWORD) -> str:
+        """The same by the port that asks who it is."""
+        hosts = ",".join(f"127.0.0.1:{node.sasl_port}" for node in self.nodes)
+        return f"kafka://{USER}:{password}@{hosts}/{topic}?security.protocol=SASL_PLAINTEXT"
+
+    def read(self, url: str, count: int, timeout: float = 30.0) -> list[Received]:
+        return [received(record) for record in records(self.hosts, topic_of(url), count, timeout)]
 
     @contextmanager
     def throttled(self, url: str) -> Iterator[None]:
-        with self.failing(PRODUCE, [THROTTLING_QUOTA_EXCEEDED] * _MANY):
+        """No answer comes in time: what is over the quota the broker takes no more of."""
+        with self.quota(1):
             yield
 
     @contextmanager
-    def failing(self, api_key: int, codes: Sequence[int]) -> Iterator[None]:
-        """Inside this block the requests of this kind fail with these errors, one after the other."""
-        self.do("push_errors", api_key, list(codes))
+    def quota(self, bytes_per_second: int) -> Iterator[None]:
+        """Inside this block a producer may write no faster."""
+        self._alter_quota("--add-config", f"producer_byte_rate={bytes_per_second}")
         try:
             yield
         finally:
-            self.do("clear_errors", api_key)
+            self._alter_quota("--delete-config", "producer_byte_rate")
 
-    def do(self, name: str, *arguments: object) -> Any:
-        """Have the mock cluster do something; kafka_mock.py says what it can."""
-        with socket.socket(socket.AF_UNIX) as control:
-            control.settimeout(5)
-            control.connect(str(self._control))
-            with control.makefile("rw") as lines:
-                lines.write(json.dumps([name, *arguments]) + "\n")
-                lines.flush()
-                answer = json.loads(lines.readline())
-        if "error" in answer:
-            raise RuntimeError(answer["error"])
-        return answer["result"]
+    def _alter_quota(self, *change: str) -> None:
+        entity = ("--entity-type", "clients", "--entity-default", *change)
+        tool = "org.apache.kafka.tools.ConfigCommand"
+        self._java(tool, "--bootstrap-server", self.hosts, "--alter", *entity)
 
-    def _answers(self) -> bool:
-        self.hosts = self.do("bootstraps")
-        return True
+    def _until_it_takes_messages(self) -> None:
+        """Metadata are answered long before."""
+        from confluent_kafka import KafkaException, Producer
 
-    @property
-    def _running(self) -> Process:
-        assert self._process is not None
-        return self._process
+        until = time.monotonic() + 60
+        taken: list[bool] = []
+        producer = Producer({**self._settings(), "linger.ms": 0, "message.timeout.ms": 2000})
+        while True:
+            with suppress(KafkaException):  # it is there from before
+                self.make_topic(_READY)
+            with suppress(KafkaException):
+                producer.produce(_READY, b"ready", on_delivery=lambda error, _: taken.append(error is None))
+                producer.flush()
+            if any(taken):
+                return
+            ended = [node for node in self.nodes if not node.process.runs]
+            if ended or time.monotonic() > until:
+                raise RuntimeError((ended or self.nodes)[0].process.last_words())
 
-    @property
-    def _control(self) -> Path:
-        return self._running.directory / "control"
+    def _admin(self) -> Any:
+        from confluent_kafka.admin import AdminClient
+
+        return AdminClient(self._settings())
+
+    def _settings(self) -> dict[str, object]:
+        """For clients that look again at once, and say nothing meanwhile."""
+        quick = {"reconnect.backoff.ms": 20, "reconnect.backoff.max.ms": 100, "retry.backoff.ms": 20}
+        return {"bootstrap.servers": self.hosts, "log_level": 0, **quick}
+
+    def _java(self, *command: str) -> None:
+        done = subprocess.run(
+            self._command(*command), capture_output=True, text=True, timeout=60, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"{command[0]}: {done.stdout}{done.stderr}")
+
+    def _command(self, *command: str, cwd: Path | None = None) -> Sequence[str]:
+        logging = () if cwd is None else (f"-Dlog4j2.configurationFile={cwd / 'log4j2.xml'}",)
+        java = program("java", "default-jre-headless")
+        return [java, *_JAVA, *logging, "-cp", f"{self._lib}/*", *command]
 
 
-def _received(record: Any) -> Received:
-    headers = {name: value.decode() for name, value in record.headers}
+def import_clients() -> None:
+    """Raises `NotInstalled`."""
+    for module, package in (("confluent_kafka", "localdelay[kafka]"), ("kafka", "kafka-python")):
+        if find_spec(module) is None:
+            raise NotInstalled(f"{module} is not installed: pip install '{package}'")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # kafka-python's, of how it reads its files
+        import_module("kafka")
+
+
+def records(hosts: str, topic: str, count: int, timeout: float = 30.0, **settings: Any) -> list[Any]:
+    """What kafka-python finds in a topic: at least `count`, or what there is after `timeout` seconds."""
+    from kafka import KafkaConsumer, TopicPartition  # `import_clients` has seen to its warnings
+
+    consumer = KafkaConsumer(
+        bootstrap_servers=hosts.split(","),
+        auto_offset_reset="earliest",
+        enable_auto_commit=False,
+        # The mock answers nothing else on a connection while it holds a fetch back for want of records.
+        fetch_max_wait_ms=_POLL,
+        **settings,
+    )
+    try:
+        numbers = consumer.partitions_for_topic(topic) or set()
+        partitions = [TopicPartition(topic, number) for number in numbers]
+        consumer.assign(partitions)
+        found: list[Any] = []
+        ends = time.monotonic() + timeout
+        lingering = False
+        while True:
+            for polled in consumer.poll(timeout_ms=_POLL).values():
+                found += polled
+            now = time.monotonic()
+            if len(found) >= count and not lingering:
+                lingering, ends = True, now + _LINGER
+            if now >= ends:
+                there = consumer.end_offsets(partitions)
+                if all(consumer.position(partition) >= there[partition] for partition in partitions):
+                    return found
+    finally:
+        consumer.close()
+
+
+def topic_of(url: str) -> str:
+    return urlsplit(url).path[1:]
+
+
+def received(record: Any) -> Received:
+    headers: Mapping[str, str] = {name: value.decode() for name, value in record.headers}
     return Received(record.value or b"", headers, record.timestamp / 1000)
