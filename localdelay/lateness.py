@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import math
 import zlib
+from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from operator import mul
 
 import attrs
@@ -28,6 +29,16 @@ BOUNDARIES = (
 _EXACT_BITS = 11
 _EXACT = 1 << _EXACT_BITS
 """Microseconds that have a counter of their own: the next power of two after 2 · 10^DIGITS."""
+_DOUBLINGS = (LONGEST >> _EXACT_BITS).bit_length()
+# Above these a counter stands for 2, 4, 8 ... microseconds, and there are 1,024 of them for each doubling.
+_STEPS = (
+    range((_EXACT // 2 + 1 << shift) - 1, min(_EXACT << shift, LONGEST), 1 << shift)
+    for shift in range(1, _DOUBLINGS + 1)
+)
+_HIGHEST = array("q", [*range(_EXACT), *chain.from_iterable(_STEPS), LONGEST])
+"""The largest microsecond that each counter stands for, by its index."""
+_LAST_WITHIN = tuple(bisect_right(_HIGHEST, round(boundary * MICROSECONDS)) - 1 for boundary in BOUNDARIES)
+"""The last counter that holds nothing over each boundary."""
 _RUN = 1e-4
 _HEAD_BYTES = 8  # before what is packed
 _MOST_UNPACKED = 1_000_000
@@ -103,6 +114,8 @@ class Latencies:
         within = [0, *reached]
         below = [within[bisect_right(indices, last)] for last in _LAST_WITHIN]
         below[-1] -= self.clipped  # counted as an hour, and longer
+        # With the largest that a counter stands for as the value of all that is in it.
+        total = sum(map(mul, map(_HIGHEST.__getitem__, indices), map(self.counts.__getitem__, indices)))
         return LatencySummary(
             reached[-1],
             p50,
@@ -111,14 +124,14 @@ class Latencies:
             p999,
             self._most / MICROSECONDS,
             self.clipped,
-            self._sum(indices, within) / MICROSECONDS,
+            total / MICROSECONDS,
             tuple(zip(BOUNDARIES, below, strict=True)),
         )
 
     def steps(self) -> Iterator[tuple[float, int]]:
         """(seconds, how many took no longer than this), one for each value that differs, rising."""
         for index, reached in zip(*self._in_order(), strict=True):
-            yield min(_highest_in(index), self._most) / MICROSECONDS, reached
+            yield min(_HIGHEST[index], self._most) / MICROSECONDS, reached
 
     def at(self, *shares: float) -> list[float]:
         """The percentiles in seconds, as in `LatencySummary`; `shares` are from 0 to 1."""
@@ -131,7 +144,7 @@ class Latencies:
             histogram.counts[index] = count
         histogram.total_count = self.count
         # Counters above that of the maximum are left out of what is written.
-        histogram.max_value = _highest_in(max(self.counts, default=0))
+        histogram.max_value = _HIGHEST[max(self.counts, default=0)]
         return str(histogram.encode(), "ascii")
 
     @classmethod
@@ -144,13 +157,11 @@ class Latencies:
         except Exception as error:
             raise ValueError("no histogram that can be decoded") from error
         unit = histogram.lowest_trackable_value
-        if (unit, histogram.significant_figures) != (
-            1,
-            DIGITS,
-        ) or histogram.highest_trackable_value > LONGEST:
+        is_ours = (unit, histogram.significant_figures) == (1, DIGITS)
+        if not is_ours or histogram.highest_trackable_value > LONGEST:
             raise ValueError(f"no histogram of microseconds up to an hour with {DIGITS} digits")
         counts = {index: count for index, count in enumerate(histogram.counts[:]) if count}
-        longest = _highest_in(max(counts)) / MICROSECONDS if counts else 0.0
+        longest = _HIGHEST[max(counts)] / MICROSECONDS if counts else 0.0
         return cls(counts, longest)
 
     @property
@@ -165,21 +176,8 @@ class Latencies:
 
     def _values(self, indices: list[int], reached: list[int], shares: Sequence[float]) -> list[float]:
         ranks = (max(1, math.ceil(share * reached[-1])) for share in shares)
-        found = (_highest_in(indices[bisect_left(reached, rank)]) for rank in ranks)
+        found = (_HIGHEST[indices[bisect_left(reached, rank)]] for rank in ranks)
         return [min(value, self._most) / MICROSECONDS for value in found]
-
-    def _sum(self, indices: list[int], within: list[int]) -> int:
-        """Microseconds, with the largest that a counter stands for as the value of all that is in it."""
-        counts = list(map(self.counts.__getitem__, indices))
-        total = first = 0
-        for shift in range(LONGEST.bit_length() - _EXACT_BITS + 1):
-            # Up to the next doubling that value rises with the index in even steps: `_highest_in`.
-            end = bisect_left(indices, shift + 2 << _EXACT_BITS - 1)
-            count = within[end] - within[first]
-            weights = sum(map(mul, indices[first:end], counts[first:end]))
-            total += (weights - ((shift << _EXACT_BITS - 1) - 1) * count << shift) - count
-            first = end
-        return total
 
 
 def _check_unpacked(packed: bytes) -> None:
@@ -188,32 +186,6 @@ def _check_unpacked(packed: bytes) -> None:
     unpacker.decompress(packed, _MOST_UNPACKED)
     if unpacker.unconsumed_tail:
         raise ValueError("more than a histogram has")
-
-
-def _highest_in(index: int) -> int:
-    """The largest microsecond that the counter stands for."""
-    if index < _EXACT:
-        return index
-    shift = (index >> _EXACT_BITS - 1) - 1
-    return min(((index - (shift << _EXACT_BITS - 1) + 1) << shift) - 1, LONGEST)
-
-
-def _index_for(microseconds: int) -> int:
-    """The counter that stands for this many microseconds: what `record` computes in its own line."""
-    if microseconds < _EXACT:
-        return microseconds
-    shift = microseconds.bit_length() - _EXACT_BITS
-    return (microseconds >> shift) + (shift << _EXACT_BITS - 1)
-
-
-def _last_within(boundary: float) -> int:
-    """The last counter that holds nothing over the boundary, which is in seconds."""
-    microseconds = round(boundary * MICROSECONDS)
-    index = _index_for(microseconds)
-    return index if _highest_in(index) <= microseconds else index - 1
-
-
-_LAST_WITHIN = tuple(_last_within(boundary) for boundary in BOUNDARIES)
 
 
 class LatencyRecorder:
@@ -243,7 +215,6 @@ class LatencyRecorder:
             if index > LONGEST:
                 self._clipped += count
                 index = LONGEST
-            # Above 2,047 µs a counter stands for 2, 4, 8 ... µs, and 1,024 of them for each doubling.
             shift = index.bit_length() - _EXACT_BITS
             index = (index >> shift) + (shift << _EXACT_BITS - 1)
         self._counts[index] = self._counts.get(index, 0) + count
