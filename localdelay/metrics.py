@@ -7,14 +7,18 @@ that does not answer is reported as one that does not answer, and not with figur
 
 from __future__ import annotations
 
+import ast
+import inspect
 import math
 import re
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from itertools import pairwise
 from threading import Lock, get_ident
-from typing import TYPE_CHECKING, Any, TypeAlias, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args, get_type_hints
 
 import attrs
 import trio
@@ -52,85 +56,27 @@ _Answer: TypeAlias = Mapping[str, _Values | None]
 """What a scrape was told: the values of each group of families; None where nobody answered."""
 _LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
 
-# A family for each field of the statistics: its name, its help, and the label by which it is told apart where
-# a field has several values. Counters end in `_total`; a summary of latencies is a histogram; None is +Inf.
-# Always: accepted = sent + dead + cancelled + handed back + spooled + pending, and
-# pending = waiting + sending + retrying: the values of one scrape are of one instant.
-_OF_QUEUES = {
-    "accepted": ("accepted_messages_total", "Messages that a put took in."),
-    "recovered": ("recovered_messages_total", "Those from a journal."),
-    "sent": ("sent_messages_total", "Messages that the real queue confirmed."),
-    "dead": ("dead_messages_total", "Messages that were given up on."),
-    "cancelled": ("cancelled_messages_total", "Messages taken out by cancel."),
-    "handed_back": ("handed_back_messages_total", "Messages given back early."),
-    "spooled": ("spooled_messages_total", "Messages left in a journal."),
-    "pending": ("pending_messages", "Messages accepted and not finished."),
-    "waiting": ("waiting_messages", "Pending messages that wait to be sent."),
-    "sending": ("sending_messages", "Pending messages that are being sent."),
-    "retrying": ("retrying_messages", "Pending messages that wait for a retry."),
-    "pending_bytes": ("pending_bytes", "Payload and headers of what is pending."),
-    "at_risk": ("at_risk_messages", "Messages that a crash now would lose."),
-    "at_risk_bytes": ("at_risk_bytes", "Payload and headers of these."),
-    "capacity": ("capacity_messages", "The most messages that may be pending."),
-    "capacity_bytes": ("capacity_bytes", "The most bytes that may be pending; +Inf: no limit."),
-    "workers": ("workers", "Workers that the queue was told to keep."),
-    "workers_busy": ("workers_busy", "Workers in a send or a dead-letter hook."),
-    "puts_waiting": ("puts_waiting", "Calls of put that wait for room."),
-    "committing": ("puts_committing", "Calls of put that wait for the journal."),
-    "paused": ("paused", "Whether sending is paused."),
-    "closed": ("closed", "Whether puts are refused."),
-    "next_due_in": ("next_due_seconds", "Until the next waiting message is to be sent; +Inf: none waits."),
-    "oldest_overdue": ("oldest_overdue_seconds", "How late the latest of the pending messages is by now."),
-    "failures": ("failures_total", "Failed tries, counted for each message."),
-    "throttled": ("throttled_total", "Failed tries that the broker throttled."),
-    "dead_letter_errors": ("dead_letter_errors_total", "Dead-letter hooks that raised or took too long."),
-    "journal_failures": ("journal_failures_total", "Commits that failed."),
-    "lateness": ("lateness_seconds", "Start of the first send minus the time when the message was due."),
-    "send_time": ("send_duration_seconds", "Time in send, failed sends included; a batch counts once."),
-    "total": (
-        "confirmation_lateness_seconds",
-        "Confirmation minus the time when the message was due, retries included.",
-    ),
-    "commit_time": ("commit_duration_seconds", "Time in a commit of the journal."),
+_ODD_NAMES = {
+    "send_time_seconds": "send_duration_seconds",
+    "commit_time_seconds": "commit_duration_seconds",
+    "total_seconds": "confirmation_lateness_seconds",
+    "next_due_in_seconds": "next_due_seconds",
+    "committing": "puts_committing",
+    "fallback_breaker": "breaker_state",
+    "fallback_breaker_for_seconds": "breaker_state_seconds",
+    "fallback_retry_in_seconds": "breaker_retry_after_seconds",
 }
-_OF_FALLBACKS = {
-    "published": ("fallback_published_messages_total", "Published messages, by where they went.", "route"),
-    "refused": ("fallback_refused_messages_total", "Published messages that neither route took."),
-    "degraded": (
-        "fallback_degraded_messages_total",
-        "Published messages held in memory, by the reason; in shadow mode, that would have been.",
-        "reason",
-    ),
-    "calls": ("fallback_calls_total", "Calls of the primary by publishes."),
-    "calls_saved": (
-        "fallback_calls_saved_total",
-        "Calls of the primary that were not made because they would have failed.",
-    ),
-    "handed_back": (
-        "fallback_handed_back_messages_total",
-        "Messages that the primary took back out of memory.",
-    ),
-    "limit_rate": (
-        "fallback_limit_rate",
-        "Calls of the primary a second that the limit lets through; +Inf: all.",
-    ),
-    "mode": ("fallback_mode", "1 for the mode that the fallback is in.", "mode"),
-    "breaker": ("breaker_state", "1 for the state that the breaker is in.", "state"),
-    "breaker_for": ("breaker_state_seconds", "How long it has been in it."),
-    "retry_in": (
-        "breaker_retry_after_seconds",
-        "Until an open breaker lets a call through; 0: calls go through, +Inf: it was forced open.",
-    ),
-}
-
-_JOINED = {"primary": "published", "local": "published"}
+"""What would be called otherwise after its field."""
+_BY = {"published": "route", "degraded": "reason", "mode": "mode", "breaker": "state"}
+"""The labels of fields that have a value for each of several things."""
+_ROUTES = ("primary", "local")
 """Fields that are shown as one, told apart by their own names."""
 
 
 def _values_of(statistics: FallbackStatistics) -> _Values:
     """Its fields; those that have a label as a mapping from its values."""
     return attrs.asdict(statistics, recurse=False) | {
-        "published": {route: getattr(statistics, route) for route in _JOINED},
+        "published": {route: getattr(statistics, route) for route in _ROUTES},
         "degraded": {reason.value: count for reason, count in statistics.degraded.items()},
         "mode": {mode: mode == statistics.mode for mode in MODES},
         "breaker": {state.value: state is statistics.breaker for state in BreakerState},
@@ -139,20 +85,23 @@ def _values_of(statistics: FallbackStatistics) -> _Values:
 
 @attrs.frozen
 class _Family:
-    """Metrics of one name: what one field says of every queue."""
+    """Metrics of one name: what one field says of every queue. None is +Inf."""
 
     field: str
     name: str
     help: str
-    by: str = ""
+    is_histogram: bool = False
+
+    @property
+    def by(self) -> str | None:
+        """The label that tells apart the values of one field."""
+        return _BY.get(self.field)
 
     def metric(self, label_names: Sequence[str]) -> Metric:
         """Without any values yet."""
-        kind: Callable[..., Metric] = GaugeMetricFamily
+        kind: Callable[..., Metric] = HistogramMetricFamily if self.is_histogram else GaugeMetricFamily
         if self.name.endswith("_total"):
             kind = CounterMetricFamily
-        elif self.field in _HISTOGRAMS:
-            kind = HistogramMetricFamily
         unit = next((unit for unit in ("seconds", "bytes") if self.name.endswith(f"_{unit}")), "")
         names = [*label_names, self.by] if self.by else [*label_names]
         return kind(f"localdelay_{self.name}", self.help, labels=names, unit=unit)
@@ -169,19 +118,46 @@ class _Family:
                 metric.add_metric(its_labels, math.inf if number is None else number)
 
 
-_HISTOGRAMS = {name for name, kind in get_type_hints(Statistics).items() if kind is LatencySummary}
-# A field that is added to either statistics is missed here at once: it has no name yet.
+def _families_of(statistics: type, prefix: str = "") -> Iterator[_Family]:
+    """A family for each field, named after it and its unit; what is said under the field is its help."""
+    said = _docstrings(statistics)
+    for name, kind in get_type_hints(statistics, include_extras=True).items():
+        plain = kind.__origin__ if (units := getattr(kind, "__metadata__", ())) else kind
+        is_number = {*get_args(plain), plain} & {int, float, bool}
+        if is_number or plain is LatencySummary or name in _BY:
+            unit = units[0] if units else "seconds" if plain is LatencySummary or is_number == {float} else ""
+            metric = f"{prefix}{name}_{unit}".rstrip("_")
+            help_ = said.get(name, f"{name} of {statistics.__name__}.").replace("None", "+Inf")
+            yield _Family(name, _ODD_NAMES.get(metric, metric), help_, plain is LatencySummary)
+
+
+def _docstrings(described: type) -> dict[str, str]:
+    """What is said under each field of a class; nothing where there is no source to read it from."""
+    try:
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(described))).body
+    except (OSError, SyntaxError, TypeError):
+        return {}
+    return {
+        field.target.id: " ".join(said.value.value.split())
+        for field, said in pairwise(getattr(body, "body", ()))
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(said, ast.Expr)
+        and isinstance(said.value, ast.Constant)
+        and isinstance(said.value.value, str)
+    }
+
+
+_PUBLISHED = "Published messages, by where they went."
 _FAMILIES = {
     "": (_Family("up", "up", "Whether the queue answered this scrape."),),
-    "queue": tuple(_Family(field.name, *_OF_QUEUES[field.name]) for field in attrs.fields(Statistics)),
-    "fallback": tuple(
-        _Family(field, *_OF_FALLBACKS[field])
-        for field in dict.fromkeys(
-            _JOINED.get(field.name, field.name) for field in attrs.fields(FallbackStatistics)
-        )
+    "queue": tuple(_families_of(Statistics)),
+    "fallback": (
+        _Family("published", "fallback_published_messages_total", _PUBLISHED),
+        *(one for one in _families_of(FallbackStatistics, "fallback_") if one.field not in _ROUTES),
     ),
 }
-_TAKEN = {"le", *(family.by for family in _FAMILIES["fallback"] if family.by)}
+_TAKEN = {"le", *_BY.values()}
 
 
 class _Source:

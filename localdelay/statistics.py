@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Annotated, TypeAlias
+
 import attrs
 
 from .drain_plan import DrainPlan
 from .lateness import LatencySummary
 from .message import Message
+
+# What a number counts is a part of its type: it is also the end of its name where it is exported.
+MessagesSoFar: TypeAlias = Annotated[int, "messages_total"]
+TimesSoFar: TypeAlias = Annotated[int, "total"]
+MessagesNow: TypeAlias = Annotated[int, "messages"]
+Rate: TypeAlias = Annotated[float | None, ""]
 
 
 @attrs.frozen(kw_only=True)
@@ -18,35 +26,35 @@ class Statistics:
     would show.
     """
 
-    accepted: int
+    accepted: MessagesSoFar
     """Messages that a put has taken in, or that came back from a journal."""
-    recovered: int
-    """Those of them that came back from a journal."""
-    sent: int
+    recovered: MessagesSoFar
+    """Accepted messages that came back from a journal."""
+    sent: MessagesSoFar
     """Sends that returned: the real queue has confirmed the message."""
-    dead: int
+    dead: MessagesSoFar
     """Given up on, and through with the dead-letter hook."""
-    cancelled: int
+    cancelled: MessagesSoFar
     """Taken out by `cancel`."""
-    handed_back: int
+    handed_back: MessagesSoFar
     """Given back to the primary by `drain` or a `Fallback`, before they were due."""
-    spooled: int
+    spooled: MessagesSoFar
     """Left in the journal when the queue was drained, or ended."""
-    pending: int
+    pending: MessagesNow
     """Accepted and not finished: what counts against `capacity`."""
-    waiting: int
+    waiting: MessagesNow
     """Not due yet, or due and waiting for a worker."""
-    sending: int
+    sending: MessagesNow
     """In a send, a dead-letter hook or a hand-back at this moment."""
-    retrying: int
+    retrying: MessagesNow
     """Failed, and waiting to be tried again."""
     pending_bytes: int
     """Payload and headers of all that is pending: what counts against `capacity_bytes`."""
-    at_risk: int
+    at_risk: MessagesNow
     """Messages that a crash right now would lose: those that no journal has."""
     at_risk_bytes: int
-    """Payload and headers of these."""
-    capacity: int
+    """Payload and headers of what a crash right now would lose."""
+    capacity: MessagesNow
     """The most messages that may be pending."""
     capacity_bytes: int | None
     """The most bytes that may be pending; None: no limit."""
@@ -66,13 +74,13 @@ class Statistics:
     """Until the next waiting message is to be sent; 0 if it is overdue, None if there is none."""
     oldest_overdue: float
     """How late the latest of the pending messages is by now; 0 if none is overdue."""
-    failures: int
+    failures: TimesSoFar
     """Failed tries, counted for each message: sends and hand-backs, throttled ones included."""
-    throttled: int
-    """Those of them that failed because the broker throttled them."""
-    dead_letter_errors: int
+    throttled: TimesSoFar
+    """Failed tries that the broker throttled."""
+    dead_letter_errors: TimesSoFar
     """Dead-letter hooks that raised or took longer than `send_timeout`."""
-    journal_failures: int
+    journal_failures: TimesSoFar
     """Commits that failed."""
     lateness: LatencySummary
     """Start of the first send minus execute-at."""

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import attrs
 
@@ -18,6 +18,7 @@ from localdelay.gate import Gate
 from localdelay.limit import Limit
 from localdelay.listening import Listener, Reason, check_listener, tell
 from localdelay.message import Message
+from localdelay.statistics import MessagesSoFar, Rate, TimesSoFar
 
 from .events import Degraded, Full
 from .routing import CALL, MODES, RAISE, Decision, Failure, Mode, Route, decide, failure_of, outcome_of
@@ -55,30 +56,30 @@ class Receipt:
 class FallbackStatistics:
     """What a fallback has done, and how its primary is. Times in seconds."""
 
-    primary: int
+    primary: MessagesSoFar
     """Published messages that the primary has taken."""
-    local: int
+    local: MessagesSoFar
     """Published messages that are or were held in memory."""
-    refused: int
+    refused: MessagesSoFar
     """Published messages that neither took: the caller got an error."""
-    degraded: Mapping[Reason, int]
+    degraded: Annotated[Mapping[Reason, int], "messages_total"]
     """How often each reason held a message in memory; in shadow mode, would have."""
-    calls: int
+    calls: TimesSoFar
     """Calls of the primary by publishes."""
-    calls_saved: int
+    calls_saved: TimesSoFar
     """Calls that were not made because they would have failed; in shadow mode, would not have been."""
-    handed_back: int
+    handed_back: MessagesSoFar
     """Messages that the primary took back out of memory."""
     breaker: BreakerState
-    """Whether the primary is called."""
+    """The breaker's state: whether the primary is called."""
     breaker_for: float
-    """How long it has been in this state."""
+    """How long the breaker has been in its state."""
     retry_in: float | None
     """Until an open breaker lets a call through; 0 where calls go through, None where it was forced open."""
-    limit_rate: float | None
+    limit_rate: Rate
     """Calls of the primary a second that the limit lets through; None while it lets all through."""
     mode: Mode
-    """As it was made."""
+    """Whether it asks the primary, as it was made."""
 
 
 class Router:
