@@ -52,6 +52,7 @@ from .limit import RateLimit
 from .listening import Reason
 from .message import Message
 from .portal.blocking import blocking
+from .probe import ProbePolicy
 from .queue.batch import BatchPolicy
 from .queue.queue import DelayQueue, open_delay_queue
 from .queue.retry import RetryPolicy
@@ -81,6 +82,7 @@ __all__ = [
     "Message",
     "PartialSendError",
     "PermanentSendError",
+    "ProbePolicy",
     "QueueClosed",
     "QueueFull",
     "RateLimit",

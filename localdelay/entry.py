@@ -91,10 +91,13 @@ def with_chosen_id(body: Body, due: float, id: str) -> Body:
     return (payload, headers, id if chosen is None else chosen, attempt, failures, execute_at, alone)
 
 
-def after_failing(entry: Entry, attempt: int, *, alone: bool) -> Body:
-    """The body of the same message when it has failed once more, and `attempt` is its next send."""
+def after_failing(entry: Entry, attempt: int, *, alone: bool, counts: bool = True) -> Body:
+    """The body of the same message when it has failed once more, and `attempt` is its next send.
+
+    Unless that `counts` it will wait no longer for it when it fails the next time.
+    """
     due, _, body = entry
     if isinstance(body, bytes):
         return (body, None, None, attempt, 1, due, alone)
     payload, headers, chosen, _, failures, execute_at, alone_before = body
-    return (payload, headers, chosen, attempt, failures + 1, execute_at, alone or alone_before)
+    return (payload, headers, chosen, attempt, max(1, failures + counts), execute_at, alone or alone_before)

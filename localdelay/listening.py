@@ -73,6 +73,22 @@ class LimitEnded(Event):
 
 
 @attrs.frozen
+class SendingShut(Event):
+    """Sends of different messages have failed in a row: one at a time is tried from now on."""
+
+    error: Exception
+    """What the last of them failed with."""
+
+
+@attrs.frozen
+class SendingOpened(Event):
+    """A message was sent again: all that is due goes out."""
+
+    shut_for: float
+    """Seconds."""
+
+
+@attrs.frozen
 class DeadLetter(Event):
     """A message was given up on, and its dead-letter hook has ended."""
 

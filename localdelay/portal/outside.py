@@ -150,11 +150,8 @@ class OutsideWorkers(Workers):
     async def _sleep(self) -> None:
         """Until the next message is due, or until something changes."""
         self._is_full = self._room() <= 0
-        due = math.inf
-        if not self._is_full and not self.paused:  # else nothing that comes is to wake it
-            self._schedule.alarm = due = self._schedule.next_due()
-        try:
-            await self._timer.sleep_until(due)
+        try:  # where it is full, nothing that comes is to wake it
+            await self._timer.sleep_until(math.inf if self._is_full else self._sleep_until())
         finally:
             self._is_full = False
             self._schedule.alarm = -math.inf
@@ -172,11 +169,8 @@ class OutsideWorkers(Workers):
         room = 0 if self.paused or self._ending else self._room()
         if room <= 0:
             return []
-        room = self._delivery.allowed(room)
-        entries = self._schedule.due(now, room)
-        if entries:
-            self._schedule.take(entries)
-            self._out.update((entry[1], entry) for entry in entries)
+        entries = self._take_few(now, self._delivery.allowed(room))
+        self._out.update((entry[1], entry) for entry in entries)
         return entries
 
     def _settle(self, outcomes: list[Outcome]) -> None:

@@ -28,6 +28,7 @@ from localdelay.limit import RateLimit
 from localdelay.listening import Listener
 from localdelay.message import Message, number_of, numbers
 from localdelay.nurseries import bare_nursery
+from localdelay.probe import ProbePolicy
 from localdelay.queue.admission import Stamped, already_pending, stamp
 from localdelay.queue.batch import BatchPolicy
 from localdelay.queue.ledger import Ledger
@@ -56,6 +57,7 @@ class Options(TypedDict, total=False):
     retry: RetryPolicy
     send_timeout: float | None
     limit: RateLimit | None
+    probe: ProbePolicy | None
     listener: Listener | None
     journal: Journal | None
     recover_rate: float | None

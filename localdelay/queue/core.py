@@ -13,6 +13,7 @@ from localdelay.arguments import NOT_GIVEN, NotGiven
 from localdelay.keeping import End
 from localdelay.limit import Limit, RateLimit
 from localdelay.listening import Listener, check_listener
+from localdelay.probe import ProbePolicy
 from localdelay.timer import TimerKind
 
 from .batch import ONE, BatchPolicy
@@ -21,6 +22,7 @@ from .pending import Pending
 from .retry import RetryPolicy
 from .schedule import Schedule
 from .sending import DeadLetterHook, Delivery, Send, SendBatch
+from .valve import Valve
 from .workers import BringsWorkers, Workers
 
 
@@ -77,8 +79,8 @@ class Core:
             "paused": workers.paused,
             "next_due_in": None if next_due == math.inf else max(0.0, next_due - now),
             "oldest_overdue": max(0.0, now - pending.oldest()),
-            "failures": delivery.failures,
-            "throttled": delivery.throttled,
+            "failures": delivery.valve.failures,
+            "throttled": delivery.valve.throttled,
             "dead_letter_errors": delivery.dead_letter_errors,
             "journal_failures": keeper.failures,
             "lateness": delivery.lateness.summary(),
@@ -102,6 +104,7 @@ def make_core(
     send_timeout: float | None,
     on_dead_letter: DeadLetterHook | None,
     limit: RateLimit | NotGiven | None,
+    probe: ProbePolicy | None,
     listener: Listener | None,
 ) -> Core:
     """Check the options that queues have in common, and put the core of one together."""
@@ -128,6 +131,8 @@ def make_core(
         arguments.check_async("on_dead_letter", on_dead_letter)
     if not isinstance(limit, RateLimit | NotGiven | None):
         raise TypeError(f"limit must be a RateLimit or None, not {type(limit).__name__}")
+    if probe is not None and not isinstance(probe, ProbePolicy):
+        raise TypeError(f"probe must be a ProbePolicy or None, not {type(probe).__name__}")
     check_listener(listener)
     paced = None if limit is NOT_GIVEN else limit
     pending = Pending(Schedule(indexed=bool(cancellable)), Ledger(capacity, capacity_bytes))
@@ -139,6 +144,7 @@ def make_core(
         given,
         pending,
         pool,
+        Valve(probe, listener),
         one_by_one=send is not None,
         retry=retry,
         send_timeout=arguments.check_seconds("send_timeout", send_timeout, zero=False),

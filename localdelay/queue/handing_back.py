@@ -94,7 +94,7 @@ class HandBacks:
                 # Cut off: nobody knows whether the primary has it. It is pending, and sent twice at worst.
                 self._pending.again(entry, cut_off)
                 reraise_without_errors(raised)
-            self._delivery.count_failure(error)
+            self._delivery.valve.count_failure(trio.current_time(), error)
             try:
                 return error
             finally:

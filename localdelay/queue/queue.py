@@ -20,6 +20,7 @@ from localdelay.limit import Limit, RateLimit
 from localdelay.listening import Listener
 from localdelay.message import Message, numbers
 from localdelay.nurseries import bare_nursery
+from localdelay.probe import ProbePolicy
 from localdelay.statistics import DrainReport, Statistics
 from localdelay.timer import TimerKind, clock_parts
 
@@ -343,6 +344,7 @@ async def open_delay_queue(
     send_timeout: float | None = 30.0,
     on_dead_letter: DeadLetterHook | None = None,
     limit: RateLimit | NotGiven | None = NOT_GIVEN,
+    probe: ProbePolicy | None = ProbePolicy(),  # noqa: B008 (it is frozen)
     listener: Listener | None = None,
     journal: Journal | None = None,
     recover_rate: float | None = None,
@@ -352,14 +354,16 @@ async def open_delay_queue(
     `await send(message)` gives one due message to the real queue and returns once that has confirmed it.
     `await send_batch(messages)` does so for several that are due, as many as `batch` allows; where some of
     them failed it raises `PartialSendError`, and where all did, anything else. Give one of the two.
-    `capacity` bounds the pending messages, `capacity_bytes` their payloads and headers. `workers` is how
-    many sends may run at once; `localdelay.plan_capacity` computes both. A send that takes more than
+    `capacity` bounds the pending messages, `capacity_bytes` their payloads and headers. `workers` is how many
+    sends may run at once; `localdelay.plan_capacity` computes both. A send that takes more than
     `send_timeout` seconds (None: no limit) has failed, and so has a dead-letter hook. Failed messages are
-    retried under `retry`; one that is given up on goes to `await on_dead_letter(message, error)`, or into
-    one ERROR line of the log. `limit` paces the sends; one that a `Fallback` shares gives them precedence.
-    `listener.on_event` is told of dead letters. `cancellable=False` saves time and memory where millions
-    wait. `timer` is "trio" for Trio's own timer, good to a millisecond, or "auto" for a precise one where
-    there is one.
+    retried under `retry`; one that is given up on goes to `await on_dead_letter(message, error)`, or into one
+    ERROR line of the log. `limit` paces the sends; one that a `Fallback` shares gives them precedence. While
+    sends of different messages fail one after the other the broker is taken to be down: under `probe` one
+    message at a time is tried, which uses up no attempt, and all else waits until one is sent (None: all is
+    tried). `listener.on_event` is told of that, and of dead letters. `cancellable=False` saves time and
+    memory where millions wait. `timer` is "trio" for Trio's own timer, good to a millisecond, or "auto" for a
+    precise one where there is one.
 
     With a `journal` (`SqliteJournal`), what is pending survives a crash: a put returns when its message is in
     the journal, and opening a queue on a journal that holds messages takes these in again, `recover_rate` of
@@ -387,6 +391,7 @@ async def open_delay_queue(
         send_timeout=send_timeout,
         on_dead_letter=on_dead_letter,
         limit=limit,
+        probe=probe,
         listener=listener,
     )
     queue = DelayQueue(core, numbers(), cancellable=bool(cancellable))

@@ -9,7 +9,6 @@ of this worker alone, and that is a failure like any other, which the worker set
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import logging
 import math
@@ -30,7 +29,7 @@ from localdelay.entry import (
     plain_size,
     size_of,
 )
-from localdelay.errors import PermanentSendError, Throttled
+from localdelay.errors import PermanentSendError
 from localdelay.keeping import End
 from localdelay.lateness import LatencyRecorder
 from localdelay.limit import RateLimit
@@ -41,7 +40,8 @@ from localdelay.timer import clock_parts
 
 from .batch import blame
 from .pending import Pending
-from .retry import Retry, RetryPolicy, after_failure
+from .retry import RetryPolicy, after_failure
+from .valve import Valve, is_down, log, told
 from .workers import BringsWorkers, Worker, Workers
 
 Send: TypeAlias = Callable[[Message], Awaitable[object]]
@@ -51,12 +51,8 @@ HandBack: TypeAlias = Callable[[Message, float], Awaitable[object]]
 Outcome: TypeAlias = tuple[Entry, float, float, Exception | None]
 """(message, when its send began and ended, what it failed with), for a send that did not run on the loop."""
 
-logger = logging.getLogger("localdelay")
-
 # Found once, for to look a member up takes a tenth of a send; an exact int, which indexes a list faster.
 _SENT: Final[End] = int(End.SENT)  # type: ignore[assignment]
-_FAILURES_LOGGED_EVERY = 60.0
-_LONGEST_TOLD = 1000  # characters
 _NOT_CALLED = object()
 
 
@@ -68,6 +64,7 @@ class Delivery:
         send: Send | SendBatch | BringsWorkers,
         pending: Pending,
         workers: Workers,
+        valve: Valve,
         *,
         one_by_one: bool,
         retry: RetryPolicy,
@@ -80,16 +77,14 @@ class Delivery:
         self._one_by_one = one_by_one
         self._pending = pending
         self._workers = workers
+        self.valve = valve
+        valve.on_change = workers.wake_leader
         self.retry = retry
         self.send_timeout = send_timeout
         self._on_dead_letter = on_dead_letter
         self._limit = limit
         self._listener = listener
         self._read_clock, self._clock_offset = clock_parts()
-        self._next_failure_line = -math.inf
-        self._failures_logged = 0
-        self.failures = 0
-        self.throttled = 0
         self.dead_letter_errors = 0
         self.lateness = LatencyRecorder()
         self.send_time = LatencyRecorder()
@@ -151,6 +146,8 @@ class Delivery:
             self.total.record(finished - due)
         else:
             self.total.record_run(finished, instants)
+        if self.valve.probe.row:
+            self.valve.sent(finished)
         wait = self._pending.end(entries, _SENT, worker.size)
         entries.clear()  # before the wait: cut off there, what has ended would be brought back
         worker.size = 0
@@ -206,6 +203,8 @@ class Delivery:
                 if not failures_of(body):
                     self.lateness.record(began - execute_at)
         self.send_time.record_each([ended - began for _, began, ended, _ in outcomes])
+        if self.valve.probe.row:
+            self.valve.sent(trio.current_time())
         self._pending.end(entries, End.SENT, size)
 
     def failed(self, outcome: Outcome) -> bool:
@@ -224,14 +223,8 @@ class Delivery:
         if failures == 1:
             self.lateness.record(began - execute_at_of(due, body))
         self.send_time.record(ended - began)
-        attempt = attempt_of(body)
-        retry = after_failure(self.retry, error, attempt=attempt, failures=failures, jitter=random.random())
-        if retry is None:
-            return False
-        self.count_failure(error)
-        again = after_failing(entry, retry.attempt, alone=blamed is not None)
-        self._pending.retry(entry, (ended + retry.wait, entry[1], again))
-        return True
+        self.valve.failed(ended, [entry[1]], error)
+        return self._retry(entry, error, ended, failures, random.random(), alone=blamed is not None)
 
     async def settle(self, worker: Worker) -> None:
         """Retry each message of the batch that failed, or give it to the dead letters.
@@ -245,51 +238,70 @@ class Delivery:
         entries = worker.entries
         now = trio.current_time()
         jitter = random.random()
-        failed = blame(error, [message_of(entry).id for entry in entries])
+        ids = [message_of(entry).id for entry in entries]
+        blamed = blame(error, ids)
+        errors = dict.fromkeys(ids, error) if blamed is None else blamed
         refused = isinstance(error, PermanentSendError) and not isinstance(error, _NotAsyncError)
-        split = refused and failed is None and len(entries) > 1
+        split = refused and blamed is None and len(entries) > 1
         failures = 1 + max(failures_of(body) for _, _, body in entries)
+        if len(errors) < len(entries):
+            if self.valve.probe.row:
+                self.valve.sent(now)
+        else:
+            of_all = next((each for each in errors.values() if is_down(each)), error)
+            self.valve.failed(now, [entry[1] for entry in entries], of_all)
         doomed: list[tuple[Entry, Exception]] = []
-        for entry in entries:
-            message = message_of(entry)
-            its_error = error if failed is None else failed.get(message.id)
+        for entry, its_id in zip(entries, ids, strict=True):
+            its_error = errors.get(its_id)
             if its_error is None:
-                self.total.record(now - message.execute_at)
+                self.total.record(now - execute_at_of(entry[0], entry[2]))
                 self._pending.end([entry], End.SENT)
-                continue
-            self.count_failure(its_error)
-            retry: Retry | None = Retry(0.0, message.attempt)
-            if not split:
-                retry = after_failure(
-                    self.retry, its_error, attempt=message.attempt, failures=failures, jitter=jitter
-                )
-            if retry is None:
+            elif split:
+                self.valve.count_failure(now, its_error)
+                again = after_failing(entry, attempt_of(entry[2]), alone=True)
+                self._pending.retry(entry, (now, entry[1], again))
+            elif not self._retry(entry, its_error, now, failures, jitter, alone=blamed is not None):
+                self.valve.count_failure(now, its_error)
                 doomed.append((entry, its_error))
-            else:
-                again = after_failing(entry, retry.attempt, alone=split or failed is not None)
-                self._pending.retry(entry, (now + retry.wait, entry[1], again))
         # Only now a wait: nobody is to wait for the hook of another message. Cut off in a hook, its message
         # and those after it are still the worker's, and are brought back; each is taken off as it ends.
         entries[:] = [entry for entry, _ in doomed]
         for entry, its_error in doomed:
             message = message_of(entry)
             is_taken = await self._give_up(message, its_error)
-            self._pending.end([entry], End.DEAD, why=None if is_taken else _told(its_error))
+            self._pending.end([entry], End.DEAD, why=None if is_taken else told(its_error))
             del entries[0]
             tell(self._listener, DeadLetter(message, its_error))
         worker.size = 0
         worker.failure = None
         await self._pending.keeper.written()
 
+    def _retry(
+        self, entry: Entry, error: Exception, now: float, failures: int, jitter: float, *, alone: bool
+    ) -> bool:
+        """Have a message that has failed tried again; False where it is to be given up."""
+        attempt = attempt_of(entry[2])
+        if self.valve.probe.is_shut and is_down(error):
+            # That is not the message's fault: it goes on after what is due already, and has lost no attempt.
+            when, again = now, after_failing(entry, attempt, alone=alone, counts=False)
+        else:
+            retry = after_failure(self.retry, error, attempt=attempt, failures=failures, jitter=jitter)
+            if retry is None:
+                return False
+            when, again = now + retry.wait, after_failing(entry, retry.attempt, alone=alone)
+        self.valve.count_failure(now, error)
+        self._pending.retry(entry, (when, entry[1], again))
+        return True
+
     async def _give_up(self, message: Message, error: Exception) -> bool:
         """Give the message to the dead letters; whether the hook has taken it."""
         if self._on_dead_letter is None:
-            _log(
+            log(
                 logging.ERROR,
                 "dead letter: message %s of %d bytes: %s",
                 message.id,
                 message.size,
-                _told(error),
+                told(error),
             )
             return False
         try:
@@ -301,43 +313,16 @@ class Delivery:
             if failure is None:
                 reraise_without_errors(raised)
             self.dead_letter_errors += 1
-            _log(
+            log(
                 logging.ERROR,
                 "the dead-letter hook failed for message %s of %d bytes (%s): %s",
                 message.id,
                 message.size,
-                _told(error),
-                _told(failure),
+                told(error),
+                told(failure),
             )
             del failure  # or its traceback, this frame and the payload hold each other
             return False
-
-    def count_failure(self, error: Exception) -> None:
-        """A send or a hand-back has failed with this; a line a minute says so."""
-        now = trio.current_time()
-        self.failures += 1
-        self.throttled += isinstance(error, Throttled)
-        if now >= self._next_failure_line:
-            self._next_failure_line = now + _FAILURES_LOGGED_EVERY
-            count = self.failures - self._failures_logged
-            self._failures_logged = self.failures
-            line = "%d failed since the last such line, the latest with %s"
-            _log(logging.INFO, line, count, _told(error))
-
-
-def _told(error: BaseException) -> str:
-    """The error in a line of bounded length, whatever its `repr` does."""
-    try:
-        told = repr(error)
-    except Exception:  # noqa: BLE001 (it is a stranger's)
-        return type(error).__name__
-    told = told.encode("utf-8", "backslashreplace").decode()
-    return told if len(told) <= _LONGEST_TOLD else f"{told[:_LONGEST_TOLD]}..."
-
-
-def _log(level: int, line: str, *values: object) -> None:
-    with contextlib.suppress(Exception):  # a handler that raises must not end a worker
-        logger.log(level, line, *values)
 
 
 class _NotAsyncError(PermanentSendError):

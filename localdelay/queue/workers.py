@@ -24,10 +24,12 @@ from typing import Protocol, runtime_checkable
 import trio
 
 from localdelay.entry import Entry, size_of
+from localdelay.probe import Probe
 from localdelay.timer import Timer, TimerKind, TrioTimer, clock_parts, open_timer
 
 from .batch import BatchPolicy, joining
 from .pending import Pending
+from .valve import Valve
 
 _TURN = 1024
 _TURN_SECONDS = 0.001
@@ -54,6 +56,8 @@ class Deliverer(Protocol):
     async def deliver(self, worker: Worker, now: float) -> float:
         """Send `worker.entries`; where that fails, either settle them or leave it in `worker.failure`."""
 
+    valve: Valve
+
     async def settle(self, worker: Worker) -> None:
         """Decide what becomes of `worker.entries` after `worker.failure`."""
 
@@ -77,6 +81,7 @@ class Workers:
         self._timer_kind: TimerKind = timer
         self._timer: Timer = TrioTimer()
         self._delivery: Deliverer
+        self._probe: Probe
         self._nursery: trio.Nursery | None = None
         self._scope = trio.CancelScope()
         self._workers: set[Worker] = set()
@@ -103,6 +108,7 @@ class Workers:
     async def run(self, delivery: Deliverer) -> None:
         """Keep the pool at work until `close` was called and nothing is left to take, or until `stop`."""
         self._delivery = delivery
+        self._probe = delivery.valve.probe
         self._timer = open_timer(self._timer_kind)
         try:
             with self._scope:
@@ -253,6 +259,10 @@ class Workers:
         """Take what is due and fits into the worker's batch; return whether that is to go now."""
         if self.paused or self._ending or self._reserved:
             return False
+        if self._probe.is_shut:
+            worker.entries += self._take_few(now, 1)
+            worker.size += sum(size_of(body) for _, _, body in worker.entries)
+            return bool(worker.entries)
         if self._one_by_one:
             entry = self._schedule.take_one(now)
             if entry is not None:
@@ -272,6 +282,33 @@ class Workers:
                 return True
         return False
 
+    def _take_few(self, now: float, most: int) -> list[Entry]:
+        """Take what is due, as much of it as may go now."""
+        probe = self._probe
+        if probe.is_shut:
+            if now < probe.next_at or self._is_under_way(probe.out):
+                return []
+            most = 1
+        entries = self._schedule.due(now, most)
+        if entries:
+            self._schedule.take(entries)
+            if probe.is_shut:
+                probe.out = entries[0][1]
+        return entries
+
+    def _is_under_way(self, number: int | None) -> bool:
+        return any(entry[1] == number for entry in self.taken())
+
+    def _sleep_until(self) -> float:
+        """Until when there is nothing to do; sets the alarm for what comes in that is due before."""
+        probe, due = self._probe, self._schedule.next_due()
+        if self.paused or (probe.is_shut and self._is_under_way(probe.out)):
+            until = math.inf
+        else:
+            until = max(due, probe.next_at) if probe.is_shut else due
+        self._schedule.alarm = due if until == due else -math.inf
+        return until
+
     async def _gather(self, worker: Worker) -> None:
         """Wait for company, as the leader, until the batch is full or its first message must go."""
         last_call = worker.entries[0][0] + self._batch.max_wait
@@ -279,10 +316,10 @@ class Workers:
         while not full and not self._closing and trio.current_time() < last_call:
             self._reserved = True
             try:
-                await self._lead(worker, min(last_call, self._schedule.next_due()))
+                await self._lead(worker, last_call)
             finally:
                 self._reserved = False
-            if self.paused or self._ending:
+            if self.paused or self._ending or self._probe.is_shut:
                 self.put_off(worker)
                 return
             full = self._fill(worker, trio.current_time())
@@ -301,13 +338,12 @@ class Workers:
         worker.size = 0
         worker.failure = None
 
-    async def _lead(self, worker: Worker, due: float) -> None:
+    async def _lead(self, worker: Worker, at_most: float = math.inf) -> None:
         if self._leader is not None:
             self.wake_leader()  # who gathers takes over from a leader that is about to wake anyway
         self._leader = worker
-        self._schedule.alarm = -math.inf if self.paused else due
         try:
-            await self._timer.sleep_until(due)
+            await self._timer.sleep_until(min(at_most, self._sleep_until()))
         finally:
             if self._leader is worker:
                 self._leader = None
@@ -316,7 +352,7 @@ class Workers:
     async def _wait(self, worker: Worker) -> None:
         """Wait for a reason to look: as the leader until the next message is due, else for a turn."""
         if self._leader is None:
-            await self._lead(worker, math.inf if self.paused else self._schedule.next_due())
+            await self._lead(worker)
             return
 
         def abort(_: object) -> trio.lowlevel.Abort:

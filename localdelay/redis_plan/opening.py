@@ -18,6 +18,7 @@ from localdelay.limit import RateLimit
 from localdelay.listening import Listener
 from localdelay.message import numbers
 from localdelay.nurseries import bare_nursery
+from localdelay.probe import ProbePolicy
 from localdelay.queue.batch import BatchPolicy
 from localdelay.queue.core import make_core
 from localdelay.queue.retry import RetryPolicy
@@ -68,6 +69,7 @@ async def open_redis_delay_queue(
     send_timeout: float | None = 30.0,
     on_dead_letter: DeadLetterHook | None = None,
     limit: RateLimit | NotGiven | None = NOT_GIVEN,
+    probe: ProbePolicy | None = ProbePolicy(),  # noqa: B008 (it is frozen)
     listener: Listener | None = None,
     put_timeout: float = 5.0,
     connect_timeout: float = 5.0,
@@ -76,7 +78,7 @@ async def open_redis_delay_queue(
 
     `url` is `redis://[user:password@]host[:port]/NAME[?db=N]`, or `rediss://`; all instances with the same
     name share the messages. `send`, `send_batch`, `batch`, `workers`, `retry`, `send_timeout`,
-    `on_dead_letter`, `limit`, `listener` and `timer` are those of `open_delay_queue`.
+    `on_dead_letter`, `limit`, `probe`, `listener` and `timer` are those of `open_delay_queue`.
 
     `shards` is how many there are where the queue is new (None: 16); an existing one keeps what it has until
     `set_shards`. Each holds up to `shard_messages` messages and `shard_bytes` of them, which is what one key
@@ -122,6 +124,7 @@ async def open_redis_delay_queue(
         send_timeout=send_timeout,
         on_dead_letter=on_dead_letter,
         limit=limit,
+        probe=probe,
         listener=listener,
     )
     pending, pool = core.pending, core.workers

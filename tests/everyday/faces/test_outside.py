@@ -427,7 +427,7 @@ def test_a_send_that_somebody_cancels_harms_its_message_only() -> None:
             await asyncio.sleep(20)
 
     async def main() -> None:
-        async with aio.open_delay_queue(send, capacity=500, workers=2, retry=AT_ONCE) as queue:
+        async with aio.open_delay_queue(send, capacity=500, workers=2, retry=AT_ONCE, probe=None) as queue:
             for _ in range(10):
                 queue.put_nowait(b"", delay=0.0)
         assert (await queue.statistics()).failures == 10

@@ -18,9 +18,9 @@ PUBLIC = {
         AdaptiveLimit BatchPolicy BreakerOpen BreakerPolicy BreakerState CapacityPlan DeadLetterHook
         DelayNotSupported DelayQueue DrainPlan DrainReport Fallback FallbackStatistics HandBack Journal
         JournalError LatencySummary LocalDelayError Message PartialSendError PermanentSendError QueueClosed
-        QueueFull RateLimit RateLimited Reason Receipt RedisPlan RedisQueuePlan RetryPolicy Route Send
-        SendBatch SqliteJournal Statistics Throttled blocking brokers costs open_delay_queue plan_capacity
-        plan_drain run_until_signal threads
+        ProbePolicy QueueFull RateLimit RateLimited Reason Receipt RedisPlan RedisQueuePlan RetryPolicy Route
+        Send SendBatch SqliteJournal Statistics Throttled blocking brokers costs open_delay_queue
+        plan_capacity plan_drain run_until_signal threads
     """,
     "localdelay.threads": "DelayQueue Fallback open_delay_queue",
     "localdelay.aio": "DelayQueue Fallback open_delay_queue",

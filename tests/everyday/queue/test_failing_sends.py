@@ -80,7 +80,7 @@ async def test_jitter_spreads_the_retries(autojump_clock: Any) -> None:
     """Messages that fail together are not tried again together."""
     sender = FailingSender(OSError, times=1)
     retry = RetryPolicy(wait_initial=1, wait_jitter=1)
-    async with open_delay_queue(sender, capacity=100, workers=50, retry=retry) as queue:
+    async with open_delay_queue(sender, capacity=100, workers=50, retry=retry, probe=None) as queue:
         for _ in range(50):
             queue.put_nowait(b"", delay=1)
     assert all(2 <= when <= 3 for when in sender.times)
@@ -345,7 +345,7 @@ async def test_a_timeout_inside_a_nursery_of_the_send(autojump_clock: Any, conse
 async def test_failures_are_logged_once_a_minute(
     autojump_clock: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Failing sends show in the log, at INFO, without a line for each."""
+    """The first is a warning with its traceback; others show at INFO, without a line for each."""
     caplog.set_level(logging.INFO)
     sender = FailingSender(lambda: OSError("no route"), times=100)
     retry = RetryPolicy(wait_initial=1, wait_max=1, wait_jitter=0)
@@ -353,7 +353,9 @@ async def test_failures_are_logged_once_a_minute(
         queue.put_nowait(b"", delay=1)
     lines = [r.getMessage() for r in caplog.records]
     assert len(lines) == 2
-    assert "1 failed" in lines[0]
+    assert caplog.records[0].levelno == logging.WARNING
+    assert "no route" in lines[0]
+    assert "Traceback" in lines[0]
     assert "60 failed" in lines[1]
     assert "no route" in lines[1]
 
