@@ -53,6 +53,20 @@ class Address:
         """The port of the first host."""
         return self.hosts[0][1]
 
+    def count(self, option: str, default: int, most: int = 10**12) -> int:
+        """An option that is a whole number from 0 to `most`. Raises a `ValueError` that names it."""
+        text = self.options.get(option, f"{default}")
+        if not re.fullmatch("[0-9]{1,13}", text) or int(text) > most:
+            raise ValueError(f"{option} must be a whole number up to {most}, as in ?{option}={default}")
+        return int(text)
+
+    def choice(self, option: str, *choices: str) -> str | None:
+        """An option that is one of these, or None where it is not given. Raises a `ValueError`."""
+        text = self.options.get(option)
+        if text is not None and text not in choices:
+            raise ValueError(f"{option} must be {' or '.join(choices)}, as in ?{option}={choices[0]}")
+        return text
+
 
 def parse(url: str, form: Form) -> Address:
     """Take a URL apart. Raises a `ValueError` that says what is wrong, and nothing that may be secret."""

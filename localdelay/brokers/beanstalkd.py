@@ -1,5 +1,8 @@
 """beanstalkd, with greenstalk's errors. Needs the extra `beanstalkd`.
 
+`beanstalkd://host[:11300]/TUBE`. Jobs get the `?priority=` (0 is the most urgent, 2**32 - 1 the least, 65536
+by default), and a consumer has `?time_to_run=` seconds (60) before its job goes to another.
+
 Only the payload travels, as the body of a job: beanstalkd has no headers, so a consumer that is to recognise
 a message that comes twice must find its id in the payload.
 
@@ -29,17 +32,18 @@ with `-b`.
 from __future__ import annotations
 
 import math
-import re
+import socket
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager, closing
 
 import greenstalk
+import trio
 
 from localdelay.brokers.address import Address, host_and_port
 from localdelay.brokers.driver import Driver
-from localdelay.brokers.line import Line, OutOfStep, open_socket
+from localdelay.brokers.line import Line, OutOfStep, connect_socket
 from localdelay.brokers.outbox import Outbox, Parcel
-from localdelay.brokers.publisher import Publisher, open_publisher
 from localdelay.errors import PermanentSendError, Throttled
 from localdelay.message import Message
 
@@ -52,7 +56,6 @@ _MAX_UINT32 = 2**32 - 1
 _LONGEST_ANSWER = 1000
 _LONGEST_ID = 20  # digits of 64 bits
 _OUT_OF_STEP = (greenstalk.BadFormatError, greenstalk.UnknownCommandError, greenstalk.UnknownResponseError)
-_TUBE = re.compile(r"[A-Za-z0-9+/;.$_()][A-Za-z0-9+/;.$_()-]{0,199}")
 
 
 def classified(error: Exception) -> Exception:
@@ -86,13 +89,28 @@ def answer_error(answer: bytes) -> Exception | None:
 class _Line(Line):
     """A connection to one server."""
 
+    def __init__(self, connected: socket.socket, outbox: Outbox) -> None:
+        super().__init__(connected, outbox)
+        self._unanswered: deque[Parcel] = deque()
+
+    async def use(self, tube: bytes) -> None:
+        """Put into this tube from now on. Raises `ConnectionError`."""
+        self.send(b"use %b\r\n" % tube)
+        answer = b""
+        while not answer.endswith(b"\r\n") and len(answer) <= _LONGEST_ANSWER:
+            answer += await self.receive()
+        if answer != b"USING %b\r\n" % tube:
+            raise ConnectionError(f"it answers {shown(answer)}")
+
     def write(self, parcels: Sequence[Parcel]) -> None:
         self.send(b"".join([parcel.content for parcel in parcels]))
-        self.unanswered.extend(parcels)
+        self._unanswered.extend(parcels)
 
     def received(self, data: bytes) -> bytes:
         *answers, rest = data.split(b"\r\n")
-        unanswered = self.unanswered
+        unanswered = self._unanswered
+        if answers:
+            self.heard = trio.current_time()
         for answer in answers:
             if not unanswered:
                 raise OutOfStep("it answers what nobody has asked")
@@ -109,10 +127,10 @@ class _Driver(Driver):
     native_delay = True
     in_order = True
 
-    def __init__(self, host: str, port: int, tube: str, priority: int, time_to_run: int) -> None:
-        self.where = f"beanstalkd at {host_and_port(host, port)}"
-        self._address = host, port
-        self._tube = tube.encode()
+    def __init__(self, where: Address, priority: int, time_to_run: int) -> None:
+        self.where = f"beanstalkd at {host_and_port(where.host, where.port)}"
+        self._address = where.host, where.port
+        self._tube = where.target.encode()
         self._head = b"put %d " % priority
         self._middle = b" %d " % time_to_run
 
@@ -129,11 +147,8 @@ class _Driver(Driver):
 
     @asynccontextmanager
     async def connect(self, outbox: Outbox) -> AsyncIterator[_Line]:
-        async with open_socket(*self._address) as connected:
-            line = _Line(connected, outbox)
-            answer = await line.ask(b"use %b\r\n" % self._tube, b"\r\n", _LONGEST_ANSWER)
-            if answer != b"USING %b\r\n" % self._tube:
-                raise ConnectionError(f"it answers {shown(answer)}")
+        with closing(_Line(await connect_socket(*self._address), outbox)) as line:
+            await line.use(self._tube)
             yield line
 
     def verdict(self, error: Exception) -> Exception:
@@ -145,42 +160,8 @@ def shown(answer: bytes) -> str:
     return repr(answer[:80].decode(errors="replace").strip())
 
 
-def open_address(where: Address) -> AbstractAsyncContextManager[Publisher]:
-    """Connect to where a URL points to."""
-    return open_beanstalkd(where.host, where.port, tube=where.target)
-
-
-@asynccontextmanager
-async def open_beanstalkd(
-    host: str,
-    port: int = 11300,
-    *,
-    tube: str,
-    priority: int = greenstalk.DEFAULT_PRIORITY,
-    time_to_run: int = greenstalk.DEFAULT_TTR,
-    confirm_timeout: float = 10.0,
-    connect_timeout: float = 5.0,
-) -> AsyncIterator[Publisher]:
-    """Connect to a beanstalkd, and put into `tube` for the length of an `async with` block.
-
-    A send that is not confirmed within `confirm_timeout` seconds has failed.
-    Jobs get the `priority` (0 is the most urgent, 2**32 - 1 the least); a consumer has `time_to_run` seconds
-    before its job goes to another.
-    Raises `ConnectionError` where no beanstalkd answers within `connect_timeout` seconds.
-    """
-    if not _TUBE.fullmatch(tube):
-        raise ValueError("tube must be 1 to 200 of the characters A-Z a-z 0-9 + / ; . $ _ ( ) -, not - first")
-    _check_uint32("priority", priority, 0)
-    _check_uint32("time_to_run", time_to_run, 1)
-    driver = _Driver(host, port, tube, priority, time_to_run)
-    async with open_publisher(
-        driver, confirm_timeout=confirm_timeout, connect_timeout=connect_timeout
-    ) as publisher:
-        yield publisher
-
-
-def _check_uint32(name: str, value: int, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, not {type(value).__name__}")
-    if not low <= value <= _MAX_UINT32:
-        raise ValueError(f"{name} must be from {low} to {_MAX_UINT32}, not {value}")
+def driver_at(where: Address) -> Driver:
+    """The driver for where a URL points to. Raises `ValueError` for an option that is none."""
+    priority = where.count("priority", greenstalk.DEFAULT_PRIORITY, _MAX_UINT32)
+    time_to_run = where.count("time_to_run", greenstalk.DEFAULT_TTR, _MAX_UINT32)
+    return _Driver(where, priority, time_to_run)

@@ -40,7 +40,9 @@ class Driver:
     """Why not, where it has none."""
     in_order: ClassVar[bool] = False
     """Whether answers come in the order of the messages: a time limit is one of silence then, and ends the
-    connection. The driver sets `outbox.heard` whenever something comes."""
+    connection, which has a `heard`: when something has come last, on Trio's clock."""
+    confirm_timeout: float = 10.0
+    """Seconds after which what is not confirmed has failed, unless `open_broker` is told otherwise."""
     patience: ClassVar[float] = 0.0
     """Seconds by which a client's own time limit may be later than the publisher's."""
     most_under_way: ClassVar[int] = 2000

@@ -5,16 +5,14 @@ What is written goes out at once as far as the system takes it; answers are read
 
 from __future__ import annotations
 
+import math
 import socket
 import ssl
-from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import trio
 from trio.lowlevel import wait_readable, wait_writable
 
-from localdelay.brokers.outbox import Outbox, Parcel
+from localdelay.brokers.outbox import Outbox
 
 _READ_BYTES = 65_536
 _FRESH = 0.002  # seconds after a write in which nobody asks whether there still is a connection
@@ -30,8 +28,8 @@ class Line:
 
     def __init__(self, connected: socket.socket, outbox: Outbox) -> None:
         self.outbox = outbox
-        self.unanswered: deque[Parcel] = deque()
-        """What was written and is not answered yet, in this order."""
+        self.heard = -math.inf
+        """When something has been answered last, on Trio's clock."""
         self._socket = connected
         self._unwritten = bytearray()
         self._filled = trio.lowlevel.ParkingLot()
@@ -39,7 +37,7 @@ class Line:
         self._ended = False
 
     def received(self, data: bytes) -> bytes:
-        """Settle what is answered in this data; returns the rest, which is no whole answer yet.
+        """Settle what is answered, set `heard`; returns the rest of the data, which is no whole answer.
 
         Raises `OutOfStep`.
         """
@@ -56,6 +54,24 @@ class Line:
             self._unwritten += data[written:]
             self._filled.unpark()
 
+    async def start_tls(self, context: ssl.SSLContext, host: str) -> None:
+        """Go on encrypted. Raises `OSError` where the two do not agree, or the host can't show who it is."""
+        encrypted = context.wrap_socket(self._socket, server_hostname=host, do_handshake_on_connect=False)
+        self._socket = encrypted
+        while True:
+            try:
+                encrypted.do_handshake()
+            except ssl.SSLWantReadError:
+                await wait_readable(encrypted)
+            except ssl.SSLWantWriteError:
+                await wait_writable(encrypted)
+            else:
+                return
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
     async def lost(self) -> Exception:
         """Write and read until the connection is lost; returns why it was."""
         reason: Exception
@@ -68,14 +84,6 @@ class Line:
             self._ended = True  # at once: who was settled just now may write in this turn of the loop
             nursery.cancel_scope.cancel()
         return reason
-
-    async def ask(self, data: bytes, end: bytes, most: int) -> bytes:
-        """Write bytes, and read until there is this end, or too much: for what is said before messages."""
-        self.send(data)
-        answer = b""
-        while not answer.endswith(end) and len(answer) <= most:
-            answer += await self.receive()
-        return answer
 
     async def receive(self) -> bytes:
         """What has come: at least a byte. Raises `ConnectionError` at the end."""
@@ -96,9 +104,7 @@ class Line:
         while True:
             # Before it reads and not only where there is nothing to read: others want to run, too.
             await wait_readable(self._socket)
-            data = await self.receive()
-            self.outbox.heard = trio.current_time()
-            rest = self.received(rest + data)
+            rest = self.received(rest + await self.receive())
 
     async def _flush(self) -> None:
         while True:
@@ -128,14 +134,10 @@ class Line:
             return False
 
 
-@asynccontextmanager
-async def open_socket(host: str, port: int) -> AsyncIterator[socket.socket]:
-    """A connected socket that does not block, closed at the end. Raises `OSError`."""
+async def connect_socket(host: str, port: int) -> socket.socket:
+    """A connected socket that does not block. Raises `OSError`."""
     stream = await trio.open_tcp_stream(host, port)
     connected = socket.socket(fileno=stream.socket.detach())
-    try:
-        connected.setblocking(False)
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        yield connected
-    finally:
-        connected.close()
+    connected.setblocking(False)
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    return connected

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from importlib import import_module
-from typing import cast
+from typing import Any
 
 import attrs
 
 from localdelay.brokers import address
 from localdelay.brokers.address import Address, Form, hide_secrets
 from localdelay.brokers.broker import Broker
+from localdelay.brokers.publisher import open_publisher
 
 STDOUT = "stdout:"
 
@@ -78,7 +79,20 @@ _BEANSTALKD = _Kind(
         "the tube to put into",
         re.compile(r"[A-Za-z0-9+/;.$_()][A-Za-z0-9+/;.$_()-]{0,199}"),
         default_port=11300,
+        options=frozenset({"priority", "time_to_run"}),
         authenticates=False,
+    ),
+)
+_NSQ = _Kind(
+    "nsq",
+    "nsq",
+    (),
+    Form(
+        "nsq://host:4150/TOPIC",
+        "the topic to publish to",
+        re.compile(r"(?=.{1,64}\Z)[.a-zA-Z0-9_-]+(#ephemeral)?"),
+        default_port=4150,
+        options=frozenset({"delay", "max_msg_size", "max_req_timeout", "tls"}),
     ),
 )
 _KINDS: Mapping[str, _Kind] = {
@@ -88,17 +102,21 @@ _KINDS: Mapping[str, _Kind] = {
     "redis": _Kind("redis", "redis", ("coredis",), _REDIS),
     "rediss": _Kind("redis", "redis", ("coredis",), _REDIS),
     "beanstalkd": _BEANSTALKD,
+    "nsq": _NSQ,
     "nats": _NATS,
 }
 
 
 @asynccontextmanager
-async def open_broker(url: str) -> AsyncIterator[Broker]:
+async def open_broker(
+    url: str, *, confirm_timeout: float | None = None, connect_timeout: float = 5.0
+) -> AsyncIterator[Broker]:
     """Connect to the broker at `url`, for the length of an `async with` block.
 
-    `kafka://`, `amqp://`, `redis://`, `beanstalkd://` and `nats://`, each with a host and what to publish
-    to, as in `nats://[user:password@]host[:port]/SUBJECT`; and `stdout:`. The module of each broker says
-    what it carries and how it confirms.
+    It has a host and what to publish to, as in `nats://[user:password@]host[:port]/SUBJECT`, after `kafka:`,
+    `amqp:`, `redis:`, `beanstalkd:`, `nsq:` or `nats:`; and `stdout:`. Each module says what it carries,
+    how it confirms, and what its options are. What is not confirmed within `confirm_timeout` seconds has
+    failed: 10, or 15 with Kafka, unless it is given.
     Raises `ValueError` for a URL that `check_url` refuses, `ModuleNotFoundError` where the broker's extra
     is not installed, and `ConnectionError` where no broker answers. None of them shows a password.
     """
@@ -109,7 +127,14 @@ async def open_broker(url: str) -> AsyncIterator[Broker]:
         async with open_stdout() as stdout:
             yield stdout
         return
-    opened = _opener(where.scheme)(where)
+    module = _module(where.scheme)
+    opened: Any
+    if hasattr(module, "driver_at"):
+        opened = open_publisher(
+            module.driver_at(where), confirm_timeout=confirm_timeout, connect_timeout=connect_timeout
+        )
+    else:
+        opened = module.open_address(where)
     connected = False
     try:
         async with opened as broker:
@@ -143,14 +168,13 @@ def _parse(url: str) -> Address | None:
     return address.parse(url, _KINDS[scheme].form)
 
 
-def _opener(scheme: str) -> Callable[[Address], AbstractAsyncContextManager[Broker]]:
-    """The `open_address` of the module that knows this scheme."""
+def _module(scheme: str) -> Any:
+    """The module that knows this scheme."""
     kind = _KINDS[scheme]
     try:
-        module = import_module(f"localdelay.brokers.{kind.module}")
+        return import_module(f"localdelay.brokers.{kind.module}")
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in kind.clients:
             raise
         fix = f"pip install 'localdelay[{kind.extra}]'"
         raise ModuleNotFoundError(f"{scheme}:// needs a client: {fix}", name=error.name) from error
-    return cast("Callable[[Address], AbstractAsyncContextManager[Broker]]", module.open_address)

@@ -141,8 +141,6 @@ class Outbox:
         At most so many messages are under way, and so many bytes unless one message has more.
         """
         self.verdict = verdict
-        self.heard = -math.inf
-        """When the broker has last answered, on Trio's clock."""
         self._room = room
         self._most = messages
         self._most_bytes = size

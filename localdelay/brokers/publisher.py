@@ -35,9 +35,9 @@ _SETTLED = 1.0
 class Publisher:
     """A broker, on a driver; `open_publisher` makes it."""
 
-    def __init__(self, driver: Driver, confirm_timeout: float, connect_timeout: float) -> None:
+    def __init__(self, driver: Driver, connect_timeout: float) -> None:
         self._driver = driver
-        self._confirm_timeout = confirm_timeout
+        self._confirm_timeout = driver.confirm_timeout
         self._connect_timeout = connect_timeout
         self._filled = trio.lowlevel.ParkingLot()
         self._outbox = Outbox(
@@ -165,7 +165,7 @@ class Publisher:
             while (first := outbox.oldest_under_way()) is not None and first.written + patience <= now:
                 if not driver.in_order:
                     first.settle(self._unanswered())
-                elif outbox.heard + patience <= now:
+                elif self._heard() + patience <= now:
                     self._drop(self._unanswered())
                     outbox.fail_under_way(self._unanswered)
                 else:
@@ -179,8 +179,11 @@ class Publisher:
         if waiting is not None:
             ends.append(waiting.begun + limit)
         if under_way is not None:
-            ends.append(max(under_way.written, self._outbox.heard) + patience)
+            ends.append(max(under_way.written, self._heard()) + patience)
         return min(ends)
+
+    def _heard(self) -> float:
+        return getattr(self._connection, "heard", -math.inf)
 
     @enable_ki_protection
     async def keep_connected(self, task_status: trio.TaskStatus[None]) -> None:
@@ -262,8 +265,8 @@ class Publisher:
     # What is raised.
 
     def _no_connection(self, error: Exception) -> Exception:
-        if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
-            return error  # of the options
+        if isinstance(error, ValueError) and not isinstance(error, UnicodeError | OSError):
+            return error  # of the options; a certificate's is both
         text = "that is no host's name" if isinstance(error, UnicodeError) else in_a_line(error)
         return ConnectionError(f"no connection to {self._driver.where}: {text}")
 
@@ -293,20 +296,19 @@ class Publisher:
 
 @asynccontextmanager
 async def open_publisher(
-    driver: Driver, *, confirm_timeout: float | None = 10.0, connect_timeout: float = 5.0
+    driver: Driver, *, confirm_timeout: float | None = None, connect_timeout: float = 5.0
 ) -> AsyncIterator[Publisher]:
     """Connect, and publish for the length of an `async with` block.
 
-    What has found no connection, or is not confirmed, within `confirm_timeout` seconds has failed; with None
-    it waits for as long as it takes.
-    Raises `ConnectionError` in one line where there is no connection within `connect_timeout` seconds.
+    What has found no connection, or is not confirmed, within `confirm_timeout` seconds has failed; None is
+    what the driver has. Raises `ConnectionError` in one line where there is no connection within
+    `connect_timeout` seconds.
     """
-    if confirm_timeout is None:
-        confirm_timeout = math.inf
-    else:
+    if confirm_timeout is not None:
         arguments.at_least("confirm_timeout", confirm_timeout, _SHORTEST, "a number of seconds")
+        driver.confirm_timeout = confirm_timeout
     arguments.at_least("connect_timeout", connect_timeout, _SHORTEST, "a number of seconds")
-    publisher = Publisher(driver, confirm_timeout, connect_timeout)
+    publisher = Publisher(driver, connect_timeout)
     async with bare_nursery() as nursery:
         try:
             await nursery.start(publisher.keep_connected)

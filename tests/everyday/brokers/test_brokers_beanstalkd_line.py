@@ -12,8 +12,7 @@ import trio
 import trio.testing
 
 from localdelay import Message, PartialSendError, PermanentSendError, Throttled
-from localdelay.brokers import ConnectionClosed, ConnectionLost
-from localdelay.brokers.beanstalkd import open_beanstalkd
+from localdelay.brokers import ConnectionLost, open_broker
 from localdelay.brokers.publisher import Publisher
 from tests.kit.servers.process import free_port
 
@@ -88,7 +87,7 @@ async def fake() -> AsyncIterator[FakeServer]:
 async def opened(server: FakeServer, **options: float) -> AsyncIterator[Publisher]:
     timeouts = {"confirm_timeout": 0.5, "connect_timeout": 0.5, **options}
     with trio.fail_after(10):
-        async with open_beanstalkd("127.0.0.1", server.port, tube="tube", **timeouts) as broker:  # type: ignore[arg-type]
+        async with open_broker(f"beanstalkd://127.0.0.1:{server.port}/tube", **timeouts) as broker:  # type: ignore[arg-type]
             yield broker
 
 
@@ -201,40 +200,6 @@ async def test_a_server_that_says_nothing(fake: FakeServer) -> None:
     assert fake.connections == 3
 
 
-async def test_while_there_is_no_connection_sends_wait_and_fail() -> None:
-    """They say why there is none, and are not sent later; what is cancelled is forgotten."""
-    async with trio.open_nursery() as nursery:
-        server = FakeServer()
-        server.reading.set()
-        serving = trio.CancelScope()
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        server.port = listeners[0].socket.getsockname()[1]
-        nursery.start_soon(serve_until, serving, server, listeners)
-        async with opened(server, confirm_timeout=0.3) as broker:
-            await broker.send(message("before"))
-            serving.cancel()
-            await trio.testing.wait_all_tasks_blocked()
-            with trio.move_on_after(0.05):
-                await broker.send(message("cancelled"))
-            with trio.move_on_after(0.05):
-                await broker.send_batch([message("cancelled")])
-            assert broker.gauges().waiting == 0
-            begun = trio.current_time()
-            with pytest.raises(ConnectionError, match="Connection refused"):
-                await broker.send(message("waits"))
-            assert 0.3 <= trio.current_time() - begun < 5.0
-            with pytest.raises(ConnectionError, match="Connection refused"):
-                await broker.send_batch([message("a"), message("b")])
-    assert server.bodies == [b"before"]
-
-
-async def serve_until(
-    scope: trio.CancelScope, server: FakeServer, listeners: list[trio.SocketListener]
-) -> None:
-    with scope:
-        await trio.serve_listeners(server.serve, listeners)
-
-
 async def test_no_more_is_under_way_than_may_be(fake: FakeServer) -> None:
     """A server that does not read gets what the limit allows; the rest is cancelled and never sent."""
     fake.reading = trio.Event()
@@ -300,38 +265,6 @@ def hang_up(_: bytes) -> bytes:
     raise HangUp
 
 
-async def test_sends_under_way_end_with_the_block(fake: FakeServer) -> None:
-    """Written or not, they end at once with an error that says why, also where the block is cancelled."""
-    fake.answer = lambda _: b""
-    ended: list[str] = []
-
-    async def send_all(broker: Publisher) -> None:
-        with pytest.raises(ConnectionError) as raised:
-            await broker.send_batch([message(f"{number}") for number in range(3000)])
-        ended.append(str(raised.value))
-
-    async with trio.open_nursery() as nursery:
-        async with opened(fake, confirm_timeout=5.0) as broker:
-            nursery.start_soon(send_all, broker)
-            await trio.testing.wait_all_tasks_blocked()
-        with trio.move_on_after(0.1):
-            async with opened(fake, confirm_timeout=5.0) as broker:
-                nursery.start_soon(send_all, broker)
-                await trio.sleep_forever()
-    assert ended == [f"the connection to beanstalkd at 127.0.0.1:{fake.port} is closed"] * 2
-    with pytest.raises(ConnectionClosed):
-        await broker.publish_delayed(message("late"), 1.0)
-    with pytest.raises(ConnectionClosed):
-        await broker.send_batch([])
-
-
-async def test_an_empty_batch_is_a_checkpoint_and_nothing_else(fake: FakeServer) -> None:
-    """Nothing is written for it."""
-    async with opened(fake) as broker:
-        await broker.send_batch([])
-    assert fake.bodies == []
-
-
 async def test_a_host_that_does_not_answer_a_connect() -> None:
     """A listener whose queue is full: opening takes connect_timeout and no longer."""
     with trio.socket.socket() as listener, trio.socket.socket() as first, trio.socket.socket() as second:
@@ -342,8 +275,8 @@ async def test_a_host_that_does_not_answer_a_connect() -> None:
                 await filler.connect(listener.getsockname())
         begun = trio.current_time()
         with pytest.raises(ConnectionError, match=r"no answer within 0\.3 s"):
-            async with open_beanstalkd(
-                "127.0.0.1", listener.getsockname()[1], tube="tube", connect_timeout=0.3
+            async with open_broker(
+                f"beanstalkd://127.0.0.1:{listener.getsockname()[1]}/tube", connect_timeout=0.3
             ):
                 pass
         assert trio.current_time() - begun < 2

@@ -29,6 +29,7 @@ class FakeConnection:
         self.ended = trio.Event()
         self.reason: Exception = ConnectionError("gone")
         self.refuses: Exception | None = None
+        self.heard = -math.inf
 
     def write(self, parcels: Sequence[Parcel]) -> None:
         if self.refuses is not None:
@@ -232,7 +233,7 @@ async def test_in_order_silence_ends_the_connection(autojump_clock: MockClock) -
         await sends.begin("a", "b", "c")
         for id in ("a", "b"):
             await trio.sleep(8)
-            driver.outbox.heard = trio.current_time()
+            driver.connection.heard = trio.current_time()
             driver.settle(id)
         await trio.sleep(9.9)
         assert list(sends.ended) == ["a", "b"]

@@ -9,9 +9,8 @@ from urllib.parse import urlsplit
 
 import trio
 
-from localdelay.brokers import Broker
+from localdelay.brokers import Broker, open_broker
 from localdelay.brokers.amqp import open_amqp
-from localdelay.brokers.beanstalkd import open_beanstalkd
 from localdelay.brokers.kafka import open_kafka
 from localdelay.brokers.nats import open_nats
 from localdelay.brokers.redis import open_redis
@@ -34,7 +33,7 @@ def _open(name: str, port: int, url: str) -> AbstractAsyncContextManager[Broker]
     if name == "amqp":
         return open_amqp("127.0.0.1", port=port, queue=target, confirm_timeout=timeout)
     if name == "beanstalkd":
-        return open_beanstalkd("127.0.0.1", port, tube=target, confirm_timeout=timeout)
+        return open_broker(f"beanstalkd://127.0.0.1:{port}/{target}", confirm_timeout=timeout)
     if name == "kafka":
         return open_kafka(f"127.0.0.1:{port}", topic=target, confirm_timeout=timeout)
     return open_nats(f"nats://127.0.0.1:{port}", subject=target, confirm_timeout=timeout)

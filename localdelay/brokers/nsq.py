@@ -1,0 +1,257 @@
+"""NSQ, by its own line protocol on Trio's sockets. It needs no extra.
+
+The URL is `nsq://[secret@]host[:4150]/TOPIC`, with the TCP port of an nsqd. The secret is for AUTH, where the
+server asks for it. Where it offers TLS that is used, and its certificate must be one that the system trusts
+(or the file that the environment variable SSL_CERT_FILE names); `?tls=required` sends nothing without.
+
+What travels is the payload, which can't be empty: NSQ has no headers, so a consumer that is to recognise a
+message that comes twice must find its id in the payload.
+
+A message is confirmed by the server's OK. It then is in the topic's queue: in memory or, past
+`--mem-queue-size`, on disk; a kill loses what is in memory (`--mem-queue-size=0 --sync-every=1`: nothing).
+All sends share one connection. What is sent together goes as one MPUB, which is taken or refused as a whole:
+refused, each of its messages is sent alone before it is judged.
+
+- Throttled: E_PUB_FAILED and its kin: the server can't put it into the queue, as when its disk is full.
+- Permanent: an empty payload, or one over the server's `--max-msg-size`: it would end the connection for it,
+  and does not tell it beforehand. It is taken to be 1,048,576 bytes, as nsqd has it, unless `?max_msg_size=`
+  says otherwise or it has refused less. E_UNAUTHORIZED too, E_INVALID and the other E_BAD_ errors.
+- As `NsqError`, to be tried again: the rest.
+
+Its own delay (DPUB) is kept in memory alone: a message that goes to disk comes at once, it counts from the
+moment in which a channel takes the message, and is gone after a restart. So it is only for who asks for it by
+`?delay=native`, up to the server's `--max-req-timeout`, an hour unless `?max_req_timeout=` (s) is given.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import socket
+import ssl
+import struct
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, closing
+
+import trio
+
+from localdelay.brokers.address import Address, host_and_port
+from localdelay.brokers.driver import Driver
+from localdelay.brokers.line import Line, OutOfStep, connect_socket
+from localdelay.brokers.outbox import Outbox, Parcel
+from localdelay.errors import DelayNotSupported, PermanentSendError, Throttled
+from localdelay.message import Message
+
+_ERROR = 1
+_LARGEST_FRAME = 1024 * 1024
+_BATCH_BYTES = 1024 * 1024
+_HEARTBEAT = 10_000  # milliseconds
+_MAX_MSG_SIZE = 1024 * 1024  # nsqd's own, as the next
+_MAX_REQ_TIMEOUT = 3600  # seconds
+_LIMITS = {
+    "message": re.compile(r"PUB message too big \d+ > (\d+)"),
+    "batch": re.compile(r"MPUB body too big \d+ > (\d+)"),
+    "delay": re.compile(r"DPUB timeout \d+ out of range 0-(\d+)"),
+}
+_head, _word = struct.Struct(">II"), struct.Struct(">I").pack
+
+
+class NsqError(Exception):
+    """What an nsqd has answered: a code, such as E_BAD_TOPIC, and some words."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__(said)
+        self.code = said.partition(" ")[0]
+        self.ends_connection = not self.code.endswith("PUB_FAILED")
+        """Whether the server hangs up after it, and reads nothing of what was written behind."""
+
+
+def classified(error: Exception) -> Exception:
+    """What to raise for an error of the server's: `Throttled`, `PermanentSendError`, or the error itself."""
+    if isinstance(error, NsqError):
+        if not error.ends_connection and "exiting" not in str(error):
+            return Throttled(str(error))
+        if _LIMITS["delay"].search(str(error)):
+            return DelayNotSupported(str(error))
+        if error.code.startswith("E_BAD_") or error.code in ("E_INVALID", "E_UNAUTHORIZED"):
+            return PermanentSendError(str(error))
+    return error
+
+
+def frames(data: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
+    """The whole frames in this data, as type and content, and the rest. Raises `OutOfStep`. Pure."""
+    found: list[tuple[int, bytes]] = []
+    begin = 0
+    while len(data) - begin >= _head.size:
+        size, kind = _head.unpack_from(data, begin)
+        if not 4 <= size <= _LARGEST_FRAME or kind > 2:
+            raise OutOfStep("it does not speak NSQ's protocol")
+        end = begin + 4 + size
+        if end > len(data):
+            break
+        found.append((kind, data[begin + 8 : end]))
+        begin = end
+    return found, data[begin:]
+
+
+def commands(parcels: Sequence[Parcel], most_bytes: int) -> Iterator[list[Parcel]]:
+    """What goes as one command: a delayed one by itself, others together up to so many bytes. Pure."""
+    together: list[Parcel] = []
+    size = 0
+    for parcel in parcels:
+        delayed = parcel.only_now
+        if together and (delayed or size + len(parcel.content) > most_bytes):
+            yield together
+            together, size = [], 0
+        if delayed:
+            yield [parcel]
+        else:
+            together.append(parcel)
+            size += len(parcel.content)
+    if together:
+        yield together
+
+
+class _Line(Line):
+    """A connection to one nsqd."""
+
+    def __init__(self, connected: socket.socket, outbox: Outbox, driver: _Driver) -> None:
+        super().__init__(connected, outbox)
+        self._driver = driver
+        self._unanswered: deque[Sequence[Parcel]] = deque()
+        self._frames: deque[tuple[int, bytes]] = deque()
+        self._rest = b""
+
+    async def answer(self, command: bytes = b"") -> bytes:
+        """Write a command, and read its answer: before there are messages. Raises `ConnectionError`."""
+        self.send(command)
+        while not self._frames:
+            found, self._rest = frames(self._rest + await self.receive())
+            self._frames.extend(found)
+        kind, said = self._frames.popleft()
+        if kind == _ERROR:
+            raise ConnectionError(said.decode(errors="replace"))
+        return said
+
+    def write(self, parcels: Sequence[Parcel]) -> None:
+        driver, written = self._driver, []
+        groups = list(commands(parcels, driver.limits["batch"]))
+        for group in groups:
+            content: bytes = group[0].content
+            if group[0].only_now:
+                written.append(content)
+            elif len(group) == 1:
+                written += (driver.pub, content)
+            else:
+                body = b"".join([_word(len(group)), *[parcel.content for parcel in group]])
+                written += (driver.mpub, _word(len(body)), body)
+        self.send(b"".join(written))
+        self._unanswered.extend(groups)
+
+    def received(self, data: bytes) -> bytes:
+        found, rest = frames(data)
+        for kind, said in found:
+            if kind != _ERROR and said == b"_heartbeat_":
+                self.send(b"NOP\n")
+                continue
+            if not self._unanswered:
+                raise OutOfStep(f"it says {said[:80]!r}")
+            self.heard = trio.current_time()  # a heartbeat comes also while it takes nothing
+            group = self._unanswered.popleft()
+            if kind == _ERROR:
+                self._refused(group, NsqError(said.decode(errors="replace")))
+            else:
+                for parcel in group:
+                    parcel.settle()
+        return rest
+
+    def _refused(self, group: Sequence[Parcel], error: NsqError) -> None:
+        self._driver.learn(str(error))
+        if error.ends_connection:
+            # It has not read what was written behind.
+            self.outbox.again([parcel for behind in self._unanswered for parcel in behind])
+            self._unanswered.clear()
+            if len(group) > 1:
+                self.outbox.again(group, alone=True)
+                group = ()
+        for parcel in group:
+            parcel.settle(error)
+        if error.ends_connection:
+            raise OutOfStep(str(error))
+
+
+class _Driver(Driver):
+    no_delay = "NSQ's own delay does not outlive much; ?delay=native asks for it"
+    in_order = True
+
+    def __init__(self, where: Address) -> None:
+        self.where = f"NSQ at {host_and_port(where.host, where.port)}"
+        self.native_delay = where.choice("delay", "native") is not None
+        self.limits = {
+            "message": where.count("max_msg_size", _MAX_MSG_SIZE),
+            "batch": _BATCH_BYTES,
+            "delay": where.count("max_req_timeout", _MAX_REQ_TIMEOUT) * 1000,
+        }
+        """Bytes of a message and of a batch, and milliseconds of a delay."""
+        self._topic = where.target.encode()
+        self.pub, self.mpub = b"PUB %b\n" % self._topic, b"MPUB %b\n" % self._topic
+        self._address = where.host, where.port
+        self._secret = (where.password or where.username or "").encode()
+        self._needs_tls = where.choice("tls", "required") is not None
+
+    def learn(self, said: str) -> None:
+        """What the server tells of its limits when it refuses."""
+        for name, pattern in _LIMITS.items():
+            if found := pattern.search(said):
+                self.limits[name] = min(self.limits[name], int(found[1]))
+
+    def encode(self, message: Message, delay: float | None) -> bytes:
+        size = len(message.payload)
+        if not size:
+            raise PermanentSendError("NSQ takes no empty payload")
+        if size > self.limits["message"]:
+            raise PermanentSendError(
+                f"{size} bytes; this nsqd takes {self.limits['message']} at most (--max-msg-size)"
+            )
+        body = _word(size) + message.payload
+        if delay is None:
+            return body
+        milliseconds = math.ceil(round(delay * 1000, 6))
+        if milliseconds > self.limits["delay"]:
+            most = self.limits["delay"] / 1000
+            raise DelayNotSupported(
+                f"{delay:g} s; this nsqd delays by {most:g} s at most (--max-req-timeout)"
+            )
+        return b"DPUB %b %d\n%b" % (self._topic, milliseconds, body)
+
+    @asynccontextmanager
+    async def connect(self, outbox: Outbox) -> AsyncIterator[_Line]:
+        with closing(_Line(await connect_socket(*self._address), outbox, self)) as line:
+            about = {"client_id": "localdelay", "hostname": socket.gethostname(), "user_agent": "localdelay"}
+            asked = {"feature_negotiation": True, "heartbeat_interval": _HEARTBEAT, "tls_v1": True}
+            body = json.dumps(about | asked).encode()
+            said = await line.answer(b"  V2IDENTIFY\n%b%b" % (_word(len(body)), body))
+            try:
+                told = dict(json.loads(said))
+            except (ValueError, TypeError):
+                raise ConnectionError(f"it answers {said[:80]!r}") from None
+            if told.get("tls_v1"):
+                await line.start_tls(ssl.create_default_context(), self._address[0])
+                await line.answer()
+            elif self._needs_tls:
+                raise ConnectionError("it offers no TLS")
+            if told.get("auth_required"):
+                if not self._secret:
+                    raise ConnectionError("it asks for a secret, as in nsq://SECRET@host:4150/TOPIC")
+                await line.answer(b"AUTH\n%b%b" % (_word(len(self._secret)), self._secret))
+            yield line
+
+    def verdict(self, error: Exception) -> Exception:
+        return classified(error)
+
+
+def driver_at(where: Address) -> Driver:
+    """The driver for where a URL points to. Raises `ValueError` for an option that is none."""
+    return _Driver(where)
