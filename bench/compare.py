@@ -9,7 +9,8 @@ import click
 
 from localdelay.benchmark.compare import run
 from localdelay.benchmark.comparison import Comparison, Plan
-from localdelay.cli import compare_report
+from localdelay.cli.compare import report as told
+from localdelay.cli.output import laid_out
 
 from .samples import Result, facts, heading, load, save
 
@@ -22,7 +23,7 @@ class _Progress:
 def measure(asked: Comparison) -> Result:
     """Run it; what the command prints is kept beside what it measured."""
     report = run(asked, _Progress())
-    printed = [str(line) for line in compare_report.lines(report)]
+    printed = [str(line) for line in laid_out(told(report))]
     return {"facts": facts("compare"), **report.as_json(), "printed": printed}
 
 

@@ -17,24 +17,18 @@ _SECONDS = {
     "d": Fraction(86_400),
 }
 
+_TIMES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BYTES = {
     "": 1,
-    "b": 1,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-    "tb": 10**12,
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-    "tib": 2**40,
+    **{f"{unit}b": times for unit, times in _TIMES.items()},
+    **{f"{unit}ib": 1 << power for unit, power in (("k", 10), ("m", 20), ("g", 30), ("t", 40))},
 }
 
 _LONGEST = 60
 _LARGEST = 2**63 - 1
 # Three digits of exponent at the most: an exact 10^999999999 would fill the memory.
 _QUANTITY = re.compile(
-    r"\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]{1,3})?)\s*([a-zµμ]*)\s*", re.IGNORECASE
+    r"\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]{1,3})?)\s*([a-zµμ]*|%)\s*", re.IGNORECASE
 )
 
 
@@ -74,6 +68,39 @@ def parse_size(text: str) -> int:
     if size > _LARGEST:
         raise ValueError(f"{_shown(text)} is too large a size")
     return size
+
+
+def parse_number(text: str) -> float:
+    """A number, from `500`, `1e5`, `10k` or `1.5M`. Raises ValueError for anything else."""
+    try:
+        return float(_number(text))
+    except OverflowError:
+        raise ValueError(f"{_shown(text)} is too large a number") from None
+
+
+def parse_count(text: str) -> int:
+    """A whole number, written as for `parse_number`. Raises ValueError for anything else."""
+    number = _number(text)
+    if number.denominator != 1:
+        raise ValueError(f"{_shown(text)} is no whole number")
+    if abs(number) > _LARGEST:
+        raise ValueError(f"{_shown(text)} is too large a number")
+    return int(number)
+
+
+def parse_share(text: str) -> float:
+    """A part of a whole, from `30%` or `0.3`. Raises ValueError for anything else."""
+    parts = _split(text)
+    if parts is None or parts[1] not in ("", "%"):
+        raise ValueError(f"{_shown(text)} is no share; write 30% or 0.3")
+    return float(parts[0] / (100 if parts[1] else 1))
+
+
+def _number(text: str) -> Fraction:
+    parts = _split(text)
+    if parts is None or parts[1] not in _TIMES:
+        raise ValueError(f"{_shown(text)} is no number; write 500, 10k or 1.5M")
+    return parts[0] * _TIMES[parts[1]]
 
 
 def _split(text: str) -> tuple[Fraction, str] | None:

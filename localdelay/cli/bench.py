@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,25 +12,48 @@ import attrs
 import click
 
 from localdelay.benchmark import hlog, plot
+from localdelay.benchmark.held import HELD_P99
 from localdelay.benchmark.meter import INTERVAL
 from localdelay.benchmark.result import Distribution, Result, Settings
 from localdelay.benchmark.run import Progress, check, run
 from localdelay.brokers import without_secrets
-from localdelay.cli.bench_report import headline, in_words, legend, lines
-from localdelay.cli.loads import DELAYS, RATE, measuring, picture_option, written
-from localdelay.cli.options import DURATION, OUTPUT, SIZE, Parsed, naming_options, option
-from localdelay.cli.output import Output
+from localdelay.cli.measuring import measuring, picture_option, written
+from localdelay.cli.options import (
+    DELAYS,
+    DURATION,
+    OUTPUT,
+    RATE,
+    SIZE,
+    Parsed,
+    delays_in_words,
+    naming_options,
+    option,
+    quiet_option,
+    report_options,
+)
+from localdelay.cli.output import Block, Output, Row, Styled, Table
 from localdelay.cli.terminal import Failed, Status, Teller, stopped
 from localdelay.lateness import Latencies
-from localdelay.units import format_duration
+from localdelay.units import counted, format_duration, format_number
 
 _LINE_EVERY = 1.0  # seconds
+_COLUMNS = {
+    "p50": "p50",
+    "p90": "p90",
+    "p99": "p99",
+    "p999": "p99.9",
+    "p9999": "p99.99",
+    "max": "max",
+}
 
 _EPILOG = """\b
 Examples:
   localdelay bench --rate 100k --batch 500
   localdelay bench --rate 1k..100k --seconds 60 --plot ramp.svg
   localdelay bench --to nats://127.0.0.1:4222/orders --rate 2k --json
+
+Latency is from when a message was to be put, plus its delay, to when its send began. It holds what the puts
+were late (this benchmark's own error) and what the queue was.
 
 \b
 Exit codes:
@@ -80,13 +103,15 @@ _DEFAULT = Settings()
     "Another run's --hlog, beside this one; can be repeated.",
     multiple=True,
 )
-@option("--json as_json", bool, "Print one JSON object, times in seconds.")
+@report_options
+@quiet_option
 def bench(
     *,
     log_file: Path | None,
     picture: Path | None,
     others: Sequence[tuple[str, hlog.Log]],
-    as_json: bool,
+    form: str | None,
+    quiet: bool,
     **options: Any,
 ) -> None:
     """Measure how late sends begin, under an open-loop load.
@@ -98,13 +123,18 @@ def bench(
         settings = Settings(**options)
         check(settings)
     output = Output()
-    with measuring(picture, as_json, "Stopped before anything was measured.") as teller:
+    quiet = quiet or form is not None
+    with naming_options(), measuring(picture, quiet, "Stopped before anything was measured.") as teller:
         result = run(settings, _Display(settings, teller))
     try:
         # First, so that they are there even if who reads the report leaves before its end.
         _write(result, log_file, picture, others)
     finally:
-        _print(output, result, others, as_json)
+        compared = [(name, Distribution.of(Latencies.together(log.intervals))) for name, log in others]
+        shown = result.as_json()
+        shown["settings"]["to"] = None if settings.to is None else without_secrets(settings.to)
+        shown["compare"] = [{"name": name, "latency": attrs.asdict(found)} for name, found in compared]
+        output.report(form, list(report(result, compared)), shown)
     if result.stopped_by is not None:
         stopped(result.stopped_by, f"Stopped after {format_duration(result.seconds)}.")
 
@@ -137,29 +167,112 @@ class _Display:
 def _write(
     result: Result, log_file: Path | None, picture: Path | None, others: Sequence[tuple[str, hlog.Log]]
 ) -> None:
-    facts = in_words(result.settings)
+    title, facts = headline(result)
     failures = []
     if log_file is not None:
-        log = hlog.Log(facts, result.began_at, INTERVAL, result.intervals)
+        log = hlog.Log(f"{title}, {facts}", result.began_at, INTERVAL, result.intervals)
         failures.append(written(log_file, lambda: hlog.write(log_file, log, seconds=result.measured_seconds)))
     if picture is not None and result.latency.count:
-        name = log_file.stem if log_file else "this run"
-        series = [plot.Series(name, result.intervals, INTERVAL)]
-        series += [
-            plot.Series(legend(name, log.facts, facts), log.intervals, log.length) for name, log in others
-        ]
-        failures.append(written(picture, lambda: plot.draw(picture, *headline(result), series)))
+        series = [plot.Series(log_file.stem if log_file else "this run", result.intervals, INTERVAL)]
+        series += [plot.Series(_short(name, 60), log.intervals, log.length) for name, log in others]
+        failures.append(written(picture, lambda: plot.draw(picture, title, facts, series)))
     if any(failures):
         raise Failed("; ".join(filter(None, failures)))
 
 
-def _print(output: Output, result: Result, others: Sequence[tuple[str, hlog.Log]], as_json: bool) -> None:
-    compared = [(name, Distribution.of(Latencies.together(log.intervals))) for name, log in others]
-    if not as_json:
-        output.text(lines(result, compared))
+def report(result: Result, others: Sequence[tuple[str, Distribution]]) -> Iterator[Block]:
+    """The report; `others` are the names and the latencies of runs to compare with."""
+    settings = result.settings
+    yield Styled(_load(settings, f" for {format_duration(settings.seconds)}"), "bold")
+    yield _how(settings)
+    yield ""
+    found = [
+        ("latency", result.latency),
+        ("  puts late", result.put_lateness),
+        ("  queue late", result.queue_lateness),
+        *([("send time", result.send_time)] if result.send_time.count else []),
+        *((_short(name, 17), other) for name, other in others),
+    ]
+    rows = [
+        Row(name, [getattr(times, column) for column in _COLUMNS], format_duration) for name, times in found
+    ]
+    yield Table(list(_COLUMNS.values()), [rows[0]._replace(style="bold"), *rows[1:]])
+    yield ""
+    yield _counts(result)
+    yield _costs(result)
+    yield from _verdict(result)
+
+
+def headline(result: Result) -> tuple[str, str]:
+    """The two lines over the picture."""
+    machine = result.machine
+    facts = (_how(result.settings), counted(machine.cores, "core"), machine.python, machine.localdelay)
+    return f"How late sends begin: {_load(result.settings)}", _short(", ".join(facts), 135)
+
+
+def _short(text: str, width: int) -> str:
+    return textwrap.shorten(text, width, placeholder=" ...")
+
+
+def _load(settings: Settings, how_long: str = "") -> str:
+    first, last = settings.rate
+    ramp = "" if first == last else f" to {format_number(last)}"
+    delays = delays_in_words(settings.delays)
+    return f"{format_number(first)}{ramp} messages/s{how_long}, each due after {delays}"
+
+
+def _how(settings: Settings) -> str:
+    batches = "one message a send" if settings.batch is None else f"batches of up to {settings.batch:,}"
+    parts = [f"{settings.size:,} bytes", counted(settings.workers, "worker"), batches]
+    if settings.to is not None:
+        parts.append(f"to {without_secrets(settings.to)}")
+    return ", ".join(parts)
+
+
+def _counts(result: Result) -> str:
+    parts = [
+        f"{result.put:,} of {result.offered:,} put",
+        f"{result.sent:,} sent",
+        f"{result.unsent:,} unsent",
+        f"{result.early:,} early",
+    ]
+    if result.refused:
+        parts.append(f"{result.refused:,} refused by a full queue")
+    if result.dead:
+        parts.append(f"{result.dead:,} given up")
+    if result.failures:
+        parts.append(f"{result.failures:,} failed sends ({result.throttled:,} throttled)")
+    return f"{', '.join(parts)}; at most {result.peak_pending:,} pending."
+
+
+def _costs(result: Result) -> str:
+    cpu, share, memory = result.cpu_us_per_message, result.cpu_share, result.resident_bytes_per_pending
+    text = ""
+    if cpu is not None and share is not None:
+        text = f"Cpu {cpu:.3g} us a message, {share:.0%} of a core, load and recording included. "
+    if memory is not None:
+        text += f"Memory {memory:,.0f} bytes a pending message, payload included."
+    return text or "Too few messages to tell what one costs."
+
+
+def _verdict(result: Result) -> Iterator[str]:
+    if result.failure is not None:
+        yield f"The last failed send: {_short(result.failure, 200)}"
+    most = format_duration(HELD_P99)
+    if result.held is None:
         return
-    shown = result.as_json()
-    if result.settings.to is not None:
-        shown["settings"]["to"] = without_secrets(result.settings.to)
-    shown["compare"] = [{"name": name, "latency": attrs.asdict(found)} for name, found in compared]
-    output.text([json.dumps(shown, indent=2)])
+    if result.held:
+        yield Styled(f"Held: p99 is under {most}, and all was put and sent in time.", "green")
+        return
+    reasons = []
+    if result.latency.p99 is None or result.latency.p99 >= HELD_P99:
+        reasons.append(f"p99 is not under {most}")
+    if result.sent < result.offered:
+        reasons.append(f"{result.offered - result.sent:,} messages were not sent in time")
+    if result.early:
+        reasons.append("sends began early, which must not happen: please report it")
+    yield Styled(f"Not held: {', and '.join(reasons)}.", "yellow")
+    if result.held_up_to:
+        yield f"Held up to about {format_number(float(f'{result.held_up_to:.2g}'))} messages/s."
+    if (result.put_lateness.p99 or 0) >= HELD_P99:
+        yield "The puts were late themselves: this process can't put and send at this rate."

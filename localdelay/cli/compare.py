@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +11,42 @@ import click
 
 from localdelay.benchmark import plot
 from localdelay.benchmark.compare import run
-from localdelay.benchmark.comparison import Comparison, Plan, Report
+from localdelay.benchmark.comparison import CARRIED_P99, Comparison, Cost, Formula, Found, Plan, Report
 from localdelay.benchmark.meter import INTERVAL
-from localdelay.cli.compare_report import NAMES, headline, lines
-from localdelay.cli.loads import DELAYS, ONE_RATE, measuring, picture_option, written
-from localdelay.cli.options import DURATION, SIZE, naming_options, option
-from localdelay.cli.output import Output
+from localdelay.cli.measuring import measuring, picture_option, written
+from localdelay.cli.options import (
+    DELAYS,
+    DURATION,
+    SIZE,
+    delays_in_words,
+    naming_options,
+    option,
+    quiet_option,
+    report_options,
+)
+from localdelay.cli.output import Block, Output, Row, Styled, Table
 from localdelay.cli.terminal import Failed, Teller
+from localdelay.units import format_duration, format_number, format_size
 
 _DEFAULT = Comparison()
+_TITLES = {
+    Plan.REDIS_LITERAL: "Redis,\nas written",
+    Plan.REDIS: "Redis,\nlocaldelay",
+    Plan.MEMORY_LITERAL: "memory,\nas written",
+    Plan.MEMORY: "memory,\nlocaldelay",
+}
+NAMES = {plan: title.replace("\n", " ") for plan, title in _TITLES.items()}
 
-_EPILOG = """\b
+_EPILOG = f"""\b
 Examples:
   localdelay compare
   localdelay compare --rate 200 --delay 100ms..5s --plot compare.svg
   localdelay compare --redis redis://127.0.0.1:6379/1 --only redis --json
+
+Carried: the highest rate tried at which all was put and sent, with p99 under {format_duration(CARRIED_P99)}.
+Lateness and busy are at --rate. Commands are those that the process sends; --json has those
+that scripts call inside Redis, too. Cpu is of one core, the load's own share included. Lost is what nobody
+has sent when the process is killed half-way and another one goes on.
 
 \b
 Exit codes:
@@ -37,7 +58,7 @@ Exit codes:
 
 
 @click.command(epilog=_EPILOG)
-@option("--rate", ONE_RATE, "Messages per second: 500, 10k.", _DEFAULT.rate)
+@option("--rate", float, "Messages per second: 500, 10k.", _DEFAULT.rate)
 @option(
     "--delay delays",
     DELAYS,
@@ -64,8 +85,11 @@ Exit codes:
 )
 @option("--quick", bool, "Shorter; does not look for the highest rate that is carried.")
 @picture_option
-@option("--json as_json", bool, "Print one JSON object, times in seconds.")
-def compare(*, only: tuple[str, ...], picture: Path | None, as_json: bool, **options: Any) -> None:
+@report_options
+@quiet_option
+def compare(
+    *, only: tuple[str, ...], picture: Path | None, form: str | None, quiet: bool, **options: Any
+) -> None:
     """Compare both plans, as they are written and as localdelay builds them.
 
     Runs Redis sorted sets that are polled, localdelay's Redis queue, a channel whose workers sleep on
@@ -75,17 +99,18 @@ def compare(*, only: tuple[str, ...], picture: Path | None, as_json: bool, **opt
     with naming_options():
         settings = Comparison(only=tuple(Plan(name) for name in only) or tuple(Plan), **options)
     output = Output()
+    quiet = quiet or form is not None
     with (
-        measuring(picture, as_json, "Stopped. No Redis, process or file is left behind.") as teller,
+        measuring(picture, quiet, "Stopped. No Redis, process or file is left behind.") as teller,
         naming_options(),
     ):
-        report = run(settings, _Display(settings, teller))
+        found = run(settings, _Display(settings, teller))
     try:
         # First, so that it is there even if who reads the report leaves before its end.
         if picture is not None:
-            _draw(report, picture)
+            _draw(found, picture)
     finally:
-        output.text([json.dumps(report.as_json(), indent=2)] if as_json else lines(report))
+        output.report(form, list(report(found)), found.as_json())
 
 
 class _Display:
@@ -102,12 +127,98 @@ class _Display:
         self._teller.status([f"{time.monotonic() - self._begun:4.0f} s", f"{where}: {what}"])
 
 
-def _draw(report: Report, picture: Path) -> None:
+def _draw(found: Report, picture: Path) -> None:
     series = [
-        plot.Series(NAMES[found.plan], found.measured.intervals, INTERVAL)
-        for found in report.found
-        if any(interval.counts for interval in found.measured.intervals)
+        plot.Series(NAMES[one.plan], one.measured.intervals, INTERVAL)
+        for one in found.found
+        if any(interval.counts for interval in one.measured.intervals)
     ]
-    failure = written(picture, lambda: plot.draw(picture, *headline(report), series)) if series else None
+    title = f"How late sends begin: {_load(found.settings)}"
+    failure = written(picture, lambda: plot.draw(picture, title, _machine(found), series)) if series else None
     if failure is not None:
         raise Failed(failure)
+
+
+def report(found: Report) -> Iterator[Block]:
+    """The report."""
+    yield Styled(_load(found.settings), "bold")
+    yield _machine(found)
+    yield ""
+    yield Table([_TITLES[one.plan] for one in found.found], list(_rows(found)))
+    yield ""
+    for one in found.found:
+        yield from _trouble(one, found.settings)
+
+
+def _load(settings: Comparison) -> str:
+    rate, delays = format_number(settings.rate), delays_in_words(settings.delays)
+    return f"{rate} messages/s of {settings.size:,} bytes, each due after {delays}"
+
+
+def _machine(found: Report) -> str:
+    settings, machine = found.settings, found.machine
+    facts = [f"{settings.workers:,} workers", f"{machine.cores} cores", machine.system, machine.python]
+    if found.redis is not None:
+        facts = [f"{settings.shards:,} shards", *facts, f"Redis {found.redis}"]
+    return ", ".join(facts)
+
+
+def _rows(found: Report) -> Iterator[Row]:
+    formula = Formula.of(found.settings)
+    polled = formula.zrange + formula.setnx
+    formulas = {
+        Plan.REDIS_LITERAL: (formula.zadd + formula.zrem + polled, polled),
+        Plan.REDIS: (formula.redis_commands, formula.redis_commands_idle),
+    }
+
+    def row(label: str, value: Callable[[Found], Any], shown: Callable[[Any], str], style: str = "") -> Row:
+        return Row(label, [value(one) for one in found.found], shown, style=style)
+
+    def redis(value: Callable[[Found], Any]) -> Callable[[Found], Any]:
+        return lambda one: value(one) if one.plan.in_redis else None
+
+    def busy(value: Callable[[Cost], Any]) -> Callable[[Found], Any]:
+        return lambda one: None if one.measured.busy.cost is None else value(one.measured.busy.cost)
+
+    yield row("messages/s carried", lambda one: one.measured.carried_rate, format_number)
+    yield row("lateness p50", lambda one: one.measured.busy.p50, format_duration)
+    yield row("lateness p99", lambda one: one.measured.busy.p99, format_duration)
+    yield row("lateness max", lambda one: one.measured.busy.longest, format_duration)
+    if found.settings.needs_redis:
+        yield row("commands/s busy", redis(busy(lambda cost: cost.sent_per_s)), _rate)
+        yield row("  by the formula", redis(lambda one: formulas[one.plan][0]), _rate)
+        yield row("commands/s idle", redis(lambda one: one.measured.idle.sent_per_s), _rate)
+        yield row("  by the formula", redis(lambda one: formulas[one.plan][1]), _rate)
+    yield row("cpu busy, process", busy(lambda cost: cost.cpu), _share)
+    yield row("cpu busy, Redis", redis(busy(lambda cost: cost.redis_cpu)), _share)
+    yield row("cpu idle, process", lambda one: one.measured.idle.cpu, _share)
+    yield row("a message, process", lambda one: one.measured.waiting.process_bytes, _bytes)
+    yield row("a message, Redis", redis(lambda one: one.measured.waiting.redis_bytes), _bytes)
+    wrong = any(one.crash.lost and one.plan.in_redis for one in found.found)
+    yield row("lost by kill -9", lambda one: one.crash.lost, format_number, "yellow" if wrong else "")
+    yield row("sent twice then", lambda one: one.crash.twice, format_number)
+
+
+def _trouble(one: Found, settings: Comparison) -> Iterator[str]:
+    busy, name = one.measured.busy, NAMES[one.plan]
+    if not busy.carried:
+        reasons = ["p99 " + ("unknown" if busy.p99 is None else format_duration(busy.p99))]
+        if busy.sent < busy.offered:
+            reasons.append(f"{busy.offered - busy.sent:,} of {busy.offered:,} not sent in time")
+        if busy.early:
+            reasons.append(f"{busy.early:,} sent too early: please report it")
+        yield f"Not carried at {format_number(settings.rate)}/s: {name} ({', '.join(reasons)})."
+    if one.plan.in_redis and one.crash.recovered_in is None:
+        yield f"{name}: not all was sent again after the kill."
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def _share(value: float) -> str:
+    return f"{value * 100:.1f} %" if value < 0.1 else f"{value * 100:.0f} %"
+
+
+def _bytes(value: float) -> str:
+    return format_size(max(0, round(value)))

@@ -1,4 +1,4 @@
-"""What the commands share of their options."""
+"""What the commands share of their options: how values are written, and how a wrong one is told."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ from typing import Any, TypeVar
 
 import click
 
-from localdelay.units import format_duration, format_size, parse_duration, parse_size
+from localdelay.benchmark import plot
+from localdelay.benchmark.load import Delays
+from localdelay.units import (
+    format_duration,
+    format_number,
+    format_size,
+    parse_count,
+    parse_duration,
+    parse_number,
+    parse_share,
+    parse_size,
+)
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
@@ -25,13 +36,32 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]
         self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """What the function makes of the text; what is no text is a default, and is as it should be."""
-        if not isinstance(value, str):
+        """What the function makes of a text or of a number in a file; anything else is a default."""
+        if not isinstance(value, str | int | float):
             return value
         try:
-            return self._parse(value)
+            return self._parse(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+def parse_rate(text: str) -> tuple[float, float]:
+    """Messages/s at the beginning and at the end, from `500`, `10k` or `1k..100k`."""
+    first, _, last = text.partition("..")
+    return parse_number(first), parse_number(last if ".." in text else first)
+
+
+def parse_delays(text: str) -> Delays:
+    """The delays, from one, as in `2s`, a range, as in `100ms..5s`, or several, as in `1s,5s,30s`."""
+    if ".." in text:
+        return Delays(tuple(map(parse_duration, text.split("..", 1))), is_range=True)
+    return Delays(tuple(map(parse_duration, text.split(","))))
+
+
+def delays_in_words(delays: Delays) -> str:
+    """`2 s`, `100 ms to 5 s`, `1 s, 5 s or 30 s`."""
+    *others, last = map(format_duration, delays.values)
+    return f"{', '.join(others)} {'to' if delays.is_range else 'or'} {last}" if others else last
 
 
 def parse_output(text: str) -> Path:
@@ -44,9 +74,24 @@ def parse_output(text: str) -> Path:
     return path
 
 
+def parse_picture(text: str) -> Path:
+    """A file for a picture: SVG or PNG."""
+    path = parse_output(text)
+    if path.suffix.lower() not in plot.SUFFIXES:
+        raise ValueError(f"{text!r} must end in {' or '.join(plot.SUFFIXES)}")
+    return path
+
+
+COUNT = Parsed("count", parse_count, format_number)
+NUMBER = Parsed("number", parse_number, format_number)
+SHARE = Parsed("share", parse_share, lambda share: f"{share:.0%}")
 DURATION = Parsed("duration", parse_duration, format_duration)
 SIZE = Parsed("size", parse_size, format_size)
+RATE = Parsed("rate", parse_rate, lambda rate: format_number(rate[0]))
+DELAYS = Parsed("delay", parse_delays, delays_in_words)
 OUTPUT = Parsed("file", parse_output)
+PICTURE = Parsed("file", parse_picture)
+PORT = click.IntRange(0, 65535)
 
 
 def option(
@@ -57,13 +102,25 @@ def option(
     `unset` says what happens without it, where that is no value or one that is written in another way.
     `names` are separated by spaces, as in `--json as_json`.
     """
+    kind = {int: COUNT, float: NUMBER}.get(type, type)
     if default is not None:
         more["default"] = default
-        unset = unset or getattr(type, "shown", str)(default)
+        unset = unset or getattr(kind, "shown", str)(default)
     told = help if unset is None else f"{help}  [default: {unset}]"
     if type is bool:
         return click.option(*names.split(), is_flag=True, help=told, **more)
-    return click.option(*names.split(), type=type, help=told, **more)
+    return click.option(*names.split(), type=kind, help=told, **more)
+
+
+def report_options(command: _Decorated) -> _Decorated:
+    """`--json` and `--csv`, of which the last is what `form` says; None: a report for people."""
+    csv = click.option("--csv", "form", flag_value="csv", help="Print the (first) table as CSV.")(command)
+    return click.option("--json", "form", flag_value="json", help="Print one JSON object; times in seconds.")(
+        csv
+    )
+
+
+quiet_option = option("--quiet -q", bool, "Say nothing while it goes on.")
 
 
 @contextmanager

@@ -1,7 +1,9 @@
-"""Standard output, and what it is like to write a report or a great many lines to it."""
+"""Standard output: a report for people, as wide as their terminal, or its table as CSV, or JSON."""
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import select
 import shutil
@@ -9,15 +11,17 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import StringIO, UnsupportedOperation
+from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
+import attrs
 from rich.console import Console
 
 from localdelay.cli.terminal import BrokeOff, Failed, is_terminal
 
 WIDTH: Final = 79
-"""Of the reports, in columns."""
+"""Of the reports, in columns, where there is room for it."""
 
 _Value = TypeVar("_Value")
 _AT_ONCE: Final = 1 << 20  # bytes
@@ -35,6 +39,69 @@ class Styled(str):
         line = super().__new__(cls, text)
         line.style = style
         return line
+
+
+class Row(NamedTuple):
+    """A row of a table: its label on the left, its values below their titles, a note after them."""
+
+    label: str
+    values: Sequence[Any]
+    """As they are in CSV: numbers, seconds, bytes; None is what is not known."""
+    shown: Callable[[Any], str] = str
+    note: str = ""
+    style: str = ""
+
+
+@attrs.frozen
+class Table:
+    """Rows with one value below each title; a title may have two lines."""
+
+    titles: Sequence[str]
+    rows: Sequence[Row]
+
+    def lines(self, width: int) -> Iterator[str]:
+        """The table, or where that is too wide each row in lines of its own."""
+        cells = [[known(value, row.shown) for value in row.values] for row in self.rows]
+        heads = list(zip_longest(*(title.split("\n") for title in self.titles), fillvalue=""))
+        widths = [max(map(len, column)) + 2 for column in zip(*heads, *cells, strict=True)]
+        first = max(len(row.label) for row in self.rows)
+        lines = [Styled(_joined("", head, first, widths), "bold") for head in heads if any(head)]
+        for row, shown in zip(self.rows, cells, strict=True):
+            note = f"  {row.note}" if row.note else ""
+            lines.append(Styled(_joined(row.label, shown, first, widths) + note, row.style))
+        yield from lines if max(map(len, lines)) <= width else self._stacked(cells, width)
+
+    def _stacked(self, cells: list[list[str]], width: int) -> Iterator[str]:
+        titles = [title.replace("\n", " ") for title in self.titles]
+        first = max(map(len, titles))
+        for row, shown in zip(self.rows, cells, strict=True):
+            if any(titles):
+                yield Styled(row.label, row.style or "bold")
+                yield from (f"  {title:<{first}}  {cell}" for title, cell in zip(titles, shown, strict=True))
+            else:
+                yield Styled(f"{row.label}  {'  '.join(shown)}", row.style)
+            yield from (f"  {line}" for line in filled(row.note, width=width - 2))
+
+    def csv(self) -> str:
+        """The table as a spreadsheet reads it."""
+        text = StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["", *(title.replace("\n", " ") for title in self.titles)])
+        writer.writerows([row.label.strip(), *row.values] for row in self.rows)
+        return text.getvalue().rstrip("\n")
+
+
+Block: TypeAlias = "str | Table"
+"""A paragraph, which may be `Styled`, or a table."""
+
+
+def laid_out(blocks: Iterable[Block], width: int = WIDTH) -> Iterator[str]:
+    """A report in lines."""
+    for block in blocks:
+        if isinstance(block, Table):
+            yield from block.lines(width)
+        else:
+            yield from filled(block, getattr(block, "style", None), width) or [""]
 
 
 class Output:
@@ -82,12 +149,26 @@ class Output:
         for piece in pieces(f"{line}\n".encode(self.encoding, "replace") for line in shown):
             self.write(b"".join(piece))
 
+    def report(self, form: str | None, blocks: Sequence[Block], found: object) -> None:
+        """Write a report, or the first table of it as CSV, or what it tells of as JSON."""
+        if form == "json":
+            self.text([json.dumps(found, indent=2)])
+        elif form == "csv":
+            self.text(list(islice((block.csv() for block in blocks if isinstance(block, Table)), 1)))
+        else:
+            self.text(laid_out(blocks, min(WIDTH, self.columns or WIDTH)))
+
     def is_one_of(self, paths: Iterable[Path]) -> bool:
         """Whether it is one of these files."""
         if self._descriptor is None:
             return False
         found = os.fstat(self._descriptor)
         return any(path.exists() and os.path.samestat(path.stat(), found) for path in paths)
+
+
+def _joined(label: str, cells: Sequence[str], first: int, widths: Sequence[int]) -> str:
+    shown = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+    return f"{label:<{first}}{''.join(shown)}".rstrip()
 
 
 def _drawn(line: Styled) -> str:

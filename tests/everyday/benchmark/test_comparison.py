@@ -29,7 +29,8 @@ from localdelay.benchmark.comparison import (
 from localdelay.benchmark.load import Delays
 from localdelay.benchmark.process import Machine
 from localdelay.benchmark.redis import Seen
-from localdelay.cli.compare_report import lines
+from localdelay.cli.compare import report as told
+from localdelay.cli.output import laid_out
 from localdelay.redis_plan import claims, keys, open_redis_delay_queue, puts
 
 INFO = """\
@@ -203,22 +204,23 @@ def test_a_report_says_what_was_not_carried_and_why() -> None:
             found(Plan.MEMORY, carried=False, sent=0, p50=None, p99=None, longest=None),
         ],
     )
-    printed = list(lines(report))
+    printed = list(laid_out(told(report)))
     assert max(map(len, printed)) <= 80
     text = " ".join(printed)
     assert "Not carried at 1,000/s: Redis, as written (p99 2 s, 10 of 100 not sent in time)." in text
     assert (
         "Not carried at 1,000/s: memory, as written (p99 200 ms, 3 sent too early: please report it)." in text
     )
-    assert "Not carried at 1,000/s: memory, localdelay (p99 -, 100 of 100 not sent in time)." in text
+    assert "Not carried at 1,000/s: memory, localdelay (p99 unknown, 100 of 100 not sent in time)." in text
     assert "Redis, localdelay: not all was sent again after the kill." in text
     rows = {line[:23].strip(): line[23:].split() for line in printed[3:]}
-    assert rows["messages/s carried"] == ["none"] * 4
+    assert rows["messages/s carried"] == ["-"] * 4
     assert rows["commands/s idle"] == ["1.6", "1.6", "-", "-"]
     assert rows["cpu busy, process"] == ["-"] * 4
     assert rows["a message, Redis"] == ["740", "B", "740", "B", "-", "-"]
-    assert rows["localdelay, all"] == ["118", "-"]
-    assert [line for line in lines(report) if getattr(line, "style", None) == "yellow"] == [
+    formulas = [line.split()[3:] for line in printed if line.startswith("  by the formula")]
+    assert formulas == [["12,000", "118", "-", "-"], ["10,000", "1.6", "-", "-"]]
+    assert [line for line in printed if getattr(line, "style", None) == "yellow"] == [
         next(line for line in printed if line.startswith("lost by kill -9"))
     ]
     assert json.loads(json.dumps(report.as_json()))["plans"][3]["crash"]["lost"] == 6

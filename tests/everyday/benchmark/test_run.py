@@ -19,7 +19,8 @@ from localdelay.benchmark.load import Delays, number_in
 from localdelay.benchmark.result import BenchError, Distribution, Result, Settings, held_up_to
 from localdelay.benchmark.run import Progress, Run, check
 from localdelay.brokers import Broker
-from localdelay.cli.bench_report import in_words, legend, lines
+from localdelay.cli.bench import report
+from localdelay.cli.output import laid_out
 from localdelay.lateness import Latencies, LatencyRecorder, LatencySummary
 from localdelay.signals import Stopped
 
@@ -317,15 +318,8 @@ async def test_the_report_says_why_a_rate_was_not_held(autojump_clock: trio.test
         ({"failure": "x" * 999, "settings": Settings(to=url, delays=Delays((0.1, 86_400.0)))}, "nats://***@"),
     ]
     for change, words in changes:
-        printed = list(lines(attrs.evolve(fine, **change), [("a name too long for its column", late)]))
+        printed = list(laid_out(report(attrs.evolve(fine, **change), [("a name too long for its column", late)])))
         assert words in " ".join(printed).replace("  ", " ")
         assert max(map(len, printed)) <= 80
         assert "hunter2" not in str(printed)
 
-
-def test_other_runs_are_named_by_what_they_were() -> None:
-    """The same run has its name alone; another one says how it differs."""
-    own = in_words(Settings())
-    assert legend("old", own, own) == "old"
-    assert legend("old", in_words(Settings(timer="trio")), own) == "old (timer=trio)"
-    assert len(legend("old", "5k " * 99, own)) <= 60

@@ -12,7 +12,7 @@ from click.testing import Result
 
 from localdelay.benchmark import hlog, plot
 from localdelay.benchmark.load import Delays
-from localdelay.cli.loads import parse_delays, parse_rate
+from localdelay.cli.options import parse_delays, parse_rate
 from tests.kit import commands
 
 SMALL = ["--rate", "1k", "--seconds", "0.3", "--delay", "100ms", "--warmup", "0"]
@@ -92,13 +92,10 @@ def test_a_file_that_can_not_be_written_after_all(monkeypatch: pytest.MonkeyPatc
     ("args", "said"),
     [
         (["--rate", "0"], "'--rate': must be over 0 and at most 100,000,000 a second, not 0"),
-        (["--rate", "-1"], "'--rate': '-1' is no rate; write 500, 10k, 1.5M or 1k..100k"),
-        (["--rate", "fast"], "'--rate': 'fast' is no rate"),
-        (["--rate", "1k.."], "'--rate': '1k..' is no rate"),
-        (["--rate", "1k..2k..3k"], "'--rate': '1k..2k..3k' is no rate"),
-        (["--rate", "1G"], "'--rate': '1G' is no rate"),
-        (["--rate", "nan"], "'--rate': 'nan' is no rate"),
-        (["--rate", "9" * 500], "'--rate': '999"),
+        (["--rate", "-1"], "'--rate': must be over 0 and at most 100,000,000 a second, not -1"),
+        (["--rate", "fast"], "'--rate': 'fast' is no number; write 500, 10k or 1.5M"),
+        (["--rate", "1k.."], "'--rate': '' is no number"),
+        (["--rate", "1k..2k..3k"], "'--rate': '2k..3k' is no number"),
         (["--rate", "1..200M"], "'--rate': must be over 0 and at most"),
         (["--seconds", "0"], "'--seconds': must be finite and at least 0.001"),
         (["--seconds", "2d"], "'--seconds': must be at most 86,400, not 172,800"),
@@ -111,11 +108,11 @@ def test_a_file_that_can_not_be_written_after_all(monkeypatch: pytest.MonkeyPatc
         (["--size", "7"], "'--size': must be finite and at least 8"),
         (["--size", "big"], "'--size': 'big' is no size"),
         (["--workers", "0"], "'--workers': must be finite and at least 1"),
-        (["--workers", "many"], "'--workers': 'many' is not a valid integer"),
+        (["--workers", "many"], "'--workers': 'many' is no number"),
         (["--to", "stdout:"], "'--to': must be a broker: standard output is for the report"),
         (["--batch", "0"], "'--batch': must be finite and at least 1"),
         (["--warmup", "-1"], "'--warmup': a duration can't be negative"),
-        (["--seed", "x"], "'--seed': 'x' is not a valid integer"),
+        (["--seed", "x"], "'--seed': 'x' is no number"),
         (["--timer", "sundial"], "'--timer': 'sundial' is not one of"),
         (["--to", "mqtt://host/topic"], "'--to': must begin with one of kafka://"),
         (["--to", "nats://user:hunter2@host"], "'--to': must end with the subject to publish to"),

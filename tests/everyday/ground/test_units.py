@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
 import click
 import pytest
 from hypothesis import given
@@ -12,7 +15,10 @@ from localdelay.units import (
     format_duration,
     format_number,
     format_size,
+    parse_count,
     parse_duration,
+    parse_number,
+    parse_share,
     parse_size,
 )
 
@@ -166,6 +172,38 @@ def test_the_option_types_refuse_as_click_does(kind: click.ParamType, message: s
     """A bad value is a `BadParameter`, which click shows with the option's name."""
     with pytest.raises(click.BadParameter, match=message):
         kind.convert("x", None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("500", 500), ("1e5", 1e5), ("100k", 1e5), ("1.5M", 1.5e6), (".5 K", 500), ("-1", -1)],
+)
+def test_numbers_are_read_with_their_thousands(text: str, number: float) -> None:
+    """A k is a thousand and an M a million, for numbers and for counts."""
+    assert parse_number(text) == number
+    assert parse_count(text) == number
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "said"),
+    [
+        (parse_number, "nan", "'nan' is no number; write 500, 10k or 1.5M"),
+        (parse_number, "5s", "'5s' is no number; write 500, 10k or 1.5M"),
+        (parse_number, "1e999", "'1e999' is too large a number"),
+        (parse_count, "1.5", "'1.5' is no whole number"),
+        (parse_count, "1e30", "'1e30' is too large a number"),
+        (parse_share, "half", "'half' is no share; write 30% or 0.3"),
+    ],
+)
+def test_what_is_no_number_is_refused(parse: Callable[[str], float], text: str, said: str) -> None:
+    """The error shows what was written and how to write it."""
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        parse(text)
+
+
+def test_shares_are_read_as_parts_of_one() -> None:
+    """In percent, or as they are."""
+    assert parse_share("30%") == parse_share("0.3") == 0.3
 
 
 @pytest.mark.parametrize(

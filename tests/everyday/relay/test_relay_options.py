@@ -37,7 +37,7 @@ def run(*args: str) -> Result:
             "'--format': 'csv' is not one of 'text', 'jsonl'",
         ),
         ([*TO_STDOUT, "--delay", "1", "--workers", "0"], "'--workers': must be at least 1, not 0"),
-        ([*TO_STDOUT, "--delay", "1", "--workers", "many"], "'--workers': 'many' is not a valid integer"),
+        ([*TO_STDOUT, "--delay", "1", "--workers", "many"], "'--workers': 'many' is no number"),
         ([*TO_STDOUT, "--delay", "1", "--batch", "0"], "'--batch': must be at least 1, not 0"),
         ([*TO_STDOUT, "--delay", "1", "--capacity", "0"], "'--capacity': must be at least 1, not 0"),
         ([*TO_STDOUT, "--delay", "1", "--capacity-bytes", "0"], "'--capacity-bytes': must be at least 1"),
