@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import click
+from click.shell_completion import BashComplete, FishComplete, ZshComplete
 
 from localdelay.cli.bench import bench
 from localdelay.cli.compare import compare
@@ -12,11 +18,76 @@ from localdelay.cli.plan import plan
 from localdelay.cli.relay import relay
 from localdelay.cli.terminal import Commands
 
+_SHELLS = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
+_EPILOG = """\b
+Every option can be given in the environment, as LOCALDELAY_RELAY_WORKERS=40,
+the relay's --to as LOCALDELAY_TO, too; or in the file of --config:
+  [relay]
+  to = "nats://127.0.0.1:4222/orders"
+  delay = "2m"
+What is on the command line goes first, then the environment, then the file.
+"""
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+
+def _configure(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Take the options that a TOML file has for each command as their defaults."""
+    if path is None:
+        return
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        ctx.default_map = _defaults(ctx.command, found)
+    except OSError as error:
+        raise click.BadParameter(f"'{path}' can't be read: {error.strerror}") from error
+    except ValueError as error:
+        raise click.BadParameter(f"'{path}' can't be used: {error}") from error
+
+
+def _defaults(command: click.Command, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by the names of their parameters; a `ValueError` for what the command doesn't know."""
+    commands = command.commands if isinstance(command, click.Group) else {}
+    options = {name.lstrip("-"): one for one in command.params for name in one.opts if one.expose_value}
+    defaults: dict[str, Any] = {}
+    for key, value in found.items():
+        name = key.replace("_", "-")
+        if name in commands and isinstance(value, Mapping):
+            defaults[name] = _defaults(commands[name], value)
+        elif name in options and not isinstance(value, Mapping):
+            option = options[name]
+            flag = isinstance(option, click.Option) and option.is_flag and value is True
+            defaults[str(option.name)] = option.flag_value if flag else value  # type: ignore[attr-defined]
+        else:
+            raise ValueError(f"{command.name} has no option or command {key!r}")
+    return defaults
+
+
+@click.group(
+    "localdelay",
+    cls=Commands,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "LOCALDELAY"},
+)
 @click.version_option(package_name="localdelay")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=_configure,
+    metavar="FILE",
+    help="A TOML file with a table of options for each command.",
+)
 def main() -> None:
     """Hold the delayed messages that a throttled queue refuses, and send each when it is due."""
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(list(_SHELLS)))
+def completion(shell: str) -> None:
+    """Print what makes a shell complete commands and options.
+
+    Put this into ~/.bashrc: eval "$(localdelay completion bash)"
+    """
+    click.echo(_SHELLS[shell](main, {}, "localdelay", "_LOCALDELAY_COMPLETE").source())
 
 
 for command in (plan, demo, bench, compare, relay, journal):

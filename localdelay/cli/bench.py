@@ -17,7 +17,6 @@ from localdelay.benchmark.meter import INTERVAL
 from localdelay.benchmark.result import Distribution, Result, Settings
 from localdelay.benchmark.run import Progress, check, run
 from localdelay.brokers import without_secrets
-from localdelay.cli.measuring import measuring, picture_option, written
 from localdelay.cli.options import (
     DELAYS,
     DURATION,
@@ -32,6 +31,7 @@ from localdelay.cli.options import (
     report_options,
 )
 from localdelay.cli.output import Block, Output, Row, Styled, Table
+from localdelay.cli.running import measuring, picture_option, written
 from localdelay.cli.terminal import Failed, Status, Teller, stopped
 from localdelay.lateness import Latencies
 from localdelay.units import counted, format_duration, format_number

@@ -13,7 +13,6 @@ from localdelay.benchmark import plot
 from localdelay.benchmark.compare import run
 from localdelay.benchmark.comparison import CARRIED_P99, Comparison, Cost, Formula, Found, Plan, Report
 from localdelay.benchmark.meter import INTERVAL
-from localdelay.cli.measuring import measuring, picture_option, written
 from localdelay.cli.options import (
     DELAYS,
     DURATION,
@@ -25,6 +24,7 @@ from localdelay.cli.options import (
     report_options,
 )
 from localdelay.cli.output import Block, Output, Row, Styled, Table
+from localdelay.cli.running import measuring, picture_option, written
 from localdelay.cli.terminal import Failed, Teller
 from localdelay.units import format_duration, format_number, format_size
 

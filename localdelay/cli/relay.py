@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import click
 
-from localdelay.cli.options import DURATION, OUTPUT, SIZE, naming_options, option
-from localdelay.cli.relay_status import Display, has_the_terminal, problems, summary
-from localdelay.cli.terminal import Failed, Teller
-from localdelay.relay.run import NoDelay, check, run, stops
-from localdelay.relay.settings import FORMATS, Outcome, Settings
+from localdelay.brokers import STDOUT, hide_secrets, without_secrets
+from localdelay.cli.options import DURATION, OUTPUT, PORT, SIZE, naming_options, option
+from localdelay.cli.running import Export, exporter
+from localdelay.cli.terminal import Failed, Status, Teller, can_be_live, is_terminal
+from localdelay.message import Message
+from localdelay.relay.run import check, run, stops
+from localdelay.relay.settings import FORMATS, AnyQueue, Outcome, Phase, Progress, Settings
 from localdelay.relay.source import InputError
+from localdelay.units import counted, format_duration
 
 _EPILOG = """\b
 Examples:
@@ -27,8 +31,7 @@ Examples:
 
 \b
 Lines:
-  text   the line is the message, without its line break (\\n or \\r\\n);
-         an empty line is an empty message
+  text   the line is the message, without its line break (\\n or \\r\\n)
   jsonl  {"payload": "...", "delay": 120, "id": "...", "headers": {"a": "b"}}
          payload or payload_base64; delay (120 or "2m") or at (ISO 8601 with
          an offset), or neither where there is --delay; id and headers at will
@@ -53,34 +56,12 @@ Exit codes:
 
 _DEFAULT = Settings(to="stdout:", delay=0.0)
 _LEFT = ("localdelay", logging.WARNING)
-
-
-class _Notices(logging.Handler):
-    """Shows what the library logs: that sends fail, and with what."""
-
-    def __init__(self, display: Display) -> None:
-        super().__init__(logging.INFO)
-        self._display = display
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Show one line."""
-        # The only warning says that messages were left, and where they went is said better at the end; what a
-        # drain is going to do stands in the status.
-        if record.name != "localdelay.drain" and (record.name, record.levelno) != _LEFT:
-            self._display.notice(record.getMessage())
-
-
-def exit_code(outcome: Outcome) -> int:
-    """What the relay tells the shell."""
-    if outcome.saved.lost:
-        return 3
-    if outcome.stopped_by is not None and (outcome.unsent or not outcome.input_ended):
-        return 128 + outcome.stopped_by
-    return 1 if outcome.wrong or outcome.dead or outcome.unsent or outcome.failure else 0
+_LINE_EVERY = 10.0  # seconds, where there is no terminal to keep one up to date on
+_LETTERS_SHOWN = 20
 
 
 @click.command(epilog=_EPILOG)
-@option("--to", str, "The broker to send to, or stdout:.", required=True, metavar="URL")
+@option("--to", str, "The broker, or stdout:.", required=True, metavar="URL", envvar="LOCALDELAY_TO")
 @option("--hold", str, "Let messages wait in redis://host:6379/NAME.", unset="in memory", metavar="URL")
 @option("--delay", DURATION, "When a line is due, after it is read: 120, 2m, 500ms.")
 @option("--format", click.Choice(FORMATS), "See below.", _DEFAULT.format)
@@ -103,8 +84,9 @@ def exit_code(outcome: Outcome) -> int:
     unset="localdelay-dead-letters-PID.jsonl, likewise",
 )
 @option("--strict", bool, "Read nothing after the first wrong line; what was read before it is sent.")
+@option("--metrics", PORT, "Serve Prometheus metrics on this port of 127.0.0.1 meanwhile.", metavar="PORT")
 @option("--quiet -q", bool, "No status and no summary, only what goes wrong.")
-def relay(*, quiet: bool, **options: Any) -> None:
+def relay(*, quiet: bool, metrics: int | None, **options: Any) -> None:
     """Send lines from standard input to a broker, each when it is due.
 
     Reads no faster than there is room to hold messages, sends each once it is due, and at the end of the
@@ -116,47 +98,186 @@ def relay(*, quiet: bool, **options: Any) -> None:
     if sys.stdin is None:  # it was closed before Python began, and its number may be another file's by now
         raise Failed("standard input can't be read: it is closed")
     teller = Teller(live=not quiet and has_the_terminal(settings), status=not quiet)
-    display = Display(teller, settings)
-    with outlasting_signals(display):
+    with exporter(metrics, "relay") as export, ExitStack() as stack:
+        display = Display(teller, settings, export)
+        for signum in stops():
+            stack.callback(signal.signal, signum, signal.signal(signum, display.signal))
         try:
-            with teller, _noticing(display):
+            with naming_options(), teller, _noticing(display):
                 outcome = run(settings, display)
-        except NoDelay as error:
-            raise click.BadParameter(str(error), param_hint="'--hand-back'") from error
         except InputError as error:
             raise Failed(f"standard input can't be read: {error}") from error
         except (ConnectionError, ModuleNotFoundError) as error:
             raise Failed(str(error)) from error
         for line in [*([] if quiet else summary(outcome, settings)), *problems(outcome, settings)]:
             teller.last(line)
-    sys.exit(exit_code(outcome))
+        sys.exit(exit_code(outcome))
 
 
-@contextmanager
-def outlasting_signals(display: Display) -> Iterator[None]:
-    """What signals do while the relay does not listen to them.
+def has_the_terminal(settings: Settings) -> bool:
+    """Whether there is a terminal for a line that changes, and nothing else writes to it."""
+    others = [sys.stdin, sys.stdout] if settings.to == STDOUT else [sys.stdin]
+    return can_be_live() and not any(map(is_terminal, others))
 
-    Before it does there is nothing to save. One that comes when it has saved all is not to keep from being
-    told where that is.
-    """
 
-    def handle(signum: int, _: object) -> None:
-        if not display.began:
-            display.stopped_early(signum)
+def exit_code(outcome: Outcome) -> int:
+    """What the relay tells the shell."""
+    if outcome.saved.lost:
+        return 3
+    if outcome.stopped_by is not None and (outcome.unsent or not outcome.input_ended):
+        return 128 + outcome.stopped_by
+    return 1 if outcome.wrong or outcome.dead or outcome.unsent or outcome.failure else 0
+
+
+def status_parts(progress: Progress, rate: float) -> list[str]:
+    """How far it is, the most important first; `rate` is in messages sent/s."""
+    queue = progress.queue
+    parts: list[str] = []
+    if progress.phase is Phase.STOPPING:
+        parts.append(f"stopping, {format_duration(round(progress.grace_left or 0.0))} left")
+    elif progress.phase is Phase.LAST:
+        parts.append("input ended")
+    elif queue.puts_waiting:
+        parts.append("full, input waits")
+    parts.append(f"{queue.pending:,} pending")
+    if queue.next_due_in is not None:
+        # To be read at a glance: nobody needs the milliseconds of an hour.
+        digits = 1 if queue.next_due_in < 10 else None
+        parts.append(f"next {format_duration(round(queue.next_due_in, digits))}")
+    parts += [f"{queue.sent:,} sent", f"{rate:,.0f}/s", f"{queue.failures:,} failed"]
+    if queue.lateness.count:
+        parts.append(f"p99 late {format_duration(queue.lateness.p99)}")
+    more = ((queue.handed_back, "handed back"), (queue.dead, "given up"), (progress.wrong, "wrong"))
+    return parts + [f"{count:,} {what}" for count, what in more if count]
+
+
+def summary(outcome: Outcome, settings: Settings) -> Iterator[str]:
+    """What was relayed, in lines."""
+    queue = outcome.queue
+    if queue is None:
+        return
+    counts = [
+        (queue.handed_back, "handed back"),
+        (outcome.wrong, "wrong"),
+        (outcome.dead, "given up"),
+        (outcome.unsent, "not sent"),
+    ]
+    parts = [f"{queue.sent:,} sent", *(f"{count:,} {what}" for count, what in counts if count)]
+    to, seconds = without_secrets(settings.to), format_duration(outcome.seconds)
+    yield f"{_lines(outcome.lines)} to {to} in {seconds}: {', '.join(parts)}."
+    late = queue.lateness
+    if late.count:
+        p50, p99, most = map(format_duration, (late.p50, late.p99, late.max))
+        yield f"Late by {p50} (p50), {p99} (p99), {most} (max)."
+    if queue.failures:
+        yield f"Sends that failed: {queue.failures:,} ({queue.throttled:,} throttled)."
+
+
+def problems(outcome: Outcome, settings: Settings) -> Iterator[str]:
+    """What somebody must know, in lines."""
+    if outcome.failure is not None:
+        yield f"Error: {outcome.failure}"
+    if outcome.stopped_by is not None:
+        name = signal.Signals(outcome.stopped_by).name
+        if outcome.queue is None:
+            yield f"Stopped by {name} before anything was read."
+        elif not outcome.input_ended:
+            yield f"Stopped by {name}: the input was read up to line {outcome.lines:,}."
+        elif outcome.unsent:
+            yield f"Stopped by {name}."
+    elif settings.strict and outcome.wrong:
+        yield f"Stopped by a wrong line: the input was read up to line {outcome.lines:,}."
+    for path, reason in outcome.saved.failures:
+        where = "the directory for temporary files" if path is None else f"'{path}'"
+        yield f"Error: {where} can't be written: {reason}"
+    if outcome.half:
+        yield f"The line after it was cut off: its first {outcome.half:,} bytes are kept, and no message."
+    if outcome.dead and outcome.letters is not None:
+        yield f"Given up, and kept in {shlex.quote(str(outcome.letters))}: {_lines(outcome.dead)}."
+    for path, count in outcome.saved.places:
+        file = shlex.quote(str(path))
+        yield f"Not sent, and kept in {file}: {_lines(count)}. To go on:"
+        yield f"  localdelay relay --format jsonl --to {shlex.quote(without_secrets(settings.to))} < {file}"
+    if outcome.saved.lost:
+        yield f"Error: {_lines(outcome.saved.lost)} LOST: not sent, and in no file."
+
+
+class Display:
+    """Shows what happens to a relay."""
+
+    def __init__(self, teller: Teller, settings: Settings, export: Export | None = None) -> None:
+        self._teller = teller
+        self._status = Status(teller, every=_LINE_EVERY, first=_LINE_EVERY)
+        self._url = settings.to
+        self._export = export
+        self._before = (0.0, 0)
+        self._stopping = False
+        self._letters = 0
+        self._opened = False
+
+    def signal(self, signum: int, _: object) -> None:
+        """What a signal does while the relay does not listen to them.
+
+        Before it does nothing was read. One that comes when all is saved must not keep us from telling.
+        """
+        if not self._opened:
             os._exit(128 + signum)
 
-    before = {signum: signal.signal(signum, handle) for signum in stops()}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+    def opened(self, queue: AnyQueue) -> None:
+        """Export the queue."""
+        self._opened = True
+        if self._export is not None:
+            self._export(queue, None)
+
+    def progress(self, progress: Progress) -> None:
+        """Show how far it is, unless that was just shown."""
+
+        def parts() -> list[str]:
+            elapsed, sent = self._before
+            self._before = progress.elapsed, progress.queue.sent
+            rate = (progress.queue.sent - sent) / max(1e-9, progress.elapsed - elapsed)
+            return status_parts(progress, rate)
+
+        stops = progress.phase is Phase.STOPPING and not self._stopping
+        self._stopping |= stops
+        self._status.show(progress.elapsed, parts, at_once=stops)
+
+    def wrong_line(self, number: int, reason: str) -> None:
+        """Report a line that was skipped."""
+        self._teller.line(f"line {number}: {reason}")
+
+    def dead_letter(self, message: Message, error: Exception) -> None:
+        """Report a message that was given up, as long as there are not too many."""
+        self._letters += 1
+        if self._letters <= _LETTERS_SHOWN:
+            told = " ".join(f"{type(error).__name__}: {error}".split())
+            self.notice(f"given up: message {message.id} of {message.size:,} bytes: {told}")
+        elif self._letters == _LETTERS_SHOWN + 1:
+            self._teller.line("more messages are given up; they are kept with the others, and not told")
+
+    def notice(self, text: str) -> None:
+        """Say something that is not of this command's own making."""
+        self._teller.line(hide_secrets(text, self._url))
+
+
+def _lines(count: int) -> str:
+    return counted(count, "line")
 
 
 @contextmanager
 def _noticing(display: Display) -> Iterator[None]:
-    logger = logging.getLogger("localdelay")
-    handler, level = _Notices(display), logger.level
+    """Show what the library logs: that sends fail, and with what."""
+
+    def emit(record: logging.LogRecord) -> bool:
+        # The only warning says that messages were left, and where they went is said better at the end; what a
+        # drain is going to do stands in the status.
+        if record.name != "localdelay.drain" and (record.name, record.levelno) != _LEFT:
+            display.notice(record.getMessage())
+        return False
+
+    logger, handler = logging.getLogger("localdelay"), logging.Handler()
+    level = logger.level
+    handler.addFilter(emit)
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:

@@ -7,8 +7,8 @@ import select
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -24,16 +24,29 @@ _LOOK_UP_EVERY = 0.1  # seconds
 class Commands(click.Group):
     """A group that says what is wrong in one line on standard error: click puts the usage before it."""
 
-    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        """Parse the group's own arguments."""
-        with _one_line():
-            return super().make_context(*args, **kwargs)
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run a command, and exit. Ctrl-C ends it with 130, as in a shell."""
+        code: Any = 0
+        try:
+            code = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except click.ClickException as error:
+            # A class with a `show` of its own is no error but help, asked for by giving no arguments.
+            if isinstance(error, click.UsageError) and type(error).show is click.UsageError.show:
+                tell(f"Error: {_message(error)}")
+            else:
+                error.show()
+            code = error.exit_code
+        except OSError as error:  # of --help, say: a report tells its own
+            abandon(sys.stdout)
+            if not isinstance(error, BrokenPipeError):
+                tell(f"Error: standard output can't be written to: {error.strerror}")
+            code = 1
+        sys.exit(code)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Parse the arguments of the command, and run it. Ctrl-C ends it with 130, as in a shell."""
+        """Run the command."""
         try:
-            with _one_line():
-                return super().invoke(ctx)
+            return super().invoke(ctx)
         except KeyboardInterrupt:
             stopped(signal.SIGINT, "Stopped by SIGINT.")
 
@@ -58,17 +71,6 @@ def stopped(signum: int, text: str) -> NoReturn:
     """End as a program does that a signal has ended, with a line."""
     tell(text)
     sys.exit(128 + signum)
-
-
-@contextmanager
-def _one_line() -> Iterator[None]:
-    try:
-        yield
-    except click.UsageError as error:
-        # A class with a `show` of its own is no error but help, asked for by giving no arguments.
-        if type(error).show is not click.UsageError.show:
-            raise
-        raise Failed(_message(error)) from error
 
 
 def _message(error: click.UsageError) -> str:
@@ -185,42 +187,20 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 def ask(question: str) -> bool | None:
     """Ask on standard error, and read the answer from standard input; None: nobody answers, or Ctrl-C."""
-    try:
-        while True:
-            _write(f"{question} [y/N]: ")
-            line = _read_line()
-            answer = line.strip().lower()
-            if answer in ("y", "yes"):
-                return True
-            if line and answer in ("", "n", "no"):
-                return False
-            if not line:
-                break
-            tell("Error: invalid input")
-    except KeyboardInterrupt:
-        pass
-    tell("")
-    return None
-
-
-def _read_line() -> str:
-    """A line of standard input; "" where it has ended. Ctrl-C is never missed."""
-    try:
-        descriptor = sys.stdin.fileno()
-    except (AttributeError, OSError):  # it was closed before Python began, or is no file
-        return sys.stdin.readline() if sys.stdin else ""
-    if sys.platform == "win32":  # which can wait for sockets only
-        return sys.stdin.readline()
-    line = b""
-    while not line.endswith(b"\n"):
+    _write(f"{question} [y/N]: ")
+    answer = ""
+    with suppress(KeyboardInterrupt):
         # A signal that comes between Python's last look for one and a read would not be seen while that goes
         # on, perhaps for ever: so the read begins when there is something to read, and the wait looks up.
-        if select.select([descriptor], [], [], _LOOK_UP_EVERY)[0]:
-            byte = os.read(descriptor, 1)  # at a time: what comes after the line is another answer
-            if not byte:
-                break
-            line += byte
-    return line.decode(sys.stdin.encoding, "replace")
+        with suppress(
+            OSError, ValueError, TypeError
+        ):  # it is closed or no file, or Windows's, and can't be waited for
+            while not select.select([sys.stdin], [], [], _LOOK_UP_EVERY)[0]:
+                pass
+        answer = sys.stdin.readline() if sys.stdin else ""
+    if not answer:
+        tell("")
+    return answer.strip().lower() in ("y", "yes") if answer else None
 
 
 def _has_room(wait: float) -> bool:
@@ -233,12 +213,15 @@ def _has_room(wait: float) -> bool:
 
 
 def _write(text: str) -> None:
-    try:
-        sys.stderr.write(text)
-        sys.stderr.flush()
-    except AttributeError:
-        pass  # it was closed before Python began
-    except (OSError, ValueError):
-        # What is in its buffer would fail again at the exit, and change the exit code.
-        with suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stderr.fileno())
+    with suppress(AttributeError):  # it was closed before Python began
+        try:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            abandon(sys.stderr)
+
+
+def abandon(stream: TextIO) -> None:
+    """Write no more to it: what is in its buffer would fail again at the exit, and change the exit code."""
+    with suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())

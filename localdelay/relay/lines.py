@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import binascii
 import json
-from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -26,8 +25,10 @@ KNOWN = frozenset({"payload", "payload_base64", "delay", "at", "id", "headers", 
 CUT_OFF = "cut_off"
 """Half a line, that a stop has cut off; `cut_off_base64` where it is no UTF-8."""
 
-_LONGEST_SHOWN = 40
 _KINDS = {dict: "an object", list: "an array", str: "a string", bool: "true or false", type(None): "null"}
+_TIMES = "2026-01-31T12:00:00Z or 2026-01-31T12:00:00+01:00"
+_duration = lru_cache(maxsize=1024)(parse_duration)
+# It takes longer than all the rest of a line, and most lines have one of a few.
 
 
 class Options(TypedDict, total=False):
@@ -61,14 +62,15 @@ def json_lines(delay: float | None) -> Parse:
 
 def _parse(line: bytes, delay: float | None) -> Parsed:
     found = _object(line)
-    unknown = found.keys() - KNOWN
-    if unknown:
-        _refuse_unknown(unknown)
+    if unknown := found.keys() - KNOWN:
+        if unknown & {CUT_OFF, f"{CUT_OFF}_base64"}:
+            raise WrongLine(f"{CUT_OFF} is half a line, that a stop has cut off: make it whole, or remove it")
+        raise WrongLine(f"{_shown(min(unknown))} is no key that is known")
     options: Options = {}
     if "at" in found:
         if "delay" in found:
             raise WrongLine("only one of delay and at may be there")
-        options["at"] = _at(found["at"])
+        options["at"] = _at(_string("at", found["at"]))
     elif "delay" in found:
         options["delay"] = _delay(found["delay"])
     elif delay is not None:
@@ -76,7 +78,11 @@ def _parse(line: bytes, delay: float | None) -> Parsed:
     else:
         raise WrongLine("delay or at must be there, where no delay is given for all lines")
     if "id" in found:
-        options["id"] = _id(found["id"])
+        options["id"] = _string("id", found["id"])
+        try:
+            arguments.check_id(options["id"])
+        except ValueError as error:
+            raise WrongLine(str(error)) from None
     if "headers" in found:
         options["headers"] = _headers(found["headers"])
     return _payload(found), options
@@ -84,21 +90,15 @@ def _parse(line: bytes, delay: float | None) -> Parsed:
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
-        found = _DECODER.decode(line.decode())
-    except UnicodeDecodeError as error:
-        raise WrongLine(f"is no UTF-8 from byte {error.start + 1} on") from None
+        found = _DECODER.decode(line.decode("utf-8-sig"))  # some editors begin a file with a byte order mark
     except WrongLine:
         raise
+    except UnicodeDecodeError as error:
+        raise WrongLine(f"is no UTF-8 from byte {error.start + 1} on") from None
     except json.JSONDecodeError as error:
-        if not line.strip():
-            raise WrongLine("is empty, and no JSON object") from None
-        if line.startswith(BOM_UTF8):
-            raise WrongLine("begins with a byte order mark, which UTF-8 does not need") from None
         raise WrongLine(f"is no JSON: {error.msg} at character {error.pos + 1}") from None
-    except RecursionError:
-        raise WrongLine("is nested too deeply") from None
-    except ValueError:
-        raise WrongLine("has a number with too many digits") from None
+    except (RecursionError, ValueError):
+        raise WrongLine("is nested too deeply, or has a number with too many digits") from None
     if not isinstance(found, dict):
         raise WrongLine(f"must be a JSON object, not {_kind(found)}")
     return found
@@ -119,12 +119,6 @@ def _constant(name: str) -> NoReturn:
 _DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_constant)
 
 
-def _refuse_unknown(unknown: set[str]) -> NoReturn:
-    if unknown & {CUT_OFF, f"{CUT_OFF}_base64"}:
-        raise WrongLine(f"{CUT_OFF} is half a line, that a stop has cut off: make it whole, or remove it")
-    raise WrongLine(f"{_shown(min(unknown))} is no key that is known")
-
-
 def _payload(found: dict[str, Any]) -> bytes:
     if ("payload" in found) == ("payload_base64" in found):
         raise WrongLine("exactly one of payload and payload_base64 must be there")
@@ -140,40 +134,21 @@ def _payload(found: dict[str, Any]) -> bytes:
 
 def _delay(value: Any) -> float:
     try:
-        if isinstance(value, str):
-            return _duration(value)
-        return arguments.at_least("delay", value, 0)
+        return _duration(value) if isinstance(value, str) else arguments.at_least("delay", value, 0)
     except TypeError:
         raise WrongLine(f"delay must be a number of seconds or a string, not {_kind(value)}") from None
     except ValueError as error:
-        reason = str(error)
-        raise WrongLine(reason if reason.startswith("delay") else f"delay: {reason}") from None
+        raise WrongLine(f"delay: {error}" if isinstance(value, str) else str(error)) from None
 
 
-@lru_cache(maxsize=1024)
-def _duration(text: str) -> float:
-    # It takes longer than all the rest of a line, and most lines have one of a few.
-    return parse_duration(text)
-
-
-def _at(value: Any) -> datetime:
+def _at(value: str) -> datetime:
     try:
-        at = datetime.fromisoformat(_string("at", value))
-    except WrongLine:
-        raise
+        at = datetime.fromisoformat(value)
     except ValueError:
-        raise WrongLine("at must be a time as in 2026-01-31T12:00:00Z or 2026-01-31T12:00:00+01:00") from None
+        raise WrongLine(f"at must be a time as in {_TIMES}") from None
     if at.utcoffset() is None:
-        raise WrongLine("at must have an offset, as in 2026-01-31T12:00:00Z or 2026-01-31T12:00:00+01:00")
+        raise WrongLine(f"at must have an offset, as in {_TIMES}")
     return at
-
-
-def _id(value: Any) -> str:
-    try:
-        arguments.check_id(_string("id", value))
-    except ValueError as error:
-        raise WrongLine(str(error)) from None
-    return str(value)
 
 
 def _headers(value: Any) -> Mapping[str, str]:
@@ -200,4 +175,4 @@ def _kind(value: Any) -> str:
 
 def _shown(name: str) -> str:
     """A name that somebody else has chosen: printable, and not too long."""
-    return repr(name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}...")
+    return repr(name if len(name) <= 40 else f"{name[:40]}...")

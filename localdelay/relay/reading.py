@@ -6,7 +6,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from types import MappingProxyType
-from typing import TypeAlias
 
 import attrs
 import trio
@@ -15,17 +14,16 @@ from localdelay import arguments
 from localdelay.errors import QueueFull, Throttled
 from localdelay.fallback.fallback import Holder
 from localdelay.message import NO_HEADERS, Message, numbers
+from localdelay.relay import lines
 from localdelay.relay.framing import Splitter
-from localdelay.relay.lines import Parse, WrongLine
+from localdelay.relay.lines import WrongLine
+from localdelay.relay.settings import Settings
 from localdelay.relay.source import Source
 
 _REFUSED = 0.1
 """Seconds after which a message is given again to a queue in Redis that has refused it, or was not there."""
 _TURN = 128
 """Lines taken in before the others get their turn."""
-
-WrongLineHook: TypeAlias = Callable[[int, str], None]
-"""Is given the line's number, and what is wrong with it."""
 
 
 @attrs.frozen
@@ -40,15 +38,16 @@ class Rest:
 class Reader:
     """Reads lines, and has the queue hold a message for each."""
 
-    def __init__(
-        self, source: Source, parse: Parse, *, max_line: int, strict: bool, on_wrong_line: WrongLineHook
-    ) -> None:
+    def __init__(self, source: Source, settings: Settings, on_wrong_line: Callable[[int, str], None]) -> None:
         self._source = source
-        self._parse = parse
-        self._splitter = Splitter(max_line)
-        self._max_line = max_line
-        self._strict = strict
+        delay = settings.delay
+        as_text = settings.format == "text"
+        self._parse = lines.text(delay) if as_text and delay is not None else lines.json_lines(delay)
+        self._splitter = Splitter(settings.max_line)
+        self._max_line = settings.max_line
+        self._strict = settings.strict
         self._on_wrong_line = on_wrong_line
+        self._rest: Rest | None = None
         self._waiting: deque[bytes | None] = deque()
         self._numbers = numbers()
         self._giving: Message | None = None  # memory does not have it yet; Redis may have it or not
@@ -70,7 +69,12 @@ class Reader:
         self.ended = await self._take_in(queue, self._splitter.end())
 
     def stop(self) -> Rest:
-        """Read no more. What was read until now is not lost: it is what this returns."""
+        """Read no more. What was read until now is not lost: it is what this returns, again and again."""
+        if self._rest is None:
+            self._rest = self._stop()
+        return self._rest
+
+    def _stop(self) -> Rest:
         arrived, ended = self._source.stop()
         if self._refused and self._source.keeps:  # what a file has after the wrong line, it keeps
             self._waiting.clear()
@@ -89,9 +93,9 @@ class Reader:
                 self._refuse(error)
         return Rest(messages, half)
 
-    async def _take_in(self, queue: Holder, lines: Iterable[bytes | None]) -> bool:
+    async def _take_in(self, queue: Holder, found: Iterable[bytes | None]) -> bool:
         """Have the queue hold the messages of these lines; False where it is to end at a wrong one."""
-        self._waiting.extend(lines)
+        self._waiting.extend(found)
         while self._waiting:
             if not self.lines % _TURN:
                 await trio.lowlevel.checkpoint()

@@ -7,47 +7,41 @@ import signal
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import trio
 
 from localdelay.brokers import STDOUT, Broker, check_url, hide_secrets, open_broker
-from localdelay.errors import LocalDelayError, Throttled
+from localdelay.errors import Throttled
 from localdelay.message import Message
 from localdelay.nurseries import bare
 from localdelay.queue.batch import BatchPolicy
 from localdelay.queue.queue import DelayQueue, open_delay_queue
 from localdelay.queue.retry import RetryPolicy
 from localdelay.queue.sending import HandBack
-from localdelay.relay import lines
-from localdelay.relay.reading import Reader, Rest
+from localdelay.relay.reading import Reader
 from localdelay.relay.records import Instant, cut_off, record
 from localdelay.relay.saving import JsonLines, places, save
-from localdelay.relay.settings import Outcome, Phase, Progress, Settings, Watcher
+from localdelay.relay.settings import AnyQueue, Outcome, Phase, Progress, Settings, Watcher
 from localdelay.relay.source import Descriptor, Source
 from localdelay.signals import heard
 
 if TYPE_CHECKING:
     from localdelay.redis_plan import RedisDelayQueue
 
-AnyQueue: TypeAlias = "DelayQueue | RedisDelayQueue"
-
-PROGRESS_EVERY = 0.5
-"""Seconds."""
-
-_POLL = 0.02
-_ASK_EVERY = 0.2
-"""Seconds between two looks at whether other instances still have messages."""
+PROGRESS_EVERY = 0.5  # seconds
+_POLL = 0.02  # seconds
+_ASK_EVERY = 0.2  # seconds between two looks at whether other instances still have messages
 _LONGEST_TOLD = 1000  # characters
 
 _Item: TypeAlias = tuple[Message, Exception | None] | bytes
 """What is written at the end: a message, with what it was given up for; or half a line."""
 
 
-class NoDelay(LocalDelayError):
-    """There is nothing to hand messages back to."""
+class NoDelay(ValueError):
+    """There is nothing to hand messages back to; it names the setting."""
 
 
 def check(settings: Settings, descriptor: int = 0) -> None:
@@ -82,13 +76,11 @@ def _naming(setting: str) -> Iterator[None]:
 def run(settings: Settings, watcher: Watcher, descriptor: int = 0) -> Outcome:
     """Relay what can be read from the descriptor, until its end or until a signal stops it.
 
-    The first SIGINT, SIGTERM or SIGHUP (unless that is ignored, as under `nohup`) ends the reading, and what
-    comes due within the grace is sent; the second ends that, too. What was not sent is written to a file in
-    every case. A signal that comes when that is done has the effect that it had before the call.
+    The first of `stops` ends the reading, and what comes due within the grace is sent; the second ends that,
+    too. What was not sent is written to a file in every case.
 
-    Raises `ValueError` as `check` does, `InputError` where there is nothing to read, `ConnectionError` and
-    `ModuleNotFoundError` as `open_broker` does, and `NoDelay` where there is to be a hand-back and the broker
-    has no delay; nothing is read then.
+    Raises `ValueError` for a setting that can't be, `InputError` where there is nothing to read,
+    `ConnectionError` and `ModuleNotFoundError` as `open_broker` does, and `NoDelay`; nothing is read then.
     """
     check(settings, descriptor)
     return trio.run(_run_until_signal, Relay(settings, Descriptor(descriptor), watcher))
@@ -115,25 +107,13 @@ class Relay:
     ) -> None:
         self._settings = settings
         self._watcher = watcher
-        self._broker = broker
-        parse = (
-            lines.text(settings.delay)
-            if settings.format == "text" and settings.delay is not None
-            else lines.json_lines(settings.delay)
-        )
-        self._reader = Reader(
-            source,
-            parse,
-            max_line=settings.max_line,
-            strict=settings.strict,
-            on_wrong_line=watcher.wrong_line,
-        )
+        self._broker = open_broker(settings.to) if broker is None else nullcontext(broker)
+        self._reader = Reader(source, settings, watcher.wrong_line)
         self._all = trio.CancelScope()
         self._until_stopped = trio.CancelScope()
         self._queue: AnyQueue | None = None
         self._phase = Phase.READING
         self._began = self._deadline = 0.0
-        self._rest: Rest | None = None
         self._letters: JsonLines | None = None
         self._kept: list[tuple[Message, Exception | None]] = []  # given up, but nobody took them
         self.outcome = Outcome()
@@ -150,13 +130,14 @@ class Relay:
         """Relay all there is, or what there is until `stop`. Raises as `run` does."""
         try:
             with self._all:
-                if self._broker is not None:
-                    await self._through(self._broker)
-                else:
-                    async with open_broker(self._settings.to) as broker:
-                        await self._through(broker)
+                async with self._broker as broker:
+                    await self._through(broker)
         except Exception as raised:
             if self._queue is None:
+                if isinstance(raised, ValueError) and not isinstance(
+                    raised, NoDelay
+                ):  # what only the broker's client knows to be wrong
+                    raise ValueError(f"to {self._told(raised)}") from None
                 raise
             # All that was not sent is written by now, and it is for the outcome to say where.
             self._fail(self._told(bare(raised)))
@@ -164,13 +145,14 @@ class Relay:
     async def _through(self, broker: Broker) -> None:
         settings = self._settings
         if settings.hand_back and not broker.native_delay:
-            raise NoDelay("this broker has no delay of its own, to which messages could be handed back")
+            raise NoDelay("hand_back needs a broker that has a delay of its own")
         sender: dict[str, Any] = {"send": broker.send}
         if settings.batch is not None:
             sender = {"send_batch": broker.send_batch, "batch": BatchPolicy(max_messages=settings.batch)}
         try:
             async with _opened(settings, on_dead_letter=self._give_up, **sender) as queue:
                 self._queue = queue
+                self._watcher.opened(queue)
                 self._began = trio.current_time()
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._show, queue)
@@ -185,11 +167,11 @@ class Relay:
                 await self._reader.run(queue)
             except OSError as error:
                 self._fail(f"standard input can't be read: {error.strerror or error}")
-            self._take_rest()
+            self._reader.stop()
             self._phase = Phase.LAST
             await _until_all_is_sent(queue)
             return
-        self._take_rest()
+        self._reader.stop()
         self._phase = Phase.STOPPING
         self._deadline = trio.current_time() + self._settings.grace
         await queue.drain(self._settings.grace, hand_back)
@@ -201,11 +183,6 @@ class Relay:
         """End at once: there is no use in going on."""
         self._fail(reason)
         self._all.cancel()
-
-    def _take_rest(self) -> Rest:
-        if self._rest is None:
-            self._rest = self._reader.stop()
-        return self._rest
 
     async def _show(self, queue: AnyQueue) -> None:
         while True:
@@ -240,7 +217,7 @@ class Relay:
 
     def _save(self) -> None:
         """Write down what was not sent. Nothing can cancel this: it awaits nothing."""
-        rest, outcome, now = self._take_rest(), self.outcome, _now()
+        rest, outcome, now = self._reader.stop(), self.outcome, _now()
         pending = self._queue.messages() if isinstance(self._queue, DelayQueue) else []  # Redis keeps its own
         messages = [*((message, None) for message in (*pending, *rest.messages)), *self._kept]
         items: list[_Item] = [*messages, rest.half] if rest.half else [*messages]

@@ -32,9 +32,9 @@ class JsonLines:
         self._descriptor = descriptor
         found = os.fstat(descriptor)
         self._is_file = stat.S_ISREG(found.st_mode)
-        # Its last line may have been cut off, by a full disk for instance.
         self._ready = select.poll()
         self._ready.register(descriptor, select.POLLOUT)
+        # Its last line may have been cut off, by a full disk for instance.
         self._begun = self._is_file and found.st_size > 0 and not _ends_with_line_break(path)
 
     def append(self, lines: Sequence[bytes]) -> None:
@@ -59,17 +59,29 @@ class JsonLines:
         try:
             if self._is_file:
                 os.fsync(self._descriptor)
-                _sync_directory(self.path.parent)
+                with contextlib.suppress(OSError):  # or a power cut might forget the name of a new file
+                    directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+                    try:
+                        os.fsync(directory)
+                    finally:
+                        os.close(directory)
         finally:
             os.close(self._descriptor)
+
+
+class NotAllWritten(OSError):
+    """Some lines are written, and the rest is not."""
+
+    def __init__(self, written: int, error: OSError) -> None:
+        super().__init__(error.errno, error.strerror)
+        self.written = written
 
 
 def open_lines(path: Path, *, follow_links: bool = True) -> JsonLines:
     """Open a file, or make it, for its owner alone. Raises `OSError`."""
     # A named pipe without a reader would block; not blocking, it is an error as any other.
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
-    descriptor = os.open(path, flags, 0o600)
-    return JsonLines(path, descriptor)
+    return JsonLines(path, os.open(path, flags, 0o600))
 
 
 def open_temporary(prefix: str) -> JsonLines:
@@ -94,14 +106,6 @@ def places(kind: str, asked: Path | None) -> list[Place]:
     ]
 
 
-class NotAllWritten(OSError):
-    """Some lines are written, and the rest is not."""
-
-    def __init__(self, written: int, error: OSError) -> None:
-        super().__init__(error.errno, error.strerror)
-        self.written = written
-
-
 @attrs.define
 class Saved:
     """Where items went."""
@@ -114,11 +118,7 @@ class Saved:
     """Items that are in no file."""
 
 
-def save(
-    items: Sequence[_Item],
-    encode: Callable[[_Item], bytes],
-    places: Iterable[Place],
-) -> Saved:
+def save(items: Sequence[_Item], encode: Callable[[_Item], bytes], places: Iterable[Place]) -> Saved:
     """Write a line for each item into the first file that takes it; what one does not take, the next does."""
     saved = Saved(lost=len(items))
     for where, opened in places:
@@ -132,11 +132,9 @@ def save(
                 while batch := list(islice(lines, _AT_ONCE)):
                     file.append(batch)
                     taken += len(batch)
-        except NotAllWritten as error:
-            taken += error.written
-            saved.failures.append((path, error.strerror or ""))
-        except OSError as error:  # it was not opened, or the disk does not confirm what it has
-            taken = 0
+        except OSError as error:
+            # Where it was not opened, or the disk does not confirm what it has, it has nothing for certain.
+            taken = taken + error.written if isinstance(error, NotAllWritten) else 0
             saved.failures.append((path, error.strerror or str(error)))
         if path and taken:
             saved.places.append((path, taken))
@@ -151,13 +149,3 @@ def _ends_with_line_break(path: Path) -> bool:
             return file.read(1) == b"\n"
     except OSError:
         return False  # an empty line too many is better than two in one
-
-
-def _sync_directory(path: Path) -> None:
-    # Or a power cut might forget the name of a new file.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

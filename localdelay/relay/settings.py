@@ -4,57 +4,49 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import attrs
 
-from localdelay import arguments
+from localdelay.arguments import field_at_least, field_count, field_count_or_none
 from localdelay.message import Message
+from localdelay.queue.queue import DelayQueue
 from localdelay.relay.saving import Saved
 from localdelay.statistics import Statistics
 
+if TYPE_CHECKING:
+    from localdelay.redis_plan import RedisDelayQueue
+
+AnyQueue: TypeAlias = "DelayQueue | RedisDelayQueue"
 FORMATS = ("text", "jsonl")
 
-
-_seconds = arguments.field_at_least(0, "a number of seconds")
+_seconds = field_at_least(0, "a number of seconds")
 
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """What to relay, and how. A wrong one is a `TypeError` or `ValueError` that names it."""
+    """What to relay, and how; times are in seconds. A wrong one is a `TypeError` or `ValueError`.
+
+    The options of `localdelay relay` say what each is; None stands for what is said there of its absence.
+    """
 
     to: str
-    """The broker's URL."""
     hold: str | None = None
-    """The URL of a queue in Redis, where messages wait until they are due; None: in the memory of this
-    process."""
     delay: float | None = attrs.field(default=None, validator=attrs.validators.optional(_seconds))
-    """Seconds, for the lines that say nothing of when. Text needs it."""
     format: str = "text"
-    """How a line is read: see `lines`."""
-    workers: int = attrs.field(default=20, validator=arguments.field_count)
-    capacity: int = attrs.field(default=100_000, validator=arguments.field_count)
-    """Messages held at once; the input waits while there are so many."""
-    capacity_bytes: int = attrs.field(default=256_000_000, validator=arguments.field_count)
-    """Payloads and headers held at once."""
-    batch: int | None = attrs.field(default=None, validator=arguments.field_count_or_none)
-    """The most messages of one send; None: one by one."""
-    attempts: int | None = attrs.field(default=None, validator=arguments.field_count_or_none)
-    """Sends of a message before it is given up; None: no end."""
+    workers: int = attrs.field(default=20, validator=field_count)
+    capacity: int = attrs.field(default=100_000, validator=field_count)
+    capacity_bytes: int = attrs.field(default=256_000_000, validator=field_count)
+    batch: int | None = attrs.field(default=None, validator=field_count_or_none)
+    attempts: int | None = attrs.field(default=None, validator=field_count_or_none)
     send_timeout: float = attrs.field(default=30.0, validator=_seconds)
-    """Seconds that a send may take."""
     grace: float = attrs.field(default=25.0, validator=_seconds)
-    """Seconds from the first signal on in which what comes due is still sent."""
     hand_back: bool = False
-    """Whether what comes due later is given to the broker's own delay."""
     strict: bool = False
-    """Whether the first wrong line is the last that is read."""
-    max_line: int = attrs.field(default=1 << 20, validator=arguments.field_count)
+    max_line: int = attrs.field(default=1 << 20, validator=field_count)
     """The most bytes of a line, without its line break."""
     unsent: Path | None = None
-    """Where to write what was not sent; None: a new file in the current directory, if there is anything."""
     dead_letters: Path | None = None
-    """Where to write what was given up; None: as for `unsent`."""
 
     def __attrs_post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -119,6 +111,9 @@ class Outcome:
 
 class Watcher(Protocol):
     """Who is told what happens."""
+
+    def opened(self, queue: AnyQueue) -> None:
+        """The queue is there, and this is its loop."""
 
     def progress(self, progress: Progress) -> None:
         """Twice a second."""

@@ -61,7 +61,7 @@ async def test_a_stopped_relay_leaves_its_messages_in_redis(stage: Stage, own: R
     hold = own.fresh()
     sink = Sink()
     script = Script(b"".join(b"%d\n" % number for number in range(20)), ends=False)
-    outcome = await stage.relay(script, sink, signals=[0.3], hold=hold, delay=1.2, grace=0.2)
+    outcome = await stage.relay(script, sink, signals=[0.9], hold=hold, delay=1.8, grace=0.2)
     assert (sink.payloads, outcome.lines, outcome.unsent) == ([], 20, 0)
     assert not stage.unsent.exists()
     await stage.relay(Script(b"more\n"), sink, hold=hold, delay=0.0)

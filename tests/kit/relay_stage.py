@@ -13,7 +13,7 @@ import trio
 
 from localdelay import DelayNotSupported, Message, PartialSendError
 from localdelay.relay.run import Relay
-from localdelay.relay.settings import Outcome, Progress, Settings
+from localdelay.relay.settings import AnyQueue, Outcome, Progress, Settings
 
 
 class Script:
@@ -109,6 +109,9 @@ class Watched:
         self.seen: list[Progress] = []
         self.wrong: list[tuple[int, str]] = []
         self.dead: list[tuple[bytes, str]] = []
+
+    def opened(self, queue: AnyQueue) -> None:
+        self.queue = queue
 
     def progress(self, progress: Progress) -> None:
         self.seen.append(progress)

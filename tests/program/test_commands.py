@@ -42,7 +42,7 @@ def test_the_installed_command() -> None:
 
 
 @FULL
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, "--help", "relay --help", "--version"])
 def test_a_full_disk(full: Path, command: str) -> None:
     """One line, and exit code 1."""
     process = shell('"$@" > /dev/full', *words(command, full))
@@ -58,7 +58,9 @@ def test_a_full_disk_is_no_loss_to_the_demo() -> None:
     assert told(process) == ["Error: standard output can't be written to: No space left on device"]
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "demo", "compare"])
+@pytest.mark.parametrize(
+    "command", [*(one for one in COMMANDS if "--help" not in one and one != "--version"), "demo", "compare"]
+)
 def test_a_standard_output_that_is_closed(full: Path, command: str) -> None:
     """Nothing is done where it could not be told, and no file of the journal is written to instead."""
     process = shell('"$@" >&-', *words(command, full))

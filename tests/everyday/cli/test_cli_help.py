@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.kit.commands import run
@@ -28,3 +30,85 @@ def test_help_fits_80_columns(command: str, words: str) -> None:
     assert max(map(len, result.stdout.splitlines())) <= 80
     for word in words.split():
         assert word in result.stdout
+
+
+PLAN = ["plan", "--delay", "2m", "--instances", "500", "--message-bytes", "500", "--worker-qps", "10"]
+
+
+def test_options_come_from_the_environment_and_from_a_file(tmp_path: Path) -> None:
+    """The command line goes before the environment, and that before the file, whatever way it is written."""
+    file = tmp_path / "localdelay.toml"
+    file.write_text(
+        '[plan]\nqps = "1k"\ndelay = 120\nmessage-bytes = "500B"\nworker_qps = 10\ncsv = true\n'
+        "[journal.show]\nmessages = true\n"
+    )
+    held = run("--config", file, "plan", "--instances", 1).output.splitlines()
+    assert held[1] == "capacity,120000,121833"
+    for environ in (
+        {"LOCALDELAY_PLAN_QPS": "2k"},
+        {"LOCALDELAY_PLAN_QPS": "3k", "LOCALDELAY_CONFIG": str(file)},
+    ):
+        given = ["plan", "--qps", "2k"] if len(environ) > 1 else ["--config", file, "plan"]
+        assert run(*given, "--instances", 1, **environ).output.splitlines()[1] == "capacity,240000,242651"
+
+
+def test_the_relay_reads_its_url_from_the_environment() -> None:
+    """`LOCALDELAY_TO` is for the relay alone: a benchmark must not flood what that is sent to."""
+    result = run("relay", "--delay", "1", LOCALDELAY_TO="nowhere")
+    assert (result.exit_code, result.stderr.partition(": must")[0]) == (2, "Error: Invalid value for '--to'")
+    assert run("bench", "--rate", "0", LOCALDELAY_TO="nowhere").stderr.startswith(
+        "Error: Invalid value for '--rate'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[plan]\nqqs = 1\n", "can't be used: plan has no option or command 'qqs'"),
+        ("[plam]\nqps = 1\n", "can't be used: localdelay has no option or command 'plam'"),
+        ("plan = 1\n", "can't be used: localdelay has no option or command 'plan'"),
+        ("[plan\n", "can't be used: Expected ']'"),
+        (None, "can't be read: No such file or directory"),
+    ],
+)
+def test_a_file_that_can_not_be_used(content: str | None, said: str, tmp_path: Path) -> None:
+    """One line that names the file and what is wrong."""
+    file = tmp_path / "localdelay.toml"
+    if content is not None:
+        file.write_text(content)
+    result = run("--config", file, *PLAN)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"Error: Invalid value for '--config': '{file}' {said}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_value_in_a_file_that_is_none_of_the_options(tmp_path: Path) -> None:
+    """It is told as if it had been typed."""
+    file = tmp_path / "localdelay.toml"
+    file.write_text('[plan]\nqps = "many"\n')
+    said = run("--config", file, *PLAN).stderr
+    assert said == "Error: Invalid value for '--qps': 'many' is no number; write 500, 10k or 1.5M\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str) -> None:
+    """A shell is given a program that asks the command what may follow."""
+    assert "_LOCALDELAY_COMPLETE" in run("completion", shell).output
+    asked = {
+        "COMP_WORDS": "localdelay relay --dead",
+        "COMP_CWORD": "2",
+        "_LOCALDELAY_COMPLETE": "bash_complete",
+    }
+    assert run(**asked).output == "plain,--dead-letters\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["plam"], "Did you mean 'plan'?"),
+        (["relay", "--forma", "x"], "Did you mean '--format'?"),
+    ],
+)
+def test_a_slip_has_a_suggestion(args: list[str], said: str) -> None:
+    """Where click has one."""
+    assert said in run(*args).stderr

@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+from typing import cast
 
 import pytest
 from click.testing import Result
 
-from localdelay.cli.relay import outlasting_signals
-from localdelay.cli.relay_status import Display
+from localdelay import DelayQueue
+from localdelay.cli.relay import Display
 from localdelay.cli.terminal import Teller
 from localdelay.relay.settings import Settings
 from tests.kit import commands
@@ -63,24 +64,16 @@ def test_bad_options(args: list[str], said: str) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signals_around_a_relay(
-    signum: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Before anything was read it is over at once; when all is saved it no longer matters."""
+def test_signals_around_a_relay(signum: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is read they end it; when all is saved they keep nothing from being told."""
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)
-    settings = Settings(to="stdout:", delay=1.0)
-    display = Display(Teller(status=False), settings)
-    before = signal.getsignal(signum)
-    with outlasting_signals(display):
-        signal.raise_signal(signum)
-        assert codes == [128 + signum]
-        assert capsys.readouterr().err == f"Stopped by {signum.name} before anything was read.\n"
-        display.began = True
-        signal.raise_signal(signum)
+    display = Display(Teller(), Settings(to="stdout:", delay=1.0))
+    display.signal(signum, None)
     assert codes == [128 + signum]
-    assert capsys.readouterr().err == ""
-    assert signal.getsignal(signum) == before
+    display.opened(cast("DelayQueue", None))
+    display.signal(signum, None)
+    assert codes == [128 + signum]
 
 
 def test_hand_back_to_a_broker_that_has_no_delay() -> None:
@@ -94,5 +87,7 @@ def test_hand_back_to_a_broker_that_has_no_delay() -> None:
         check=False,
     )
     assert (process.returncode, process.stdout) == (2, b"")
-    assert process.stderr.startswith(b"Error: Invalid value for '--hand-back': this broker has no delay")
+    assert process.stderr.startswith(
+        b"Error: Invalid value for '--hand-back': needs a broker that has a delay"
+    )
     assert process.stderr.count(b"\n") == 1

@@ -110,7 +110,7 @@ async def test_wrong_lines_are_told_and_skipped(
     outcome = await stage.relay(script, sink, format="jsonl", max_line=100)
     assert stage.watched.wrong == [
         (2, "is no JSON: Expecting value at character 1"),
-        (3, "is empty, and no JSON object"),
+        (3, "is no JSON: Expecting value at character 1"),
         (4, "is longer than 100 bytes"),
         (5, "id 'a' is the id of a message that is pending already"),
         (7, "is no JSON: Expecting ':' delimiter at character 11"),

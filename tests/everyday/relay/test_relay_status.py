@@ -12,8 +12,7 @@ import attrs
 import pytest
 
 from localdelay import LatencySummary, Message, Statistics
-from localdelay.cli.relay import exit_code
-from localdelay.cli.relay_status import Display, has_the_terminal, problems, status_parts, summary
+from localdelay.cli.relay import Display, exit_code, has_the_terminal, problems, status_parts, summary
 from localdelay.cli.terminal import Teller, fitted
 from localdelay.relay.saving import Saved
 from localdelay.relay.settings import Outcome, Phase, Progress, Settings
@@ -55,7 +54,7 @@ BUSY: dict[str, Any] = {"pending": 12_345, "next_due_in": 1.24, "sent": 98_765, 
         (progress(puts_waiting=1, pending=5), "full, input waits  5 pending  0 sent  0/s  0 failed"),
         (
             progress(wrong=3, dead=2, failures=4, sent=12_345_678),
-            "0 pending  12.35M sent  0/s  4 failed  2 given up  3 wrong",
+            "0 pending  12,345,678 sent  0/s  4 failed  2 given up  3 wrong",
         ),
     ],
 )
@@ -83,20 +82,17 @@ def outcome(**changes: Any) -> Outcome:
 
 
 def test_the_summary() -> None:
-    """A sentence of what became of the lines, and one of how late they were, in 80 columns, no password."""
+    """A sentence of what became of the lines, and one of how late they were, no password."""
     assert list(summary(outcome(), SETTINGS)) == [
         "10 lines to nats://***@host/orders in 75 s: 10 sent.",
         "Late by 1 ms (p50), 12.3 ms (p99), 500 ms (max).",
     ]
     queue = statistics(sent=1_234, handed_back=3, failures=7, throttled=5)
-    many = outcome(lines=1, wrong=1, dead=2, unsent=4, queue=queue)
-    lines = list(summary(many, SETTINGS))
-    assert " ".join(lines) == (
-        "1 line to nats://***@host/orders in 75 s: 1,234 sent, 3 handed back, 1 wrong, 2 given up, "
-        "4 not sent. Sends that failed: 7, 5 of them throttled."
-    )
-    assert max(map(len, lines)) < 80
-    assert list(summary(outcome(queue=statistics(failures=1)), SETTINGS))[-1] == "Sends that failed: 1."
+    many = outcome(lines=1, wrong=1, dead=2, queue=queue)
+    assert list(summary(many, SETTINGS)) == [
+        "1 line to nats://***@host/orders in 75 s: 1,234 sent, 3 handed back, 1 wrong, 2 given up.",
+        "Sends that failed: 7 (5 throttled).",
+    ]
     assert list(summary(Outcome(stopped_by=2), SETTINGS)) == []
 
 

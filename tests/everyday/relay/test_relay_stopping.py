@@ -174,7 +174,7 @@ async def test_hand_back_to_a_broker_that_has_no_delay(
     """It is refused before anything is read."""
     script = Script(b"a\n")
     settings = Settings(to="stdout:", delay=1.0, hand_back=True)
-    with pytest.raises(NoDelay, match="no delay of its own"):
+    with pytest.raises(NoDelay, match="needs a broker that has a delay of its own"):
         await Relay(settings, script, stage.watched, Sink()).go()
     assert script.reads == 0
 

@@ -1,19 +1,43 @@
-"""What `bench` and `compare` share: how a measurement ends, and what is written of it."""
+"""What commands that run for a while share: their metrics, their pictures, and how they end."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from localdelay.benchmark import plot
 from localdelay.benchmark.result import BenchError
 from localdelay.cli.options import PICTURE, option
-from localdelay.cli.terminal import Failed, Teller, can_be_live, stopped
+from localdelay.cli.terminal import Failed, Teller, can_be_live, stopped, tell
 from localdelay.signals import Stopped
 
+Export: TypeAlias = Callable[[Any, Any], None]
+"""Is given a queue, and its fallback or None, to be exported while the command runs."""
+
 picture_option = option("--plot picture", PICTURE, "Draw a picture: FILE.svg or FILE.png.")
+
+
+@contextmanager
+def exporter(port: int | None, name: str) -> Iterator[Export | None]:
+    """What to export a queue with: over HTTP, or not at all."""
+    if port is None:
+        yield None
+        return
+    try:
+        from localdelay.metrics import Collector, serve
+    except ModuleNotFoundError as error:
+        raise Failed(str(error)) from error
+    collector = Collector()
+    with ExitStack() as stack:
+        try:
+            served = stack.enter_context(serve(collector, port=port))
+        except OSError as error:
+            raise Failed(f"port {port} can't be used for metrics: {error.strerror}") from error
+        tell(f"Metrics: http://127.0.0.1:{served}/metrics")
+        yield lambda queue, fallback: collector.add(queue, fallback, labels={"queue": name})
 
 
 @contextmanager
