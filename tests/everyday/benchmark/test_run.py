@@ -303,8 +303,8 @@ async def test_the_report_says_why_a_rate_was_not_held(autojump_clock: trio.test
     late = Distribution(1_000, *[0.1] * 6)
     changes: list[tuple[dict[str, Any], str]] = [
         ({}, "Held: p99 is under 10 ms, and all was put and sent in time."),
-        ({}, "memory 612 bytes a pending message, payload included"),
-        ({"resident_bytes_per_pending": None}, "too few pending, or too many in the warm-up"),
+        ({}, "Memory 612 bytes a pending message, payload included"),
+        ({"resident_bytes_per_pending": None, "cpu_us_per_message": None}, "Too few messages to tell"),
         ({"cpu_us_per_message": None}, "Memory 612 bytes"),
         ({"held": False, "latency": late}, "Not held: p99 is not under 10 ms."),
         ({"held": False, "put_lateness": late}, "The puts were late themselves"),
@@ -318,8 +318,9 @@ async def test_the_report_says_why_a_rate_was_not_held(autojump_clock: trio.test
         ({"failure": "x" * 999, "settings": Settings(to=url, delays=Delays((0.1, 86_400.0)))}, "nats://***@"),
     ]
     for change, words in changes:
-        printed = list(laid_out(report(attrs.evolve(fine, **change), [("a name too long for its column", late)])))
+        printed = list(
+            laid_out(report(attrs.evolve(fine, **change), [("a name too long for its column", late)]))
+        )
         assert words in " ".join(printed).replace("  ", " ")
         assert max(map(len, printed)) <= 80
         assert "hunter2" not in str(printed)
-
