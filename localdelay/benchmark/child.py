@@ -13,9 +13,8 @@ import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -30,21 +29,17 @@ from localdelay.benchmark.result import BenchError
 from localdelay.errors import LocalDelayError
 from localdelay.nurseries import bare
 
-if TYPE_CHECKING:  # with an extra
-    from localdelay.redis_plan.link import Link
-
 _LEASE = 2.0
 """Seconds, in the runs that are killed: what the dead one has claimed waits as long."""
+_CRASH_SECONDS = 2.0
 _RECOVER_WITHIN = 30.0
 _LOOK = 0.1
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class Job:
     """What to do, and where what came of it is to be found."""
 
-    what: str
-    """A key of `_JOBS`."""
     plan: Plan
     asked: Comparison
     server: str = attrs.field(repr=False)
@@ -52,8 +47,13 @@ class Job:
     token: str
     """Is in the names of all keys."""
     directory: Path
-    seconds: float = 0.0
-    """How long the load to be killed is to be, after the first message is due."""
+    what: str = "measure"
+    """A key of `_JOBS`."""
+
+    @property
+    def seconds(self) -> float:
+        """How long the load to be killed is to be, after the first message is due."""
+        return min(self.asked.seconds, _CRASH_SECONDS)
 
     @property
     def stored(self) -> Path:
@@ -95,14 +95,8 @@ def _say(step: str) -> None:
 
 async def _measure(job: Job) -> object:
     """All but the crash."""
-
-    async def with_link(link: Link | None) -> object:
+    async with open_link(job.server) if job.server else nullcontext() as link:
         return await Bench(job.plan, job.asked, link, job.server, job.token).measure(_say)
-
-    if not job.server:
-        return await with_link(None)
-    async with open_link(job.server) as link:
-        return await with_link(link)
 
 
 @asynccontextmanager

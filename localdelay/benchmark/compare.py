@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
+import attrs
 import trio
 
 from localdelay.benchmark.child import Job, recorded
@@ -40,7 +41,6 @@ from localdelay.signals import Stopped, heard
 
 _CHILD = "localdelay.benchmark.child"
 _LOG = "stderr"
-_CRASH_SECONDS = 2.0
 _REMOVE_WITHIN = 10.0
 
 
@@ -76,16 +76,26 @@ async def _run_until_signal(asked: Comparison, watcher: Watcher) -> Report:
 
 async def _compare(asked: Comparison, watcher: Watcher) -> Report:
     begun = trio.current_time()
+    crashes: dict[Plan, Crash] = {}
+
+    async def crash(job: Job) -> None:
+        crashes[job.plan] = await _crash(job, watcher)
+
     async with Guarded(Path(tempfile.mkdtemp(prefix="localdelay-compare-"))) as guarded:
-        server = asked.redis or ""
+        server, token = asked.redis or "", f"compare-{secrets.token_hex(6)}"
         if asked.needs_redis and not server:
             server = await start_server(guarded)
-        plans = _Plans(asked, watcher, server, guarded.directory)
+        jobs = [_job(plan, asked, server, token, guarded.directory) for plan in asked.plans]
         try:
-            measured = {plan: await plans.measured(plan) for plan in asked.plans}
-            crashes = await plans.crashes()
+            measured: dict[Plan, Measured] = {job.plan: await _result(job, watcher) for job in jobs}
+            watcher.step(None, "killed half-way")
+            # All plans at the same time: it is counted, and not timed.
+            async with trio.open_nursery() as nursery:
+                for job in jobs:
+                    nursery.start_soon(crash, job)
         finally:
-            await plans.leave()
+            if asked.needs_redis and asked.redis is not None:
+                await _leave(server, token)
     return Report(
         settings=asked,
         machine=machine(),
@@ -95,77 +105,41 @@ async def _compare(asked: Comparison, watcher: Watcher) -> Report:
     )
 
 
-class _Plans:
-    def __init__(self, asked: Comparison, watcher: Watcher, server: str, directory: Path) -> None:
-        self._asked = asked
-        self._watcher = watcher
-        self._server = server
-        self._directory = directory
-        self._token = f"compare-{secrets.token_hex(6)}"
+def _job(plan: Plan, asked: Comparison, server: str, token: str, directory: Path) -> Job:
+    (directory / plan).mkdir()
+    return Job(plan, asked, server if plan.in_redis else "", token, directory / plan)
 
-    async def measured(self, plan: Plan) -> Measured:
-        found: Measured = await self._result(self._job("measure", plan))
-        return found
 
-    async def crashes(self) -> dict[Plan, Crash]:
-        """Of all plans at the same time: it is counted, and not timed."""
-        found: dict[Plan, Crash] = {}
+async def _crash(job: Job, watcher: Watcher) -> Crash:
+    """Kill it in the middle, and have another send what is left."""
+    job = attrs.evolve(job, what="be killed")
+    async with _running(job) as steps:
+        if await anext(steps, None) is None:
+            _result_of(job)  # which is the error that has ended it
+        await trio.sleep(job.asked.before + job.seconds / 2)
+    killed = trio.current_time()
+    stored, sent = recorded(job.stored), recorded(job.sent)
+    recovered_in = None
+    if job.plan.in_redis and not await _result(attrs.evolve(job, what="recover"), watcher):
+        recovered_in = trio.current_time() - killed
+    # A send may be written down before its put is: nobody else hears of either meanwhile.
+    there = set(stored) | set(sent)
+    lost, twice = count_crash(there, recorded(job.sent))
+    return Crash(stored=len(there), sent_before=len(sent), lost=lost, twice=twice, recovered_in=recovered_in)
 
-        async def crash(plan: Plan) -> None:
-            found[plan] = await self._crash(plan)
 
-        self._watcher.step(None, "killed half-way")
-        async with trio.open_nursery() as nursery:
-            for plan in self._asked.plans:
-                nursery.start_soon(crash, plan)
-        return found
+async def _leave(server: str, token: str) -> None:
+    """On somebody else's server nothing is left. What has made this fail, if anything, is told already."""
+    with trio.move_on_after(_REMOVE_WITHIN, shield=True), suppress(LocalDelayError, ConnectionError):
+        async with open_link(server) as link:
+            await remove(link, token)
 
-    async def _crash(self, plan: Plan) -> Crash:
-        """Kill it in the middle, and have another send what is left."""
-        seconds = min(self._asked.seconds, _CRASH_SECONDS)
-        job = self._job("be killed", plan, seconds)
-        async with _running(job) as steps:
-            if await anext(steps, None) is None:
-                _result_of(job)  # which is the error that has ended it
-            await trio.sleep(self._asked.before + seconds / 2)
-        killed = trio.current_time()
-        stored, sent = recorded(job.stored), recorded(job.sent)
-        recovered_in = None
-        if plan.in_redis and not await self._result(self._job("recover", plan, seconds)):
-            recovered_in = trio.current_time() - killed
-        # A send may be written down before its put is: nobody else hears of either meanwhile.
-        there = set(stored) | set(sent)
-        lost, twice = count_crash(there, recorded(job.sent))
-        return Crash(
-            stored=len(there), sent_before=len(sent), lost=lost, twice=twice, recovered_in=recovered_in
-        )
 
-    async def leave(self) -> None:
-        """On somebody else's server nothing is left."""
-        if self._asked.needs_redis and self._asked.redis is not None:
-            # What has made this fail, if anything, is told already.
-            with trio.move_on_after(_REMOVE_WITHIN, shield=True), suppress(LocalDelayError, ConnectionError):
-                async with open_link(self._server) as link:
-                    await remove(link, self._token)
-
-    def _job(self, what: str, plan: Plan, seconds: float = 0.0) -> Job:
-        directory = self._directory / plan
-        directory.mkdir(exist_ok=True)
-        return Job(
-            what=what,
-            plan=plan,
-            asked=self._asked,
-            server=self._server if plan.in_redis else "",
-            token=self._token,
-            directory=directory,
-            seconds=seconds,
-        )
-
-    async def _result(self, job: Job) -> Any:
-        async with _running(job) as steps:
-            async for step in steps:
-                self._watcher.step(job.plan, step)
-        return _result_of(job)
+async def _result(job: Job, watcher: Watcher) -> Any:
+    async with _running(job) as steps:
+        async for step in steps:
+            watcher.step(job.plan, step)
+    return _result_of(job)
 
 
 def _result_of(job: Job) -> Any:

@@ -10,7 +10,7 @@ import shutil
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import attrs
@@ -50,33 +50,31 @@ async def start_server(guarded: Guarded) -> str:
 
     Raises `BenchError` where it does not start.
     """
-    program = find_server()
-    log = guarded.directory / "redis.log"
+    program, log = find_server(), guarded.directory / "redis.log"
     # The port that was free may be somebody else's by then.
     for _ in range(_TRIES):
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
-        command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-        command += ["--appendonly", "no", "--dir", str(guarded.directory), "--logfile", str(log)]
-        if await _answers(await guarded.start(command), port):
-            return f"redis://127.0.0.1:{port}"
+        command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        command += ["--dir", str(guarded.directory), "--logfile", str(log)]
+        process = await guarded.start(command)
+        with trio.move_on_after(_START_TIMEOUT):
+            while process.poll() is None:
+                if await _answers(port) and process.poll() is None:
+                    return f"redis://127.0.0.1:{port}"
+                await trio.sleep(_POLL)
+        if process.poll() is None:
+            break
     raise BenchError(f"redis-server does not start; {last_words(log)}")
 
 
-async def _answers(process: trio.Process, port: int) -> bool:
-    """Whether it takes commands, and not only connections; False when it has ended."""
-    with trio.move_on_after(_START_TIMEOUT):
-        while process.poll() is None:
-            try:
-                async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
-                    await stream.send_all(b"PING\r\n")
-                    if (await stream.receive_some(64)).startswith(b"+PONG") and process.poll() is None:
-                        return True
-            except OSError:
-                pass
-            await trio.sleep(_POLL)
-        return False
-    raise BenchError(f"redis-server does not answer within {_START_TIMEOUT:g} s")
+async def _answers(port: int) -> bool:
+    """Whether it takes commands, and not only connections."""
+    with suppress(OSError):
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            await stream.send_all(b"PING\r\n")
+            return (await stream.receive_some(64)).startswith(b"+PONG")
+    return False
 
 
 @asynccontextmanager

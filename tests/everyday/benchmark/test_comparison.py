@@ -81,7 +81,7 @@ def test_passwords_are_not_shown() -> None:
     assert "secret" not in shown
     assert "host/3" in shown
     asked = Comparison(redis="redis://user:secret@host/3", only=(Plan.MEMORY, Plan.REDIS))
-    job = Job(what="measure", plan=Plan.REDIS, asked=asked, server="secret", token="t", directory=Path())
+    job = Job(Plan.REDIS, asked, "secret", "t", Path())
     assert "secret" not in repr(job)
     assert asked.plans == (Plan.REDIS, Plan.MEMORY), "in the usual order"
 
