@@ -1,0 +1,71 @@
+"""A queue in Redis for a test, with a sender that writes down; its books are looked at when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import trio
+
+from localdelay import (
+    Message,
+)
+from localdelay.redis_plan import RedisDelayQueue, RedisStatistics, open_redis_delay_queue
+from tests.kit.servers.redis import RedisServer
+
+
+class Sent:
+    """A sender that writes down, and fails as it is told: errors in the order of the sends."""
+
+    def __init__(self, *errors: Exception | None) -> None:
+        self.messages: list[Message] = []
+        self.at: list[float] = []
+        self.errors = list(errors)
+        self.open = trio.Event()
+        self.open.set()
+
+    async def __call__(self, message: Message) -> None:
+        self.messages.append(message)
+        self.at.append(trio.current_time())
+        await self.open.wait()
+        if self.errors and (error := self.errors.pop(0)) is not None:
+            raise error
+
+    @property
+    def ids(self) -> list[str]:
+        return [message.id for message in self.messages]
+
+    async def wait(self, count: int, within: float = 10.0) -> None:
+        with trio.fail_after(within):
+            while len(self.messages) < count:  # noqa: ASYNC110
+                await trio.sleep(0.005)
+
+
+@asynccontextmanager
+async def opened(
+    redis: RedisServer, given: Callable[[Message], object] | None = None, url: str = "", **options: object
+) -> AsyncIterator[RedisDelayQueue]:
+    usual = {"send": given or Sent(), "workers": 4, "shards": 4, "confirm_within": 0.02, "linger": 0.0}
+    async with open_redis_delay_queue(url=url or redis.fresh(), **{**usual, **options}) as queue:  # type: ignore[arg-type]
+        try:
+            yield queue
+        finally:
+            conserve(queue)
+    s = conserve(queue)
+    assert s.pending == 0
+    assert s.closed
+
+
+def conserve(queue: RedisDelayQueue) -> RedisStatistics:
+    s = queue.statistics()
+    assert s.accepted == s.sent + s.dead + s.cancelled + s.handed_back + s.spooled + s.pending, s
+    assert s.pending == s.waiting + s.sending + s.retrying, s
+    assert s.lateness.clipped == 0
+    return s
+
+
+async def confirmed(queue: RedisDelayQueue) -> None:
+    """Wait until Redis holds nothing any more."""
+    with trio.fail_after(10):
+        while await queue.count():  # noqa: ASYNC110
+            await trio.sleep(0.01)
