@@ -10,7 +10,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import trio
@@ -61,24 +60,6 @@ def in_thread(act: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=act, daemon=True)
     thread.start()
     return thread
-
-
-def test_messages_are_sent_when_they_are_due() -> None:
-    """Put in one thread, sent in another, none early; leaving the block waits for all of them."""
-    sent = Sent()
-    with threads.open_delay_queue(sent, capacity=100, workers=4) as queue:
-        queue.pause()  # or a busy machine may send before it looks
-        first = queue.put(b"1", delay=0.05, headers={"k": "v"})
-        second = queue.put_nowait(b"2", delay=0.02, id="order 7")
-        assert [message.id for message in queue.messages()] == ["order 7", first.id]
-        assert conserved(queue.statistics()).waiting == 2
-        queue.resume()
-    assert sent.ids() == Counter([first.id, second.id])
-    assert first in sent.messages
-    statistics = conserved(queue.statistics())
-    assert (statistics.sent, statistics.closed) == (2, True)
-    assert 0 <= statistics.lateness.max < 5
-    assert "MainThread" not in sent.threads
 
 
 def test_an_async_send_runs_on_the_loop() -> None:
@@ -212,23 +193,6 @@ def test_a_put_on_the_queues_own_loop_does_not_wait_for_room() -> None:
     assert [type(error) for error in errors] == [QueueFull]
 
 
-def test_more_workers_send_more_at_once() -> None:
-    """`resize` gives a blocking send more threads, too."""
-    hold = threading.Event()
-    running = threading.Semaphore(0)
-
-    def send(message: Message) -> None:
-        running.release()
-        hold.wait(20)
-
-    with threads.open_delay_queue(send, capacity=20, workers=2) as queue:
-        queue.resize(workers=8)
-        for _ in range(8):
-            queue.put_nowait(b"", delay=0.0)
-        assert all(running.acquire(timeout=20) for _ in range(8))
-        hold.set()
-
-
 def test_sends_that_hang_cost_other_messages_no_attempt() -> None:
     """While every thread is held by a call that was given up, the rest waits for one."""
     hold = threading.Event()
@@ -275,59 +239,14 @@ def test_a_send_that_exits_harms_its_message_only() -> None:
     assert conserved(queue.statistics()).sent == 1
 
 
-def test_an_error_of_the_block_ends_it_at_once(caplog: pytest.LogCaptureFixture) -> None:
-    """It comes out as it is; what is pending is still there to be looked at, and warned of."""
-    own = RuntimeError("mine")
-    with pytest.raises(RuntimeError) as raised:
-        with threads.open_delay_queue(Sent(), capacity=10, workers=1) as queue:
-            for _ in range(5):
-                queue.put_nowait(b"12345", delay=60.0)
-            raise own
-    assert raised.value is own
-    assert len(queue.messages()) == conserved(queue.statistics()).pending == 5
-    assert "the queue was left with 5 messages of 25 bytes pending" in caplog.messages
-    with pytest.raises(QueueClosed):
-        queue.put_nowait(b"", delay=0.0)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "said"),
-    [
-        ({"workers": 0}, ValueError, "workers"),
-        ({"capacity": 0}, ValueError, "capacity"),
-        ({"send": 5}, TypeError, "send"),
-        ({"send": None}, TypeError, "exactly one of send and send_batch"),
-        ({"drain_on_exit": -1}, ValueError, "drain_on_exit"),
-        ({"on_dead_letter": 5}, TypeError, "on_dead_letter"),
-        ({"colour": "red"}, TypeError, "colour"),
-    ],
-)
-def test_a_wrong_argument_is_refused(arguments: dict[str, Any], error: type[Exception], said: str) -> None:
-    """In the thread that opens it, by name; and no thread stays behind."""
-    before = threading.active_count()
-    options: dict[str, Any] = {"send": Sent(), "capacity": 1, "workers": 1, **arguments}
-    with pytest.raises(error, match=said):
-        with threads.open_delay_queue(**options):
+def test_what_only_threads_are_asked_is_checked_by_name() -> None:
+    """As in the contract what all faces are asked."""
+    with pytest.raises(ValueError, match="drain_on_exit"):
+        with threads.open_delay_queue(Sent(), capacity=1, workers=1, drain_on_exit=-1):
             pass
-    assert threading.active_count() <= before
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ({"delay": -1.0}, "delay"),
-        ({"delay": 1.0, "timeout": -1}, "timeout"),
-        ({"delay": 0.0, "id": ""}, "id"),
-    ],
-)
-def test_a_wrong_put_is_refused(arguments: dict[str, Any], said: str) -> None:
-    """At the call, in the thread that makes it."""
     with threads.open_delay_queue(Sent(), capacity=1, workers=1) as queue:
-        with pytest.raises(ValueError, match=said):
-            queue.put(b"", **arguments)
-        with pytest.raises(TypeError, match="payload"):
-            queue.put_nowait("text", delay=0.0)  # type: ignore[arg-type]
-        assert queue.statistics().accepted == 0
+        with pytest.raises(ValueError, match="timeout"):
+            queue.put(b"", delay=1.0, timeout=-1)
 
 
 def test_on_its_own_loop_it_says_so_instead_of_hanging() -> None:

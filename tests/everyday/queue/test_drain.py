@@ -142,19 +142,6 @@ async def test_what_is_overdue_when_handed_back_carries_zero(autojump_clock: Any
     assert (report.handed_back, report.remaining) == (1, [])
 
 
-async def test_a_retry_beyond_the_grace_is_handed_back(autojump_clock: Any, conserved: Any) -> None:
-    """A message that fails during the drain, and would be tried again too late, is handed back at once."""
-    hand_back = HandBack()
-    retry = RetryPolicy(wait_initial=50, wait_max=50, wait_jitter=0)
-    async with open_delay_queue(FailingSender(OSError), capacity=10, workers=1, retry=retry) as queue:
-        queue.put_nowait(b"x", delay=3)
-        report = await queue.drain(grace=10, hand_back=hand_back)
-        assert trio.current_time() == 3
-    assert hand_back.given == [(3, b"x", 0.0)]
-    assert (report.handed_back, report.remaining) == (1, [])
-    assert conserved(queue).handed_back == 1
-
-
 async def test_a_failing_hand_back_is_tried_again(autojump_clock: Any, conserved: Any) -> None:
     """A throttled primary gets each message again, after the wait it asked for, within the grace."""
     calls: list[float] = []
@@ -344,20 +331,6 @@ async def test_the_report_counts_the_drain_alone(autojump_clock: Any) -> None:
                 await trio.sleep(5)
         report = await queue.drain(grace=5)
     assert (report.sent, report.dead, report.cancelled) == (1, 1, 0)
-
-
-async def test_without_an_index_the_drain_is_the_same(autojump_clock: Any, conserved: Any) -> None:
-    """`cancellable=False` changes nothing of a drain."""
-    hand_back = HandBack()
-    sender = RecordingSender()
-    async with open_delay_queue(sender, capacity=10, workers=1, cancellable=False) as queue:
-        for delay in (1, 30, 2):
-            queue.put_nowait(b"%d" % delay, delay=delay)
-        report = await queue.drain(grace=10, hand_back=hand_back)
-        conserved(queue)
-    assert sender.payloads == [b"1", b"2"]
-    assert hand_back.given == [(0, b"30", 30)]
-    assert (report.sent, report.handed_back) == (2, 1)
 
 
 @pytest.mark.parametrize(

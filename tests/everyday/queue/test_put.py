@@ -195,30 +195,6 @@ async def test_at_an_aware_datetime(autojump_clock: Any) -> None:
     assert sender.ids == [past.id, soon.id]
 
 
-@pytest.mark.parametrize("cancellable", [True, False])
-async def test_the_short_way_in_and_the_long_one_lead_to_the_same(
-    cancellable: bool, autojump_clock: Any, conserved: Any
-) -> None:
-    """`put_nowait` takes the common call in by itself; headers that are empty make it go the long way."""
-    seen: list[Any] = []
-    for headers in (None, {}):
-        async with open_delay_queue(
-            RecordingSender(), capacity=600, workers=1, capacity_bytes=10_000, cancellable=cancellable
-        ) as queue:
-            start = trio.current_time()
-            messages = [queue.put_nowait(b"%d" % n, delay=n % 7, headers=headers) for n in range(600)]
-            numbers = [message._id for message in messages]
-            assert numbers == list(range(numbers[0], numbers[0] + 600))
-            with pytest.raises(QueueFull):
-                queue.put_nowait(b"", delay=0, headers=headers)
-            s = conserved(queue)
-            shown = [(m.payload, m.execute_at - start, m.headers, m.attempt) for m in queue.messages()]
-            seen.append((s.accepted, s.pending, s.waiting, s.pending_bytes, s.next_due_in, shown))
-            entries = [entry[2] for entry in queue._schedule.entries()]
-            assert all(type(body) is bytes for body in entries)
-    assert seen[0] == seen[1]
-
-
 async def test_put_nowait_raises_when_full(autojump_clock: Any, conserved: Any) -> None:
     """Capacity counts what waits, what is being sent and what waits for a retry; a sent message frees it."""
     sender = RecordingSender(duration=5)
