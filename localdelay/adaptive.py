@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 
+from . import arguments
 from .breaker import TAKEN, THROTTLED, Outcome
 from .costs import Cost
 from .limit import Bucket, Limit
@@ -47,8 +48,6 @@ _RETRY_MAX = 1.0
 """... up to this."""
 _ANEW = 2.0
 """Seconds in which nothing was taken, after which it begins by slow start again."""
-_OBEY_MAX = 30.0
-"""Seconds of `retry_after` that are obeyed at most."""
 _OFF = 0.85
 """It goes off when calls were asked for at less than this share of the rate ..."""
 _OFF_AFTER = 2.0
@@ -96,16 +95,18 @@ class Lately:
 class Finder:
     """Finds the rate. Every method takes the time in seconds; none of them waits or calls out.
 
-    `count` is what a call takes of the quota: rates are in units of that.
+    `count` is what a call takes of the quota: rates are in units of that. `retry_after` is obeyed for
+    `retry_after_max` seconds at most.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, retry_after_max: float = 30.0) -> None:
+        self._retry_after_max = retry_after_max
         self.rate: float | None = None
         """Calls a second that may be made; None: all."""
         self._asked = Lately()
         self._taken = Lately()
         self._began = -math.inf  # when it began to limit
-        self._first: float | None = None  # when it was asked for the first time
+        self._first: float | None = None  # when it was asked or told for the first time
         self._ceiling = 0.0
         self._cut = -math.inf  # when the ceiling was found
         self._paused = 0.0  # seconds since then in which it did not limit
@@ -136,6 +137,8 @@ class Finder:
 
     def taken(self, now: float, count: float = 1) -> None:
         """A call was taken."""
+        if self._first is None:
+            self._first = now
         if self.rate is not None and self._refused >= _IN_A_ROW and now - self._took > _ANEW:
             self._is_slow_start = True  # the last ceiling was that nothing is taken
         self._refused = 0
@@ -151,7 +154,7 @@ class Finder:
         if self._refused >= _IN_A_ROW:
             # Only now: a primary that still takes most calls is not shut for what it says to some.
             grown = min(_RETRY_MAX, _RETRY * 2.0 ** min(self._refused - _IN_A_ROW, 9))
-            wait = min(_OBEY_MAX, retry_after) if retry_after else grown * (1 + jitter) / 2
+            wait = min(self._retry_after_max, retry_after) if retry_after else grown * (1 + jitter) / 2
             self._shut = max(self._shut, now + wait)
         if begun >= self._cut + _DEAF:
             self._find_ceiling(now, self.rate)
@@ -203,16 +206,19 @@ class AdaptiveLimit(Limit):
     """As many calls of the primary as it takes: a rate that is found by what comes of them. In any thread.
 
     It is off, and lets everything through, until a call is refused. `cost(message, delayed)` says what a call
-    takes of it, as for `RateLimit`. Raises `TypeError` for one that is no function.
+    takes of it, as for `RateLimit`. A `retry_after` is obeyed for `retry_after_max` seconds at most. Raises
+    `TypeError` and `ValueError` for an argument that is wrong.
     """
 
     adapts = True
 
-    def __init__(self, *, cost: Cost | None = None) -> None:
+    def __init__(self, *, cost: Cost | None = None, retry_after_max: float = 30.0) -> None:
         super().__init__(cost)
-        self._finder = Finder()
+        self._retry_after_max = arguments.at_least("retry_after_max", retry_after_max, 0)
+        self._finder = Finder(self._retry_after_max)
         self._bucket = Bucket(0.0)
         self._at = -math.inf  # when it was asked or told last
+        self.limits = False
 
     @property
     def limit_rate(self) -> float | None:
@@ -228,10 +234,13 @@ class AdaptiveLimit(Limit):
 
     def try_acquire(self, count: float = 1) -> bool:
         """Whether a call may be made now; it is then on its way."""
+        if not self.limits:  # nobody needs to wait for the lock or to look at the clock
+            return True
         with self._lock:
             now = self._now()
             rate = self._finder.ask(now, count)
             if rate is None:
+                self.limits = False
                 return True
             is_open = self._finder.shut_for(now) <= 0
             burst = max(2.0, rate * _BURST)
@@ -249,7 +258,7 @@ class AdaptiveLimit(Limit):
     def owe(self, count: float) -> float:
         """A call takes so much, whether it is there or not."""
         with self._lock:
-            self._finder.ask(self._now(), count)
+            self.limits = self._finder.ask(self._now(), count) is not None
             self._bucket.tokens -= count
             return self._bucket.tokens
 
@@ -265,10 +274,15 @@ class AdaptiveLimit(Limit):
                 if self._finder.rate is None:
                     self._bucket = Bucket(0.0)  # nothing is saved up for the first moment
                 self._finder.refused(now, now - age, retry_after, jitter)
+                self.limits = True
 
     def _now(self) -> float:
         now = self._clock()
-        if now < self._at:  # another run's clock: what was found is not of its time
-            self._finder, self._bucket = Finder(), Bucket(0.0)
+        if now < self._at:
+            if now > self._at - 1:  # some clocks step back a little now and then
+                return self._at
+            # Another run's clock: what was found is not of its time.
+            self._finder, self._bucket = Finder(self._retry_after_max), Bucket(0.0)
+            self.limits = False
         self._at = now
         return now

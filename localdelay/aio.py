@@ -243,13 +243,15 @@ class Fallback(BaseFallback[PublishDelayed, DelayQueue]):
         reason, where the local queue is full too; `QueueClosed`; and `TypeError` or `ValueError` for an
         argument that is wrong; a payload over `capacity_bytes` is one only where the local queue is needed.
         """
+        self._router.check_process()
         remote = self._queue.remote
         stamped = remote.stamp(payload, delay, at, id, headers)
         message = stamped[0]
-        steps = Publish(self._router, message)
+        now = remote.clock()
+        steps = Publish(self._router, message, now)
         if steps.calls:
             with steps:
-                await self._publish_delayed(message, max(0.0, message.execute_at - remote.clock()))
+                await self._publish_delayed(message, max(0.0, message.execute_at - now))
         if steps.holds:
             with steps:
                 await _put(remote, stamped, self._room_timeout)
@@ -261,7 +263,14 @@ class Fallback(BaseFallback[PublishDelayed, DelayQueue]):
             raise TypeError(f"queue must be a localdelay.aio.DelayQueue, not {type(queue).__name__}")
         remote = queue.remote
         hand_back = queue.errands.on_loop("publish_delayed", self._publish_delayed)
-        return World(remote.clock, lambda: remote.at_risk()[0], remote.queue, hand_back, remote.begin)
+        return World(
+            remote.clock,
+            lambda: remote.at_risk()[0],
+            remote.queue.limit,
+            remote.queue,
+            hand_back,
+            remote.begin,
+        )
 
 
 class Errands:

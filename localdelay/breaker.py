@@ -1,9 +1,9 @@
-"""The circuit breaker: whether to call a primary that may well refuse. Pure: time and jitter are given.
+"""The circuit breaker: whether to call a primary that may well be down. Pure: time and jitter are given.
 
 The words are resilience4j's. *Closed*: calls go through, and the outcomes of the last ones are remembered;
-too many throttled ones among them, or too many in a row, open it. *Open*: no call goes through until a wait
+too many failed ones among them, or too many in a row, open it. *Open*: no call goes through until a wait
 is over, which grows each time that a trial fails. *Half-open*: a few trial calls go through; if all of them
-are taken it closes, and the first that is throttled opens it again. *Forced open* and *disabled* are set from
+are answered it closes, and the first that fails opens it again. *Forced open* and *disabled* are set from
 outside, and left by nothing else. A call that was let through before a change of state says nothing about
 the time after it: its outcome is dropped.
 """
@@ -65,16 +65,20 @@ def _share(_: object, attribute: attrs.Attribute[float], value: float) -> None:
 
 @attrs.frozen(kw_only=True)
 class BreakerPolicy:
-    """When the breaker opens and closes. A wrong argument is a `TypeError` or `ValueError` that names it."""
+    """When the breaker opens and closes. A wrong argument is a `TypeError` or `ValueError` that names it.
+
+    A call has failed that came to a time-out or a `ConnectionError`, or took longer than `publish_timeout`;
+    one that was refused was answered.
+    """
 
     failure_rate: float = attrs.field(default=0.5, validator=_share)
-    """It opens when this share of the window was throttled."""
+    """It opens when this share of the window has failed."""
     window: int = attrs.field(default=100, validator=arguments.field_count)
     """How many calls are remembered."""
     minimum_calls: int = attrs.field(default=20, validator=arguments.field_count)
     """With fewer in the window, `failure_rate` says nothing."""
     consecutive: int | None = attrs.field(default=5, validator=arguments.field_count_or_none)
-    """It opens when so many in a row were throttled; None: it does not."""
+    """It opens when so many in a row have failed; None: it does not."""
     wait_initial: float = attrs.field(default=1.0, validator=arguments.field_at_least(0))
     """Seconds that it stays open at first."""
     wait_max: float = attrs.field(default=30.0, validator=arguments.field_at_least(0))
@@ -84,7 +88,7 @@ class BreakerPolicy:
     wait_jitter: float = attrs.field(default=0.2, validator=arguments.field_at_least(0))
     """Up to this share of the wait is added at random: instances must not come back together."""
     trial_calls: int = attrs.field(default=3, validator=arguments.field_count)
-    """Calls let through while it is half-open; all of them must be taken."""
+    """Calls let through while it is half-open; all of them must be answered."""
 
     def wait(self, openings: int, jitter: float) -> float:
         """Seconds to stay open for the n-th time in a row (n from 1); `jitter` is drawn from 0 to 1."""
@@ -93,10 +97,15 @@ class BreakerPolicy:
 
 
 class Breaker:
-    """One breaker. Every method takes the time in seconds; none of them waits or calls out."""
+    """One breaker. Every method takes the time in seconds; none of them waits or calls out.
 
-    def __init__(self, policy: BreakerPolicy, now: float) -> None:
+    A trial that has not ended after `patience` seconds has failed: calls that never return would use up the
+    trials for ever.
+    """
+
+    def __init__(self, policy: BreakerPolicy, now: float, patience: float = math.inf) -> None:
         self._policy = policy
+        self._patience = patience
         self.state = CLOSED
         self.since = now
         """When the state began."""
@@ -104,13 +113,13 @@ class Breaker:
         """When it will be half-open, while it is open."""
         self._openings = 0  # in a row, without a closing in between
         self._changes = 0  # of state
-        self._outcomes: deque[bool] = deque(maxlen=policy.window)  # whether throttled
-        self._throttled = 0
+        self._calls = 0  # since the state began, and were answered or failed
+        self._failed: deque[int] = deque()  # which of these, as far as the window reaches back
         self._in_a_row = 0
         self._trials_left = 0
-        self._trials_taken = 0
+        self._trial_at = 0.0  # when the last one was let through
 
-    def ask(self, now: float, price: float = 1.0) -> Ticket | None:
+    def ask(self, now: float, price: float = 1.0, jitter: float = 0.0) -> Ticket | None:
         """Whether a call may be made now: a ticket to `record` its outcome with, or None.
 
         Every ticket must come back.
@@ -119,29 +128,28 @@ class Breaker:
             self._change(HALF_OPEN, now)
         if self.state is HALF_OPEN:
             if not self._trials_left:
+                if now >= self._trial_at + self._patience:
+                    self._open(now, jitter)
                 return None
             self._trials_left -= 1
+            self._trial_at = now
         elif self.state in (OPEN, FORCED_OPEN):
             return None
         return self._changes, now, price
 
-    def record(
-        self,
-        now: float,
-        ticket: Ticket,
-        outcome: Outcome,
-        jitter: float = 0.0,
-        retry_after: float | None = None,
-    ) -> None:
-        """Take note of what a call came to; `retry_after` is the wait that the primary asked for."""
-        if ticket[0] != self._changes or self.state is DISABLED:
-            return
-        if self.state is HALF_OPEN:
-            self._record_trial(outcome, now, jitter, retry_after)
-        elif outcome is not OTHER:
-            self._remember(outcome is not TAKEN)
-            if outcome is not TAKEN and (retry_after or self._is_too_much()):
-                self._open(now, jitter, retry_after)
+    def record(self, now: float, ticket: Ticket, outcome: Outcome, jitter: float = 0.0) -> None:
+        """Take note of what a call came to."""
+        if ticket[0] != self._changes or outcome is OTHER or self.state is DISABLED:
+            if ticket[0] == self._changes and self.state is HALF_OPEN:
+                self._trials_left += 1
+        elif outcome is not DOWN:
+            self._calls += 1
+            self._in_a_row = 0
+            if self.state is HALF_OPEN and self._calls == self._policy.trial_calls:
+                self._openings = 0
+                self._change(CLOSED, now)
+        elif self.state is HALF_OPEN or self._is_too_much():
+            self._open(now, jitter)
 
     def force_open(self, now: float) -> None:
         """Let no call through until `force_closed`, `disable` or `reset`."""
@@ -160,44 +168,32 @@ class Breaker:
         self._openings = 0
         self._change(CLOSED, now)
 
-    def _record_trial(self, outcome: Outcome, now: float, jitter: float, retry_after: float | None) -> None:
-        if outcome is OTHER:
-            self._trials_left += 1
-        elif outcome is not TAKEN:
-            self._open(now, jitter, retry_after)
-        else:
-            self._trials_taken += 1
-            if self._trials_taken == self._policy.trial_calls:
-                self._openings = 0
-                self._change(CLOSED, now)
-
-    def _remember(self, throttled: bool) -> None:
-        if len(self._outcomes) == self._policy.window:
-            self._throttled -= self._outcomes[0]
-        self._outcomes.append(throttled)
-        self._throttled += throttled
-        self._in_a_row = self._in_a_row + 1 if throttled else 0
-
     def _is_too_much(self) -> bool:
-        policy, calls = self._policy, len(self._outcomes)
+        """Whether a call that has failed now is one too many."""
+        policy, failed = self._policy, self._failed
+        self._calls += 1
+        self._in_a_row += 1
+        failed.append(self._calls)
+        while failed[0] <= self._calls - policy.window:
+            failed.popleft()
         if policy.consecutive is not None and self._in_a_row >= policy.consecutive:
             return True
+        calls = min(self._calls, policy.window)
         # Within a window smaller than `minimum_calls` a full one is enough.
-        return calls >= min(policy.minimum_calls, policy.window) and (
-            self._throttled >= policy.failure_rate * calls
+        return (
+            calls >= min(policy.minimum_calls, policy.window) and len(failed) >= policy.failure_rate * calls
         )
 
-    def _open(self, now: float, jitter: float, retry_after: float | None) -> None:
+    def _open(self, now: float, jitter: float) -> None:
         self._openings += 1
-        wait = max(self._policy.wait(self._openings, jitter), retry_after or 0.0)
         self._change(OPEN, now)
-        self.retry_at = now + wait
+        self.retry_at = now + self._policy.wait(self._openings, jitter)
 
     def _change(self, state: BreakerState, now: float) -> None:
         self.state = state
         self.since = now
         self.retry_at = math.inf
         self._changes += 1
-        self._outcomes.clear()
-        self._throttled = self._in_a_row = self._trials_taken = 0
+        self._failed.clear()
+        self._calls = self._in_a_row = 0
         self._trials_left = self._policy.trial_calls

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping
 
-from . import arguments
+logger = logging.getLogger("localdelay")
+
+_told: set[type] = set()  # kinds of `retry_after` that were ignored, and said to be
 
 
 class LocalDelayError(Exception):
@@ -24,8 +28,8 @@ class Throttled(LocalDelayError):
 
     Raised by a send, it uses up no attempt. `retry_after` is the wait in seconds that the broker
     asked for, or None where it said nothing: `Throttled(2.0)`, `Throttled(retry_after=2.0)`,
-    `Throttled("429 too many requests", retry_after=2.0)`. A negative, NaN or infinite one is a
-    `ValueError`, and what is no number a `TypeError`.
+    `Throttled("429 too many requests", retry_after=2.0)`. It comes from strangers: what is no finite number
+    of at least 0 becomes None, and a line of the log says so, once for each type.
     """
 
     retry_after: float | None = None  # also for a child that does not call `__init__`
@@ -34,9 +38,27 @@ class Throttled(LocalDelayError):
         super().__init__(*args)
         if retry_after is None and len(args) == 1 and type(args[0]) in (int, float):
             retry_after = args[0]  # type: ignore[assignment]  # mypy does not follow the `in`
-        if retry_after is not None:
-            arguments.at_least("retry_after", retry_after, 0, "a number of seconds")
-        self.retry_after = retry_after
+        self.retry_after = _seconds_or_none(retry_after)
+
+
+def asked_wait(error: BaseException | None) -> float | None:
+    """The wait in seconds that a `Throttled` asks for, also where it was set later; of others, None."""
+    return _seconds_or_none(error.retry_after) if isinstance(error, Throttled) else None
+
+
+def _seconds_or_none(given: object) -> float | None:
+    if given is None:
+        return None
+    if isinstance(given, int | float) and not isinstance(given, bool) and 0 <= given < math.inf:
+        return min(given, 1e18)  # an int may be larger than any float
+    if type(given) not in _told:
+        _told.add(type(given))
+        logger.warning("retry_after must be a number of seconds: one that is %s is ignored", _shown(given))
+    return None
+
+
+def _shown(given: object) -> str:
+    return repr(given) if isinstance(given, float) else f"of type {type(given).__name__}"
 
 
 class BreakerOpen(Throttled):

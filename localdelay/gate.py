@@ -1,7 +1,8 @@
 """What stands before the primary: the breaker and the limit, asked and told together, from any thread.
 
-A lock makes a step of each call. What the step changed is said when the lock is free again: one log line
-and one event for each change of the breaker's state, and for the beginning and the end of a limit.
+A lock makes a step of each call. What the step changed is said when the lock is free again: one event for
+each change of the breaker's state, and for the beginning and the end of a limit; and a line of the log, once
+a minute at most for what comes and goes.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
-from .breaker import OTHER, TAKEN, THROTTLED, Breaker, BreakerPolicy, BreakerState, Outcome, Ticket
-from .errors import BreakerOpen, RateLimited, Throttled
+from .breaker import DOWN, OTHER, Breaker, BreakerPolicy, BreakerState, Outcome, Ticket
+from .errors import BreakerOpen, RateLimited, asked_wait
 from .limit import Limit
 from .listening import Closed, Event, HalfOpened, LimitBegan, LimitEnded, Listener, Opened, Reason, tell
 from .message import Message
@@ -25,8 +26,32 @@ logger = logging.getLogger("localdelay")
 
 _T = TypeVar("_T")
 _LINES_EVERY = 60.0
-"""Seconds between two lines of the log that the limit begins."""
+"""Seconds between two lines of the log that the breaker opens, or that the limit begins."""
 _SHUT = (BreakerState.OPEN, BreakerState.FORCED_OPEN)
+
+
+class Lines:
+    """How loudly to say that something begins, or is over again: once a minute, for it may flap."""
+
+    def __init__(self) -> None:
+        self._next = -math.inf
+        self._count = 0
+        self._is_open = False  # whether a beginning was said whose end was not
+
+    def begin(self, now: float) -> tuple[int, str]:
+        """The level of the line, and what it says of those that were not said."""
+        self._count += 1
+        if now < self._next:
+            return logging.DEBUG, ""
+        self._next = now + _LINES_EVERY
+        count, self._count = self._count, 0
+        self._is_open = True
+        return logging.WARNING, f" ({count} times since the last such line)" if count > 1 else ""
+
+    def end(self) -> int:
+        """The level: no end is said without its beginning, and no beginning without an end."""
+        is_open, self._is_open = self._is_open, False
+        return logging.INFO if is_open else logging.DEBUG
 
 
 class Gate:
@@ -38,10 +63,17 @@ class Gate:
         limit: Limit | None,
         listener: Listener | None,
         clock: Callable[[], float],
+        patience: float = math.inf,
+        lines: tuple[Lines, Lines] | None = None,
     ) -> None:
+        """`patience` is how many seconds a call may take, as for `Breaker`.
+
+        `lines` are those of the breaker and of the limit, where several gates share them.
+        """
         self._lock = threading.Lock()
         self._clock = clock
-        self._breaker = Breaker(policy or BreakerPolicy(), clock())
+        self._breaker = Breaker(policy or BreakerPolicy(), clock(), patience)
+        self._patience = patience
         if policy is None:
             self._breaker.disable(clock())
         self._limit = limit
@@ -55,18 +87,18 @@ class Gate:
         self._adaptive = limit if limit is not None and limit.adapts else None
         self._limits = limit is not None and limit.limit_rate is not None  # as it was seen last
         self._limits_since = -math.inf
-        self._next_line = -math.inf  # when it may be said again that the limit begins
-        self._loudness = logging.DEBUG
+        self._breaker_lines, self._limit_lines = lines or (Lines(), Lines())
         self.on_change: Callable[[], None] = lambda: None
         """Called in the thread that has changed the state, or given back a trial that said nothing."""
 
-    def ask(self, message: Message) -> tuple[Ticket | None, Reason | None]:
+    def ask(self, message: Message, now: float) -> tuple[Ticket | None, Reason | None]:
         """A ticket for a call with this, or why there is none. Every ticket goes to `record` or `release`."""
         price = 1.0 if self._price is None else self._price(message, True)
-        ticket = self._step(self._breaker.ask, price)
+        ticket = self._step(self._breaker.ask, now, price, self._jitter)
         if ticket is None:
             return None, Reason.BREAKER_OPEN
-        if self._limit is not None and not self._try(self._limit, price):
+        limit = self._limit
+        if limit is not None and (limit.limits or self._limits) and not self._try(limit, price):
             self._return(ticket)
             return None, Reason.RATE_LIMITED
         return ticket, None
@@ -78,7 +110,7 @@ class Gate:
         """
         if self._limit is not None and not self._try(self._limit):
             return None, self._limit.wait
-        ticket = self._step(self._breaker.ask)
+        ticket = self._step(self._breaker.ask, self._clock(), 1.0, self._jitter)
         if ticket is None and self._limit is not None:
             self._limit.give_back()
         return ticket, math.inf
@@ -101,17 +133,20 @@ class Gate:
 
     def record(self, ticket: Ticket, outcome: Outcome, error: Exception | None = None) -> None:
         """Take note of what came of a call."""
-        retry_after = error.retry_after if error is not None and isinstance(error, Throttled) else None
-        if self._adaptive is not None:
-            age = self._clock() - ticket[1]  # not the instant: the limit may go by another gate's clock
-            self._adaptive.record(outcome, age, retry_after, random.random(), ticket[2])
-            self._look_at_limit(self._adaptive)
-            if outcome is THROTTLED:  # the breaker is for a primary that is down: this one answers
-                outcome, retry_after = TAKEN, None
+        now = self._clock()
+        age = now - ticket[1]  # not the instant: the limit may go by another gate's clock
+        limit = self._adaptive
+        if limit is not None:
+            asked, jitter = (None, 0.0) if error is None else (asked_wait(error), random.random())
+            limit.record(outcome, age, asked, jitter, ticket[2])
+            if limit.limits is not self._limits:
+                self._look_at_limit(limit)
+        if age > self._patience and outcome is not OTHER:
+            outcome = DOWN  # whatever it came to in the end
         if outcome is OTHER:
             self._return(ticket)
         else:
-            self._step(self._breaker.record, ticket, outcome, self._jitter, retry_after)
+            self._step(self._breaker.record, now, ticket, outcome, self._jitter)
 
     def refusal(self, reason: Reason) -> Exception:
         """What to raise, or to give as the reason, for a call that was not made."""
@@ -145,11 +180,11 @@ class Gate:
 
     def command(self, act: Callable[[Breaker, float], None]) -> None:
         """Have the breaker do what somebody wants by hand, such as `Breaker.force_open`."""
-        self._step(partial(act, self._breaker))
+        self._step(partial(act, self._breaker), self._clock())
 
     def _return(self, ticket: Ticket) -> None:
         """Take back a ticket whose call says nothing."""
-        self._step(self._breaker.record, ticket, OTHER)
+        self._step(self._breaker.record, self._clock(), ticket, OTHER)
         if self._breaker.state is BreakerState.HALF_OPEN:
             self.on_change()  # no state has changed, and yet there is a trial for who waits for one
 
@@ -171,18 +206,14 @@ class Gate:
         self._say(*said)
 
     def _change_of_limit(self, rate: float | None, now: float) -> tuple[int, str, Event]:
-        """What there is to say when the limit begins or ends; loudly once a minute, for it may flap."""
+        """What there is to say when the limit begins or ends."""
         if rate is None:
             held = max(0.0, now - self._limits_since)
-            level = min(self._loudness, logging.INFO)  # no end is said without its beginning
-            return level, f"the limit is off again after {held:.3g} s", LimitEnded(held)
+            return self._limit_lines.end(), f"the limit is off again after {held:.3g} s", LimitEnded(held)
         self._limits_since = now
-        self._loudness = logging.DEBUG
-        if now >= self._next_line:
-            self._next_line = now + _LINES_EVERY
-            self._loudness = logging.WARNING
-        line = f"the primary refuses calls: it gets {rate:.3g} a second, and what is over that is held"
-        return self._loudness, line, LimitBegan(rate)
+        level, times = self._limit_lines.begin(now)
+        line = f"the primary refuses calls: it gets {rate:.3g} a second, and what is over that is held{times}"
+        return level, line, LimitBegan(rate)
 
     def _retry_in(self, now: float) -> float:
         return max(0.0, self._breaker.retry_at - now) if self._breaker.state in _SHUT else 0.0
@@ -192,17 +223,15 @@ class Gate:
             logger.log(level, line)
         tell(self._listener, event)
 
-    def _step(self, act: Callable[..., _T], *args: object) -> _T:
+    def _step(self, act: Callable[..., _T], now: float, *args: object) -> _T:
         """Have the breaker do this, at the time that it is."""
-        change: tuple[int, str, Event] | None = None
         with self._lock:
-            now = self._clock()
             result = act(now, *args)
-            if self._breaker.state is not self._seen:
-                change = self._change(now)
-        if change is not None:
-            self._say(*change)
-            self.on_change()
+            if self._breaker.state is self._seen:
+                return result
+            change = self._change(now)
+        self._say(*change)
+        self.on_change()
         return result
 
     def _change(self, now: float) -> tuple[int, str, Event]:
@@ -212,13 +241,14 @@ class Gate:
         if state in _SHUT:
             self._shut_since = min(self._shut_since, now)
             retry_in = self._retry_in(now)
+            level, times = self._breaker_lines.begin(now)
             until = "until told otherwise" if retry_in == math.inf else f"for {retry_in:.3g} s"
-            line = f"the breaker is open: the primary is not called {until}"
-            return logging.WARNING, line, Opened(retry_in)
+            line = f"the breaker is open: the primary is not called {until}{times}"
+            return level, line, Opened(retry_in)
         if state is BreakerState.HALF_OPEN:
-            return logging.INFO, "the breaker is half-open: a few calls try the primary", HalfOpened()
+            return logging.DEBUG, "the breaker is half-open: a few calls try the primary", HalfOpened()
         open_for = max(0.0, now - self._shut_since)
         self._shut_since = math.inf
         how = "disabled" if state is BreakerState.DISABLED else "closed"
         line = f"the breaker is {how} after {open_for:.3g} s: the primary is called again"
-        return logging.INFO, line, Closed(open_for)
+        return self._breaker_lines.end(), line, Closed(open_for)

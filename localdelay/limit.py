@@ -36,6 +36,8 @@ class Limit(ABC):
             raise TypeError(f"cost must be a function, not {type(cost).__name__}")
         self.cost = cost
         """As given. None: each call takes 1, and nobody is to ask for `price`."""
+        self.limits = True
+        """Whether it limits at all at this moment: while it does not, nobody needs to ask."""
         self._cost_failed = False
         self._lock = threading.Lock()
         self._clock: Callable[[], float] = trio.current_time

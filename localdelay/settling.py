@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import trio
 
-from localdelay.errors import PartialSendError, PermanentSendError, Throttled
+from localdelay.errors import PartialSendError, PermanentSendError, asked_wait
 from localdelay.message import Message
 
 from .hops import Hop
@@ -57,7 +57,7 @@ def raise_failures(messages: Sequence[Message], failed: dict[int, Exception]) ->
 
 
 def _retry_after(error: Exception) -> float:
-    return (isinstance(error, Throttled) and error.retry_after) or 0.0
+    return asked_wait(error) or 0.0
 
 
 def caused_by(error: Exception, original: BaseException) -> Exception:

@@ -255,13 +255,15 @@ class Fallback(BaseFallback[PublishDelayed, DelayQueue]):
         reason, where the local queue is full too; `QueueClosed`; and `TypeError` or `ValueError` for an
         argument that is wrong; a payload over `capacity_bytes` is one only where the local queue is needed.
         """
+        self._router.check_process()
         remote = self._queue.remote
         stamped = remote.stamp(payload, delay, at, id, headers)
         message = stamped[0]
-        steps = Publish(self._router, message)
+        now = remote.clock()
+        steps = Publish(self._router, message, now)
         if steps.calls:
             with steps:
-                self._publish_delayed(message, max(0.0, message.execute_at - remote.clock()))
+                self._publish_delayed(message, max(0.0, message.execute_at - now))
         if steps.holds:
             with steps:
                 remote.put(stamped, self._room_timeout)
@@ -275,7 +277,14 @@ class Fallback(BaseFallback[PublishDelayed, DelayQueue]):
             raise TypeError(f"queue must be a localdelay.threads.DelayQueue, not {type(queue).__name__}")
         remote = queue.remote
         hand_back = in_threads(self._publish_delayed, trio.CapacityLimiter(IN_FLIGHT))
-        return World(remote.clock, lambda: remote.at_risk()[0], remote.queue, hand_back, remote.begin)
+        return World(
+            remote.clock,
+            lambda: remote.at_risk()[0],
+            remote.queue.limit,
+            remote.queue,
+            hand_back,
+            remote.begin,
+        )
 
 
 def _async(name: str, given: Callable[..., object], in_pool: Callable[[Callable[..., object]], Any]) -> Any:

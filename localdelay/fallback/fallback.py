@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 import trio
 
 from localdelay import arguments
+from localdelay.limit import Limit
 from localdelay.message import NO_HEADERS, Message, numbers
 from localdelay.queue.admission import already_pending
 from localdelay.queue.queue import DelayQueue
@@ -28,6 +29,10 @@ class Holder(Protocol):
     @property
     def at_risk(self) -> int:
         """Messages that a crash of this process would lose."""
+
+    @property
+    def limit(self) -> Limit | None:
+        """What paces its sends, for the fallback to share."""
 
     def is_known(self, id: str) -> bool:
         """Whether a message with this id is pending, as far as can be told without waiting.
@@ -68,16 +73,28 @@ class Fallback(BaseFallback[PublishDelayed, Holder]):
         """
         # Before the clock: where another loop ran in a thread, a fork takes the child's own along with it.
         self._router.check_process()
-        wall = arguments.wall_clock(at)
-        now = trio.current_time()
-        due = arguments.execute_at(now, delay, at, wall=wall)
-        if id is not None and self._queue.is_known(id):
-            raise already_pending(id)
-        copy = None if headers is None else arguments.check_headers(headers)
-        shown = NO_HEADERS if copy is None else MappingProxyType(copy)
-        name = next(self._numbers) if id is None else id
-        message = Message(name, arguments.check_payload(payload), due, shown)
-        steps = Publish(self._router, message)
+        now: float
+        if (
+            at is None
+            and id is None
+            and headers is None
+            and type(payload) is bytes
+            and (type(delay) is float or type(delay) is int)
+            and 0 <= delay < arguments.LATEST
+        ):  # the common call, in a third of the time
+            now = self._read_clock() + self._clock_offset
+            message = Message(next(self._numbers), payload, now + delay)
+        else:
+            wall = arguments.wall_clock(at)
+            now = trio.current_time()
+            due = arguments.execute_at(now, delay, at, wall=wall)
+            if id is not None and self._queue.is_known(id):
+                raise already_pending(id)
+            copy = None if headers is None else arguments.check_headers(headers)
+            shown = NO_HEADERS if copy is None else MappingProxyType(copy)
+            name = next(self._numbers) if id is None else id
+            message = Message(name, arguments.check_payload(payload), due, shown)
+        steps = Publish(self._router, message, now)
         if steps.calls:
             with steps:
                 await self._publish_delayed(message, due - now if delay is None else delay)
@@ -96,11 +113,12 @@ class Fallback(BaseFallback[PublishDelayed, Holder]):
         if not isinstance(queue, Holder):
             raise TypeError(f"queue must be a DelayQueue, not {type(queue).__name__}")
         self._numbers = numbers()
-        read_clock, offset = clock_parts()  # for `statistics` in other threads
+        self._read_clock, self._clock_offset = read_clock, offset = clock_parts()
         memory = queue if isinstance(queue, DelayQueue) else None
         return World(
             lambda: read_clock() + offset,
             lambda: queue.at_risk,
+            queue.limit,
             memory,
             self._publish_delayed,
             lambda act: act(),

@@ -2,7 +2,7 @@
 
 A world drives a publish by its steps, and does the I/O of each in a `with` block of its own kind:
 
-    steps = Publish(router, message)  # raises where nothing is to be called and nothing to be held
+    steps = Publish(router, message, now)  # raises where nothing is to be called and nothing to be held
     if steps.calls:
         with steps:  # lets nothing out for which the message is to be held
             await publish_delayed(message, delay)
@@ -22,6 +22,7 @@ from typing import Generic, TypeVar
 import attrs
 
 from localdelay import arguments
+from localdelay.arguments import NOT_GIVEN, NotGiven
 from localdelay.breaker import Breaker, BreakerPolicy
 from localdelay.errors import QueueFull, Throttled
 from localdelay.limit import Limit
@@ -50,6 +51,8 @@ class World:
     """The time on the queue's clock, in seconds; in any thread."""
     at_risk: Callable[[], int]
     """How many messages of the queue a crash now would lose; in any thread."""
+    limit: Limit | None
+    """What paces the queue's own sends."""
     memory: DelayQueue | None
     """The queue whose messages can go back to the primary, if there is one."""
     hand_back: HandBack
@@ -63,12 +66,12 @@ class Publish:
 
     __slots__ = ("_may_degrade", "_reason", "_router", "_ticket", "_why", "calls", "holds", "message")
 
-    def __init__(self, router: Router, message: Message) -> None:
+    def __init__(self, router: Router, message: Message, now: float) -> None:
         """Ask the gate. Raises `BreakerOpen` or `RateLimited` where it refuses what may not be held."""
         self.message = message
         self._router = router
         self._may_degrade = may_degrade = router.may_degrade is None or bool(router.may_degrade(message))
-        self._ticket, decision = router.ask(message, may_degrade)
+        self._ticket, decision = router.ask(message, may_degrade, now)
         self._reason = reason = decision.reason
         self._why: Exception | None = None
         self.calls = decision.action is CALL
@@ -135,7 +138,8 @@ class BaseFallback(ABC, Generic[_P, _Q]):
         may_degrade: MayDegrade | None = None,
         mode: Mode = "active",
         breaker: BreakerPolicy | None = BreakerPolicy(),  # noqa: B008 (it is frozen)
-        limit: Limit | None = None,
+        limit: Limit | NotGiven | None = NOT_GIVEN,
+        publish_timeout: float | None = 30.0,
         room_timeout: float | None = 0.0,
         hand_back: bool = False,
         hand_back_after: float = 10.0,
@@ -166,6 +170,7 @@ class BaseFallback(ABC, Generic[_P, _Q]):
         self._publish_delayed = publish_delayed
         self._queue = queue
         world = self._world()
+        self._publish_timeout = arguments.check_seconds("publish_timeout", publish_timeout, zero=False)
         self._room_timeout = arguments.check_seconds("room_timeout", room_timeout, zero=True)
         after = arguments.at_least("hand_back_after", hand_back_after, 0, "a number of seconds")
         self._router = Router(
@@ -176,7 +181,8 @@ class BaseFallback(ABC, Generic[_P, _Q]):
             may_degrade=may_degrade,
             mode=mode,
             breaker=breaker,
-            limit=limit,
+            limit=world.limit if limit is NOT_GIVEN else limit,
+            publish_timeout=self._publish_timeout,
             listener=listener,
         )
         if hand_back:

@@ -21,7 +21,18 @@ from localdelay.message import Message
 from localdelay.statistics import MessagesSoFar, Rate, TimesSoFar
 
 from .events import Degraded, Full
-from .routing import CALL, MODES, RAISE, Decision, Failure, Mode, Route, decide, failure_of, outcome_of
+from .routing import (
+    CALL_IT,
+    MODES,
+    RAISE,
+    Decision,
+    Failure,
+    Mode,
+    Route,
+    decide,
+    failure_of,
+    outcome_of,
+)
 
 DegradeOn: TypeAlias = tuple[type[Exception], ...] | type[Exception] | Callable[[Exception], bool]
 MayDegrade: TypeAlias = Callable[[Message], bool]
@@ -65,7 +76,7 @@ class FallbackStatistics:
     degraded: Annotated[Mapping[Reason, int], "messages_total"]
     """How often each reason held a message in memory; in shadow mode, would have."""
     calls: TimesSoFar
-    """Calls of the primary by publishes."""
+    """Calls of the primary by publishes that have ended."""
     calls_saved: TimesSoFar
     """Calls that were not made because they would have failed; in shadow mode, would not have been."""
     handed_back: MessagesSoFar
@@ -96,6 +107,7 @@ class Router:
         mode: Mode,
         breaker: BreakerPolicy | None,
         limit: Limit | None,
+        publish_timeout: float,
         listener: Listener | None,
     ) -> None:
         if breaker is not None and not isinstance(breaker, BreakerPolicy):
@@ -121,33 +133,26 @@ class Router:
         self._degraded = dict.fromkeys(Reason, 0)
         self.at_risk = at_risk
         """How many messages of the local queue a crash now would lose."""
-        self.gate = Gate(breaker, limit, listener, clock)
+        self.gate = Gate(breaker, limit, listener, clock, publish_timeout)
         self.on_held: Callable[[], None] = lambda: None
         """Called when a message is held, in the thread that publishes it."""
 
     def check_process(self) -> None:
-        """Raise `QueueClosed` in a forked child."""
+        """Raise `QueueClosed` in a forked child. Before any lock: the thread that holds it may be missing."""
         if self._forks != _forks:
             raise QueueClosed("this is a forked child: the queue is with its parent")
 
-    def ask(self, message: Message, may_degrade: bool) -> tuple[Ticket | None, Decision]:
-        """Say what to do with this message; where the primary is to be called, perhaps with a ticket.
-
-        Raises `QueueClosed` in a forked child.
-        """
-        # Before any lock: the thread that holds it may be missing here, and so is the queue.
-        self.check_process()
+    def ask(self, message: Message, may_degrade: bool, now: float) -> tuple[Ticket | None, Decision]:
+        """Say what to do with this message; where the primary is to be called, perhaps with a ticket."""
         # In forced mode nothing is called, so that there is nothing to ask the gate for.
-        ticket, refusal = (None, None) if self._mode == "forced" else self.gate.ask(message)
+        ticket, refusal = (None, None) if self._mode == "forced" else self.gate.ask(message, now)
+        if ticket is not None:
+            return ticket, CALL_IT
         decision = decide(self._mode, may_degrade, refusal)
         with self._lock:
-            if decision.reason is None:
-                self._counts["calls"] += 1
-            else:
-                self._counts["calls"] += decision.action is CALL
-                self._counts["calls_saved"] += 1
-                self._count(decision)
-        return ticket, decision
+            self._counts["calls_saved"] += 1
+            self._count(decision)
+        return None, decision
 
     def taken(self, ticket: Ticket | None) -> None:
         """The primary has taken the message."""
@@ -158,6 +163,8 @@ class Router:
 
     def cut_off(self, ticket: Ticket | None) -> None:
         """The call was cancelled, or says nothing."""
+        with self._lock:
+            self._counts["calls"] += 1
         if ticket is not None:
             self.gate.record(ticket, OTHER)
 
@@ -169,9 +176,10 @@ class Router:
             self.cut_off(ticket)
             raise
         if ticket is not None:
-            self.gate.record(ticket, self._outcome_of(error, failure), error)
+            self.gate.record(ticket, outcome_of(error, failure), error)
         decision = decide(self._mode, may_degrade, failure=failure, degrade_ambiguous=self._degrade_ambiguous)
         with self._lock:
+            self._counts["calls"] += 1
             self._count(decision, again=ticket is None)
         return decision
 
@@ -201,7 +209,7 @@ class Router:
         if error is None:
             return TAKEN
         try:
-            return self._outcome_of(error, self._failure_of(error))
+            return outcome_of(error, self._failure_of(error))
         except Exception:  # noqa: BLE001 (of `degrade_on`, a stranger's: the queue must not end by it)
             return OTHER
 
@@ -210,6 +218,7 @@ class Router:
         retry_in = self.gate.retry_in
         with self._lock:
             counts, degraded = self._counts.copy(), self._degraded.copy()
+        counts["calls"] += counts["primary"]  # these are not counted twice: it is the hot path
         return FallbackStatistics(
             **counts,
             degraded=MappingProxyType(degraded),
@@ -228,9 +237,6 @@ class Router:
 
     def _failure_of(self, error: Exception) -> Failure:
         return failure_of(error, refused=bool(self._degrades(error)))
-
-    def _outcome_of(self, error: Exception, failure: Failure) -> Outcome:
-        return outcome_of(error, failure, degrade_ambiguous=self._degrade_ambiguous)
 
 
 def _check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -13,6 +13,7 @@ import attrs
 import trio
 
 from localdelay.breaker import DOWN, OTHER, THROTTLED, Outcome
+from localdelay.errors import Throttled
 from localdelay.listening import Reason
 
 Mode: TypeAlias = Literal["active", "shadow", "forced"]
@@ -69,7 +70,7 @@ class Decision:
     """Whether the message is to be held; in shadow mode, whether it would be."""
 
 
-_CALL = Decision(CALL)
+CALL_IT = Decision(CALL)
 
 NO_ANSWER = (TimeoutError, trio.TooSlowError, ConnectionError)
 """Errors of a primary that is down, or can't be reached."""
@@ -92,7 +93,7 @@ def decide(
     if failure is None:
         reason = Reason.FORCED if mode == "forced" else refusal
         if reason is None:
-            return _CALL
+            return CALL_IT
     elif failure is _REFUSED:
         reason = Reason.THROTTLED
     elif failure is _AMBIGUOUS and degrade_ambiguous:
@@ -114,9 +115,12 @@ def failure_of(error: Exception, *, refused: bool) -> Failure:
     return _AMBIGUOUS if isinstance(error, NO_ANSWER) else _OTHER
 
 
-def outcome_of(error: Exception, failure: Failure, *, degrade_ambiguous: bool) -> Outcome:
-    """What a failed call says to the breaker and the limit."""
-    # Also where nobody can tell: a primary that does not answer is not to be called either.
-    if failure is _OTHER or (failure is _AMBIGUOUS and not degrade_ambiguous):
-        return OTHER
-    return DOWN if isinstance(error, NO_ANSWER) else THROTTLED
+def outcome_of(error: Exception, failure: Failure) -> Outcome:
+    """What a failed call says to the breaker (down) and to the limit (refused); all else says nothing.
+
+    A `Throttled` is refused also where `degrade_on` leaves it out; no answer is no refusal, though it may
+    degrade: a primary that does not answer is down.
+    """
+    if isinstance(error, NO_ANSWER):
+        return DOWN
+    return THROTTLED if failure is _REFUSED or isinstance(error, Throttled) else OTHER

@@ -6,7 +6,7 @@ import attrs
 
 from localdelay import arguments
 from localdelay.backoff import grown
-from localdelay.errors import PermanentSendError, Throttled
+from localdelay.errors import PermanentSendError, Throttled, asked_wait
 
 
 @attrs.frozen
@@ -58,10 +58,6 @@ def after_failure(
 
 
 def wait_after(policy: RetryPolicy, error: Exception, *, failures: int, jitter: float) -> float:
-    """Seconds to wait: what the broker asked for, where it did so in a number, else the policy's."""
-    if isinstance(error, Throttled) and error.retry_after is not None:
-        try:
-            return arguments.at_least("retry_after", error.retry_after, 0)
-        except (TypeError, ValueError):
-            pass  # set to nonsense after the error was made; a worker must not end by it
-    return policy.wait(failures, jitter)
+    """Seconds to wait: what the broker asked for, up to `wait_max`, else the policy's."""
+    asked = asked_wait(error)
+    return policy.wait(failures, jitter) if asked is None else min(asked, policy.wait_max)

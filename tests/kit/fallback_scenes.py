@@ -76,8 +76,8 @@ async def what_it_refuses_is_sent_here_under_the_same_id(world: World) -> None:
 
 async def an_open_breaker_spares_the_primary(world: World) -> None:
     """The reason says so, and the counts; closed by hand, the primary is called again."""
-    async with world.stage(breaker=BreakerPolicy(consecutive=2)) as stage:
-        stage.primary.error = Throttled("429")
+    async with world.stage(breaker=BreakerPolicy(consecutive=2), ambiguous="degrade") as stage:
+        stage.primary.error = ConnectionError("down")
         receipts = [await stage.publish() for _ in range(3)]
         assert [receipt.route for receipt in receipts] == [Route.LOCAL] * 3
         assert isinstance(receipts[2].reason, BreakerOpen)
@@ -195,12 +195,13 @@ async def what_may_not_degrade_gets_the_error(world: World) -> None:
 
 async def shadow_counts_and_changes_nothing(world: World) -> None:
     """The primary is always called, its errors reach the caller, and nothing is held."""
-    async with world.stage(mode="shadow", breaker=BreakerPolicy(consecutive=5)) as stage:
-        stage.primary.error = Throttled("429")
+    breaker = BreakerPolicy(consecutive=5)
+    async with world.stage(mode="shadow", breaker=breaker, ambiguous="degrade") as stage:
+        stage.primary.error = ConnectionError("down")
         for _ in range(8):
-            await stage.refused(Throttled)
+            await stage.refused(ConnectionError)
         statistics = stage.fallback.statistics()
-        assert (statistics.degraded[Reason.THROTTLED], statistics.degraded[Reason.BREAKER_OPEN]) == (5, 3)
+        assert (statistics.degraded[Reason.AMBIGUOUS], statistics.degraded[Reason.BREAKER_OPEN]) == (5, 3)
         assert (statistics.calls, statistics.calls_saved, statistics.local) == (8, 3, 0)
 
 

@@ -122,7 +122,7 @@ class World(ABC):
         primary = Primary()
         async with self.opened(sent, **{"capacity": 20, "workers": 2, **(queue or {})}) as it:
             stage = Stage(self, it, sent, primary)
-            stage.fallback = self.fallback(primary, it, **options)
+            stage.fallback = self.fallback(primary, it, **{"limit": None, **options})
             yield stage
             with suppress(QueueClosed):  # it may be drained already
                 await self.now(it.drain(0.0))

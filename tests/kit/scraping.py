@@ -18,7 +18,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 import localdelay
-from localdelay import BreakerState, FallbackStatistics, LatencySummary, Message, Statistics, Throttled
+from localdelay import BreakerState, FallbackStatistics, LatencySummary, Message, Statistics
 from localdelay.metrics import Collector
 
 Samples: TypeAlias = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -155,18 +155,18 @@ class Primary:
     """Takes a message, or refuses it as often as it is told."""
 
     def __init__(self) -> None:
-        self.refuse = False
+        self.error: type[Exception] | None = None
 
     async def __call__(self, message: Message, delay: float) -> None:
-        if self.refuse:
-            raise Throttled
+        if self.error is not None:
+            raise self.error
 
     async def take_back(self, message: Message, delay: float) -> None:
         pass
 
     def blocking(self, message: Message, delay: float) -> None:
-        if self.refuse:
-            raise Throttled
+        if self.error is not None:
+            raise self.error
 
 
 async def send(message: Message) -> None:

@@ -153,7 +153,7 @@ async def test_a_record_of_a_fallback(autojump_clock: trio.testing.MockClock) ->
 
     async def publish_delayed(message: localdelay.Message, delay: float) -> None:
         if trio.current_time() < well_at:
-            raise localdelay.Throttled("429")
+            raise ConnectionError
 
     async def send(message: localdelay.Message) -> None:
         raise AssertionError(message)
@@ -162,7 +162,13 @@ async def test_a_record_of_a_fallback(autojump_clock: trio.testing.MockClock) ->
     policy = localdelay.BreakerPolicy(consecutive=2, wait_initial=1.0, wait_jitter=0.0, trial_calls=1)
     async with localdelay.open_delay_queue(send, capacity=9, workers=1) as queue:
         fallback = localdelay.Fallback(
-            publish_delayed, queue, breaker=policy, hand_back=True, hand_back_after=10.0, listener=record
+            publish_delayed,
+            queue,
+            ambiguous="degrade",
+            breaker=policy,
+            hand_back=True,
+            hand_back_after=10.0,
+            listener=record,
         )
         assert record.breaker == "closed"
         for _ in range(4):
@@ -171,7 +177,7 @@ async def test_a_record_of_a_fallback(autojump_clock: trio.testing.MockClock) ->
         await trio.sleep(20.0)
         statistics = fallback.statistics()
     assert record.local == [0.0] * 4
-    assert record.refused == statistics.degraded[localdelay.Reason.THROTTLED] == 2
+    assert statistics.degraded[localdelay.Reason.AMBIGUOUS] == 2
     assert len(record.handed_back) == statistics.handed_back == 4
     assert record.handed_back[0] == 3.0
     assert record.changes == changes(

@@ -52,14 +52,16 @@ async def test_every_value_is_that_of_the_statistics(autojump_clock: trio.testin
     async with localdelay.open_delay_queue(
         send_some, capacity=7, capacity_bytes=1000, workers=2, retry=localdelay.RetryPolicy(wait_jitter=0)
     ) as queue:
-        fallback = localdelay.Fallback(primary, queue, breaker=BreakerPolicy(consecutive=2))
+        fallback = localdelay.Fallback(
+            primary, queue, breaker=BreakerPolicy(consecutive=2), ambiguous="degrade"
+        )
         registry = registry_of(Collector(queue, fallback, labels=QUEUE_LABELS))
         queue.put_nowait(b"good", delay=0.1)
         queue.put_nowait(b"bad", delay=0.1, headers={"a": "b"})
         queue.put_nowait(b"later", delay=100.0)
         queue.cancel(queue.put_nowait(b"never", delay=100.0).id)
         await fallback.publish(b"1", delay=50.0)
-        primary.refuse = True
+        primary.error = ConnectionResetError
         for _ in range(3):
             await fallback.publish(b"2", delay=60.0)
         for wait in (0.0, 0.05, 0.15, 0.2, 0.3, 1.0, 60.0):
@@ -71,7 +73,7 @@ async def test_every_value_is_that_of_the_statistics(autojump_clock: trio.testin
             assert scrape_openmetrics(registry) == expected
             conserved(samples, **QUEUE_LABELS)
         statistics = fallback.statistics()
-        assert (statistics.primary, statistics.degraded[Reason.THROTTLED]) == (1, 2)
+        assert (statistics.primary, statistics.degraded[Reason.AMBIGUOUS]) == (1, 2)
         assert statistics.degraded[Reason.BREAKER_OPEN] == 1
         assert queue.statistics().throttled >= 3
         await queue.drain(grace=1.0, hand_back=primary.take_back)

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 import localdelay
-from localdelay import Message, aio, threads
+from localdelay import Message, Throttled, aio, threads
 from localdelay.metrics import Collector, serve
 from tests.kit.scraping import (
     QUEUE_LABELS,
@@ -92,7 +92,7 @@ def test_a_queue_of_threads_and_its_fallback() -> None:
         fallback = threads.Fallback(primary.blocking, queue, breaker=None)
         registry = registry_of(Collector(queue, fallback, labels=QUEUE_LABELS, timeout=20.0))
         fallback.publish(b"1", delay=0.0)
-        primary.refuse = True
+        primary.error = Throttled
         fallback.publish(b"2", delay=0.0)
         samples = scrape(registry)
         assert value(samples, "localdelay_accepted_messages_total", **QUEUE_LABELS) == 1
@@ -132,7 +132,7 @@ def test_a_queue_of_asyncio_and_its_fallback() -> None:
             fallback = aio.Fallback(primary, queue)
             registry = registry_of(Collector(queue, fallback, timeout=20.0))
             await fallback.publish(b"1", delay=1.0)
-            primary.refuse = True
+            primary.error = Throttled
             await fallback.publish(b"2", delay=0.0)
             for samples in (scrape(registry), await asyncio.to_thread(scrape, registry)):
                 conserved(samples)

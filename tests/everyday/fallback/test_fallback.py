@@ -74,7 +74,7 @@ async def test_the_time_that_the_primary_took_is_not_added(autojump_clock: Any, 
     """execute-at is stamped at the call: a primary that refuses slowly makes nothing later than it must."""
     primary, sender = Primary(Throttled(), duration=5.0), RecordingSender()
     async with open_delay_queue(sender, capacity=5, workers=1) as queue:
-        fallback = Fallback(primary, queue)
+        fallback = Fallback(primary, queue, limit=None)
         early = await fallback.publish(b"", delay=6)
         late = await fallback.publish(b"", delay=2)
     assert (early.message.execute_at, late.message.execute_at) == (6, 7)
@@ -117,7 +117,7 @@ async def test_ids_are_unique_on_both_routes(autojump_clock: Any, conserved: Any
     """Without an id each publish gets one of its own, and never one that the queue gives out itself."""
     primary, sender = Primary(None, Throttled(), None, Throttled(), Throttled()), RecordingSender()
     async with open_delay_queue(sender, capacity=50, workers=1) as queue:
-        fallback = Fallback(primary, queue)
+        fallback = Fallback(primary, queue, limit=None)
         ids = []
         for _ in range(20):
             ids.append((await fallback.publish(b"", delay=1)).message.id)
@@ -179,12 +179,14 @@ async def test_degrade_on_is_types_or_a_predicate(
     """A type, a tuple of types or a function of the exception decides, and nothing else does."""
     sender = RecordingSender()
     async with open_delay_queue(sender, capacity=5, workers=1) as queue:
-        receipt = await Fallback(Primary(degrading), queue, degrade_on=degrade_on).publish(b"", delay=5)
+        receipt = await Fallback(Primary(degrading), queue, degrade_on=degrade_on, limit=None).publish(
+            b"", delay=5
+        )
         assert receipt.route is Route.LOCAL
         assert receipt.reason is degrading
         if other is not None:
             with pytest.raises(type(other)) as caught:
-                await Fallback(Primary(other), queue, degrade_on=degrade_on).publish(b"", delay=5)
+                await Fallback(Primary(other), queue, degrade_on=degrade_on, limit=None).publish(b"", delay=5)
             assert caught.value is other
         assert conserved(queue).accepted == 1
     assert sender.ids == [receipt.message.id]
@@ -202,7 +204,7 @@ async def test_the_predicate_is_asked_once_and_with_the_exception(
         return raised is error
 
     async with open_delay_queue(RecordingSender(), capacity=5, workers=1) as queue:
-        fallback = Fallback(Primary(None, error, other), queue, degrade_on=degrades)
+        fallback = Fallback(Primary(None, error, other), queue, degrade_on=degrades, limit=None)
         await fallback.publish(b"", delay=5)
         assert asked == []
         await fallback.publish(b"", delay=5)

@@ -9,7 +9,7 @@ import attrs
 import trio
 import trio.testing
 
-from localdelay import BreakerPolicy, BreakerState, Fallback, Message, Throttled, open_delay_queue
+from localdelay import BreakerPolicy, BreakerState, Fallback, Message, open_delay_queue
 from localdelay.fallback.publishing import World
 from localdelay.testing import RecordingSender
 
@@ -97,12 +97,12 @@ async def test_a_trial_that_said_nothing_is_there_for_a_hand_back(
     async def primary(message: Message, delay: float) -> None:
         calls.append(trio.current_time() - began)
         if len(calls) <= 2:
-            raise Throttled
+            raise ConnectionResetError
         if message.payload == b"hangs":
             await trio.sleep_forever()
 
     async with open_delay_queue(RecordingSender(), capacity=10, workers=1) as queue:
-        fallback = Fallback(primary, queue, hand_back=True, breaker=policy)
+        fallback = Fallback(primary, queue, hand_back=True, breaker=policy, ambiguous="degrade")
         await fallback.publish(b"", delay=3600.0)
         await trio.sleep(0.75)
         assert calls == [0.0, 0.0], "refused, and again when it was to go back: the breaker is open"

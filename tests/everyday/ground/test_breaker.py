@@ -12,7 +12,7 @@ from hypothesis import given
 from localdelay import BreakerPolicy
 from localdelay.breaker import Breaker, BreakerState, Outcome
 
-TAKEN, THROTTLED, OTHER = Outcome.TAKEN, Outcome.THROTTLED, Outcome.OTHER
+TAKEN, THROTTLED, DOWN, OTHER = Outcome
 CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
 FORCED_OPEN, DISABLED = BreakerState.FORCED_OPEN, BreakerState.DISABLED
 POLICY = BreakerPolicy(
@@ -24,32 +24,33 @@ def breaker(**changes: object) -> Breaker:
     return Breaker(attrs.evolve(POLICY, **changes), 0.0)
 
 
-def call(
-    breaker: Breaker, outcome: Outcome, now: float = 0.0, retry_after: float | None = None
-) -> BreakerState:
+def call(breaker: Breaker, outcome: Outcome, now: float = 0.0) -> BreakerState:
     """One call from beginning to end; the state after it."""
     ticket = breaker.ask(now)
     assert ticket is not None
-    breaker.record(now, ticket, outcome, retry_after=retry_after)
+    breaker.record(now, ticket, outcome)
     return breaker.state
 
 
 @pytest.mark.parametrize(
     ("outcomes", "state"),
     [
-        ([THROTTLED, THROTTLED], CLOSED),
-        ([THROTTLED, THROTTLED, THROTTLED], OPEN),
-        ([THROTTLED, THROTTLED, OTHER, THROTTLED], OPEN),
-        ([THROTTLED, THROTTLED, TAKEN], CLOSED),
-        ([TAKEN, THROTTLED, TAKEN, THROTTLED], OPEN),
-        ([THROTTLED, TAKEN, OTHER, OTHER, THROTTLED], CLOSED),
-        ([TAKEN] * 10 + [THROTTLED, THROTTLED] + [TAKEN] * 2 + [THROTTLED, THROTTLED], CLOSED),
-        ([TAKEN] * 10 + [THROTTLED, TAKEN] * 4 + [THROTTLED], OPEN),
+        ([DOWN, DOWN], CLOSED),
+        ([DOWN, DOWN, DOWN], OPEN),
+        ([DOWN, DOWN, OTHER, DOWN], OPEN),
+        ([DOWN, DOWN, TAKEN], CLOSED),
+        ([TAKEN, DOWN, TAKEN, DOWN], OPEN),
+        ([DOWN, TAKEN, OTHER, OTHER, DOWN], CLOSED),
+        ([TAKEN] * 10 + [DOWN, DOWN] + [TAKEN] * 2 + [DOWN, DOWN], CLOSED),
+        ([TAKEN] * 10 + [DOWN, TAKEN] * 4 + [DOWN], OPEN),
         ([OTHER] * 20, CLOSED),
+        ([THROTTLED] * 20, CLOSED),
+        ([DOWN, DOWN, THROTTLED, DOWN], OPEN),
+        ([THROTTLED] * 5 + [DOWN, DOWN], CLOSED),
     ],
 )
 def test_when_it_opens(outcomes: list[Outcome], state: BreakerState) -> None:
-    """Three in a row, or half of the last ten once there are four; what says nothing counts for nothing."""
+    """Three in a row, or half of the last ten once there are four; a refusal is an answer."""
     tested = breaker()
     for outcome in outcomes:
         assert tested.state is CLOSED
@@ -61,21 +62,21 @@ def test_without_a_limit_in_a_row_only_the_share_counts() -> None:
     """`consecutive=None` leaves it to the window."""
     tested = breaker(consecutive=None, minimum_calls=6)
     for _ in range(5):
-        assert call(tested, THROTTLED) is CLOSED
-    assert call(tested, THROTTLED) is OPEN
+        assert call(tested, DOWN) is CLOSED
+    assert call(tested, DOWN) is OPEN
 
 
 def test_a_window_smaller_than_the_minimum_is_enough_when_it_is_full() -> None:
     """Else it would never open."""
     tested = breaker(consecutive=None, window=2, minimum_calls=4)
-    assert call(tested, THROTTLED) is CLOSED
-    assert call(tested, THROTTLED) is OPEN
+    assert call(tested, DOWN) is CLOSED
+    assert call(tested, DOWN) is OPEN
 
 
 def opened(now: float = 0.0, **changes: object) -> Breaker:
     tested = breaker(**changes)
     for _ in range(3):
-        call(tested, THROTTLED, now)
+        call(tested, DOWN, now)
     assert tested.state is OPEN
     return tested
 
@@ -98,23 +99,23 @@ def test_it_closes_when_all_trials_are_taken() -> None:
     assert call(tested, TAKEN, 1.0) is HALF_OPEN
     assert call(tested, TAKEN, 1.5) is CLOSED
     assert tested.since == 1.5
-    assert call(tested, THROTTLED, 2.0) is CLOSED
-    assert call(tested, THROTTLED, 2.0) is CLOSED
+    assert call(tested, DOWN, 2.0) is CLOSED
+    assert call(tested, DOWN, 2.0) is CLOSED
 
 
-def test_one_throttled_trial_opens_it_again_for_longer() -> None:
+def test_one_failed_trial_opens_it_again_for_longer() -> None:
     """1, 2, 4, and then 5 seconds, which is the most; after a closing it is 1 again."""
     tested = opened()
     now = 0.0
     for wait in (1.0, 2.0, 4.0, 5.0, 5.0):
         assert tested.retry_at - now == wait
         now = tested.retry_at
-        assert call(tested, THROTTLED, now) is OPEN
+        assert call(tested, DOWN, now) is OPEN
     now = tested.retry_at
     call(tested, TAKEN, now)
     assert call(tested, TAKEN, now) is CLOSED
     for _ in range(3):
-        call(tested, THROTTLED, now)
+        call(tested, DOWN, now)
     assert tested.retry_at - now == 1.0
 
 
@@ -133,19 +134,25 @@ def test_the_jitter_lengthens_the_wait() -> None:
     for _ in range(3):
         ticket = tested.ask(0.0)
         assert ticket is not None
-        tested.record(0.0, ticket, THROTTLED, jitter=0.8)
+        tested.record(0.0, ticket, DOWN, jitter=0.8)
     assert tested.retry_at == pytest.approx(1.4)
 
 
-def test_what_the_primary_asks_for_is_honoured() -> None:
-    """`retry_after` opens it at once, for at least so long; a shorter one does not shorten the wait."""
-    tested = breaker()
-    assert call(tested, THROTTLED, 0.0, retry_after=30.0) is OPEN
-    assert tested.retry_at == 30.0
-    assert call(tested, THROTTLED, 30.0, retry_after=0.5) is OPEN
-    assert tested.retry_at == 32.0
-    tested = breaker()
-    assert call(tested, THROTTLED, 0.0, retry_after=0.0) is CLOSED
+def test_trials_that_never_end_do_not_use_up_the_trials() -> None:
+    """After the patience they have failed: it opens for longer, and what comes of them is too late."""
+    tested = Breaker(POLICY, 0.0, patience=30.0)
+    for _ in range(3):
+        call(tested, DOWN)
+    hanging = [tested.ask(1.0), tested.ask(2.0)]
+    assert tested.ask(31.999) is None
+    assert tested.state is HALF_OPEN
+    assert tested.ask(32.0) is None
+    assert (tested.state, tested.retry_at) == (OPEN, 34.0)
+    for ticket in hanging:
+        assert ticket is not None
+        tested.record(33.0, ticket, DOWN)
+    assert call(tested, TAKEN, 34.0) is HALF_OPEN
+    assert call(tested, TAKEN, 34.0) is CLOSED
 
 
 def test_an_outcome_from_before_a_change_says_nothing() -> None:
@@ -153,10 +160,10 @@ def test_an_outcome_from_before_a_change_says_nothing() -> None:
     tested = breaker()
     late = [tested.ask(0.0) for _ in range(3)]
     for _ in range(3):
-        call(tested, THROTTLED, 0.0)
+        call(tested, DOWN, 0.0)
     trial = tested.ask(1.0)
     assert trial is not None
-    for ticket, outcome in zip(late, (TAKEN, TAKEN, THROTTLED), strict=True):
+    for ticket, outcome in zip(late, (TAKEN, TAKEN, DOWN), strict=True):
         assert ticket is not None
         tested.record(1.0, ticket, outcome)
         assert tested.state is HALF_OPEN
@@ -181,7 +188,7 @@ def test_disabled_it_lets_everything_through() -> None:
     tested = opened()
     tested.disable(0.5)
     for _ in range(50):
-        assert call(tested, THROTTLED, 1.0, retry_after=9.0) is DISABLED
+        assert call(tested, DOWN, 1.0) is DISABLED
     tested.reset(2.0)
     assert tested.state is CLOSED
 
@@ -195,7 +202,7 @@ def test_a_forced_closing_keeps_the_long_wait_and_a_reset_does_not() -> None:
         else:
             tested.force_closed(0.5)
         for _ in range(3):
-            call(tested, THROTTLED, 1.0)
+            call(tested, DOWN, 1.0)
         assert tested.retry_at == 1.0 + wait
 
 
@@ -231,9 +238,7 @@ def test_a_wait_grows_without_overflowing() -> None:
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(
-            ["ask", "taken", "throttled", "other", "retry", "force", "close", "disable", "reset"]
-        ),
+        st.sampled_from(["ask", "taken", "failed", "other", "force", "close", "disable", "reset"]),
         st.floats(0, 3),
         st.floats(0, 1),
     ),
@@ -269,14 +274,13 @@ def test_whatever_happens_its_rules_hold(steps: list[tuple[str, float, float]]) 
                 "reset": tested.reset,
             }[step](now)
         elif out:
-            outcome = {"taken": TAKEN, "other": OTHER}.get(step, THROTTLED)
+            outcome = {"taken": TAKEN, "other": OTHER}.get(step, DOWN)
             ticket = out.pop(int(jitter * (len(out) - 1)))
-            retry_after = 7.0 if step == "retry" else None
             state = tested.state
-            tested.record(now, ticket, outcome, jitter, retry_after)
+            tested.record(now, ticket, outcome, jitter)
             if state in (FORCED_OPEN, DISABLED):
                 assert tested.state is state
             if tested.state is OPEN and state is not OPEN:
-                assert tested.retry_at >= now + (retry_after or POLICY.wait_initial)
+                assert tested.retry_at >= now + POLICY.wait_initial
         assert tested.since <= now
         assert (tested.retry_at < math.inf) == (tested.state is OPEN)

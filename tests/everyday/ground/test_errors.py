@@ -22,6 +22,7 @@ from localdelay import (
     QueueFull,
     Throttled,
 )
+from localdelay.errors import asked_wait
 
 
 @pytest.mark.parametrize(
@@ -64,20 +65,29 @@ def test_the_text_of_throttled_is_what_was_given() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [-0.001, -1, -math.inf, math.inf, math.nan, pytest.param(10**400, id="huge")]
+    "value",
+    [-0.1, math.nan, math.inf, -math.inf, "5", b"5", timedelta(seconds=5), Decimal("1.5"), 1j, True, [1]],
 )
-@pytest.mark.parametrize("named", [True, False])
-def test_a_wait_that_cannot_be_waited_is_refused(value: float, named: bool) -> None:
-    """A negative, NaN, infinite or unrepresentable wait is a `ValueError` where the error is made."""
-    with pytest.raises(ValueError, match="retry_after"):
-        _ = Throttled(retry_after=value) if named else Throttled(value)
+def test_a_wait_from_strangers_that_is_none_is_ignored(
+    value: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The text of a header, say: given by name, alone or set later it is None; one line for each type."""
+    monkeypatch.setattr("localdelay.errors._told", set())
+    assert Throttled("429", retry_after=value).retry_after is None
+    assert Throttled(value).retry_after is None
+    late = Throttled()
+    late.retry_after = value
+    assert asked_wait(late) is None
+    [line] = caplog.records
+    assert line.levelname == "WARNING"
+    assert "retry_after must be a number of seconds" in line.getMessage()
 
 
-@pytest.mark.parametrize("value", ["5", b"5", timedelta(seconds=5), Decimal("1.5"), 1j, True, [1]])
-def test_a_wait_that_is_no_number_is_refused(value: Any) -> None:
-    """The text of a header, say, is no number of seconds: `TypeError` by name, before it reaches a clock."""
-    with pytest.raises(TypeError, match="retry_after"):
-        Throttled(retry_after=value)
+def test_a_wait_may_be_long() -> None:
+    """How much of it is obeyed is the limit's business; it overflows nothing."""
+    assert Throttled(retry_after=1e19).retry_after == 1e18
+    assert asked_wait(Throttled(10**400)) == 1e18
+    assert asked_wait(ValueError()) is None
 
 
 def test_a_child_of_throttled_needs_no_base_call() -> None:

@@ -61,7 +61,7 @@ def test_a_limit_that_is_off_again_has_not_begun(rates: list[float | None], said
     heard = Heard()
     gate = Gate(None, Flapping(rates), heard, lambda: 10.0)
     while rates:
-        gate.ask(MESSAGE)
+        gate.ask(MESSAGE, 10.0)
     assert heard.events == said
 
 
@@ -74,11 +74,11 @@ def test_gates_of_several_clocks_share_a_limit(offset: float, age: float, cuts: 
     first = Gate(None, limit, None, lambda: now)
     Gate(None, limit, None, lambda: now + offset)  # whose clock the limit goes by
     for _ in range(100):
-        ticket, _ = first.ask(MESSAGE)
+        ticket, _ = first.ask(MESSAGE, now)
         assert ticket is not None
         first.record(ticket, TAKEN)
         now += 0.125
-    ticket, _ = first.ask(MESSAGE)
+    ticket, _ = first.ask(MESSAGE, now)
     assert ticket is not None
     first.record(ticket, THROTTLED)
     found = limit.limit_rate

@@ -9,7 +9,7 @@ import pytest
 import trio
 from hypothesis import given
 
-from localdelay import Reason, Throttled
+from localdelay import PermanentSendError, Reason, Throttled
 from localdelay.breaker import Outcome
 from localdelay.fallback.routing import MODES, Action, Decision, Failure, decide, failure_of, outcome_of
 
@@ -110,18 +110,20 @@ def test_what_an_error_says(error: Exception, refused: bool, failure: Failure) -
 
 
 @pytest.mark.parametrize(
-    ("error", "failure", "degrade_ambiguous", "outcome"),
+    ("error", "failure", "outcome"),
     [
-        (Throttled(), REFUSED, False, Outcome.THROTTLED),
-        (ValueError(), REFUSED, False, Outcome.THROTTLED),
-        (TimeoutError(), REFUSED, False, Outcome.DOWN),
-        (ConnectionResetError(), AMBIGUOUS, True, Outcome.DOWN),
-        (TimeoutError(), AMBIGUOUS, False, Outcome.OTHER),
-        (ValueError(), OTHER, True, Outcome.OTHER),
+        (Throttled(), REFUSED, Outcome.THROTTLED),
+        (Throttled(), OTHER, Outcome.THROTTLED),
+        (ValueError(), REFUSED, Outcome.THROTTLED),
+        (TimeoutError(), REFUSED, Outcome.DOWN),
+        (trio.TooSlowError(), AMBIGUOUS, Outcome.DOWN),
+        (ConnectionResetError(), AMBIGUOUS, Outcome.DOWN),
+        (OSError(), OTHER, Outcome.OTHER),
+        (PermanentSendError(), OTHER, Outcome.OTHER),
     ],
 )
 def test_what_a_failure_says_to_the_breaker_and_the_limit(
-    error: Exception, failure: Failure, degrade_ambiguous: bool, outcome: Outcome
+    error: Exception, failure: Failure, outcome: Outcome
 ) -> None:
-    """What is held for a failure counts against the primary, as refused or as down; nothing else does."""
-    assert outcome_of(error, failure, degrade_ambiguous=degrade_ambiguous) is outcome
+    """A refusal is the limit's business, no answer the breaker's, degrade or not; all else neither."""
+    assert outcome_of(error, failure) is outcome

@@ -137,7 +137,7 @@ async def test_the_fakes_fit_together(autojump_clock: Any, conserved: Any) -> No
     """Primary, queue and sender: what the primary refuses is sent locally, at its time, and nothing twice."""
     primary, sender = ThrottledPrimary(3), RecordingSender()
     async with open_delay_queue(sender, capacity=50, workers=2) as queue:
-        fallback = Fallback(primary, queue, breaker=None)
+        fallback = Fallback(primary, queue, limit=None)
         receipts = [await fallback.publish(b"%d" % i, delay=5) for i in range(10)]
         conserved(queue)
     assert [receipt.route for receipt in receipts] == [Route.PRIMARY] * 3 + [Route.LOCAL] * 7
