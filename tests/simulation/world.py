@@ -405,6 +405,7 @@ class World:
                 self.queue,
                 ambiguous="raise" if returns else "degrade",
                 breaker=_BREAKER,
+                limit=None,
                 room_timeout=self.part.room_timeout,
                 hand_back=returns,
                 hand_back_after=2.0,
