@@ -11,8 +11,8 @@ A module imports its client at the top, so nothing here imports the modules: eac
     publisher   what all brokers share
     line        a socket with answers in order
     stdout      lines on standard output; stdout_outbox: the thread that writes them
-    redis       by coredis; redis_pipelines: sends gathered; redis_line: the connection
-    beanstalkd  on a line of its own
+    redis       by coredis; redis_line: the connection
+    beanstalkd  on a line of its own; nsq: likewise
     amqp        RabbitMQ, by pika; amqp_frames: what is written; amqp_channel: confirms; amqp_connection:
                 reconnecting; amqp_loop: pika's loop on Trio's; amqp_errors: what is throttling
     kafka       by confluent-kafka; kafka_sending, kafka_line, kafka_client, kafka_errors likewise

@@ -15,7 +15,6 @@ from trio.lowlevel import wait_readable, wait_writable
 from localdelay.brokers.outbox import Outbox
 
 _READ_BYTES = 65_536
-_FRESH = 0.002  # seconds after a write in which nobody asks whether there still is a connection
 _NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -33,7 +32,6 @@ class Line:
         self._socket = connected
         self._unwritten = bytearray()
         self._filled = trio.lowlevel.ParkingLot()
-        self._latest = trio.current_time()
         self._ended = False
 
     def received(self, data: bytes) -> bytes:
@@ -45,10 +43,8 @@ class Line:
 
     def send(self, data: bytes) -> None:
         """Write bytes, now or when there is room. Raises `ConnectionError` where the connection was lost."""
-        now = trio.current_time()
-        if self._ended or (now - self._latest > _FRESH and not self._seems_up()):
+        if self._ended:
             raise ConnectionError("it has closed the connection")
-        self._latest = now
         written = 0 if self._unwritten else self._write(data)
         if written < len(data):
             self._unwritten += data[written:]
@@ -121,17 +117,6 @@ class Line:
             return 0
         except OSError:
             return len(data)  # the connection is lost; who reads it will see that too
-
-    def _seems_up(self) -> bool:
-        """Whether the connection was not lost since the last turn of the loop; `_read` will see it."""
-        if isinstance(self._socket, ssl.SSLSocket):
-            return True  # it knows no peeking
-        try:
-            return bool(self._socket.recv(1, socket.MSG_PEEK))
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
 
 
 async def connect_socket(host: str, port: int) -> socket.socket:

@@ -68,7 +68,7 @@ _REDIS = Form(
     "the stream to add to",
     _ANY,
     default_port=6379,
-    options=frozenset({"db"}),
+    options=frozenset({"db", "eviction", "max_length"}),
 )
 _BEANSTALKD = _Kind(
     "beanstalkd",

@@ -28,6 +28,10 @@ logger = logging.getLogger("localdelay.brokers")
 
 _SHORTEST = 0.001
 """Seconds: the shortest time limit that there may be."""
+_FRESH = 0.002
+"""Seconds after a write in which nobody asks whether there still is a connection."""
+_TURNS = 3
+"""Of the loop, which a client may take to notice that there is none."""
 _SETTLED = 1.0
 """Seconds: the next attempt after a connection that held so long is made almost at once."""
 
@@ -48,6 +52,7 @@ class Publisher:
         self._dropped: Exception | None = None
         self._trouble: Exception | None = None
         self._closed = False
+        self._latest = -math.inf
 
     @property
     def native_delay(self) -> bool:
@@ -117,17 +122,19 @@ class Publisher:
         await sending.of_one()
 
     def _put(self, parcels: Sequence[Parcel]) -> None:
-        # One that has nobody to be gathered with would gain nothing by another turn of the loop.
-        if (self._outbox.put(parcels) or len(parcels) > 1) and self._connection is not None:
+        # What has nobody to be gathered with would gain nothing by another turn of the loop.
+        lone = self._outbox.put(parcels) or len(parcels) > 1
+        if lone and self._connection is not None and trio.current_time() - self._latest < _FRESH:
             self._pump()
         else:
             self._filled.unpark()
 
     def _pump(self) -> bool:
         """Write what there is room for, as far as one turn of the loop goes. Whether anything was written."""
-        connection = self._connection
-        if connection is None or not (parcels := self._outbox.take(trio.current_time())):
+        connection, now = self._connection, trio.current_time()
+        if connection is None or not (parcels := self._outbox.take(now)):
             return False
+        self._latest = now
         try:
             connection.write(parcels)
         except ConnectionError as error:
@@ -152,6 +159,11 @@ class Publisher:
             while self._pump():
                 await trio.lowlevel.checkpoint()
             await self._filled.park()
+            if trio.current_time() - self._latest >= _FRESH:
+                for _ in range(
+                    _TURNS
+                ):  # so that a connection that was lost meanwhile says so, and costs nobody
+                    await trio.lowlevel.checkpoint()
 
     @enable_ki_protection
     async def expire(self) -> None:
@@ -209,7 +221,7 @@ class Publisher:
                     raise self._no_connection(error) from error
                 self._trouble = error
                 logger.debug("%s: %s", self._driver.where, error)
-                if isinstance(self._verdict(error), Throttled) and not isinstance(error, TimeoutError):
+                if isinstance(self._not_connected(), Throttled) and not isinstance(error, TimeoutError):
                     self._outbox.refuse(self._not_connected)
             else:
                 logger.debug("%s: lost: %s", self._driver.where, in_a_line(reason))
@@ -225,20 +237,24 @@ class Publisher:
         """Connect, and publish until the connection is lost; why it was. Raises where there is none."""
         self._dropped = reason = None
         stood = False
-        with trio.move_on_after(self._connect_timeout) as self._scope:
-            async with self._driver.connect(self._outbox) as connection:
-                self._scope.deadline = math.inf
-                stood = True
-                self._connection = connection
-                self._trouble = None
-                connected()
-                self._filled.unpark()
-                try:
-                    reason = await connection.lost()
-                except Exception as error:  # noqa: BLE001 (whatever it raises ends the connection, and no more)
-                    reason = error
-                finally:
-                    self._connection = None
+        try:
+            with trio.move_on_after(self._connect_timeout) as self._scope:
+                async with self._driver.connect(self._outbox) as connection:
+                    self._scope.deadline = math.inf
+                    stood = True
+                    self._connection = connection
+                    self._trouble = None
+                    connected()
+                    self._filled.unpark()
+                    try:
+                        reason = await connection.lost()
+                    except Exception as error:  # noqa: BLE001 (whatever it raises ends the connection, no more)
+                        reason = error
+                    finally:
+                        self._connection = None
+        except Exception:
+            if stood or not self._scope.cancel_called:
+                raise  # or it is what a client made of being cut off
         if not stood:
             raise TimeoutError(f"no answer within {self._connect_timeout:g} s")
         if isinstance(self._dropped, Exception):

@@ -1,7 +1,10 @@
 """Redis streams, by coredis, which runs on Trio. Needs the extra `redis`; Redis 6.0 or later.
 
-The URL is `redis://[user:password@]host[:port]/STREAM[?db=N]`, and `rediss://` for TLS, which trusts whom the
-system trusts (or the file that the environment variable SSL_CERT_FILE names).
+The URL is `redis://[user:password@]host[:port]/STREAM`, and `rediss://` for TLS, which trusts whom the system
+trusts (or the file that the environment variable SSL_CERT_FILE names). Its options are `db`, a number;
+`max_length`: Redis keeps about so many entries and drops the oldest, read or not; and `eviction=allowed`: a
+server whose `maxmemory-policy` is another than `noeviction` is refused else, for it may evict what it has
+confirmed. A replica is refused, and one that becomes a replica is left: the connection is made anew.
 
 What travels: an entry has the fields `payload` (the bytes), `Localdelay-Id`, `Localdelay-Attempt`,
 `Localdelay-Execute-At` (wall clock, RFC 3339), and the message's own headers by their names. A header that is
@@ -10,7 +13,7 @@ called `payload`, or begins with `header:`, gets `header:` before its name, so t
 A message is confirmed by the reply to its XADD. Redis then has it in memory; whether it is on disk too says
 the server's `appendfsync`: only `always` writes before it replies, `everysec` may lose the last second, and a
 replica that takes over may not have it. Entries stay in the order in which they were sent, except that what
-is tried again comes later. An entry is there until somebody trims the stream; with `max_length`, Redis does.
+is tried again comes later. An entry is there until somebody trims the stream.
 
 All sends share one connection and go in pipelines, each with a reply of its own: one that is refused or
 cancelled harms no other. A lost connection is made again for as long as the block is open; sends wait for it.
@@ -24,7 +27,7 @@ cancelled harms no other. A lost connection is made again for as long as the blo
   command.
 - What was under way when the connection was lost raises `ConnectionError`, ambiguous too. What has found no
   connection within `confirm_timeout` raises it as well; that was not sent.
-- As coredis raises it, and to be tried again: the rest, such as `LOADING`, `BUSY`, `MISCONF`, `READONLY`,
+- As coredis raises it, and to be tried again: the rest, such as `LOADING`, `BUSY`, `MISCONF`,
   `NOREPLICAS`, `CLUSTERDOWN`, `MOVED`.
 
 Redis has no delayed publish.
@@ -32,16 +35,19 @@ Redis has no delayed publish.
 
 from __future__ import annotations
 
-import re
-import ssl
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
+from typing import Any
 
+import trio
 from coredis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
     InvalidResponse,
+    ReadOnlyError,
     RedisError,
     ResponseError,
     UnknownCommandError,
@@ -49,15 +55,14 @@ from coredis.exceptions import (
 )
 from coredis.exceptions import ConnectionError as RedisConnectionError
 
-from localdelay import arguments
 from localdelay.brokers.address import Address
-from localdelay.brokers.redis_line import QUOTES, Place, connect, keep_connected
-from localdelay.brokers.redis_pipelines import Command, Pipelines
+from localdelay.brokers.driver import Driver
+from localdelay.brokers.outbox import Outbox, Parcel
+from localdelay.brokers.redis_line import LARGEST, QUOTES, Line, place_of, reach
 from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID, rfc3339, wall_clock
-from localdelay.errors import DelayNotSupported, PermanentSendError, Throttled
+from localdelay.errors import PermanentSendError, Throttled
 from localdelay.message import Message
 from localdelay.nurseries import bare_nursery
-from localdelay.settling import Confirmation
 
 PAYLOAD = "payload"
 ESCAPE = "header:"
@@ -70,8 +75,7 @@ _PERMANENT = {
 }
 _TOO_LARGE = ("invalid bulk length", "elements are too large", "string exceeds maximum allowed size")
 _TOO_MANY_CLIENTS = "max number of clients reached"
-_SHORTEST = 0.001
-_FIRST = (0,)
+_HANGS_UP = "Protocol error"
 _ID, _ATTEMPT, _EXECUTE_AT = ID.encode(), ATTEMPT.encode(), EXECUTE_AT.encode()
 _OWN = frozenset({ID, ATTEMPT, EXECUTE_AT})
 
@@ -101,77 +105,8 @@ def classified(error: Exception) -> Exception:
     return error
 
 
-class RedisBroker:
-    """A connection that adds to one stream; `open_redis` makes it."""
-
-    native_delay = False
-
-    def __init__(self, pipelines: Pipelines, stream: bytes, max_length: int | None) -> None:
-        self._pipelines = pipelines
-        trim = () if max_length is None else (b"MAXLEN", b"~", b"%d" % max_length)
-        self._head = (stream, *trim, b"*", PAYLOAD.encode())
-
-    async def send(self, message: Message) -> None:
-        """Add a message to the stream now; returns once Redis has replied.
-
-        Raises `Throttled` when Redis is out of memory or has too many clients, and, without knowing whether
-        it has the message, when it says nothing for `confirm_timeout` seconds; `PermanentSendError` for what
-        can never work; `ConnectionError` where the connection was lost, or there was none; and what coredis
-        raises for the rest.
-        """
-        confirmation = Confirmation()
-        job = self._pipelines.add((self._command(message),), _FIRST, confirmation)
-        try:
-            await confirmation.of_one()
-        except BaseException:
-            job.give_up()
-            raise
-
-    async def send_batch(self, messages: Sequence[Message]) -> None:
-        """Add messages to the stream now, in their order; returns once Redis has replied to all of them.
-
-        It is no transaction: each is added or not. Raises as `send` does, and `PartialSendError` where some
-        failed.
-        """
-        messages = tuple(messages)
-        self._pipelines.check_open()
-        confirmation = Confirmation(len(messages))
-        commands: list[Command] = []
-        positions: list[int] = []
-        for position, message in enumerate(messages):
-            try:
-                commands.append(self._command(message))
-            except PermanentSendError as error:
-                confirmation.settle(position, error)
-            else:
-                positions.append(position)
-        job = self._pipelines.add(commands, positions, confirmation)
-        try:
-            await confirmation.of_all(messages)
-        except BaseException:
-            job.give_up()
-            raise
-
-    async def publish_delayed(self, message: Message, delay: float) -> None:
-        """Raises `DelayNotSupported`."""
-        arguments.at_least("delay", delay, 0, "a number of seconds")
-        raise DelayNotSupported("Redis has no delayed publish")
-
-    def _command(self, message: Message) -> Command:
-        payload = message.payload
-        if not isinstance(payload, bytes):
-            raise TypeError(f"payload must be bytes, not {type(payload).__name__}")
-        fields, largest, size = fields_of(message)
-        largest = max(largest, len(payload))
-        if largest > self._pipelines.largest:
-            # Redis would not just refuse it: it would end the connection.
-            most = self._pipelines.largest
-            raise PermanentSendError(f"{largest} bytes in a field; this server takes {most} at most")
-        return Command((*self._head, payload, *fields), len(payload) + size)
-
-
-def fields_of(message: Message) -> tuple[list[bytes], int, int]:
-    """What an entry has besides the payload: names and values; the longest of them, and all, in bytes.
+def fields_of(message: Message) -> tuple[list[bytes], int]:
+    """What an entry has besides the payload: names and values; and how long the longest of them is, in bytes.
 
     Raises `PermanentSendError` for text that can't be encoded.
     """
@@ -180,14 +115,13 @@ def fields_of(message: Message) -> tuple[list[bytes], int, int]:
         name = message.id.encode()
         fields = [_ID, name, _ATTEMPT, b"%d" % message.attempt, _EXECUTE_AT, due.encode()]
         if not message.headers:
-            return fields, len(name), len(name)
+            return fields, len(name)
         for header, value in message.headers.items():
             if header not in _OWN:
                 fields += (escaped(header).encode(), value.encode())
     except UnicodeEncodeError:
         raise PermanentSendError("an id or header that is no valid Unicode can't be sent") from None
-    lengths = [len(field) for field in fields]
-    return fields, max(lengths), sum(lengths)
+    return fields, max(len(field) for field in fields)
 
 
 def escaped(name: str) -> str:
@@ -195,57 +129,116 @@ def escaped(name: str) -> str:
     return ESCAPE + name if name == PAYLOAD or name.startswith(ESCAPE) else name
 
 
-def open_address(where: Address) -> AbstractAsyncContextManager[RedisBroker]:
-    """Connect to where a URL points to. Raises `ValueError` for a `db` that is no number."""
-    db = where.options.get("db", "0")
-    if not re.fullmatch("[0-9]{1,9}", db):
-        raise ValueError("db must be a whole number, as in redis://host:6379/STREAM?db=1")
-    return open_redis(
-        where.host,
-        where.port,
-        stream=where.target,
-        username=where.username or None,
-        password=where.password,
-        db=int(db),
-        ssl_context=ssl.create_default_context() if where.scheme == "rediss" else None,
-    )
+class Command:
+    """One XADD, with the attributes that coredis reads."""
+
+    __slots__ = ("serialized_arguments",)
+
+    name = b"XADD"
+    decode = False
+
+    def __init__(self, arguments: tuple[bytes, ...]) -> None:
+        self.serialized_arguments = arguments
 
 
-@asynccontextmanager
-async def open_redis(
-    host: str,
-    port: int = 6379,
-    *,
-    stream: str,
-    username: str | None = None,
-    password: str | None = None,
-    db: int = 0,
-    ssl_context: ssl.SSLContext | None = None,
-    max_length: int | None = None,
-    confirm_timeout: float = 10.0,
-    connect_timeout: float = 5.0,
-) -> AsyncIterator[RedisBroker]:
-    """Connect to a Redis, and add to `stream` for the length of an `async with` block.
+class _Connection:
+    """Hands over pipelines, many at a time, and settles what Redis answers, in its order."""
 
-    A send waits for a connection, and for its reply as long as Redis says nothing, for `confirm_timeout`
-    seconds each. With an `ssl_context` the connection is TLS. With `max_length`, Redis keeps about so many
-    entries and drops the oldest, read or not.
-    Raises `ConnectionError` where no Redis answers within `connect_timeout` seconds, or it lets nobody in.
-    """
-    if max_length is not None:
-        arguments.count("max_length", max_length)
-    arguments.at_least("confirm_timeout", confirm_timeout, _SHORTEST, "a number of seconds")
-    arguments.at_least("connect_timeout", connect_timeout, _SHORTEST, "a number of seconds")
-    place = Place(host, port, username, password, db, ssl_context)
-    pipelines = Pipelines(confirm_timeout, classified)
-    async with bare_nursery() as nursery:
-        try:
-            line = await connect(nursery, place, connect_timeout)
-            pipelines.connected(line.connection, line.largest)
-            nursery.start_soon(keep_connected, nursery, place, connect_timeout, pipelines, line)
-            nursery.start_soon(pipelines.hand_over)
-            nursery.start_soon(pipelines.settle)
-            yield RedisBroker(pipelines, stream.encode(), max_length)
-        finally:
-            pipelines.close()
+    def __init__(self, line: Line, outbox: Outbox) -> None:
+        self._line = line
+        self._client = line.connection
+        self._outbox = outbox
+        self._under_way: deque[tuple[Any, Sequence[Parcel]]] = deque()
+        self._handed = trio.lowlevel.ParkingLot()
+
+    @property
+    def heard(self) -> float:
+        """When a byte has come last, on Trio's clock; coredis notes it on another."""
+        return trio.current_time() - time.perf_counter() + self._client.statistics.last_byte_received_at
+
+    def write(self, parcels: Sequence[Parcel]) -> None:
+        """Hand over one pipeline."""
+        if not self._client.usable:
+            raise ConnectionError("it has ended")
+        reply = self._client.create_request_batch([parcel.content for parcel in parcels])
+        reply.disconnect_on_cancellation = False
+        self._under_way.append((reply, parcels))
+        self._handed.unpark()
+
+    async def lost(self) -> Exception:
+        """Settle what is answered; why nothing is any more."""
+        reason: list[Exception] = [ConnectionError("it has closed the connection")]
+
+        async def settle() -> None:
+            reason[0] = await self._settle()
+            self._line.end()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(settle)
+            await self._line.ended.wait()
+            await trio.lowlevel.checkpoint()  # what was answered before is settled still
             nursery.cancel_scope.cancel()
+        return reason[0]
+
+    async def _settle(self) -> Exception:
+        while True:
+            while not self._under_way:
+                await self._handed.park()
+            reply, parcels = self._under_way.popleft()
+            ends: Exception | None = None
+            untaken: list[Parcel] = []
+            for parcel, said in zip(parcels, await reply, strict=True):
+                if isinstance(said, ReadOnlyError):
+                    ends = ConnectionError("it has become a replica, and takes no writes (READONLY)")
+                    untaken.append(parcel)
+                elif isinstance(said, RedisConnectionError) and not isinstance(said, BusyLoadingError):
+                    ends = said  # and the publisher says of the rest that it is lost
+                elif isinstance(said, Exception):
+                    parcel.settle(said)
+                    if _HANGS_UP in str(said):
+                        ends = said  # it ends the connection a little later: nothing more is for it
+                else:
+                    parcel.settle()
+            if ends is not None:
+                self._client.invalidate("it is of no use any more")  # before anything is written again
+                self._outbox.again(untaken)
+                return ends
+
+
+class _Driver(Driver):
+    no_delay = "Redis has no delayed publish"
+    in_order = True
+
+    def __init__(self, where: Address) -> None:
+        self._place = place_of(where)
+        self.where = f"Redis at {self._place}"
+        most = where.count("max_length", 0)
+        trim = (b"MAXLEN", b"~", b"%d" % most) if most else ()
+        self._head = (where.target.encode(), *trim, b"*", PAYLOAD.encode())
+        self._largest = LARGEST
+
+    def encode(self, message: Message, delay: float | None) -> Command:
+        fields, longest = fields_of(message)
+        longest = max(longest, len(message.payload))
+        if longest > self._largest:
+            # Redis would not just refuse it: it would end the connection.
+            raise PermanentSendError(f"{longest} bytes in a field; this server takes {self._largest} at most")
+        return Command((*self._head, message.payload, *fields))
+
+    @asynccontextmanager
+    async def connect(self, outbox: Outbox) -> AsyncIterator[_Connection]:
+        async with bare_nursery() as nursery:
+            line = await reach(nursery, self._place)
+            self._largest = line.largest
+            try:
+                yield _Connection(line, outbox)
+            finally:
+                line.end()
+
+    def verdict(self, error: Exception) -> Exception:
+        return classified(error)
+
+
+def driver_at(where: Address) -> Driver:
+    """The driver for where a URL points to. Raises `ValueError` for an option that is none."""
+    return _Driver(where)

@@ -1,4 +1,4 @@
-"""One connection of coredis's to Redis: made, asked what it takes, and ended.
+"""One connection of coredis's to Redis: made, asked what it is fit for, and ended. The Redis plan has it too.
 
 Not coredis's pool: a connection that ends while it is lent out leaves a place empty there that is never
 filled again, and a pool without places waits for ever.
@@ -14,34 +14,20 @@ from typing import Any
 
 import attrs
 import trio
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from coredis.connection import TCPConnection, TCPLocation
-from coredis.exceptions import AuthorizationError, RedisError, ResponseError
+from coredis.exceptions import AuthorizationError, ResponseError
 
-from localdelay.backoff import Backoff
-from localdelay.brokers.redis_pipelines import Pipelines
-
-logger = logging.getLogger("localdelay.brokers.redis")
+from localdelay.brokers.address import Address
 
 LARGEST = 512 * 1024 * 1024
 """Redis's own `proto-max-bulk-len`, in bytes, where nobody has set another."""
 
 QUOTES = ", with args beginning with"
-_SETTLED = 1.0
-"""Seconds: a connection that held so long was a good one, and the next attempt is made at once."""
+
 
 _ours: ContextVar[bool] = ContextVar("_ours", default=False)
-
-
-def _quiet(record: logging.LogRecord) -> bool:
-    # To coredis an attempt to connect that fails is an error, with a traceback; here another follows it.
-    if not _ours.get():
-        return True
-    logger.debug("%s", record.getMessage())
-    return False
-
-
-logging.getLogger("coredis").addFilter(_quiet)
+logging.getLogger("coredis").addFilter(lambda _: not _ours.get())
+"""To coredis an attempt to connect that fails is an error, with a traceback; here another follows it."""
 
 
 @attrs.frozen
@@ -54,9 +40,23 @@ class Place:
     password: str | None = attrs.field(default=None, repr=False)
     db: int = 0
     ssl_context: ssl.SSLContext | None = attrs.field(default=None, repr=False)
+    evicting: bool = False
+    """Whether a Redis will do that may evict what it has confirmed."""
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
+
+
+OPTIONS = frozenset({"db", "eviction"})
+"""What `place_of` takes from a URL."""
+
+
+def place_of(where: Address) -> Place:
+    """Where a URL points to. Raises `ValueError` for an option that is none."""
+    context = ssl.create_default_context() if where.scheme == "rediss" else None
+    evicting = where.choice("eviction", "allowed") is not None
+    db = where.count("db", 0, 10**9)
+    return Place(where.host, where.port, where.username or None, where.password, db, context, evicting)
 
 
 class _Connection(TCPConnection):
@@ -83,104 +83,81 @@ class Line:
         )
         self.largest = LARGEST
         """What it takes in a field, in bytes."""
-        self.ready = trio.Event()
         self.ended = trio.Event()
-        self.error: Exception | None = None
         self._scope = trio.CancelScope()
 
-    def started(self, _: object = None) -> None:
-        """The handshake is done: for coredis to call."""
-        self.ready.set()
-
-    async def live(self) -> None:
+    async def live(self, task_status: trio.TaskStatus[None]) -> None:
         """Connect, and go on until the connection is lost or `end` is called. To be run as a task."""
         _ours.set(True)
         try:
             with self._scope:
-                await self.connection.run(task_status=self)
-        except RedisError as error:
-            self.error = error
+                await self.connection.run(task_status=task_status)
         finally:
             self.ended.set()
-            self.ready.set()
-            _close_streams(self.connection)
 
     def end(self) -> None:
         """End it, in whatever state it is."""
         self._scope.cancel()
 
+    async def check(self, place: Place) -> None:
+        """Ask whether it takes commands and keeps what it takes, and how large that may be.
 
-def _close_streams(connection: TCPConnection) -> None:
-    """Close what coredis leaves open when a connection does not come about: it would warn."""
-    for value in vars(connection).values():
-        if isinstance(value, MemoryObjectSendStream | MemoryObjectReceiveStream):
-            value.close()
+        Not everybody may ask these, and not everywhere. Raises what coredis raises, and `ConnectionError`.
+        """
+        with suppress(ResponseError):
+            answer = await self.connection.create_request(b"CONFIG GET", b"proto-max-bulk-len", decode=False)
+            if isinstance(answer, dict) and answer:
+                self.largest = int(next(iter(answer.values())))
+        told: dict[str, str] = {}
+        with suppress(ResponseError):
+            info = await self.connection.create_request(b"INFO", decode=False)
+            lines = info.decode(errors="replace").splitlines() if isinstance(info, bytes) else []
+            told = dict(line.split(":", 1) for line in lines if ":" in line)
+        if told.get("role") == "slave":
+            raise ConnectionError("it is a replica, which takes no writes that last (READONLY)")
+        policy = told.get("maxmemory_policy", "noeviction")
+        if policy != "noeviction" and not place.evicting:
+            raise ConnectionError(
+                f"its maxmemory-policy is {policy}, so that it may evict what it has confirmed: set it to "
+                "noeviction, or allow that by ?eviction=allowed"
+            )
 
 
-async def connect(nursery: trio.Nursery, place: Place, within: float) -> Line:
+async def reach(nursery: trio.Nursery, place: Place) -> Line:
     """A connection that lives in the nursery, and takes commands.
 
-    Raises `ConnectionError` in one line, caused by what was wrong: a `TimeoutError` if somebody is there who
-    does not answer within so many seconds.
+    Raises what was wrong in the end, in one line and without the password.
     """
     line = Line(place)
-    nursery.start_soon(line.live)
     try:
-        with trio.move_on_after(within) as scope:
-            await line.ready.wait()
-            if line.ended.is_set():
-                if line.connection.hello is not None:
-                    await line.connection.hello
-                raise line.error or ConnectionError("the connection was lost at once")
-            await _ask(line)
-        if scope.cancelled_caught:
-            text = f"it does not answer within {within:g} s"
-            raise TimeoutError(text) if line.connection.stream is not None else ConnectionError(text)
-    except Exception as error:  # noqa: BLE001 (whatever somebody says who may be no Redis at all)
+        try:
+            await nursery.start(line.live)
+        except Exception:
+            if line.connection.hello is not None:
+                await line.connection.hello  # raises what Redis has said
+            raise
+        with suppress(AuthorizationError):  # some may do nothing but add
+            await line.connection.create_request(b"PING")
+        await line.check(place)
+    except BaseException as error:
         line.end()
+        if not isinstance(error, Exception):
+            raise
         cause = _innermost(error)
         # Redis quotes the command that it does not know, and HELLO has the password in it.
-        reason = " ".join(str(cause).partition(QUOTES)[0].split()) or type(cause).__name__
-        cause.args = (reason,)
-        raise ConnectionError(f"no connection to Redis at {place}: {reason}") from cause
-    except BaseException:
-        line.end()
-        raise
+        cause.args = (" ".join(str(cause).partition(QUOTES)[0].split()) or type(cause).__name__,)
+        raise cause from None
     return line
 
 
-@trio.lowlevel.enable_ki_protection
-async def keep_connected(
-    nursery: trio.Nursery, place: Place, within: float, pipelines: Pipelines, line: Line
-) -> None:
-    """Make a new connection whenever this one, or the next, is lost: for ever."""
-    while True:
-        begun = trio.current_time()
-        await line.ended.wait()
-        pipelines.disconnected()
-        # One that ends at once is made again after a short wait, so that there is no busy loop.
-        at_once = trio.current_time() - begun >= _SETTLED
-        backoff = Backoff()
-        while line.ended.is_set():
-            if not at_once:
-                await trio.sleep(backoff.next())
-            at_once = False
-            try:
-                line = await connect(nursery, place, within)
-            except ConnectionError as error:
-                logger.debug("%s", error)
-                pipelines.unreachable(error)
-        pipelines.connected(line.connection, line.largest)
-
-
-async def _ask(line: Line) -> None:
-    """Whether it has read its disk and takes commands, and what it takes at most."""
-    with suppress(AuthorizationError):  # some may do nothing but add
-        await line.connection.create_request(b"PING")
-    with suppress(ResponseError):  # an administrator's command: not for everybody, and not everywhere
-        answer = await line.connection.create_request(b"CONFIG GET", b"proto-max-bulk-len", decode=False)
-        if isinstance(answer, dict) and answer:
-            line.largest = int(next(iter(answer.values())))
+async def connect(nursery: trio.Nursery, place: Place, within: float) -> Line:
+    """`reach`, within so many seconds. Raises `ConnectionError` in one line that says where."""
+    try:
+        with trio.fail_after(within):
+            return await reach(nursery, place)
+    except Exception as error:
+        reason = f"no answer within {within:g} s" if isinstance(error, trio.TooSlowError) else str(error)
+        raise ConnectionError(f"no connection to Redis at {place}: {reason}") from error
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,7 +12,8 @@ import trio
 from localdelay import arguments
 from localdelay.arguments import NOT_GIVEN, NotGiven
 from localdelay.brokers.address import Form, parse
-from localdelay.brokers.redis_line import Place
+from localdelay.brokers.redis_line import OPTIONS, Place
+from localdelay.brokers.redis_line import place_of as place_at
 from localdelay.limit import RateLimit
 from localdelay.listening import Listener
 from localdelay.message import numbers
@@ -41,7 +41,7 @@ _FORM = Form(
     "the name of the queue",
     re.compile(r"[^\s{}\x00-\x1f\x7f]{1,200}"),
     default_port=6379,
-    options=frozenset({"db"}),
+    options=OPTIONS,
 )
 _SHORTEST = 0.001
 
@@ -257,15 +257,4 @@ def place_of(url: str) -> tuple[Place, Names]:
     if scheme not in ("redis", "rediss") or not url[len(scheme) :].startswith("://"):
         raise ValueError(f"url must begin with redis:// or rediss://, like {_FORM.example}")
     where = parse(url, _FORM)
-    db = where.options.get("db", "0")
-    if not re.fullmatch("[0-9]{1,9}", db):
-        raise ValueError("url must have a whole number as db, as in redis://host:6379/NAME?db=1")
-    place = Place(
-        where.host,
-        where.port,
-        where.username or None,
-        where.password,
-        int(db),
-        ssl.create_default_context() if where.scheme == "rediss" else None,
-    )
-    return place, Names(where.target)
+    return place_at(where), Names(where.target)

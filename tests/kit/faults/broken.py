@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import trio
 
-from localdelay.brokers.redis import open_redis
+from localdelay.brokers import open_broker
 from tests.kit.faults.counting import Count, count, in_redis
 from tests.kit.faults.row import Row
 from tests.kit.faults.scale import Scale, Watch, directory, redis
@@ -30,9 +30,7 @@ def broken(fault: str, scale: Scale, *, happening: Happening, cycles: int, journ
         url = server.fresh()
 
         async def main() -> Books:
-            async with open_redis(
-                "127.0.0.1", server.port, stream=urlsplit(url).path[1:], confirm_timeout=CONFIRM_TIMEOUT
-            ) as broker:
+            async with open_broker(url, confirm_timeout=CONFIRM_TIMEOUT) as broker:
                 return await under_way(
                     broker,
                     _LOAD,

@@ -13,7 +13,6 @@ from localdelay.brokers import Broker, open_broker
 from localdelay.brokers.amqp import open_amqp
 from localdelay.brokers.kafka import open_kafka
 from localdelay.brokers.nats import open_nats
-from localdelay.brokers.redis import open_redis
 from tests.kit.faults import broken, underway
 from tests.kit.faults.broken import CONFIRM_TIMEOUT
 from tests.kit.faults.counting import count, in_broker
@@ -28,12 +27,10 @@ _READ_TIMEOUT = 20.0
 
 def _open(name: str, port: int, url: str) -> AbstractAsyncContextManager[Broker]:
     target, timeout = urlsplit(url).path[1:], CONFIRM_TIMEOUT
-    if name == "redis":
-        return open_redis("127.0.0.1", port, stream=target, confirm_timeout=timeout)
     if name == "amqp":
         return open_amqp("127.0.0.1", port=port, queue=target, confirm_timeout=timeout)
-    if name == "beanstalkd":
-        return open_broker(f"beanstalkd://127.0.0.1:{port}/{target}", confirm_timeout=timeout)
+    if name in ("beanstalkd", "redis"):
+        return open_broker(f"{name}://127.0.0.1:{port}/{target}", confirm_timeout=timeout)
     if name == "kafka":
         return open_kafka(f"127.0.0.1:{port}", topic=target, confirm_timeout=timeout)
     return open_nats(f"nats://127.0.0.1:{port}", subject=target, confirm_timeout=timeout)
