@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 import attrs
 import click
 
-from .extremes_figures import Figure, rows
 from .extremes_scenes import FROZEN
-from .samples import ROOT, Result, facts, heading, load, save
+from .figures import Figure, rows
+from .samples import ROOT, Result, facts, heading, load, save, table
 
 Arguments: TypeAlias = dict[str, Any]
 
@@ -151,7 +151,7 @@ def lines(measured: Result) -> Iterator[str]:
     """The README's table."""
     yield f"{heading(measured)}; one run; raw: [results/extremes.json](results/extremes.json)."
     yield ""
-    yield from rows(_scenes(measured).items())
+    yield from table(["scene", "figure", "measured", "at most", ""], rows(_scenes(measured).items()))
 
 
 @click.command()

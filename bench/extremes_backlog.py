@@ -17,8 +17,8 @@ from localdelay.benchmark.load import CHUNK, Delays, Pace, number_in, offer, pre
 from localdelay.benchmark.meter import Meter
 from localdelay.benchmark.result import Distribution
 
-from .extremes_figures import Figure
 from .extremes_probes import Arrivals, Collections, Heartbeat, ResidentPeak, Steps, account
+from .figures import Figure
 from .samples import BODY_BYTES, body, distribution, waited_for_a_core
 
 WORKERS = 20

@@ -23,8 +23,8 @@ from localdelay.benchmark.load import CHUNK
 from localdelay.benchmark.process import resident_bytes
 
 from .extremes_backlog import WORKERS, backlog, progress
-from .extremes_figures import Figure
 from .extremes_probes import Arrivals, Collections, Heartbeat, Steps, account, longest
+from .figures import Figure
 from .samples import BODY_BYTES, body, distribution
 
 _HOUR = 3600.0

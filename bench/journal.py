@@ -26,6 +26,7 @@ from localdelay import Message, SqliteJournal, open_delay_queue
 from localdelay.benchmark.process import resident_bytes
 
 from . import samples
+from .figures import Figure
 from .samples import (
     BODY_BYTES,
     Result,
@@ -39,7 +40,6 @@ from .samples import (
     save,
     shown,
 )
-from .targets import Target
 
 _HOUR = 3600.0
 _GROUP = 64
@@ -288,12 +288,12 @@ def measure(
     }
 
 
-def targets(figures: Result) -> list[Target]:
+def targets(figures: Result) -> list[Figure]:
     """What is aimed at."""
     return [
-        Target("puts/s, 64 producers, fsync", figures["fsync, 64"].get("rate"), at_least=30_000),
-        Target("recovery, messages/s", figures["recover"].get("rate"), at_least=200_000),
-        Target("bytes on disk over payload bytes", max(figures["bytes"].values()), at_most=1.5),
+        Figure("puts/s, 64 producers, fsync", figures["fsync, 64"].get("rate"), at_least=30_000),
+        Figure("recovery, messages/s", figures["recover"].get("rate"), at_least=200_000),
+        Figure("bytes on disk over payload bytes", max(figures["bytes"].values()), at_most=1.5),
     ]
 
 

@@ -20,8 +20,8 @@ from .contenders import (
     OPEN_BREAKER,
     THREADS,
 )
+from .figures import Figure
 from .samples import Result, heading, median, medians, shown, table, targets
-from .targets import Target
 
 OURS = tuple(name for name in CONTENDERS if name.startswith("localdelay"))
 LOADS = ("low", "high", "mixed", "five")
@@ -143,7 +143,7 @@ def _less(value: float | None, base: float | None) -> float | None:
     return None if value is None or base is None else value - base
 
 
-def found(rows: Mapping[str, Result]) -> list[Target]:
+def found(rows: Mapping[str, Result]) -> list[Figure]:
     """What is aimed at, and what came out."""
 
     def of(name: str, column: str) -> float | None:
@@ -163,34 +163,34 @@ def found(rows: Mapping[str, Result]) -> list[Target]:
     awaited = _less(of(LOCALDELAY, "await_us"), of(LOCALDELAY, "checkpoint_us"))
     send, batch, lean = "send: ", "send_batch: ", "cancellable=False: "
     return [
-        Target(f"{batch}held / literal port", over(BATCH, "held", LITERAL), at_least=5),
-        Target(f"{lean}held / literal port", over(LEAN, "held", LITERAL), at_least=5),
-        Target(f"{send}held / literal port", over(LOCALDELAY, "held", LITERAL), at_least=2.5),
-        Target(f"{send}p99 at 10k/s / literal port", over(LOCALDELAY, "low", LITERAL), at_most=0.7),
-        Target(f"{batch}p99 at 10k/s / literal port", over(BATCH, "low", LITERAL), at_most=0.7),
-        Target(f"{send}p99 at 100k/s in ms", _ms(of(LOCALDELAY, "high")), at_most=2),
-        Target(f"{batch}p99 at 100k/s in ms", _ms(of(BATCH, "high")), at_most=2),
-        Target(f"{lean}p99 at 100k/s in ms", _ms(of(LEAN, "high")), at_most=2),
-        Target(f"{lean}put_nowait / bare channel", over(LEAN, "put_us", BARE), at_most=2),
-        Target("put_nowait / bare channel", over(LOCALDELAY, "put_us", BARE), at_most=2.5),
-        Target("await put less a checkpoint, in µs", awaited, at_most=1.5),
-        Target(f"{send}p99 with mixed delays in ms", _ms(of(LOCALDELAY, "mixed")), at_most=2),
-        Target(f"{batch}p99 with mixed delays in ms", _ms(of(BATCH, "mixed")), at_most=2),
-        Target(
+        Figure(f"{batch}held / literal port", over(BATCH, "held", LITERAL), at_least=5),
+        Figure(f"{lean}held / literal port", over(LEAN, "held", LITERAL), at_least=5),
+        Figure(f"{send}held / literal port", over(LOCALDELAY, "held", LITERAL), at_least=2.5),
+        Figure(f"{send}p99 at 10k/s / literal port", over(LOCALDELAY, "low", LITERAL), at_most=0.7),
+        Figure(f"{batch}p99 at 10k/s / literal port", over(BATCH, "low", LITERAL), at_most=0.7),
+        Figure(f"{send}p99 at 100k/s in ms", _ms(of(LOCALDELAY, "high")), at_most=2),
+        Figure(f"{batch}p99 at 100k/s in ms", _ms(of(BATCH, "high")), at_most=2),
+        Figure(f"{lean}p99 at 100k/s in ms", _ms(of(LEAN, "high")), at_most=2),
+        Figure(f"{lean}put_nowait / bare channel", over(LEAN, "put_us", BARE), at_most=2),
+        Figure("put_nowait / bare channel", over(LOCALDELAY, "put_us", BARE), at_most=2.5),
+        Figure("await put less a checkpoint, in µs", awaited, at_most=1.5),
+        Figure(f"{send}p99 with mixed delays in ms", _ms(of(LOCALDELAY, "mixed")), at_most=2),
+        Figure(f"{batch}p99 with mixed delays in ms", _ms(of(BATCH, "mixed")), at_most=2),
+        Figure(
             f"{send}p99 with five delays / with one", over(LOCALDELAY, "five", LOCALDELAY, "low"), at_most=1.2
         ),
-        Target(f"{batch}p99 with five delays / with one", over(BATCH, "five", BATCH, "low"), at_most=1.2),
-        Target(f"{lean}bytes beyond the payload", of(LEAN, "beyond_payload"), at_most=200),
-        Target("bytes beyond the payload", of(LOCALDELAY, "beyond_payload"), at_most=260),
-        Target("a publish, primary takes all, in µs", of(CLOSED_BREAKER, "await_us"), at_most=15),
-        Target("a publish, breaker open, in µs", of(OPEN_BREAKER, "await_us"), at_most=15),
-        Target("threads: all due at once /s", of(THREADS, "drained"), at_least=100_000),
-        Target("threads: held /s", of(THREADS, "held"), at_least=60_000),
-        Target("threads: held / heapq and a Condition", over(THREADS, "held", HEAP), at_least=1),
-        Target("threads: puts/s by one", of(THREADS, "puts"), at_least=100_000),
-        Target("threads: puts/s by eight, while they fall due", of(THREADS, "producers"), at_least=60_000),
-        Target("aio: all due at once /s", of(AIO, "drained"), at_least=110_000),
-        Target("aio: held /s", of(AIO, "held"), at_least=60_000),
-        Target("aio: held / call_at and a task", over(AIO, "held", CALL_AT_TASK), at_least=1),
-        Target("messages sent early", early, at_most=0),
+        Figure(f"{batch}p99 with five delays / with one", over(BATCH, "five", BATCH, "low"), at_most=1.2),
+        Figure(f"{lean}bytes beyond the payload", of(LEAN, "beyond_payload"), at_most=200),
+        Figure("bytes beyond the payload", of(LOCALDELAY, "beyond_payload"), at_most=260),
+        Figure("a publish, primary takes all, in µs", of(CLOSED_BREAKER, "await_us"), at_most=15),
+        Figure("a publish, breaker open, in µs", of(OPEN_BREAKER, "await_us"), at_most=15),
+        Figure("threads: all due at once /s", of(THREADS, "drained"), at_least=100_000),
+        Figure("threads: held /s", of(THREADS, "held"), at_least=60_000),
+        Figure("threads: held / heapq and a Condition", over(THREADS, "held", HEAP), at_least=1),
+        Figure("threads: puts/s by one", of(THREADS, "puts"), at_least=100_000),
+        Figure("threads: puts/s by eight, while they fall due", of(THREADS, "producers"), at_least=60_000),
+        Figure("aio: all due at once /s", of(AIO, "drained"), at_least=110_000),
+        Figure("aio: held /s", of(AIO, "held"), at_least=60_000),
+        Figure("aio: held / call_at and a task", over(AIO, "held", CALL_AT_TASK), at_least=1),
+        Figure("messages sent early", early, at_most=0),
     ]

@@ -23,7 +23,7 @@ from localdelay.benchmark.load import NUMBER_BYTES, filling
 from localdelay.benchmark.result import Distribution
 from localdelay.lateness import LatencyRecorder
 
-from .targets import Target
+from .figures import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -163,7 +163,7 @@ def shown(value: float | None, form: str = ",.0f", unit: str = "") -> str:
     return "fails" if value is None else f"{value:{form}}{unit}"
 
 
-def targets(found: Sequence[Target]) -> Iterator[str]:
+def targets(found: Sequence[Figure]) -> Iterator[str]:
     """What was aimed at, and what came out. A target that is missed fails no command."""
     yield ""
     yield from (f"- {target.line}" for target in found)

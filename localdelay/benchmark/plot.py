@@ -61,7 +61,7 @@ def draw(path: Path, title: str, facts: str, runs: Sequence[Series]) -> None:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(10.0, 4.7), dpi=160)
         by_percentile, by_time = figure.subplots(1, 2, sharey=True, width_ratios=(1.1, 1))
-        figure.subplots_adjust(left=0.075, right=0.985, top=0.775, bottom=0.115, wspace=0.06)
+        figure.subplots_adjust(left=0.075, right=0.98, top=0.775, bottom=0.115, wspace=0.06)
         figure.text(0.012, 0.945, title, fontsize=13, fontweight="bold")
         figure.text(0.012, 0.885, facts, fontsize=9.5, color=_FAINT)
         for run, colour in zip(runs, cycle(_COLOURS), strict=False):

@@ -18,10 +18,10 @@ from click.testing import CliRunner
 
 from bench import brokers, foreign, peers, peers_table, readme, samples
 from bench.contenders import BARE, BATCH, CONTENDERS, GO, LEAN, LITERAL, LOCALDELAY, THREADS
+from bench.figures import Figure
 from bench.loops import on_trio
 from bench.samples import Result, body, median, medians
 from bench.scenarios import sample
-from bench.targets import Target
 from bench.times import Times
 from localdelay import Message
 from localdelay.benchmark.load import Delays, Pace
@@ -212,7 +212,7 @@ def test_the_table_says_what_failed_and_where_it_comes_from(measured: Result) ->
     missed = {target.name: target.met for target in peers_table.found(failed)}
     assert (missed["threads: held /s"], missed["send: p99 at 100k/s in ms"]) == (False, False)
     assert missed["send_batch: p99 at 100k/s in ms"] is None
-    assert Target("b", math.inf, at_most=120).line == "b: at most 120: fails, missed"
+    assert Figure("b", math.inf, at_most=120).line == "b: at most 120: fails, missed"
 
 
 def test_what_was_measured_is_kept_small_and_printed_again(
