@@ -7,16 +7,13 @@ that does not answer is reported as one that does not answer, and not with figur
 
 from __future__ import annotations
 
-import ast
 import inspect
 import math
 import re
-import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from itertools import pairwise
 from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args, get_type_hints
 
@@ -54,6 +51,8 @@ _Values: TypeAlias = Mapping[str, Any]
 """Values by the names of their fields."""
 _Answer: TypeAlias = Mapping[str, _Values | None]
 """What a scrape was told: the values of each group of families; None where nobody answered."""
+_SAID = re.compile(r'^ +(\w+): [^\n]*\n +"""(.*?)"""', re.MULTILINE | re.DOTALL)
+"""A field, and its docstring."""
 _LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
 
 _ODD_NAMES = {
@@ -134,18 +133,10 @@ def _families_of(statistics: type, prefix: str = "") -> Iterator[_Family]:
 def _docstrings(described: type) -> dict[str, str]:
     """What is said under each field of a class; nothing where there is no source to read it from."""
     try:
-        (body,) = ast.parse(textwrap.dedent(inspect.getsource(described))).body
-    except (OSError, SyntaxError, TypeError):
+        source = inspect.getsource(described)
+    except (OSError, TypeError):
         return {}
-    return {
-        field.target.id: " ".join(said.value.value.split())
-        for field, said in pairwise(getattr(body, "body", ()))
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(field.target, ast.Name)
-        and isinstance(said, ast.Expr)
-        and isinstance(said.value, ast.Constant)
-        and isinstance(said.value.value, str)
-    }
+    return {name: " ".join(said.split()) for name, said in _SAID.findall(source)}
 
 
 _PUBLISHED = "Published messages, by where they went."
