@@ -189,7 +189,8 @@ async def timed_out(face: Face) -> None:
         queue.put_nowait(b"", delay=0.0)
         await face.until(lambda: _has_failed(face, queue))
         gate.set()
-    assert [message.attempt for message in sent[-1:]] != [1]
+    # Not the last one: in threads the call that was given up may return after the one that counts.
+    assert max(message.attempt for message in sent) > 1
     assert (await conserved(face, queue)).sent == 1
 
 
