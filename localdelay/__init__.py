@@ -33,6 +33,7 @@ from .drain_plan import DrainPlan, plan_drain
 from .errors import (
     BreakerOpen,
     DelayNotSupported,
+    Expired,
     JournalError,
     LocalDelayError,
     PartialSendError,
@@ -54,7 +55,8 @@ from .message import Message
 from .portal.blocking import blocking
 from .probe import ProbePolicy
 from .queue.batch import BatchPolicy
-from .queue.queue import DelayQueue, open_delay_queue
+from .queue.opening import open_delay_queue
+from .queue.queue import DelayQueue
 from .queue.retry import RetryPolicy
 from .queue.sending import DeadLetterHook, HandBack, Send, SendBatch
 from .queue.stopping import run_until_signal
@@ -72,6 +74,7 @@ __all__ = [
     "DelayQueue",
     "DrainPlan",
     "DrainReport",
+    "Expired",
     "Fallback",
     "FallbackStatistics",
     "HandBack",

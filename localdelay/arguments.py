@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum
-from typing import Any
+from typing import Any, TypeAlias
+
+Delay: TypeAlias = float | timedelta
+"""Seconds, or a `timedelta`."""
+Terms: TypeAlias = tuple[float | None, float | None]
+"""(seconds past its execute-at until a message expires, the Unix time that it was put for)"""
 
 LATEST = 1e15
 """Seconds: 30 million years, and still exact to a tenth of a second."""
@@ -39,6 +44,12 @@ def at_least(name: str, value: float, low: float, kind: str = "a number") -> flo
     return given
 
 
+def delay_of(name: str, value: Delay) -> float:
+    """A delay in seconds; a `ValueError` unless it is finite and not negative."""
+    given = value.total_seconds() if isinstance(value, timedelta) else value
+    return at_least(name, given, 0, "a number of seconds")
+
+
 def count(name: str, value: int) -> int:
     """A whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int):
@@ -69,17 +80,19 @@ def field_count_or_none(_: object, attribute: Any, value: int | None) -> None:
 
 
 def execute_at(
-    now: float, delay: float | None, at: datetime | None, *, wall: datetime | None = None
+    now: float, delay: Delay | None, at: datetime | None, *, wall: datetime | None = None
 ) -> float:
     """When a message is due, in seconds on the clock that `now` was read from.
 
-    `delay` is in seconds from now; `at` is an aware datetime, and one in the past means now. Exactly
-    one of them must be given. `wall` is the wall-clock time, now by default; to be never early it must
-    have been read before `now`.
+    `delay` is from now; `at` is an aware datetime, and one in the past means now. Exactly one of them must
+    be given. `wall` is the wall-clock time, now by default; to be never early it must have been read before
+    `now`.
     """
     if at is None:
         if delay is None:
             raise TypeError("one of delay and at must be given")
+        if isinstance(delay, timedelta):
+            delay = delay.total_seconds()
         return now + at_least("delay", delay, 0, "a number of seconds")
     if delay is not None:
         raise TypeError("only one of delay and at may be given")
@@ -93,6 +106,13 @@ def execute_at(
 def wall_clock(at: datetime | None) -> datetime | None:
     """The wall-clock time, where an `at` makes it matter."""
     return None if at is None else datetime.now(UTC)
+
+
+def terms(expires: Delay | None, at: datetime | None) -> Terms | None:
+    """What is kept of a checked `at` and of `expires`, which is checked here; None for neither."""
+    if expires is None and at is None:
+        return None
+    return None if expires is None else delay_of("expires", expires), None if at is None else at.timestamp()
 
 
 def check_payload(payload: bytes) -> bytes:

@@ -13,11 +13,13 @@ from operator import itemgetter
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
-from .message import NO_HEADERS, Message, headers_size
+from .message import NO_HEADERS, Message, add_terms, headers_size, render_id
 
-Details: TypeAlias = tuple[bytes, dict[str, str] | None, str | None, int, int, float, bool]
-"""(payload, headers, id that the caller chose, attempt, failures, execute_at, alone); alone: to be sent
-in a batch of its own."""
+Details: TypeAlias = tuple[
+    bytes, dict[str, str] | None, str | None, int, int, float, bool, float | None, float | None
+]
+"""(payload, headers, id that the caller chose, attempt, failures, execute_at, alone, expires, at); alone: to
+be sent in a batch of its own; expires: in seconds past execute_at; at: the Unix time that it was put for."""
 Body: TypeAlias = bytes | Details
 Entry: TypeAlias = tuple[float, int, Body]
 """(due, number, body), `due` in seconds on Trio's clock; the number is unique and breaks ties."""
@@ -28,6 +30,8 @@ _ATTEMPT: Final = 3
 _FAILURES: Final = 4
 _EXECUTE_AT: Final = 5
 _ALONE: Final = 6
+_EXPIRES: Final = 7
+_AT: Final = 8
 
 
 def all_plain(entries: Sequence[Entry]) -> bool:
@@ -65,6 +69,16 @@ def execute_at_of(due: float, body: Body) -> float:
     return due if isinstance(body, bytes) else body[_EXECUTE_AT]
 
 
+def expires_of(body: Body) -> float | None:
+    """Seconds past its execute-at after which the message is not worth sending; None: it always is."""
+    return None if isinstance(body, bytes) else body[_EXPIRES]
+
+
+def at_of(body: Body) -> float | None:
+    """The Unix time that the message was put for; None where a delay was given."""
+    return None if isinstance(body, bytes) else body[_AT]
+
+
 def size_of(body: Body) -> int:
     """Bytes of payload and headers."""
     if isinstance(body, bytes):
@@ -78,17 +92,22 @@ def message_of(entry: Entry) -> Message:
     due, number, body = entry
     if isinstance(body, bytes):
         return Message(number, body, due)
-    payload, headers, chosen, attempt, _, execute_at, _ = body
+    payload, headers, chosen, attempt, _, execute_at, _, expires, at = body
     shown = NO_HEADERS if headers is None else MappingProxyType(headers)
-    return Message(number if chosen is None else chosen, payload, execute_at, shown, attempt)
+    message = Message(number if chosen is None else chosen, payload, execute_at, shown, attempt)
+    if expires is not None or at is not None:
+        add_terms(message, (expires, at))
+    return message
 
 
-def with_chosen_id(body: Body, due: float, id: str) -> Body:
-    """The same body with an id that is not made of its number; one that was chosen stays."""
+def rescheduled(entry: Entry, due: float, at: float | None, number: int) -> Entry:
+    """The same message under another number and the id that it had, due then; `at` as in `Details`."""
+    _, before, body = entry
     if isinstance(body, bytes):
-        return (body, None, id, 1, 0, due, False)
-    payload, headers, chosen, attempt, failures, execute_at, alone = body
-    return (payload, headers, id if chosen is None else chosen, attempt, failures, execute_at, alone)
+        return due, number, (body, None, render_id(before), 1, 0, due, False, None, at)
+    payload, headers, chosen, attempt, failures, _, alone, expires, _ = body
+    name = render_id(before) if chosen is None else chosen
+    return due, number, (payload, headers, name, attempt, failures, due, alone, expires, at)
 
 
 def after_failing(entry: Entry, attempt: int, *, alone: bool, counts: bool = True) -> Body:
@@ -98,6 +117,7 @@ def after_failing(entry: Entry, attempt: int, *, alone: bool, counts: bool = Tru
     """
     due, _, body = entry
     if isinstance(body, bytes):
-        return (body, None, None, attempt, 1, due, alone)
-    payload, headers, chosen, _, failures, execute_at, alone_before = body
-    return (payload, headers, chosen, attempt, max(1, failures + counts), execute_at, alone or alone_before)
+        return (body, None, None, attempt, 1, due, alone, None, None)
+    payload, headers, chosen, _, failures, execute_at, before, expires, at = body
+    failures = max(1, failures + counts)
+    return (payload, headers, chosen, attempt, failures, execute_at, alone or before, expires, at)

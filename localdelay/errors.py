@@ -69,6 +69,10 @@ class RateLimited(Throttled):
     """The primary was not called: the limit that was set for it is reached."""
 
 
+class Expired(LocalDelayError):
+    """The message could only have been sent later than its `expires` past its execute-at: it was not sent."""
+
+
 class PermanentSendError(LocalDelayError):
     """This message can never be sent, however often it is tried: it goes to the dead letters at once."""
 

@@ -63,6 +63,9 @@ class Keeper(Protocol):
         False: it has taken the message back, which ends here as spooled.
         """
 
+    def moved(self, entry: Entry, again: Entry) -> None:
+        """This message is `again` from now on: it has another time, and another number."""
+
     def ended(self, entries: Sequence[Entry], how: End, why: str | None = None) -> Wait | None:
         """These have ended. `why` is what a dead one was given up for, where nobody but the keeper has it."""
 
@@ -110,6 +113,9 @@ class NoKeeper:
     def failed(self, entry: Entry, again: Entry) -> bool:
         """It is tried again here."""
         return True
+
+    def moved(self, entry: Entry, again: Entry) -> None:
+        """Nobody is told."""
 
     def ended(self, entries: Sequence[Entry], how: End, why: str | None = None) -> Wait | None:
         """Nobody is told."""

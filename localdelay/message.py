@@ -8,10 +8,14 @@ import re
 import secrets
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import attrs
 
+from .arguments import Terms
+
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+NO_TERMS: Terms = (None, None)
 
 # An id is a random prefix of the process and a number. A forked child goes on with numbers of its own
 # under a prefix of its own, and still knows its parent's: `number >> _BITS` says whose a number is.
@@ -79,6 +83,8 @@ class Message:
     _execute_at: float
     _headers: Mapping[str, str] = attrs.field(default=NO_HEADERS, hash=False)
     _attempt: int = 1
+    # Hardly any message has these: where they are set it is done afterwards, or all others would pay for it.
+    _terms: Terms = attrs.field(init=False, eq=False)
 
     @property
     def id(self) -> str:
@@ -106,19 +112,48 @@ class Message:
         return self._attempt
 
     @property
+    def expires(self) -> float | None:
+        """Seconds past its execute-at after which it is not worth sending; None: it always is."""
+        return terms_of(self)[0]
+
+    @property
+    def at(self) -> float | None:
+        """The Unix time that it was put for by `at`; None where a delay was given."""
+        return terms_of(self)[1]
+
+    @property
     def size(self) -> int:
         """Bytes of payload and headers: what the queue counts against `capacity_bytes`."""
         return len(self.payload) + headers_size(self.headers)
 
-    def __reduce__(self) -> tuple[type[Message], tuple[str, bytes, float, dict[str, str], int]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         # A pickle may be read by another process, where a number would be the id of another message.
-        return Message, (self.id, self.payload, self.execute_at, dict(self.headers), self.attempt)
+        parts = (self.id, self.payload, self.execute_at, dict(self.headers), self.attempt)
+        terms = terms_of(self)
+        return (Message, parts) if terms == NO_TERMS else (_with_terms, (parts, terms))
 
     def __repr__(self) -> str:
         return (
             f"Message(id={self.id!r}, payload=<{len(self.payload)} bytes>, "
             f"execute_at={self.execute_at!r}, attempt={self.attempt})"
         )
+
+
+def terms_of(message: Message) -> Terms:
+    """When the message expires, and which instant it was put for."""
+    terms: Terms = getattr(message, "_terms", NO_TERMS)
+    return terms
+
+
+def add_terms(message: Message, terms: Terms) -> None:
+    """Say so of a message that is being made."""
+    message._terms = terms  # noqa: SLF001 (its other half)
+
+
+def _with_terms(parts: Any, terms: Terms) -> Message:
+    message = Message(*parts)
+    add_terms(message, terms)
+    return message
 
 
 def number_in(message: Message) -> int | None:

@@ -34,6 +34,8 @@ class Statistics:
     """Sends that returned: the real queue has confirmed the message."""
     dead: MessagesSoFar
     """Given up on, and through with the dead-letter hook."""
+    expired: MessagesSoFar
+    """Given up on because their `expires` was over; they count as dead, too."""
     cancelled: MessagesSoFar
     """Taken out by `cancel`."""
     handed_back: MessagesSoFar

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, Unpack
 import trio
 
 from . import arguments
-from .arguments import NOT_GIVEN, NotGiven
+from .arguments import NOT_GIVEN, Delay, NotGiven
 from .fallback.publishing import BaseFallback, Publish, World
 from .fallback.returning import IN_FLIGHT
 from .fallback.router import Receipt
@@ -20,7 +20,7 @@ from .portal.blocking import in_threads, is_async
 from .portal.calls import Call
 from .portal.pool import Threads
 from .portal.portal import Options, Remote
-from .queue import queue
+from .queue import opening
 from .queue.draining import HAND_BACKS_IN_FLIGHT
 from .statistics import DrainReport, Statistics
 
@@ -46,34 +46,37 @@ class DelayQueue:
         self,
         payload: bytes,
         *,
-        delay: float | None = None,
+        delay: Delay | None = None,
         at: datetime | None = None,
         id: str | None = None,
         headers: Mapping[str, str] | None = None,
+        expires: Delay | None = None,
         timeout: float | None = None,
     ) -> Message:
         """Accept a message, blocking while the queue is full, for at most `timeout` seconds.
 
-        Then it raises `QueueFull`. `delay` is in seconds; `at` is an aware datetime, and one in the past
-        means now: give one of them. When the message is due is decided at the call, not when room is found.
-        Calls get room in their order. With a journal it returns when that has the message. Raises
-        `QueueClosed`, `JournalError`, and `TypeError` or `ValueError` for an argument that is wrong; an `id`
-        that is pending already is wrong too.
+        Then it raises `QueueFull`. `delay` is in seconds, or a `timedelta`; `at` is an aware datetime, and
+        one in the past means now: give one of them. When the message is due is decided at the call, not when
+        room is found. What could only be sent more than `expires` (as a delay) past its execute-at is not
+        sent, but given to the dead letters with `Expired`. Calls get room in their order. With a journal it
+        returns when that has the message. Raises `QueueClosed`, `JournalError`, and `TypeError` or
+        `ValueError` for an argument that is wrong; an `id` that is pending already is wrong too.
         """
-        stamped = self.remote.stamp(payload, delay, at, id, headers)
+        stamped = self.remote.stamp(payload, delay, at, id, headers, expires)
         return self.remote.put(stamped, arguments.check_seconds("timeout", timeout, zero=True))
 
     def put_nowait(
         self,
         payload: bytes,
         *,
-        delay: float | None = None,
+        delay: Delay | None = None,
         at: datetime | None = None,
         id: str | None = None,
         headers: Mapping[str, str] | None = None,
+        expires: Delay | None = None,
     ) -> Message:
         """Accept a message, or raise `QueueFull` if there is no room or others wait for room."""
-        return self.remote.accept(self.remote.stamp(payload, delay, at, id, headers))
+        return self.remote.accept(self.remote.stamp(payload, delay, at, id, headers, expires))
 
     def cancel(self, id: str) -> bool:
         """Take a message out again.
@@ -83,6 +86,16 @@ class DelayQueue:
         was opened with `cancellable=False`.
         """
         return self.remote.ask(lambda: self.remote.queue.cancel(id))
+
+    def reschedule(self, id: str, *, delay: Delay | None = None, at: datetime | None = None) -> bool:
+        """Give a message another execute-at, earlier or later: `delay` from now, or `at`, as for `put`.
+
+        True: it has that, and is as new but for its attempts; should the process be killed before `flush` has
+        returned, a journal may bring it back under the old one. False: it is unknown, being sent, or
+        finished. Raises like `put` for a time that is wrong, and `RuntimeError` if the queue was opened with
+        `cancellable=False`.
+        """
+        return self.remote.ask(self.remote.reschedule(id, delay, at))
 
     def is_pending(self, id: str) -> bool:
         """Whether a message with this id is accepted and not finished.
@@ -199,7 +212,7 @@ def open_delay_queue(
     pool = Threads(arguments.count("workers", workers))
     hooks = Threads(workers)  # of their own: a dead letter must not wait for sends that take their time
     opened = partial(
-        queue.open_delay_queue,
+        opening.open_delay_queue,
         None if send is None else _async("send", send, pool.sends),
         send_batch=None if send_batch is None else _async("send_batch", send_batch, pool.calls_at_once),
         on_dead_letter=None
@@ -242,22 +255,25 @@ class Fallback(BaseFallback[PublishDelayed, DelayQueue]):
         self,
         payload: bytes,
         *,
-        delay: float | None = None,
+        delay: Delay | None = None,
         at: datetime | None = None,
         id: str | None = None,
         headers: Mapping[str, str] | None = None,
+        expires: Delay | None = None,
     ) -> Receipt:
         """Publish a message that is due after `delay` seconds, or `at` an aware datetime; blocks meanwhile.
 
         Where the primary refuses it, or is not to be called, the same message, under the same id, goes to
-        the local queue. Raises what the primary raised where the message does not degrade, `BreakerOpen`
-        or `RateLimited` where it was not called and the message may not; `QueueFull`, caused by the
-        reason, where the local queue is full too; `QueueClosed`; and `TypeError` or `ValueError` for an
-        argument that is wrong; a payload over `capacity_bytes` is one only where the local queue is needed.
+        the local queue. `expires` is as for `put`, and binds what is held here, not what the primary took; a
+        primary may read it off the message. Raises what the primary raised where the message does not
+        degrade, `BreakerOpen` or `RateLimited` where it was not called and the message may not; `QueueFull`,
+        caused by the reason, where the local queue is full too; `QueueClosed`; and `TypeError` or
+        `ValueError` for an argument that is wrong; a payload over `capacity_bytes` is one only where the
+        local queue is needed.
         """
         self._router.check_process()
         remote = self._queue.remote
-        stamped = remote.stamp(payload, delay, at, id, headers)
+        stamped = remote.stamp(payload, delay, at, id, headers, expires)
         message = stamped[0]
         now = remote.clock()
         steps = Publish(self._router, message, now)

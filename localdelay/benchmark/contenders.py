@@ -18,7 +18,7 @@ from localdelay.benchmark.load import PutNowait
 from localdelay.benchmark.meter import NO_TIME
 from localdelay.errors import LocalDelayError
 from localdelay.message import Message
-from localdelay.queue.queue import open_delay_queue
+from localdelay.queue.opening import open_delay_queue
 
 _PUTTERS = 400
 """Puts that wait for Redis at the same time."""

@@ -19,7 +19,8 @@ from localdelay.benchmark.round import Round, held
 from localdelay.brokers import STDOUT, Broker, check_url, hide_secrets, open_broker
 from localdelay.message import Message
 from localdelay.queue.batch import BatchPolicy
-from localdelay.queue.queue import DelayQueue, open_delay_queue
+from localdelay.queue.opening import open_delay_queue
+from localdelay.queue.queue import DelayQueue
 from localdelay.signals import Stopped, heard
 
 _TICK = 0.1

@@ -10,8 +10,9 @@ from typing import Protocol, TypeAlias, runtime_checkable
 import trio
 
 from localdelay import arguments
+from localdelay.arguments import Delay
 from localdelay.limit import Limit
-from localdelay.message import NO_HEADERS, Message, numbers
+from localdelay.message import NO_HEADERS, Message, add_terms, numbers
 from localdelay.queue.admission import already_pending
 from localdelay.queue.queue import DelayQueue
 from localdelay.timer import clock_parts
@@ -58,18 +59,21 @@ class Fallback(BaseFallback[PublishDelayed, Holder]):
         self,
         payload: bytes,
         *,
-        delay: float | None = None,
+        delay: Delay | None = None,
         at: datetime | None = None,
         id: str | None = None,
         headers: Mapping[str, str] | None = None,
+        expires: Delay | None = None,
     ) -> Receipt:
         """Publish a message that is due after `delay` seconds, or `at` an aware datetime.
 
         Where the primary refuses it, or is not to be called, the same message, under the same id, goes to
-        the local queue. Raises what the primary raised where the message does not degrade, `BreakerOpen`
-        or `RateLimited` where it was not called and the message may not; `QueueFull`, caused by the
-        reason, where the local queue is full too; `QueueClosed`; and `TypeError` or `ValueError` for an
-        argument that is wrong; a payload over `capacity_bytes` is one only where the local queue is needed.
+        the local queue. `expires` is as for `put`, and binds what is held here, not what the primary took; a
+        primary may read it off the message. Raises what the primary raised where the message does not
+        degrade, `BreakerOpen` or `RateLimited` where it was not called and the message may not; `QueueFull`,
+        caused by the reason, where the local queue is full too; `QueueClosed`; and `TypeError` or
+        `ValueError` for an argument that is wrong; a payload over `capacity_bytes` is one only where the
+        local queue is needed.
         """
         # Before the clock: where another loop ran in a thread, a fork takes the child's own along with it.
         self._router.check_process()
@@ -78,6 +82,7 @@ class Fallback(BaseFallback[PublishDelayed, Holder]):
             at is None
             and id is None
             and headers is None
+            and expires is None
             and type(payload) is bytes
             and (type(delay) is float or type(delay) is int)
             and 0 <= delay < arguments.LATEST
@@ -94,10 +99,13 @@ class Fallback(BaseFallback[PublishDelayed, Holder]):
             shown = NO_HEADERS if copy is None else MappingProxyType(copy)
             name = next(self._numbers) if id is None else id
             message = Message(name, arguments.check_payload(payload), due, shown)
+            if terms := arguments.terms(expires, at):
+                add_terms(message, terms)
         steps = Publish(self._router, message, now)
         if steps.calls:
             with steps:
-                await self._publish_delayed(message, due - now if delay is None else delay)
+                left = delay if isinstance(delay, float) else message.execute_at - now
+                await self._publish_delayed(message, left)
         if steps.holds:
             await self._hold(steps)
         return steps.receipt()

@@ -65,7 +65,7 @@ _LATE: Final = 2
 class _Change:
     """What of a message is to be written. But for where it stands, it stays as it was made."""
 
-    number: int
+    key: int
     entry: Entry | None  # None: it is gone
     due: float = 0.0  # on the wall clock
     dead: str | None = None
@@ -124,13 +124,14 @@ class Commits:
         self._news: SimpleQueue[None] = SimpleQueue()
         self._lock = threading.Lock()
         # Under the lock:
-        self._unwritten: dict[int, _Change] = {}  # by number
+        self._unwritten: dict[int, _Change] = {}  # by key
         self._late = 0  # of them, so many
         self._group = _Group()
         # Of the thread:
         self._retry_at = 0.0  # when a part of what is late is to be tried, on `time.perf_counter`
         # Of the Trio thread:
         self._first_key = 0  # of the message with the number 0
+        self._moved: dict[int, int] = {}  # keys of messages that have another number than they had
         self._next_line = -math.inf
         self._is_told = False  # that it fails
         self._closing = False
@@ -150,7 +151,6 @@ class Commits:
         result = outcome.pop()  # the thread holds the list as long as it lives, and it may be of millions
         if isinstance(result, Exception):
             raise result
-        # The thread runs already, but there is no change yet for which it would read this.
         self._first_key = 1 + max(map(itemgetter(0), result), default=0) - first_number
         return result
 
@@ -167,29 +167,36 @@ class Commits:
         group = self._group
         if not group.has_ended:
             self.committing += 1
-            group = self._add(_Put(entry[1], entry, self._wall(entry), on_disk=False, enter=enter))
+            group = self._add(_Put(self._key(entry), entry, self._wall(entry), on_disk=False, enter=enter))
         return partial(group.until_end, shielded=True)
 
     def entered(self, entry: Entry) -> None:
         """Write down a message that is accepted already: it is at risk until it is there."""
         self._at_risk += 1
         self._at_risk_bytes += size_of(entry[2])
-        self._add(_Change(entry[1], entry, self._wall(entry), on_disk=False, at_risk=True))
+        self._add(_Change(self._key(entry), entry, self._wall(entry), on_disk=False, at_risk=True))
 
     def failed(self, entry: Entry, again: Entry) -> bool:
         """Write down that the message has another attempt from now on."""
         if attempt_of(again[2]) != attempt_of(entry[2]):
-            self._add(_Change(again[1], again, self._wall(again)))
+            self._add(_Change(self._key(again), again, self._wall(again)))
         return True
+
+    def moved(self, entry: Entry, again: Entry) -> None:
+        """Write down when it is due now, in the place that it has."""
+        self._moved[again[1]] = key = self._key(entry)
+        self._moved.pop(entry[1], None)
+        self._add(_Change(key, again, self._wall(again)))
 
     def ended(self, entries: Sequence[Entry], how: End, why: str | None = None) -> Wait:
         """Remove these, or mark what was given up on and is nobody's: the wait is until that is written."""
         if how is not End.SPOOLED:
             for entry in entries:
                 if why is None:
-                    self._add(_Change(entry[1], None))
+                    self._add(_Change(self._key(entry), None))
                 else:
-                    self._add(_Change(entry[1], entry, self._wall(entry), why))
+                    self._add(_Change(self._key(entry), entry, self._wall(entry), why))
+                self._moved.pop(entry[1], None)
         return self.written
 
     def owns(self, entries: Sequence[Entry], now: float) -> list[Entry]:
@@ -235,29 +242,35 @@ class Commits:
         if left := sum(change.entry is None for change in self._unwritten.values()):
             logger.error("%d finished messages are still in the journal: it could not be written", left)
 
+    def _key(self, entry: Entry) -> int:
+        number = entry[1]
+        if self._moved and number in self._moved:
+            return self._moved[number]
+        return number + (RECOVERED if number < 0 else self._first_key)
+
     def _wall(self, entry: Entry) -> float:
         now = self._read_clock() + self._clock_offset
         # The wall clock is read after the other one: what is written may be late by that, and never early.
         return execute_at_of(entry[0], entry[2]) - now + time.time()
 
     def _add(self, change: _Change) -> _Group:
-        number = change.number
+        key = change.key
         with self._lock:
             group = self._group
-            known = self._unwritten.get(number)
+            known = self._unwritten.get(key)
             if known is not None:
                 self._late -= known.stage is _LATE
                 # However the commit ends that it may be in, to remove it takes another one.
                 change.on_disk = known.on_disk or known.stage is _TAKEN
                 if change.entry is None and not change.on_disk:
                     self._out_of_risk(known)
-                    del self._unwritten[number]
+                    del self._unwritten[key]
                     return group
                 if known.at_risk:
                     change.at_risk = change.entry is not None and change.dead is None
                     if not change.at_risk:
                         self._out_of_risk(known)
-            self._unwritten[number] = change
+            self._unwritten[key] = change
             group.changes.append(change)
             # Also what is newer of a message that could not be written before.
             group.durable |= change.at_risk or not change.on_disk
@@ -289,15 +302,15 @@ class Commits:
         puts = []
         with self._lock:
             for change in group.changes:
-                newest = self._unwritten.get(change.number)
+                newest = self._unwritten.get(change.key)
                 if type(change) is _Put:
-                    del self._unwritten[change.number]  # even where it is refused: so far it was nobody's
+                    del self._unwritten[change.key]  # even where it is refused: so far it was nobody's
                     puts.append(change)
                 elif group.error is None or (group.are_gone and change.entry is None):
                     if newest is not None:
                         self._out_of_risk(newest)
                     if newest is change:  # else it has changed since, and that is not there yet
-                        del self._unwritten[change.number]
+                        del self._unwritten[change.key]
                 elif newest is change:
                     self._late += 1
                     change.stage = _LATE
@@ -361,7 +374,7 @@ class Commits:
         with self._lock:
             group, self._group = self._group, _Group()
             # What has changed since it was put there is there in a newer form, or is gone.
-            changes = [change for change in group.changes if self._unwritten.get(change.number) is change]
+            changes = [change for change in group.changes if self._unwritten.get(change.key) is change]
             if self._late and (group.takes_late or now >= self._retry_at):
                 self._retry_at = now + RETRY_EVERY
                 late = (change for change in self._unwritten.values() if change.stage is _LATE)
@@ -379,11 +392,11 @@ class Commits:
         gone: list[int] = []
         try:
             kept = [
-                record_of(change.entry, self._key(change.number), change.due, change.dead)
+                record_of(change.entry, change.key, change.due, change.dead)
                 for change in group.changes
                 if change.entry
             ]
-            gone = [self._key(change.number) for change in group.changes if change.entry is None]
+            gone = [change.key for change in group.changes if change.entry is None]
             self._journal.write(kept, gone, durable=group.durable)
         except Exception as error:  # noqa: BLE001 (raised where it is waited for)
             group.error = error
@@ -395,9 +408,6 @@ class Commits:
             if group.durable:
                 self._retry_at = 0.0  # there is room again
         group.seconds = time.perf_counter() - began
-
-    def _key(self, number: int) -> int:
-        return number + (RECOVERED if number < 0 else self._first_key)
 
     def _call(self, function: Callable[[], object]) -> None:
         with suppress(trio.RunFinishedError):  # then nobody waits any more

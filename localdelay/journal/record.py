@@ -66,13 +66,6 @@ class Journal(Protocol):
         """Let go of it."""
 
 
-def check_journal(journal: object) -> None:
-    """Raise a `TypeError` unless this is a journal, or None."""
-    methods = ("open", "write", "close")
-    if journal is not None and not all(callable(getattr(journal, name, None)) for name in methods):
-        raise TypeError(f"journal must be a SqliteJournal, not {type(journal).__name__}")
-
-
 Row: TypeAlias = tuple[int, float, int, str, bytes | None, bytes, str | None, int, float | None, float | None]
 """A record as a database holds it, with a checksum over all of it before what only version 2 has."""
 

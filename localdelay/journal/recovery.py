@@ -27,9 +27,11 @@ def recovered(
     offset = now - wall
     on_time: list[Entry] = []
     paced: list[Entry] = []
-    for position, (key, wall_due, attempt, name, headers, payload, *_) in enumerate(held, before):
+    for position, (key, wall_due, attempt, name, headers, payload, _, expires, at, _) in enumerate(
+        held, before
+    ):
         due = wall_due + offset
-        details = (payload, headers, name, attempt, 0, due, False)
+        details = (payload, headers, name, attempt, 0, due, False, expires, at)
         if rate is None or due > now:
             on_time.append((due, key - RECOVERED, details))
         else:
@@ -42,5 +44,6 @@ def record_of(entry: Entry, key: int, due: float, dead: str | None) -> Record:
     _, number, body = entry
     if isinstance(body, bytes):
         return Record(key, due, 1, render_id(number), None, body, dead)
-    payload, headers, chosen, attempt = body[:4]
-    return Record(key, due, attempt, render_id(number) if chosen is None else chosen, headers, payload, dead)
+    payload, headers, chosen, attempt, _, _, _, expires, at = body
+    name = render_id(number) if chosen is None else chosen
+    return Record(key, due, attempt, name, headers, payload, dead, expires, at)

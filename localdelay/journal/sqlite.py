@@ -26,7 +26,7 @@ from urllib.parse import quote
 
 from localdelay.errors import JournalError
 
-from .record import Kept, Record, Row, decode, decode_keys, encode, encode_keys
+from .record import Journal, Kept, Record, Row, decode, decode_keys, encode, encode_keys
 
 _MAGIC: Final = b"SQLite format 3\0"
 _WITH_LOG: Final = b"\2\2"
@@ -350,6 +350,15 @@ class SqliteJournal:
             raise JournalError(f"the journal {self.path}: {reason}") from error
         except (ValueError, OverflowError) as error:
             raise JournalError(f"the journal {self.path} is damaged: {error}") from error
+
+
+def journal_of(given: Journal | str | os.PathLike[str] | None) -> Journal | None:
+    """What a queue is given: a journal, or a path for one. Raises `TypeError` for anything else."""
+    if given is None or isinstance(given, str | os.PathLike):
+        return None if given is None else SqliteJournal(given)
+    if not all(callable(getattr(given, name, None)) for name in ("open", "write", "close")):
+        raise TypeError(f"journal must be a path or a SqliteJournal, not {type(given).__name__}")
+    return given
 
 
 def _in_child() -> None:

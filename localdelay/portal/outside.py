@@ -22,7 +22,7 @@ from typing import Protocol
 
 import trio
 
-from localdelay.entry import Entry
+from localdelay.entry import Entry, all_plain
 from localdelay.hops import Hop
 from localdelay.queue.batch import ONE
 from localdelay.queue.pending import Pending
@@ -170,6 +170,10 @@ class OutsideWorkers(Workers):
         if room <= 0:
             return []
         entries = self._take_few(now, self._delivery.allowed(room))
+        if entries and not all_plain(entries):
+            for entry, error in self._delivery.doomed(entries, now):
+                entries.remove(entry)
+                self._give_up(entry, error, is_sent=False)
         self._out.update((entry[1], entry) for entry in entries)
         return entries
 
@@ -198,19 +202,25 @@ class OutsideWorkers(Workers):
             self.wake_leader()
 
     def _fail(self, outcome: Outcome) -> None:
-        if self._delivery.failed(outcome):
-            return
-        assert self._nursery is not None  # noqa: S101 (its feeder is at work)
-        worker = Worker()
-        worker.entries.append(outcome[0])
-        worker.failure = outcome[3]
-        self._workers.add(worker)
-        self._nursery.start_soon(self._give_up_on, worker)
+        if not self._delivery.failed(outcome):
+            self._give_up(outcome[0], outcome[3], is_sent=True)
 
-    async def _give_up_on(self, worker: Worker) -> None:
+    def _give_up(self, entry: Entry, error: Exception | None, *, is_sent: bool) -> None:
+        assert self._nursery is not None  # noqa: S101 (its feeder is at work)
+        assert error is not None  # noqa: S101 (it is why this is called)
+        worker = Worker()
+        worker.entries.append(entry)
+        worker.failure = error
+        self._workers.add(worker)
+        self._nursery.start_soon(self._bury, worker, [] if is_sent else [(entry, error)])
+
+    async def _bury(self, worker: Worker, doomed: list[tuple[Entry, Exception]]) -> None:
         try:
             async with self._hooks:
-                await self._delivery.settle(worker)
+                if doomed:
+                    await self._delivery.give_up(worker, doomed)
+                else:
+                    await self._delivery.settle(worker)
         except BaseException:
             self.stop()  # or the message that is put back would be sent
             raise

@@ -15,11 +15,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
+from os import PathLike
 from typing import Any, Required, TypedDict, TypeVar
 
 import trio
 
 from localdelay import arguments
+from localdelay.arguments import Delay
 from localdelay.entry import chosen_id
 from localdelay.errors import QueueClosed, QueueFull
 from localdelay.hops import Hop
@@ -59,7 +61,7 @@ class Options(TypedDict, total=False):
     limit: RateLimit | None
     probe: ProbePolicy | None
     listener: Listener | None
-    journal: Journal | None
+    journal: Journal | str | PathLike[str] | None
     recover_rate: float | None
 
 
@@ -112,16 +114,18 @@ class Remote:
     def stamp(
         self,
         payload: bytes,
-        delay: float | None,
+        delay: Delay | None,
         at: datetime | None,
         id: str | None,
         headers: Mapping[str, str] | None,
+        expires: Delay | None,
     ) -> Stamped:
         """Check the arguments of a put, and fix when its message is due and how it is called."""
         if (
             at is None
             and id is None
             and headers is None
+            and expires is None
             and type(payload) is bytes
             and (type(delay) is float or type(delay) is int)
             and 0 <= delay < _LONGEST
@@ -130,13 +134,21 @@ class Remote:
             return Message(number, payload, self.clock() + delay), number, payload, len(payload)
         wall = arguments.wall_clock(at)
         due = arguments.execute_at(self.clock(), delay, at, wall=wall)
+        terms = arguments.terms(expires, at)
         if id is not None:
             arguments.check_id(id)
             if number_of(id) is not None and self.ask(lambda: self.queue.is_pending(id)):
                 raise already_pending(id)
             if self._is_known(id):
                 raise already_pending(id)
-        return stamp(self._numbers.take(), arguments.check_payload(payload), due, id, headers)
+        return stamp(self._numbers.take(), arguments.check_payload(payload), due, id, headers, terms)
+
+    def reschedule(self, id: str, delay: Delay | None, at: datetime | None) -> Callable[[], bool]:
+        """Check the arguments of a `reschedule`, and return what is to be asked."""
+        wall = arguments.wall_clock(at)
+        due = arguments.execute_at(self.clock(), delay, at, wall=wall)
+        terms = arguments.terms(None, at)
+        return lambda: self.queue.move(id, due, terms)
 
     def accept(self, stamped: Stamped) -> Message:
         """Accept what was stamped, or raise `QueueFull`, `QueueClosed` or `ValueError`."""

@@ -21,12 +21,13 @@ from typing import TypeAlias
 import trio
 
 from localdelay import arguments
+from localdelay.arguments import Delay, Terms
 from localdelay.entry import Body, Entry, message_of, size_of
 from localdelay.errors import QueueClosed, QueueFull
 from localdelay.journal.commits import Commits
 from localdelay.journal.record import Journal, Kept
 from localdelay.journal.recovery import recovered
-from localdelay.message import Message, number_in
+from localdelay.message import NO_TERMS, Message, number_in, terms_of
 
 from .pending import Pending
 
@@ -45,14 +46,15 @@ def stamp(
     due: float,
     id: str | None,
     headers: Mapping[str, str] | None,
+    terms: Terms | None,
     *,
     attempt: int = 1,
 ) -> Stamped:
-    """What a put makes of its arguments, of which payload, due and id were checked. In any thread."""
+    """What a put makes of its arguments, of which all but the headers were checked. In any thread."""
     copy = None if headers is None else arguments.check_headers(headers)
     body: Body = payload
-    if id is not None or copy is not None:
-        body = (payload, copy, id, attempt, 0, due, False)
+    if id is not None or copy is not None or terms is not None:
+        body = (payload, copy, id, attempt, 0, due, False, *(terms or NO_TERMS))
     return message_of((due, number, body)), number, body, size_of(body)
 
 
@@ -71,8 +73,6 @@ class Admission:
         self.closed = False
         self.is_kept = False
         """Whether a put returns only when a journal has its message."""
-        self.has_short_way = True
-        """Whether a plain message may go straight into the schedule."""
 
     async def open_journal(self, journal: Journal) -> Sequence[Kept]:
         """Have what is taken in from now on kept there, and return what is there. Raises `JournalError`."""
@@ -80,7 +80,7 @@ class Admission:
         held = await commits.open(next(self._numbers))
         self._pending.keeper = commits
         self.is_kept = True
-        self.has_short_way = False
+        self._ledger.has_short_way = False
         self._ledger.largest = journal.largest
         return held
 
@@ -102,23 +102,24 @@ class Admission:
     def close(self) -> None:
         """Take in nothing any more; puts that wait for room raise `QueueClosed`."""
         self.closed = True
-        self.has_short_way = False
+        self._ledger.has_short_way = False
         self._ledger.close()
 
     def stamp(
         self,
         payload: bytes,
-        delay: float | None,
+        delay: Delay | None,
         at: datetime | None,
         id: str | None,
         headers: Mapping[str, str] | None,
+        expires: Delay | None,
     ) -> Stamped:
         """Check the arguments of a put, and fix when its message is due and how it is called."""
         wall = arguments.wall_clock(at)
         due = arguments.execute_at(trio.current_time(), delay, at, wall=wall)
-        return self._stamped(
-            next(self._numbers), arguments.check_payload(payload), due, id, headers, attempt=1
-        )
+        terms = arguments.terms(expires, at)
+        payload = arguments.check_payload(payload)
+        return self._stamped(next(self._numbers), payload, due, id, headers, terms)
 
     def stamp_message(self, message: Message) -> Stamped:
         """Check a message that is to keep its id, its execute-at and its attempt."""
@@ -133,7 +134,8 @@ class Admission:
         attempt = arguments.count("attempt", message.attempt)
         if attempt > _MOST_ATTEMPTS:
             raise ValueError(f"attempt must be at most {_MOST_ATTEMPTS}, not {attempt}")
-        return self._stamped(next(self._numbers), payload, due, known, message.headers, attempt=attempt)
+        terms = terms_of(message)
+        return self._stamped(next(self._numbers), payload, due, known, message.headers, terms, attempt)
 
     def stamp_held(self, message: Message) -> Stamped:
         """A message that was checked before. If it has a number for an id, no queue has seen that yet."""
@@ -141,7 +143,8 @@ class Admission:
         if number is None:
             return self.stamp_message(message)
         headers = message.headers or None  # checked already: most messages have none
-        return self._stamped(number, message.payload, message.execute_at, None, headers, attempt=1)
+        terms = None if (given := terms_of(message)) == NO_TERMS else given
+        return self._stamped(number, message.payload, message.execute_at, None, headers, terms)
 
     def _stamped(
         self,
@@ -150,12 +153,12 @@ class Admission:
         due: float,
         id: str | None,
         headers: Mapping[str, str] | None,
-        *,
-        attempt: int,
+        terms: Terms | None,
+        attempt: int = 1,
     ) -> Stamped:
         if id is not None and self._pending.number(id) is not None:
             raise already_pending(id)
-        stamped = stamp(number, payload, due, id, headers, attempt=attempt)
+        stamped = stamp(number, payload, due, id, headers, terms, attempt=attempt)
         self._ledger.check_size(stamped[3])
         return stamped
 

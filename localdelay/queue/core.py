@@ -79,6 +79,7 @@ class Core:
             "paused": workers.paused,
             "next_due_in": None if next_due == math.inf else max(0.0, next_due - now),
             "oldest_overdue": max(0.0, now - pending.oldest()),
+            "expired": delivery.expired,
             "failures": delivery.valve.failures,
             "throttled": delivery.valve.throttled,
             "dead_letter_errors": delivery.dead_letter_errors,

@@ -45,6 +45,8 @@ class Ledger:
         """`capacity_bytes` as a number."""
         self.largest = math.inf
         """The most bytes that a journal takes for a message."""
+        self.has_short_way = True
+        """Whether a plain message may go straight into the schedule."""
         self.waiters: dict[_Waiter, None] = {}  # in the order of their calls
 
     @property

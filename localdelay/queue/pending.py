@@ -19,7 +19,16 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from localdelay import arguments
-from localdelay.entry import Body, Entry, chosen_id, execute_at_of, failures_of, message_of, size_of
+from localdelay.entry import (
+    Body,
+    Entry,
+    chosen_id,
+    execute_at_of,
+    failures_of,
+    message_of,
+    rescheduled,
+    size_of,
+)
 from localdelay.keeping import End, Keeper, NoKeeper, Wait
 from localdelay.message import Message, number_of
 
@@ -140,6 +149,22 @@ class Pending:
             self.again(again)
         else:
             self.end([entry], End.SPOOLED)
+
+    def reschedule(self, number: int, again: int, due: float, at: float | None) -> bool:
+        """Have a waiting message due then, under the number `again`: the old one is left in the order, dead.
+
+        `at` is the Unix time that it is put for now, if it is for one. False: it does not wait here.
+        """
+        entry = self.lend(number)
+        if entry is None:
+            return False
+        moved = rescheduled(entry, due, at, again)
+        self.take_id(moved)
+        self.keeper.moved(entry, moved)
+        self.schedule.forget(number)
+        del self.lent[number]
+        self.again(moved)
+        return True
 
     # The end.
 

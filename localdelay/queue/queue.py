@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import datetime
 from threading import get_ident
 
 import trio
 
 from localdelay import arguments
-from localdelay.arguments import NOT_GIVEN, NotGiven
+from localdelay.arguments import NOT_GIVEN, Delay, NotGiven, Terms
 from localdelay.errors import QueueClosed, QueueFull
-from localdelay.journal.record import Journal, check_journal
+from localdelay.journal.record import Journal
 from localdelay.keeping import Keeper
 from localdelay.limit import Limit, RateLimit
-from localdelay.listening import Listener
-from localdelay.message import Message, numbers
-from localdelay.nurseries import bare_nursery
-from localdelay.probe import ProbePolicy
+from localdelay.message import Message
 from localdelay.statistics import DrainReport, Statistics
-from localdelay.timer import TimerKind, clock_parts
+from localdelay.timer import clock_parts
 
 from .admission import Admission
-from .batch import BatchPolicy
-from .core import Core, make_core
+from .core import Core
 from .draining import Draining
 from .handing_back import HandBacks
-from .retry import RetryPolicy
 from .schedule import INBOX
-from .sending import DeadLetterHook, HandBack, Send, SendBatch
-from .workers import BringsWorkers
+from .sending import HandBack
 
 logger = logging.getLogger("localdelay")
 
@@ -72,32 +64,36 @@ class DelayQueue:
         self,
         payload: bytes,
         *,
-        delay: float | None = None,
+        delay: Delay | None = None,
         at: datetime | None = None,
         id: str | None = None,
         headers: Mapping[str, str] | None = None,
+        expires: Delay | None = None,
     ) -> Message:
         """Accept a message, waiting for room if the queue is full.
 
-        `delay` is in seconds; `at` is an aware datetime, and one in the past means now: give one of
-        them. When the message is due is decided at the call, not when room is found. Calls get room in
-        their order. With a journal it returns when that has the message, and a cancellation meanwhile waits
-        for the end of the commit; where the commit fails it raises `JournalError`, and the message is not
-        accepted. Raises `QueueClosed`, and `TypeError` or `ValueError` for an argument that is
-        wrong; an `id` that is pending already is wrong too.
+        `delay` is in seconds, or a `timedelta`; `at` is an aware datetime, and one in the past means now:
+        give one of them. When the message is due is decided at the call, not when room is found. What could
+        only be sent more than `expires` (as a delay) past its execute-at is not sent, but given to the dead
+        letters with `Expired`. Calls get room in their order. With a journal it returns when that has the
+        message, and a cancellation meanwhile waits for the end of the commit; where the commit fails it
+        raises `JournalError`, and the message is not accepted. Raises `QueueClosed`, and `TypeError` or
+        `ValueError` for an argument that is wrong; an `id` that is pending already is wrong too.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         if self.admission.is_kept:
             admission = self.admission
-            return await admission.accept_or_wait(admission.stamp(payload, delay, at, id, headers))
+            return await admission.accept_or_wait(admission.stamp(payload, delay, at, id, headers, expires))
         try:
-            if at is None and id is None and headers is None:
+            if at is None and id is None and headers is None and expires is None:
                 message = self.put_nowait(payload, delay=delay)
             else:
-                message = self.put_nowait(payload, delay=delay, at=at, id=id, headers=headers)
+                message = self.put_nowait(
+                    payload, delay=delay, at=at, id=id, headers=headers, expires=expires
+                )
         except QueueFull:
             admission = self.admission
-            return await admission.accept_or_wait(admission.stamp(payload, delay, at, id, headers))
+            return await admission.accept_or_wait(admission.stamp(payload, delay, at, id, headers, expires))
         await trio.lowlevel.cancel_shielded_checkpoint()
         return message
 
@@ -106,10 +102,11 @@ class DelayQueue:
         self,
         payload: bytes,
         *,
-        delay: float | None = None,
+        delay: Delay | None = None,
         at: datetime | None = None,
         id: str | None = None,
         headers: Mapping[str, str] | None = None,
+        expires: Delay | None = None,
     ) -> Message:
         """Accept a message, or raise `QueueFull` if there is no room or others wait for room.
 
@@ -127,7 +124,8 @@ class DelayQueue:
             and at is None
             and id is None
             and headers is None
-            and self.admission.has_short_way
+            and expires is None
+            and ledger.has_short_way
             and get_ident() == self._thread
             and ledger.pending < ledger.capacity
             and (pending_bytes := ledger.pending_bytes + len(payload)) <= ledger.limit_bytes
@@ -138,14 +136,13 @@ class DelayQueue:
             ledger.pending += 1
             ledger.pending_bytes = pending_bytes
             number = next(self._numbers)
-            inbox = self._inbox
-            inbox.append((due, number, payload))
-            if len(inbox) >= INBOX:
+            self._inbox.append((due, number, payload))
+            if len(self._inbox) >= INBOX:
                 self._schedule.sort_in()
             if due < self._schedule.alarm:
                 self._schedule.on_earlier()
             return Message(number, payload, due)
-        return self.admission.accept(self.admission.stamp(payload, delay, at, id, headers))
+        return self.admission.accept(self.admission.stamp(payload, delay, at, id, headers, expires))
 
     @trio.lowlevel.enable_ki_protection
     async def put_message(self, message: Message) -> Message:
@@ -181,16 +178,45 @@ class DelayQueue:
         still bring it back. False: it is unknown, being sent, or finished. Raises `RuntimeError` if the queue
         was opened with `cancellable=False`.
         """
-        if not self.is_cancellable:
-            raise RuntimeError("cancel needs a queue that was opened with cancellable=True")
-        number = self._pending.number(id)
+        number = self._waiting_number(id, "cancel")
         if number is None or not self._pending.cancel(number):
             return False
+        self._look_again()
+        return True
+
+    @trio.lowlevel.enable_ki_protection
+    def reschedule(self, id: str, *, delay: Delay | None = None, at: datetime | None = None) -> bool:
+        """Give a message another execute-at, earlier or later: `delay` from now, or `at`, as for `put`.
+
+        True: it has that, and is as new but for its attempts; should the process be killed before `flush` has
+        returned, a journal may bring it back under the old one. False: it is unknown, being sent, or
+        finished. Raises like `put` for a time that is wrong, and `RuntimeError` if the queue was opened with
+        `cancellable=False`.
+        """
+        wall = arguments.wall_clock(at)
+        due = arguments.execute_at(trio.current_time(), delay, at, wall=wall)
+        return self.move(id, due, arguments.terms(None, at))
+
+    @trio.lowlevel.enable_ki_protection
+    def move(self, id: str, due: float, terms: Terms | None) -> bool:
+        """For `Remote`: `reschedule` to an instant on Trio's clock."""
+        number = self._waiting_number(id, "reschedule")
+        at = None if terms is None else terms[1]
+        if number is None or not self._pending.reschedule(number, next(self._numbers), due, at):
+            return False
+        self._look_again()
+        return True
+
+    def _waiting_number(self, id: str, what: str) -> int | None:
+        if not self.is_cancellable:
+            raise RuntimeError(f"{what} needs a queue that was opened with cancellable=True")
+        return self._pending.number(id)
+
+    def _look_again(self) -> None:
         if self.admission.closed:
             # It may have been the last one, for which the workers and the hand-backs of a drain wait.
             self._workers.wake_leader()
             self._schedule.later_arrived.unpark_all()
-        return True
 
     @trio.lowlevel.enable_ki_protection
     def is_pending(self, id: str) -> bool:
@@ -311,15 +337,19 @@ class DelayQueue:
         """For `Remote`: wait for the end of a drain that has begun."""
         await self._draining.wait_drained()
 
-    async def _begin(self, nursery: trio.Nursery, journal: Journal | None, rate: float | None) -> None:
-        """Start the workers; take in what the journal holds, if there is one. Raises `JournalError`."""
+    async def begin(self, nursery: trio.Nursery, journal: Journal | None, rate: float | None) -> None:
+        """For `open_delay_queue`: start the workers, and take in what the journal holds. `JournalError`."""
         self._nursery = nursery
         held = [] if journal is None else await self.admission.open_journal(journal)
         nursery.start_soon(self._workers.run, self._core.delivery)
         await self.admission.recover(held, rate)
 
-    async def _end(self) -> None:
-        """The workers have ended: close the journal, and say what is left."""
+    async def leave(self) -> None:
+        """For `open_delay_queue`: its block is left normally."""
+        await self._draining.leave()
+
+    async def end(self) -> None:
+        """For `open_delay_queue`: the workers have ended. Close the journal, and say what is left."""
         self._draining.close()
         await self._pending.keeper.close()
         self._pending.spool()
@@ -327,78 +357,3 @@ class DelayQueue:
         left, size = self._ledger.pending, self._ledger.pending_bytes
         if left:
             logger.warning("the queue was left with %d messages of %d bytes pending", left, size)
-
-
-@asynccontextmanager
-async def open_delay_queue(
-    send: Send | BringsWorkers | None = None,
-    *,
-    send_batch: SendBatch | None = None,
-    batch: BatchPolicy = BatchPolicy(),  # noqa: B008 (it is frozen)
-    capacity: int,
-    workers: int,
-    capacity_bytes: int | None = None,
-    cancellable: bool = True,
-    timer: TimerKind = "auto",
-    retry: RetryPolicy = RetryPolicy(),  # noqa: B008 (it is frozen)
-    send_timeout: float | None = 30.0,
-    on_dead_letter: DeadLetterHook | None = None,
-    limit: RateLimit | NotGiven | None = NOT_GIVEN,
-    probe: ProbePolicy | None = ProbePolicy(),  # noqa: B008 (it is frozen)
-    listener: Listener | None = None,
-    journal: Journal | None = None,
-    recover_rate: float | None = None,
-) -> AsyncIterator[DelayQueue]:
-    """Run a delay queue for the length of an `async with` block.
-
-    `await send(message)` gives one due message to the real queue and returns once that has confirmed it.
-    `await send_batch(messages)` does so for several that are due, as many as `batch` allows; where some of
-    them failed it raises `PartialSendError`, and where all did, anything else. Give one of the two.
-    `capacity` bounds the pending messages, `capacity_bytes` their payloads and headers. `workers` is how many
-    sends may run at once; `localdelay.plan_capacity` computes both. A send that takes more than
-    `send_timeout` seconds (None: no limit) has failed, and so has a dead-letter hook. Failed messages are
-    retried under `retry`; one that is given up on goes to `await on_dead_letter(message, error)`, or into one
-    ERROR line of the log. `limit` paces the sends; one that a `Fallback` shares gives them precedence. While
-    sends of different messages fail one after the other the broker is taken to be down: under `probe` one
-    message at a time is tried, which uses up no attempt, and all else waits until one is sent (None: all is
-    tried). `listener.on_event` is told of that, and of dead letters. `cancellable=False` saves time and
-    memory where millions wait. `timer` is "trio" for Trio's own timer, good to a millisecond, or "auto" for a
-    precise one where there is one.
-
-    With a `journal` (`SqliteJournal`), what is pending survives a crash: a put returns when its message is in
-    the journal, and opening a queue on a journal that holds messages takes these in again, `recover_rate` of
-    what is overdue a second (None: all at once). They count as accepted, whatever the capacity. Raises
-    `JournalError` where it can't be used.
-
-    Leaving the block normally closes the queue to puts and waits until all is sent. Leaving it by an
-    exception or a cancellation ends the workers; what is pending then stays in `messages()`, and one
-    warning is logged. Raises `TypeError` and `ValueError` for an argument that is wrong.
-    """
-    rate = None if recover_rate is None else arguments.number("recover_rate", recover_rate)
-    if rate is not None and not 0 < rate < math.inf:
-        raise ValueError(f"recover_rate must be over 0 and finite, not {recover_rate!r}")
-    check_journal(journal)
-    core = make_core(
-        send,
-        send_batch,
-        batch,
-        capacity=capacity,
-        workers=workers,
-        capacity_bytes=capacity_bytes,
-        cancellable=cancellable,
-        timer=timer,
-        retry=retry,
-        send_timeout=send_timeout,
-        on_dead_letter=on_dead_letter,
-        limit=limit,
-        probe=probe,
-        listener=listener,
-    )
-    queue = DelayQueue(core, numbers(), cancellable=bool(cancellable))
-    try:
-        async with bare_nursery() as nursery:
-            await queue._begin(nursery, journal, rate)  # noqa: SLF001 (its other half)
-            yield queue
-            await queue._draining.leave()  # noqa: SLF001
-    finally:
-        await queue._end()  # noqa: SLF001

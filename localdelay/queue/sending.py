@@ -24,12 +24,13 @@ from localdelay.entry import (
     all_plain,
     attempt_of,
     execute_at_of,
+    expires_of,
     failures_of,
     message_of,
     plain_size,
     size_of,
 )
-from localdelay.errors import PermanentSendError
+from localdelay.errors import Expired, PermanentSendError
 from localdelay.keeping import End
 from localdelay.lateness import LatencyRecorder
 from localdelay.limit import RateLimit
@@ -86,6 +87,7 @@ class Delivery:
         self._listener = listener
         self._read_clock, self._clock_offset = clock_parts()
         self.dead_letter_errors = 0
+        self.expired = 0
         self.lateness = LatencyRecorder()
         self.send_time = LatencyRecorder()
         self.total = LatencyRecorder()
@@ -114,6 +116,11 @@ class Delivery:
             instants = [entry[0] for entry in entries]
             self.lateness.record_run(now, instants)
         else:
+            if doomed := self.doomed(entries, now):
+                if self._limit is not None:
+                    self._limit.give_back(self._price(entries))
+                await self.give_up(worker, doomed)
+                return self._read_clock() + self._clock_offset
             messages = [message_of(entry) for entry in entries]
             instants = [execute_at_of(due, body) for due, _, body in entries]
             first_sends = [execute_at_of(due, body) for due, _, body in entries if not failures_of(body)]
@@ -263,12 +270,31 @@ class Delivery:
             elif not self._retry(entry, its_error, now, failures, jitter, alone=blamed is not None):
                 self.valve.count_failure(now, its_error)
                 doomed.append((entry, its_error))
-        # Only now a wait: nobody is to wait for the hook of another message. Cut off in a hook, its message
-        # and those after it are still the worker's, and are brought back; each is taken off as it ends.
         entries[:] = [entry for entry, _ in doomed]
+        await self.give_up(worker, doomed)
+
+    def doomed(self, entries: Sequence[Entry], now: float) -> list[tuple[Entry, Exception]]:
+        """Those that are not to be sent any more, each with what it is given up for."""
+        return [
+            (entry, Expired(f"{late:.3g} s late, and worth sending for {expires:.3g} s only"))
+            for entry in entries
+            if (expires := expires_of(entry[2])) is not None
+            and (late := now - execute_at_of(entry[0], entry[2])) > expires
+        ]
+
+    async def give_up(self, worker: Worker, doomed: Sequence[tuple[Entry, Exception]]) -> None:
+        """Give these, which the worker has, to the dead letters; what else it has is pending again."""
+        # Nobody is to wait for the hook of another message. Cut off in a hook, its message and those after it
+        # are still the worker's, and are brought back; each is taken off as it ends.
+        entries, given_up = worker.entries, [entry for entry, _ in doomed]
+        left = [entry for entry in entries if entry not in given_up]
+        entries[:] = given_up
+        for entry in left:
+            self._pending.again(entry)
         for entry, its_error in doomed:
             message = message_of(entry)
-            is_taken = await self._give_up(message, its_error)
+            is_taken = await self._bury(message, its_error)
+            self.expired += isinstance(its_error, Expired)
             self._pending.end([entry], End.DEAD, why=None if is_taken else told(its_error))
             del entries[0]
             tell(self._listener, DeadLetter(message, its_error))
@@ -293,7 +319,7 @@ class Delivery:
         self._pending.retry(entry, (when, entry[1], again))
         return True
 
-    async def _give_up(self, message: Message, error: Exception) -> bool:
+    async def _bury(self, message: Message, error: Exception) -> bool:
         """Give the message to the dead letters; whether the hook has taken it."""
         if self._on_dead_letter is None:
             log(

@@ -131,6 +131,8 @@ class Arrivals:
             stored.failures,
             execute_at,
             stored.alone,
+            None,
+            None,
         )
         self._pending.enter_claimed((when, next(self._numbers), body))
 

@@ -47,6 +47,8 @@ def stamp(
 def of_message(message: Message, due: float, limits: Limits) -> Put:
     """The put of a message that has its id; to find it there already is well."""
     _check_not_too_far("delay", due - trio.current_time())
+    if message.expires is not None:
+        raise ValueError("expires must be None: a message in Redis does not expire")
     put = _put(message.payload, dict(message.headers) or None, message.id, due, message.attempt, limits)
     put.twice = True
     return put

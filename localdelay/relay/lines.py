@@ -5,7 +5,8 @@ message.
 
 JSON lines, each an object with `payload` (text, sent as UTF-8) or `payload_base64`; `delay` (seconds, or
 "2m") or `at` (ISO 8601 with an offset; in the past: now), or neither where there is a delay for all; and if
-you like `id` and `headers`. `error`, which dead letters have, is read over. Anything else is wrong.
+you like `id`, `headers`, and `expires` (like `delay`: for how long past that time it is worth sending).
+`error`, which dead letters have, is read over. Anything else is wrong.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, NoReturn, TypeAlias, TypedDict
 from localdelay import arguments
 from localdelay.units import parse_duration
 
-KNOWN = frozenset({"payload", "payload_base64", "delay", "at", "id", "headers", "error"})
+KNOWN = frozenset({"payload", "payload_base64", "delay", "at", "id", "headers", "expires", "error"})
 CUT_OFF = "cut_off"
 """Half a line, that a stop has cut off; `cut_off_base64` where it is no UTF-8."""
 
@@ -38,6 +39,7 @@ class Options(TypedDict, total=False):
     at: datetime
     id: str
     headers: Mapping[str, str]
+    expires: float
 
 
 Parsed: TypeAlias = tuple[bytes, Options]
@@ -72,7 +74,7 @@ def _parse(line: bytes, delay: float | None) -> Parsed:
             raise WrongLine("only one of delay and at may be there")
         options["at"] = _at(_string("at", found["at"]))
     elif "delay" in found:
-        options["delay"] = _delay(found["delay"])
+        options["delay"] = _delay("delay", found["delay"])
     elif delay is not None:
         options["delay"] = delay
     else:
@@ -85,6 +87,8 @@ def _parse(line: bytes, delay: float | None) -> Parsed:
             raise WrongLine(str(error)) from None
     if "headers" in found:
         options["headers"] = _headers(found["headers"])
+    if "expires" in found:
+        options["expires"] = _delay("expires", found["expires"])
     return _payload(found), options
 
 
@@ -132,13 +136,13 @@ def _payload(found: dict[str, Any]) -> bytes:
         raise WrongLine("payload_base64 must be base64, with its padding and nothing in between") from None
 
 
-def _delay(value: Any) -> float:
+def _delay(name: str, value: Any) -> float:
     try:
-        return _duration(value) if isinstance(value, str) else arguments.at_least("delay", value, 0)
+        return _duration(value) if isinstance(value, str) else arguments.at_least(name, value, 0)
     except TypeError:
-        raise WrongLine(f"delay must be a number of seconds or a string, not {_kind(value)}") from None
+        raise WrongLine(f"{name} must be a number of seconds or a string, not {_kind(value)}") from None
     except ValueError as error:
-        raise WrongLine(f"delay: {error}" if isinstance(value, str) else str(error)) from None
+        raise WrongLine(f"{name}: {error}" if isinstance(value, str) else str(error)) from None
 
 
 def _at(value: str) -> datetime:

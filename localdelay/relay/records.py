@@ -11,7 +11,7 @@ import attrs
 
 from localdelay.brokers.wire import rfc3339
 from localdelay.journal.record import Record
-from localdelay.message import NO_HEADERS, Message
+from localdelay.message import NO_HEADERS, Message, add_terms
 from localdelay.relay.lines import CUT_OFF
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -41,6 +41,8 @@ def record(message: Message, now: Instant, error: str | None = None) -> bytes:
     found["id"] = message.id
     if message.headers:
         found["headers"] = dict(message.headers)
+    if message.expires is not None:
+        found["expires"] = message.expires
     if error is not None:
         found["error"] = error
     return _line(found)
@@ -54,6 +56,7 @@ def of_journal(kept: Record, now: float) -> bytes:
     left. The attempt has no place in a line.
     """
     message = Message(kept.id, kept.payload, kept.due, kept.headers or NO_HEADERS, attempt=kept.attempt)
+    add_terms(message, (kept.expires, kept.at))
     return record(message, Instant(clock=now, wall=now), kept.dead)
 
 

@@ -18,7 +18,8 @@ from localdelay.errors import Throttled
 from localdelay.message import Message
 from localdelay.nurseries import bare
 from localdelay.queue.batch import BatchPolicy
-from localdelay.queue.queue import DelayQueue, open_delay_queue
+from localdelay.queue.opening import open_delay_queue
+from localdelay.queue.queue import DelayQueue
 from localdelay.queue.retry import RetryPolicy
 from localdelay.queue.sending import HandBack
 from localdelay.relay.reading import Reader

@@ -63,6 +63,49 @@ async def at_a_time(face: Face) -> None:
         assert await face.now(queue.cancel(late.id))
 
 
+async def rescheduled(face: Face) -> None:
+    """What waits has another time at once, earlier or later, under its id; a delay may be a `timedelta`."""
+    sent: list[str] = []
+    async with face.open(lambda message: sent.append(message.id)) as queue:
+        early = queue.put_nowait(b"1", delay=timedelta(seconds=NEVER))
+        late = queue.put_nowait(b"2", delay=timedelta(minutes=5), id="order 7", headers={"k": "v"})
+        at = datetime.now(UTC) + timedelta(days=1)
+        assert await face.now(queue.reschedule("order 7", at=at))
+        assert await face.now(queue.reschedule(early.id, delay=SOON))
+        await face.until(lambda: sent == [early.id])
+        assert not await face.now(queue.reschedule(early.id, delay=SOON))
+        (left,) = await face.now(queue.messages())
+        assert (left.id, dict(left.headers), left.at) == ("order 7", {"k": "v"}, at.timestamp())
+        assert left.execute_at - late.execute_at + NEVER == pytest.approx(86_400, abs=600)
+        with pytest.raises(ValueError, match="delay"):
+            await face.now(queue.reschedule("order 7", delay=-1.0))
+        assert await face.now(queue.cancel("order 7"))
+    assert (await conserved(face, queue)).accepted == 2
+
+
+async def expired(face: Face) -> None:
+    """What could only be sent too late is a dead letter, of which the hook and the statistics know why."""
+    sent: list[bytes] = []
+    dead: list[tuple[bytes, str]] = []
+
+    def bury(message: Message, error: Exception) -> None:
+        dead.append((message.payload, type(error).__name__))
+
+    async with face.open(lambda message: sent.append(message.payload), on_dead_letter=bury) as queue:
+        await face.now(queue.pause())
+        queue.put_nowait(b"no", delay=0.0, expires=timedelta(microseconds=1))
+        kept = await face.now(queue.put(b"yes", delay=0.0, expires=NEVER))
+        queue.put_nowait(b"plain", delay=0.0)
+        await face.sleep(SOON)
+        assert kept.expires == NEVER
+        with pytest.raises(ValueError, match="expires"):
+            queue.put_nowait(b"", delay=0.0, expires=-1)
+        await face.now(queue.resume())
+    assert (sorted(sent), dead) == ([b"plain", b"yes"], [(b"no", "Expired")])
+    s = await conserved(face, queue)
+    assert (s.sent, s.dead, s.expired, s.failures) == (2, 1, 1, 0)
+
+
 async def full(face: Face) -> None:
     """`put_nowait` raises QueueFull; `put` waits for room, and goes before who comes later."""
     sent: list[bytes] = []
@@ -306,6 +349,8 @@ async def _has_failed(face: Face, queue: Any) -> bool:
 ANYWHERE: Final[list[Scene]] = [
     sent_when_due,
     at_a_time,
+    rescheduled,
+    expired,
     full,
     full_of_bytes,
     one_id,

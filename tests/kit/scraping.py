@@ -29,6 +29,7 @@ OF_QUEUES = {
     "localdelay_recovered_messages_total": "recovered",
     "localdelay_sent_messages_total": "sent",
     "localdelay_dead_messages_total": "dead",
+    "localdelay_expired_messages_total": "expired",
     "localdelay_cancelled_messages_total": "cancelled",
     "localdelay_handed_back_messages_total": "handed_back",
     "localdelay_spooled_messages_total": "spooled",

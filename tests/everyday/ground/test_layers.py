@@ -113,7 +113,7 @@ def test_public_names_are_traced_to_their_layer() -> None:
 
 def test_modules_in_use_are_seen_as_imported() -> None:
     """The reading of imports works: these are known to be there, relative, absolute and of a module."""
-    fallback, queue = PACKAGE / "fallback" / "fallback.py", PACKAGE / "queue" / "queue.py"
+    fallback, queue = PACKAGE / "fallback" / "fallback.py", PACKAGE / "queue" / "opening.py"
     assert {layer for _, layer in layers_imported(fallback)} >= {"arguments", "queue"}
     assert {layer for _, layer in layers_imported(PACKAGE / "cli" / "__init__.py")} >= {"cli"}
     assert {name for _, name in imports(queue)} >= {"localdelay.queue.workers.BringsWorkers"}

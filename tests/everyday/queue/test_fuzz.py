@@ -105,7 +105,7 @@ def _check_line(line: bytes, parse: lines.Parse) -> None:
     wall = datetime.fromtimestamp(NOW.wall, UTC)
     due = arguments.execute_at(NOW.clock, options.get("delay"), options.get("at"), wall=wall)
     assert NOW.clock <= due < math.inf
-    message, *_ = stamp(7, payload, due, options.get("id"), options.get("headers"))
+    message, *_ = stamp(7, payload, due, options.get("id"), options.get("headers"), None)
     _check_record(message, NOW)
 
 

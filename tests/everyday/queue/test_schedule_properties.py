@@ -70,7 +70,7 @@ class Model:
             return  # a queue that drains takes nothing new
         self.number += 1
         payload = b"%d" % self.number
-        body: Body = payload if kind == "plain" else (payload, {"a": "b"}, None, 1, 0, due, False)
+        body: Body = payload if kind == "plain" else (payload, {"a": "b"}, None, 1, 0, due, False, None, None)
         self.schedule.put((due, self.number, body))
         self.near.append((due, self.number, body))
 
@@ -91,7 +91,7 @@ class Model:
         due, number, body = entry
         if failed:
             payload = body if isinstance(body, bytes) else body[0]
-            body = (payload, None, None, 2, 1, execute_at_of(due, body), False)
+            body = (payload, None, None, 2, 1, execute_at_of(due, body), False, None, None)
             due += wait
         self.schedule.put_back((due, number, body))
         (self.later if due >= self.horizon else self.near).append((due, number, body))
@@ -310,7 +310,7 @@ class _Headers(dict[str, str]):
 
 
 def _with(headers: _Headers) -> Body:
-    return (b"payload", headers, None, 1, 0, 1e9, False)
+    return (b"payload", headers, None, 1, 0, 1e9, False, None, None)
 
 
 @pytest.mark.parametrize("place", ["lane", "heap", "later"])

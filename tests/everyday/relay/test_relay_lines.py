@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localdelay import Message
+from localdelay.message import add_terms
 from localdelay.relay.lines import Options, WrongLine, json_lines, text
 from localdelay.relay.records import Instant, cut_off, record
 
@@ -259,6 +260,11 @@ def test_a_record() -> None:
         "id": "a",
         "headers": {"k": "v"},
     }
+    expires = Message("a", b"", 500.0)
+    add_terms(expires, (7.5, None))
+    assert (
+        parse(record(expires, NOW)[:-1])[1]["expires"] == json.loads(record(expires, NOW))["expires"] == 7.5
+    )
     assert json.loads(record(Message("a", b"\xff", 500.0), NOW, "It failed: \udcff")) == {
         "payload_base64": base64.b64encode(b"\xff").decode(),
         "at": "2026-01-31T12:00:00.000000+00:00",

@@ -1,0 +1,101 @@
+"""Opening a delay queue for the length of a block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from os import PathLike
+
+from localdelay import arguments
+from localdelay.arguments import NOT_GIVEN, NotGiven
+from localdelay.journal.record import Journal
+from localdelay.journal.sqlite import journal_of
+from localdelay.limit import RateLimit
+from localdelay.listening import Listener
+from localdelay.message import numbers
+from localdelay.nurseries import bare_nursery
+from localdelay.probe import ProbePolicy
+from localdelay.timer import TimerKind
+
+from .batch import BatchPolicy
+from .core import make_core
+from .queue import DelayQueue
+from .retry import RetryPolicy
+from .sending import DeadLetterHook, Send, SendBatch
+from .workers import BringsWorkers
+
+
+@asynccontextmanager
+async def open_delay_queue(
+    send: Send | BringsWorkers | None = None,
+    *,
+    send_batch: SendBatch | None = None,
+    batch: BatchPolicy = BatchPolicy(),  # noqa: B008 (it is frozen)
+    capacity: int,
+    workers: int,
+    capacity_bytes: int | None = None,
+    cancellable: bool = True,
+    timer: TimerKind = "auto",
+    retry: RetryPolicy = RetryPolicy(),  # noqa: B008 (it is frozen)
+    send_timeout: float | None = 30.0,
+    on_dead_letter: DeadLetterHook | None = None,
+    limit: RateLimit | NotGiven | None = NOT_GIVEN,
+    probe: ProbePolicy | None = ProbePolicy(),  # noqa: B008 (it is frozen)
+    listener: Listener | None = None,
+    journal: Journal | str | PathLike[str] | None = None,
+    recover_rate: float | None = None,
+) -> AsyncIterator[DelayQueue]:
+    """Run a delay queue for the length of an `async with` block.
+
+    `await send(message)` gives one due message to the real queue and returns once that has confirmed it.
+    `await send_batch(messages)` does so for several that are due, as many as `batch` allows; where some of
+    them failed it raises `PartialSendError`, and where all did, anything else. Give one of the two.
+    `capacity` bounds the pending messages, `capacity_bytes` their payloads and headers. `workers` is how many
+    sends may run at once; `localdelay.plan_capacity` computes both. A send that takes more than
+    `send_timeout` seconds (None: no limit) has failed, and so has a dead-letter hook. Failed messages are
+    retried under `retry`; one that is given up on goes to `await on_dead_letter(message, error)`, or into one
+    ERROR line of the log. `limit` paces the sends; one that a `Fallback` shares gives them precedence. While
+    sends of different messages fail one after the other the broker is taken to be down: under `probe` one
+    message at a time is tried, which uses up no attempt, and all else waits until one is sent (None: all is
+    tried). `listener.on_event` is told of that, and of dead letters. `cancellable=False` saves time and
+    memory where millions wait. `timer` is "trio" for Trio's own timer, good to a millisecond, or "auto" for a
+    precise one where there is one.
+
+    With a `journal` (`SqliteJournal`, or the path of one), what is pending survives a crash: a put returns
+    when its message is in the journal, and opening a queue on a journal that holds messages takes these in
+    again, `recover_rate` of what is overdue a second (None: all at once). They count as accepted, whatever
+    the capacity. Raises `JournalError` where it can't be used.
+
+    Leaving the block normally closes the queue to puts and waits until all is sent. Leaving it by an
+    exception or a cancellation ends the workers; what is pending then stays in `messages()`, and one
+    warning is logged. Raises `TypeError` and `ValueError` for an argument that is wrong.
+    """
+    rate = None if recover_rate is None else arguments.number("recover_rate", recover_rate)
+    if rate is not None and not 0 < rate < math.inf:
+        raise ValueError(f"recover_rate must be over 0 and finite, not {recover_rate!r}")
+    keeps = journal_of(journal)
+    core = make_core(
+        send,
+        send_batch,
+        batch,
+        capacity=capacity,
+        workers=workers,
+        capacity_bytes=capacity_bytes,
+        cancellable=cancellable,
+        timer=timer,
+        retry=retry,
+        send_timeout=send_timeout,
+        on_dead_letter=on_dead_letter,
+        limit=limit,
+        probe=probe,
+        listener=listener,
+    )
+    queue = DelayQueue(core, numbers(), cancellable=bool(cancellable))
+    try:
+        async with bare_nursery() as nursery:
+            await queue.begin(nursery, keeps, rate)
+            yield queue
+            await queue.leave()
+    finally:
+        await queue.end()
