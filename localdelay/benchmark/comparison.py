@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from enum import StrEnum
 from typing import Any
 from urllib.parse import urlsplit
@@ -157,10 +157,6 @@ class Cost:
 
     sent_per_s: float
     """Commands that the process sent to Redis."""
-    inside_per_s: float
-    """Commands that Redis has run, those inside of scripts too."""
-    calls_per_s: Mapping[str, float]
-    """The same, of each command."""
     sent_per_message: float | None
     """Commands that the process sent, for each message sent meanwhile; None where none was."""
     cpu: float

@@ -72,11 +72,9 @@ class _Instant:
     def cost_until(self, end: _Instant) -> Cost:
         """What it came to from here on."""
         seconds, messages = end.wall - self.wall, end.messages - self.messages
-        calls, commands = end.redis.calls_since(self.redis), end.commands - self.commands
+        commands = end.commands - self.commands
         return Cost(
             sent_per_s=commands / seconds,
-            inside_per_s=sum(calls.values()) / seconds,
-            calls_per_s={name: count / seconds for name, count in calls.items()},
             sent_per_message=commands / messages if messages else None,
             cpu=(end.cpu - self.cpu) / seconds,
             redis_cpu=(end.redis.cpu - self.redis.cpu) / seconds,

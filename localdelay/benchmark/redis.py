@@ -9,7 +9,7 @@ import itertools
 import shutil
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -30,8 +30,6 @@ _POLL = 0.01
 _TRIES = 3
 _TIMEOUT = 5.0
 _AT_ONCE = 1000
-_OWN = frozenset({"info", "hello", "client", "config", "subscribe", "ping", "script"})
-"""What observing and connecting take."""
 
 
 def find_server() -> str:
@@ -104,8 +102,6 @@ async def open_link(server: str) -> AsyncIterator[Link]:
 class Seen:
     """Redis at one instant, since it was started."""
 
-    calls: Mapping[str, int] = attrs.field(factory=dict)
-    """Calls of each command, those inside of scripts too, without what observing takes."""
     cpu: float = 0.0
     """Seconds of processor time."""
     memory: int = 0
@@ -116,28 +112,15 @@ class Seen:
     def of(cls, info: str) -> Seen:
         """What INFO's answer says."""
         fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
-        calls: dict[str, int] = {}
-        for name, value in fields.items():
-            if name.startswith("cmdstat_"):
-                # A subcommand is `config|get`.
-                command = name.removeprefix("cmdstat_").partition("|")[0]
-                if command not in _OWN:
-                    first = value.partition(",")[0]
-                    calls[command] = calls.get(command, 0) + int(first.removeprefix("calls="))
         cpu = float(fields["used_cpu_user"]) + float(fields["used_cpu_sys"])
-        return cls(calls, cpu, int(fields["used_memory"]), fields.get("redis_version", "?"))
-
-    def calls_since(self, before: Seen) -> dict[str, int]:
-        """What was called since then."""
-        grown = {name: count - before.calls.get(name, 0) for name, count in self.calls.items()}
-        return {name: count for name, count in grown.items() if count > 0}
+        return cls(cpu, int(fields["used_memory"]), fields.get("redis_version", "?"))
 
 
 async def look(link: Link | None) -> Seen:
     """What Redis says of itself; nothing where there is none."""
     if link is None:
         return Seen()
-    return Seen.of((await link.call(b"INFO", b"everything")).decode(errors="replace"))
+    return Seen.of((await link.call(b"INFO")).decode(errors="replace"))
 
 
 async def remove(link: Link, token: str) -> None:

@@ -78,16 +78,13 @@ def test_measured_commands_are_those_of_the_formula(
     literal, ours, *in_memory = shown["plans"]
     assert shown["formula"]["setnx"] == shown["formula"]["zrange"] == 40
     idle = literal["idle"]
-    assert idle["calls_per_s"]["set"] == pytest.approx(40, rel=0.3)
-    assert idle["calls_per_s"]["zrange"] == pytest.approx(40, rel=0.3)
     assert idle["sent_per_s"] == pytest.approx(80, rel=0.3)
     assert literal["busy"]["cost"]["sent_per_message"] > 2
     assert ours["busy"]["cost"]["sent_per_message"] < 2
     assert ours["idle"]["sent_per_s"] < 5
     assert ours["busy"]["cost"]["sent_per_s"] < literal["busy"]["cost"]["sent_per_s"]
-    assert ours["busy"]["cost"]["inside_per_s"] > ours["busy"]["cost"]["sent_per_s"]
     for plan in in_memory:
-        assert plan["idle"]["sent_per_s"] == plan["busy"]["cost"]["inside_per_s"] == 0
+        assert plan["idle"]["sent_per_s"] == plan["busy"]["cost"]["sent_per_s"] == 0
 
 
 def test_where_messages_wait_is_where_memory_grows(

@@ -41,11 +41,6 @@ used_memory:1000000
 # CPU
 used_cpu_sys:0.500000
 used_cpu_user:0.250000
-# Commandstats
-cmdstat_set:calls=320,usec=1,usec_per_call=0.1,rejected_calls=0,failed_calls=0
-cmdstat_zadd:calls=7,usec=1,usec_per_call=0.1,rejected_calls=0,failed_calls=0
-cmdstat_config|get:calls=3,usec=1,usec_per_call=0.1,rejected_calls=0,failed_calls=0
-cmdstat_info:calls=9,usec=1,usec_per_call=0.1,rejected_calls=0,failed_calls=0
 """
 
 
@@ -119,12 +114,9 @@ def test_a_record_is_read_back(tmp_path: Path) -> None:
 
 
 def test_info_is_read() -> None:
-    """Calls, processor time, memory and version; what observing takes is left out."""
+    """Processor time, memory and version."""
     now = Seen.of(INFO)
-    assert now.calls == {"set": 320, "zadd": 7}
     assert (now.cpu, now.memory, now.version) == (0.75, 1_000_000, "7.0.15")
-    later = Seen.of(INFO.replace("calls=7", "calls=9") + "cmdstat_zrem:calls=1,usec=1\n")
-    assert later.calls_since(now) == {"zadd": 2, "zrem": 1}
 
 
 def test_the_formulas_are_the_plans() -> None:
@@ -168,8 +160,6 @@ def found(plan: Plan, **changes: Any) -> Found:
     )
     idle = Cost(
         sent_per_s=1.6,
-        inside_per_s=1.6,
-        calls_per_s={},
         sent_per_message=None,
         cpu=0.5,
         redis_cpu=0.0,
