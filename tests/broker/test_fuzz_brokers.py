@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from functools import partial
+from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any
 
 import greenstalk
-import nats.errors
 import pytest
 import trio
 from hypothesis import given
@@ -20,8 +16,8 @@ from hypothesis import strategies as st
 from pika import frame, spec
 from pika.exceptions import ChannelClosedByBroker
 
-from localdelay import LocalDelayError, Message, PermanentSendError, Throttled
-from localdelay.brokers import Broker, beanstalkd, kafka, open_broker, redis
+from localdelay import Message, PermanentSendError
+from localdelay.brokers import beanstalkd, kafka, redis
 from localdelay.brokers.amqp_channel import ConfirmedChannel, Publish
 from localdelay.brokers.amqp_frames import content_frames
 from localdelay.brokers.beanstalkd import answer_error as beanstalkd_error
@@ -31,6 +27,10 @@ from localdelay.brokers.nats_frames import Answer, Frames, header_lines
 from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID
 from localdelay.settling import Confirmation
 from tests.kit.fuzzing import (
+    ACK,
+    INBOX,
+    answers_of_beanstalkd,
+    frames_of_nats,
     fuzzed,
     in_time,
     is_clear,
@@ -43,48 +43,10 @@ from tests.kit.fuzzing import (
 
 # --- what a broken broker could send
 
-_INBOX = b"_INBOX.abc"
-_ACK = b'{"stream":"S", "seq":7}'
-
-
-def _msg(subject: bytes, data: bytes) -> bytes:
-    return b"MSG %b 1 %d\r\n%b\r\n" % (subject, len(data), data)
-
-
-def _hmsg(subject: bytes, headers: bytes, data: bytes) -> bytes:
-    return b"HMSG %b 1 %d %d\r\n%b%b\r\n" % (subject, len(headers), len(headers) + len(data), headers, data)
-
-
-_frames = st.lists(
-    st.sampled_from(
-        [_msg(_INBOX + b".1", _ACK), _msg(_INBOX + b".22", b""), _msg(b"other", b"MSG _INBOX.abc.1 1 5\r\n")]
-    )
-    | st.sampled_from(
-        [
-            _hmsg(_INBOX + b".3", b"NATS/1.0 503\r\n\r\n", b""),
-            b"PING\r\n",
-            b"-ERR 'x'\r\n",
-            b"+OK\r\n",
-            b"\r\n",
-        ]
-    )
-    | st.sampled_from(
-        [
-            b"INFO {}\r\n",
-            b"MSG\r\n",
-            b"HMSG 1\r\n",
-            b"MSG x 1 -15\r\n",
-            _hmsg(b"y", b"NATS/1.0\r\n\r\n", b"z"),
-        ]
-    ),
-    min_size=1,
-    max_size=6,
-).map(b"".join)
-
 
 def _fed(received: list[bytes]) -> tuple[list[Answer], bytes, bool]:
     """Answers, the rest, and whether it was refused."""
-    frames = Frames(_INBOX, inside_a_line=False)
+    frames = Frames(INBOX, inside_a_line=False)
     answers: list[Answer] = []
     others = b""
     for piece in received:
@@ -99,7 +61,7 @@ def _fed(received: list[bytes]) -> tuple[list[Answer], bytes, bool]:
 
 
 @fuzzed(1000)
-@given(mistaken(_frames), some_cuts)
+@given(mistaken(frames_of_nats), some_cuts)
 def test_nats_frames(received: bytes, cuts: list[int]) -> None:
     """A broken stream is taken apart or refused, and the same however it was cut."""
     with in_time():
@@ -116,7 +78,7 @@ def test_nats_frames(received: bytes, cuts: list[int]) -> None:
 def test_nats_frames_have_an_end() -> None:
     """A frame announced as endless, or a line without an end, is refused before it fills the memory."""
     for begin in (b"MSG x 1 999999999999\r\n", b"INFO "):
-        frames = Frames(_INBOX, inside_a_line=False)
+        frames = Frames(INBOX, inside_a_line=False)
         with in_time(30), pytest.raises(ValueError, match="frame") as refused:
             frames.feed(begin)
             for _ in range(200):
@@ -140,7 +102,7 @@ _told = st.fixed_dictionaries(
 )
 _answers = st.one_of(
     mistaken(_told.map(lambda told: json.dumps(told).encode())),
-    mistaken(st.sampled_from([_ACK, b'{"error":{"code":429,"err_code":10167,"description":"x"}}'])),
+    mistaken(st.sampled_from([ACK, b'{"error":{"code":429,"err_code":10167,"description":"x"}}'])),
     st.sampled_from([b"[" * 3000, b'{"stream":' * 2000]),
 )
 
@@ -158,15 +120,8 @@ def test_nats_answers(headers: bytes, data: bytes) -> None:
             assert isinstance(nats_classified(error), Exception)
 
 
-_commands = st.sampled_from(
-    [b"INSERTED 12", b"BURIED 12", b"BURIED", b"OUT_OF_MEMORY", b"DRAINING", b"JOB_TOO_BIG", b"EXPECTED_CRLF"]
-) | st.sampled_from(
-    [b"BURIED 1 2", b"BURIED " + b"9" * 5000, b"UNKNOWN_COMMAND", b"USING x", b"", b"inserted 1"]
-)
-
-
 @fuzzed(400)
-@given(mistaken(_commands))
+@given(mistaken(answers_of_beanstalkd))
 def test_beanstalkd_answers(answer: bytes) -> None:
     """Whatever was answered confirms, or has an error that says what it means."""
     with in_time():
@@ -369,172 +324,3 @@ def test_redis_and_kafka_fields(message: Message) -> None:
     except (PermanentSendError, UnicodeEncodeError):
         return
     assert dict(sent[3:]) == {name: value.encode() for name, value in others.items()}
-
-
-# --- brokers that break in the midst of a conversation
-
-
-class NatsServer:
-    """Says what a sound server says. It speaks with one client."""
-
-    greeting = b'INFO {"server_id":"F","version":"2.15.0","headers":true,"max_payload":1000}\r\n'
-
-    def size(self, buffer: bytes) -> int:
-        """Bytes of the first thing that the client has said; 0 where not all of it is there."""
-        line, end, _ = buffer.partition(b"\r\n")
-        words = line.split()
-        size = len(line) + 2 + (int(words[-1]) + 2 if words and words[0] == b"HPUB" else 0)
-        return size if end and size <= len(buffer) else 0
-
-    def reply(self, said: bytes) -> tuple[bytes, bool]:
-        """What to answer, and whether that is a confirmation."""
-        words = said.split(b"\r\n")[0].split()
-        if words[0] == b"HPUB":
-            self.inbox = words[2]
-            return _msg(words[2], _ACK), True
-        return b"PONG\r\n" if words[0] == b"PING" else b"", False
-
-    def wrong(self, garbage: bytes) -> bytes:
-        """The garbage, for this client."""
-        return garbage.replace(_INBOX + b".1", self.inbox)
-
-
-class BeanstalkdServer:
-    """Likewise."""
-
-    greeting = b""
-
-    def size(self, buffer: bytes) -> int:
-        line, end, _ = buffer.partition(b"\r\n")
-        size = len(line) + 2 + (int(line.split()[4]) + 2 if line.startswith(b"put") else 0)
-        return size if end and size <= len(buffer) else 0
-
-    def reply(self, said: bytes) -> tuple[bytes, bool]:
-        return (b"USING q\r\n", False) if said.startswith(b"use") else (b"INSERTED 1\r\n", True)
-
-    def wrong(self, garbage: bytes) -> bytes:
-        return garbage + b"\r\n"
-
-
-class RabbitServer:
-    """Likewise."""
-
-    greeting = b""
-    published = 0
-    answers: Mapping[type, tuple[int, Any]] = {
-        spec.Connection.StartOk: (0, spec.Connection.Tune(10, 131_072, 0)),
-        spec.Connection.Open: (0, spec.Connection.OpenOk()),
-        spec.Connection.Close: (0, spec.Connection.CloseOk()),
-        spec.Channel.Open: (1, spec.Channel.OpenOk()),
-        spec.Channel.Close: (1, spec.Channel.CloseOk()),
-        spec.Confirm.Select: (1, spec.Confirm.SelectOk()),
-    }
-
-    def size(self, buffer: bytes) -> int:
-        count: int = frame.decode_frame(buffer)[0]
-        return count
-
-    def reply(self, said: bytes) -> tuple[bytes, bool]:
-        one = frame.decode_frame(said)[1]
-        if isinstance(one, frame.ProtocolHeader):
-            known = {"capabilities": {"publisher_confirms": True, "basic.nack": True}}
-            return frame.Method(0, spec.Connection.Start(server_properties=known)).marshal(), False
-        if isinstance(one, frame.Body):
-            self.published += 1
-            return _amqp(spec.Basic.Ack(self.published)), True
-        channel, method = self.answers.get(type(getattr(one, "method", None)), (0, None))
-        return (frame.Method(channel, method).marshal() if method else b""), False
-
-    def wrong(self, garbage: bytes) -> bytes:
-        return garbage
-
-
-def _amqp(*methods: Any) -> bytes:
-    return b"".join(frame.Method(1, method).marshal() for method in methods)
-
-
-_amqp_return = (
-    _amqp(spec.Basic.Return(312, "NO_ROUTE", "", "q"))
-    + frame.Header(1, 1, spec.BasicProperties(headers={ID: "x"})).marshal()
-    + frame.Body(1, b"x").marshal()
-)
-_amqp_told = st.lists(
-    st.sampled_from(
-        [_amqp(spec.Basic.Ack(1)), _amqp(spec.Basic.Ack(2**64 - 1, True)), _amqp(spec.Basic.Nack(1))]
-    )
-    | st.sampled_from(
-        [_amqp_return, _amqp(spec.Channel.Close(406, "x", 60, 40)), frame.Heartbeat().marshal()]
-    )
-    | st.sampled_from(
-        [frame.Method(0, spec.Connection.Blocked("memory")).marshal(), _amqp(spec.Connection.Tune(1, 2, 3))]
-    )
-    | st.sampled_from(
-        [frame.Method(0, spec.Connection.Close(320, "bye", 0, 0)).marshal(), b"AMQP\x00\x00\x09\x01"]
-    ),
-    min_size=1,
-    max_size=3,
-).map(b"".join)
-_SERVERS: dict[str, tuple[Callable[[], Any], st.SearchStrategy[bytes]]] = {
-    "nats": (NatsServer, mistaken(_frames)),
-    "beanstalkd": (BeanstalkdServer, mistaken(_commands)),
-    "amqp": (RabbitServer, mistaken(_amqp_told)),
-}
-
-
-async def _converse(make: Callable[[], Any], garbage: list[bytes], stream: trio.SocketStream) -> None:
-    """Be a server that answers the first publish with what is not what it should be, and hangs up."""
-    server, buffer = make(), b""
-    async with stream:
-        with suppress(trio.BrokenResourceError):
-            await stream.send_all(server.greeting)
-            while received := await stream.receive_some():
-                buffer += received
-                while size := server.size(buffer):
-                    answer, confirms = server.reply(buffer[:size])
-                    buffer = buffer[size:]
-                    if confirms and garbage:
-                        await stream.send_all(server.wrong(garbage.pop()))
-                        return
-                    await stream.send_all(answer)
-
-
-@pytest.mark.parametrize("scheme", _SERVERS)
-@fuzzed(12)
-@given(data=st.data())
-def test_a_broker_that_says_nonsense_and_hangs_up(
-    caplog: pytest.LogCaptureFixture, scheme: str, data: st.DataObject
-) -> None:
-    """The send ends as any other does, the block goes on, and the next send finds the broker mended."""
-    make, answers = _SERVERS[scheme]
-    handle = partial(_converse, make, [data.draw(answers)])
-
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            listeners = await nursery.start(partial(trio.serve_tcp, handle, 0, host="127.0.0.1"))
-            port = listeners[0].socket.getsockname()[1]
-            with trio.fail_after(60):
-                async with open_broker(f"{scheme}://127.0.0.1:{port}/q") as broker:
-                    message = Message("x", b"payload", trio.current_time())
-                    try:
-                        await broker.send(message)
-                    except Exception as error:  # noqa: BLE001 (whose it is, is what matters)
-                        known = (OSError, LocalDelayError, greenstalk.Error, nats.errors.Error)
-                        assert isinstance(error, known), error
-                    await _send_until_taken(broker, message)
-            nursery.cancel_scope.cancel()
-
-    caplog.clear()
-    with in_time(20):
-        trio.run(main)
-    ours = [record for record in caplog.records if record.name.startswith("localdelay")]
-    assert all(record.levelno < logging.ERROR for record in ours), "it is no error here"
-
-
-async def _send_until_taken(broker: Broker, message: Message) -> None:
-    while True:
-        try:
-            await broker.send(message)
-        except (ConnectionError, Throttled):
-            await trio.sleep(0.01)  # the connection is lost, or about to be
-        else:
-            return

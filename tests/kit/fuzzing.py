@@ -130,3 +130,51 @@ some_headers = st.dictionaries(texts, texts, max_size=3).map(MappingProxyType)
 some_messages = st.builds(
     Message, id=printable, payload=some_payloads, execute_at=st.floats(0, 1e9), headers=some_headers
 )
+
+
+# --- what NATS and beanstalkd say, mostly
+
+INBOX = b"INBOX.abc"
+ACK = b'{"stream":"S", "seq":7}'
+
+
+def msg(subject: bytes, data: bytes) -> bytes:
+    return b"MSG %b 1 %d\r\n%b\r\n" % (subject, len(data), data)
+
+
+def hmsg(subject: bytes, headers: bytes, data: bytes) -> bytes:
+    return b"HMSG %b 1 %d %d\r\n%b%b\r\n" % (subject, len(headers), len(headers) + len(data), headers, data)
+
+
+frames_of_nats = st.lists(
+    st.sampled_from(
+        [msg(INBOX + b".1", ACK), msg(INBOX + b".22", b""), msg(b"other", b"MSG INBOX.abc.1 1 5\r\n")]
+    )
+    | st.sampled_from(
+        [
+            hmsg(INBOX + b".3", b"NATS/1.0 503\r\n\r\n", b""),
+            b"PING\r\n",
+            b"-ERR 'x'\r\n",
+            b"+OK\r\n",
+            b"\r\n",
+        ]
+    )
+    | st.sampled_from(
+        [
+            b"INFO {}\r\n",
+            b"MSG\r\n",
+            b"HMSG 1\r\n",
+            b"MSG x 1 -15\r\n",
+            hmsg(b"y", b"NATS/1.0\r\n\r\n", b"z"),
+        ]
+    ),
+    min_size=1,
+    max_size=6,
+).map(b"".join)
+
+
+answers_of_beanstalkd = st.sampled_from(
+    [b"INSERTED 12", b"BURIED 12", b"BURIED", b"OUT_OF_MEMORY", b"DRAINING", b"JOB_TOO_BIG", b"EXPECTED_CRLF"]
+) | st.sampled_from(
+    [b"BURIED 1 2", b"BURIED " + b"9" * 5000, b"UNKNOWN_COMMAND", b"USING x", b"", b"inserted 1"]
+)
