@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any, TypeAlias
@@ -24,6 +25,18 @@ class NotGiven(Enum):
 
 
 NOT_GIVEN = NotGiven.NOT_GIVEN
+
+
+@contextmanager
+def renamed(old: str, new: str) -> Iterator[None]:
+    """What a block refuses by one name of an argument is refused by another."""
+    try:
+        yield
+    except ValueError as error:
+        name, _, reason = str(error).partition(" ")
+        if name != old:
+            raise
+        raise ValueError(f"{new} {reason}") from None
 
 
 def number(name: str, value: float, kind: str = "a number") -> float:

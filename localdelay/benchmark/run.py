@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import attrs
 import trio
 
+from localdelay import arguments
 from localdelay.benchmark.load import precise_loop
 from localdelay.benchmark.meter import Meter
 from localdelay.benchmark.process import machine, machine_bytes, resident_bytes
@@ -56,10 +57,8 @@ def check(settings: Settings) -> None:
     if settings.to == STDOUT:
         raise ValueError("to must be a broker: standard output is for the report")
     if settings.to is not None:
-        try:
+        with arguments.renamed("url", "to"):
             check_url(settings.to)
-        except ValueError as error:
-            raise ValueError(f"to {str(error).partition(' ')[2]}") from None
     there = machine_bytes()
     if there is not None and settings.expected_bytes > there:
         raise ValueError(
@@ -106,6 +105,7 @@ class Run:
         """Run it to its end, or until `stop`. Raises what `open_broker` raises, and `BenchError`."""
         with self._scope:
             async with AsyncExitStack() as stack:
+                stack.enter_context(arguments.renamed("url", "to"))
                 broker, warm_up = self._broker, self._settings.warm_up
                 if broker is None and self._settings.to is not None:
                     broker = await stack.enter_async_context(open_broker(self._settings.to))

@@ -68,6 +68,10 @@ class Address:
         return text
 
 
+class _WrongPort(ValueError):
+    """The port is none. Nothing is said of it: it may be a part of a password."""
+
+
 def parse(url: str, form: Form) -> Address:
     """Take a URL apart. Raises a `ValueError` that says what is wrong, and nothing that may be secret."""
     like = f"like {form.example}"
@@ -83,6 +87,8 @@ def parse(url: str, form: Form) -> Address:
             parse_qsl(parts.query, strict_parsing=True, keep_blank_values=True) if parts.query else ()
         )
         target, user = unquote(parts.path[1:], errors="strict"), _user_of(parts)
+    except _WrongPort:
+        raise ValueError(f"url must have a port from 1 to 65535, {like}") from None
     except ValueError:
         # What the exception says may be a part of a password.
         raise ValueError(f"url must be a broker's, {like}") from None
@@ -145,7 +151,12 @@ def _hosts_of(parts: SplitResult, form: Form) -> list[str]:
 
 def _host(text: str, form: Form) -> tuple[str, int]:
     parts = urlsplit(f"//{text}")
-    port = parts.port
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise (error if "," in text else _WrongPort()) from None
+    if port == 0:
+        raise _WrongPort
     return parts.hostname or "", form.default_port if port is None else port
 
 

@@ -75,12 +75,12 @@ class Table:
         titles = [title.replace("\n", " ") for title in self.titles]
         first = max(map(len, titles))
         for row, shown in zip(self.rows, cells, strict=True):
+            label, note = row.label.strip(), f" {row.note}" if row.note else ""
             if any(titles):
-                yield Styled(row.label, row.style or "bold")
+                yield from filled(f"{label}{note and ','}{note}", row.style or "bold", width)
                 yield from (f"  {title:<{first}}  {cell}" for title, cell in zip(titles, shown, strict=True))
             else:
-                yield Styled(f"{row.label}  {'  '.join(shown)}", row.style)
-            yield from (f"  {line}" for line in filled(row.note, width=width - 2))
+                yield from filled(f"{label}: {', '.join(shown)}{note}", row.style, width)
 
     def csv(self) -> str:
         """The table as a spreadsheet reads it."""

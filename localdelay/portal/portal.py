@@ -106,6 +106,12 @@ class Remote:
 
     def start(self) -> None:
         """Start the thread, and return when the queue is open. Raises as `open_delay_queue` does."""
+        monkey = sys.modules.get("gevent.monkey")
+        if monkey is not None and any(map(monkey.is_module_patched, ("select", "threading", "queue"))):
+            raise RuntimeError(
+                "gevent has replaced what the queue's own thread needs: call gevent.monkey.patch_all("
+                "select=False, thread=False, queue=False)"
+            )
         self._thread.start()
         self._ready.wait()
         if self.ended.done():

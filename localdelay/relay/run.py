@@ -6,13 +6,13 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import trio
 
+from localdelay import arguments
 from localdelay.brokers import STDOUT, Broker, check_url, hide_secrets, open_broker
 from localdelay.errors import Throttled
 from localdelay.message import Message
@@ -47,10 +47,10 @@ class NoDelay(ValueError):
 
 def check(settings: Settings, descriptor: int = 0) -> None:
     """Raise a `ValueError` for what can't be done here: it names the setting."""
-    with _naming("to"):
+    with arguments.renamed("url", "to"):
         check_url(settings.to)
     if settings.hold is not None:
-        with suppress(ModuleNotFoundError), _naming("hold"):
+        with suppress(ModuleNotFoundError), arguments.renamed("url", "hold"):
             # The extra may be missing, which is told when the queue is opened.
             from localdelay.redis_plan import check_url as check_hold
 
@@ -63,15 +63,6 @@ def check(settings: Settings, descriptor: int = 0) -> None:
             raise ValueError(f"{name} must not be the file that is read: what was sent would be in it again")
         if settings.to == STDOUT and path is not None and _is_same_file(path, 1):
             raise ValueError(f"{name} must not be the file that the messages go to")
-
-
-@contextmanager
-def _naming(setting: str) -> Iterator[None]:
-    """What is wrong with a URL, under the name of the setting that it was given for."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{setting} {str(error).partition(' ')[2]}") from None
 
 
 def run(settings: Settings, watcher: Watcher, descriptor: int = 0) -> Outcome:
@@ -130,15 +121,11 @@ class Relay:
     async def go(self) -> None:
         """Relay all there is, or what there is until `stop`. Raises as `run` does."""
         try:
-            with self._all:
+            with self._all, arguments.renamed("url", "to"):
                 async with self._broker as broker:
                     await self._through(broker)
         except Exception as raised:
             if self._queue is None:
-                if isinstance(raised, ValueError) and not isinstance(
-                    raised, NoDelay
-                ):  # what only the broker's client knows to be wrong
-                    raise ValueError(f"to {self._told(raised)}") from None
                 raise
             # All that was not sent is written by now, and it is for the outcome to say where.
             self._fail(self._told(bare(raised)))

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -296,3 +297,14 @@ def test_nothing_is_logged_about_payloads(caplog: pytest.LogCaptureFixture) -> N
             queue.put(b"secret", delay=0.0)
     assert caplog.messages
     assert not any("secret" in line for line in caplog.messages)
+
+
+def test_under_gevent_it_says_what_not_to_patch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own thread can't run on what gevent puts in the place of select, threads and queues."""
+    monkey = SimpleNamespace(is_module_patched=lambda name: name == "select")
+    monkeypatch.setitem(sys.modules, "gevent.monkey", monkey)
+    with (
+        pytest.raises(RuntimeError, match=r"patch_all\(select=False, thread=False, queue=False\)"),
+        threads.open_delay_queue(print, capacity=1, workers=1),
+    ):
+        pass

@@ -30,6 +30,8 @@ def run(*args: str) -> Result:
         ([], "Missing option '--to'"),
         (["--to", "stdout:"], "'--delay': must be given for text"),
         (["--to", "nowhere", "--delay", "1"], "'--to': must begin with one of kafka://"),
+        (["--to", "stdout", "--delay", "1"], "did you mean stdout:"),
+        (["--to", "nats://host:99999/orders", "--delay", "1"], "'--to': must have a port from 1 to 65535"),
         (["--to", "nats://user:hunter2@host", "--delay", "1"], "'--to': must end with the subject"),
         ([*TO_STDOUT, "--delay", "-1"], "'--delay': a duration can't be negative"),
         ([*TO_STDOUT, "--delay", "soon"], "'--delay': 'soon' is no duration"),
@@ -90,4 +92,26 @@ def test_hand_back_to_a_broker_that_has_no_delay() -> None:
     assert process.stderr.startswith(
         b"Error: Invalid value for '--hand-back': needs a broker that has a delay"
     )
+    assert process.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "url", "said"),
+    [
+        ("relay", "redis://127.0.0.1:1/x?db=zz", "can't be used: db must be a whole number"),
+        ("bench", "kafka://127.0.0.1:1/x?acks=7", "can't be used: options that librdkafka does not take"),
+    ],
+)
+def test_an_option_that_only_the_client_knows_to_be_wrong(command: str, url: str, said: str) -> None:
+    """It is one line that names the option of the command."""
+    code = "from localdelay.cli import main; main()"
+    process = subprocess.run(
+        [sys.executable, "-c", code, command, "--to", url, "--delay", "1"],
+        input=b"",
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (process.returncode, process.stdout) == (2, b"")
+    assert process.stderr.startswith(f"Error: Invalid value for '--to': {said}".encode())
     assert process.stderr.count(b"\n") == 1
