@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, BinaryIO
 
 import attrs
 import click
 
-from localdelay.cli.demo_report import STATES, TITLES, lines, never_throttled
-from localdelay.cli.options import DURATION, naming_options, option
-from localdelay.cli.output import Output
+from localdelay.cli.demo_report import STATES, TITLES, never_throttled, report, timeline_lines
+from localdelay.cli.options import DURATION, PORT, naming_options, option, quiet_option, report_options
+from localdelay.cli.output import WIDTH, Output
+from localdelay.cli.running import exporter
 from localdelay.cli.terminal import Failed, Status, Teller, can_be_live, stopped, tell
 from localdelay.signals import Stopped
 from localdelay.units import counted, format_duration, format_number, format_size
 
 if TYPE_CHECKING:  # what these import comes with the extra; `localdelay plan` has to work without it
     from localdelay.demo.report import Report, Run
-    from localdelay.demo.scene import Export, Scene
+    from localdelay.demo.scene import Scene
     from localdelay.demo.server import Server
 
 _SECONDS = 2.0
@@ -51,13 +49,10 @@ Exit codes:
     "Publish the lines of FILE, each a message; '-' is standard input.",
     metavar="FILE",
 )
-@option(
-    "--metrics",
-    click.IntRange(0, 65535),
-    "Serve Prometheus metrics on this port of 127.0.0.1 meanwhile.",
-    metavar="PORT",
-)
-@option("--json as_json", bool, "Print one JSON object.")
+@option("--metrics", PORT, "Serve Prometheus metrics on this port of 127.0.0.1 meanwhile.", metavar="PORT")
+@option("--forever", bool, "Begin again and again, until Ctrl-C.")
+@report_options
+@quiet_option
 @click.pass_context
 def demo(
     ctx: click.Context,
@@ -67,7 +62,9 @@ def demo(
     delay: float,
     file: BinaryIO | None,
     metrics: int | None,
-    as_json: bool,
+    forever: bool,
+    form: str | None,
+    quiet: bool,
 ) -> None:
     """Show what a throttled broker loses, and what localdelay saves.
 
@@ -81,32 +78,36 @@ def demo(
     for name in ("localdelay", "nats"):
         logging.getLogger(name).addHandler(logging.NullHandler())
     output = Output(Failed)  # 1 would say that messages were lost
-    with _exporter(metrics) as export:
+    with exporter(metrics, "demo") as export:
         with naming_options():
             messages = _messages(rate, seconds, file, scenes.MAX_MESSAGES, scenes.MAX_MESSAGE_BYTES)
             scene = scenes.Scene(messages=messages, rate=rate, delay=delay)
-        teller = Teller(live=can_be_live(), status=not as_json)
-        try:
-            with teller:
-                report = scenes.run(scene, _Display(scene, teller, None if as_json else output), export)
-        except Stopped as error:
-            stopped(error.signum, "Stopped. No NATS server is left behind.")
-        except scenes.ServerError as error:
-            raise Failed(f"the demo could not run: {error}") from error
-    if as_json:
-        output.text([json.dumps(attrs.asdict(report), indent=2)])
-        if not report.throttled:
-            tell(never_throttled(report))
-    else:
-        output.text(lines(report, min(80, output.columns or 80), output.encoding))
-    ctx.exit(exit_code(report))
+        quiet = quiet or form is not None
+        teller = Teller(live=not quiet and can_be_live(), status=not quiet)
+        while True:
+            try:
+                with teller:
+                    found = scenes.run(scene, _Display(scene, teller, None if form else output), export)
+            except Stopped as error:
+                stopped(error.signum, "Stopped. No NATS server is left behind.")
+            except scenes.ServerError as error:
+                raise Failed(f"the demo could not run: {error}") from error
+            timeline = timeline_lines(found.fallback.timeline, output.encoding)
+            if max(map(len, timeline), default=0) > (output.columns or WIDTH):
+                timeline = []  # cut into pieces it would say nothing
+            output.report(form, report(found, timeline), attrs.asdict(found))
+            if form and not found.throttled:
+                tell(never_throttled(found))
+            if not forever:
+                break
+    ctx.exit(exit_code(found))
 
 
-def exit_code(report: Report) -> int:
+def exit_code(found: Report) -> int:
     """What the demo tells the shell."""
-    if report.fallback.lost:
+    if found.fallback.lost:
         return 1
-    return 0 if report.throttled else 3
+    return 0 if found.throttled else 3
 
 
 def _load() -> ModuleType:
@@ -119,26 +120,6 @@ def _load() -> ModuleType:
             raise
         raise Failed("the demo needs a NATS client and server: pip install 'localdelay[demo]'") from error
     return scene
-
-
-@contextmanager
-def _exporter(port: int | None) -> Iterator[Export | None]:
-    """What to export a queue and its fallback with: over HTTP, or not at all."""
-    if port is None:
-        yield None
-        return
-    try:
-        from localdelay.metrics import Collector, serve
-    except ModuleNotFoundError as error:
-        raise Failed(str(error)) from error
-    collector = Collector()
-    with ExitStack() as stack:
-        try:
-            served = stack.enter_context(serve(collector, port=port))
-        except OSError as error:
-            raise Failed(f"port {port} can't be used for metrics: {error.strerror}") from error
-        tell(f"Metrics: http://127.0.0.1:{served}/metrics")
-        yield lambda queue, fallback: collector.add(queue, fallback, labels={"queue": "demo"})
 
 
 def _messages(

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from localdelay.cli.output import Styled, filled, known, row
+from localdelay.cli.output import Block, Row, Table
 from localdelay.demo.timeline import step_of
-from localdelay.units import counted, format_duration
+from localdelay.units import counted, format_duration, format_number
 
 if TYPE_CHECKING:  # the demo's parts come with an extra
     from localdelay.demo.report import FallbackResult, Report, RunResult
@@ -23,19 +23,11 @@ _LABEL_WIDTH = 13
 _TICK_EVERY = 10
 
 
-def lines(report: Report, width: int, encoding: str) -> Iterator[str]:
-    """The report, for a terminal of that width, or a file, with this encoding."""
-    yield ""
-    for label, plain, fallback, note in _rows(report.plain, report.fallback):
-        # The second column is wider than the first.
-        cells = [plain, f"{fallback:>18}"]
-        line = row(label, cells, label_width=24, cell_width=10, note=f"   {note}")
-        yield Styled(line, "bold") if label in ("", "lost") else line
-    yield ""
-    yield from timeline_lines(report.fallback.timeline, encoding)
-    yield ""
-    for paragraph in closing(report):
-        yield from filled(paragraph, width=width)
+def report(found: Report, timeline: Sequence[str]) -> list[Block]:
+    """The report, with these lines of a timeline in it."""
+    titles = [TITLES["plain"], TITLES["fallback"]]
+    rows = list(_rows(found.plain, found.fallback))
+    return ["", Table(titles, rows), "", *timeline, "", *closing(found)]
 
 
 def timeline_lines(buckets: Sequence[Bucket], encoding: str) -> list[str]:
@@ -81,28 +73,26 @@ def _can_encode(text: str, encoding: str) -> bool:
     return True
 
 
-def _rows(plain: RunResult, fallback: FallbackResult) -> list[tuple[str, str, str, str]]:
-    def whole(label: str, note: str, name: str) -> tuple[str, str, str, str]:
-        return label, f"{getattr(plain, name, 0):,}", f"{getattr(fallback, name):,}", note
-
-    def late(label: str, note: str, name: str) -> tuple[str, str, str, str]:
-        return label, _duration(getattr(plain, name)), _duration(getattr(fallback, name)), note
-
-    return [
-        ("", TITLES["plain"], TITLES["fallback"], ""),
-        whole("published", "", "published"),
-        whole("accepted by the broker", "", "accepted"),
-        whole("refused by the broker", "with 429", "refused"),
-        whole("degraded", "held here at first", "degraded"),
-        whole("handed back", "to the broker, before due", "handed_back"),
-        whole("received", "by the consumer", "received"),
-        whole("lost", "", "lost"),
-        whole("duplicates", "", "duplicates"),
-        whole("breaker opened", "times", "breaker_opened"),
-        late("lateness p50", "from due to received", "lateness_p50"),
-        late("lateness p99", "", "lateness_p99"),
-        late("lateness max", "", "lateness_max"),
-    ]
+def _rows(plain: RunResult, fallback: FallbackResult) -> Iterator[Row]:
+    for name, label, note in (
+        ("published", "published", ""),
+        ("accepted", "accepted by the broker", ""),
+        ("refused", "refused by the broker", "with 429"),
+        ("degraded", "degraded", "held here at first"),
+        ("handed_back", "handed back", "to the broker, before due"),
+        ("received", "received", "by the consumer"),
+        ("lost", "lost", ""),
+        ("duplicates", "duplicates", ""),
+        ("breaker_opened", "breaker opened", "times"),
+    ):
+        values = [getattr(plain, name, 0), getattr(fallback, name)]
+        yield Row(label, values, format_number, note, "bold" if name == "lost" else "")
+    for name, label, note in (
+        ("lateness_p50", "lateness p50", "from due to received"),
+        ("lateness_p99", "lateness p99", ""),
+        ("lateness_max", "lateness max", ""),
+    ):
+        yield Row(label, [getattr(plain, name), getattr(fallback, name)], _duration, note)
 
 
 def closing(report: Report) -> list[str]:
@@ -166,5 +156,5 @@ def never_throttled(report: Report) -> str:
     )
 
 
-def _duration(seconds: float | None) -> str:
-    return known(seconds, lambda late: f"{'-' if late < 0 else ''}{format_duration(abs(late))}")
+def _duration(late: float) -> str:
+    return f"{'-' if late < 0 else ''}{format_duration(abs(late))}"

@@ -132,7 +132,7 @@ def export(ctx: click.Context, path: str, *, file: Path | None, dead: bool, dead
                 output.write(b"".join(piece))
         elif file is not None:
             _append(file, lines, len(chosen))
-            tell(f"Exported {counted(len(chosen), 'message')}.")
+            tell(f"Appended {counted(len(chosen), 'message')} to {printable(str(file))}.")
         if left_out:
             tell(f"Left out {counted(left_out, 'dead letter')}: --dead exports them, too.")
         if lines.longest > _MAX_LINE:

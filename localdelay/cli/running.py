@@ -30,14 +30,21 @@ def exporter(port: int | None, name: str) -> Iterator[Export | None]:
         from localdelay.metrics import Collector, serve
     except ModuleNotFoundError as error:
         raise Failed(str(error)) from error
-    collector = Collector()
+    collector, exported = Collector(), list[Any]()
+
+    def export(queue: Any, fallback: Any) -> None:
+        for ended in exported:
+            collector.remove(ended)
+        exported[:] = [queue]
+        collector.add(queue, fallback, labels={"queue": name})
+
     with ExitStack() as stack:
         try:
             served = stack.enter_context(serve(collector, port=port))
         except OSError as error:
             raise Failed(f"port {port} can't be used for metrics: {error.strerror}") from error
         tell(f"Metrics: http://127.0.0.1:{served}/metrics")
-        yield lambda queue, fallback: collector.add(queue, fallback, labels={"queue": name})
+        yield export
 
 
 @contextmanager

@@ -178,7 +178,7 @@ def test_export_to_a_file(full: Path, tmp_path: Path) -> None:
     for _ in range(2):
         process = journal("export", full, "--output", output)
         assert (process.returncode, process.stdout) == (0, b"")
-        assert told(process)[0] == "Exported 4 messages."
+        assert told(process)[0] == f"Appended 4 messages to {output}."
     assert stat.S_IMODE(output.stat().st_mode) == 0o600
     assert len(output.read_bytes().splitlines()) == 8
 
