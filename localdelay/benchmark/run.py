@@ -105,7 +105,6 @@ class Run:
         """Run it to its end, or until `stop`. Raises what `open_broker` raises, and `BenchError`."""
         with self._scope:
             async with AsyncExitStack() as stack:
-                stack.enter_context(arguments.renamed("url", "to"))
                 broker, warm_up = self._broker, self._settings.warm_up
                 if broker is None and self._settings.to is not None:
                     broker = await stack.enter_async_context(open_broker(self._settings.to))

@@ -127,16 +127,16 @@ async def open_broker(
         async with open_stdout() as stdout:
             yield stdout
         return
+    module = _module(where.scheme)
+    opened: Any
+    if hasattr(module, "driver_at"):
+        opened = open_publisher(
+            module.driver_at(where), confirm_timeout=confirm_timeout, connect_timeout=connect_timeout
+        )
+    else:
+        opened = module.open_address(where)
     connected = False
     try:
-        module = _module(where.scheme)
-        opened: Any
-        if hasattr(module, "driver_at"):
-            opened = open_publisher(
-                module.driver_at(where), confirm_timeout=confirm_timeout, connect_timeout=connect_timeout
-            )
-        else:
-            opened = module.open_address(where)
         async with opened as broker:
             connected = True
             yield broker
@@ -144,10 +144,6 @@ async def open_broker(
         if connected:
             raise
         raise ConnectionError(hide_secrets(str(error), url)) from None
-    except ValueError as error:  # what only its client knows to be wrong
-        if connected or str(error).startswith(("url ", "confirm_timeout ", "connect_timeout ")):
-            raise
-        raise ValueError(f"url can't be used: {hide_secrets(str(error), url)}") from None
 
 
 def check_url(url: str) -> None:

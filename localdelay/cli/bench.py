@@ -124,7 +124,10 @@ def bench(
         check(settings)
     output = Output()
     quiet = quiet or form is not None
-    with naming_options(), measuring(picture, quiet, "Stopped before anything was measured.") as teller:
+    with (
+        naming_options(settings.to),
+        measuring(picture, quiet, "Stopped before anything was measured.") as teller,
+    ):
         result = run(settings, _Display(settings, teller))
     try:
         # First, so that they are there even if who reads the report leaves before its end.

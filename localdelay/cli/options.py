@@ -12,6 +12,7 @@ import click
 
 from localdelay.benchmark import plot
 from localdelay.benchmark.load import Delays
+from localdelay.brokers import hide_secrets
 from localdelay.units import (
     format_duration,
     format_number,
@@ -124,13 +125,19 @@ quiet_option = option("--quiet -q", bool, "Say nothing while it goes on.")
 
 
 @contextmanager
-def naming_options() -> Iterator[None]:
-    """What a block refuses by the name of an argument is refused by the name of the option for it."""
+def naming_options(otherwise: str | None = None) -> Iterator[None]:
+    """What a block refuses by the name of an argument is refused by the name of the option for it.
+
+    A `ValueError` that names none of them is what only a broker's client knows to be wrong with the URL
+    `otherwise`.
+    """
     try:
         yield
     except (ValueError, TypeError) as error:
         name, _, reason = str(error).partition(" ")
         name = f"--{name.replace('_', '-')}"
         if not any(name in parameter.opts for parameter in click.get_current_context().command.params):
-            raise
+            if otherwise is None or not isinstance(error, ValueError):
+                raise
+            name, reason = "--to", f"can't be used: {hide_secrets(str(error), otherwise)}"
         raise click.BadParameter(reason, param_hint=f"'{name}'") from error

@@ -103,7 +103,7 @@ def relay(*, quiet: bool, metrics: int | None, **options: Any) -> None:
         for signum in stops():
             stack.callback(signal.signal, signum, signal.signal(signum, display.signal))
         try:
-            with naming_options(), teller, _noticing(display):
+            with naming_options(settings.to), teller, _noticing(display):
                 outcome = run(settings, display)
         except InputError as error:
             raise Failed(f"standard input can't be read: {error}") from error

@@ -121,7 +121,7 @@ class Relay:
     async def go(self) -> None:
         """Relay all there is, or what there is until `stop`. Raises as `run` does."""
         try:
-            with self._all, arguments.renamed("url", "to"):
+            with self._all:
                 async with self._broker as broker:
                     await self._through(broker)
         except Exception as raised:
