@@ -10,7 +10,7 @@ A module imports its client at the top, so nothing here imports the modules: eac
     driver      what the publisher asks of a client
     publisher   what all brokers share
     line        a socket with answers in order
-    stdout      lines on standard output; stdout_outbox: the thread that writes them
+    stdout      lines on standard output
     redis       by coredis; redis_line: the connection
     beanstalkd  on a line of its own; nsq: likewise
     amqp        RabbitMQ, by pika; amqp_frames: what is written; amqp_channel: confirms; amqp_connection:

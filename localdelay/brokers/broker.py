@@ -25,8 +25,9 @@ class Broker(Protocol):
     what the client raises for the rest.
     """
 
-    native_delay: bool
-    """Whether `publish_delayed` works: the broker has a delay of its own."""
+    @property
+    def native_delay(self) -> bool:
+        """Whether `publish_delayed` works: the broker has a delay of its own."""
 
     async def send(self, message: Message) -> None:
         """Publish a message now; returns once the broker has confirmed it."""

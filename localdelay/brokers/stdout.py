@@ -27,21 +27,23 @@ import select
 import stat
 import sys
 from bisect import bisect_right
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from itertools import accumulate
+from typing import ClassVar
 
 import trio
 
-from localdelay.brokers.stdout_outbox import Job, Outbox, Thread
-from localdelay.errors import DelayNotSupported, PermanentSendError, Throttled
+from localdelay.brokers.driver import Driver
+from localdelay.brokers.outbox import Outbox, Parcel
+from localdelay.brokers.publisher import Publisher, open_publisher
+from localdelay.errors import PermanentSendError, Throttled
 from localdelay.message import Message
-from localdelay.settling import caused_by
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FILE_WRITE = 65_536
-_POLL = 50  # milliseconds
-_CLOSE_TIMEOUT = 2.0
 
 
 def classified(error: OSError) -> Exception:
@@ -53,134 +55,113 @@ def classified(error: OSError) -> Exception:
     return error
 
 
-class _Writer:
-    """Writes lines to a file descriptor, in a thread of its own; closes it at the end."""
+class _Output:
+    """Writes lines to a file descriptor; in a thread where it may block though it looks writable."""
 
-    def __init__(self, descriptor: int, outbox: Outbox) -> None:
+    def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._outbox = outbox
-        self._job: Job | None = None
-        self._position = 0
-        self._rest = b""
         self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        # So much goes into a pipe without blocking once `poll` says that there is room.
+        # So much goes into a pipe without blocking once it is writable, unless another process is quicker.
         self._most = _FILE_WRITE if self._is_file else select.PIPE_BUF
-        self._poll = select.poll()
-        self._poll.register(descriptor, select.POLLOUT)
+        self._may_block = os.get_blocking(descriptor) or self._is_file
+        self._lines: deque[Parcel] = deque()
+        self._filled = trio.lowlevel.ParkingLot()
+        self._rest = b""
 
-    def run(self) -> None:
-        """Write until the outbox is closed."""
-        try:
-            while not self._outbox.closed and (self._job is not None or self._outbox.wait()):
-                if self._has_room():
-                    self._write(self._gather())
-            if self._job is not None:
-                unwritten = range(self._position, len(self._job.messages))
-                self._settle([(self._job, position) for position in unwritten], self._outbox.closed_error())
-        finally:
-            os.close(self._descriptor)
+    def write(self, parcels: Sequence[Parcel]) -> None:
+        """Have lines written as there is room."""
+        self._lines.extend(parcels)
+        self._filled.unpark()
 
-    def _has_room(self) -> bool:
-        """Wait a little until it can be written to. A write that blocks could not be called off."""
-        return self._is_file or bool(self._poll.poll(_POLL))
+    async def lost(self) -> Exception:
+        """Write, for ever: an error of one write says nothing of the next."""
+        while True:
+            while not self._lines:
+                await self._filled.park()
+            await self._room()  # and only then is looked who still waits
+            parcels = self._gather()
+            lines: list[bytes] = [parcel.content for parcel in parcels]
+            written, error = await self._write(b"".join([self._rest, *lines]))
+            confirmed, ends = cut(len(self._rest), [len(line) for line in lines], written)
+            self._rest = b"".join([self._rest, *lines])[written:ends]
+            for number, parcel in enumerate(parcels):
+                parcel.settle(None if number < confirmed else error)
 
-    def _gather(self) -> list[tuple[Job, int]]:
-        """What is written next: at least one message, unless there is none any more."""
-        gathered: list[tuple[Job, int]] = []
+    def _gather(self) -> list[Parcel]:
+        """What is written next: at least one line, unless nobody waits for any."""
+        gathered: list[Parcel] = []
         size = len(self._rest)
-        while (job := self._job or self._outbox.take()) is not None:
-            self._job = job
-            while self._position < len(job.messages) and not job.given_up:
-                size += len(job.messages[self._position].payload) + 1
+        while self._lines:
+            parcel = self._lines[0]
+            if not parcel.abandoned:
+                size += len(parcel.content)
                 if gathered and size > self._most:
-                    return gathered
-                gathered.append((job, self._position))
-                self._position += 1
-            self._job, self._position = None, 0
+                    break
+                gathered.append(parcel)
+            else:
+                parcel.settle()
+            self._lines.popleft()
         return gathered
 
-    def _write(self, gathered: list[tuple[Job, int]]) -> None:
-        if not gathered:
-            return
-        lines = [job.messages[position].payload + b"\n" for job, position in gathered]
-        data = b"".join([self._rest, *lines])
-        written, error = self._write_all(memoryview(data))
-        if error is None:
-            confirmed, rest_ends = len(lines), written
-        else:
-            confirmed, rest_ends = cut(len(self._rest), [len(line) for line in lines], written)
-        self._rest = data[written:rest_ends]
-        self._settle(gathered[:confirmed], None)
-        self._settle(gathered[confirmed:], error)
-
-    def _write_all(self, data: memoryview) -> tuple[int, Exception | None]:
+    async def _write(self, data: bytes) -> tuple[int, Exception | None]:
         """How many bytes were written, and why not all of them."""
         written = 0
         while written < len(data):
-            if self._outbox.closed:
-                return written, self._outbox.closed_error()
+            part = data[written : written + (self._most if self._may_block else _FILE_WRITE)]
             try:
-                if self._has_room():
-                    written += os.write(self._descriptor, data[written : written + self._most])
+                if self._may_block:
+                    await self._room()
+                    write = partial(os.write, self._descriptor, part)
+                    written += await trio.to_thread.run_sync(write, abandon_on_cancel=True)
+                else:
+                    written += os.write(self._descriptor, part)
             except BlockingIOError:
-                pass  # somebody has made it non-blocking, and was quicker
+                await self._room()
             except OSError as error:
                 return written, error
         return written, None
 
-    def _settle(self, gathered: list[tuple[Job, int]], error: Exception | None) -> None:
-        settle = self._outbox.settling.settle
-        for job, position in gathered:
-            if isinstance(error, OSError):
-                settle(job.confirmation, position, caused_by(classified(error), error))
-            else:
-                settle(job.confirmation, position, error)
+    async def _room(self) -> None:
+        """Wait until it can be written to."""
+        if not self._is_file:
+            try:
+                await trio.lowlevel.wait_writable(self._descriptor)
+            except PermissionError:  # it is nothing that can be waited for, such as /dev/null
+                self._is_file = True
 
 
-class StdoutBroker:
-    """Writes a line for each message; `open_stdout` makes it."""
+class _Driver(Driver):
+    where = "standard output"
+    no_delay = "stdout: has no delay of its own"
+    confirm_timeout = float("inf")
+    most_under_way: ClassVar[int] = 1000
 
-    native_delay = False
+    def __init__(self, descriptor: int | None) -> None:
+        self._given = descriptor
 
-    def __init__(self, outbox: Outbox) -> None:
-        self._outbox = outbox
+    def encode(self, message: Message, delay: float | None) -> bytes:
+        """Its line."""
+        return message.payload + b"\n"
 
-    async def send(self, message: Message) -> None:
-        """Write a message's line; returns once the system has taken all of it.
+    @asynccontextmanager
+    async def connect(self, outbox: Outbox) -> AsyncIterator[_Output]:
+        descriptor = _duplicate(self._given)
+        try:
+            yield _Output(descriptor)
+        finally:
+            os.close(descriptor)
 
-        Raises `Throttled` where there is no room, `PermanentSendError` where the reader is gone, and the
-        `OSError` of the write for the rest.
-        """
-        await self._outbox.deliver_one(message)
-
-    async def send_batch(self, messages: Sequence[Message]) -> None:
-        """Write a line for each; returns once the system has taken all of them.
-
-        Raises as `send` does, or `PartialSendError` where some were written.
-        """
-        await self._outbox.deliver_all(messages)
-
-    async def publish_delayed(self, message: Message, delay: float) -> None:
-        """Raise `DelayNotSupported`."""
-        raise DelayNotSupported("stdout: has no delay of its own")
+    def verdict(self, error: Exception) -> Exception:
+        return classified(error) if isinstance(error, OSError) else error
 
 
-@asynccontextmanager
-async def open_stdout(descriptor: int | None = None) -> AsyncIterator[StdoutBroker]:
+def open_stdout(descriptor: int | None = None) -> AbstractAsyncContextManager[Publisher]:
     """Write to standard output, or to another file descriptor, for the length of an `async with` block.
 
     What is written bypasses `sys.stdout`: flush that first if it was used. The descriptor stays open.
     Raises `ConnectionError` where it is closed, or not open for writing.
     """
-    outbox = Outbox("standard output was closed: the block that opened it has been left")
-    thread = Thread("localdelay-stdout", _Writer(_duplicate(descriptor), outbox).run)
-    try:
-        yield StdoutBroker(outbox)
-    finally:
-        outbox.close()
-        # It never waits for the reader for longer than _POLL, unless another process took the room.
-        with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-            await thread.ended()
+    return open_publisher(_Driver(descriptor))
 
 
 def cut(rest: int, lines: Sequence[int], written: int) -> tuple[int, int]:
@@ -211,5 +192,11 @@ def _duplicate(descriptor: int | None) -> int:
             os.close(duplicate)
             raise OSError(errno.EBADF, "it is not open for writing")
     except OSError as error:
-        raise ConnectionError(f"standard output can't be written to: {error.strerror}") from error
+        raise ConnectionError(f"it can't be written to: {error.strerror}") from None
+    # A pipe opened anew is one that does not block, and yet does for all others who write there.
+    if stat.S_ISFIFO(os.fstat(duplicate).st_mode):
+        with suppress(OSError):  # there is no /proc, or it is another user's, or nobody reads it
+            own = os.open(f"/proc/self/fd/{duplicate}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            os.close(duplicate)
+            return own
     return duplicate
