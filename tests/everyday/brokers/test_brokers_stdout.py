@@ -55,11 +55,11 @@ class Pipe:
     async def read_until(self, end: bytes = b"", *, size: int = 0) -> bytes:
         """Read until so many bytes have come and they end like this."""
         with trio.fail_after(10):
-            read = b""
+            read = bytearray()  # to add to bytes each time would copy gigabytes
             while not read.endswith(end) or len(read) < size:
                 await trio.lowlevel.wait_readable(self.reader)
                 read += self.read()
-        return read
+        return bytes(read)
 
     def fill(self) -> bytes:
         """Write until it is full; what was written."""
