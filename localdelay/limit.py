@@ -90,6 +90,10 @@ class Limit(ABC):
         `retry_after` is the wait in seconds that the primary asked for; `jitter` is drawn from 0 to 1.
         """
 
+    def slow_down(self, seconds: float) -> None:
+        """Whoever takes the calls lets nothing more through for so long, though it has refused none."""
+        self.record(Outcome.THROTTLED, 0.0, seconds, 0.0)
+
 
 class Bucket:
     """Tokens as of an instant: they come at a rate, up to a burst, and may be owed. Pure: time is given."""

@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 # How long an example takes says nothing on a busy machine; pytest-timeout ends what hangs.
 hypothesis.settings.register_profile("unhurried", deadline=None)
 hypothesis.settings.load_profile("unhurried")
-_SERVERS = ("kafka", "amqp", "redis", "beanstalkd", "nats", "nsq", "rocketmq")
+_SERVERS = ("kafka_mock", "kafka", "amqp", "redis", "beanstalkd", "nats", "nsq", "rocketmq")
 _SECONDS = {"program": 120, "fault": 300, "soak": 300}
 """How long a test may take in layers that are slower than `timeout` in `pyproject.toml` allows."""
 

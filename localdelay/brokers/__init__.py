@@ -15,7 +15,7 @@ A module imports its client at the top, so nothing here imports the modules: eac
     beanstalkd  on a line of its own; nsq: likewise
     amqp        RabbitMQ, by pika; amqp_frames: what is written; amqp_channel: confirms; amqp_connection:
                 reconnecting; amqp_loop: pika's loop on Trio's; amqp_errors: what is throttling
-    kafka       by confluent-kafka; kafka_sending, kafka_line, kafka_client, kafka_errors likewise
+    kafka       by confluent-kafka; kafka_errors likewise
     nats        by nats-py; nats_frames, nats_wire, nats_line, nats_outbox, nats_answers likewise
 """
 

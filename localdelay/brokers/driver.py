@@ -7,7 +7,7 @@ connecting again, closing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, ClassVar, Protocol
 
@@ -43,6 +43,8 @@ class Driver:
     connection, which has a `heard`: when something has come last, on Trio's clock."""
     confirm_timeout: float = 10.0
     """Seconds after which what is not confirmed has failed, unless `open_broker` is told otherwise."""
+    slow_down: Callable[[float], object] = staticmethod(lambda _: None)
+    """To be called, on the Trio thread, with the seconds for which the broker lets nothing more through."""
     patience: ClassVar[float] = 0.0
     """Seconds by which a client's own time limit may be later than the publisher's."""
     most_under_way: ClassVar[int] = 2000

@@ -17,7 +17,7 @@ def codes(*names: str) -> frozenset[int]:
 
 TIMED_OUT = codes("_MSG_TIMED_OUT", "_TIMED_OUT", "_TIMED_OUT_QUEUE", "REQUEST_TIMED_OUT")
 
-THROTTLED = TIMED_OUT | codes(
+THROTTLED = codes(
     "_QUEUE_FULL",  # `produce` raises it as a BufferError
     "THROTTLING_QUOTA_EXCEEDED",
     "POLICY_VIOLATION",
@@ -27,10 +27,11 @@ THROTTLED = TIMED_OUT | codes(
 )
 """The cluster, or the way to it, takes less than it is given."""
 
-PERMANENT = codes(
+TOO_LARGE = codes("MSG_SIZE_TOO_LARGE", "RECORD_LIST_TOO_LARGE")
+"""Of the whole request where a broker says so: what was sent alone is the only one that it can be."""
+
+PERMANENT = TOO_LARGE | codes(
     # The message.
-    "MSG_SIZE_TOO_LARGE",
-    "RECORD_LIST_TOO_LARGE",
     "INVALID_RECORD",  # a compacted topic wants a key, for one
     "INVALID_TIMESTAMP",
     "UNSUPPORTED_FOR_MESSAGE_FORMAT",  # headers, to a topic in the format of before 0.11
@@ -50,12 +51,10 @@ PERMANENT = codes(
 )
 """No later try can end otherwise."""
 
-PURGED = codes("_PURGE_QUEUE", "_PURGE_INFLIGHT", "_DESTROY")
-"""The producer has given a message up, because it ends or can't go on."""
+GIVEN_UP = codes("_PURGE_QUEUE", "_PURGE_INFLIGHT", "_DESTROY", "_FATAL")
+"""What is said of each message once the producer ends or can't go on; the reason it has said before."""
 
-GIVEN_UP = PURGED | codes("_FATAL")
-"""What it says of each message once it can't go on; the reason it has said before."""
-
+DOWN = codes("_TRANSPORT", "NETWORK_EXCEPTION")
 INVALID = codes("_INVALID_ARG")
 NOT_THERE = codes("UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC")
 NO_LEADER = codes("LEADER_NOT_AVAILABLE")
@@ -87,25 +86,28 @@ def ends_producer(error: KafkaError) -> bool:
     return error.fatal() or error.code() in _LOST_COUNT
 
 
-def classified(error: Exception, *, retry_after: float | None = None, trouble: str = "") -> Exception:
-    """What to raise for an error of the client's: `Throttled`, `PermanentSendError`, or the error itself.
+def classified(error: Exception, *, held_back: float = 0.0, trouble: str = "") -> Exception:
+    """What to raise for an error: `Throttled`, `PermanentSendError`, or another that says what is known.
 
-    `retry_after`: for how many seconds the cluster holds this client back, where it has said so; `trouble`:
-    what else is known to be wrong, which a time-out does not say.
+    `held_back`: for how many seconds more the cluster does not listen to this client, as it has said;
+    `trouble`: what else is known to be wrong, which a time-out does not say.
     """
-    if isinstance(error, BufferError):
-        return Throttled(f"librdkafka has no room: {error}", retry_after=retry_after)
     if isinstance(error, UnicodeEncodeError):
-        return PermanentSendError("text that is not Unicode can't be a header or a key")
+        return PermanentSendError("text that is not Unicode can't be a header")
     carried = kafka_error(error)
-    if carried is None:
-        return error
-    if carried.code() in THROTTLED:
-        why = f" ({trouble})" if trouble and carried.code() in TIMED_OUT else ""
-        return Throttled(shown(carried) + why, retry_after=retry_after)
-    if carried.code() in PERMANENT:
-        return PermanentSendError(shown(carried))
-    return error
+    text = str(error) if carried is None else shown(carried)
+    code = None if carried is None else carried.code()
+    timed_out = code in TIMED_OUT or isinstance(error, TimeoutError)
+    if timed_out and held_back:
+        return Throttled(f"over its quota: {text}", retry_after=held_back)
+    if isinstance(error, BufferError) or code in THROTTLED:
+        return Throttled(text, retry_after=held_back or None)
+    if code in PERMANENT:
+        return PermanentSendError(text)
+    because = f"{text} ({trouble})" if trouble else text
+    if timed_out:
+        return TimeoutError(because)
+    return ConnectionError(because) if code in DOWN else error
 
 
 def shown(error: KafkaError) -> str:

@@ -14,6 +14,7 @@ from localdelay.brokers import address
 from localdelay.brokers.address import Address, Form, hide_secrets
 from localdelay.brokers.broker import Broker
 from localdelay.brokers.publisher import open_publisher
+from localdelay.limit import Limit
 
 STDOUT = "stdout:"
 
@@ -109,14 +110,19 @@ _KINDS: Mapping[str, _Kind] = {
 
 @asynccontextmanager
 async def open_broker(
-    url: str, *, confirm_timeout: float | None = None, connect_timeout: float = 5.0
+    url: str,
+    *,
+    confirm_timeout: float | None = None,
+    connect_timeout: float = 5.0,
+    limit: Limit | None = None,
 ) -> AsyncIterator[Broker]:
     """Connect to the broker at `url`, for the length of an `async with` block.
 
     It has a host and what to publish to, as in `nats://[user:password@]host[:port]/SUBJECT`, after `kafka:`,
     `amqp:`, `redis:`, `beanstalkd:`, `nsq:` or `nats:`; and `stdout:`. Each module says what it carries,
     how it confirms, and what its options are. What is not confirmed within `confirm_timeout` seconds has
-    failed: 10, or 15 with Kafka, unless it is given.
+    failed: 10, or 15 with Kafka, unless it is given. A broker that lets less through without refusing
+    anything (a quota of Kafka's) is reported to the `limit`, which should be that of the queue.
     Raises `ValueError` for a URL that `check_url` refuses, `ModuleNotFoundError` where the broker's extra
     is not installed, and `ConnectionError` where no broker answers. None of them shows a password.
     """
@@ -131,7 +137,10 @@ async def open_broker(
     opened: Any
     if hasattr(module, "driver_at"):
         opened = open_publisher(
-            module.driver_at(where), confirm_timeout=confirm_timeout, connect_timeout=connect_timeout
+            module.driver_at(where),
+            confirm_timeout=confirm_timeout,
+            connect_timeout=connect_timeout,
+            limit=limit,
         )
     else:
         opened = module.open_address(where)

@@ -20,6 +20,7 @@ from localdelay.brokers.broker import ConnectionClosed, ConnectionLost
 from localdelay.brokers.driver import Connection, Driver
 from localdelay.brokers.outbox import Gauges, Outbox, Parcel, Sending
 from localdelay.errors import DelayNotSupported, PermanentSendError, Throttled
+from localdelay.limit import Limit
 from localdelay.message import Message
 from localdelay.nurseries import bare_nursery
 from localdelay.settling import caused_by
@@ -216,9 +217,10 @@ class Publisher:
             begun = trio.current_time()
             try:
                 reason = await self._live(connected)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 (raised, or the next connection's business)
                 if not opened:
-                    raise self._no_connection(error) from error
+                    refusal = self._no_connection(error)
+                    raise refusal from (None if refusal is error else error)
                 self._trouble = error
                 logger.debug("%s: %s", self._driver.where, error)
                 if isinstance(self._not_connected(), Throttled) and not isinstance(error, TimeoutError):
@@ -312,7 +314,11 @@ class Publisher:
 
 @asynccontextmanager
 async def open_publisher(
-    driver: Driver, *, confirm_timeout: float | None = None, connect_timeout: float = 5.0
+    driver: Driver,
+    *,
+    confirm_timeout: float | None = None,
+    connect_timeout: float = 5.0,
+    limit: Limit | None = None,
 ) -> AsyncIterator[Publisher]:
     """Connect, and publish for the length of an `async with` block.
 
@@ -324,6 +330,8 @@ async def open_publisher(
         arguments.at_least("confirm_timeout", confirm_timeout, _SHORTEST, "a number of seconds")
         driver.confirm_timeout = confirm_timeout
     arguments.at_least("connect_timeout", connect_timeout, _SHORTEST, "a number of seconds")
+    if limit is not None:
+        driver.slow_down = limit.slow_down
     publisher = Publisher(driver, connect_timeout)
     async with bare_nursery() as nursery:
         try:

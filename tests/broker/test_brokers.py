@@ -260,7 +260,7 @@ async def test_throttling_is_recognised(
     server: Server, url: str, conserved: Callable[[DelayQueue], Statistics]
 ) -> None:
     """At its limit: Throttled, caused by the client's own; when that is over the messages go through."""
-    async with open_broker(url) as broker:
+    async with open_broker(url, confirm_timeout=5.0) as broker:
         with server.throttled(url):
             with trio.fail_after(40), pytest.raises(Throttled) as raised:
                 for number in range(1000):  # some let a few pass first

@@ -11,7 +11,6 @@ import trio
 
 from localdelay.brokers import Broker, open_broker
 from localdelay.brokers.amqp import open_amqp
-from localdelay.brokers.kafka import open_kafka
 from localdelay.brokers.nats import open_nats
 from tests.kit.faults import broken, underway
 from tests.kit.faults.broken import CONFIRM_TIMEOUT
@@ -29,10 +28,8 @@ def _open(name: str, port: int, url: str) -> AbstractAsyncContextManager[Broker]
     target, timeout = urlsplit(url).path[1:], CONFIRM_TIMEOUT
     if name == "amqp":
         return open_amqp("127.0.0.1", port=port, queue=target, confirm_timeout=timeout)
-    if name in ("beanstalkd", "redis"):
+    if name in ("beanstalkd", "redis", "kafka"):
         return open_broker(f"{name}://127.0.0.1:{port}/{target}", confirm_timeout=timeout)
-    if name == "kafka":
-        return open_kafka(f"127.0.0.1:{port}", topic=target, confirm_timeout=timeout)
     return open_nats(f"nats://127.0.0.1:{port}", subject=target, confirm_timeout=timeout)
 
 

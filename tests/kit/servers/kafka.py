@@ -27,7 +27,6 @@ USER, PASSWORD = "user", "hunter2"  # of the port that asks for them
 _READY = "ready"
 _CLUSTER = "localdelaylocaldelayla"  # an id, as its storage tool makes them
 _JAVA = ("-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
-_SOON = "?delivery.timeout.ms=5000"  # or a quota shows only after the default of 15 seconds
 _LINGER = 0.1
 _POLL = 10  # milliseconds
 _LOGGING = """\
@@ -60,7 +59,7 @@ share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 share.coordinator.state.topic.num.partitions=1
 group.initial.rebalance.delay.ms=0
-broker.session.timeout.ms=1500
+broker.session.timeout.ms=3000
 broker.heartbeat.interval.ms=300
 log.cleaner.dedupe.buffer.size=4194304
 {more}
@@ -101,7 +100,9 @@ class KafkaServer:
 
     @property
     def hosts(self) -> str:
-        return ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+        """Those that run, or all where none does."""
+        there = [node for node in self.nodes if node.process.runs] or self.nodes
+        return ",".join(f"127.0.0.1:{node.port}" for node in there)
 
     def start(self) -> None:
         import_clients()
@@ -154,7 +155,7 @@ class KafkaServer:
         """One partition has an order of arrival, several have none. Settings are the topic's, `_` for `.`."""
         topic = f"orders-{next(self._numbers)}"
         self.make_topic(topic, partitions, **settings)
-        return self.url(topic, _SOON)
+        return self.url(topic)
 
     def make_topic(self, topic: str, partitions: int = 1, **settings: str) -> None:
         """A topic of this name, whose leader is the first node."""
@@ -164,7 +165,7 @@ class KafkaServer:
         replicas = [[node.number for node in self.nodes]] * partitions
         new = NewTopic(topic, num_partitions=partitions, replica_assignment=replicas, config=config)
         admin = self._admin()  # a name of its own: one that nobody keeps never answers
-        admin.create_topics([new])[topic].result(30)
+        admin.create_topics([new], request_timeout=5)[topic].result(10)
 
     def delete_topic(self, url: str) -> None:
         admin = self._admin()
@@ -206,11 +207,11 @@ class KafkaServer:
         """Metadata are answered long before."""
         from confluent_kafka import KafkaException, Producer
 
-        until = time.monotonic() + 60
+        until = time.monotonic() + 90
         taken: list[bool] = []
         producer = Producer({**self._settings(), "linger.ms": 0, "message.timeout.ms": 2000})
         while True:
-            with suppress(KafkaException):  # it is there from before
+            with suppress(KafkaException, TimeoutError):  # it may be there from before
                 self.make_topic(_READY)
             with suppress(KafkaException):
                 producer.produce(_READY, b"ready", on_delivery=lambda error, _: taken.append(error is None))
