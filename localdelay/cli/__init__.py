@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
 from click.shell_completion import BashComplete, FishComplete, ZshComplete
 
-from localdelay.cli.bench import bench
-from localdelay.cli.compare import compare
-from localdelay.cli.demo import demo
-from localdelay.cli.journal import journal
-from localdelay.cli.plan import plan
-from localdelay.cli.relay import relay
 from localdelay.cli.terminal import Commands
 
+_COMMANDS = ("bench", "compare", "demo", "journal", "plan", "relay")
 _SHELLS = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
 _EPILOG = """\b
 Every option can be given in the environment, as LOCALDELAY_RELAY_WORKERS=40,
@@ -29,28 +26,52 @@ What is on the command line goes first, then the environment, then the file.
 """
 
 
+class _Commands(Commands):
+    """Each is in a module of its own, and imported when it is asked for: they take a second together."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names."""
+        return sorted([*_COMMANDS, *super().list_commands(ctx)])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name."""
+        if cmd_name not in _COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        found: click.Command = getattr(import_module(f"localdelay.cli.{cmd_name}"), cmd_name)
+        return found
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """The command that is asked for; where there is none, one that is called like it is suggested."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = get_close_matches(args[0], self.list_commands(ctx), 1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise click.UsageError(f"{error.message}{hint}", ctx) from error
+
+
 def _configure(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
     """Take the options that a TOML file has for each command as their defaults."""
     if path is None:
         return
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
-        ctx.default_map = _defaults(ctx.command, found)
+        ctx.default_map = _defaults(ctx, ctx.command, found)
     except OSError as error:
         raise click.BadParameter(f"'{path}' can't be read: {error.strerror}") from error
     except ValueError as error:
         raise click.BadParameter(f"'{path}' can't be used: {error}") from error
 
 
-def _defaults(command: click.Command, found: Mapping[str, Any]) -> dict[str, Any]:
+def _defaults(ctx: click.Context, command: click.Command, found: Mapping[str, Any]) -> dict[str, Any]:
     """Options by the names of their parameters; a `ValueError` for what the command doesn't know."""
-    commands = command.commands if isinstance(command, click.Group) else {}
     options = {name.lstrip("-"): one for one in command.params for name in one.opts if one.expose_value}
     defaults: dict[str, Any] = {}
     for key, value in found.items():
         name = key.replace("_", "-")
-        if name in commands and isinstance(value, Mapping):
-            defaults[name] = _defaults(commands[name], value)
+        inner = command.get_command(ctx, name) if isinstance(command, click.Group) else None
+        if inner is not None and isinstance(value, Mapping):
+            defaults[name] = _defaults(ctx, inner, value)
         elif name in options and not isinstance(value, Mapping):
             option = options[name]
             flag = isinstance(option, click.Option) and option.is_flag and value is True
@@ -62,7 +83,7 @@ def _defaults(command: click.Command, found: Mapping[str, Any]) -> dict[str, Any
 
 @click.group(
     "localdelay",
-    cls=Commands,
+    cls=_Commands,
     epilog=_EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "LOCALDELAY"},
 )
@@ -88,7 +109,3 @@ def completion(shell: str) -> None:
     Put this into ~/.bashrc: eval "$(localdelay completion bash)"
     """
     click.echo(_SHELLS[shell](main, {}, "localdelay", "_LOCALDELAY_COMPLETE").source())
-
-
-for command in (plan, demo, bench, compare, relay, journal):
-    main.add_command(command)

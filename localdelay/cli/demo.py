@@ -187,7 +187,7 @@ class _Display:
                 "it is published:",
                 "",
             )
-            self._output.text(opening)
+            self._output.report(None, opening, None)
 
     def progress(self, run: Run) -> None:
         self._status.show(time.monotonic() - self._began, lambda: parts(run), at_once=run.finished)
