@@ -81,13 +81,19 @@ class ClientSide(Limit):
         return 0.0
 
     def record(
-        self, outcome: Outcome, age: float, retry_after: float | None, jitter: float, count: float = 1
+        self,
+        outcome: Outcome,
+        age: float,
+        retry_after: float | None,
+        jitter: float,
+        count: float = 1,
+        now: float | None = None,
     ) -> None:
         """A call has ended."""
         self._taken += count if outcome is Outcome.TAKEN else 0
 
     def _fade(self) -> None:
-        now = self._clock()
+        now = self.clock()
         left = max(0.0, 1 - (now - self._at) / self._seconds)
         self._asked, self._taken, self._at = self._asked * left, self._taken * left, now
 

@@ -44,6 +44,7 @@ from .errors import (
     Throttled,
 )
 from .fallback.fallback import Fallback
+from .fallback.handles import Cancelled
 from .fallback.router import FallbackStatistics, Receipt
 from .fallback.routing import Route
 from .journal.record import Journal
@@ -68,6 +69,7 @@ __all__ = [
     "BreakerOpen",
     "BreakerPolicy",
     "BreakerState",
+    "Cancelled",
     "CapacityPlan",
     "DeadLetterHook",
     "DelayNotSupported",

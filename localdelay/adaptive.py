@@ -220,6 +220,10 @@ class AdaptiveLimit(Limit):
         self._at = -math.inf  # when it was asked or told last
         self.limits = False
 
+    def copy(self) -> AdaptiveLimit:
+        """Another one, made as this one was made: it has found nothing yet."""
+        return AdaptiveLimit(cost=self.cost, retry_after_max=self._retry_after_max)
+
     @property
     def limit_rate(self) -> float | None:
         """Calls a second that were found, in units of the cost; None while it is off."""
@@ -263,11 +267,18 @@ class AdaptiveLimit(Limit):
             return self._bucket.tokens
 
     def record(
-        self, outcome: Outcome, age: float, retry_after: float | None, jitter: float, count: float = 1
+        self,
+        outcome: Outcome,
+        age: float,
+        retry_after: float | None,
+        jitter: float,
+        count: float = 1,
+        now: float | None = None,
     ) -> None:
         """Take note of what came of a call."""
         with self._lock:
-            now = self._now()
+            if now is None or now < self._at:
+                now = self._now()
             if outcome is TAKEN:
                 self._finder.taken(now, count)
             elif outcome is THROTTLED:
@@ -277,7 +288,7 @@ class AdaptiveLimit(Limit):
                 self.limits = True
 
     def _now(self) -> float:
-        now = self._clock()
+        now = self.clock()
         if now < self._at:
             if now > self._at - 1:  # some clocks step back a little now and then
                 return self._at

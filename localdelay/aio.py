@@ -22,6 +22,7 @@ import trio
 from . import arguments
 from .arguments import NOT_GIVEN, Delay, NotGiven
 from .errors import LocalDelayError, QueueFull
+from .fallback.handles import Cancelled
 from .fallback.publishing import BaseFallback, Publish, World
 from .fallback.router import Receipt
 from .hops import Hop
@@ -32,7 +33,7 @@ from .portal.portal import Options, Remote
 from .portal.tasks import Tasks
 from .queue import opening
 from .queue.admission import Stamped
-from .queue.sending import not_awaitable
+from .queue.sending import awaitable, not_awaitable
 from .settling import Confirmation, Settling
 from .statistics import DrainReport, Statistics
 
@@ -41,6 +42,7 @@ __all__ = ["DelayQueue", "Fallback", "open_delay_queue"]
 Send: TypeAlias = Callable[..., Coroutine[Any, Any, object]]
 HandBack: TypeAlias = Callable[[Message, float], Coroutine[Any, Any, object]]
 PublishDelayed: TypeAlias = Callable[[Message, float], Coroutine[Any, Any, object]]
+CancelDelayed: TypeAlias = Callable[[str, Any], Coroutine[Any, Any, object]]
 
 _T = TypeVar("_T")
 
@@ -235,7 +237,7 @@ async def open_delay_queue(
         raise
 
 
-class Fallback(BaseFallback[PublishDelayed, DelayQueue]):
+class Fallback(BaseFallback[PublishDelayed, DelayQueue, CancelDelayed]):
     """Publishes through a primary on the caller's loop, and through the local queue what that refuses.
 
     `publish_delayed` is a coroutine function that runs on the loop that has opened the queue; the listener
@@ -270,18 +272,46 @@ class Fallback(BaseFallback[PublishDelayed, DelayQueue]):
         steps = Publish(self._router, message, now)
         if steps.calls:
             with steps:
-                await self._publish_delayed(message, max(0.0, message.execute_at - now))
+                left = delay if isinstance(delay, float) else max(0.0, message.execute_at - now)
+                steps.handle = await self._call(self._publish_delayed, message, left)
         if steps.holds:
             with steps:
                 await _put(remote, stamped, self._room_timeout)
         return steps.receipt()
+
+    async def cancel(self, receipt: Receipt | str) -> Cancelled:
+        """Cancel a message wherever it is, by its receipt or its id; say where that was.
+
+        Out of the local queue; or, with `cancel_delayed`, by asking the primary where it may have taken the
+        message, which is not due yet. Raises what `cancel_delayed` raises, `RuntimeError` where the queue was
+        opened with `cancellable=False` and the primary has it not, and `TypeError` for what is no id.
+        """
+        name, known = self._whom(receipt)
+        here = (known is None or self._queue.remote.queue.is_cancellable) and await self._queue.cancel(name)
+        if known is not None and self._cancel_delayed is not None:
+            await self._call(self._cancel_delayed, name, known[0])
+        return self._cancelled(name, here=here, asked=known is not None)
+
+    async def _call(self, function: Callable[..., Awaitable[object]], *args: object) -> object:
+        timeout = self._publish_timeout
+        try:
+            async with asyncio.timeout(None if timeout == math.inf else timeout) as limit:
+                return await function(*args)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise TimeoutError(f"the primary took longer than {timeout:g} s") from error
+
+    async def _hand_back(self, message: Message, delay: float) -> None:
+        handle = await awaitable("publish_delayed", self._publish_delayed(message, delay))
+        self._router.keep(message, handle)
 
     def _world(self) -> World:
         queue = self._queue
         if not isinstance(queue, DelayQueue):
             raise TypeError(f"queue must be a localdelay.aio.DelayQueue, not {type(queue).__name__}")
         remote = queue.remote
-        hand_back = queue.errands.on_loop("publish_delayed", self._publish_delayed)
+        hand_back = queue.errands.on_loop("publish_delayed", self._hand_back)
         return World(
             remote.clock,
             lambda: remote.at_risk()[0],

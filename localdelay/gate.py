@@ -137,8 +137,11 @@ class Gate:
         age = now - ticket[1]  # not the instant: the limit may go by another gate's clock
         limit = self._adaptive
         if limit is not None:
-            asked, jitter = (None, 0.0) if error is None else (asked_wait(error), random.random())
-            limit.record(outcome, age, asked, jitter, ticket[2])
+            its_now = now if limit.clock is self._clock else None
+            if error is None:
+                limit.record(outcome, age, None, 0.0, ticket[2], its_now)
+            else:
+                limit.record(outcome, age, asked_wait(error), random.random(), ticket[2], its_now)
             if limit.limits is not self._limits:
                 self._look_at_limit(limit)
         if age > self._patience and outcome is not OTHER:

@@ -40,7 +40,8 @@ class Limit(ABC):
         """Whether it limits at all at this moment: while it does not, nobody needs to ask."""
         self._cost_failed = False
         self._lock = threading.Lock()
-        self._clock: Callable[[], float] = trio.current_time
+        self.clock: Callable[[], float] = trio.current_time
+        """Gives the time, in seconds."""
 
     def use_clock(self, clock: Callable[[], float]) -> None:
         """Read the time, in seconds, from this instead of Trio's clock, which other threads can't.
@@ -48,7 +49,7 @@ class Limit(ABC):
         Who shares a limit between queues gives it several clocks, each with a zero of its own: the last one
         counts, and what others say about time is how long ago something was.
         """
-        self._clock = clock
+        self.clock = clock
 
     def price(self, message: Message, delayed: bool) -> float:
         """What a call with this message takes of the limit. It never raises."""
@@ -82,12 +83,23 @@ class Limit(ABC):
     def owe(self, count: float) -> float:
         """A call takes so much, whether it is there or not; return how much is left, or less than none."""
 
+    def copy(self) -> Limit:
+        """Another one, made as this one was made, for a key of its own."""
+        raise TypeError(f"{type(self).__name__} can't be used with keys: it has no copy()")
+
     def record(  # noqa: B027 (a rate that is known learns nothing)
-        self, outcome: Outcome, age: float, retry_after: float | None, jitter: float, count: float = 1
+        self,
+        outcome: Outcome,
+        age: float,
+        retry_after: float | None,
+        jitter: float,
+        count: float = 1,
+        now: float | None = None,
     ) -> None:
         """Take note of what came of a call that was begun so many seconds ago, and takes so much.
 
-        `retry_after` is the wait in seconds that the primary asked for; `jitter` is drawn from 0 to 1.
+        `retry_after` is the wait in seconds that the primary asked for; `jitter` is drawn from 0 to 1;
+        `now` spares a look at its clock, where that was just read.
         """
 
     def slow_down(self, seconds: float) -> None:
@@ -138,6 +150,10 @@ class RateLimit(Limit):
         self._bucket = Bucket(self.burst)
         super().__init__(cost)
 
+    def copy(self) -> RateLimit:
+        """Another one, made as this one was made."""
+        return RateLimit(self.rate, self.burst, cost=self.cost)
+
     @property
     def limit_rate(self) -> float:
         """The rate."""
@@ -158,7 +174,7 @@ class RateLimit(Limit):
         # A call that costs more than the burst would else never be made.
         needs = count if self.cost is None else min(count, self.burst)
         with self._lock:
-            return self._bucket.take(count, self._clock(), self.rate, self.burst, needs)
+            return self._bucket.take(count, self.clock(), self.rate, self.burst, needs)
 
     def give_back(self, count: float = 1) -> None:
         """Return tokens that were taken and are not needed."""
@@ -176,4 +192,4 @@ class RateLimit(Limit):
     def owe(self, count: float) -> float:
         """Take tokens that may not be there yet, or give some back; return how many are left."""
         with self._lock:
-            return self._bucket.owe(count, self._clock(), self.rate, self.burst)
+            return self._bucket.owe(count, self.clock(), self.rate, self.burst)

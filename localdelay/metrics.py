@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from . import aio, threads
 
     AnyQueue: TypeAlias = DelayQueue | threads.DelayQueue | aio.DelayQueue
-    AnyFallback: TypeAlias = BaseFallback[Any, Any]
+    AnyFallback: TypeAlias = BaseFallback[Any, Any, Any]
 
 _Values: TypeAlias = Mapping[str, Any]
 """Values by the names of their fields."""

@@ -12,12 +12,13 @@ import trio
 
 from . import arguments
 from .arguments import NOT_GIVEN, Delay, NotGiven
+from .fallback.handles import Cancelled
 from .fallback.publishing import BaseFallback, Publish, World
-from .fallback.returning import IN_FLIGHT
 from .fallback.router import Receipt
 from .message import Message
 from .portal.blocking import in_threads, is_async
 from .portal.calls import Call
+from .portal.leaving import MOST, Leaving
 from .portal.pool import Threads
 from .portal.portal import Options, Remote
 from .queue import opening
@@ -28,6 +29,7 @@ __all__ = ["DelayQueue", "Fallback", "open_delay_queue"]
 
 HandBack: TypeAlias = Callable[[Message, float], object]
 PublishDelayed: TypeAlias = Callable[[Message, float], object]
+CancelDelayed: TypeAlias = Callable[[str, Any], object]
 
 
 class DelayQueue:
@@ -244,11 +246,13 @@ def open_delay_queue(
         hooks.close()
 
 
-class Fallback(BaseFallback[PublishDelayed, DelayQueue]):
+class Fallback(BaseFallback[PublishDelayed, DelayQueue, CancelDelayed]):
     """Publishes through a blocking primary, and through the local queue what that refuses.
 
-    `publish_delayed` is an ordinary function, called in the thread that publishes; with `hand_back` also in
-    threads of the queue's. The listener is called in whatever thread something happens in.
+    `publish_delayed` and `cancel_delayed` are ordinary functions, called in threads of their own, in the
+    context of the caller, who waits for them `publish_timeout` seconds at most: a call that takes longer goes
+    on without him. With `publish_timeout=None` they are called in the caller's thread. The listener is called
+    in whatever thread something happens in.
     """
 
     def publish(
@@ -279,20 +283,42 @@ class Fallback(BaseFallback[PublishDelayed, DelayQueue]):
         steps = Publish(self._router, message, now)
         if steps.calls:
             with steps:
-                self._publish_delayed(message, max(0.0, message.execute_at - now))
+                left = delay if isinstance(delay, float) else max(0.0, message.execute_at - now)
+                steps.handle = self._calls.call(self._publish_delayed, message, left)
         if steps.holds:
             with steps:
                 remote.put(stamped, self._room_timeout)
         return steps.receipt()
 
+    def cancel(self, receipt: Receipt | str) -> Cancelled:
+        """Cancel a message wherever it is, by its receipt or its id; say where that was.
+
+        Out of the local queue; or, with `cancel_delayed`, by asking the primary where it may have taken the
+        message, which is not due yet. Raises what `cancel_delayed` raises, `RuntimeError` where the queue was
+        opened with `cancellable=False` and the primary has it not, and `TypeError` for what is no id.
+        """
+        name, known = self._whom(receipt)
+        here = (known is None or self._queue.remote.queue.is_cancellable) and self._queue.cancel(name)
+        if known is not None and self._cancel_delayed is not None:
+            self._calls.call(self._cancel_delayed, name, known[0])
+        return self._cancelled(name, here=here, asked=known is not None)
+
+    def _hand_back(self, message: Message, delay: float) -> None:
+        self._router.keep(message, self._publish_delayed(message, delay))
+
     def _world(self) -> World:
-        if is_async(self._publish_delayed):
-            raise TypeError("publish_delayed must be an ordinary function here")
+        for name, given in (
+            ("publish_delayed", self._publish_delayed),
+            ("cancel_delayed", self._cancel_delayed),
+        ):
+            if is_async(given):
+                raise TypeError(f"{name} must be an ordinary function here")
+        self._calls = Leaving("publish_delayed", self._publish_timeout)
         queue = self._queue
         if not isinstance(queue, DelayQueue):
             raise TypeError(f"queue must be a localdelay.threads.DelayQueue, not {type(queue).__name__}")
         remote = queue.remote
-        hand_back = in_threads(self._publish_delayed, trio.CapacityLimiter(IN_FLIGHT))
+        hand_back = in_threads(self._hand_back, trio.CapacityLimiter(MOST))
         return World(
             remote.clock,
             lambda: remote.at_risk()[0],

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from datetime import datetime
-from types import MappingProxyType
-from typing import Protocol, TypeAlias, runtime_checkable
+from types import CoroutineType, MappingProxyType
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import trio
 
@@ -15,12 +15,18 @@ from localdelay.limit import Limit
 from localdelay.message import NO_HEADERS, Message, add_terms, numbers
 from localdelay.queue.admission import already_pending
 from localdelay.queue.queue import DelayQueue
+from localdelay.queue.sending import awaitable
 from localdelay.timer import clock_parts
 
+from .handles import Cancelled
 from .publishing import BaseFallback, Publish, World
 from .router import Receipt
 
 PublishDelayed: TypeAlias = Callable[[Message, float], Awaitable[object]]
+CancelDelayed: TypeAlias = Callable[[str, Any], Awaitable[object]]
+
+_QUICK = 100
+"""So many calls in a row that have not waited: the next one needs no time limit, which costs more than it."""
 
 
 @runtime_checkable
@@ -41,6 +47,9 @@ class Holder(Protocol):
         Raises `TypeError` or `ValueError` for what can be no id.
         """
 
+    def cancel(self, id: str) -> bool | Awaitable[bool]:
+        """Take a message out again; whether it was here, and will never be sent."""
+
     async def hold(self, message: Message, timeout: float = 0.0) -> None:  # noqa: ASYNC109 (for room alone)
         """Take in this message, with its id, to be sent at its execute-at.
 
@@ -49,11 +58,19 @@ class Holder(Protocol):
         """
 
 
-class Fallback(BaseFallback[PublishDelayed, Holder]):
-    """Publishes through the primary, and through the local queue what the primary refuses.
+class Fallback(BaseFallback[PublishDelayed, Holder, CancelDelayed]):
+    """Publishes through the primary, and through the local queue what the primary does not take.
+
+    What limits: from refusals (`Throttled`, and what `degrade_on` names) the limit finds the rate that the
+    primary takes. What breaks: a primary that is down (time-outs, `ConnectionError`) is spared by the breaker
+    until a trial is answered. What is held: what was refused, what is over the limit, and what finds the
+    breaker open; and with `ambiguous="degrade"` what nobody can tell of. All else is the caller's error, and
+    counts for neither.
 
     `publish_delayed` is an async function. To be made on the loop that runs the queue, and used there.
     """
+
+    _quick = 0  # calls in a row that have not waited
 
     async def publish(
         self,
@@ -105,10 +122,58 @@ class Fallback(BaseFallback[PublishDelayed, Holder]):
         if steps.calls:
             with steps:
                 left = delay if isinstance(delay, float) else message.execute_at - now
-                await self._publish_delayed(message, left)
+                steps.handle = await self._call(self._publish_delayed, message, left)
         if steps.holds:
             await self._hold(steps)
         return steps.receipt()
+
+    async def cancel(self, receipt: Receipt | str) -> Cancelled:
+        """Cancel a message wherever it is, by its receipt or its id; say where that was.
+
+        Out of the local queue; or, with `cancel_delayed`, by asking the primary where it may have taken the
+        message, which is not due yet. Raises what `cancel_delayed` raises, `RuntimeError` where the queue was
+        opened with `cancellable=False` and the primary has it not, and `TypeError` for what is no id.
+        """
+        name, known = self._whom(receipt)
+        here = False
+        if known is None or not isinstance(self._queue, DelayQueue) or self._queue.is_cancellable:
+            found = self._queue.cancel(name)
+            here = found if isinstance(found, bool) else await found
+        if known is not None and self._cancel_delayed is not None:
+            await self._call(self._cancel_delayed, name, known[0])
+        return self._cancelled(name, here=here, asked=known is not None)
+
+    async def _call(self, function: Callable[..., Awaitable[object]], *args: object) -> object:
+        """Call the primary. One that takes too long ends in a `TimeoutError`.
+
+        A time limit costs more than a call that does not wait, so that a primary which never waits gets none.
+        The first call with which such a one begins to wait has no limit but its own.
+        """
+        called = function(*args)
+        if type(called) is not CoroutineType:
+            with trio.move_on_after(self._publish_timeout):
+                return await awaitable("publish_delayed", called)
+        elif self._quick >= _QUICK:
+            try:
+                trap = called.send(None)
+            except StopIteration as ended:
+                return ended.value
+            self._quick = 0
+            return await _Rest(called, trap)
+        else:
+            with trio.move_on_after(self._publish_timeout):
+                try:
+                    trap = called.send(None)
+                except StopIteration as ended:
+                    self._quick += 1
+                    return ended.value
+                self._quick = 0
+                return await _Rest(called, trap)
+        raise TimeoutError(f"the primary took longer than {self._publish_timeout:g} s")
+
+    async def _hand_back(self, message: Message, delay: float) -> None:
+        handle = await awaitable("publish_delayed", self._publish_delayed(message, delay))
+        self._router.keep(message, handle)
 
     @trio.lowlevel.enable_ki_protection
     async def _hold(self, steps: Publish) -> None:
@@ -128,6 +193,27 @@ class Fallback(BaseFallback[PublishDelayed, Holder]):
             lambda: queue.at_risk,
             queue.limit,
             memory,
-            self._publish_delayed,
+            self._hand_back,
             lambda act: act(),
         )
+
+
+class _Rest:
+    """What is left of a coroutine that has begun to wait, to be awaited."""
+
+    def __init__(self, called: CoroutineType[Any, Any, object], trap: object) -> None:
+        self._called = called
+        self._trap = trap
+
+    def __await__(self) -> Generator[Any, Any, object]:
+        trap = self._trap
+        try:
+            while True:
+                try:
+                    answer = yield trap
+                except BaseException as raised:  # noqa: BLE001 (it is the coroutine's)
+                    trap = self._called.throw(raised)
+                else:
+                    trap = self._called.send(answer)
+        except StopIteration as ended:
+            return ended.value

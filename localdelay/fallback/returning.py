@@ -12,10 +12,10 @@ from contextlib import contextmanager, suppress
 
 import trio
 
-from localdelay.backoff import grown
 from localdelay.breaker import BreakerState, Outcome
 from localdelay.entry import Entry, message_of
 from localdelay.errors import PermanentSendError
+from localdelay.gate import Gate
 from localdelay.listening import Listener, tell
 from localdelay.queue.lanes import Slot
 from localdelay.queue.queue import DelayQueue
@@ -27,7 +27,7 @@ from .router import Router
 IN_FLIGHT = 10
 _PASS_EVERY = 1.0
 """Seconds between two searches for what is far, at the least: each walks all that waits."""
-_LONGEST_WAIT = 30.0
+_IN_FLIGHT_A_KEY = 2
 
 
 class Returning:
@@ -43,17 +43,18 @@ class Returning:
         on_loop: Callable[[Callable[[], None]], object],
         *,
         after: float,
+        timeout: float,
         listener: Listener | None,
     ) -> None:
         self._queue = queue
         self._router = router
-        self._gate = router.gate
+        self._gates = router.gates
         self._hand_back = hand_back
         self._on_loop = on_loop
         self._after = after
+        self._timeout = timeout
         self._listener = listener
-        self._failures = 0  # passes in a row that ended with an error that is no throttling
-        self._failed = False
+        self._again_at = math.inf  # when something that has failed is to be tried again
         self._news = trio.Event()
         self._told = False  # whether the loop is going to hear of what is held
         self._changed = trio.lowlevel.ParkingLot()
@@ -64,7 +65,7 @@ class Returning:
         """Begin, beside the queue's workers and on its loop, and go on until it takes no more messages."""
         self._token = trio.lowlevel.current_trio_token()
         self._queue.run_until_closed(self.run, self.stop)
-        self._gate.on_change = self._note_change_from_anywhere
+        self._gates.on_change = self._note_change_from_anywhere
         self._router.on_held = self.wake
         # What another thread has held before `on_held` was there woke nobody.
         if self._router.statistics().local:
@@ -87,12 +88,14 @@ class Returning:
         """Give back what is more than `after` seconds from due, whenever the gate lets it, until `stop`."""
         while not self._stopping:
             with self._pause():
-                await self._news.wait()
+                with trio.move_on_at(self._again_at):
+                    await self._news.wait()
                 await self._until_permitted()
             self._news = trio.Event()
             await self._one_pass()
+            self._again_at = self._queue.hand_backs.next_try
             with self._pause():
-                await trio.sleep(grown(max(1, self._failures), first=_PASS_EVERY, most=_LONGEST_WAIT))
+                await trio.sleep(_PASS_EVERY)
 
     def stop(self) -> None:
         """Begin no more hand-backs: `run` returns when those under way have ended."""
@@ -114,7 +117,7 @@ class Returning:
 
     async def _until_permitted(self) -> None:
         """Return when a call might be let through: at once, or when an open breaker's wait is over."""
-        while (wait := self._gate.retry_in) > 0:
+        while (wait := self._gates.retry_in) > 0:
             with trio.move_on_after(wait):
                 await self._changed.park()
 
@@ -135,43 +138,55 @@ class Returning:
 
     async def _one_pass(self) -> None:
         slots = self._queue.hand_backs.far(trio.current_time() + self._after)
-        remaining = iter(slots)
-        self._failed = False
         async with trio.open_nursery() as nursery:
-            for _ in range(min(IN_FLIGHT, len(slots))):
-                nursery.start_soon(self._give, remaining)
-        self._failures = self._failures + 1 if self._failed else 0
-        if self._failed or next(remaining, None) is not None:
-            self._news.set()  # there is more, for later
+            for gate, its_slots in self._by_gate(slots).items():
+                one = _Pass(gate, iter(its_slots))
+                for _ in range(min(IN_FLIGHT if self._gates.only else _IN_FLIGHT_A_KEY, len(its_slots))):
+                    nursery.start_soon(self._give, one)
 
-    async def _give(self, slots: Iterator[Slot]) -> None:
-        while not self._failed and not self._stopping:
-            ticket, wait = self._gate.ask_for_spare()
+    def _by_gate(self, slots: list[Slot]) -> dict[Gate, list[Slot]]:
+        if self._gates.only is not None:
+            return {self._gates.only: slots}
+        by_gate: dict[Gate, list[Slot]] = {}
+        for slot in slots:
+            message = self._queue.hand_backs.look_at(slot)
+            with suppress(Exception):  # of `key`, a stranger's: the message stays here
+                if message is not None:
+                    by_gate.setdefault(self._gates.of(message), []).append(slot)
+        return by_gate
+
+    async def _give(self, one: _Pass) -> None:
+        gate = one.gate
+        while not self._stopping:
+            if one.failed >= IN_FLIGHT:
+                self._news.set()  # the others have their turn in the next pass
+                return
+            ticket, wait = gate.ask_for_spare()
             if ticket is None and wait == math.inf:
-                if self._gate.state is not BreakerState.HALF_OPEN:
+                if gate.state is not BreakerState.HALF_OPEN:
                     self._news.set()
                     return
-                with self._pause():
-                    await self._changed.park()  # the trials that are under way will tell
+                with self._pause(), trio.move_on_after(self._timeout):
+                    await self._changed.park()  # the trials that are under way will tell, unless they hang
                 continue
             if ticket is None:
                 with self._pause():
                     await trio.sleep(wait)
                 continue
-            entry = self._next(slots)
+            entry = self._next(one.slots)
             if entry is None:
-                self._gate.release(ticket)
+                gate.release(ticket)
                 self._changed.unpark_all()
                 return
-            ticket = self._gate.charge(ticket, message_of(entry))
+            ticket = gate.charge(ticket, message_of(entry))
             error: Exception | None = None
             outcome = Outcome.OTHER
             try:
-                error = await self._queue.hand_backs.give(entry, self._hand_back)
+                error = await self._queue.hand_backs.give(entry, self._hand_back, self._timeout)
                 outcome = self._router.outcome_of(error)
             finally:
-                self._gate.record(ticket, outcome, error)
-            self._settle(entry, error, outcome)
+                gate.record(ticket, outcome, error)
+            self._settle(one, entry, error, outcome)
             self._changed.unpark_all()  # a trial that said nothing is there again, or all are to stop
             del error  # or its traceback, this frame and the payload hold each other
 
@@ -184,13 +199,23 @@ class Returning:
                     return entry
         return None
 
-    def _settle(self, entry: Entry, error: Exception | None, outcome: Outcome) -> None:
+    def _settle(self, one: _Pass, entry: Entry, error: Exception | None, outcome: Outcome) -> None:
         if error is None:
+            one.failed = 0
             self._router.handed_back()
             message = message_of(entry)
             tell(self._listener, HandedBack(message, max(0.0, message.execute_at - trio.current_time())))
-            return
-        if outcome is Outcome.THROTTLED:
+        elif outcome is Outcome.THROTTLED:
             self._news.set()
         elif not isinstance(error, PermanentSendError):
-            self._failed = True
+            one.failed += 1
+
+
+class _Pass:
+    """Once through all that may go back by one gate."""
+
+    def __init__(self, gate: Gate, slots: Iterator[Slot]) -> None:
+        self.gate = gate
+        self.slots = slots
+        self.failed = 0
+        """In a row, of different messages."""

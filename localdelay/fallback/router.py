@@ -6,7 +6,7 @@ import inspect
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from types import MappingProxyType
 from typing import Annotated, TypeAlias
 
@@ -14,13 +14,15 @@ import attrs
 
 from localdelay.breaker import OTHER, TAKEN, BreakerPolicy, BreakerState, Outcome, Ticket
 from localdelay.errors import QueueClosed, Throttled
-from localdelay.gate import Gate
+from localdelay.gate import Gate, Lines
 from localdelay.limit import Limit
 from localdelay.listening import Listener, Reason, check_listener, tell
 from localdelay.message import Message
 from localdelay.statistics import MessagesSoFar, Rate, TimesSoFar
 
 from .events import Degraded, Full
+from .gates import Gates, KeyStatistics
+from .handles import Handles
 from .routing import (
     CALL_IT,
     MODES,
@@ -61,6 +63,8 @@ class Receipt:
     not called; None on the primary route."""
     at_risk: int = 0
     """Messages of the local queue that a crash now would lose."""
+    handle: object = None
+    """What the primary's publish has returned, where it took the message."""
 
 
 @attrs.frozen(kw_only=True)
@@ -91,6 +95,9 @@ class FallbackStatistics:
     """Calls of the primary a second that the limit lets through; None while it lets all through."""
     mode: Mode
     """Whether it asks the primary, as it was made."""
+    keys: Mapping[Hashable, KeyStatistics] = MappingProxyType({})
+    """The same of each key that was used lately; with keys, the above is of the one that is worst off, and
+    `limit_rate` is that of all that are limited."""
 
 
 class Router:
@@ -107,6 +114,7 @@ class Router:
         mode: Mode,
         breaker: BreakerPolicy | None,
         limit: Limit | None,
+        key: Callable[[Message], Hashable] | None,
         publish_timeout: float,
         listener: Listener | None,
     ) -> None:
@@ -116,6 +124,8 @@ class Router:
             raise TypeError(f"limit must be a limit or None, not {type(limit).__name__}")
         if may_degrade is not None and not callable(may_degrade):
             raise TypeError(f"may_degrade must be a function, not {type(may_degrade).__name__}")
+        if key is not None and not callable(key):
+            raise TypeError(f"key must be a function, not {type(key).__name__}")
         _check_one_of("ambiguous", ambiguous, ("raise", "degrade"))
         _check_one_of("mode", mode, MODES)
         check_listener(listener)
@@ -133,7 +143,17 @@ class Router:
         self._degraded = dict.fromkeys(Reason, 0)
         self.at_risk = at_risk
         """How many messages of the local queue a crash now would lose."""
-        self.gate = Gate(breaker, limit, listener, clock, publish_timeout)
+        self.clock = clock
+        lines = Lines(), Lines()
+
+        def make() -> Gate:
+            its_limit = limit if limit is None or key is None else limit.copy()
+            return Gate(breaker, its_limit, listener, clock, publish_timeout, lines)
+
+        self.gates = Gates(make, key)
+        """What says whether the primary is called."""
+        self.handles = Handles()
+        self.keeps_handles = False
         self.on_held: Callable[[], None] = lambda: None
         """Called when a message is held, in the thread that publishes it."""
 
@@ -142,10 +162,12 @@ class Router:
         if self._forks != _forks:
             raise QueueClosed("this is a forked child: the queue is with its parent")
 
-    def ask(self, message: Message, may_degrade: bool, now: float) -> tuple[Ticket | None, Decision]:
+    def ask(
+        self, gate: Gate, message: Message, may_degrade: bool, now: float
+    ) -> tuple[Ticket | None, Decision]:
         """Say what to do with this message; where the primary is to be called, perhaps with a ticket."""
         # In forced mode nothing is called, so that there is nothing to ask the gate for.
-        ticket, refusal = (None, None) if self._mode == "forced" else self.gate.ask(message, now)
+        ticket, refusal = (None, None) if self._mode == "forced" else gate.ask(message, now)
         if ticket is not None:
             return ticket, CALL_IT
         decision = decide(self._mode, may_degrade, refusal)
@@ -154,34 +176,39 @@ class Router:
             self._count(decision)
         return None, decision
 
-    def taken(self, ticket: Ticket | None) -> None:
+    def taken(self, gate: Gate, ticket: Ticket | None) -> None:
         """The primary has taken the message."""
         with self._lock:
             self._counts["primary"] += 1
         if ticket is not None:
-            self.gate.record(ticket, TAKEN)
+            gate.record(ticket, TAKEN)
 
-    def cut_off(self, ticket: Ticket | None) -> None:
+    def cut_off(self, gate: Gate, ticket: Ticket | None) -> None:
         """The call was cancelled, or says nothing."""
         with self._lock:
             self._counts["calls"] += 1
         if ticket is not None:
-            self.gate.record(ticket, OTHER)
+            gate.record(ticket, OTHER)
 
-    def failed(self, ticket: Ticket | None, error: Exception, may_degrade: bool) -> Decision:
+    def failed(self, gate: Gate, ticket: Ticket | None, error: Exception, may_degrade: bool) -> Decision:
         """The call has failed: say whether to hold the message or to raise the error."""
         try:
             failure = self._failure_of(error)
         except BaseException:  # `degrade_on` is a stranger's; the ticket must come back
-            self.cut_off(ticket)
+            self.cut_off(gate, ticket)
             raise
         if ticket is not None:
-            self.gate.record(ticket, outcome_of(error, failure), error)
+            gate.record(ticket, outcome_of(error, failure), error)
         decision = decide(self._mode, may_degrade, failure=failure, degrade_ambiguous=self._degrade_ambiguous)
         with self._lock:
             self._counts["calls"] += 1
             self._count(decision, again=ticket is None)
         return decision
+
+    def keep(self, message: Message, handle: object) -> None:
+        """The primary has this message, or may have it: it can be cancelled there until it is due."""
+        if self.keeps_handles:
+            self.handles.keep(message.id, message.execute_at, handle, self.clock())
 
     def held(self, message: Message, reason: Reason, why: Exception) -> None:
         """The message is held."""
@@ -215,18 +242,20 @@ class Router:
 
     def statistics(self) -> FallbackStatistics:
         """What was published where and why, and how the breaker stands."""
-        retry_in = self.gate.retry_in
+        gates, worst = self.gates, self.gates.worst
+        retry_in = 0.0 if worst is None else worst.retry_in
         with self._lock:
             counts, degraded = self._counts.copy(), self._degraded.copy()
         counts["calls"] += counts["primary"]  # these are not counted twice: it is the hot path
         return FallbackStatistics(
             **counts,
             degraded=MappingProxyType(degraded),
-            breaker=self.gate.state,
-            breaker_for=self.gate.state_for,
+            breaker=BreakerState.CLOSED if worst is None else worst.state,
+            breaker_for=0.0 if worst is None else worst.state_for,
             retry_in=None if retry_in == math.inf else retry_in,
-            limit_rate=self.gate.limit_rate,
+            limit_rate=gates.limit_rate,
             mode=self._mode,
+            keys=MappingProxyType(dict(gates.statistics())),
         )
 
     def _count(self, decision: Decision, *, again: bool = False) -> None:

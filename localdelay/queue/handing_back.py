@@ -7,13 +7,15 @@ off for another try, or stays where nobody takes it any more.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 
 import trio
 
+from localdelay.backoff import grown
 from localdelay.entry import Entry, after_failing, attempt_of, failures_of, message_of
-from localdelay.errors import PermanentSendError
+from localdelay.errors import PermanentSendError, Throttled
 from localdelay.keeping import End
 from localdelay.message import Message
 from localdelay.nurseries import failure_in, reraise_without_errors
@@ -23,6 +25,12 @@ from .pending import Pending
 from .retry import wait_after
 from .sending import Delivery, HandBack, awaitable
 
+_NEVER = 0, 0.0
+_AGAIN_AFTER = 1.0
+"""Seconds until what could not be handed back is tried again, twice as many after each time ..."""
+_LONGEST_WAIT = 30.0
+"""... up to this."""
+
 
 class HandBacks:
     """The messages of a queue, as far as they can go back to the primary."""
@@ -31,35 +39,55 @@ class HandBacks:
         self._pending = pending
         self._schedule = pending.schedule
         self._delivery = delivery
-        self._refused: set[int] = set()  # the primary can never take these
+        self._failed: dict[int, tuple[int, float]] = {}  # how often, by number, and when to try it again
 
     def far(self, horizon: float) -> list[Slot]:
-        """(due, number) of what is due at `horizon` or later, on Trio's clock; the latest first."""
+        """(due, number) of what is due at `horizon` or later, on Trio's clock; the latest first.
+
+        Without what has failed, and waits until it is tried again: nobody else is to wait for it.
+        """
         slots = self._schedule.far(horizon)
-        if self._refused:
-            self._refused.intersection_update(slot[1] for slot in slots)
-            slots = [slot for slot in slots if slot[1] not in self._refused]
+        if self._failed:
+            now, here = trio.current_time(), {slot[1] for slot in slots}
+            self._failed = {number: tried for number, tried in self._failed.items() if number in here}
+            slots = [slot for slot in slots if self._failed.get(slot[1], _NEVER)[1] <= now]
         return slots
+
+    @property
+    def next_try(self) -> float:
+        """When the first of those that have failed is to be tried again."""
+        return min((when for _, when in self._failed.values()), default=math.inf)
+
+    def look_at(self, slot: Slot) -> Message | None:
+        """The message of one of these, if it is still here."""
+        body = self._schedule.find(slot[1])
+        return None if body is None else message_of((slot[0], slot[1], body))
 
     def take_out(self, slot: Slot) -> Entry | None:
         """Take out one of these, if it is still here."""
         return self._pending.lend(slot[1], slot[0])
 
-    async def give(self, entry: Entry, hand_back: HandBack) -> Exception | None:
+    async def give(self, entry: Entry, hand_back: HandBack, most: float = math.inf) -> Exception | None:
         """Give it to the primary. Where that fails it is back in the queue, and the error is returned.
 
-        One that takes longer than a send may, or until the message is due, has failed, too.
+        One that takes longer than `most` seconds, or until the message is due, has failed, too. What the
+        primary refuses for now is as good as any other; what fails otherwise waits by a backoff of its own.
         """
 
         async def in_time(message: Message, remaining: float) -> None:
-            with trio.fail_after(min(remaining, self._delivery.send_timeout)):
+            with trio.fail_after(min(remaining, most, self._delivery.send_timeout)):
                 await awaitable("hand_back", hand_back(message, remaining))
 
         error = await self._give(entry, in_time, cut_off=self._schedule.put_back)
         if error is not None:
             self._pending.again(entry)
-            if isinstance(error, PermanentSendError):
-                self._refused.add(entry[1])
+            if not isinstance(error, Throttled):
+                failures = self._failed.get(entry[1], _NEVER)[0] + 1
+                wait = grown(failures, first=_AGAIN_AFTER, most=_LONGEST_WAIT)
+                is_final = isinstance(error, PermanentSendError)
+                self._failed[entry[1]] = failures, math.inf if is_final else trio.current_time() + wait
+        else:
+            self._failed.pop(entry[1], None)
         return error
 
     async def give_or_put_off(self, entry: Entry, hand_back: HandBack) -> None:

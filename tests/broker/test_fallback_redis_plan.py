@@ -36,7 +36,7 @@ class OnRedis(World):
         url = self._server.fresh()
         return open_redis_delay_queue(send, url=url, shards=4, confirm_within=0.02, linger=0.0, **options)
 
-    def fallback(self, primary: Primary, queue: Any, **options: Any) -> BaseFallback[Any, Any]:
+    def fallback(self, primary: Primary, queue: Any, **options: Any) -> BaseFallback[Any, Any, Any]:
         return localdelay.Fallback(primary.call_async, queue, **options)
 
 

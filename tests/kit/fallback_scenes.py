@@ -11,9 +11,11 @@ import pytest
 import trio
 
 from localdelay import (
+    AdaptiveLimit,
     BreakerOpen,
     BreakerPolicy,
     BreakerState,
+    Cancelled,
     Message,
     PermanentSendError,
     QueueClosed,
@@ -25,6 +27,7 @@ from localdelay import (
     Route,
     Throttled,
 )
+from localdelay.arguments import NOT_GIVEN
 from tests.kit.fallbacks import NEVER, SOON, Scene, World
 
 
@@ -52,7 +55,7 @@ async def what_the_primary_takes_is_not_held(world: World) -> None:
     async with world.stage() as stage:
         receipt = await stage.publish(b"p", delay=9.0, id="order 7", headers={"k": "v"})
         [(message, delay)] = stage.primary.calls
-        assert receipt == Receipt(Route.PRIMARY, message, None, 0)
+        assert receipt == Receipt(Route.PRIMARY, message, None, 0, "handle of order 7")
         assert (message.id, message.payload, dict(message.headers)) == ("order 7", b"p", {"k": "v"})
         assert 8.0 < delay <= 9.0
         assert await stage.pending() == 0
@@ -289,6 +292,141 @@ async def what_is_far_from_due_goes_back(world: World) -> None:
         assert {message.id for message, _ in stage.primary.calls} == {r.message.id for r in held}
 
 
+async def a_call_that_takes_too_long_is_ambiguous(world: World) -> None:
+    """The caller is let go, and hears of it or has it held; and it opens the breaker."""
+    for ambiguous in ("raise", "degrade"):
+        breaker = BreakerPolicy(consecutive=3)
+        async with world.stage(publish_timeout=SOON, ambiguous=ambiguous, breaker=breaker) as stage:
+            stage.primary.hangs = True
+            for _ in range(3):
+                if ambiguous == "raise":
+                    await stage.refused(TimeoutError)
+                else:
+                    assert isinstance((await stage.publish()).reason, TimeoutError)
+            assert stage.fallback.statistics().breaker is BreakerState.OPEN
+            assert isinstance((await stage.publish()).reason, BreakerOpen)
+            assert len(stage.primary.calls) == 3
+            stage.primary.released.set()
+
+
+async def trials_that_hang_do_not_use_up_the_trials(world: World) -> None:
+    """Each has failed when its time is over; and when the primary is well it is called again."""
+    breaker = BreakerPolicy(consecutive=1, wait_initial=0.05, wait_max=0.05, wait_jitter=0.0, trial_calls=1)
+    async with world.stage(publish_timeout=SOON, ambiguous="degrade", breaker=breaker) as stage:
+        stage.primary.hangs = True
+        for _ in range(4):
+            await stage.publish()
+            await world.sleep(0.1)
+        assert len(stage.primary.calls) == 4
+        stage.primary.hangs = False
+        stage.primary.released.set()
+        assert (await stage.publish()).route is Route.PRIMARY
+        assert stage.fallback.statistics().breaker is BreakerState.CLOSED
+
+
+async def refusals_are_the_limits_business(world: World) -> None:
+    """By default it is the queue's own: they open no breaker, also without one; others count for neither."""
+    async with world.stage(limit=NOT_GIVEN) as stage:
+        await stage.publish()
+        stage.primary.error = Throttled("429", retry_after="soon")  # type: ignore[arg-type]
+        assert (await stage.publish()).reason is stage.primary.error
+        assert isinstance((await stage.publish()).reason, RateLimited)
+        statistics = stage.fallback.statistics()
+        assert statistics.breaker is BreakerState.CLOSED
+        assert statistics.limit_rate
+    async with world.stage(limit=None, breaker=BreakerPolicy(consecutive=2)) as stage:
+        for error in (Throttled("429"), PermanentSendError(), OSError("odd")):
+            stage.primary.error = error
+            for _ in range(4):
+                await (stage.publish() if isinstance(error, Throttled) else stage.refused(type(error)))
+        assert len(stage.primary.calls) == 12
+        assert stage.fallback.statistics().breaker is BreakerState.CLOSED
+        stage.primary.error = ConnectionRefusedError()
+        for _ in range(2):
+            await stage.refused(ConnectionRefusedError)
+        assert stage.fallback.statistics().breaker is BreakerState.OPEN
+
+
+async def each_key_has_a_valve_of_its_own(world: World) -> None:
+    """One tenant's refusals and outages are not another's; of many keys the last 1,024 are kept."""
+    tenant = lambda message: message.headers["tenant"]  # noqa: E731
+    a, b = {"headers": {"tenant": "a"}}, {"headers": {"tenant": "b"}}
+    breaker = BreakerPolicy(consecutive=2)
+    async with world.stage(limit=AdaptiveLimit(), key=tenant, breaker=breaker, ambiguous="degrade") as stage:
+        stage.primary.error = Throttled("429")
+        await stage.publish(**a)
+        stage.primary.error = None
+        assert isinstance((await stage.publish(**a)).reason, RateLimited)
+        assert (await stage.publish(**b)).route is Route.PRIMARY
+        stage.primary.error = ConnectionError()
+        for _ in range(2):
+            await stage.publish(**b)
+        statistics = stage.fallback.statistics()
+        assert statistics.keys["a"].limit_rate == statistics.limit_rate
+        assert statistics.keys["a"].breaker is BreakerState.CLOSED
+        assert statistics.keys["b"].breaker is statistics.breaker is BreakerState.OPEN
+        stage.fallback.force_closed()
+        stage.primary.error = None
+        for number in range(1024):
+            await world.now(stage.fallback.publish(b"p", delay=NEVER, headers={"tenant": str(number)}))
+        assert "a" not in stage.fallback.statistics().keys
+        assert len(stage.fallback.statistics().keys) == 1024
+        with pytest.raises(KeyError, match="tenant"):
+            await world.now(stage.fallback.publish(b"p", delay=NEVER))
+
+
+async def it_is_cancelled_wherever_it_is(world: World) -> None:
+    """Here, or by asking the primary with what it has given; else nobody knows."""
+    async with world.stage(cancels=True) as stage:
+        cancel = lambda which: world.now(stage.fallback.cancel(which))  # noqa: E731
+        there = await stage.publish()
+        named = await stage.publish(id="order 7")
+        assert there.handle == f"handle of {there.message.id}"
+        assert await cancel(there) is Cancelled.ASKED
+        assert await cancel("order 7") is Cancelled.ASKED
+        assert stage.primary.cancelled == [(there.message.id, there.handle), ("order 7", named.handle)]
+        assert await cancel("order 7") is await cancel("never was") is Cancelled.UNKNOWN
+        stage.primary.error = ConnectionResetError()
+        await stage.refused(ConnectionResetError, id="order 8")
+        assert await cancel("order 8") is Cancelled.ASKED
+        stage.primary.error = Throttled("429")
+        here = await stage.publish()
+        assert here.handle is None
+        assert await cancel(here.message.id) is Cancelled.LOCAL
+        assert await stage.pending() == 0
+        assert await cancel(here) is Cancelled.UNKNOWN
+        assert len(stage.primary.cancelled) == 3
+        with pytest.raises(TypeError, match="receipt must be"):
+            await cancel(7)
+    async with world.stage() as stage:
+        there = await stage.publish()
+        assert await world.now(stage.fallback.cancel(there)) is Cancelled.UNKNOWN
+
+
+async def one_that_cannot_go_back_holds_up_no_other(world: World) -> None:
+    """It waits by itself, though it would be the first; the others are with the primary."""
+    async with world.stage({"capacity": 200}, hand_back=True) as stage:
+        stage.primary.error = Throttled("429")
+        for number in range(50):
+            await stage.publish(delay=NEVER + number, id=f"order {number}")
+        poison = {"order 49", "order 48", "order 20"}
+        stage.primary.error_of = lambda message: ValueError("at most 900") if message.id in poison else None
+        await stage.until(lambda: stage.fallback.statistics().handed_back == 47)
+        assert await stage.pending() == 3
+        tries = [message.id for message, _ in stage.primary.calls[-60:] if message.id in poison]
+        assert len(tries) <= 9
+
+
+async def a_group_with_a_time_out_is_a_time_out(world: World) -> None:
+    """As it comes out of a task group: it is ambiguous, and the primary is down."""
+    breaker = BreakerPolicy(consecutive=2)
+    async with world.stage(ambiguous="degrade", breaker=breaker) as stage:
+        for inside in (TimeoutError(), trio.TooSlowError()):
+            stage.primary.error = ExceptionGroup("task group", [ExceptionGroup("another", [inside])])
+            assert (await stage.publish()).reason is inside
+        assert stage.fallback.statistics().breaker is BreakerState.OPEN
+
+
 async def a_wrong_fallback_is_refused_by_name(world: World) -> None:
     """When it is made, and not at the peak."""
     wrong: list[tuple[dict[str, Any], type[Exception]]] = [
@@ -298,6 +436,11 @@ async def a_wrong_fallback_is_refused_by_name(world: World) -> None:
         ({"mode": "off"}, ValueError),
         ({"breaker": 5}, TypeError),
         ({"limit": 5}, TypeError),
+        ({"key": 5}, TypeError),
+        ({"cancel_delayed": 5}, TypeError),
+        ({"publish_timeout": 0}, ValueError),
+        ({"publish_timeout": math.nan}, ValueError),
+        ({"publish_timeout": "1"}, TypeError),
         ({"room_timeout": -0.001}, ValueError),
         ({"room_timeout": math.nan}, ValueError),
         ({"room_timeout": "1"}, TypeError),
@@ -337,5 +480,15 @@ ANYWHERE: list[Scene] = [
     bad_input_never_reaches_the_primary,
     a_closed_queue_takes_nothing,
     a_wrong_fallback_is_refused_by_name,
+    a_call_that_takes_too_long_is_ambiguous,
+    trials_that_hang_do_not_use_up_the_trials,
+    refusals_are_the_limits_business,
+    each_key_has_a_valve_of_its_own,
+    a_group_with_a_time_out_is_a_time_out,
 ]
-IN_MEMORY: list[Scene] = [a_full_queue_says_why_it_was_needed, what_is_far_from_due_goes_back]
+IN_MEMORY: list[Scene] = [
+    a_full_queue_says_why_it_was_needed,
+    what_is_far_from_due_goes_back,
+    it_is_cancelled_wherever_it_is,
+    one_that_cannot_go_back_holds_up_no_other,
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -10,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, ClassVar, TypeAlias
 
 import pytest
+import sniffio
 import trio
 import trio.testing
 
@@ -33,15 +35,39 @@ class Primary:
 
     def __init__(self) -> None:
         self.error: Exception | None = None
+        self.error_of: Callable[[Message], Exception | None] = lambda message: self.error
+        self.hangs = False
+        self.released = threading.Event()
+        """Ends what hangs in a thread."""
         self.calls: list[tuple[Message, float]] = []
+        self.cancelled: list[tuple[str, object]] = []
 
-    def call(self, message: Message, delay: float) -> None:
+    def call(self, message: Message, delay: float) -> str:
+        if self.hangs:
+            self.calls.append((message, delay))
+            self.released.wait(20.0)
+        return self.answer(message, delay)
+
+    async def call_async(self, message: Message, delay: float) -> str:
+        if self.hangs:
+            self.calls.append((message, delay))
+            if sniffio.current_async_library() == "trio":
+                await trio.sleep_forever()
+            await asyncio.Event().wait()
+        return self.answer(message, delay)
+
+    def answer(self, message: Message, delay: float) -> str:
         self.calls.append((message, delay))
-        if self.error is not None:
-            raise self.error
+        error = self.error_of(message)
+        if error is not None:
+            raise error
+        return f"handle of {message.id}"
 
-    async def call_async(self, message: Message, delay: float) -> None:
-        self.call(message, delay)
+    def cancel(self, id: str, handle: object) -> None:
+        self.cancelled.append((id, handle))
+
+    async def cancel_async(self, id: str, handle: object) -> None:
+        self.cancel(id, handle)
 
 
 class Stage:
@@ -101,7 +127,7 @@ class World(ABC):
         """An open queue that sends into a list."""
 
     @abstractmethod
-    def fallback(self, primary: Primary, queue: Any, **options: Any) -> BaseFallback[Any, Any]:
+    def fallback(self, primary: Primary, queue: Any, **options: Any) -> BaseFallback[Any, Any, Any]:
         """A fallback of this world."""
 
     async def now(self, result: Any) -> Any:
@@ -124,6 +150,7 @@ class World(ABC):
             stage = Stage(self, it, sent, primary)
             stage.fallback = self.fallback(primary, it, **{"limit": None, **options})
             yield stage
+            primary.released.set()
             with suppress(QueueClosed):  # it may be drained already
                 await self.now(it.drain(0.0))
 
@@ -145,7 +172,9 @@ class OnTrio(World):
 
         return localdelay.open_delay_queue(send, **options)
 
-    def fallback(self, primary: Primary, queue: Any, **options: Any) -> BaseFallback[Any, Any]:
+    def fallback(self, primary: Primary, queue: Any, **options: Any) -> BaseFallback[Any, Any, Any]:
+        if options.pop("cancels", False):
+            options["cancel_delayed"] = primary.cancel_async
         return localdelay.Fallback(primary.call_async, queue, **options)
 
 
@@ -163,7 +192,9 @@ class InThreads(World):
         with threads.open_delay_queue(sent.append, **options) as queue:
             yield queue
 
-    def fallback(self, primary: Primary, queue: Any, **options: Any) -> BaseFallback[Any, Any]:
+    def fallback(self, primary: Primary, queue: Any, **options: Any) -> BaseFallback[Any, Any, Any]:
+        if options.pop("cancels", False):
+            options["cancel_delayed"] = primary.cancel
         return threads.Fallback(primary.call, queue, **options)
 
     async def now(self, result: Any) -> Any:
@@ -187,7 +218,9 @@ class OnAsyncio(World):
 
         return aio.open_delay_queue(send, **options)
 
-    def fallback(self, primary: Primary, queue: Any, **options: Any) -> BaseFallback[Any, Any]:
+    def fallback(self, primary: Primary, queue: Any, **options: Any) -> BaseFallback[Any, Any, Any]:
+        if options.pop("cancels", False):
+            options["cancel_delayed"] = primary.cancel_async
         return aio.Fallback(primary.call_async, queue, **options)
 
     async def pending(self, queue: Any) -> int:

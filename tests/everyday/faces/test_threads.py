@@ -270,7 +270,7 @@ def test_on_its_own_loop_it_says_so_instead_of_hanging() -> None:
 
 
 def test_a_primary_is_called_in_the_thread_that_publishes() -> None:
-    """And an async one is refused: it would run nowhere."""
+    """Where there is no time limit, at which its caller could leave it; an async one would run nowhere."""
     names: list[str] = []
 
     def primary(message: Message, delay: float) -> None:
@@ -280,7 +280,7 @@ def test_a_primary_is_called_in_the_thread_that_publishes() -> None:
         pass
 
     with threads.open_delay_queue(Sent(), capacity=1, workers=1) as queue:
-        fallback = threads.Fallback(primary, queue)
+        fallback = threads.Fallback(primary, queue, publish_timeout=None)
         in_thread(lambda: fallback.publish(b"", delay=60.0)).join()
         fallback.publish(b"", delay=60.0)
         assert names[1] == "MainThread" != names[0]

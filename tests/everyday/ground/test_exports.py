@@ -15,12 +15,13 @@ import localdelay
 
 PUBLIC = {
     "localdelay": """
-        AdaptiveLimit BatchPolicy BreakerOpen BreakerPolicy BreakerState CapacityPlan DeadLetterHook
-        DelayNotSupported DelayQueue DrainPlan DrainReport Expired Fallback FallbackStatistics HandBack
-        Journal JournalError LatencySummary LocalDelayError Message PartialSendError PermanentSendError
-        ProbePolicy QueueClosed QueueFull RateLimit RateLimited Reason Receipt RedisPlan RedisQueuePlan
-        RetryPolicy Route Send SendBatch SqliteJournal Statistics Throttled blocking brokers costs
-        open_delay_queue plan_capacity plan_drain run_until_signal threads
+        AdaptiveLimit BatchPolicy BreakerOpen BreakerPolicy BreakerState Cancelled CapacityPlan
+        DeadLetterHook DelayNotSupported DelayQueue DrainPlan DrainReport Expired Fallback
+        FallbackStatistics HandBack Journal JournalError LatencySummary LocalDelayError Message
+        PartialSendError PermanentSendError ProbePolicy QueueClosed QueueFull RateLimit RateLimited
+        Reason Receipt RedisPlan RedisQueuePlan RetryPolicy Route Send SendBatch SqliteJournal
+        Statistics Throttled blocking brokers costs open_delay_queue plan_capacity plan_drain
+        run_until_signal threads
     """,
     "localdelay.threads": "DelayQueue Fallback open_delay_queue",
     "localdelay.aio": "DelayQueue Fallback open_delay_queue",

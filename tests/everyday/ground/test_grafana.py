@@ -185,7 +185,7 @@ async def test_the_breaker_panel_names_the_state(
         fallback = localdelay.Fallback(take, queue)
         registry = CollectorRegistry()
         registry.register(Collector(queue, fallback))
-        fallback._router.gate._breaker.state = state
+        fallback._router.gates.only._breaker.state = state
         number = evaluate(panel["targets"][0]["expr"], scraped(registry))
     (mapping,) = panel["fieldConfig"]["defaults"]["mappings"]
     shown = mapping["options"][str(int(number))]["text"]
