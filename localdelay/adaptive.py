@@ -156,7 +156,8 @@ class Finder:
             grown = min(_RETRY_MAX, _RETRY * 2.0 ** min(self._refused - _IN_A_ROW, 9))
             wait = min(self._retry_after_max, retry_after) if retry_after else grown * (1 + jitter) / 2
             self._shut = max(self._shut, now + wait)
-        if begun >= self._cut + _DEAF:
+        # A time in which nothing was taken measures no ceiling: a quota may be used up for this second.
+        if begun >= self._cut + _DEAF and (self._refused < _IN_A_ROW or now - self._took > _ANEW):
             self._find_ceiling(now, self.rate)
 
     def _begin(self, now: float) -> None:

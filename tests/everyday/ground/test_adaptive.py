@@ -266,3 +266,21 @@ def test_many_limits_on_one_primary_find_their_share() -> None:
     assert sum(taken) > 0.98 * 120 * 100
     assert refused < 0.03 * sum(taken)
     assert max(taken) < 2 * min(taken)
+
+
+@pytest.mark.parametrize("offered", [1.1, 2.0, 5.0, 20.0])
+def test_a_quota_of_whole_seconds_is_found_however_soon_it_is_used_up(offered: float) -> None:
+    """What was taken in the second that has begun is measured, and not the rest of it, when nothing is."""
+    now, limit = 0.0, AdaptiveLimit()
+    limit.use_clock(lambda: now)
+    second, left, taken, refused = -1, 0, 0, 0
+    for number in range(round(30 * 100 * offered)):
+        now = number / (100 * offered)
+        if int(now) != second:
+            second, left = int(now), 100
+        if limit.try_acquire():
+            takes = left > 0
+            left, taken, refused = left - takes, taken + takes, refused + (not takes)
+            limit.record(TAKEN if takes else THROTTLED, 0.0, None, 0.5)
+    assert taken >= 0.95 * 3000
+    assert refused <= 0.03 * taken
