@@ -38,6 +38,8 @@ _STRETCH_MAX = 5.0
 """... but no longer than so many times."""
 _ENOUGH = 20
 """Taken calls that a ceiling is measured by, at least, and over a second at least."""
+_MANY = 200.0
+"""Calls a second over which fractions of a second are enough to measure by."""
 _DEAF = 0.4
 """Seconds after a cut in which a call that is begun and refused says nothing new."""
 _IN_A_ROW = 4
@@ -114,7 +116,8 @@ class Finder:
         self._limited = -math.inf  # when it has held a call back
         self._is_slow_start = False
         self._stretch = 1.0
-        self._refused = 0  # in a row
+        self._refused = 0  # in a row, each begun when the one before was known
+        self._told = -math.inf  # when the last of these was known
         self._took = 0.0  # when a call was taken last
         self._shut = -math.inf  # until when no call is tried
 
@@ -147,11 +150,15 @@ class Finder:
 
     def refused(self, now: float, begun: float, retry_after: float | None, jitter: float) -> None:
         """A call that was begun at `begun` was refused."""
-        self._refused += 1
+        # Of calls that were begun together, refusals may be heard first, and what was taken only then.
+        is_next = begun >= self._told
+        if is_next:
+            self._refused += 1
+            self._told = now
         if self.rate is None:
             self._begin(now)
             return
-        if self._refused >= _IN_A_ROW:
+        if is_next and self._refused >= _IN_A_ROW:
             # Only now: a primary that still takes most calls is not shut for what it says to some.
             grown = min(_RETRY_MAX, _RETRY * 2.0 ** min(self._refused - _IN_A_ROW, 9))
             wait = min(self._retry_after_max, retry_after) if retry_after else grown * (1 + jitter) / 2
@@ -163,20 +170,25 @@ class Finder:
     def _begin(self, now: float) -> None:
         self._began = now
         self._is_slow_start = True
-        self._set(now, self._measured(now, 1.0), 1.0)
+        self._set(now, self._lately(now), 1.0)
+
+    def _lately(self, now: float) -> float:
+        """What was taken a second, or half of what was asked for: answers may be still to come."""
+        asked = self._measured(now, 1.0, self._asked) / 2
+        return max(self._measured(now, 1.0), asked if asked > _MANY else 0.0)
 
     def _find_ceiling(self, now: float, rate: float) -> None:
         if self._is_slow_start:
-            over = max(0.5, min(_STRETCH_MAX, _STRETCH_MAX / rate))
+            over = 0.2 if rate > _MANY else max(0.5, min(_STRETCH_MAX, _STRETCH_MAX / rate))
         else:
             over = min(10.0, max(1.0, _ENOUGH / rate))
         self._is_slow_start = False
         self._set(now, min(rate, self._measured(now, over)), _CUT)
 
-    def _measured(self, now: float, seconds: float) -> float:
+    def _measured(self, now: float, seconds: float, what: Lately | None = None) -> float:
         """What was taken a second, over so long, or since anybody has asked."""
         since = 0.0 if self._first is None else now - self._first
-        return self._taken.rate(now, min(seconds, max(0.1, since)))
+        return (what or self._taken).rate(now, min(seconds, max(0.1, since)))
 
     def _set(self, now: float, ceiling: float, share: float) -> None:
         self._ceiling = ceiling
@@ -195,6 +207,8 @@ class Finder:
             self._paused += step  # others are slower: a rate that rose meanwhile would be nobody's finding
         elif self._is_slow_start:
             self.rate *= 2.0 ** min(1.0, step / _SLOW_START)  # not more for one call, however late it comes
+            if now - self._began < _SLOW_START:
+                self.rate = max(self.rate, self._lately(now))
         else:
             since = (now - self._cut - self._paused) / self._stretch
             if since > _SEARCH:
