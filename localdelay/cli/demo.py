@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import attrs
 import click
 
-from localdelay.cli.demo_report import STATES, TITLES, never_throttled, report, timeline_lines
+from localdelay.cli.demo_report import TITLES, never_throttled, report, timeline_lines
 from localdelay.cli.options import DURATION, PORT, naming_options, option, quiet_option, report_options
 from localdelay.cli.output import WIDTH, Output
 from localdelay.cli.running import exporter
@@ -69,9 +69,9 @@ def demo(
     """Show what a throttled broker loses, and what localdelay saves.
 
     Starts a NATS server on this machine that refuses bursts, and publishes a peak of delayed messages to
-    it, twice: plainly, so that a refused message is lost, and through localdelay, which calls the broker no
-    more while its breaker is open, and hands messages back to it afterwards. A consumer reads back what
-    arrives.
+    it, twice: plainly, so that a refused message is lost, and through localdelay, which finds how many the
+    broker takes, holds the others, and hands them back to it or sends them when they are due. A consumer
+    reads back what arrives.
     """
     scenes = _load()
     # The table, or the one line of an error, tells what the library and its client would log.
@@ -197,7 +197,7 @@ class _Display:
 
 def parts(run: Run) -> list[str]:
     """How far a run is, for one line; how the degrade path is only where there is one."""
-    degrading = [f"breaker {STATES[run.breaker][0]}", f"{len(run.handed_back):,} handed back"]
+    degrading = [f"{len(run.local):,} held", f"{len(run.handed_back):,} handed back"]
     return [
         f"{TITLES[run.name]}: {len(run.due):,} published",
         f"{len(run.first):,} received",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from localdelay.cli.output import Block, Row, Table
@@ -11,29 +11,43 @@ from localdelay.demo.timeline import step_of
 from localdelay.units import counted, format_duration, format_number
 
 if TYPE_CHECKING:  # the demo's parts come with an extra
-    from localdelay.demo.report import FallbackResult, Report, RunResult
+    from localdelay.demo.report import FallbackResult, Report
     from localdelay.demo.timeline import Bucket
 
 TITLES = {"plain": "plain", "fallback": "with localdelay"}
-STATES = {"closed": ("closed", "."), "open": ("open", "#"), "half_open": ("half-open", "-")}
-"""What a state of the breaker is called, and its sign."""
 _BLOCKS = ".\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 _DIGITS = ".123456789"
 _LABEL_WIDTH = 13
 _TICK_EVERY = 10
+_NOTES = {
+    "published": "",
+    "accepted": "by the broker, as delayed publishes",
+    "refused": "by the broker, with 429",
+    "degraded": "held here at first",
+    "handed_back": "to the broker, before due",
+    "received": "by the consumer",
+    "lost": "",
+    "duplicates": "",
+    "lateness_p50": "from due to received",
+    "lateness_p99": "",
+    "lateness_max": "",
+}
 
 
 def report(found: Report, timeline: Sequence[str]) -> list[Block]:
     """The report, with these lines of a timeline in it."""
-    titles = [TITLES["plain"], TITLES["fallback"]]
-    rows = list(_rows(found.plain, found.fallback))
-    return ["", Table(titles, rows), "", *timeline, "", *closing(found)]
+    rows = []
+    for name, note in _NOTES.items():
+        values = [getattr(found.plain, name, 0), getattr(found.fallback, name)]
+        shown = _duration if "lateness" in name else format_number
+        rows.append(Row(name.replace("_", " "), values, shown, note, "bold" if name == "lost" else ""))
+    return ["", Table([*TITLES.values()], rows), "", *timeline, "", *closing(found)]
 
 
 def timeline_lines(buckets: Sequence[Bucket], encoding: str) -> list[str]:
-    """The timeline, 80 columns wide at the most: an axis, a line for each rate and the breaker, a legend.
+    """The timeline, 80 columns wide at the most: an axis, a line for each rate, a legend.
 
-    All rates have one scale. Where the encoding has no blocks they are digits.
+    All have one scale. Where the encoding has no blocks they are digits.
     """
     if not buckets:
         return []
@@ -44,20 +58,15 @@ def timeline_lines(buckets: Sequence[Bucket], encoding: str) -> list[str]:
         "handed back": [bucket.handed_back for bucket in buckets],
     }
     top = max(map(max, rates.values()))
+    rates["rate found"] = [min(bucket.found or 0.0, top) for bucket in buckets]
     step = step_of(buckets)
-    rows = {"messages/s": _axis(len(buckets), step)}
+    ticks = (format_duration(column * step) for column in range(0, len(buckets), _TICK_EVERY))
+    rows = {"messages/s": "".join(f"{tick:<{_TICK_EVERY}}" for tick in ticks).rstrip()}
     rows |= {label: "".join(_level(rate, top, signs) for rate in row) for label, row in rates.items()}
-    rows["breaker"] = "".join(STATES[bucket.breaker][1] for bucket in buckets)
-    states = "  ".join(f"{sign} {name}" for name, sign in STATES.values())
     return [
         *(f"{label:<{_LABEL_WIDTH}}{row}" for label, row in rows.items()),
-        f"A column is {format_duration(step)}, {signs[-1]} is {round(top):,}/s. Breaker: {states}",
+        f"A column is {format_duration(step)}, {signs[-1]} is {round(top):,}/s or more.",
     ]
-
-
-def _axis(columns: int, step: float) -> str:
-    ticks = (format_duration(column * step) for column in range(0, columns, _TICK_EVERY))
-    return "".join(f"{tick:<{_TICK_EVERY}}" for tick in ticks).rstrip()
 
 
 def _level(rate: float, top: float, signs: str) -> str:
@@ -73,28 +82,6 @@ def _can_encode(text: str, encoding: str) -> bool:
     return True
 
 
-def _rows(plain: RunResult, fallback: FallbackResult) -> Iterator[Row]:
-    for name, label, note in (
-        ("published", "published", ""),
-        ("accepted", "accepted by the broker", ""),
-        ("refused", "refused by the broker", "with 429"),
-        ("degraded", "degraded", "held here at first"),
-        ("handed_back", "handed back", "to the broker, before due"),
-        ("received", "received", "by the consumer"),
-        ("lost", "lost", ""),
-        ("duplicates", "duplicates", ""),
-        ("breaker_opened", "breaker opened", "times"),
-    ):
-        values = [getattr(plain, name, 0), getattr(fallback, name)]
-        yield Row(label, values, format_number, note, "bold" if name == "lost" else "")
-    for name, label, note in (
-        ("lateness_p50", "lateness p50", "from due to received"),
-        ("lateness_p99", "lateness p99", ""),
-        ("lateness_max", "lateness max", ""),
-    ):
-        yield Row(label, [getattr(plain, name), getattr(fallback, name)], _duration, note)
-
-
 def closing(report: Report) -> list[str]:
     """What the reader has just seen, in words: a paragraph a string."""
     plain, fallback = report.plain, report.fallback
@@ -102,50 +89,30 @@ def closing(report: Report) -> list[str]:
         return [never_throttled(report)]
     paragraphs = [
         f"Plainly, {plain.lost:,} of {counted(plain.published, 'message')} never arrived: "
-        f"the broker refused {plain.refused:,}."
+        f"the broker refused {plain.refused:,}, and took {plain.accepted:,}."
     ]
     if fallback.lost:
-        return [
-            *paragraphs,
+        paragraphs.append(
             f"With localdelay {fallback.lost:,} of {counted(fallback.published, 'message')} never arrived "
-            "either. That must not happen: please report it.",
-        ]
-    late = (fallback.lateness_p99 or 0) > 1.5 * (plain.lateness_p99 or 0)
-    lateness = (
-        "What came late was sent as fast as the broker would take it."
-        if late
-        else "Most of the lateness is the broker's own timer: see the plain column."
-    )
-    return [
-        *paragraphs,
-        f"With localdelay all {fallback.received:,} arrived: {_saved(fallback)}",
-        *_twice(fallback),
-        lateness,
-    ]
+            "either. That must not happen: please report it."
+        )
+    else:
+        paragraphs.append(f"With localdelay all {fallback.received:,} arrived. {_saved(fallback)}")
+    if fallback.duplicates:
+        paragraphs.append(
+            f"{counted(fallback.duplicates, 'message')} came again, under the same id: an answer of the "
+            "broker's came too late, and what it had taken was given to it once more."
+        )
+    return paragraphs
 
 
 def _saved(fallback: FallbackResult) -> str:
-    if not fallback.degraded:
-        return "the broker refused none of them."
-    why = f"{fallback.refused:,} because the broker refused them"
-    if fallback.breaker_opened:
-        why += f", {fallback.degraded - fallback.refused:,} because the breaker was open"
+    native = fallback.accepted + fallback.handed_back
     sent = fallback.degraded - fallback.handed_back
-    fates = []
-    if fallback.handed_back:
-        fates.append(f"{fallback.handed_back:,} went back to the broker before they were due")
-    if sent:
-        fates.append(f"{sent:,} went to it as ordinary messages when they were due")
-    return f"{fallback.degraded:,} were held here at first, {why}. Of these {', and '.join(fates)}."
-
-
-def _twice(fallback: FallbackResult) -> list[str]:
-    if not fallback.duplicates:
-        return []
-    return [
-        f"{counted(fallback.duplicates, 'message')} came again, under the same id: an answer of the broker's "
-        "came too late or not at all, and what it had taken was given to it once more."
-    ]
+    return (
+        f"The broker took {native:,} natively, {fallback.handed_back:,} of them handed back to it before "
+        f"they were due; {counted(sent, 'message')} waited here, and went to it when they were due."
+    )
 
 
 def never_throttled(report: Report) -> str:

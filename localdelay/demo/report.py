@@ -8,16 +8,9 @@ from collections.abc import Sequence
 import attrs
 import trio
 
-from localdelay.breaker import BreakerState
-from localdelay.demo.timeline import BreakerChange, Bucket, timeline
+from localdelay.demo.timeline import Bucket, timeline
 from localdelay.fallback.events import Degraded, HandedBack
-from localdelay.listening import Closed, Event, HalfOpened, Opened, Reason
-
-_STATES = {
-    Opened: BreakerState.OPEN.value,
-    HalfOpened: BreakerState.HALF_OPEN.value,
-    Closed: BreakerState.CLOSED.value,
-}
+from localdelay.listening import Event, Reason
 
 
 @attrs.define
@@ -36,7 +29,8 @@ class Run:
     local: list[float] = attrs.field(factory=list)
     """When each message was degraded."""
     handed_back: list[float] = attrs.field(factory=list)
-    changes: list[BreakerChange] = attrs.field(factory=list)
+    found: list[tuple[float, float | None]] = attrs.field(factory=list)
+    """The rate that the limit had found, and when it was looked at."""
     first: dict[str, float] = attrs.field(factory=dict)
     """When the consumer got each message for the first time, on Trio's clock."""
     readings: int = 0
@@ -49,15 +43,9 @@ class Run:
         """Seconds since the start."""
         return trio.current_time() - self.start
 
-    @property
-    def breaker(self) -> str:
-        """The state of the breaker."""
-        return self.changes[-1].state if self.changes else BreakerState.CLOSED.value
-
-    def counts(self) -> tuple[object, ...]:
+    def counts(self) -> tuple[int, ...]:
         """All that moves."""
-        lists = (self.due, self.primary, self.local, self.handed_back, self.changes)
-        return self.refused, self.readings, *map(len, lists)
+        return self.refused, self.readings, *map(len, (self.due, self.primary, self.local, self.handed_back))
 
     def on_event(self, event: Event) -> None:
         """Note what the fallback tells."""
@@ -66,8 +54,6 @@ class Run:
             self.refused += event.reason is Reason.THROTTLED
         elif isinstance(event, HandedBack):
             self.handed_back.append(self.now)
-        elif type(event) in _STATES:
-            self.changes.append(BreakerChange(self.now, _STATES[type(event)]))
 
     def read(self, id: str) -> None:
         """Note what the consumer has got."""
@@ -89,7 +75,7 @@ class RunResult:
     refused: int
     """Messages that it answered with 429 then."""
     degraded: int
-    """Messages that were held here: refused, or not even tried because the breaker was open."""
+    """Messages that were held here: refused, or not even tried because they were over the limit."""
     received: int
     """Published messages that the consumer has read, each counted once."""
     lost: int
@@ -109,11 +95,7 @@ class FallbackResult(RunResult):
 
     handed_back: int
     """Degraded messages that the broker's delayed publish took later, before they were due."""
-    breaker_opened: int
-    """How often the breaker opened."""
     timeline: Sequence[Bucket]
-    breaker: Sequence[BreakerChange]
-    """Every change of its state."""
 
 
 @attrs.frozen
@@ -148,13 +130,8 @@ def reckon(run: Run) -> RunResult:
 
 def reckon_fallback(run: Run) -> FallbackResult:
     """The same, and what became of what was held, and when."""
-    return FallbackResult(
-        **attrs.asdict(reckon(run)),
-        handed_back=len(run.handed_back),
-        breaker_opened=sum(change.state == BreakerState.OPEN.value for change in run.changes),
-        timeline=timeline(run.primary, run.local, run.handed_back, run.changes),
-        breaker=run.changes,
-    )
+    story = timeline(run.primary, run.local, run.handed_back, run.found)
+    return FallbackResult(**attrs.asdict(reckon(run)), handed_back=len(run.handed_back), timeline=story)
 
 
 def percentile(ascending: Sequence[float], share: float) -> float | None:

@@ -28,19 +28,16 @@ LONGEST_DELAY = 3600.0
 
 # Traffic comes in gusts, each about one write on the wire, and the server refuses what its buffer can't
 # take of a gust: that depends less on how fast the machine is than a steady stream would.
-_GUST_EVERY = 0.035
-_MAX_BUFFERED = 50
+_GUST_EVERY = 0.02
+_MAX_BUFFERED = 36
 # With ten hand-backs, as many at once as the buffer holds: no refusals where nothing else is being published.
 _WORKERS = _MAX_BUFFERED - 10
 # A buffer that is full is empty again within milliseconds, so there is no point in waiting long.
 _RETRY = localdelay.RetryPolicy(wait_initial=0.01, wait_max=0.1, wait_jitter=0.02)
-# A peak of seconds is to show several openings; in a service, where it lasts for hours, they would be longer.
-_BREAKER = localdelay.BreakerPolicy(consecutive=10, wait_initial=0.3)
 # A hand-back has until its message is due; one that a busy machine does not get done by then arrives twice.
 _HAND_BACK_AFTER = 1.0
 _SUBJECT = "orders.due"
-_PROGRESS_EVERY = 0.1
-_BACKLOG_EVERY = 0.1
+_PROGRESS_EVERY = _LOOK_EVERY = _BACKLOG_EVERY = 0.1
 # A broker that delivers nothing for so long, although it should, has lost what is missing.
 _GIVE_UP_AFTER = 5.0
 _END_NOTICED_WITHIN = 0.5
@@ -169,7 +166,7 @@ async def _publish_with_fallback(export: Export | None, scene: Scene, broker: Na
         fallback = localdelay.Fallback(
             broker.publish_delayed,
             queue,
-            breaker=_BREAKER,
+            limit=queue.limit,
             hand_back=True,
             hand_back_after=min(_HAND_BACK_AFTER, scene.delay / 2),
             listener=run,
@@ -177,14 +174,22 @@ async def _publish_with_fallback(export: Export | None, scene: Scene, broker: Na
         if export is not None:
             export(queue, fallback)
 
+        async def look() -> None:
+            while True:
+                run.found.append((run.now, fallback.statistics().limit_rate))
+                await trio.sleep(_LOOK_EVERY)
+
         async def publish(id: str, payload: bytes, delay: float) -> None:
             receipt = await fallback.publish(payload, delay=delay, id=id)
             if receipt.route is localdelay.Route.PRIMARY:
                 run.primary.append(run.now)
 
-        await _peak(scene, run, publish)
-        # A queue that is being left hands nothing back any more.
-        await trio.sleep_until(max(run.due.values()))
+        async with bare_nursery() as nursery:
+            nursery.start_soon(look)
+            await _peak(scene, run, publish)
+            # A queue that is being left hands nothing back any more.
+            await trio.sleep_until(max(run.due.values()))
+            nursery.cancel_scope.cancel()
 
 
 async def _peak(scene: Scene, run: Run, publish: PublishOne) -> None:

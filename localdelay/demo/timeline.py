@@ -1,9 +1,8 @@
-"""What happened when in the run with `Fallback`: rates step by step, and the breaker's state. Pure."""
+"""What happened when in the run with `Fallback`, step by step, and the rate that was found. Pure."""
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 
 import attrs
@@ -13,18 +12,8 @@ COLUMNS = 64
 
 
 @attrs.frozen
-class BreakerChange:
-    """The breaker is in another state from now on."""
-
-    at: float
-    """Seconds since the first publish."""
-    state: str
-    """`closed`, `open` or `half_open`."""
-
-
-@attrs.frozen
 class Bucket:
-    """One step of time, which ends where the next one begins. Rates are in messages per second."""
+    """One step of time, which ends where the next one begins. Rates are in messages a second."""
 
     at: float
     """Seconds from the first publish to the beginning of the step."""
@@ -34,29 +23,28 @@ class Bucket:
     """Published, and held in memory."""
     handed_back: float
     """Held in memory until now, and taken by the broker's delayed publish."""
-    breaker: str
-    """Its state for most of the step; `half_open`, which lasts but a moment, wherever it occurred."""
+    found: float | None
+    """What the limit let through at the end of the step; None while it let all through."""
 
 
 def timeline(
     primary: Sequence[float],
     local: Sequence[float],
     handed_back: Sequence[float],
-    changes: Sequence[BreakerChange],
+    found: Sequence[tuple[float, float | None]],
 ) -> list[Bucket]:
     """The buckets of what happened at these times, in seconds since the first publish, to the last of them.
 
-    The breaker is closed at first, and `changes` are in the order of time.
+    `found` has the rates that were found, each with the time when it was looked at, in the order of time.
     """
-    times = [*primary, *local, *handed_back, *(change.at for change in changes)]
+    times = [*primary, *local, *handed_back]
     if not times:
         return []
     step = step_for(max(times))
     count = int(max(times) / step) + 1
     rates = [_rates(row, step, count) for row in (primary, local, handed_back)]
-    states = _states(changes, step, count)
     begins = [round(number * step, 1) for number in range(count)]
-    return [Bucket(*row) for row in zip(begins, *rates, states, strict=True)]
+    return [Bucket(*row) for row in zip(begins, *rates, _last(found, step, count), strict=True)]
 
 
 def step_for(seconds: float) -> float:
@@ -77,13 +65,10 @@ def _rates(times: Sequence[float], step: float, count: int) -> list[float]:
     return [number / step for number in counts]
 
 
-def _states(changes: Sequence[BreakerChange], step: float, count: int) -> list[str]:
-    lasted: list[dict[str, float]] = [{} for _ in range(count)]
-    periods = [BreakerChange(0.0, "closed"), *changes, BreakerChange(math.inf, "")]
-    for change, later in itertools.pairwise(periods):
-        first = int(change.at / step)
-        last = int(min(later.at / step, count - 1))
-        for number in range(first, last + 1):
-            seconds = min(later.at, (number + 1) * step) - max(change.at, number * step)
-            lasted[number][change.state] = lasted[number].get(change.state, 0.0) + seconds
-    return ["half_open" if "half_open" in state else max(state, key=state.__getitem__) for state in lasted]
+def _last(found: Sequence[tuple[float, float | None]], step: float, count: int) -> list[float | None]:
+    """What was seen last by the end of each step."""
+    seen = {int(at / step): rate for at, rate in found}
+    rates: list[float | None] = []
+    for number in range(count):
+        rates.append(seen.get(number, rates[-1] if rates else None))
+    return rates
