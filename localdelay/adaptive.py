@@ -269,6 +269,19 @@ class AdaptiveLimit(Limit):
             self._finder.hold_back(now)
             return False
 
+    def try_acquire_spare(self) -> bool:
+        """The same for a call that can wait: not while others take all that the rate gives."""
+        with self._lock:
+            now = self._now()
+            rate = self._finder.ask(now, 0)
+            if rate is not None:
+                burst = max(2.0, rate * _BURST)
+                self._bucket.take(0, now, rate, burst, -math.inf)
+                if self._bucket.tokens < burst - 1:
+                    self._finder.hold_back(now)
+                    return False
+        return self.try_acquire()
+
     def give_back(self, count: float = 1) -> None:
         """The call was not made after all."""
         with self._lock:

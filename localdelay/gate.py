@@ -27,6 +27,8 @@ logger = logging.getLogger("localdelay")
 _T = TypeVar("_T")
 _LINES_EVERY = 60.0
 """Seconds between two lines of the log that the breaker opens, or that the limit begins."""
+_SPARE_WAIT = 0.01
+"""Seconds at least until a call that can wait asks again."""
 _SHUT = (BreakerState.OPEN, BreakerState.FORCED_OPEN)
 
 
@@ -108,8 +110,8 @@ class Gate:
 
         Infinite seconds: the breaker is open.
         """
-        if self._limit is not None and not self._try(self._limit):
-            return None, self._limit.wait
+        if self._limit is not None and not self._limit.try_acquire_spare():
+            return None, max(_SPARE_WAIT, self._limit.wait)
         ticket = self._step(self._breaker.ask, self._clock(), 1.0, self._jitter)
         if ticket is None and self._limit is not None:
             self._limit.give_back()

@@ -75,6 +75,10 @@ class Limit(ABC):
     def try_acquire(self, count: float = 1) -> bool:
         """Whether a call that takes so much may be made now; it is then on its way."""
 
+    def try_acquire_spare(self) -> bool:
+        """The same for a call that can wait."""
+        return self.try_acquire()
+
     @abstractmethod
     def give_back(self, count: float = 1) -> None:
         """The call was not made after all."""
