@@ -35,6 +35,7 @@ from localdelay import (
 from localdelay.breaker import Outcome
 from localdelay.limit import Limit
 
+from . import valve_quota
 from .samples import Result, facts, heading, load, save, table
 from .valve_scenes import SCENES, Scene
 
@@ -245,6 +246,11 @@ def lines(measured: Result) -> Iterator[str]:
     )
     yield ""
     yield from measured["missed"] or ["Every floor is reached."]
+    if quota := measured.get("quota"):
+        yield ""
+        yield "Delayed publishes that count as five, and due sends, of one quota in whole seconds:"
+        yield ""
+        yield from table(valve_quota.HEAD, (valve_quota.row(valve, drawn) for valve, drawn in quota.items()))
 
 
 def _rows(name: str, played: Result) -> Iterator[tuple[str, ...]]:
@@ -274,6 +280,11 @@ def main(scene: str, quick: bool, seed: int, saved: bool) -> None:
         scenes = [one for one in SCENES if scene in one.name]
         seconds = 20.0 if quick else 120.0
         measured = measure(scenes, seconds, seed, lambda line: click.echo(line, err=True))
+        if not scene:
+            played = {
+                valve: valve_quota.play(valve, seed=seed, delay=seconds) for valve in valve_quota.VALVES
+            }
+            measured["quota"] = {valve: attrs.asdict(drawn) for valve, drawn in played.items()}
         if not (scene or quick):
             save("valve", measured)
     click.echo("\n".join(lines(measured)))

@@ -74,12 +74,13 @@ class Windows:
         self._second = -1
         self._left = 0
 
-    def __call__(self, now: float) -> bool:
-        """Take one of this second's calls, if one is left."""
+    def __call__(self, now: float, price: int = 1) -> bool:
+        """Take so many of this second's calls, if they are left."""
         if int(now) != self._second:
             self._second, self._left = int(now), self._quota
-        self._left -= 1
-        return self._left >= 0
+        takes = self._left >= price
+        self._left -= price * takes
+        return takes
 
 
 class Concurrency:
@@ -151,6 +152,7 @@ SCENES = (
     Scene("5x", _tokens(), _times(5), used=0.934),
     Scene("a burst of 200, 2x", _tokens(burst=200.0), _times(2)),
     Scene("quota in whole seconds, 2x", lambda seconds: Primary(Windows(200)), _times(2)),
+    Scene("whole seconds, 5x", lambda seconds: Primary(Windows(200)), _times(5)),
     Scene(
         "falls to a quarter, comes back",
         lambda seconds: Primary(Tokens(stepped(200.0, seconds / 3, 50.0, 2 * seconds / 3), 20.0)),
