@@ -272,12 +272,12 @@ class AdaptiveLimit(Limit):
     def try_acquire_spare(self) -> bool:
         """The same for a call that can wait: not while others take all that the rate gives."""
         with self._lock:
-            now = self._now()
-            rate = self._finder.ask(now, 0)
-            if rate is not None:
-                burst = max(2.0, rate * _BURST)
+            now, rate = self._now(), self._finder.rate
+            if rate is not None and rate > _MANY:  # of a few a second a full burst would take too long
+                burst = rate * _BURST
                 self._bucket.take(0, now, rate, burst, -math.inf)
                 if self._bucket.tokens < burst - 1:
+                    self._finder.ask(now, 0)
                     self._finder.hold_back(now)
                     return False
         return self.try_acquire()
