@@ -1,4 +1,4 @@
-"""The Grafana dashboard asks for nothing that the collector does not export."""
+"""The dashboard for Grafana and the alert rules ask for nothing that the collector does not export."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ import localdelay
 from localdelay import BreakerState, Message, Throttled
 from localdelay.metrics import Collector
 
-DASHBOARD = Path(__file__).parents[3] / "bench" / "grafana.json"
+PACKAGE = Path(localdelay.__file__).parent
+DASHBOARD = PACKAGE / "grafana.json"
+RULES = re.findall(r"^ +expr: (.*)$", (PACKAGE / "alerts.yml").read_text(encoding="utf-8"), re.MULTILINE)
 OF_PROMETHEUS = {"instance"}
 """Labels that Prometheus adds to what it has scraped."""
 SELECTOR = re.compile(r"\b(localdelay_\w+)(?:\{([^}]*)\})?")
@@ -137,7 +139,7 @@ async def test_every_metric_and_label_is_exported(autojump_clock: trio.testing.M
         registry.register(Collector(queue, localdelay.Fallback(take, queue), labels={"queue": "orders"}))
         samples = scraped(registry)
     used: set[str] = set()
-    for expr in expressions():
+    for expr in (*expressions(), *RULES):
         labels_there = {*OF_PROMETHEUS}
         for name, matchers in SELECTOR.findall(expr):
             assert name in samples, expr
@@ -146,7 +148,7 @@ async def test_every_metric_and_label_is_exported(autojump_clock: trio.testing.M
             for label, how, value in MATCHER.findall(matchers):
                 values = {labels[label] for labels, _ in samples[name]}
                 assert how == "=~" or value in values, expr
-        for grouping in re.findall(r"\bby \(([^)]*)\)", expr):
+        for grouping in re.findall(r"\b(?:by|on) \(([^)]*)\)", expr):
             assert {label.strip() for label in grouping.split(",")} <= labels_there, expr
     assert len(used) >= 30
     for legend in (target["legendFormat"] for panel in panels() for target in panel["targets"]):
