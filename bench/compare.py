@@ -1,4 +1,4 @@
-"""Both plans side by side: `python -m bench.compare`. It is `localdelay compare`, with its figures kept."""
+"""In memory and in Redis side by side: `localdelay compare`, with its figures kept."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def lines(measured: Result) -> Iterator[str]:
 @click.option("--quick", is_flag=True, help="Shorter: to see that it works. It is not saved.")
 @click.option("--table", "saved", is_flag=True, help="Only print what was saved.")
 def main(quick: bool, saved: bool) -> None:
-    """Compare the plans of the write-up as written and as built.
+    """Compare queues in memory and in Redis.
 
     Writes bench/results/compare.json, and prints what `localdelay compare` prints.
     """

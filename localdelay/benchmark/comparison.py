@@ -20,7 +20,7 @@ from localdelay.lateness import Latencies
 CARRIED_P99 = 0.3
 """Seconds. A plan carries a rate if its p99 stays under this, and all is put and sent, and nothing early.
 
-It is not "held", which is 10 ms: the literal plan 1 polls every 200 ms, and would hold no rate at all.
+It is not "held", which is 10 ms: sorted sets that are polled every 200 ms would hold no rate at all.
 """
 _LONGEST = 600.0
 _HIGHEST = 1_000_000.0
@@ -34,11 +34,11 @@ class Plan(StrEnum):
     """What is compared, in the order in which it is shown."""
 
     REDIS_LITERAL = "redis-literal"
-    """The write-up's plan 1: sorted sets, each polled every 200 ms behind a lock."""
+    """Sorted sets in Redis, each polled every 200 ms behind a lock."""
     REDIS = "redis"
     """`localdelay.redis_plan`."""
     MEMORY_LITERAL = "memory-literal"
-    """The write-up's plan 2: a channel, and workers that each sleep on a message."""
+    """A channel in memory, and workers that each sleep on a message."""
     MEMORY = "memory"
     """`open_delay_queue`."""
 

@@ -1,4 +1,4 @@
-"""`localdelay compare`: both plans, as written and as built, under the same load."""
+"""`localdelay compare`: queues in memory and in Redis, plain ones and localdelay's, under the same load."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from localdelay.units import format_duration, format_number, format_size
 
 _DEFAULT = Comparison()
 _TITLES = {
-    Plan.REDIS_LITERAL: "Redis,\nas written",
+    Plan.REDIS_LITERAL: "Redis,\npolled",
     Plan.REDIS: "Redis,\nlocaldelay",
-    Plan.MEMORY_LITERAL: "memory,\nas written",
+    Plan.MEMORY_LITERAL: "memory,\nsleepers",
     Plan.MEMORY: "memory,\nlocaldelay",
 }
 NAMES = {plan: title.replace("\n", " ") for plan, title in _TITLES.items()}
@@ -90,7 +90,7 @@ Exit codes:
 def compare(
     *, only: tuple[str, ...], picture: Path | None, form: str | None, quiet: bool, **options: Any
 ) -> None:
-    """Compare both plans, as they are written and as localdelay builds them.
+    """Compare queues in memory and in Redis: plain ones, and localdelay's.
 
     Runs Redis sorted sets that are polled, localdelay's Redis queue, a channel whose workers sleep on
     messages, and localdelay's queue in memory, each in a process of its own under the same load. Takes about

@@ -197,13 +197,13 @@ def test_a_report_says_what_was_not_carried_and_why() -> None:
     printed = list(laid_out(told(report)))
     assert max(map(len, printed)) <= 80
     text = " ".join(printed)
-    assert "Not carried at 1,000/s: Redis, as written (p99 2 s, 10 of 100 not sent in time)." in text
+    assert "Not carried at 1,000/s: Redis, polled (p99 2 s, 10 of 100 not sent in time)." in text
     assert (
-        "Not carried at 1,000/s: memory, as written (p99 200 ms, 3 sent too early: please report it)." in text
+        "Not carried at 1,000/s: memory, sleepers (p99 200 ms, 3 sent too early: please report it)." in text
     )
     assert "Not carried at 1,000/s: memory, localdelay (p99 unknown, 100 of 100 not sent in time)." in text
     assert "Redis, localdelay: not all was sent again after the kill." in text
-    rows = {line[:23].strip(): line[23:].split() for line in printed[3:]}
+    rows = {line[:18].strip(): line[18:].split() for line in printed[3:]}
     assert rows["messages/s carried"] == ["-"] * 4
     assert rows["commands/s idle"] == ["1.6", "1.6", "-", "-"]
     assert rows["cpu busy, process"] == ["-"] * 4
