@@ -1,61 +1,88 @@
-"""The README's programs and commands do what it says."""
+"""What the README and the manuals print does what it says: programs and commands that need no broker."""
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
+import time
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from localdelay import SqliteJournal
+from tests.kit.examples import serving
+from tests.kit.manuals import PAGES, ROOT, block, blocks, claimed, text
+from tests.kit.servers.process import free_port
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+HELD = r"Route\.LOCAL (\S+) 429: .*\nsent \1 b'close order 7.*'\n"
+PROGRAMS = {  # each prints what its comments promise
+    "Trio": (block("", "python", "trio.run"), HELD),
+    "threads": (block("", "python", "threads.open_delay_queue"), HELD),
+    "the queue alone": (block("localdelay", "python", "RecordingSender"), r"True\n1 \[True\]\nTrue\n"),
+    "batches": (block("localdelay", "python", "send_batch"), r"(sent \d+\n)+"),
+}
+FASTAPI = block("", "python", "fastapi")
+SURVIVES = block("localdelay/journal", "python", "run_until_signal")
+JOURNAL = block("localdelay/journal", "sh", "localdelay journal")
+PLAN = block("localdelay", "sh", "localdelay plan")
+BENCH = block("bench", "sh", "localdelay bench")
+COMPARE = block("localdelay/redis_plan", "sh", "localdelay compare")
+DEMO, TESTS = block("", "sh", "localdelay demo"), block("", "sh", "pytest")
+METRICS, PORTS = block("localdelay", "python", "REGISTRY"), block("localdelay", "python", "range(9100")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
-
-
-PROGRAMS = [
-    block
-    for block in blocks("python")
-    if "trio.run" in block
-    and not any(word in block for word in ("open_broker", "run_until_signal", "open_redis_delay_queue"))
-]  # the others need a broker, or a signal: test_readme_brokers
-
-
-@pytest.mark.parametrize("program", PROGRAMS, ids=["wrap a client", "the queue alone", "batches"])
-def test_programs_run_as_printed(program: str) -> None:
-    """Each whole program of the README runs, and prints what its comments promise."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+def run(*command: str, input: str | None = None, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, input=input, capture_output=True, text=True, timeout=timeout, check=False, cwd=ROOT
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    if "Fallback" in program:
-        assert re.fullmatch(r"Route\.LOCAL (\S+) 429: .*\nsent \1 b'close order 7.*'\n", done.stdout)
-    elif "send_batch" in program:
-        assert sum(int(line.removeprefix("sent ")) for line in done.stdout.splitlines()) == 1000
-    else:
-        assert done.stdout == "True\n1 [True]\nTrue\n"
+
+
+def run_printed(command: str) -> subprocess.CompletedProcess[str]:
+    """A line of a block, by this environment instead of the one that the README makes."""
+    return run(sys.executable, "-m", *shlex.split(command.removeprefix(".venv/bin/")))
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_run_as_printed(name: str) -> None:
+    """Each whole program runs, and prints what its comments promise."""
+    program, printed = PROGRAMS[name]
+    done = run(sys.executable, "-W", "error", "-c", program)
+    assert (done.returncode, re.sub("the primary refuses calls: .*\n", "", done.stderr)) == (0, "")
+    assert re.fullmatch(printed, done.stdout), done.stdout
+    if name == "batches":
+        assert sum(map(int, re.findall(r"\d+", done.stdout))) == 1000
+
+
+def test_the_application(tmp_path: Path) -> None:
+    """Saved as `app.py` and served by uvicorn it holds a message, and loses none when it is stopped."""
+    (tmp_path / "app.py").write_text(FASTAPI)
+    port = free_port()
+    with serving(tmp_path, ["uvicorn", "app:app", "--port", str(port)], port, needs=("fastapi",)) as process:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("POST", "/orders/7")
+        held = json.loads(connection.getresponse().read())
+        connection.close()
+        process.send_signal(signal.SIGTERM)
+        begun = time.monotonic()
+        printed = process.communicate(timeout=30)[0]
+    assert held["route"] == "Route.LOCAL"
+    assert f"sent {held['id']} b'close order 7 if it is unpaid'" in printed
+    assert time.monotonic() - begun < 15
 
 
 def test_the_program_that_survives(tmp_path: Path) -> None:
     """Stopped by SIGTERM it leaves its message in the journal; killed, too; and the commands show both."""
-    [program] = [block for block in blocks("python") if "run_until_signal" in block]
 
-    def run(*signals: int) -> str:
+    def lives(*signals: int) -> str:
         process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", program],
+            [sys.executable, "-W", "error", "-c", SURVIVES],
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -69,18 +96,17 @@ def test_the_program_that_survives(tmp_path: Path) -> None:
         assert (process.returncode, errors) in ((0, ""), (-signal.SIGKILL, ""))
         return "".join(lines) + rest
 
-    first = run(signal.SIGTERM)
+    first = lives(signal.SIGTERM)
     told = re.fullmatch(
         r"recovered 0\non disk (\S+)\n"
         r"planned: of 1 messages within .* s: send 0, hand back 1, leave 0\nspooled 1 remaining 0\n",
         first,
     )
     assert told, first
-    second = run(signal.SIGKILL)
+    second = lives(signal.SIGKILL)
     assert re.fullmatch(r"recovered 1\non disk (\S+)\n", second), second
-    [commands] = [block for block in blocks("sh") if "localdelay journal" in block]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    for number, command in enumerate(commands.replace(".venv/bin/", "").replace(" &&\n", "\n").splitlines()):
+    for number, command in enumerate(JOURNAL.replace(".venv/bin/", "").replace(" &&\n", "\n").splitlines()):
         if number == 2:
             command = command.replace("relay ", "relay --quiet --grace 0s --unsent unsent ")
             command = f"timeout --signal=TERM 3 sh -c {shlex.quote(command)}; true"
@@ -99,57 +125,91 @@ def test_the_program_that_survives(tmp_path: Path) -> None:
 
 def test_the_set_up_commands() -> None:
     """The first two blocks are the demo and the tests; each makes its own environment."""
-    demo, tests = blocks("sh")[:2]
-    assert demo.splitlines()[0] == tests.splitlines()[0] == "python3 -m venv .venv &&"
-    assert demo.splitlines()[-1] == ".venv/bin/localdelay demo"
-    assert tests.splitlines()[-1] == ".venv/bin/python -m pytest --quiet --numprocesses 2"
+    assert blocks("", "sh") == [DEMO, TESTS]
+    assert DEMO.splitlines()[0] == TESTS.splitlines()[0] == "python3 -m venv .venv &&"
+    assert DEMO.splitlines()[-1] == ".venv/bin/localdelay demo"
+    assert TESTS.splitlines()[-1] == ".venv/bin/python -m pytest --quiet --numprocesses 2"
 
 
 def test_the_plan_command() -> None:
     """The planning command runs as printed."""
-    [command] = [block for block in blocks("sh") if block.startswith(".venv/bin/localdelay plan")]
-    done = subprocess.run(
-        [sys.executable, "-m", *shlex.split(command.removeprefix(".venv/bin/"))],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_printed(PLAN)
     assert (done.returncode, done.stderr) == (0, "")
     assert "24,000" in done.stdout
 
 
 def test_the_bench_command() -> None:
     """The benchmark runs as printed, but for its length; and the other options that are named exist."""
-    [command] = [block for block in blocks("sh") if block.startswith(".venv/bin/localdelay bench")]
-    assert " --seconds 20\n" in command
-    shorter = command.removeprefix(".venv/bin/").replace("--seconds 20", "--seconds 0.3 --delay 100ms")
-    done = subprocess.run(
-        [sys.executable, "-m", *shlex.split(shorter)], capture_output=True, text=True, timeout=60, check=False
-    )
+    assert " --seconds 20\n" in BENCH
+    done = run_printed(BENCH.replace("--seconds 20", "--seconds 0.3 --delay 100ms"))
     assert done.returncode == 0
     assert "3,000 of 3,000 put, 3,000 sent, 0 unsent, 0 early" in done.stdout
-    [section] = re.findall(r"## How late, and how fast\n(.*?)\n## ", README, flags=re.DOTALL)
-    shown = subprocess.run(
-        [sys.executable, "-m", "localdelay", "bench", "--help"], capture_output=True, text=True, check=True
-    ).stdout
+    [section] = re.findall(r"## How late, and how fast\n(.*?)\n## ", text("bench"), flags=re.DOTALL)
+    shown = run(sys.executable, "-m", "localdelay", "bench", "--help").stdout
     for option in re.findall(r"`(--[a-z]+)", section):
         assert option in shown, option
-    for module in re.findall(r"python -m (bench\.[a-z]+)", section):
-        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
+
+
+def test_the_compare_command() -> None:
+    """It runs as printed, but for its length and without Redis: `test_compare` has all of it."""
+    assert COMPARE == ".venv/bin/localdelay compare --plot compare.svg\n"
+    short = ["--quick", "--rate", "50", "--delay", "300ms", "--seconds", "0.5", "--only", "memory"]
+    done = run(sys.executable, "-m", "localdelay", "compare", *short, timeout=90)
+    assert done.returncode == 0, done.stderr
+    for row in ("lateness p99", "cpu busy, process", "a message, process", "lost by kill -9"):
+        assert row in done.stdout
+        assert f"\n{row}" in text("localdelay/redis_plan")
+
+
+def test_the_lines_about_metrics() -> None:
+    """Pieces of programs: a queue's figures are served, and each of two workers finds a port of its own."""
+    frame = (
+        "import localdelay.threads, urllib.request\n"
+        "with localdelay.threads.open_delay_queue(print, capacity=1, workers=1) as queue:\n"
+        "    fallback = localdelay.threads.Fallback(print, queue)\n"
+        "    exec({piece!r})\n"
+        "    read = urllib.request.urlopen('http://127.0.0.1:{port}/metrics').read().decode()\n"
+        "    print('localdelay_accepted_messages_total{{queue=\"orders\"}} 0.0' in read)\n"
+    )
+    port = free_port()
+    piece = METRICS.replace("9100", str(port))
+    done = run(sys.executable, "-c", frame.format(piece=piece, port=port))
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+    base = free_port()
+    worker = PORTS.replace("9100", str(base)).replace("9108", str(base + 8)) + "print(port)\n"
+    both = f"exec({worker!r}, {{}})\nexec({worker!r}, {{}})"
+    first, second = map(int, run(sys.executable, "-c", both).stdout.split())
+    assert base <= first < second < base + 8
 
 
 def test_ci_runs_the_readmes_test_command() -> None:
     """`.ci/run` reads the everyday suite's command out of the README and has none of its own."""
     script = (ROOT / ".ci" / "run").read_text()
-    assert "README.md" in script
-    assert "everyday" not in script
     [awk] = re.findall(r"awk '(.*?)' README\.md", script, flags=re.DOTALL)
-    done = subprocess.run(["awk", awk, str(ROOT / "README.md")], capture_output=True, text=True, check=True)
-    assert done.stdout == blocks("sh")[1]
+    assert run("awk", awk, str(ROOT / "README.md")).stdout == TESTS
 
 
-def test_links_lead_somewhere() -> None:
-    """Every relative link of the README is a file of the repository."""
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+def test_the_readme_is_short() -> None:
+    """It is a front door, and 220 lines are one."""
+    assert len(text("").splitlines()) <= 220
+
+
+def test_pages_lead_somewhere() -> None:
+    """Every relative link is a file of the repository, and every module that is named is there."""
+    for folder, page in PAGES.items():
+        for target, _ in re.findall(r"\]\(([^)#:]+)(#[^)]*)?\)", text(folder)):
+            assert (page.parent / target).exists(), (page, target)
+        for module in re.findall(r"python -m ((?:bench|tests)[.\w]*)", text(folder)):
+            path = ROOT / module.replace(".", "/")
+            assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), (page, module)
+
+
+def test_every_block_is_run() -> None:
+    """Each program and command that is printed is in a test of this folder, which asks for it by `block`."""
+    import tests.program.test_readme_brokers  # noqa: F401 (it claims the others)
+
+    printed = [
+        one for folder in PAGES for language in ("python", "sh", "toml") for one in blocks(folder, language)
+    ]
+    assert [one for one in printed if one not in claimed] == []
+    assert all(tomllib.loads(one) for folder in PAGES for one in blocks(folder, "toml"))

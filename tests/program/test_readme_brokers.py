@@ -1,25 +1,30 @@
-"""What the README says about brokers, against a real one of each kind."""
+"""What the manuals of brokers, relay and Redis print, against a real broker of each kind."""
 
 from __future__ import annotations
 
-import inspect
 import re
 import shlex
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from localdelay.brokers import check_url
+from tests.kit.manuals import block, text
 from tests.kit.servers.all import NAMES
 from tests.kit.servers.process import Server
-from tests.program.test_readme import README, blocks
 
-COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if " relay --to " in line]
-PROGRAM = next(block for block in blocks("python") if "brokers.open_broker" in block)
+COMMANDS = block("localdelay/relay", "sh", "relay --to").splitlines()
+SETTINGS = block("localdelay/relay", "toml", "[relay]")
+PROGRAM = block("localdelay/brokers", "python", "brokers.open_broker")
+IN_REDIS = block("localdelay/redis_plan", "python", "open_redis_delay_queue")
+AIO_PIKA = block("localdelay/brokers", "python", "import aio_pika")
+PIKA = block("localdelay/brokers", "python", "import pika")
 
 
 def command_for(scheme: str) -> str:
@@ -61,36 +66,24 @@ def test_the_program_sends_to_each(scheme: str, start_server: Callable[[str], Se
 
 def test_the_program_with_redis_and_memory(start_server: Callable[[str], Server]) -> None:
     """Redis takes the message, and it is sent once it is due; without Redis it is refused in one line."""
-    program = next(block for block in blocks("python") if "open_redis_delay_queue" in block)
     url = start_server("redis").fresh()
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program, url], capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "error", "-c", IN_REDIS, url], capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert re.fullmatch(r"Route\.PRIMARY (\S+)\nsent \1 b'close order 7.*'\n", done.stdout)
 
 
-def test_the_compare_command() -> None:
-    """It runs as printed, but for its length and without Redis: `test_compare` has all of it."""
-    short = ["--quick", "--rate", "50", "--delay", "300ms", "--seconds", "0.5", "--only", "memory"]
-    done = subprocess.run(
-        [sys.executable, "-m", "localdelay", "compare", *short], capture_output=True, text=True, timeout=90
-    )
-    assert done.returncode == 0, done.stderr
-    for row in ("lateness p99", "cpu busy, process", "a message, process", "lost by kill -9"):
-        assert row in done.stdout
-        assert f"\n{row}" in README
-
-
 def test_the_table_names_every_broker() -> None:
     """One line for each, whose URL is accepted once host and port are filled in."""
-    urls = re.findall(r"^\| `(\S+:\S*)` \|", README, flags=re.MULTILINE)
+    urls = re.findall(r"^\| `(\S+:\S*)` \|", text("localdelay/brokers"), flags=re.MULTILINE)
     assert [url.partition(":")[0] for url in urls] == [
         "kafka",
         "amqp",
         "redis",
         "beanstalkd",
         "nats",
+        "nsq",
         "stdout",
     ]
     for url in urls:
@@ -99,7 +92,7 @@ def test_the_table_names_every_broker() -> None:
 
 def test_the_json_line_is_one_that_relay_reads() -> None:
     """The example of a line goes through."""
-    [line] = re.findall(r'`(\{"payload".*?\})`', README)
+    [line] = re.findall(r'`(\{"payload".*?\})`', text("localdelay/relay"))
     done = subprocess.run(
         [sys.executable, "-m", "localdelay", "relay", "--to", "stdout:", "--format", "jsonl"],
         input=line.replace("90s", "10ms"),
@@ -110,44 +103,121 @@ def test_the_json_line_is_one_that_relay_reads() -> None:
     assert (done.returncode, done.stdout) == (0, "close order 7\n"), done.stderr
 
 
-@pytest.mark.parametrize(
-    ("world", "refused"), [("threads", False), ("threads", True), ("aio", False), ("aio", True)]
-)
-def test_the_programs_of_other_worlds(
-    world: str, refused: bool, start_server: Callable[[str], Server]
-) -> None:
-    """As printed, on a real RabbitMQ: the message comes, whether or not the delayed publish is refused."""
-    [program] = [block for block in blocks("python") if f"{world}.open_delay_queue(" in block]
-    server: Any = start_server("amqp")
-    with server.connection() as connection:
-        channel = connection.channel()
-        expire = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "orders"}
-        full = {"x-max-length": 0, "x-overflow": "reject-publish"} if refused else {}
-        for queue, arguments in (("orders", {}), ("orders.delayed", {**expire, **full})):
-            channel.queue_delete(queue)
-            channel.queue_declare(queue, durable=True, arguments=arguments)
+def test_the_settings_file_is_read(tmp_path: Path) -> None:
+    """As printed, but for the broker and the delay."""
+    file = tmp_path / "settings.toml"
+    file.write_text(SETTINGS.replace("nats://127.0.0.1:4222/orders", "stdout:").replace("2m", "10ms"))
     done = subprocess.run(
-        [sys.executable, "-c", program, f"amqp://guest:guest@127.0.0.1:{server.port}/"],
+        [sys.executable, "-m", "localdelay", "--config", str(file), "relay"],
+        input="close order 7\n",
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert done.returncode == 0, done.stderr
-    route, id = done.stdout.split()
-    assert route == ("Route.LOCAL" if refused else "Route.PRIMARY")
-    with server.connection() as connection:
-        deadline = time.monotonic() + 20
-        while (got := connection.channel().basic_get("orders"))[0] is None:
-            assert time.monotonic() < deadline
-        _, properties, payload = got
-    assert (properties.message_id, payload) == (id, b"close order 7 if it is unpaid")
+    assert (done.returncode, done.stdout) == (0, "close order 7\n"), done.stderr
 
 
-def test_the_metrics_program() -> None:
-    """The lines about metrics are a piece of a program, and what they name is there."""
-    [piece] = [block for block in blocks("python") if "REGISTRY" in block]
-    compile(piece, "README.md", "exec")
-    assert "from localdelay.metrics import Collector\n" in piece
-    from localdelay.metrics import Collector
+class Rabbit:
+    """The queues of the RabbitMQ programs, and what came into `orders`."""
 
-    assert {"queue", "fallback", "labels"} <= set(inspect.signature(Collector).parameters)
+    def __init__(self, server: Any) -> None:
+        self.server = server
+        for queue in ("orders", "orders.after.1s", "orders.after.3s"):
+            self.delete(queue)
+
+    def delete(self, queue: str) -> None:
+        with self.server.connection() as connection:
+            connection.channel().queue_delete(queue)
+
+    def take(self, count: int) -> list[str]:
+        """The ids of so many messages, in the order in which they came."""
+        ids: list[str] = []
+        with self.server.connection() as connection:
+            channel, deadline = connection.channel(), time.monotonic() + 20
+            while len(ids) < count and time.monotonic() < deadline:
+                method, properties, payload = channel.basic_get("orders", auto_ack=True)
+                if method is None:
+                    connection.process_data_events(0.02)
+                    continue
+                assert payload == b"close order 7 if it is unpaid"
+                ids.append(properties.message_id)
+        return ids
+
+    def url(self, query: str = "") -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.server.port}/{query}"
+
+    def run(self, program: str, query: str = "") -> tuple[subprocess.CompletedProcess[str], list[list[str]]]:
+        done = subprocess.run(
+            [sys.executable, "-c", program, self.url(query)], capture_output=True, text=True, timeout=60
+        )
+        return done, [line.split() for line in done.stdout.splitlines()]
+
+
+@pytest.fixture
+def rabbit(start_server: Callable[[str], Server]) -> Rabbit:
+    return Rabbit(start_server("amqp"))
+
+
+BOTH = pytest.mark.parametrize("program", [AIO_PIKA, PIKA], ids=["aio-pika", "pika"])
+
+
+@BOTH
+def test_a_delay_does_not_wait_behind_a_longer_one(program: str, rabbit: Rabbit) -> None:
+    """As printed, on a real RabbitMQ: it takes both messages, and the one of 1 s comes before that of 3 s."""
+    done, routes = rabbit.run(program)
+    assert (done.returncode, [route for route, _ in routes]) == (0, ["Route.PRIMARY"] * 2), done.stderr
+    assert rabbit.take(2) == [id for _, id in reversed(routes)]
+
+
+@BOTH
+def test_a_full_delay_queue_degrades(program: str, rabbit: Rabbit) -> None:
+    """It refuses, and drops nothing: both are held here, and sent when they are due."""
+    full = {"max-length": 0}  # of the two limits, argument and policy, the lower one counts
+    with rabbit.server.policy("orders.after.1s", full), rabbit.server.policy("orders.after.3s", full):
+        done, routes = rabbit.run(program)
+    assert (done.returncode, [route for route, _ in routes]) == (0, ["Route.LOCAL"] * 2), done.stderr
+    assert rabbit.take(2) == [id for _, id in reversed(routes)]
+
+
+def published(program: str, wait: float, times: int = 2) -> str:
+    """The same program, which publishes so often, says what is raised, and waits after each."""
+    sleep = "await asyncio.sleep" if program is AIO_PIKA else "__import__('time').sleep"
+
+    def loop(found: re.Match[str]) -> str:
+        body = textwrap.indent(textwrap.dedent(found[2]), " " * 8)
+        lines = (
+            f"for delay in [1.0] * {times}:\n"
+            f"    try:\n{body}"
+            "    except Exception as error:\n"
+            "        print(type(error).__name__, flush=True)\n"
+            f"    {sleep}({wait})\n"
+        )
+        return textwrap.indent(lines, found[1])
+
+    return re.sub(r"^( *)for delay in .*:\n((?: +.*\n)+)", loop, program, flags=re.MULTILINE)
+
+
+@BOTH
+def test_a_missing_queue_is_an_error_and_then_declared_anew(program: str, rabbit: Rabbit) -> None:
+    """What goes nowhere is neither taken for published nor held: the caller is told, and tries again."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", published(program, wait=2.0, times=3), rabbit.url()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    rabbit.delete("orders.after.1s")
+    rest, errors = process.communicate(timeout=60)
+    error, again = rest.splitlines()
+    assert error == ("PublishError" if program is AIO_PIKA else "UnroutableError"), errors
+    assert (first.split()[0], again.split()[0], process.returncode) == ("Route.PRIMARY", "Route.PRIMARY", 0)
+
+
+@BOTH
+def test_a_connection_that_was_idle_is_made_anew(program: str, rabbit: Rabbit) -> None:
+    """The broker has closed it, for want of heartbeats, and the next message is published all the same."""
+    done, routes = rabbit.run(published(program, wait=4.0), "?heartbeat=1")
+    assert (done.returncode, [route for route, *_ in routes]) == (0, ["Route.PRIMARY"] * 2), done.stderr
+    assert rabbit.take(2) == [id for _, id in routes]
