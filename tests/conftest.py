@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 hypothesis.settings.register_profile("unhurried", deadline=None)
 hypothesis.settings.load_profile("unhurried")
 _SERVERS = ("kafka_mock", "kafka", "amqp", "redis", "beanstalkd", "nats", "nsq", "rocketmq")
-_SECONDS = {"program": 120, "fault": 300, "soak": 300}
+_SECONDS = {"broker": 150, "program": 120, "fault": 300, "soak": 300}
 """How long a test may take in layers that are slower than `timeout` in `pyproject.toml` allows."""
 
 

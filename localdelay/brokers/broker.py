@@ -39,8 +39,16 @@ class Broker(Protocol):
         may pass, that error itself, so that they are tried again together.
         """
 
-    async def publish_delayed(self, message: Message, delay: float) -> None:
+    async def publish_delayed(self, message: Message, delay: float) -> object:
         """Have the broker publish a message in `delay` seconds; returns once it has confirmed that.
 
-        Raises `DelayNotSupported` where it has no delay of its own.
+        Returns what `cancel_delayed` wants, or None where the broker can't be asked. Raises
+        `DelayNotSupported` where it has no delay of its own, or none as long as that.
+        """
+
+    async def cancel_delayed(self, id: str, handle: object) -> None:
+        """Ask the broker not to publish what it delays; `handle` is what `publish_delayed` has returned.
+
+        Returns once it has heard; whether it knew the message it need not say. Raises `DelayNotSupported`
+        where it can't be asked.
         """

@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, ClassVar, Protocol
 
 from localdelay.brokers.outbox import Outbox, Parcel
+from localdelay.errors import DelayNotSupported
 from localdelay.message import Message
 
 
@@ -68,6 +69,10 @@ class Driver:
         settle what was under way; what is left then has failed. What was put back by `outbox.again` has not.
         """
         raise NotImplementedError
+
+    async def cancel_delayed(self, connection: Any, id: str, handle: object) -> None:
+        """As `Broker.cancel_delayed`, on a connection that stands; the publisher sees to the time limit."""
+        raise DelayNotSupported(f"{self.where}: it can't be asked to forget a message")
 
     def verdict(self, error: Exception) -> Exception:
         """What to raise for an error: `Throttled`, `PermanentSendError`, or the error itself.

@@ -96,6 +96,18 @@ _NSQ = _Kind(
         options=frozenset({"delay", "max_msg_size", "max_req_timeout", "tls"}),
     ),
 )
+_ROCKETMQ = _Kind(
+    "rocketmq",
+    "rocketmq",
+    ("rocketmq", "grpc", "google"),
+    Form(
+        "rocketmq://host:8081/TOPIC",
+        "the topic to publish to",
+        re.compile(r"[%a-zA-Z0-9_-]{1,127}"),
+        default_port=8081,
+        options=frozenset({"delay_topic", "max_delay", "tls"}),
+    ),
+)
 _KINDS: Mapping[str, _Kind] = {
     "kafka": _KAFKA,
     "amqp": _Kind("amqp", "amqp", ("pika",), _AMQP),
@@ -104,6 +116,7 @@ _KINDS: Mapping[str, _Kind] = {
     "rediss": _Kind("redis", "redis", ("coredis",), _REDIS),
     "beanstalkd": _BEANSTALKD,
     "nsq": _NSQ,
+    "rocketmq": _ROCKETMQ,
     "nats": _NATS,
 }
 
@@ -118,10 +131,10 @@ async def open_broker(
 ) -> AsyncIterator[Broker]:
     """Connect to the broker at `url`, for the length of an `async with` block.
 
-    It has a host and what to publish to, as in `nats://[user:password@]host[:port]/SUBJECT`, after `kafka:`,
-    `amqp:`, `redis:`, `beanstalkd:`, `nsq:` or `nats:`; and `stdout:`. Each module says what it carries,
-    how it confirms, and what its options are. What is not confirmed within `confirm_timeout` seconds has
-    failed: 10, or 15 with Kafka, unless it is given. A broker that lets less through without refusing
+    It has a host and what to publish to, as in `nats://[user:password@]host[:port]/SUBJECT`, after `amqp:`,
+    `beanstalkd:`, `kafka:`, `nats:`, `nsq:`, `redis:` or `rocketmq:`; and `stdout:`. Each module says what it
+    carries, how it confirms, and what its options are. What is not confirmed within `confirm_timeout` seconds
+    has failed: 10, or 15 with Kafka, unless it is given. A broker that lets less through without refusing
     anything (a quota of Kafka's) is reported to the `limit`, which should be that of the queue.
     Raises `ValueError` for a URL that `check_url` refuses, `ModuleNotFoundError` where the broker's extra
     is not installed, and `ConnectionError` where no broker answers. None of them shows a password.

@@ -39,6 +39,7 @@ class Parcel:
         "alone",
         "begun",
         "content",
+        "handle",
         "only_now",
         "position",
         "sending",
@@ -61,6 +62,8 @@ class Parcel:
         """It was refused in company: it is written again with nothing else under way, and judged then."""
         self.abandoned = False
         """Nobody waits for it any more: what is not yet with the broker need not get there."""
+        self.handle: object = None
+        """What the broker knows it by, where it gave one."""
         self.only_now = False
         """It does not wait for a connection."""
 

@@ -87,7 +87,7 @@ class Publisher:
         await sending.of_all(messages)
 
     @enable_ki_protection
-    async def publish_delayed(self, message: Message, delay: float) -> None:
+    async def publish_delayed(self, message: Message, delay: float) -> object:
         """Have the broker publish a message in `delay` seconds, as `Broker.publish_delayed` does.
 
         Where there is no connection it fails at once: who calls it may have another way.
@@ -98,13 +98,26 @@ class Publisher:
             raise DelayNotSupported(f"{self._driver.where}: {self._driver.no_delay}")
         if self._connection is None:
             raise self._verdict(self._not_connected())
-        await self._send(message, delay)
+        return await self._send(message, delay)
+
+    async def cancel_delayed(self, id: str, handle: object) -> None:
+        """Ask the broker not to publish a message, as `Broker.cancel_delayed` does."""
+        self._check_open()
+        if self._connection is None:
+            raise self._verdict(self._not_connected())
+        try:
+            with trio.fail_after(self._confirm_timeout):
+                await self._driver.cancel_delayed(self._connection, id, handle)
+        except trio.TooSlowError as error:
+            raise self._unanswered() from error
+        except Exception as error:
+            raise self._verdict(error) from error
 
     def gauges(self) -> Gauges:
         """How much is on its way."""
         return self._outbox.gauges()
 
-    async def _send(self, message: Message, delay: float | None) -> None:
+    async def _send(self, message: Message, delay: float | None) -> object:
         self._check_open()
         _check_payload(message)
         outbox = self._outbox
@@ -121,6 +134,7 @@ class Publisher:
         sending.parcels = (parcel,)
         self._put((parcel,))
         await sending.of_one()
+        return parcel.handle
 
     def _put(self, parcels: Sequence[Parcel]) -> None:
         # What has nobody to be gathered with would gain nothing by another turn of the loop.

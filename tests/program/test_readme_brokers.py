@@ -79,6 +79,7 @@ def test_the_table_names_every_broker() -> None:
     urls = re.findall(r"^\| `(\S+:\S*)` \|", text("localdelay/brokers"), flags=re.MULTILINE)
     assert [url.partition(":")[0] for url in urls] == [
         "kafka",
+        "rocketmq",
         "amqp",
         "redis",
         "beanstalkd",

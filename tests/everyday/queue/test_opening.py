@@ -15,7 +15,7 @@ from localdelay.brokers import address, check_url, hide_secrets, open_broker, wi
 from localdelay.brokers.address import Address, Form
 
 GOOD = "nats://127.0.0.1:4222/orders.due"
-SCHEMES = ["kafka", "amqp", "amqps", "redis", "rediss", "beanstalkd", "nats"]
+SCHEMES = ["kafka", "amqp", "amqps", "redis", "rediss", "beanstalkd", "nats", "nsq", "rocketmq"]
 FORM = Form("x://host:1/T", "the thing", re.compile("[a-z]+"), default_port=99)
 
 
@@ -157,6 +157,7 @@ CLIENTS = [
     ("amqps", "pika", "amqp"),
     ("redis", "coredis", "redis"),
     ("beanstalkd", "greenstalk", "beanstalkd"),
+    ("rocketmq", "rocketmq", "rocketmq"),
 ]
 
 

@@ -12,9 +12,11 @@ _CLASSES = {
     "kafka_mock_cluster": "MockKafka",
     "amqp": "RabbitServer",
     "redis": "RedisServer",
+    "nsq": "NsqServer",
+    "rocketmq": "RocketServer",
     "beanstalkd": "BeanstalkdServer",
 }
-NAMES = ("nats", "kafka", "amqp", "redis", "beanstalkd")
+NAMES = ("nats", "kafka", "amqp", "redis", "beanstalkd", "nsq", "rocketmq")
 """The brokers that `open_broker` knows, each by the server that is the real thing."""
 
 

@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import pika
 
-from tests.kit.servers.process import NotInstalled, Process, Received, free_port, listening, program
+from tests.kit.servers.process import NotInstalled, Process, Received, Server, free_port, listening, program
 
 # Debian's command changes to the user rabbitmq and to a directory of that user; this is what it calls.
 _SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
@@ -35,7 +35,7 @@ log.console.level = warning
 """
 
 
-class RabbitServer:
+class RabbitServer(Server):
     """One node, in one process: no cluster, no plugins."""
 
     name: ClassVar[str] = "amqp"

@@ -14,12 +14,12 @@ from urllib.parse import unquote, urlsplit
 
 import greenstalk
 
-from tests.kit.servers.process import Process, Received, free_port, listening, program
+from tests.kit.servers.process import Process, Received, Server, free_port, listening, program
 
 _SETTLE = 0.1
 
 
-class BeanstalkdServer:
+class BeanstalkdServer(Server):
     """One beanstalkd process."""
 
     name: ClassVar[str] = "beanstalkd"

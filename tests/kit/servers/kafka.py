@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from tests.kit.servers.artifacts import bring
-from tests.kit.servers.process import NotInstalled, Process, Received, free_port, program
+from tests.kit.servers.process import NotInstalled, Process, Received, Server, free_port, program
 
 USER, PASSWORD = "user", "hunter2"  # of the port that asks for them
 _READY = "ready"
@@ -85,7 +85,7 @@ class _Node:
         return self.process.directory / "properties"
 
 
-class KafkaServer:
+class KafkaServer(Server):
     """Topics have a replica on each node, and `kill` is SIGKILL of all."""
 
     name: ClassVar[str] = "kafka"

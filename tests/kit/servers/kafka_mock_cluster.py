@@ -13,14 +13,14 @@ from typing import Any, ClassVar
 
 from tests.kit.servers import kafka_mock
 from tests.kit.servers.kafka import import_clients, received, records, topic_of
-from tests.kit.servers.process import Process, Received
+from tests.kit.servers.process import Process, Received, Server
 
 PRODUCE, METADATA, INIT_PRODUCER_ID = 0, 3, 22  # API keys of the protocol
 THROTTLING_QUOTA_EXCEEDED = 89
 _MANY = 2000  # requests that fail until the throttling ends
 
 
-class MockKafka:
+class MockKafka(Server):
     """`kill` cuts all connections and accepts none, until `restart`: what it holds is in memory.
 
     `freeze` is SIGSTOP. `vanish` is SIGKILL, after which there is no restart: the ports are chosen anew.

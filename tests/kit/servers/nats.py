@@ -21,7 +21,7 @@ from nats.aio.client import Client
 
 from localdelay.brokers.nats import stream_subjects
 from localdelay.demo.server import ServerError, find_server
-from tests.kit.servers.process import NotInstalled, Process, Received, free_port
+from tests.kit.servers.process import NotInstalled, Process, Received, Server, free_port
 
 _CONFIG = """\
 listen: "{host}"
@@ -39,7 +39,7 @@ _SETTLE = 0.1
 T = TypeVar("T")
 
 
-class NatsServer:
+class NatsServer(Server):
     """One nats-server process, where everybody may do everything unless `users` says otherwise."""
 
     name: ClassVar[str] = "nats"

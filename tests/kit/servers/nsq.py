@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import socket
 import struct
 import time
@@ -14,18 +15,19 @@ from typing import ClassVar
 from urllib.parse import unquote, urlsplit
 
 from tests.kit.servers.artifacts import bring
-from tests.kit.servers.process import Process, Received, free_port
+from tests.kit.servers.process import Process, Received, Server, free_port
 
 _CHANNEL = "read"
 _SETTLE = 0.1
 _MESSAGE = 2  # the type of a frame
 
 
-class NsqServer:
+class NsqServer(Server):
     """One nsqd process. It loses what it has confirmed when it is killed, so that `kill` ends it in order."""
 
     name: ClassVar[str] = "nsq"
     too_large: ClassVar[int] = 1024 * 1024 + 1
+    takes_empty: ClassVar[bool] = False
 
     def __init__(self, *options: str, durable: bool = True) -> None:
         """Options as nsqd takes them on its command line; it is as durable as it can be either way."""
@@ -82,10 +84,10 @@ class NsqServer:
         with socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection:
             frames = _Frames(connection)
             connection.sendall(b"  V2SUB %s %s\nRDY 2500\n" % (topic.encode(), _CHANNEL.encode()))
-            while (now := time.monotonic()) < until:
-                if len(received) >= count:
-                    until = min(until, now + _SETTLE)
-                if (frame := frames.next(within=min(until - now, _SETTLE))) is None:
+            while time.monotonic() < until:
+                if (frame := frames.next(within=_SETTLE)) is None:
+                    if len(received) >= count and not self._left(topic):
+                        break
                     continue
                 kind, data = frame
                 if kind == _MESSAGE:
@@ -112,9 +114,19 @@ class NsqServer:
 
     def post(self, path: str) -> None:
         """Ask for something over HTTP, as in `topic/create?topic=T`."""
-        request = urllib.request.Request(f"http://127.0.0.1:{self._http_port}/{path}", method="POST")
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10):
-            pass
+        self._ask(path, "POST")
+
+    def _left(self, topic: str) -> int:
+        """How many messages nobody has read yet, but for those whose delay is not over."""
+        (found,) = json.loads(self._ask(f"stats?format=json&topic={topic}", "GET"))["topics"]
+        (channel,) = found["channels"]
+        return int(found["depth"] + channel["depth"] + channel["in_flight_count"])
+
+    def _ask(self, path: str, method: str) -> bytes:
+        request = urllib.request.Request(f"http://127.0.0.1:{self._http_port}/{path}", method=method)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=10) as answer:
+            return bytes(answer.read())
 
     @property
     def _data(self) -> Path:

@@ -43,6 +43,12 @@ class Server(Protocol):
     name: ClassVar[str]
     too_large: ClassVar[int]
     """Bytes of a payload that it refuses for good."""
+    takes_empty: ClassVar[bool] = True
+    """Whether a payload may be empty."""
+    keeps_order: ClassVar[bool] = True
+    """Whether messages of a batch arrive in its order."""
+    throttles_delayed: ClassVar[bool] = False
+    """Whether only its own delayed publish is throttled."""
 
     def start(self) -> None:
         """Start it, and wait until it answers. Raises `NotInstalled`."""

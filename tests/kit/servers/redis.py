@@ -12,14 +12,14 @@ from urllib.parse import urlsplit
 
 from redis import Redis
 
-from tests.kit.servers.process import Process, Received, free_port, program
+from tests.kit.servers.process import Process, Received, Server, free_port, program
 
 _POLL = 0.02
 _SETTLE = 0.1
 PAYLOAD = b"payload"
 
 
-class RedisServer:
+class RedisServer(Server):
     """One redis-server process."""
 
     name: ClassVar[str] = "redis"

@@ -1,0 +1,48 @@
+"""The official client alone: one producer, `send_async`, as many under way as asked for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+from bench.bare import Sent
+from localdelay.brokers.rocketmq import client
+
+
+def bare(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) -> Sent:
+    """See `Bare`. It has no batches: one is so many calls."""
+    where = urlsplit(url)
+    configuration = client.ClientConfiguration(where.netloc, client.Credentials())
+    producer = client.Producer(configuration, (where.path[1:],))
+    producer.startup()
+    room = threading.Semaphore(at_once)
+    times: list[float] = []
+
+    def done(group: list[float], future: Future[Any]) -> None:
+        future.result()
+        group[0] -= 1
+        if not group[0]:
+            times.append(time.perf_counter() - group[1])
+            room.release()
+
+    def message() -> Any:
+        made = client.Message()
+        made.topic, made.body = where.path[1:], payload
+        return made
+
+    producer.send(message())  # the first waits for the connection
+    begun = time.perf_counter()
+    for _ in range(count // batch):
+        room.acquire()
+        group = [batch, time.perf_counter()]
+        for _ in range(batch):
+            producer.send_async(message()).add_done_callback(partial(done, group))
+    for _ in range(at_once):
+        room.acquire()
+    seconds = time.perf_counter() - begun
+    producer.shutdown()
+    return Sent(seconds, times)

@@ -1,0 +1,306 @@
+"""RocketMQ 5, by its official client over the proxy's gRPC port. Needs the extra `rocketmq`.
+
+A message is confirmed by its receipt: as durably as the broker's `flushDiskType` says. What travels with it:
+its own headers, `Localdelay-Id`, `Localdelay-Attempt` and `Localdelay-Execute-At` (wall clock, RFC 3339) as
+properties, and the id as its key. A user and password are an access key and its secret.
+
+Due messages are ordinary ones, and those that `publish_delayed` gives to RocketMQ's own timer are delayed
+ones: so the topic must be `MIXED`, or `?delay_topic=` names one of type `DELAY` beside one that is `NORMAL`.
+A wrong type is permanent, and says which command mends it. Other options: `max_delay` (a day in seconds, as
+the proxy's `maxDelayTimeMills`) and `tls=on`.
+
+- Throttled: the timer's flow control (`timerCongestNumEachSlot`: so many messages due in one instant), which
+  refuses by the second in which a message is due; and a broker that is busy (42900 and its kin).
+- Permanent: an empty payload, one over 4 MiB, properties that it does not take (blank, over 16 KiB, names of
+  its own), a topic of another type or that is not there, no access.
+- A `ConnectionError` where nobody is there. What it does not answer, after the client's three tries under one
+  message id, is a `TimeoutError`: it may have been taken, more than once.
+- As the client raises it, to be tried again: the rest.
+
+Its delay is in whole seconds, rounded up: nothing comes early. After a kill its timer replays, and some
+messages come twice. `cancel_delayed` asks it to recall a message: it says yes to what does not exist, too.
+
+The client writes a log below the home of whoever imports it, and takes no setting for that: it is imported
+with another home and its log is taken from it, unless the program has imported it before.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import trio
+
+from localdelay.brokers.address import Address, host_and_port
+from localdelay.brokers.driver import Driver
+from localdelay.brokers.outbox import Outbox, Parcel
+from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID, rfc3339, wall_clock
+from localdelay.errors import DelayNotSupported, PermanentSendError, Throttled
+from localdelay.message import Message
+
+_DAY = 86_400
+_CLIENT_LOG = "rocketmq-python-client"
+_OWN = frozenset({ID, ATTEMPT, EXECUTE_AT})
+_BUSY = ("flow control", "[OVERLOAD]", "[TIMEOUT_CLEAN_QUEUE]", "[REJECTREQUEST]")
+_TOO_MANY = range(42900, 43000)
+_PERMANENT = (*range(40000, 40800), *range(41300, 41400), *range(43100, 43200), *range(50100, 50200))
+_NO_TIMER = "accurate timer message is not enabled"
+_NOT_SENT = "failed to connect"
+
+# In seconds.
+_REQUEST_TIMEOUT = 3
+_LAST_ANSWER = 5 * _REQUEST_TIMEOUT  # it tries three times
+_TOPIC_APPEARS = 2.0
+_CLOSE_TIMEOUT = 1.0
+_KNOCK = 0.1
+_POLL = 0.02
+
+
+def _imported() -> Any:
+    """The client's package, with nothing of it left in the home."""
+    if "rocketmq" not in sys.modules:
+        home = os.environ.get("HOME")
+        with tempfile.TemporaryDirectory() as place:
+            os.environ["HOME"] = place
+            try:
+                import_module("rocketmq")
+            finally:
+                if home is None:
+                    del os.environ["HOME"]
+                else:
+                    os.environ["HOME"] = home
+            log = logging.getLogger(_CLIENT_LOG)
+            for handler in log.handlers[:]:
+                log.removeHandler(handler)
+                handler.close()
+            log.setLevel(logging.CRITICAL + 1)  # it may say of a message all that is in it
+    return import_module("rocketmq")
+
+
+client = _imported()
+"""The client's package, without its log."""
+
+
+def classified(error: Exception) -> Exception:
+    """What to raise for an error of the client's: `Throttled`, `PermanentSendError`, or what it is."""
+    code, text = getattr(error, "code", None), str(error)
+    if callable(code):  # gRPC's own
+        status = code().name
+        text = f"{status}: {error.details()}"  # type: ignore[attr-defined]
+        if status == "UNAVAILABLE":
+            return ConnectionError(text)
+        return TimeoutError(text) if status == "DEADLINE_EXCEEDED" else error
+    if code in _TOO_MANY or any(word in text for word in _BUSY):
+        return Throttled(text)
+    if _NO_TIMER in text:
+        return PermanentSendError(f"{text}: its timer is switched off (timerWheelEnable)")
+    if code in _PERMANENT or type(error).__name__ == "IllegalArgumentException":
+        return PermanentSendError(text)
+    if type(error).__name__ == "ProxyTimeoutException":
+        return TimeoutError(text)
+    return error
+
+
+class _Connection:
+    """One producer of the client's, whose threads are its own."""
+
+    def __init__(self, driver: _Driver, outbox: Outbox) -> None:
+        self._driver = driver
+        self._producer: Any = None
+        self._outbox = outbox
+        self._call = trio.lowlevel.current_trio_token().run_sync_soon
+        self._unanswered: set[Future[Any]] = set()
+        self._gone = trio.Event()
+        self._reason: Exception = ConnectionError("it was given up")
+
+    def start(self, where: Address, topics: Sequence[str], given_up: threading.Event) -> None:
+        """Start a producer that knows the topics; in a thread. Where it is given up meanwhile it ends."""
+        configuration = client.ClientConfiguration(
+            f"{where.host}:{where.port}",
+            client.Credentials(where.username or "", where.password or ""),
+            request_timeout=_REQUEST_TIMEOUT,
+        )
+        producer = client.Producer(configuration, tls_enable=self._driver.tls)
+        producer.startup()
+        try:
+            for topic in topics:
+                self._find(producer, topic, given_up)
+            self._producer = producer
+        finally:
+            if given_up.is_set() or self._producer is None:
+                self._producer, ends = None, producer
+                ends.shutdown()
+
+    def _find(self, producer: Any, topic: str, given_up: threading.Event) -> None:
+        """Wait until the topic is there: a broker that has just begun takes a moment to show it."""
+        until = time.monotonic() + _TOPIC_APPEARS
+        while not given_up.is_set():
+            try:
+                producer.route_manager.retrieve_topic_route_data(topic)
+            except Exception as error:
+                if time.monotonic() > until:
+                    command = self._driver.command(topic)
+                    raise ConnectionError(f"it shows no topic {topic!r}: {command}") from error
+                given_up.wait(0.2)
+            else:
+                return
+
+    async def lost(self) -> Exception:
+        """Watch whether anybody listens: the client itself finds out by the next message only."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch)
+            await self._gone.wait()
+            nursery.cancel_scope.cancel()
+        return self._reason
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                async with await self._driver.knock() as stream:
+                    with suppress(OSError, trio.BrokenResourceError):
+                        await stream.receive_some()  # it says nothing, and hangs up after a while
+            except OSError as error:
+                self._reason = error
+                self._gone.set()
+                return
+            await trio.sleep(_KNOCK)
+
+    def write(self, parcels: Sequence[Parcel]) -> None:
+        for parcel in parcels:
+            try:
+                future = self._producer.send_async(parcel.content)
+            except Exception as error:  # noqa: BLE001 (it is this message's: the connection has its own end)
+                parcel.settle(self._driver.mended(error, parcel.content))
+            else:
+                self._unanswered.add(future)
+                future.add_done_callback(partial(self._answered, parcel))
+
+    def end(self) -> None:
+        """Shut the producer down; in a thread.
+
+        Not before it has its answers: a send that it tries again after its end asks for the topic's route on
+        the one loop that all producers of this process have, and so waits there for ever, for itself.
+        """
+        until = time.monotonic() + _LAST_ANSWER
+        while self._unanswered and time.monotonic() < until:
+            time.sleep(_POLL)
+        producer, self._producer = self._producer, None
+        if producer is not None and not self._unanswered:
+            producer.shutdown()
+
+    async def recall(self, topic: str, handle: str) -> None:
+        done = trio.Event()
+        future = self._producer.recall_message_async(topic, handle)
+        future.add_done_callback(lambda _: self._call(done.set))
+        await done.wait()
+        future.result()
+
+    def _answered(self, parcel: Parcel, future: Future[Any]) -> None:
+        """In a thread of the client's."""
+        self._unanswered.discard(future)
+        error = future.exception()
+        if error is None:
+            parcel.handle = future.result().recall_handle
+            self._outbox.settle_soon(parcel)
+        elif isinstance(error, Exception):
+            try:
+                self._call(partial(self._failed, parcel, error))
+            except trio.RunFinishedError:  # then nobody waits any more
+                return
+
+    def _failed(self, parcel: Parcel, error: Exception) -> None:
+        verdict = classified(error)
+        if isinstance(verdict, ConnectionError):
+            # Its channel would wait for up to 12 seconds before it looks again.
+            self._reason = verdict
+            self._gone.set()
+            if _NOT_SENT in str(verdict) and not parcel.only_now:
+                self._outbox.again((parcel,))
+            return  # else the publisher says that it was lost
+        parcel.settle(self._driver.mended(error, parcel.content))
+
+
+class _Driver(Driver):
+    native_delay = True
+    most_under_way = 128  # more slow it down: 2,600/s with 100, 1,300/s with 1,000
+
+    def __init__(self, where: Address) -> None:
+        self.where = f"RocketMQ at {host_and_port(where.host, where.port)}"
+        self._address = where
+        self._topic = where.target
+        self._delay_topic = where.options.get("delay_topic", where.target)
+        self._max_delay = where.count("max_delay", _DAY)
+        self.tls = where.choice("tls", "on") is not None
+
+    def encode(self, message: Message, delay: float | None) -> Any:
+        if delay is not None and delay > self._max_delay:
+            most = f"{self._max_delay} s at most (?max_delay=)"
+            raise DelayNotSupported(f"a delay of {delay:g} s; RocketMQ takes {most}")
+        content = client.Message()
+        content.topic = self._delay_topic if delay else self._topic
+        content.body = message.payload
+        content.keys = message.id
+        content.add_property(ID, message.id)
+        content.add_property(ATTEMPT, str(message.attempt))
+        content.add_property(EXECUTE_AT, rfc3339(wall_clock(message.execute_at)))
+        for name, value in message.headers.items():
+            if name not in _OWN:
+                content.add_property(name, value)
+        if delay:
+            content.delivery_timestamp = math.ceil(time.time() + delay)
+        return content
+
+    @asynccontextmanager
+    async def connect(self, outbox: Outbox) -> AsyncIterator[_Connection]:
+        # The client would wait, and say nothing of why nobody answers.
+        async with await self.knock():
+            pass
+        given_up = threading.Event()
+        connection = _Connection(self, outbox)
+        start = partial(connection.start, self._address, (self._topic, self._delay_topic), given_up)
+        try:
+            await trio.to_thread.run_sync(start, abandon_on_cancel=True)
+            yield connection
+        finally:
+            given_up.set()
+            thread = threading.Thread(target=connection.end, name="localdelay-rocketmq", daemon=True)
+            thread.start()
+            with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+                await trio.to_thread.run_sync(thread.join, _CLOSE_TIMEOUT)
+
+    async def knock(self) -> trio.SocketStream:
+        return await trio.open_tcp_stream(self._address.host, self._address.port)
+
+    def mended(self, error: Exception, content: Any) -> Exception:
+        """The error, with the command that makes the topic one that takes such messages."""
+        if "message type" in str(error):
+            return PermanentSendError(f"{error}: {self.command(content.topic)}")
+        return error
+
+    def command(self, topic: str) -> str:
+        """What makes this topic one that takes what is sent to it."""
+        kind = "DELAY" if topic == self._delay_topic else "NORMAL"
+        kind = "MIXED" if self._delay_topic == self._topic else kind
+        return f"mqadmin updateTopic -n NAMESRV -c CLUSTER -t {topic} -a +message.type={kind}"
+
+    async def cancel_delayed(self, connection: _Connection, id: str, handle: object) -> None:
+        await connection.recall(self._delay_topic, str(handle))
+
+    def verdict(self, error: Exception) -> Exception:
+        return classified(error)
+
+
+def driver_at(where: Address) -> Driver:
+    """A driver for where a URL points to. Raises `ValueError` for its options."""
+    return _Driver(where)
