@@ -17,7 +17,7 @@ waits here, in the service's own memory, and leaves as an ordinary message when 
 `localdelay.threads` and `localdelay.aio` are the same for threaded programs and for asyncio,
 `localdelay.brokers` has a `send` for each common broker, `localdelay.costs` what calls take of a quota,
 `localdelay.redis_plan` keeps what waits in Redis, `localdelay.metrics` exports `queue.statistics()`, and
-`localdelay.testing` has senders for tests.
+`localdelay.testing` has senders and a clock for tests.
 
 What is in no `__all__` of these modules is private.
 """

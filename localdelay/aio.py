@@ -28,8 +28,10 @@ from .fallback.router import Receipt
 from .hops import Hop
 from .message import Message
 from .portal.calls import Call, Cut
+from .portal.movable import MovableClock
+from .portal.options import Options
 from .portal.outside import SendsOutside
-from .portal.portal import Options, Remote
+from .portal.portal import Remote
 from .portal.tasks import Tasks
 from .queue import opening
 from .queue.admission import Stamped
@@ -200,6 +202,7 @@ async def open_delay_queue(
     workers: int,
     on_dead_letter: Send | None = None,
     drain_on_exit: float | None = None,
+    clock: MovableClock | None = None,
     **options: Unpack[Options],
 ) -> AsyncIterator[DelayQueue]:
     """Run a delay queue, in a thread of its own, for the length of an `async with` block.
@@ -210,7 +213,7 @@ async def open_delay_queue(
     `send_timeout` is cancelled. The other options are those of `localdelay.open_delay_queue`, and so is what
     happens when the block is left. A program that exits without leaving it warns of what is pending; a
     forked child has no queue. Sends need this loop: `drain_on_exit` is for programs in which it still runs
-    at the exit.
+    at the exit. A test may give a `clock` of its own, `localdelay.testing.MovableClock`.
     """
     errands = Errands(asyncio.get_running_loop())
     opened = partial(
@@ -221,7 +224,7 @@ async def open_delay_queue(
         workers=workers,
         **options,
     )
-    remote = Remote(opened, drain_on_exit=drain_on_exit)
+    remote = Remote(opened, drain_on_exit=drain_on_exit, clock=clock)
     remote.start()
     ended = asyncio.wrap_future(remote.ended)
     try:

@@ -19,8 +19,10 @@ from .message import Message
 from .portal.blocking import in_threads, is_async
 from .portal.calls import Call
 from .portal.leaving import MOST, Leaving
+from .portal.movable import MovableClock
+from .portal.options import Options
 from .portal.pool import Threads
-from .portal.portal import Options, Remote
+from .portal.portal import Remote
 from .queue import opening
 from .queue.draining import HAND_BACKS_IN_FLIGHT
 from .statistics import DrainReport, Statistics
@@ -197,6 +199,7 @@ def open_delay_queue(
     workers: int,
     on_dead_letter: Callable[..., object] | None = None,
     drain_on_exit: float | None = None,
+    clock: MovableClock | None = None,
     **options: Unpack[Options],
 ) -> Iterator[DelayQueue]:
     """Run a delay queue, in a thread of its own, for the length of a `with` block.
@@ -209,7 +212,8 @@ def open_delay_queue(
     `localdelay.open_delay_queue`, and so is what happens when the block is left.
 
     A program that exits without leaving the block warns of what is pending; with `drain_on_exit` it drains
-    first, for so many seconds at most. A forked child has no queue: in it, puts raise `QueueClosed`.
+    first, for so many seconds at most. A forked child has no queue: in it, puts raise `QueueClosed`. A test
+    may give a `clock` of its own, `localdelay.testing.MovableClock`.
     """
     pool = Threads(arguments.count("workers", workers))
     hooks = Threads(workers)  # of their own: a dead letter must not wait for sends that take their time
@@ -223,7 +227,7 @@ def open_delay_queue(
         workers=workers,
         **options,
     )
-    remote = Remote(opened, drain_on_exit=drain_on_exit)
+    remote = Remote(opened, drain_on_exit=drain_on_exit, clock=clock)
     remote.start()
     try:
         try:

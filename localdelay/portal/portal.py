@@ -15,8 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
-from os import PathLike
-from typing import Any, Required, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import trio
 
@@ -25,44 +24,22 @@ from localdelay.arguments import Delay
 from localdelay.entry import chosen_id
 from localdelay.errors import QueueClosed, QueueFull
 from localdelay.hops import Hop
-from localdelay.journal.record import Journal
-from localdelay.limit import RateLimit
-from localdelay.listening import Listener
 from localdelay.message import Message, number_of, numbers
 from localdelay.nurseries import bare_nursery
-from localdelay.probe import ProbePolicy
 from localdelay.queue.admission import Stamped, already_pending, stamp
-from localdelay.queue.batch import BatchPolicy
 from localdelay.queue.ledger import Ledger
 from localdelay.queue.queue import DelayQueue
-from localdelay.queue.retry import RetryPolicy
-from localdelay.timer import TimerKind, clock_parts
+from localdelay.timer import clock_parts
 
 from . import exits
 from .calls import Call, Cut
+from .movable import MovableClock
 
 _T = TypeVar("_T")
 
 _AT_ONCE = 512
 """So much comes over in one turn of the loop: what is due must not wait for it."""
 _LONGEST = 1e18  # seconds; far below what overflows a float
-
-
-class Options(TypedDict, total=False):
-    """What the faces' queues are opened with as `localdelay.open_delay_queue` is."""
-
-    batch: BatchPolicy
-    capacity: Required[int]
-    capacity_bytes: int | None
-    cancellable: bool
-    timer: TimerKind
-    retry: RetryPolicy
-    send_timeout: float | None
-    limit: RateLimit | None
-    probe: ProbePolicy | None
-    listener: Listener | None
-    journal: Journal | str | PathLike[str] | None
-    recover_rate: float | None
 
 
 class _Numbers(threading.local):
@@ -76,8 +53,15 @@ class Remote:
     """One queue and its thread. Every method may be called from any thread but the loop's own."""
 
     def __init__(
-        self, opened: Callable[[], AbstractAsyncContextManager[DelayQueue]], *, drain_on_exit: float | None
+        self,
+        opened: Callable[[], AbstractAsyncContextManager[DelayQueue]],
+        *,
+        drain_on_exit: float | None,
+        clock: MovableClock | None,
     ) -> None:
+        if not isinstance(clock, MovableClock | None):
+            raise TypeError(f"clock must be a MovableClock or None, not {type(clock).__name__}")
+        self._test_clock = clock
         self._drain_on_exit = arguments.check_seconds("drain_on_exit", drain_on_exit, zero=False)
         self._opened = opened
         # Whoever accepts a message holds this, from looking for room until the message is on its way. It can
@@ -246,7 +230,10 @@ class Remote:
     def close(self) -> None:
         """Take no more messages. Those that were accepted arrive."""
         with self._lock:
-            self._closed = True
+            was_closed, self._closed = self._closed, True
+        if (clock := self._test_clock) is not None and not was_closed:
+            # From here on the test waits for the queue, and can't move it.
+            _: Call[None] = self.begin(lambda: clock.run_on(self.queue.wait_idle))
 
     def leave(self, *, at_once: bool) -> None:
         """Have the queue end as leaving its block does, normally or by an exception; then `ended` is set."""
@@ -363,7 +350,7 @@ class Remote:
 
     def _run(self) -> None:
         try:
-            trio.run(self._serve, restrict_keyboard_interrupt_to_checkpoints=True)
+            trio.run(self._serve, clock=self._test_clock, restrict_keyboard_interrupt_to_checkpoints=True)
         except BaseException as error:  # noqa: BLE001 (raised where somebody waits for it)
             self._end(error)
         else:

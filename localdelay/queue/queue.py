@@ -337,6 +337,10 @@ class DelayQueue:
         """For `Remote`: wait for the end of a drain that has begun."""
         await self._draining.wait_drained()
 
+    async def wait_idle(self) -> None:
+        """For `Remote`: wait until the workers have ended."""
+        await self._workers.finished.wait()
+
     async def begin(self, nursery: trio.Nursery, journal: Journal | None, rate: float | None) -> None:
         """For `open_delay_queue`: start the workers, and take in what the journal holds. `JournalError`."""
         self._nursery = nursery

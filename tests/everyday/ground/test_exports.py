@@ -33,7 +33,7 @@ PUBLIC = {
         "RedisDelayQueue RedisStatistics RedisUnreachable check_url open_redis_delay_queue"
     ),
     "localdelay.metrics": "Collector serve",
-    "localdelay.testing": "FailingSender RecordingSender ThrottledPrimary",
+    "localdelay.testing": "FailingSender MovableClock RecordingSender ThrottledPrimary",
 }
 
 EXAMPLE = (localdelay.__doc__ or "").partition(":\n\n")[2].partition("\n\n`")[0]
