@@ -1,4 +1,4 @@
-"""Programs that serve, for the tests that use them as their users do."""
+"""Programs that are run as their users do it, and the queues of those that use RabbitMQ."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,14 +28,11 @@ def need(*modules: str) -> None:
 
 
 @contextmanager
-def serving(
-    directory: Path, command: Sequence[str], port: int, needs: Sequence[str] = (), **environ: str
-) -> Iterator[subprocess.Popen[str]]:
-    """A module's program (`["uvicorn", ...]`) that has begun to listen; killed at the end, with its workers.
+def running(directory: Path, command: Sequence[str], **environ: str) -> Iterator[subprocess.Popen[str]]:
+    """A module's program (`["celery", ...]`); killed at the end, with its workers.
 
     `communicate()` of what is yielded gives all it has printed, errors among it.
     """
-    need(command[0], *needs)
     process = subprocess.Popen(
         [sys.executable, "-m", *command],
         cwd=directory,
@@ -45,13 +43,6 @@ def serving(
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 30
-        while not _listens(port):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(
-                    process.communicate()[0] if process.poll() is not None else "does not listen"
-                )
-            time.sleep(0.05)
         yield process
     finally:
         with suppress(ProcessLookupError):  # all of them have ended
@@ -59,6 +50,62 @@ def serving(
         process.wait()
 
 
+@contextmanager
+def serving(
+    directory: Path, command: Sequence[str], port: int, needs: Sequence[str] = (), **environ: str
+) -> Iterator[subprocess.Popen[str]]:
+    """The same, once it listens."""
+    need(command[0], *needs)
+    with running(directory, command, **environ) as process:
+        deadline = time.monotonic() + 30
+        while not _listens(port):
+            ended = process.poll() is not None
+            if ended or time.monotonic() > deadline:
+                raise RuntimeError(process.communicate()[0] if ended else "it does not listen")
+            time.sleep(0.05)
+        yield process
+
+
 def _listens(port: int) -> bool:
     with socket.socket() as one:
         return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Orders:
+    """The queues of the programs that use RabbitMQ, and what came into `orders`."""
+
+    def __init__(self, server: Any) -> None:
+        self.server = server
+        self.payloads: set[bytes] = set()
+        """Of all that was taken."""
+        for queue in ("orders", *(f"orders.after.{seconds}s" for seconds in (1, 2, 3))):
+            self.delete(queue)
+
+    def url(self, query: str = "") -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.server.port}/{query}"
+
+    def delete(self, queue: str) -> None:
+        with self.server.connection() as connection:
+            connection.channel().queue_delete(queue)
+
+    def take(self, ids: Set[str] = frozenset(), at_least: int = 0) -> list[str]:
+        """Take messages until these have come, and so many; or for 20 s. Their ids, in their order."""
+        taken: list[str] = []
+        with self.server.connection() as connection:
+            channel, deadline = connection.channel(), time.monotonic() + 20
+            channel.queue_declare("orders", durable=True)
+            while (len(taken) < at_least or ids - set(taken)) and time.monotonic() < deadline:
+                method, properties, payload = channel.basic_get("orders", auto_ack=True)
+                if method is None:
+                    connection.process_data_events(0.02)
+                    continue
+                assert payload.startswith(b"close order ")
+                self.payloads.add(payload)
+                taken.append(properties.message_id)
+        return taken
+
+    def wait_until_empty(self, queue: str) -> None:
+        with self.server.connection() as connection:
+            channel = connection.channel()
+            while channel.queue_declare(queue, passive=True).method.message_count:
+                connection.process_data_events(0.05)

@@ -7,7 +7,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("", "localdelay", "localdelay/brokers", "localdelay/journal", "localdelay/redis_plan")
-PAGES = {folder: ROOT / folder / "README.md" for folder in (*FOLDERS, "localdelay/relay", "tests", "bench")}
+PAGES = {
+    folder: ROOT / folder / "README.md"
+    for folder in (*FOLDERS, "localdelay/relay", "tests", "tests/examples", "bench")
+}
 claimed: set[str] = set()
 """The blocks that were asked for by `block`."""
 

@@ -7,14 +7,13 @@ import shlex
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from localdelay.brokers import check_url
+from tests.kit.examples import Orders
 from tests.kit.manuals import block, text
 from tests.kit.servers.all import NAMES
 from tests.kit.servers.process import Server
@@ -118,66 +117,36 @@ def test_the_settings_file_is_read(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "close order 7\n"), done.stderr
 
 
-class Rabbit:
-    """The queues of the RabbitMQ programs, and what came into `orders`."""
-
-    def __init__(self, server: Any) -> None:
-        self.server = server
-        for queue in ("orders", "orders.after.1s", "orders.after.3s"):
-            self.delete(queue)
-
-    def delete(self, queue: str) -> None:
-        with self.server.connection() as connection:
-            connection.channel().queue_delete(queue)
-
-    def take(self, count: int) -> list[str]:
-        """The ids of so many messages, in the order in which they came."""
-        ids: list[str] = []
-        with self.server.connection() as connection:
-            channel, deadline = connection.channel(), time.monotonic() + 20
-            while len(ids) < count and time.monotonic() < deadline:
-                method, properties, payload = channel.basic_get("orders", auto_ack=True)
-                if method is None:
-                    connection.process_data_events(0.02)
-                    continue
-                assert payload == b"close order 7 if it is unpaid"
-                ids.append(properties.message_id)
-        return ids
-
-    def url(self, query: str = "") -> str:
-        return f"amqp://guest:guest@127.0.0.1:{self.server.port}/{query}"
-
-    def run(self, program: str, query: str = "") -> tuple[subprocess.CompletedProcess[str], list[list[str]]]:
-        done = subprocess.run(
-            [sys.executable, "-c", program, self.url(query)], capture_output=True, text=True, timeout=60
-        )
-        return done, [line.split() for line in done.stdout.splitlines()]
-
-
 @pytest.fixture
-def rabbit(start_server: Callable[[str], Server]) -> Rabbit:
-    return Rabbit(start_server("amqp"))
+def orders(start_server: Callable[[str], Server]) -> Orders:
+    return Orders(start_server("amqp"))
+
+
+def run(program: str, url: str) -> tuple[subprocess.CompletedProcess[str], list[list[str]]]:
+    """A RabbitMQ program that has ended, and the words of its lines: the route and the id of each message."""
+    done = subprocess.run([sys.executable, "-c", program, url], capture_output=True, text=True, timeout=60)
+    return done, [line.split() for line in done.stdout.splitlines()]
 
 
 BOTH = pytest.mark.parametrize("program", [AIO_PIKA, PIKA], ids=["aio-pika", "pika"])
 
 
 @BOTH
-def test_a_delay_does_not_wait_behind_a_longer_one(program: str, rabbit: Rabbit) -> None:
+def test_a_delay_does_not_wait_behind_a_longer_one(program: str, orders: Orders) -> None:
     """As printed, on a real RabbitMQ: it takes both messages, and the one of 1 s comes before that of 3 s."""
-    done, routes = rabbit.run(program)
+    done, routes = run(program, orders.url())
     assert (done.returncode, [route for route, _ in routes]) == (0, ["Route.PRIMARY"] * 2), done.stderr
-    assert rabbit.take(2) == [id for _, id in reversed(routes)]
+    assert orders.take({id for _, id in routes}) == [id for _, id in reversed(routes)]
 
 
 @BOTH
-def test_a_full_delay_queue_degrades(program: str, rabbit: Rabbit) -> None:
+def test_a_full_delay_queue_degrades(program: str, orders: Orders) -> None:
     """It refuses, and drops nothing: both are held here, and sent when they are due."""
     full = {"max-length": 0}  # of the two limits, argument and policy, the lower one counts
-    with rabbit.server.policy("orders.after.1s", full), rabbit.server.policy("orders.after.3s", full):
-        done, routes = rabbit.run(program)
+    with orders.server.policy("orders.after.1s", full), orders.server.policy("orders.after.3s", full):
+        done, routes = run(program, orders.url())
     assert (done.returncode, [route for route, _ in routes]) == (0, ["Route.LOCAL"] * 2), done.stderr
-    assert rabbit.take(2) == [id for _, id in reversed(routes)]
+    assert orders.take({id for _, id in routes}) == [id for _, id in reversed(routes)]
 
 
 def published(program: str, wait: float, times: int = 2) -> str:
@@ -199,17 +168,17 @@ def published(program: str, wait: float, times: int = 2) -> str:
 
 
 @BOTH
-def test_a_missing_queue_is_an_error_and_then_declared_anew(program: str, rabbit: Rabbit) -> None:
+def test_a_missing_queue_is_an_error_and_then_declared_anew(program: str, orders: Orders) -> None:
     """What goes nowhere is neither taken for published nor held: the caller is told, and tries again."""
     process = subprocess.Popen(
-        [sys.executable, "-c", published(program, wait=2.0, times=3), rabbit.url()],
+        [sys.executable, "-c", published(program, wait=2.0, times=3), orders.url()],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     assert process.stdout is not None
     first = process.stdout.readline()
-    rabbit.delete("orders.after.1s")
+    orders.delete("orders.after.1s")
     rest, errors = process.communicate(timeout=60)
     error, again = rest.splitlines()
     assert error == ("PublishError" if program is AIO_PIKA else "UnroutableError"), errors
@@ -217,8 +186,8 @@ def test_a_missing_queue_is_an_error_and_then_declared_anew(program: str, rabbit
 
 
 @BOTH
-def test_a_connection_that_was_idle_is_made_anew(program: str, rabbit: Rabbit) -> None:
+def test_a_connection_that_was_idle_is_made_anew(program: str, orders: Orders) -> None:
     """The broker has closed it, for want of heartbeats, and the next message is published all the same."""
-    done, routes = rabbit.run(published(program, wait=4.0), "?heartbeat=1")
+    done, routes = run(published(program, wait=4.0), orders.url("?heartbeat=1"))
     assert (done.returncode, [route for route, *_ in routes]) == (0, ["Route.PRIMARY"] * 2), done.stderr
-    assert rabbit.take(2) == [id for _, id in routes]
+    assert orders.take({id for _, id in routes}) == [id for _, id in routes]
