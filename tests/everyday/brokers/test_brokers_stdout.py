@@ -351,7 +351,7 @@ async def test_leaving_in_the_midst_of_a_batch(pipe: Pipe) -> None:
 
             failed: list[str] = []
             nursery.start_soon(send)
-            await trio.sleep(0.2)
+            await trio.testing.wait_all_tasks_blocked(0.05)  # the pipe is full
     assert failed == [f"m{n}" for n in range(len(pipe.read().splitlines()), 1000)]
 
 
