@@ -2,7 +2,8 @@
 
 `amqp://user:password@host:5672/QUEUE` publishes to a queue through the default exchange; `?vhost=NAME` is
 the virtual host, `/` without it, and the user is guest without one. `amqps://` is TLS. The queue is the
-user's: it is never declared here.
+user's: it is never declared here. A connection on which the broker is silent for `?heartbeat=` seconds (10)
+and five more is lost; `?delay_queue=quorum` is told of below.
 
 **What travels.** The payload; the message's own headers, and `Localdelay-Id`, `Localdelay-Attempt` and
 `Localdelay-Execute-At` (wall clock, RFC 3339), as headers; the id as the property `message_id` too, unless
@@ -12,8 +13,8 @@ confirmed where the queue is durable.
 **Confirmation.** Publisher confirms, with `mandatory`, many under way on one connection, which lives on
 the Trio loop itself. One that is not confirmed in time is a `TimeoutError`, and what is under way when the
 connection is lost a `ConnectionError`: nobody can tell whether the broker took it. The connection is made
-again for as long as it takes; meanwhile messages wait, within the same time limit. Messages are written in
-the order in which they are given; one that is tried again comes behind others.
+again for as long as it takes; meanwhile messages wait, within the same time limit. One that is tried
+again comes behind others.
 
 **Throttled** are a nack (the queue is full and rejects), a connection that the broker blocks (out of
 memory or disk), and the limit of queues in a virtual host. While the connection is blocked every publish
@@ -42,160 +43,138 @@ is counted on the wall clock.
 Dead-lettering itself is weaker than a confirmed publish where the delay queue is classic, which is the
 default: the broker hands the message on without waiting for QUEUE to confirm it, so that it can be lost
 when the node dies in that moment, and is when QUEUE is not there, or is full and rejects. With
-`delay_queue_type="quorum"` (RabbitMQ 3.10 and later) it is handed on at least once, and kept until
+`?delay_queue=quorum` (RabbitMQ 3.10 and later) it is handed on at least once, and kept until
 QUEUE has confirmed it; these queues are replicated, and cost more memory and time, each.
 """
 
 from __future__ import annotations
 
 import ssl
-import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Final, get_args
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import NamedTuple
 
+import pika
 import trio
 
-from localdelay import arguments
-from localdelay.brokers.address import Address
-from localdelay.brokers.amqp_channel import Publish
-from localdelay.brokers.amqp_connection import Connection, Node
-from localdelay.brokers.amqp_errors import classified
-from localdelay.brokers.amqp_frames import SHORT, DelayQueueType, delay_queue, quantised
-from localdelay.brokers.wire import wall_clock
+from localdelay.brokers.address import Address, host_and_port
+from localdelay.brokers.amqp_channel import Session, Target
+from localdelay.brokers.amqp_delays import SHORT, delay_queue, quantised
+from localdelay.brokers.amqp_errors import blocked, classified
+from localdelay.brokers.driver import Driver
+from localdelay.brokers.outbox import Outbox
+from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID, rfc3339, wall_clock
 from localdelay.errors import PermanentSendError
 from localdelay.message import Message
-from localdelay.settling import Confirmation
 
-__all__ = ["AmqpBroker", "classified", "open_address", "open_amqp"]
+LONGEST_CONFIRM_TIMEOUT = 300.0
+_OWN = frozenset({ID, ATTEMPT, EXECUTE_AT})
+# RabbitMQ takes further routing keys from these, and closes the channel where they are no list.
+_ROUTING = frozenset({"CC", "BCC"})
+_FRAME_BESIDES = 300
+"""Bytes of a header frame besides the headers and the id, at most."""
 
-LONGEST_CONFIRM_TIMEOUT: Final = 300.0
+
+class Publish(NamedTuple):
+    """What is published for a message."""
+
+    properties: pika.BasicProperties
+    payload: bytes
+    delay: int
+    """Milliseconds."""
 
 
-class AmqpBroker:
-    """A connection that publishes to one queue; `open_amqp` makes it."""
+def headers_of(message: Message, due: float) -> dict[str, str]:
+    """What travels besides the payload. Raises `PermanentSendError` for what AMQP can't carry."""
+    headers = {name: value for name, value in message.headers.items() if name not in _OWN}
+    if not _ROUTING.isdisjoint(headers):
+        raise PermanentSendError("RabbitMQ takes no text as the header CC or BCC: they are for routing")
+    if any(len(name.encode()) > SHORT for name in headers):
+        raise PermanentSendError(
+            f"the name of a header takes more than {SHORT} bytes, which AMQP does not take"
+        )
+    return headers | {ID: message.id, ATTEMPT: f"{message.attempt}", EXECUTE_AT: rfc3339(due)}
 
+
+def size_of(headers: Mapping[str, str]) -> int:
+    """Bytes of a table of headers."""
+    return sum(len(name.encode()) + len(value.encode()) + 6 for name, value in headers.items())
+
+
+class _Driver(Driver):
     native_delay = True
 
-    def __init__(self, connection: Connection, queue: str, delay_queue_type: DelayQueueType) -> None:
-        self._connection = connection
-        self._queue = queue
-        self._delay_queue_type = delay_queue_type
+    def __init__(self, where: Address) -> None:
+        self.where = f"RabbitMQ at {host_and_port(where.host, where.port)}"
+        self.blocked: str | None = None
+        """Why the broker takes nothing now, where it says so."""
+        kind = where.choice("delay_queue", "quorum", "classic") or "classic"
+        self.target = Target(where.target, "quorum" if kind == "quorum" else "classic")
+        context = ssl.create_default_context() if where.scheme == "amqps" else None
+        self._parameters = pika.ConnectionParameters(
+            where.host,
+            where.port,
+            where.options.get("vhost", "/"),
+            pika.PlainCredentials(
+                "guest" if where.username is None else where.username,
+                "guest" if where.password is None else where.password,
+            ),
+            heartbeat=where.count("heartbeat", 10, 3600),
+            # Longer than what is waited for here.
+            socket_timeout=60,
+            stack_timeout=60,
+            ssl_options=None if context is None else pika.SSLOptions(context, where.host),
+            client_properties={"connection_name": f"localdelay {where.target}"},
+        )
 
-    async def send(self, message: Message) -> None:
-        """Publish a message now; returns once the broker has confirmed it.
-
-        Raises `Throttled` where it is refused because of a limit, `PermanentSendError` for what can never
-        work, and a `TimeoutError` or `ConnectionError` where nobody can tell whether it was taken.
-        """
-        await self._publish(message, wall_clock(message.execute_at), 0)
-
-    async def send_batch(self, messages: Sequence[Message]) -> None:
-        """Publish messages now; returns once the broker has confirmed all of them.
-
-        Raises `PartialSendError` where it did not take some of them, and else as `send` does.
-        """
-        messages = tuple(messages)
-        confirmation = Confirmation(len(messages))
-        deadline, ahead = self._connection.deadline(), time.time() - trio.current_time()
-        publishes = [
-            Publish(message, confirmation, position, message.execute_at + ahead, deadline)
-            for position, message in enumerate(messages)
-        ]
+    def encode(self, message: Message, delay: float | None) -> Publish:
+        if self.blocked is not None:
+            raise blocked(self.blocked)
+        target, milliseconds = self.target, 0
+        if delay is not None:
+            milliseconds = quantised(delay)
+            if len(delay_queue(target.queue, milliseconds, target.delay_type).encode()) > SHORT:
+                raise PermanentSendError(f"the name of the delay queue would take more than {SHORT} bytes")
+        due = wall_clock(message.execute_at if delay is None else trio.current_time() + delay)
         try:
-            self._connection.publish(publishes)
-            await confirmation.of_all(messages)
-        except BaseException:
-            for publish in publishes:
-                publish.message = None
-            raise
+            headers = headers_of(message, due)
+            size, id_size = size_of(headers), len(message.id.encode())
+        except UnicodeEncodeError:
+            # Its own text, and what it is about, would show a header.
+            raise PermanentSendError("an id or a header has a surrogate, which is no UTF-8") from None
+        if size + _FRAME_BESIDES > target.frame_max:
+            raise PermanentSendError(
+                f"id and headers take {size} bytes; this broker takes {target.frame_max} at most"
+            )
+        if len(message.payload) > target.largest:
+            raise PermanentSendError(
+                f"{len(message.payload)} bytes; this broker takes {target.largest} at most (max_message_size)"
+            )
+        # Too long for a property the id travels in the headers alone.
+        properties = pika.BasicProperties(
+            headers=headers, delivery_mode=2, message_id=message.id if id_size <= SHORT else None
+        )
+        return Publish(properties, message.payload, milliseconds)
 
-    async def publish_delayed(self, message: Message, delay: float) -> None:
-        """Have the broker deliver a message in `delay` seconds; returns once it has confirmed that.
+    @asynccontextmanager
+    async def connect(self, outbox: Outbox) -> AsyncIterator[Session]:
+        if self.confirm_timeout > LONGEST_CONFIRM_TIMEOUT:
+            raise ValueError(f"confirm_timeout must be at most {LONGEST_CONFIRM_TIMEOUT:g} s")
+        session = Session(self._parameters, self.target, outbox, self._note_blocked)
+        async with session.connected():
+            yield session
 
-        Raises as `send` does; a `TypeError` or `ValueError` for a delay that is none.
-        """
-        seconds = arguments.at_least("delay", delay, 0, "a number of seconds")
-        milliseconds = quantised(seconds)
-        if len(delay_queue(self._queue, milliseconds, self._delay_queue_type).encode()) > SHORT:
-            raise PermanentSendError(f"the name of the delay queue would take more than {SHORT} bytes")
-        await self._publish(message, time.time() + seconds, milliseconds)
+    def _note_blocked(self, reason: str | None) -> None:
+        self.blocked = reason
 
-    async def _publish(self, message: Message, due: float, delay: int) -> None:
-        confirmation = Confirmation()
-        publish = Publish(message, confirmation, 0, due, self._connection.deadline(), delay)
-        try:
-            self._connection.publish((publish,))
-            await confirmation.of_one()
-        except BaseException:
-            publish.message = None
-            raise
-
-
-def open_address(where: Address) -> AbstractAsyncContextManager[AmqpBroker]:
-    """Connect to where a URL points to."""
-    return open_amqp(
-        where.host,
-        queue=where.target,
-        port=where.port,
-        virtual_host=where.options.get("vhost", "/"),
-        username="guest" if where.username is None else where.username,
-        password="guest" if where.password is None else where.password,
-        tls=ssl.create_default_context() if where.scheme == "amqps" else None,
-    )
+    def verdict(self, error: Exception) -> Exception:
+        # Blocked, the broker takes what was written when it reads on. But a duplicate is better than to hear
+        # nothing of the limit, and than to give up what is refused.
+        if isinstance(error, TimeoutError) and self.blocked is not None:
+            return blocked(f"{self.blocked}; {error}")
+        return classified(error)
 
 
-@asynccontextmanager
-async def open_amqp(
-    host: str,
-    *,
-    queue: str,
-    port: int = 5672,
-    virtual_host: str = "/",
-    username: str = "guest",
-    password: str = "guest",  # noqa: S107 (RabbitMQ's own default)
-    tls: ssl.SSLContext | None = None,
-    confirm_timeout: float = 10.0,
-    connect_timeout: float = 5.0,
-    heartbeat: int = 10,
-    delay_queue_type: DelayQueueType = "classic",
-) -> AsyncIterator[AmqpBroker]:
-    """Connect to RabbitMQ, and publish to `queue` for the length of an `async with` block.
-
-    `confirm_timeout` seconds (300 at most) after its publish a message has failed that is not confirmed;
-    a connection must stand within `connect_timeout`. One on which the broker is silent for `heartbeat`
-    seconds and five more (0: any number) is lost; pika notices within twice that. What is under way when
-    the block is left has a second to be confirmed.
-    Raises `ConnectionError` where no broker answers or it refuses the user or the virtual host, and
-    `TypeError` or `ValueError` for an argument that is wrong.
-    """
-    if not 1 <= len(queue.encode()) <= SHORT:
-        raise ValueError(f"queue must be a name of 1 to {SHORT} bytes, not of {len(queue.encode())}")
-    if delay_queue_type not in get_args(DelayQueueType):
-        raise ValueError(f"delay_queue_type must be classic or quorum, not {delay_queue_type!r}")
-    confirm_timeout = _seconds("confirm_timeout", confirm_timeout)
-    if confirm_timeout > LONGEST_CONFIRM_TIMEOUT:
-        raise ValueError(f"confirm_timeout must be at most {LONGEST_CONFIRM_TIMEOUT:g} s")
-    node = Node(
-        host=host,
-        port=port,
-        virtual_host=virtual_host,
-        username=username,
-        password=password,
-        tls=tls,
-        heartbeat=heartbeat if heartbeat == 0 else arguments.count("heartbeat", heartbeat),
-        connect_timeout=_seconds("connect_timeout", connect_timeout),
-    )
-    connection = Connection(node, queue, confirm_timeout=confirm_timeout, delay_queue_type=delay_queue_type)
-    try:
-        await connection.opened()
-        yield AmqpBroker(connection, queue, delay_queue_type)
-    finally:
-        await connection.close()
-
-
-def _seconds(name: str, value: float) -> float:
-    seconds = arguments.at_least(name, value, 0, "a number of seconds")
-    if not seconds:
-        raise ValueError(f"{name} must be more than 0")
-    return seconds
+def driver_at(where: Address) -> Driver:
+    """The driver for where a URL points to. Raises `ValueError` for an option that is none."""
+    return _Driver(where)

@@ -1,69 +1,52 @@
-"""One AMQP channel with publisher confirms, and what it publishes.
+"""A connection of pika's on the Trio loop, with two channels that confirm what they publish.
 
-The broker closes a channel for the fault of one message, or for a declaration that it refuses. What else
-was under way on it is told apart from the culprit as far as that goes.
+The broker closes a channel for the fault of one message, or for a delay queue that it refuses: so what is
+delayed has a channel of its own. What else was under way on it is told apart from the culprit as far as that
+goes.
 """
 
 from __future__ import annotations
 
-import math
 import re
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Final, Protocol
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Final
 
 import attrs
+import pika
 import pika.channel
 import pika.exceptions
+import trio
 from pika import frame, spec
+from pika.adapters.select_connection import SelectConnection
 
 from localdelay.brokers import amqp_errors
-from localdelay.brokers.amqp_frames import (
-    DelayQueueType,
-    content_frames,
-    delay_arguments,
-    delay_queue,
-    publish_frame,
-)
+from localdelay.brokers.amqp_delays import DelayQueueType, delay_arguments, delay_queue
+from localdelay.brokers.amqp_loop import Loop, logger, quiet
+from localdelay.brokers.outbox import Outbox, Parcel
 from localdelay.brokers.wire import ID
-from localdelay.errors import PermanentSendError
-from localdelay.message import Message
-from localdelay.settling import Confirmation
+from localdelay.nurseries import bare_nursery
 
 DECLARED_FOR: Final = 60.0
 """Seconds after which a delay queue is declared again before the next message is put into it."""
 
-_WRITE_BYTES = 32 * 1024
+_CLOSE_GRACE = 1.0
+_TURNS = 20
 _TOO_LARGE = re.compile(r"message size (\d+) is larger than (?:configured )?max size (\d+)")
 _CONCERNS_ALL = frozenset({403, 404})
 
 
-@attrs.define(eq=False)
-class Publish:
-    """A message on its way to the broker."""
+@attrs.define
+class Target:
+    """The queue to publish to, and what is known of what its broker takes."""
 
-    message: Message | None
-    """None where nobody waits for it any more: what is not written yet need not be."""
-    confirmation: Confirmation
-    position: int
-    due: float
-    """Its execute-at as Unix time in seconds."""
-    deadline: float
-    """When it has taken too long, on Trio's clock."""
-    delay: int = 0
-    """Milliseconds."""
-    returned: Exception | None = None
-    """What the broker has said of it before the acknowledgement, which comes all the same."""
-
-    def settle(self, error: Exception | None) -> None:
-        """It is confirmed, or has failed."""
-        self.confirmation.settle(self.position, error)
-
-    def fail(self, error: Callable[[], Exception]) -> None:
-        """It is not confirmed, and will not be any more."""
-        # A delay queue that is not there is no fault of the message.
-        self.settle((None if self.delay else self.returned) or error())
+    queue: str
+    delay_type: DelayQueueType
+    largest: int = 2**63
+    """Bytes of a payload."""
+    frame_max: int = 131_072
+    """Bytes of a frame."""
 
 
 @attrs.frozen
@@ -74,166 +57,68 @@ class _Declared:
     """When, on `time.monotonic()`."""
     tag: int
     """Of the publish that came next."""
-    publish_frame: bytes
 
 
-class Connection(Protocol):
-    """What a channel needs of the connection that it is on."""
+class _Channel:
+    """Publishes with confirms. It is opened again when the broker has closed it."""
 
-    @property
-    def frame_max(self) -> int:
-        """Bytes of the largest frame."""
-
-    def open_channel(
-        self, number: int, opened: Callable[[pika.channel.Channel], None]
-    ) -> pika.channel.Channel | None:
-        """Open a channel; None where there is no connection to open it on."""
-
-    def has_room(self) -> bool:
-        """Whether more may be written, or there is enough that the broker has not read yet."""
-
-    def write(self, data: memoryview) -> None:
-        """Write whole frames; what the broker has to say comes in meanwhile."""
-
-    def channel_ready(self) -> None:
-        """A channel can publish from now on."""
-
-    def pump_soon(self) -> None:
-        """Have every channel publish what it has, in a later turn of the loop."""
-
-
-class ConfirmedChannel:
-    """Publishes to one queue, or through the queues that delay messages for it."""
-
-    def __init__(self, connection: Connection, number: int, queue: str, delay_type: DelayQueueType) -> None:
-        self.outbox: deque[Publish] = deque()
-        """What is to be published."""
-        self.ready = False
-        """Whether it is open, and confirms."""
-        self._connection = connection
+    def __init__(self, session: Session, number: int) -> None:
+        self._session = session
         self._number = number
-        self._queue = queue
-        self._delay_type = delay_type
-        self._at_once = publish_frame(number, queue)
         self._channel: pika.channel.Channel | None = None
-        self._unconfirmed: dict[int, Publish] = {}
+        self._ready = False
+        self._waiting: list[Parcel] = []
+        self._unconfirmed: dict[int, Parcel] = {}
         self._next = self._oldest = self._returned = 1
+        self._returns: dict[int, Exception] = {}
         self._declared: dict[int, _Declared] = {}
-        self._largest: int | None = None
-
-    @property
-    def unconfirmed(self) -> int:
-        """How many are under way."""
-        return len(self._unconfirmed)
-
-    @property
-    def busy(self) -> bool:
-        """Whether something is under way, or about to be."""
-        return bool(self._unconfirmed or (self.ready and self.outbox))
 
     def open(self) -> None:
-        """Open the channel, unless it is open or there is no connection."""
-        if self._channel is None:
-            self._channel = channel = self._connection.open_channel(self._number, self._on_open)
-            if channel is not None:
-                channel.add_on_close_callback(self._on_closed)
+        """Open it, unless it is open; what is published meanwhile waits."""
+        if self._channel is not None or not self._session.connection.is_open:
+            return
+        self._channel = channel = self._session.connection.channel(self._number, self._on_open)
+        channel.add_on_close_callback(self._on_closed)
 
-    def pump(self) -> None:
-        """Publish what there is to publish, as far as the broker reads it."""
-        if self.outbox and not self.ready:
-            self.open()
-        # To write may bring the news that the channel is closed.
-        while self.outbox and self.ready and self._connection.has_room():
-            if pieces := self._take(self._connection.frame_max):
-                self._connection.write(memoryview(b"".join(pieces)))
+    def publish(self, parcel: Parcel) -> None:
+        """Publish a message, or have it wait until the channel is open."""
+        if not self._ready or self._channel is None:
+            self._waiting.append(parcel)
+            self._session.call_soon(self.open)
+            return
+        properties, payload, delay = parcel.content
+        target = self._session.target
+        try:
+            name = self._delayed_by(delay) if delay else target.queue
+            self._channel.basic_publish("", name, payload, properties, mandatory=True)
+        except pika.exceptions.AMQPError as error:
+            if self._channel.is_open:
+                parcel.settle(error)
+            else:
+                self._session.outbox.again([parcel])
+            return
+        self._unconfirmed[self._next] = parcel
+        self._next += 1
 
-    def expire(
-        self, now: float, unsent: Callable[[], Exception], unconfirmed: Callable[[], Exception]
-    ) -> None:
-        """Fail what has taken too long by now."""
-        while self.outbox and self.outbox[0].deadline <= now:
-            self.outbox.popleft().settle(unsent())
-        while (publish := self._oldest_unconfirmed()) is not None and publish.deadline <= now:
-            del self._unconfirmed[self._oldest]
-            publish.fail(unconfirmed)
+    def give_back(self) -> None:
+        """What waits for the channel was not published."""
+        self._session.outbox.again(self._waiting)
+        self._waiting = []
 
-    def next_deadline(self) -> float:
-        """When `expire` is to be called next, on Trio's clock; infinite where nothing is waiting."""
-        waiting = [self._oldest_unconfirmed(), self.outbox[0] if self.outbox else None]
-        return min((publish.deadline for publish in waiting if publish is not None), default=math.inf)
-
-    def fail_unsent(self, error: Callable[[], Exception]) -> None:
-        """Fail what is not written yet."""
-        while self.outbox:
-            self.outbox.popleft().settle(error())
-
-    def fail_unconfirmed(self, error: Callable[[], Exception]) -> None:
-        """Fail what is under way."""
-        unconfirmed, self._unconfirmed = self._unconfirmed, {}
-        for publish in unconfirmed.values():
-            publish.fail(error)
-
-    def lost(self, error: BaseException) -> None:
-        """The channel is no more: what was under way has failed, the rest waits for another one."""
-        self._channel = None
-        self.ready = False
-        self._declared.clear()
-        self.fail_unconfirmed(lambda: amqp_errors.lost(error))
-
-    def _take(self, frame_max: int) -> list[bytes | memoryview]:
-        """Take as much out of the outbox as is worth a write; its frames, in pieces."""
-        pieces: list[bytes | memoryview] = []
-        size = 0
-        while self.outbox and size < _WRITE_BYTES:
-            publish = self.outbox.popleft()
-            message = publish.message
-            if message is None:
-                continue
-            try:
-                self._check_size(message)
-                frames = content_frames(self._number, message, publish.due, frame_max)
-                first = self._delayed_by(publish.delay) if publish.delay else self._at_once
-            except Exception as error:  # noqa: BLE001 (raised by the send that waits for it)
-                publish.settle(amqp_errors.classified(error))
-                continue
-            self._unconfirmed[self._next] = publish
-            self._next += 1
-            pieces.append(first)
-            pieces += frames
-            size += len(first) + len(frames[0]) + len(message.payload)
-        return pieces
-
-    def _check_size(self, message: Message) -> None:
-        if self._largest is not None and len(message.payload) > self._largest:
-            raise PermanentSendError(
-                f"{len(message.payload)} bytes; this broker takes {self._largest} at most (max_message_size)"
-            )
-
-    def _delayed_by(self, delay: int) -> bytes:
-        """The first frame of a publish into a delay queue, which is declared ahead of it if need be.
+    def _delayed_by(self, delay: int) -> str:
+        """The queue for a delay, which is declared ahead of the publish if need be.
 
         The broker handles both in this order; a declaration that it refuses closes the channel.
         """
-        now = time.monotonic()
+        assert self._channel is not None  # noqa: S101 (it is ready)
+        target, now = self._session.target, time.monotonic()
+        name = delay_queue(target.queue, delay, target.delay_type)
         declared = self._declared.get(delay)
         if declared is None or now >= declared.at + DECLARED_FOR:
-            assert self._channel is not None  # noqa: S101 (it is ready)
-            name = self._delay_queue(delay)
-            arguments = delay_arguments(self._queue, delay, self._delay_type)
+            arguments = delay_arguments(target.queue, delay, target.delay_type)
             self._channel.queue_declare(name, durable=True, arguments=arguments)
-            declared = self._declared[delay] = _Declared(now, self._next, publish_frame(self._number, name))
-        return declared.publish_frame
-
-    def _delay_queue(self, delay: int) -> str:
-        return delay_queue(self._queue, delay, self._delay_type)
-
-    def _oldest_unconfirmed(self) -> Publish | None:
-        while self._oldest < self._next:
-            publish = self._unconfirmed.get(self._oldest)
-            if publish is not None:
-                return publish
-            self._oldest += 1
-        return None
+            self._declared[delay] = _Declared(now, self._next)
+        return name
 
     # What pika calls.
 
@@ -243,9 +128,13 @@ class ConfirmedChannel:
 
     def _on_confirming(self, _: frame.Method) -> None:
         self._next = self._oldest = self._returned = 1
-        self.ready = True
-        self._connection.channel_ready()
-        self._connection.pump_soon()
+        self._declared.clear()
+        self._returns.clear()
+        self._ready = True
+        self._session.channel_ready()
+        waiting, self._waiting = self._waiting, []
+        for parcel in waiting:
+            self.publish(parcel)
 
     def _on_confirm(self, confirm: frame.Method) -> None:
         method = confirm.method
@@ -257,17 +146,16 @@ class ConfirmedChannel:
             self._oldest = max(self._oldest, tags.stop)
         refused = isinstance(method, spec.Basic.Nack)
         for tag in tags:
-            publish = self._unconfirmed.pop(tag, None)
-            if publish is None:
-                continue  # it has taken too long
-            if publish.returned is not None and publish.delay:
+            parcel = self._unconfirmed.pop(tag, None)
+            if parcel is None:
+                continue
+            returned = self._returns.pop(tag, None)
+            if returned is not None and parcel.content.delay:
                 # Somebody has deleted the queue that was to delay it.
-                self._declared.pop(publish.delay, None)
-                publish.returned = None
-                self.outbox.appendleft(publish)
-                self._connection.pump_soon()
+                self._declared.pop(parcel.content.delay, None)
+                self._session.outbox.again([parcel])
             else:
-                publish.settle(amqp_errors.nacked(method) if refused else publish.returned)
+                parcel.settle(amqp_errors.nacked(method) if refused else returned)
 
     def _on_return(
         self, _: object, method: spec.Basic.Return, properties: spec.BasicProperties, __: bytes
@@ -275,36 +163,175 @@ class ConfirmedChannel:
         returned = (properties.headers or {}).get(ID)
         # In the order of their publishes, so that what was returned before it need not be looked at.
         for tag in range(max(self._returned, self._oldest), self._next):
-            publish = self._unconfirmed.get(tag)
-            if publish is not None and publish.message is not None and publish.message.id == returned:
-                publish.returned = amqp_errors.unroutable(method, properties)
+            parcel = self._unconfirmed.get(tag)
+            if parcel is not None and parcel.content.properties.headers[ID] == returned:
+                self._returns[tag] = amqp_errors.unroutable(method, properties)
                 self._returned = tag + 1
                 return
 
     def _on_closed(self, channel: pika.channel.Channel, reason: Exception) -> None:
-        if channel is self._channel:
-            if isinstance(reason, pika.exceptions.ChannelClosedByBroker):
-                self._blame(reason)
-            self.lost(reason)
-            self._connection.pump_soon()
+        if channel is not self._channel:
+            return
+        self._channel = None
+        self._ready = False
+        if isinstance(reason, pika.exceptions.ChannelClosedByBroker):
+            self._blame(reason)
+            unconfirmed, self._unconfirmed = self._unconfirmed, {}
+            for parcel in unconfirmed.values():
+                parcel.settle(amqp_errors.lost(reason))
+            self._session.call_soon(self.open)  # pika has not yet forgotten the old one
 
     def _blame(self, reason: pika.exceptions.ChannelClosedByBroker) -> None:
         """Fail what the channel was closed for, and publish again what came after it: it was not read."""
-        tags = list(self._unconfirmed)
-        text = reason.reply_text
+        tags, target, text = list(self._unconfirmed), self._session.target, reason.reply_text
         first = self._next
         if too_large := _TOO_LARGE.search(text):
-            self._largest = largest = int(too_large[2])
-            messages = [(tag, self._unconfirmed[tag].message) for tag in tags]
-            guilty = [tag for tag, message in messages if message and len(message.payload) > largest]
+            target.largest = largest = int(too_large[2])
+            guilty = [tag for tag in tags if len(self._unconfirmed[tag].content.payload) > largest]
             first = min(guilty, default=first)
         elif reason.reply_code in _CONCERNS_ALL or len(tags) == 1:
             guilty = tags
         else:
-            refused = {delay for delay in self._declared if f"'{self._delay_queue(delay)}'" in text}
+            names = {delay: delay_queue(target.queue, delay, target.delay_type) for delay in self._declared}
+            refused = {delay for delay, name in names.items() if f"'{name}'" in text}
             first = min((self._declared[delay].tag for delay in refused), default=first)
-            guilty = [tag for tag in tags if tag >= first and self._unconfirmed[tag].delay in refused]
+            guilty = [tag for tag in tags if tag >= first and self._unconfirmed[tag].content.delay in refused]
         for tag in guilty:
-            self._unconfirmed.pop(tag).settle(amqp_errors.classified(reason))
+            self._unconfirmed.pop(tag).settle(reason)
         unread = [self._unconfirmed.pop(tag) for tag in tags if tag >= first and tag in self._unconfirmed]
-        self.outbox.extendleft(reversed(unread))
+        self._session.outbox.again(unread)
+
+
+class Session:
+    """A connection with its channels."""
+
+    connection: SelectConnection
+
+    def __init__(
+        self,
+        parameters: pika.ConnectionParameters,
+        target: Target,
+        outbox: Outbox,
+        blocked: Callable[[str | None], None],
+    ) -> None:
+        """`blocked` is told why the broker takes nothing, and None when it does again."""
+        self.target = target
+        self.outbox = outbox
+        self._parameters = parameters
+        self._blocked = blocked
+        self._loop = Loop()
+        self._at_once, self._delayed = _Channel(self, 1), _Channel(self, 2)
+        self._ready = trio.Event()
+        self._ended = trio.Event()
+        self._reason: BaseException = ConnectionError("it is not connected")
+        self._scope = trio.CancelScope()
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        """Connect, and have pika do its work meanwhile. Raises `ConnectionError`."""
+        with quiet():
+            async with bare_nursery() as nursery:
+                nursery.start_soon(self._run)
+                try:
+                    await self._ready.wait()
+                    if self._ended.is_set():
+                        raise ConnectionError(amqp_errors.reason(self._reason))
+                    yield
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await self._close()
+
+    def write(self, parcels: Sequence[Parcel]) -> None:
+        """Publish; what the broker has to say comes in meanwhile."""
+        if self._ended.is_set() or not self.connection.is_open:
+            raise ConnectionError("it has ended")
+        with quiet():
+            for parcel in parcels:
+                (self._delayed if parcel.only_now else self._at_once).publish(parcel)
+            self._turn()
+
+    async def lost(self) -> Exception:
+        """Wait for its end; why it has ended."""
+        await self._ended.wait()
+        return ConnectionError(amqp_errors.reason(self._reason))
+
+    def channel_ready(self) -> None:
+        """A channel can publish from now on."""
+        self.target.frame_max = self.connection.params.frame_max
+        self._ready.set()
+
+    def call_soon(self, call: Callable[[], None]) -> None:
+        """Have something done in the next turn of pika's loop."""
+        self._loop.call_later(0, call)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _run(self) -> None:
+        """Have pika read, write and run its timers. Nothing cuts it off but the end of the connection."""
+        with trio.CancelScope(shield=True) as self._scope:
+            try:
+                self.connection = SelectConnection(
+                    self._parameters,
+                    on_open_callback=self._on_open,
+                    on_open_error_callback=self._on_lost,
+                    on_close_callback=self._on_lost,
+                    custom_ioloop=self._loop,
+                )
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._run_timers)
+                    while True:
+                        self._turn()
+                        await trio.lowlevel.wait_readable(self._loop.fileno())
+            except OSError as error:
+                self._on_lost(None, error)
+
+    async def _run_timers(self) -> None:
+        while True:
+            await self._loop.wait_for_timer()
+            self._turn()
+
+    def _turn(self) -> None:
+        """Whatever pika raises here, a new connection is the way out of it."""
+        try:
+            self._loop.turn()
+        except Exception as error:  # noqa: BLE001 (as it says)
+            logger.debug("%s: %s", type(error).__name__, error, exc_info=True)
+            self._on_lost(None, error)
+
+    async def _close(self) -> None:
+        """End the connection, if need be without the broker's consent."""
+        if not self._ended.is_set() and self._ready.is_set() and self.connection.is_open:
+            with suppress(pika.exceptions.AMQPError):
+                self.connection.close()
+            self._turn()
+            with trio.move_on_after(_CLOSE_GRACE):
+                await self._ended.wait()
+        connection = getattr(self, "connection", None)
+        if connection is not None:
+            with suppress(Exception):  # pika has no public way to give a connection up
+                connection._terminate_stream(ConnectionError("it is given up"))  # noqa: SLF001
+            for _ in range(_TURNS):
+                with suppress(Exception):
+                    self._loop.turn()
+        self._blocked(None)
+        for channel in (self._at_once, self._delayed):
+            channel.give_back()
+        self._scope.cancel()
+        await trio.lowlevel.checkpoint()
+        self._loop.close()
+
+    def _on_open(self, connection: SelectConnection) -> None:
+        connection.add_on_connection_blocked_callback(self._on_blocked)
+        connection.add_on_connection_unblocked_callback(lambda *_: self._blocked(None))
+        self._at_once.open()
+
+    def _on_lost(self, _: object, error: BaseException) -> None:
+        """It has come to its end, or has not come about."""
+        if not self._ended.is_set():
+            self._reason = error
+        self._ended.set()
+        self._ready.set()
+
+    def _on_blocked(self, _: SelectConnection, blocked: frame.Method) -> None:
+        reason = str(blocked.method.reason)
+        self._blocked(reason)
+        self.outbox.refuse(lambda: amqp_errors.blocked(reason))

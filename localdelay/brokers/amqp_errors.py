@@ -6,6 +6,7 @@ import pika.exceptions
 from pika import spec
 from pika.adapters.blocking_connection import ReturnedMessage
 
+from localdelay.brokers.broker import ConnectionLost
 from localdelay.errors import PermanentSendError, Throttled
 from localdelay.settling import caused_by
 
@@ -71,7 +72,7 @@ def lost(error: BaseException) -> ConnectionError:
     """For what was under way on a connection or a channel that is no more."""
     closed = isinstance(error, pika.exceptions.ChannelClosed)
     what = "RabbitMQ has closed the channel" if closed else "the connection to RabbitMQ was lost"
-    told = ConnectionError(f"{what}: {reason(error)}")
+    told = ConnectionLost(f"{what}: {reason(error)}")
     told.__cause__ = error
     return told
 

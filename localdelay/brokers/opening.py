@@ -62,7 +62,7 @@ _AMQP = Form(
     "the queue to publish to",
     re.compile(r"[^\x00-\x1f\x7f]{1,200}"),
     default_port=5672,
-    options=frozenset({"vhost"}),
+    options=frozenset({"delay_queue", "heartbeat", "vhost"}),
 )
 _REDIS = Form(
     "redis://host:6379/STREAM",

@@ -12,13 +12,13 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 from urllib.parse import urlsplit
 
+import pika.channel
 import pytest
 import trio
 
 from localdelay import Message, PermanentSendError, Throttled
-from localdelay.brokers import amqp_channel
-from localdelay.brokers.amqp import AmqpBroker, open_amqp
-from localdelay.brokers.amqp_frames import delay_queue
+from localdelay.brokers import Broker, amqp_channel, open_broker
+from localdelay.brokers.amqp_delays import delay_queue
 from localdelay.brokers.wire import EXECUTE_AT, ID
 from tests.kit.servers.amqp import RabbitServer
 from tests.kit.servers.process import Server
@@ -35,9 +35,9 @@ def queue(rabbit: RabbitServer) -> str:
 
 
 @asynccontextmanager
-async def opened(rabbit: RabbitServer, queue: str, **options: Any) -> AsyncIterator[AmqpBroker]:
+async def opened(rabbit: RabbitServer, queue: str, options: str = "") -> AsyncIterator[Broker]:
     with trio.fail_after(30):
-        async with open_amqp("127.0.0.1", **{"port": rabbit.port, "queue": queue, **options}) as broker:
+        async with open_broker(f"amqp://127.0.0.1:{rabbit.port}/{queue}{options}") as broker:
             yield broker
 
 
@@ -184,14 +184,19 @@ async def test_delay_queues_are_declared_again_in_time(
 ) -> None:
     """Ahead of the first message that comes a while after the last declaration, and not ahead of each."""
     async with opened(rabbit, queue) as broker:
-        channel = broker._connection._delayed
-        await broker.publish_delayed(message("a"), 0.2)
-        first = channel._declared[200]
-        await broker.publish_delayed(message("b"), 0.2)
-        assert channel._declared[200] is first
-        monkeypatch.setattr(amqp_channel, "DECLARED_FOR", 0.0)
-        await broker.publish_delayed(message("c"), 0.2)
-        assert channel._declared[200].at > first.at
+        declared: list[str] = []
+        declare = pika.channel.Channel.queue_declare
+
+        def counting(channel: object, queue: str, **options: object) -> object:
+            declared.append(queue)
+            return declare(channel, queue, **options)
+
+        monkeypatch.setattr(pika.channel.Channel, "queue_declare", counting)
+        for _ in range(2):
+            await broker.publish_delayed(message("a"), 0.2)
+            await broker.publish_delayed(message("b"), 0.2)
+            monkeypatch.setattr(amqp_channel, "DECLARED_FOR", 0.0)
+        assert len(declared) == 3
 
 
 async def test_the_limit_of_queues_throttles(rabbit: RabbitServer) -> None:
@@ -200,11 +205,11 @@ async def test_the_limit_of_queues_throttles(rabbit: RabbitServer) -> None:
     everything = '<<".*">>, <<".*">>, <<".*">>, <<"test">>'
     rabbit.call(f'rabbit_auth_backend_internal:set_permissions(<<"guest">>, <<"small">>, {everything})')
     try:
-        with rabbit.connection(virtual_host="small") as connection:
+        with rabbit.connection("?vhost=small") as connection:
             connection.channel().queue_declare("q", durable=True)
         limits = '[{<<"max-queues">>, 3}]'
         rabbit.call(f'rabbit_vhost_limit:set(<<"small">>, {limits}, <<"test">>)')
-        async with opened(rabbit, "q", virtual_host="small") as broker:
+        async with opened(rabbit, "q", "?vhost=small") as broker:
             await broker.publish_delayed(message("a"), 60.0)
             await broker.publish_delayed(message("b"), 61.0)
             ended: dict[float, Exception | None] = {}
@@ -271,7 +276,7 @@ async def test_full_delay_queues_throttle_and_do_not_deliver_early(rabbit: Rabbi
 async def test_quorum_delay_queues_dead_letter_at_least_once(rabbit: RabbitServer, queue: str) -> None:
     """Where the queue rejects when the delay is over, the message is kept and handed on later."""
     rabbit.call("application:set_env(rabbit, dead_letter_worker_publisher_confirm_timeout, 300)")
-    async with arrivals(rabbit, queue) as got, opened(rabbit, queue, delay_queue_type="quorum") as broker:
+    async with arrivals(rabbit, queue) as got, opened(rabbit, queue, "?delay_queue=quorum") as broker:
         begun = time.monotonic()
         await broker.publish_delayed(message("a"), 0.3)
         await wait_for(got, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any
@@ -18,14 +17,11 @@ from pika.exceptions import ChannelClosedByBroker
 
 from localdelay import Message, PermanentSendError
 from localdelay.brokers import beanstalkd, kafka, redis
-from localdelay.brokers.amqp_channel import ConfirmedChannel, Publish
-from localdelay.brokers.amqp_frames import content_frames
 from localdelay.brokers.beanstalkd import answer_error as beanstalkd_error
 from localdelay.brokers.nats_answers import answer_error as nats_error
 from localdelay.brokers.nats_answers import classified as nats_classified
 from localdelay.brokers.nats_frames import Answer, Frames, header_lines
 from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID
-from localdelay.settling import Confirmation
 from tests.kit.fuzzing import (
     ACK,
     INBOX,
@@ -176,61 +172,6 @@ class FakeAmqp:
         ready(None)
 
 
-class Once(Confirmation):
-    """Settled once, or the test fails."""
-
-    settled = 0
-
-    def settle(self, position: int, error: Exception | None) -> None:
-        self.settled += 1
-        super().settle(position, error)
-
-
-_tags = st.sampled_from([0, 1, 1, 2, 3, 4, 7, 1000, 2**31, 2**63, 2**64 - 1])
-_texts = st.sampled_from(
-    [
-        "",
-        "x",
-        "message size 9 is larger than max size 5",
-        "message size 9 is larger than max size " + "9" * 200,
-    ]
-) | st.sampled_from(
-    ["inequivalent arg for queue 'localdelay.q.5'", "queue limit in vhost '/' (5) is reached", "\n\x00"]
-)
-_broken_amqp: st.SearchStrategy[list[tuple[Any, ...]]] = st.lists(
-    st.one_of(
-        st.tuples(st.just("send"), st.integers(0, 6), st.sampled_from([0, 0, 5, 60])),
-        st.tuples(st.sampled_from(["ack", "nack"]), _tags, st.booleans()),
-        st.tuples(st.just("return"), st.sampled_from([None, "1", "2", 5, b"x", {}]), _texts),
-        st.tuples(st.just("close"), st.sampled_from([0, 311, 403, 404, 406, 506, 99999]), _texts),
-    ),
-    max_size=12,
-)
-
-
-@fuzzed(500)
-@given(_broken_amqp)
-def test_amqp_confirms(told: list[tuple[Any, ...]]) -> None:
-    """Whatever the broker says, each message is settled once, at the latest when its time is over."""
-    world = FakeAmqp()
-    channel = ConfirmedChannel(world, 1, "q", "classic")
-    confirmations: list[Once] = []
-    with in_time():
-        for what, first, second in told:
-            if what == "send":
-                message = Message(str(len(confirmations) + 1), bytes(first), 0.0)
-                confirmations.append(Once())
-                channel.outbox.append(Publish(message, confirmations[-1], 0, 0.0, 10.0, second))
-            elif "confirmed" in world.calls:
-                _tell(world, what, first, second)
-            channel.pump()
-            world.open()
-            channel.pump()
-        channel.expire(10.0, TimeoutError, TimeoutError)
-    assert channel.next_deadline() == math.inf, "nobody waits for it any more, and it is not settled"
-    assert [confirmation.settled for confirmation in confirmations] == [1] * len(confirmations)
-
-
 def _tell(world: FakeAmqp, what: str, first: Any, second: Any) -> None:
     if what == "ack":
         world.calls["confirmed"](frame.Method(1, spec.Basic.Ack(first, second)))
@@ -276,30 +217,6 @@ def test_nats_headers(message: Message) -> None:
     own = {ID: message.id, ATTEMPT: str(message.attempt), EXECUTE_AT: "then"}
     expected = {**{name: value for name, value in message.headers.items() if name not in own}, **own}
     assert dict(line.split(": ", 1) for line in read) == expected
-
-
-@fuzzed(300)
-@given(_any_messages, st.sampled_from([200, 1000, 4096]))
-def test_amqp_frames(message: Message, frame_max: int) -> None:
-    """Our frames are read by pika as what the message is, or it was refused for good."""
-    try:
-        sent = b"".join(content_frames(1, message, 1e9, frame_max))
-    except PermanentSendError as error:
-        assert is_clear(error)
-        return
-    read: list[Any] = []
-    while sent:
-        count, one = frame.decode_frame(sent)
-        assert 0 < count <= frame_max
-        sent = sent[count:]
-        read.append(one)
-    own = {ID: message.id, ATTEMPT: str(message.attempt)}
-    headers = dict(read[0].properties.headers)
-    assert headers.pop(EXECUTE_AT) == "2001-09-09T01:46:40.000000+00:00"
-    others = {name: value for name, value in message.headers.items() if name not in (*own, EXECUTE_AT)}
-    assert headers == {**others, **own}
-    assert b"".join(body.fragment for body in read[1:]) == message.payload
-    assert read[0].body_size == len(message.payload)
 
 
 @fuzzed(200)

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from localdelay import Message, PartialSendError
-from localdelay.brokers.amqp import AmqpBroker, open_amqp
+from localdelay.brokers import Broker, open_broker
 from localdelay.brokers.wire import ID
 from tests.kit.servers.amqp import RabbitServer
 
@@ -25,11 +25,14 @@ def queue_of(url: str) -> str:
 
 
 @asynccontextmanager
-async def opened(url: str, **options: Any) -> AsyncIterator[AmqpBroker]:
+async def opened(
+    url: str, options: str = "", *, port: int | None = None, user: str = "", **limits: float
+) -> AsyncIterator[Broker]:
+    """The broker, at another port perhaps, and as another user than guest."""
+    name, password = user.split(":") if user else ("guest", "guest")
+    where = f"amqp://{name}:{password}@127.0.0.1:{port or urlsplit(url).port}/{urlsplit(url).path[1:]}"
     with trio.fail_after(30):
-        async with open_amqp(
-            **{"host": "127.0.0.1", "port": urlsplit(url).port, "queue": queue_of(url), **options}
-        ) as broker:
+        async with open_broker(where + options, **limits) as broker:
             yield broker
 
 
@@ -46,7 +49,7 @@ async def arrived(rabbit: RabbitServer, url: str, count: int, wait: float = 10.0
     return Counter(one.headers[ID] for one in received)
 
 
-async def outcomes(broker: AmqpBroker, sent: list[Message]) -> dict[str, Exception | None]:
+async def outcomes(broker: Broker, sent: list[Message]) -> dict[str, Exception | None]:
     """What becomes of each, all sent at once."""
     ended: dict[str, Exception | None] = {}
 
@@ -88,7 +91,7 @@ def permit(rabbit: RabbitServer, name: str, *, configure: str = ".*", write: str
     )
 
 
-async def send_until_confirmed(broker: AmqpBroker, id: str) -> int:
+async def send_until_confirmed(broker: Broker, id: str) -> int:
     """The number of sends that it took; all that failed failed by the connection."""
     for number in range(1, 1000):
         try:
@@ -100,12 +103,16 @@ async def send_until_confirmed(broker: AmqpBroker, id: str) -> int:
     raise AssertionError("never confirmed")
 
 
-async def refusal(**options: Any) -> str:
-    with trio.fail_after(5), pytest.raises(ConnectionError) as refused:
-        async with open_amqp(**{"host": "127.0.0.1", "queue": "orders", "password": "hunter2", **options}):
+async def refusal(
+    *, port: int, host: str = "127.0.0.1", scheme: str = "amqp", password: str = "hunter2", options: str = ""
+) -> str:
+    """What an attempt to connect comes to, in one line without the password."""
+    url = f"{scheme}://guest:{password}@{host}:{port}/orders{options}"
+    with trio.fail_after(10), pytest.raises(ConnectionError) as refused:
+        async with open_broker(url, connect_timeout=2.0):
             pass
     told = str(refused.value)
     assert "hunter2" not in told
     assert "\n" not in told
-    assert f"{options.get('host', '127.0.0.1')}:{options['port']}" in told
+    assert f"{host}:{port}" in told
     return told

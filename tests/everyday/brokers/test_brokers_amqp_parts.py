@@ -7,23 +7,22 @@ import ssl
 
 import pika.exceptions
 import pytest
+import trio
 from pika import frame, spec
 from pika.adapters.blocking_connection import ReturnedMessage
 from pika.adapters.utils import connection_workflow
 
 from localdelay import Message, PermanentSendError, Throttled
-from localdelay.brokers.amqp import LONGEST_CONFIRM_TIMEOUT, classified, open_amqp
+from localdelay.brokers.address import Address
+from localdelay.brokers.amqp import LONGEST_CONFIRM_TIMEOUT, Publish, driver_at
 from localdelay.brokers.amqp_channel import DECLARED_FOR
-from localdelay.brokers.amqp_connection import Node
-from localdelay.brokers.amqp_errors import lost, reason
-from localdelay.brokers.amqp_frames import (
+from localdelay.brokers.amqp_delays import (
     LEASE_MARGIN,
-    content_frames,
     delay_arguments,
     delay_queue,
-    publish_frame,
     quantised,
 )
+from localdelay.brokers.amqp_errors import classified, lost, reason
 from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID, rfc3339
 
 FRAME_MAX = 131_072
@@ -106,10 +105,6 @@ def test_the_reason_is_one_line(error: Exception, told: str) -> None:
     assert lost(error).__cause__ is error
 
 
-def sent(message: Message, frame_max: int = FRAME_MAX) -> bytes:
-    return b"".join(content_frames(2, message, DUE, frame_max))
-
-
 def by_pika(message: Message, frame_max: int = FRAME_MAX) -> bytes:
     own = {ID: message.id, ATTEMPT: str(message.attempt), EXECUTE_AT: rfc3339(DUE)}
     properties = spec.BasicProperties(
@@ -119,63 +114,6 @@ def by_pika(message: Message, frame_max: int = FRAME_MAX) -> bytes:
     parts = [message.payload[i : i + largest] for i in range(0, len(message.payload), largest)]
     frames = [frame.Header(2, len(message.payload), properties), *(frame.Body(2, part) for part in parts)]
     return b"".join(one.marshal() for one in frames)
-
-
-def test_frames_are_the_bytes_that_pika_would_write() -> None:
-    """For payloads of any size, in one frame or many, and text of any kind."""
-    seed = 4
-    print("seed", seed)
-    chosen = random.Random(seed)
-    letters = "aZ09 _-ü漢🙂\n\0'\"%"
-    for size in [0, 1, 4087, 4088, 4089, 8176, 8177, *(chosen.randrange(20_000) for _ in range(200))]:
-        text = ["".join(chosen.choices(letters, k=chosen.randrange(1, 40))) for _ in range(5)]
-        headers = {text[0]: text[1], text[2]: text[3], "Localdelay-Id": "mine"}
-        message = Message(text[4], chosen.randbytes(size), 0.0, headers, chosen.randrange(1, 10**6))
-        assert sent(message, 4096) == by_pika(message, 4096)
-        assert sent(message) == by_pika(message)
-    numbered = Message(1 << 20, b"x", 0.0)  # as the queues make them
-    assert sent(numbered) == by_pika(numbered)
-
-
-def test_the_first_frame_is_mandatory_and_names_the_queue() -> None:
-    """Through the default exchange, so that a queue that is not there comes back."""
-    _, first = frame.decode_frame(publish_frame(2, "Grüße"))
-    method = first.method
-    assert (first.channel_number, method.exchange, method.routing_key, method.mandatory) == (
-        2,
-        "",
-        "Grüße",
-        True,
-    )
-
-
-def test_a_long_id_travels_in_the_headers() -> None:
-    """A property holds 255 bytes; a header any number."""
-    for length, as_property in [(255, "x" * 255), (256, None)]:
-        header = content_frames(1, Message("x" * length, b"", 0.0), DUE, FRAME_MAX)[0]
-        _, decoded = frame.decode_frame(bytes(header))
-        assert decoded.properties.message_id == as_property
-        assert decoded.properties.headers["Localdelay-Id"] == "x" * length
-
-
-@pytest.mark.parametrize(
-    "message",
-    [
-        Message("a", b"", 0.0, {"CC": "elsewhere"}),
-        Message("a", b"", 0.0, {"BCC": "elsewhere"}),
-        Message("a", b"", 0.0, {"n" * 256: "value"}),
-        Message("a", b"", 0.0, {"\ud800": "hunter2"}),
-        Message("a", b"", 0.0, {"name": "hunter2 \ud800"}),
-        Message("\ud800", b"", 0.0),
-        Message("a", b"", 0.0, {"name": "x" * FRAME_MAX}),
-        Message("x" * FRAME_MAX, b"", 0.0),
-    ],
-)
-def test_what_amqp_can_not_carry_is_permanent(message: Message) -> None:
-    """Refused here: RabbitMQ would close the channel, or the connection, on everybody. No header is shown."""
-    with pytest.raises(PermanentSendError) as refused:
-        sent(message)
-    assert "hunter2" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +142,7 @@ def test_rounding_is_at_most_one_percent_and_there_are_few_queues() -> None:
     assert len({quantised(milliseconds / 1000) for milliseconds in range(10_000, 100_000, 7)}) <= 901
 
 
-@pytest.mark.parametrize("delay", [1e12, 1e300, 86_400 * 3650.0])
+@pytest.mark.parametrize("delay", [1e12, 1e300, 86_400 * 3650.0, 315_000_001.0])
 def test_no_delay_is_over_ten_years(delay: float) -> None:
     """What RabbitMQ would refuse by closing the channel."""
     with pytest.raises(PermanentSendError, match="longest delay"):
@@ -226,38 +164,46 @@ def test_a_delay_queue_outlives_what_is_in_it() -> None:
     assert delay_arguments("q", 1, "quorum")["x-dead-letter-strategy"] == "at-least-once"
 
 
-def test_nodes_show_no_user_and_no_password() -> None:
-    """Their repr is fit for a log."""
-    shown = repr(Node("host", 5672, "/", "somebody", "hunter2", None, 10, 5.0))
-    assert "hunter2" not in shown
-    assert "somebody" not in shown
-    assert "host" in shown
+def encoded(message: Message) -> Publish:
+    content: Publish = driver_at(Address("amqp", (("127.0.0.1", 5672),), "orders")).encode(message, None)
+    return content
+
+
+async def test_a_long_id_travels_in_the_headers() -> None:
+    """The property has room for 255 bytes; the header is always there."""
+    for id, in_property in (("x" * 255, True), ("x" * 256, False)):
+        properties = encoded(Message(id, b"", trio.current_time())).properties
+        assert properties.headers[ID] == id
+        assert properties.message_id == (id if in_property else None)
+        assert properties.delivery_mode == 2
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "named"),
+    ("id", "headers"),
     [
-        ({"queue": ""}, ValueError, "queue"),
-        ({"queue": "x" * 256}, ValueError, "queue"),
-        ({"queue": "ü" * 128}, ValueError, "queue"),
-        ({"confirm_timeout": 0}, ValueError, "confirm_timeout"),
-        ({"confirm_timeout": -1.0}, ValueError, "confirm_timeout"),
-        ({"confirm_timeout": float("nan")}, ValueError, "confirm_timeout"),
-        ({"confirm_timeout": 300.1}, ValueError, "confirm_timeout"),
-        ({"confirm_timeout": "10"}, TypeError, "confirm_timeout"),
-        ({"connect_timeout": 0.0}, ValueError, "connect_timeout"),
-        ({"connect_timeout": float("inf")}, ValueError, "connect_timeout"),
-        ({"connect_timeout": None}, TypeError, "connect_timeout"),
-        ({"heartbeat": -1}, ValueError, "heartbeat"),
-        ({"heartbeat": 0.5}, TypeError, "heartbeat"),
-        ({"heartbeat": True}, TypeError, "heartbeat"),
-        ({"delay_queue_type": "stream"}, ValueError, "delay_queue_type"),
+        ("\ud800", {}),
+        ("a", {"name": "\ud800"}),
+        ("a", {"x" * 256: ""}),
+        ("a", {"CC": "other"}),
+        ("a", {"name": "x" * 131_072}),
+        ("x" * 131_072, {}),
     ],
-)  # fmt: skip
-async def test_a_wrong_argument_is_named(
-    options: dict[str, object], error: type[Exception], named: str
-) -> None:
-    """Before anything is connected."""
-    with pytest.raises(error, match=named):
-        async with open_amqp("127.0.0.1", **{"queue": "orders", **options}):  # type: ignore[arg-type]
-            pass
+)
+async def test_what_amqp_can_not_carry_is_permanent(id: str, headers: dict[str, str]) -> None:
+    """It is refused before anything is written, and without being shown."""
+    with pytest.raises(PermanentSendError) as raised:
+        encoded(Message(id, b"", trio.current_time(), headers))
+    assert len(str(raised.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"delay_queue": "lazy"}, "delay_queue must be quorum or classic"),
+        ({"heartbeat": "-1"}, "heartbeat must be a whole number"),
+    ],
+)
+def test_a_wrong_option_is_named(options: dict[str, str], says: str) -> None:
+    """A ValueError, before anything is connected."""
+    with pytest.raises(ValueError, match=says):
+        driver_at(Address("amqp", (("127.0.0.1", 5672),), "orders", options=options))
