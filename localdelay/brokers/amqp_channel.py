@@ -230,16 +230,19 @@ class Session:
     async def connected(self) -> AsyncIterator[None]:
         """Connect, and have pika do its work meanwhile. Raises `ConnectionError`."""
         with quiet():
-            async with bare_nursery() as nursery:
-                nursery.start_soon(self._run)
-                try:
-                    await self._ready.wait()
-                    if self._ended.is_set():
-                        raise ConnectionError(amqp_errors.reason(self._reason))
-                    yield
-                finally:
-                    with trio.CancelScope(shield=True):
-                        await self._close()
+            try:
+                async with bare_nursery() as nursery:
+                    nursery.start_soon(self._run)
+                    try:
+                        await self._ready.wait()
+                        if self._ended.is_set():
+                            raise ConnectionError(amqp_errors.reason(self._reason))
+                        yield
+                    finally:
+                        with trio.CancelScope(shield=True):
+                            await self._close()
+            finally:
+                self._loop.close()  # once nobody waits for its descriptor any more
 
     def write(self, parcels: Sequence[Parcel]) -> None:
         """Publish; what the broker has to say comes in meanwhile."""
@@ -316,8 +319,6 @@ class Session:
         for channel in (self._at_once, self._delayed):
             channel.give_back()
         self._scope.cancel()
-        await trio.lowlevel.checkpoint()
-        self._loop.close()
 
     def _on_open(self, connection: SelectConnection) -> None:
         connection.add_on_connection_blocked_callback(self._on_blocked)
