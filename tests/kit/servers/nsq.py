@@ -98,7 +98,13 @@ class NsqServer(Server):
                 else:
                     assert data == b"OK", data
             connection.sendall(b"CLS\n")
-            while frames.next(within=10) != (0, b"CLOSE_WAIT"):  # so that it has seen every FIN
+            # What it has sent meanwhile it would keep for a minute, for this connection.
+            while (frame := frames.next(within=10)) != (0, b"CLOSE_WAIT") and frame is not None:
+                kind, data = frame
+                if kind == _MESSAGE:
+                    received.append(Received(data[26:], {}, time.time()))
+                    connection.sendall(b"FIN %s\n" % data[10:26])
+            while frames.next(within=_SETTLE) is not None:  # so that it has seen every FIN
                 pass
         return list(received)
 
