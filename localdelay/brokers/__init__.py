@@ -13,8 +13,8 @@ A module imports its client at the top, so nothing here imports the modules: eac
     stdout      lines on standard output
     redis       by coredis; redis_line: the connection
     beanstalkd  on a line of its own; nsq: likewise
-    amqp        RabbitMQ, by pika; amqp_frames: what is written; amqp_channel: confirms; amqp_connection:
-                reconnecting; amqp_loop: pika's loop on Trio's; amqp_errors: what is throttling
+    amqp        RabbitMQ, by pika; amqp_channel: confirms; amqp_delays: queues that delay; amqp_loop: pika's
+                loop on Trio's; amqp_errors: what is throttling
     kafka       by confluent-kafka; kafka_errors likewise
     rocketmq    by its official client
     nats        by nats-py; nats_frames, nats_wire, nats_line, nats_outbox, nats_answers likewise

@@ -177,4 +177,6 @@ class _Driver(Driver):
 
 def driver_at(where: Address) -> Driver:
     """The driver for where a URL points to. Raises `ValueError` for an option that is none."""
+    if len(where.target.encode()) > SHORT:
+        raise ValueError(f"queue must be a name of at most {SHORT} bytes")
     return _Driver(where)

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from localdelay import RetryPolicy, open_delay_queue
-from localdelay.brokers import Broker
+from localdelay.brokers import Broker, ConnectionLost
 from tests.kit.amqp_world import (
     arrived,
     message,
@@ -57,7 +57,7 @@ async def test_a_connection_that_the_broker_closes(rabbit: RabbitServer, url: st
                 await trio.sleep(0.05)
                 await trio.to_thread.run_sync(rabbit.call, close)
         failed = [error for error in ended if error is not None]
-        assert all(type(error) is ConnectionError for error in failed)
+        assert all(isinstance(error, ConnectionLost) for error in failed)
         assert len(ended) == 2000
         assert len(failed) < 200
         await send_until_confirmed(broker, "last")

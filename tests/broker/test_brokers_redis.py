@@ -15,7 +15,6 @@ import coredis.exceptions
 import pytest
 import redis.exceptions
 import trio
-from coredis.parser import Parser
 
 from localdelay import (
     Message,
@@ -24,11 +23,10 @@ from localdelay import (
     Throttled,
 )
 from localdelay.brokers import ConnectionLost, open_broker
-from localdelay.brokers.redis import classified, escaped
 from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID
 from tests.kit.servers.process import NotInstalled, free_port, program
 from tests.kit.servers.redis import RedisServer
-from tests.kit.servers.redis_faults import Proxy, SlowRedis, listening
+from tests.kit.servers.redis_faults import Proxy, listening
 
 SEED = 20261121
 
@@ -75,61 +73,6 @@ def drop_clients(client: redis.Redis) -> None:
     client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 
 
-# ---------------------------------------------------------------- errors
-
-
-@pytest.mark.parametrize(
-    ("line", "kind"),
-    [
-        ("OOM command not allowed when used memory > 'maxmemory'.", Throttled),
-        ("ERR max number of clients reached", Throttled),
-        ("WRONGTYPE Operation against a key holding the wrong kind of value", PermanentSendError),
-        ("NOPERM User orders has no permissions to run the 'xadd' command", PermanentSendError),
-        ("NOAUTH Authentication required.", PermanentSendError),
-        ("WRONGPASS invalid username-password pair or user is disabled.", PermanentSendError),
-        ("ERR unknown command 'XADD', with args beginning with: 's' '*'", PermanentSendError),
-        ("ERR Protocol error: invalid bulk length", PermanentSendError),
-        ("ERR Elements are too large to be stored", PermanentSendError),
-        ("ERR string exceeds maximum allowed size (proto-max-bulk-len)", PermanentSendError),
-        ("LOADING Redis is loading the dataset in memory", None),
-        ("BUSY Redis is busy running a script.", None),
-        ("MISCONF Redis is configured to save RDB snapshots, but it's currently unable to", None),
-        ("READONLY You can't write against a read only replica.", None),
-        ("NOREPLICAS Not enough good replicas to write.", None),
-        ("CLUSTERDOWN The cluster is down", None),
-        ("MOVED 3999 127.0.0.1:6381", None),
-        ("TRYAGAIN Multiple keys request during rehashing of slot", None),
-        ("ERR something else", None),
-    ],
-)
-def test_what_redis_says_is_classified(line: str, kind: type[Exception] | None) -> None:
-    """A limit is Throttled, what can never work PermanentSendError, and the rest what coredis makes of it."""
-    error = Parser().parse_error(line)
-    verdict = classified(error)
-    if kind is None:
-        assert verdict is error
-    else:
-        assert type(verdict) is kind
-        assert line.partition(" ")[2].partition(", with args")[0] in str(verdict)
-
-
-@pytest.mark.parametrize(
-    ("error", "kind"),
-    [
-        (TimeoutError("Redis has not answered within 10 s"), Throttled),
-        (coredis.exceptions.ConnectionError("Connection lost while receiving response"), ConnectionError),
-        (coredis.exceptions.InvalidResponse("Protocol Error"), ConnectionError),
-        (OSError("odd"), ConnectionError),
-        (coredis.exceptions.DataError("no reply"), None),
-        (ConnectionError("known"), None),
-    ],
-)
-def test_what_the_client_says_is_classified(error: Exception, kind: type[Exception] | None) -> None:
-    """A time-out is Throttled, a lost connection a ConnectionError as everywhere else in Python."""
-    verdict = classified(error)
-    assert verdict is error if kind is None else type(verdict) is kind
-
-
 # ---------------------------------------------------------------- what travels
 
 
@@ -152,14 +95,6 @@ async def test_headers_keep_their_names_and_payload_stays_alone(server: RedisSer
         b"Trace": "ü".encode(),
         b"empty": b"",
     }
-
-
-def test_escaping_can_be_undone() -> None:
-    """What begins with `header:` without it is the header's name, and no two names become one."""
-    names = ["payload", "header:", "header:payload", "Payload", "x", "", "header"]
-    fields = [escaped(name) for name in names]
-    assert [field.removeprefix("header:") for field in fields] == names
-    assert "payload" not in fields
 
 
 async def test_max_length_trims_the_stream(server: RedisServer) -> None:
@@ -249,17 +184,6 @@ async def test_client_pause_is_throttled(own: Callable[..., RedisServer], mode: 
                 break
     arrived = await ids(server, url, 2)
     assert set(arrived) >= {"before", "after"}
-
-
-async def test_a_slow_redis_is_not_a_silent_one() -> None:
-    """What takes longer than `confirm_timeout` in all is confirmed, as long as answers keep coming."""
-    slow = SlowRedis(0.1)
-    async with listening(slow.handle) as port:
-        async with open_broker(f"redis://127.0.0.1:{port}/s", confirm_timeout=0.3) as broker:
-            begun = trio.current_time()
-            await broker.send_batch([message(f"m{number}") for number in range(10)])
-            assert trio.current_time() - begun > 0.9
-    assert slow.added == 10
 
 
 # ---------------------------------------------------------------- never
@@ -413,14 +337,6 @@ async def test_a_policy_that_evicts_is_refused(own: Callable[..., RedisServer]) 
         await broker.send(message("one"))
 
 
-@pytest.mark.parametrize("option", ["db=x", "db=-1", "db=1.5", "max_length=-1", "eviction=yes"])
-async def test_wrong_options(option: str) -> None:
-    """Each is a ValueError that names it, before anything is connected."""
-    with pytest.raises(ValueError, match=f"^{option.partition('=')[0]} must be"):
-        async with open_broker(f"redis://127.0.0.1:{free_port()}/s?{option}"):
-            pass
-
-
 # ---------------------------------------------------------------- as coredis raises it
 
 
@@ -517,34 +433,6 @@ async def test_who_is_not_let_in(own: Callable[..., RedisServer], user: str, say
     assert f"127.0.0.1:{server.port}" in str(raised.value)
     async with open_broker(f"redis://:right@127.0.0.1:{server.port}/s") as broker:
         await broker.send(message("one"))
-
-
-async def test_somebody_who_is_no_redis() -> None:
-    """Answers in other protocols, and one who hangs up, are ConnectionErrors."""
-
-    async def web(client: trio.SocketStream) -> None:
-        await client.receive_some()
-        await client.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-        await client.aclose()
-
-    async def hang_up(client: trio.SocketStream) -> None:
-        await client.aclose()
-
-    async def babble(client: trio.SocketStream) -> None:
-        await client.receive_some()
-        await client.send_all(b"-\xff\r\n")
-        await client.receive_some()
-
-    async def other_version(client: trio.SocketStream) -> None:
-        await client.receive_some()
-        await client.send_all(b"%3\r\n+proto\r\n:2\r\n+id\r\n:1\r\n+version\r\n+7.0.0\r\n")
-        await client.receive_some()
-
-    for handle in (web, hang_up, babble, other_version):
-        async with listening(handle) as port:
-            with trio.fail_after(3), pytest.raises(ConnectionError, match="no connection to Redis"):
-                async with open_broker(f"redis://127.0.0.1:{port}/s"):
-                    pass
 
 
 async def test_db_that_is_not_there(server: RedisServer) -> None:

@@ -34,7 +34,7 @@ FORM = Form("x://host:1/T", "the thing", re.compile("[a-z]+"), default_port=99)
         ("kafka://a:1,:2/orders", "must name a host"),
         ("redis://a:1,b:2/orders", "must be a broker's"),
         ("nats://host/orders?batch=hunter2", "has an option that nats:// does not know, batch; it knows"),
-        ("amqp://host/orders?vhst=a", "has an option that amqp:// does not know, vhst; it knows vhost"),
+        ("amqp://host/orders?vhst=a", "has an option that amqp:// does not know, vhst; it knows delay_queue"),
         ("amqp://host/orders?vhost", "must be a broker's"),
         ("nats://host/orders#due", "must be a broker's"),
         ("nats://host", "must end with the subject"),
