@@ -148,6 +148,10 @@ class NatsBroker:
         )
         await self._outbox.publish(publication, only_now=True)
 
+    async def cancel_delayed(self, id: str, handle: object) -> None:
+        """Raises `DelayNotSupported`."""
+        raise DelayNotSupported("a message schedule of NATS can't be called off by its id")
+
     def _publication(self, message: Message) -> Publication:
         due = rfc3339(wall_clock(message.execute_at))
         headers = header_lines(message.id, message.attempt, due, message.headers)
