@@ -16,6 +16,7 @@ waits here, in the service's own memory, and leaves as an ordinary message when 
 
 `localdelay.threads` and `localdelay.aio` are the same for threaded programs and for asyncio,
 `localdelay.brokers` has a `send` for each common broker, `localdelay.costs` what calls take of a quota,
+`localdelay.events` what a `Listener` is told,
 `localdelay.redis_plan` keeps what waits in Redis, `localdelay.metrics` exports `queue.statistics()`, and
 `localdelay.testing` has senders and a clock for tests.
 
@@ -23,9 +24,9 @@ What is in no `__all__` of these modules is private.
 """
 
 from importlib import import_module
-from types import ModuleType
+from typing import Any
 
-from . import brokers, costs, threads
+from . import brokers, costs, events, threads
 from .adaptive import AdaptiveLimit
 from .breaker import BreakerPolicy, BreakerState
 from .capacity import CapacityPlan, RedisPlan, RedisQueuePlan, plan_capacity
@@ -51,7 +52,7 @@ from .journal.record import Journal
 from .journal.sqlite import SqliteJournal
 from .lateness import LatencySummary
 from .limit import RateLimit
-from .listening import Reason
+from .listening import Listener, Reason
 from .message import Message
 from .portal.blocking import blocking
 from .probe import ProbePolicy
@@ -83,6 +84,7 @@ __all__ = [
     "Journal",
     "JournalError",
     "LatencySummary",
+    "Listener",
     "LocalDelayError",
     "Message",
     "PartialSendError",
@@ -106,6 +108,7 @@ __all__ = [
     "blocking",
     "brokers",
     "costs",
+    "events",
     "open_delay_queue",
     "plan_capacity",
     "plan_drain",
@@ -114,7 +117,11 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
+    if name == "__version__":  # looked up in the installed package, which takes a while
+        from importlib.metadata import version
+
+        return version("localdelay")
     if name == "aio":  # it imports asyncio, which a service on Trio can do without
         return import_module(".aio", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

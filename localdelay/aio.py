@@ -9,25 +9,22 @@ cancelled drain ends the workers at once, and a send that takes too long is canc
 from __future__ import annotations
 
 import asyncio
-import inspect
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime
 from functools import partial
-from typing import Any, TypeAlias, TypeVar, Unpack
-
-import trio
+from typing import Any, ParamSpec, TypeAlias, TypeVar, Unpack
 
 from . import arguments
 from .arguments import NOT_GIVEN, Delay, NotGiven
-from .errors import LocalDelayError, QueueFull
+from .errors import QueueFull
 from .fallback.handles import Cancelled
 from .fallback.publishing import BaseFallback, Publish, World
 from .fallback.router import Receipt
-from .hops import Hop
 from .message import Message
 from .portal.calls import Call, Cut
+from .portal.errands import Errands
 from .portal.movable import MovableClock
 from .portal.options import Options
 from .portal.outside import SendsOutside
@@ -35,17 +32,17 @@ from .portal.portal import Remote
 from .portal.tasks import Tasks
 from .queue import opening
 from .queue.admission import Stamped
-from .queue.sending import awaitable, not_awaitable
-from .settling import Confirmation, Settling
+from .queue.sending import awaitable
 from .statistics import DrainReport, Statistics
 
-__all__ = ["DelayQueue", "Fallback", "open_delay_queue"]
+__all__ = ["DelayQueue", "Fallback", "open_delay_queue", "start_delay_queue"]
 
 Send: TypeAlias = Callable[..., Coroutine[Any, Any, object]]
 HandBack: TypeAlias = Callable[[Message, float], Coroutine[Any, Any, object]]
 PublishDelayed: TypeAlias = Callable[[Message, float], Coroutine[Any, Any, object]]
 CancelDelayed: TypeAlias = Callable[[str, Any], Coroutine[Any, Any, object]]
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
@@ -60,6 +57,10 @@ class DelayQueue:
         """For `Fallback`."""
         self.errands = errands
         """For `Fallback`."""
+        self._block: AsyncExitStack | None = None
+
+    def __repr__(self) -> str:
+        return f"<localdelay.aio.DelayQueue: {self.remote.queue.ledger}>"
 
     async def put(
         self,
@@ -169,6 +170,16 @@ class DelayQueue:
         call: Call[None] = self.remote.begin(self.remote.queue.flush)
         await _outcome(self.remote, call)
 
+    async def close(self) -> None:
+        """End what `start_delay_queue` has started, as leaving a block does: wait until all is sent.
+
+        With a `drain` before it it waits no longer than that. Raises `RuntimeError` inside a block, which
+        ends its queue itself.
+        """
+        if self._block is None:
+            raise RuntimeError("the queue ends with its block: close is for start_delay_queue")
+        await self._block.aclose()
+
     async def cut_short(self) -> None:
         """End the grace of a drain that is under way, now; it returns what it returns at the end of one."""
         await self._ask(self.remote.queue.cut_short)
@@ -238,6 +249,22 @@ async def open_delay_queue(
         with suppress(Exception):  # what the block raised is what matters
             remote.result()
         raise
+
+
+def _starts(
+    opens: Callable[_P, AbstractAsyncContextManager[DelayQueue]],
+) -> Callable[_P, Coroutine[Any, Any, DelayQueue]]:
+    async def start_delay_queue(*args: _P.args, **options: _P.kwargs) -> DelayQueue:
+        """`open_delay_queue` without a block, for a class or a notebook: `close` ends the queue."""
+        async with AsyncExitStack() as block:
+            queue = await block.enter_async_context(opens(*args, **options))
+            queue._block = block.pop_all()  # noqa: SLF001 (its own)
+        return queue
+
+    return start_delay_queue
+
+
+start_delay_queue = _starts(open_delay_queue)
 
 
 class Fallback(BaseFallback[PublishDelayed, DelayQueue, CancelDelayed]):
@@ -323,74 +350,6 @@ class Fallback(BaseFallback[PublishDelayed, DelayQueue, CancelDelayed]):
             hand_back,
             remote.begin,
         )
-
-
-class Errands:
-    """Coroutine functions that are to run on an asyncio loop, for tasks of a Trio loop that wait for them."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._hop: Hop[_Errand] = Hop(loop.call_soon_threadsafe, _begin)
-        self._settling: Settling | None = None
-
-    def on_loop(self, name: str, function: Send) -> Callable[..., Awaitable[None]]:
-        """The same, to be awaited on the Trio loop. A cancellation there cancels its task here."""
-        arguments.check_async(name, function)
-
-        async def run(*args: object) -> None:
-            self._settling = self._settling or Settling()
-            errand = _Errand(name, function, args, self._settling)
-            self._hop.send(errand)  # a RuntimeError where the loop is closed: nothing there begins any more
-            try:
-                await errand.confirmation.of_one()
-            except trio.Cancelled:
-                with suppress(RuntimeError):  # the loop has been closed
-                    self._loop.call_soon_threadsafe(errand.cancel)
-                raise
-
-        return run
-
-
-def _begin(errands: list[_Errand]) -> None:
-    for errand in errands:
-        errand.begin()
-
-
-class _Errand:
-    """One call of a coroutine function."""
-
-    def __init__(self, name: str, function: Send, args: tuple[Any, ...], settling: Settling) -> None:
-        self.confirmation = Confirmation()
-        self._name = name
-        self._function = function
-        self._args = args
-        self._settling = settling
-        self._cancelled = False
-        self._task: asyncio.Future[object] | None = None
-
-    def begin(self) -> None:
-        if self._cancelled:
-            return
-        try:
-            returned: Any = self._function(*self._args)
-            if not inspect.isawaitable(returned):
-                raise not_awaitable(self._name, returned)
-            self._task = asyncio.ensure_future(returned)
-        except Exception as error:  # noqa: BLE001 (raised where it is waited for)
-            self._settling.settle(self.confirmation, 0, error)
-        else:
-            self._task.add_done_callback(self._done)
-
-    def cancel(self) -> None:
-        self._cancelled = True
-        if self._task is not None:
-            self._task.cancel()
-
-    def _done(self, task: asyncio.Future[object]) -> None:
-        error = LocalDelayError(f"the {self._name} was cancelled") if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, Exception):
-            error = LocalDelayError(f"the {self._name} ended in {type(error).__name__}")
-        self._settling.settle(self.confirmation, 0, error)
 
 
 def _sends(send: Send, workers: int) -> SendsOutside:

@@ -30,7 +30,7 @@ class Reason(Enum):
 
 
 class Event:
-    """Something that has happened. What there is: `localdelay.fallback.events`, and those below."""
+    """Something that has happened. What there is: `localdelay.events`."""
 
     __slots__ = ()
 

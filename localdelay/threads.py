@@ -1,12 +1,38 @@
-"""For threaded programs: the queue runs on a Trio loop in a thread of its own, and any thread may use it."""
+"""For threaded programs: the queue runs on a Trio loop in a thread of its own, and any thread may use it.
+
+A function `publish_delayed(topic, body, delay)` that a program calls everywhere keeps its callers:
+
+    def degrading(publish_delayed):
+        def primary(message, delay):
+            return publish_delayed(message.headers["topic"], message.payload, delay)
+
+        fallback = threads.Fallback(primary, queue)
+
+        @functools.wraps(publish_delayed)
+        def publish(topic, body, delay):
+            return fallback.publish(body, delay=delay, headers={"topic": topic})
+
+        return publish
+
+    def send(message):
+        client.publish(message.headers["topic"], message.payload)
+
+    queue = threads.start_delay_queue(send, capacity=24_000, workers=20, drain_on_exit=25.0)
+
+    @degrading
+    def publish_delayed(topic, body, delay):
+        client.publish(topic, body, delay=delay)
+
+On asyncio it is the same with `async def` and `await`, where the queue is started on the loop.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import datetime
 from functools import partial
-from typing import Any, TypeAlias, Unpack
+from typing import Any, ParamSpec, TypeAlias, Unpack
 
 import trio
 
@@ -27,9 +53,10 @@ from .queue import opening
 from .queue.draining import HAND_BACKS_IN_FLIGHT
 from .statistics import DrainReport, Statistics
 
-__all__ = ["DelayQueue", "Fallback", "open_delay_queue"]
+__all__ = ["DelayQueue", "Fallback", "open_delay_queue", "start_delay_queue"]
 
 HandBack: TypeAlias = Callable[[Message, float], object]
+_P = ParamSpec("_P")
 PublishDelayed: TypeAlias = Callable[[Message, float], object]
 CancelDelayed: TypeAlias = Callable[[str, Any], object]
 
@@ -45,6 +72,10 @@ class DelayQueue:
         """For `Fallback`."""
         self._pool = pool
         self._hooks = hooks
+        self._block: ExitStack | None = None
+
+    def __repr__(self) -> str:
+        return f"<localdelay.threads.DelayQueue: {self.remote.queue.ledger}>"
 
     def put(
         self,
@@ -158,6 +189,16 @@ class DelayQueue:
 
         self.remote.wait(begin)
 
+    def close(self) -> None:
+        """End what `start_delay_queue` has started, as leaving a block does: wait until all is sent.
+
+        With a `drain` before it it waits no longer than that. Raises `RuntimeError` inside a block, which
+        ends its queue itself.
+        """
+        if self._block is None:
+            raise RuntimeError("the queue ends with its block: close is for start_delay_queue")
+        self._block.close()
+
     def cut_short(self) -> None:
         """End the grace of a drain that is under way, now; it returns what it returns at the end of one.
 
@@ -248,6 +289,20 @@ def open_delay_queue(
     finally:
         pool.close()
         hooks.close()
+
+
+def _starts(opens: Callable[_P, AbstractContextManager[DelayQueue]]) -> Callable[_P, DelayQueue]:
+    def start_delay_queue(*args: _P.args, **options: _P.kwargs) -> DelayQueue:
+        """`open_delay_queue` without a block, for a class or a notebook: `close` ends the queue."""
+        with ExitStack() as block:
+            queue = block.enter_context(opens(*args, **options))
+            queue._block = block.pop_all()  # noqa: SLF001 (its own)
+        return queue
+
+    return start_delay_queue
+
+
+start_delay_queue = _starts(open_delay_queue)
 
 
 class Fallback(BaseFallback[PublishDelayed, DelayQueue, CancelDelayed]):

@@ -35,7 +35,7 @@ from localdelay.queue.sending import HandBack
 from .handles import Cancelled
 from .returning import Returning
 from .router import DEFAULT_DEGRADE_ON, DegradeOn, FallbackStatistics, MayDegrade, Receipt, Router
-from .routing import CALL, CALL_IT, HOLD, LOCAL, NO_ANSWER, PRIMARY, Mode
+from .routing import CALL, CALL_IT, HOLD, LOCAL, NO_ANSWER, PRIMARY, Ambiguous, Mode
 
 _P = TypeVar("_P", bound=Callable[..., object])
 _Q = TypeVar("_Q")
@@ -158,7 +158,7 @@ class BaseFallback(ABC, Generic[_P, _Q, _C]):
         queue: _Q,
         *,
         degrade_on: DegradeOn = DEFAULT_DEGRADE_ON,
-        ambiguous: str = "raise",
+        ambiguous: Ambiguous = "raise",
         may_degrade: MayDegrade | None = None,
         mode: Mode = "active",
         breaker: BreakerPolicy | None = BreakerPolicy(),  # noqa: B008 (it is frozen)

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from types import MappingProxyType
-from typing import Annotated, TypeAlias
+from typing import Annotated, TypeAlias, get_args
 
 import attrs
 
@@ -27,6 +27,7 @@ from .routing import (
     CALL_IT,
     MODES,
     RAISE,
+    Ambiguous,
     Decision,
     Failure,
     Mode,
@@ -109,7 +110,7 @@ class Router:
         at_risk: Callable[[], int],
         *,
         degrade_on: DegradeOn,
-        ambiguous: str,
+        ambiguous: Ambiguous,
         may_degrade: MayDegrade | None,
         mode: Mode,
         breaker: BreakerPolicy | None,
@@ -126,7 +127,7 @@ class Router:
             raise TypeError(f"may_degrade must be a function, not {type(may_degrade).__name__}")
         if key is not None and not callable(key):
             raise TypeError(f"key must be a function, not {type(key).__name__}")
-        _check_one_of("ambiguous", ambiguous, ("raise", "degrade"))
+        _check_one_of("ambiguous", ambiguous, get_args(Ambiguous))
         _check_one_of("mode", mode, MODES)
         check_listener(listener)
         self._degrades = _predicate(degrade_on)

@@ -17,6 +17,7 @@ from localdelay.errors import Throttled
 from localdelay.listening import Reason
 
 Mode: TypeAlias = Literal["active", "shadow", "forced"]
+Ambiguous: TypeAlias = Literal["raise", "degrade"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
 

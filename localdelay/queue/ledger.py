@@ -83,6 +83,9 @@ class Ledger:
         self.reserved_bytes -= size
         self.admit()
 
+    def __str__(self) -> str:
+        return f"{self.pending + self.coming:,} of {self.capacity:,} pending"
+
     def describe(self) -> str:
         """Why there is no room, in a line."""
         return (

@@ -59,6 +59,9 @@ class DelayQueue:
         self._nursery: trio.Nursery | None = None
         self._ended_at: float | None = None
 
+    def __repr__(self) -> str:
+        return f"<localdelay.DelayQueue: {self.ledger}>"
+
     @trio.lowlevel.enable_ki_protection
     async def put(
         self,

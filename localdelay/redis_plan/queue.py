@@ -71,6 +71,9 @@ class RedisDelayQueue:
         self._drained: trio.Event | None = None
         self._ended_at: float | None = None
 
+    def __repr__(self) -> str:
+        return f"<RedisDelayQueue: {self._parts.ledger} here>"
+
     async def put(
         self,
         payload: bytes,

@@ -17,18 +17,22 @@ PUBLIC = {
     "localdelay": """
         AdaptiveLimit BatchPolicy BreakerOpen BreakerPolicy BreakerState Cancelled CapacityPlan
         DeadLetterHook DelayNotSupported DelayQueue DrainPlan DrainReport Expired Fallback
-        FallbackStatistics HandBack Journal JournalError LatencySummary LocalDelayError Message
+        FallbackStatistics HandBack Journal JournalError LatencySummary Listener LocalDelayError Message
         PartialSendError PermanentSendError ProbePolicy QueueClosed QueueFull RateLimit RateLimited
         Reason Receipt RedisPlan RedisQueuePlan RetryPolicy Route Send SendBatch SqliteJournal
-        Statistics Throttled blocking brokers costs open_delay_queue plan_capacity plan_drain
+        Statistics Throttled blocking brokers costs events open_delay_queue plan_capacity plan_drain
         run_until_signal threads
     """,
-    "localdelay.threads": "DelayQueue Fallback open_delay_queue",
-    "localdelay.aio": "DelayQueue Fallback open_delay_queue",
+    "localdelay.threads": "DelayQueue Fallback open_delay_queue start_delay_queue",
+    "localdelay.aio": "DelayQueue Fallback open_delay_queue start_delay_queue",
     "localdelay.brokers": (
         "STDOUT Broker ConnectionClosed ConnectionLost check_url hide_secrets open_broker without_secrets"
     ),
     "localdelay.costs": "APSARA_ROCKETMQ ByParts Cost TDMQ_ROCKETMQ",
+    "localdelay.events": """
+        Closed DeadLetter Degraded Event Full HalfOpened HandedBack LimitBegan LimitEnded Opened SendingOpened
+        SendingShut
+    """,
     "localdelay.redis_plan": (
         "RedisDelayQueue RedisStatistics RedisUnreachable check_url open_redis_delay_queue"
     ),

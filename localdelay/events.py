@@ -1,0 +1,38 @@
+"""What a `Listener` is told, as frozen objects.
+
+class Alerts:
+def on_event(self, event):
+match event:
+case events.Degraded(reason=reason, at_risk=at_risk):
+degraded.labels(reason.value).inc()
+case events.Opened(retry_in=seconds):
+page("the primary is down")
+"""
+
+from .fallback.events import Degraded, Full, HandedBack
+from .listening import (
+    Closed,
+    DeadLetter,
+    Event,
+    HalfOpened,
+    LimitBegan,
+    LimitEnded,
+    Opened,
+    SendingOpened,
+    SendingShut,
+)
+
+__all__ = [
+    "Closed",
+    "DeadLetter",
+    "Degraded",
+    "Event",
+    "Full",
+    "HalfOpened",
+    "HandedBack",
+    "LimitBegan",
+    "LimitEnded",
+    "Opened",
+    "SendingOpened",
+    "SendingShut",
+]
