@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -80,6 +81,18 @@ def test_the_wheel_holds_the_library_and_nothing_else(wheel: Path) -> None:
     here = (path for path in (HERE / "localdelay").rglob("*") if path.is_file())
     assert files == {path.relative_to(HERE).as_posix() for path in here if "__pycache__" not in path.parts}
     assert "localdelay/py.typed" in files
+
+
+def test_its_page_has_no_link_to_a_file(wheel: Path) -> None:
+    """An index shows the README, and has none of the files; those in the package are named by their paths."""
+    with zipfile.ZipFile(wheel) as opened:
+        (name,) = (name for name in opened.namelist() if name.endswith(".dist-info/METADATA"))
+        page = opened.read(name).decode()
+    assert "# localdelay\n" in page
+    assert "](" not in page
+    assert {"localdelay/journal/README.md", "localdelay/CHANGELOG.md"} <= set(
+        re.findall(r"\(`(.*?)`\)", page)
+    )
 
 
 def test_it_is_imported_without_extras(fresh: Path) -> None:
