@@ -1,8 +1,8 @@
 """How much to reserve: the sizing formulas, and what queueing theory adds to them.
 
-Plan 2 is this library: every instance holds its share of the messages in memory and sends them with a pool of
-workers. Plan 1 is the one compared against: Redis sorted sets. A number is taken as it is written in decimal
-(0.1 is one tenth): binary floating point never adds a message or a worker.
+Every instance holds its share of the messages in memory and sends them with a pool of workers. What it is
+compared against is Redis: sorted sets that every instance polls behind locks. A number is taken as it is
+written in decimal (0.1 is one tenth): binary floating point never adds a message or a worker.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ LARGEST = 10**15
 MOST_WORKERS = 10**8
 """No instance is planned with more workers: that is a slip in the figures."""
 
-# The big-key rule of plan 1 is under 5,000 elements and under 10 MB a key. Both keep a margin of a fifth.
+# The big-key rule is under 5,000 elements and under 10 MB for each set. Both keep a margin of a fifth.
 REDIS_ELEMENTS_PER_KEY = 4_000
 REDIS_BYTES_PER_KEY = 8_000_000
 REDIS_POLLS_PER_S = 5  # every 200 ms
 
 REDIS_OVERHEAD_POLLED = 250
-"""Bytes that a message takes in Redis under plan 1 besides its payload, as a member of a sorted set.
+"""Bytes that a message takes besides its payload, as a member of a sorted set that is polled.
 
 Measured, like the next: `used_memory` of Redis 7.0 with 18,000 messages in 64 shards (`localdelay compare`).
 """
@@ -61,7 +61,7 @@ REDIS_HEARTBEAT_COMMANDS = 8
 
 @attrs.frozen(kw_only=True)
 class RedisPlan:
-    """Plan 1: the same messages in Redis sorted sets, with the due time as score.
+    """The same messages in Redis sorted sets that are polled, with the due time as score.
 
     Every instance polls every key every 200 ms behind a lock. Rates are operations/s of the whole cluster.
     """
@@ -86,13 +86,13 @@ class RedisPlan:
 
 @attrs.frozen(kw_only=True)
 class RedisQueuePlan:
-    """The same messages in `localdelay.redis_plan`: plan 1 without its polling, over the whole cluster.
+    """The same messages in `localdelay.redis_plan`: sorted sets that are not polled, over the whole cluster.
 
     An estimate, for one delay and several tasks of an instance that put: `redis_queue_commands` says of what.
     """
 
     shards: int
-    """As many as plan 1 has keys; each is bounded by the same rule."""
+    """As many as there are keys where they are polled; each is bounded by the same rule."""
     commands_per_s: float
     """Commands/s that the instances send to Redis."""
     idle_commands_per_s: float
@@ -132,7 +132,7 @@ class CapacityPlan:
     capacity_for_target: int
     """Messages: room in one instance for the late ones, an outage, and the unevenness of the traffic."""
     redis: RedisPlan
-    """The same traffic under plan 1."""
+    """The same traffic in sorted sets that are polled."""
     redis_queue: RedisQueuePlan
     """The same traffic in `localdelay.redis_plan`."""
     native_rate: float | None = None
@@ -236,7 +236,7 @@ def plan_capacity(
 
 
 def polling_rates(keys: int, instances: int) -> tuple[int, int]:
-    """(zrange/s, setnx/s) of plan 1: at every poll each instance tries for a key's lock, and one reads."""
+    """(zrange/s, setnx/s) of polling: at every poll each instance tries for a key's lock, and one reads."""
     zrange = keys * REDIS_POLLS_PER_S
     return zrange, instances * zrange
 

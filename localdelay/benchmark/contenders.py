@@ -52,7 +52,7 @@ class Opened:
 
 @asynccontextmanager
 async def open_literal_port(send: Send, *, capacity: int, workers: int) -> AsyncIterator[Opened]:
-    """The write-up's plan 2, ported to Trio word for word: what localdelay is measured against.
+    """A channel and workers that each sleep on a message: what localdelay is measured against.
 
     One bounded memory channel, FIFO, and a pool of workers. A worker receives a message, sleeps until it is
     due (once received, it can't be put back) and sends it. There are no ids, no retries and no statistics.

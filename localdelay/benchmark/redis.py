@@ -1,4 +1,4 @@
-"""Redis, for a comparison: a server of its own, what it says of itself, and the write-up's plan 1 on it.
+"""Redis, for a comparison: a server of its own, what it says of itself, and sorted sets that are polled.
 
 All but the server needs the extra `redis`.
 """
@@ -143,7 +143,7 @@ _NUMBER = 16
 
 
 class SortedSets:
-    """One instance of the write-up's plan 1, word for word: sorted sets in Redis, polled behind locks.
+    """One instance of those who poll sorted sets in Redis behind locks.
 
     A message is a member of one of the sets, its score the wall clock when it is due, in milliseconds. Every
     200 ms each instance tries for the lock of each set (SETNX, with an expiry, or a crash would lock it for

@@ -1,4 +1,4 @@
-"""Plan 1 of the write-up, without its faults: a delay queue in the sorted sets of a Redis.
+"""A delay queue in the sorted sets of a Redis, without polling.
 
 For those who must not hold messages in the memory of their own processes. Several instances share the
 messages of one name; each sends a part, and what one holds when it dies another sends.
@@ -6,7 +6,7 @@ messages of one name; each sends a part, and what one holds when it dies another
 `maxmemory-policy noeviction`. How safe a message is there says Redis's own `appendfsync`. It talks to one
 server; the keys and scripts are such as a Redis Cluster takes, but it does not follow `MOVED`.
 
-The plan's faults, and what is done about them:
+The faults of sorted sets that are polled, and what is done about them:
 
 - Big keys bound the data: each shard is bounded (4,000 messages and 8 MB, checked at every put), and there
   may be as many shards as it takes, for they cost nothing while nothing comes due in them.
