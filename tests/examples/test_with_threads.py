@@ -1,7 +1,7 @@
-"""How a threaded service tests what it publishes: with a primary that refuses, and without a broker."""
+"""How a threaded service tests what it publishes: with a clock that it moves, and no broker."""
 
-import localdelay
 from localdelay import threads
+from localdelay.testing import MovableClock, RecordingSender, ThrottledPrimary
 
 
 def place(fallback: threads.Fallback, order: int) -> None:
@@ -9,20 +9,13 @@ def place(fallback: threads.Fallback, order: int) -> None:
     fallback.publish(b"close order %d if it is unpaid" % order, delay=120.0)
 
 
-def test_an_order_that_is_refused_is_held() -> None:
-    """It waits for its time, and nothing has been sent."""
-    sent: list[bytes] = []
-
-    def send(message: localdelay.Message) -> None:
-        sent.append(message.payload)
-
-    def refuse(message: localdelay.Message, delay: float) -> None:
-        raise localdelay.Throttled("429")
-
-    with threads.open_delay_queue(send, capacity=10, workers=1) as queue:
-        place(threads.Fallback(refuse, queue), 7)
-        [held] = queue.messages()
-        assert held.payload == b"close order 7 if it is unpaid"
-        assert sent == []
-        assert queue.reschedule(held.id, delay=0.01)  # rather than wait for two minutes
-    assert sent == [b"close order 7 if it is unpaid"]
+def test_an_order_that_is_refused_is_closed_on_time() -> None:
+    """Two minutes later, and in none of real time."""
+    clock = MovableClock()
+    sender, primary = RecordingSender(clock=clock), ThrottledPrimary(limit=0, clock=clock)
+    with threads.open_delay_queue(sender, capacity=10, workers=1, clock=clock) as queue:
+        place(threads.Fallback(primary.blocking, queue), 7)
+        clock.advance(119.0)
+        assert sender.payloads == []
+        clock.advance(1.0)
+        assert sender.payloads == [b"close order 7 if it is unpaid"]
