@@ -31,7 +31,7 @@ require github.com/nsqio/nsq v1.3.0
 replace github.com/judwhite/go-svc => github.com/mreiferson/go-svc v1.2.2-0.20210815184239-7a96e00010f6
 """
 _POM = """\
-<project xmlns="http://maven.apache.org/POM/4.0.0">
+<project>
   <modelVersion>4.0.0</modelVersion>
   <groupId>localdelay</groupId><artifactId>servers</artifactId><version>1</version><packaging>pom</packaging>
   <dependencies>{}</dependencies>
