@@ -4,7 +4,6 @@ AMQP_URL=amqp://guest:guest@127.0.0.1:5672/ celery --app celery_app worker --con
 """
 
 import os
-from contextlib import ExitStack
 
 import celery
 from celery.signals import worker_process_init, worker_process_shutdown
@@ -14,23 +13,23 @@ from localdelay import threads
 
 app = celery.Celery("orders", broker=os.environ["AMQP_URL"])
 app.conf.task_ignore_result = True
-stack = ExitStack()
+queue: threads.DelayQueue
 fallback: threads.Fallback
 
 
 @worker_process_init.connect
 def open_queue(**_: object) -> None:
     """Open a queue in this process: after the fork."""
-    global fallback
-    queue = stack.enter_context(threads.open_delay_queue(send, capacity=24_000, workers=20))
-    stack.callback(queue.drain, grace=20.0)  # before the block is left
+    global queue, fallback
+    queue = threads.start_delay_queue(send, capacity=24_000, workers=20)
     fallback = threads.Fallback(publish_delayed, queue)
 
 
 @worker_process_shutdown.connect
 def close_queue(**_: object) -> None:
     """Send what is due within 20 s."""
-    stack.close()
+    queue.drain(grace=20.0)
+    queue.close()
 
 
 @app.task(name="create")

@@ -6,7 +6,6 @@ AMQP_URL=amqp://guest:guest@127.0.0.1:5672/ gunicorn --config gunicorn_settings.
 import math
 import os
 import threading
-from contextlib import ExitStack
 
 import flask
 import pika
@@ -26,15 +25,13 @@ class Worker:
 
     def open(self) -> None:
         """Open the queue; gunicorn's `post_fork`."""
-        self._stack = ExitStack()
-        opening = threads.open_delay_queue(send, capacity=24_000, workers=20)
-        self._queue = self._stack.enter_context(opening)
+        self._queue = threads.start_delay_queue(send, capacity=24_000, workers=20)
         self.fallback = threads.Fallback(publish_delayed, self._queue)
 
     def close(self) -> None:
         """Send what is due within 20 s; gunicorn's `worker_exit`, with a `graceful_timeout` over that."""
         self._queue.drain(grace=20.0)
-        self._stack.close()
+        self._queue.close()
 
 
 worker = Worker()

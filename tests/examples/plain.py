@@ -9,7 +9,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 import flask_app
@@ -19,7 +18,6 @@ from localdelay import threads
 
 _lock = threading.Lock()
 _of: tuple[int, threads.Fallback] | None = None
-_kept: list[ExitStack] = []
 
 
 def fallback() -> threads.Fallback:
@@ -27,10 +25,8 @@ def fallback() -> threads.Fallback:
     global _of
     with _lock:
         if _of is None or _of[0] != os.getpid():  # a child's first call: what it inherited is its parent's
-            stack = ExitStack()
-            _kept.append(stack)  # open until the process exits, which then drains it
-            opening = threads.open_delay_queue(send, capacity=24_000, workers=20, drain_on_exit=20.0)
-            _of = os.getpid(), threads.Fallback(flask_app.publish_delayed, stack.enter_context(opening))
+            queue = threads.start_delay_queue(send, capacity=24_000, workers=20, drain_on_exit=20.0)
+            _of = os.getpid(), threads.Fallback(flask_app.publish_delayed, queue)
         return _of[1]
 
 
