@@ -32,14 +32,19 @@ from .portal.movable import MovableClock
 __all__ = ["FailingSender", "MovableClock", "RecordingSender", "ThrottledPrimary"]
 
 
+def _is_trio() -> bool:
+    # Beside a loop of asyncio's there may be a run, and after a run that was cut off what is left of a task.
+    return trio.lowlevel.in_trio_run() and trio.lowlevel.in_trio_task()
+
+
 def _now(clock: MovableClock | None) -> float:
     if clock is not None:
         return clock.current_time()
-    return trio.current_time() if trio.lowlevel.in_trio_task() else time.perf_counter()
+    return trio.current_time() if _is_trio() else time.perf_counter()
 
 
 async def _sleep(seconds: float, clock: MovableClock | None) -> None:
-    if trio.lowlevel.in_trio_task():
+    if _is_trio():
         await trio.sleep(seconds)
     elif clock is not None:
         await clock.sleep(seconds)
