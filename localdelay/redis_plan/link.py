@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import trio
-from coredis.exceptions import NoScriptError
+from coredis.exceptions import NoScriptError, ReadOnlyError
 
 from localdelay.backoff import Backoff
 from localdelay.brokers.redis import classified
@@ -143,6 +143,9 @@ class Link:
             return await request
         except NoScriptError:
             raise
+        except ReadOnlyError as error:
+            connection.invalidate("it is of no use any more")  # and the next one is to a master
+            raise ConnectionError("Redis has become a replica, and takes no writes (READONLY)") from error
         except Exception as error:
             if isinstance(error, TimeoutError) and connection.statistics.last_byte_received_at < asked:
                 connection.invalidate("no answer")  # it may be dead for ever

@@ -18,6 +18,7 @@ from localdelay import (
 from localdelay.redis_plan import RedisUnreachable, open_redis_delay_queue
 from localdelay.redis_plan.keys import Names, shard_of
 from tests.kit.redis_queues import Sent, confirmed, opened
+from tests.kit.servers.process import free_port
 from tests.kit.servers.redis import RedisServer
 
 # ---------------------------------------------------------------- faults
@@ -62,6 +63,46 @@ async def test_a_silent_redis_is_given_up(own_redis: RedisServer) -> None:
         with trio.fail_after(5):
             while message.id not in send.ids:  # noqa: ASYNC110
                 await trio.sleep(0.01)
+
+
+async def test_a_replica_is_left(own_redis: RedisServer) -> None:
+    """After a failover puts raise until there is a master again, on a new connection; nothing is lost."""
+    send = Sent()
+    async with opened(own_redis, send, connect_timeout=1.0) as queue:
+        await queue.put(b"before", delay=0.5)
+        with own_redis.client() as client:
+            client.execute_command("REPLICAOF", "127.0.0.1", free_port())
+            with pytest.raises(ConnectionError, match=r"READONLY|no connection"):
+                await queue.put(b"refused", delay=0)
+            with trio.fail_after(5):
+                while queue.statistics().connected:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+            with pytest.raises(ConnectionError, match="replica"):
+                async with opened(own_redis):
+                    pass
+            client.execute_command("REPLICAOF", "NO", "ONE")
+        with trio.fail_after(10):
+            while not queue.statistics().connected:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        await queue.put(b"after", delay=0)
+        await send.wait(2)
+        assert {message.payload for message in send.messages} == {b"before", b"after"}
+        assert queue.statistics().connections == 2
+
+
+async def test_a_redis_that_evicts_is_refused() -> None:
+    """At the opening, by the setting's name, and not where it is allowed."""
+    server = RedisServer("--maxmemory-policy", "allkeys-lru")
+    server.start()
+    try:
+        url = server.fresh()
+        with pytest.raises(ConnectionError, match=r"maxmemory-policy is allkeys-lru.*\?eviction=allowed"):
+            async with opened(server, None, url):
+                pass
+        async with opened(server, None, f"{url}?eviction=allowed") as queue:
+            await queue.put(b"x", delay=0)
+    finally:
+        server.stop()
 
 
 async def test_everything_flushed(redis: RedisServer) -> None:
