@@ -18,8 +18,9 @@ from localdelay.cli.output import Output, pieces
 from localdelay.cli.terminal import BrokeOff, Failed, ask, printable, tell
 from localdelay.errors import JournalError
 from localdelay.journal.contents import Amount, contents, size
+from localdelay.journal.layout import VERSION
 from localdelay.journal.record import Record
-from localdelay.journal.sqlite import VERSION, SqliteJournal
+from localdelay.journal.sqlite import SqliteJournal
 from localdelay.relay.records import of_journal
 from localdelay.relay.saving import NotAllWritten, open_lines
 from localdelay.relay.settings import Settings

@@ -19,33 +19,17 @@ import sqlite3
 import weakref
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from itertools import chain
 from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import quote
 
 from localdelay.errors import JournalError
 
-from .record import Journal, Kept, Record, Row, decode, decode_keys, encode, encode_keys
+from .layout import APPLICATION, MESSAGES, SCHEMAS, SENDING, UPGRADE, VERSION, insert
+from .record import Journal, Kept, Record, decode, decode_keys, encode, encode_keys
 
 _MAGIC: Final = b"SQLite format 3\0"
 _WITH_LOG: Final = b"\2\2"
-_APPLICATION: Final = 0x1D31A70B
-VERSION: Final = 2
-_MESSAGES_1: Final = (
-    "CREATE TABLE messages (key INTEGER PRIMARY KEY, due REAL NOT NULL, attempt INTEGER NOT NULL, "
-    "id TEXT NOT NULL, headers BLOB, payload BLOB NOT NULL, dead TEXT, checksum INTEGER NOT NULL)"
-)
-_MESSAGES: Final = f"{_MESSAGES_1[:-1]}, expires REAL, at REAL)"
-# What is being sent is one small row, and no column: a commit changes one page for all of it.
-_SENDING: Final = "CREATE TABLE sending (id INTEGER PRIMARY KEY, keys BLOB NOT NULL)"
-_SCHEMAS: Final = {1: [(_MESSAGES_1,)], VERSION: [(_MESSAGES,), (_SENDING,)]}
-_UPGRADE: Final = (
-    "ALTER TABLE messages ADD COLUMN expires REAL",
-    "ALTER TABLE messages ADD COLUMN at REAL",
-    _SENDING,
-    f"PRAGMA user_version = {VERSION}",
-)
 _PAGE: Final = 4096  # the larger a page, the more is written for a message
 _RESERVE: Final = 8 << 20
 """Bytes: more than the log has when it goes to the database."""
@@ -53,8 +37,13 @@ _SPARSE: Final = 4
 """A database is rewritten to make room where no more than one page in so many is in use,"""
 _SMALL: Final = 16_384
 """and no more than so many pages are."""
-_AT_ONCE: Final = (64, 16, 4, 1)
-"""Rows a statement. Each statement hands the interpreter's lock over and waits to have it back."""
+
+
+_MOST_WORKERS: Final = 1000
+
+
+class _InUse(JournalError):
+    """Another process, or another queue of this one, has locked it."""
 
 
 class SqliteJournal:
@@ -63,8 +52,9 @@ class SqliteJournal:
     What `put` has accepted survives the end of the process, whatever ends it. With `durability="fsync"` it
     survives a loss of power, too, as far as the disk keeps what it has confirmed; with "os" it may not, and
     a put waits for no disk. The file is to be on a local one. It is made if there is none, for its owner
-    alone (mode 0600); beside it stand `PATH-wal`, `PATH-lock` and `PATH-reserve` (8 MiB). Raises `TypeError`
-    and `ValueError` for arguments that are wrong.
+    alone (mode 0600); beside it stand `PATH-wal`, `PATH-lock` and `PATH-reserve` (8 MiB). Where several
+    workers of a service have a queue each, `first_free` finds each a file. Raises `TypeError` and
+    `ValueError` for arguments that are wrong.
     """
 
     largest = 500_000_000
@@ -78,6 +68,7 @@ class SqliteJournal:
         if not given or "\0" in given:
             raise ValueError(f"path must name a file, which {given!r} does not")
         self.path = Path(os.path.realpath(given))
+        self._pattern: str | None = None
         self.durability = durability
         self._lock: int | None = None
         self._connection: sqlite3.Connection | None = None
@@ -89,8 +80,35 @@ class SqliteJournal:
     def __repr__(self) -> str:
         return f"SqliteJournal({str(self.path)!r}, {self.durability!r})"
 
+    @classmethod
+    def first_free(
+        cls, pattern: str | os.PathLike[str], durability: Literal["fsync", "os"] = "fsync"
+    ) -> SqliteJournal:
+        """The first of "orders-0.journal", "orders-1.journal", ... that nobody uses, for "orders-{}.journal".
+
+        It is chosen and locked when a queue opens it, so that no two workers ever get the same. A worker that
+        takes a dead one's place takes over what that one left. With fewer workers than before the last files
+        stay as they are: `localdelay journal show` tells what is in them. Raises like the class.
+        """
+        journal = cls(pattern, durability)
+        if str(pattern).count("{}") != 1:
+            raise ValueError(
+                f"pattern must have one {{}} in it, for a number, which {str(pattern)!r} has not"
+            )
+        journal._pattern = str(journal.path)
+        return journal
+
     def open(self) -> list[Kept]:
         """Take hold of it, and return what it holds. Makes the file if there is none."""
+        if self._pattern is None:
+            return self._open()
+        for number in range(_MOST_WORKERS):
+            self.path = Path(self._pattern.replace("{}", f"{number}"))
+            with suppress(_InUse):
+                return self._open()
+        raise JournalError(f"all of {_MOST_WORKERS} journals {self._pattern} are in use")
+
+    def _open(self) -> list[Kept]:
         with self._errors():
             if not self._is_missing():
                 self.check()
@@ -105,7 +123,7 @@ class SqliteJournal:
                 connection.execute("PRAGMA fullfsync = ON")
                 connection.execute("BEGIN IMMEDIATE")  # others are locked out from here on
                 if self._version != VERSION:
-                    for statement in _UPGRADE:
+                    for statement in UPGRADE:
                         connection.execute(statement)
                 connection.execute("COMMIT")
                 with suppress(OSError):  # what is on a full disk can be sent all the same
@@ -153,7 +171,7 @@ class SqliteJournal:
                     connection.execute(f"PRAGMA synchronous = {synchronous}")
                     self._synchronous = synchronous
                 connection.execute("BEGIN IMMEDIATE")
-                _insert(connection, list(map(encode, kept)))
+                insert(connection, list(map(encode, kept)))
                 if gone:
                     connection.execute(
                         "DELETE FROM messages WHERE key IN (SELECT value FROM json_each(?))",
@@ -235,7 +253,7 @@ class SqliteJournal:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 holder = os.read(lock, 20).decode("ascii", "replace").strip() or "?"
-                raise JournalError(f"the journal {self.path} is in use by process {holder}") from None
+                raise _InUse(f"the journal {self.path} is in use by process {holder}") from None
             os.ftruncate(lock, 0)
             os.pwrite(lock, str(os.getpid()).encode(), 0)
             yield
@@ -253,9 +271,9 @@ class SqliteJournal:
             connection.execute(f"PRAGMA page_size = {_PAGE}")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
-            connection.execute(_MESSAGES)
-            connection.execute(_SENDING)
-            connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+            connection.execute(MESSAGES)
+            connection.execute(SENDING)
+            connection.execute(f"PRAGMA application_id = {APPLICATION}")
             connection.execute(f"PRAGMA user_version = {VERSION}")
         new.replace(self.path)
         directory = os.open(self.path.parent, os.O_RDONLY | os.O_CLOEXEC)
@@ -292,11 +310,11 @@ class SqliteJournal:
 
     def _read_all(self, connection: sqlite3.Connection) -> list[Kept]:
         [version] = connection.execute("PRAGMA user_version").fetchone()
-        if version not in _SCHEMAS:
+        if version not in SCHEMAS:
             raise JournalError(f"the journal {self.path} is of version {version}, not {VERSION}")
         self._version = version
         schema = connection.execute("SELECT sql FROM sqlite_schema").fetchall()
-        if schema != _SCHEMAS[version]:
+        if schema != SCHEMAS[version]:
             raise JournalError(f"the journal {self.path} is damaged: its tables are not what they were")
         # A page that is damaged may hide its messages, and nothing else.
         [told] = connection.execute("PRAGMA quick_check(1)").fetchone()
@@ -318,7 +336,7 @@ class SqliteJournal:
             header = file.read(100)
         if not header.startswith(_MAGIC):
             raise JournalError(f"{self.path} is not a journal of localdelay: it is no SQLite database")
-        if int.from_bytes(header[68:72]) != _APPLICATION:
+        if int.from_bytes(header[68:72]) != APPLICATION:
             raise JournalError(f"{self.path} is not a journal of localdelay, but another database")
         if header[18:20] != _WITH_LOG:  # to write to it SQLite would refuse only later
             raise JournalError(f"the journal {self.path} is damaged: it is of a version of SQLite's to come")
@@ -370,16 +388,6 @@ def _in_child() -> None:
 _open: weakref.WeakSet[SqliteJournal] = weakref.WeakSet()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
-
-
-def _insert(connection: sqlite3.Connection, rows: list[Row]) -> None:
-    begin = 0
-    for count in _AT_ONCE:
-        while len(rows) - begin >= count:
-            values = ",".join(["(?,?,?,?,?,?,?,?,?,?)"] * count)
-            flat = tuple(chain.from_iterable(rows[begin : begin + count]))
-            connection.execute(f"INSERT OR REPLACE INTO messages VALUES {values}", flat)  # noqa: S608
-            begin += count
 
 
 def _told(error: sqlite3.Error) -> str:

@@ -185,7 +185,7 @@ class Watched(SqliteJournal):
             raise JournalError("broken")
         if self.fault == "half" and kept:
             connection.execute("BEGIN IMMEDIATE")
-            localdelay.journal.sqlite._insert(connection, list(map(encode, kept[: 1 + len(kept) // 2])))
+            localdelay.journal.layout.insert(connection, list(map(encode, kept[: 1 + len(kept) // 2])))
             connection.execute("ROLLBACK")
             raise JournalError("broken")
 
