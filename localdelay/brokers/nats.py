@@ -169,10 +169,13 @@ def _payload(message: Message) -> bytes:
     return payload
 
 
-def open_address(where: Address) -> AbstractAsyncContextManager[NatsBroker]:
-    """Connect to where a URL points to."""
+def open_address(
+    where: Address, *, confirm_timeout: float | None = None, connect_timeout: float = 5.0
+) -> AbstractAsyncContextManager[NatsBroker]:
+    """Connect to where a URL points to. The time-outs, in seconds, are those of `open_nats`."""
     servers = [_server_url(host, port) for host, port in where.hosts]
-    return _open(servers, where.username, where.password, where.target, 10.0, 5.0, True, {})
+    confirm = 10.0 if confirm_timeout is None else confirm_timeout
+    return _open(servers, where.username, where.password, where.target, confirm, connect_timeout, True, {})
 
 
 @asynccontextmanager

@@ -156,7 +156,7 @@ async def open_broker(
             limit=limit,
         )
     else:
-        opened = module.open_address(where)
+        opened = module.open_address(where, confirm_timeout=confirm_timeout, connect_timeout=connect_timeout)
     connected = False
     try:
         async with opened as broker:
