@@ -18,6 +18,7 @@ On asyncio it is `await clock.advance_async(119.0)`; with Trio, `trio.testing.Mo
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -33,7 +34,10 @@ __all__ = ["FailingSender", "MovableClock", "RecordingSender", "ThrottledPrimary
 
 
 def _is_trio() -> bool:
-    # Beside a loop of asyncio's there may be a run, and after a run that was cut off what is left of a task.
+    # A task of asyncio's first: in its thread a run of Trio's may be a guest, or have left something behind.
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is not None and asyncio._get_running_loop() is not None and asyncio.current_task() is not None:  # noqa: SLF001
+        return False
     return trio.lowlevel.in_trio_run() and trio.lowlevel.in_trio_task()
 
 
