@@ -253,7 +253,7 @@ def test_what_never_ends_a_line() -> None:
     [
         ("<&-", "standard input can't be read: it is closed"),
         ("0>/dev/null", "standard input can't be read: it is not open for reading"),
-        (">&- </dev/null", "standard output can't be written to: it is closed"),
+        (">&- </dev/null", "no connection to standard output: it can't be written to: it is closed"),
     ],
 )
 def test_streams_that_are_not_there(redirected: str, said: str) -> None:
