@@ -89,6 +89,7 @@ class ClientSide(Limit):
         jitter: float,
         count: float = 1,
         now: float | None = None,
+        lately: float = 0.0,
     ) -> None:
         """A call has ended."""
         self._taken += count if outcome is Outcome.TAKEN else 0

@@ -58,6 +58,8 @@ _BURST = 0.02
 """Seconds' worth of calls that may be made at once; two calls at least."""
 _WAIT_LEAST = 0.001
 """Seconds: who waits for a call is not to ask over and over in one instant."""
+_ASK_AGAIN = 0.1
+"""Seconds: who waits for what is owed is to ask so often, for the rate may rise meanwhile."""
 _LEAST = 0.1
 """Calls a second: it never finds less, or it would not find out that there is more."""
 
@@ -114,6 +116,7 @@ class Finder:
         self._paused = 0.0  # seconds since then in which it did not limit
         self._stepped = 0.0  # when the rate has risen last
         self._limited = -math.inf  # when it has held a call back
+        self._waited = -math.inf  # when somebody has waited for what was owed
         self._is_slow_start = False
         self._stretch = 1.0
         self._refused = 0  # in a row, each begun when the one before was known
@@ -125,10 +128,14 @@ class Finder:
         """Somebody wants to make a call: the rate that holds for it; None: it may be made."""
         if self._first is None:
             self._first = now
-        self._asked.add(now, count)
         if self.rate is not None:
-            self._rise(now)
+            self._rise(now)  # before this one is counted: after a rest it is alone
+        self._asked.add(now, count)
         return self.rate
+
+    def wait(self, now: float) -> None:
+        """Somebody waits for what is owed."""
+        self._waited = now
 
     def shut_for(self, now: float) -> float:
         """Seconds in which no call at all is to be made, since none is taken; 0 or less: it is not shut."""
@@ -148,15 +155,17 @@ class Finder:
         self._took = now
         self._taken.add(now, count)
 
-    def refused(self, now: float, begun: float, retry_after: float | None, jitter: float) -> None:
-        """A call that was begun at `begun` was refused."""
+    def refused(
+        self, now: float, begun: float, retry_after: float | None, jitter: float, lately: float = 0.0
+    ) -> None:
+        """A call that was begun at `begun` was refused; `lately` is as for `Limit.record`."""
         # Of calls that were begun together, refusals may be heard first, and what was taken only then.
         is_next = begun >= self._told
         if is_next:
             self._refused += 1
             self._told = now
         if self.rate is None:
-            self._begin(now)
+            self._begin(now, lately)
             return
         if is_next and self._refused >= _IN_A_ROW:
             # Only now: a primary that still takes most calls is not shut for what it says to some.
@@ -167,10 +176,10 @@ class Finder:
         if begun >= self._cut + _DEAF and (self._refused < _IN_A_ROW or now - self._took > _ANEW):
             self._find_ceiling(now, self.rate)
 
-    def _begin(self, now: float) -> None:
+    def _begin(self, now: float, lately: float) -> None:
         self._began = now
         self._is_slow_start = True
-        self._set(now, self._lately(now), 1.0)
+        self._set(now, max(lately, self._lately(now)), 1.0)
 
     def _lately(self, now: float) -> float:
         """What was taken a second, or half of what was asked for: answers may be still to come."""
@@ -200,7 +209,8 @@ class Finder:
     def _rise(self, now: float) -> None:
         assert self.rate is not None  # noqa: S101 (else there is nothing that could rise)
         step, self._stepped = now - self._stepped, now
-        if now - self._began > _OFF_AFTER and self._asked.rate(now, _OFF_AFTER) <= _OFF * self.rate:
+        since = min(now - self._began, now - self._waited)
+        if since > _OFF_AFTER and self._asked.rate(now, _OFF_AFTER) <= _OFF * self.rate:
             self.rate = None
             self._refused = 0
         elif now - self._limited > max(0.2, 3 / self.rate):
@@ -250,6 +260,25 @@ class AdaptiveLimit(Limit):
         with self._lock:
             rate, shut_for = self._finder.rate, self._finder.shut_for(self._now())
             return 0.0 if rate is None else max(_WAIT_LEAST, shut_for, (1.0 - self._bucket.tokens) / rate)
+
+    @property
+    def available(self) -> float:
+        """How much may be taken now; less than none while some is owed."""
+        with self._lock:
+            now, rate = self._now(), self._finder.rate
+            return math.inf if rate is None else self._bucket.owe(0, now, rate, max(2.0, rate * _BURST))
+
+    @property
+    def paid_in(self) -> float:
+        """Seconds until what is owed is there, and calls are made at all."""
+        with self._lock:
+            now, rate = self._now(), self._finder.rate
+            if rate is None:
+                return 0.0
+            left = self._bucket.owe(0, now, rate, max(2.0, rate * _BURST))
+            self._finder.wait(now)
+            owed = 0.0 if left > -1e-9 else min(_ASK_AGAIN, max(_WAIT_LEAST, -left / rate))
+            return max(owed, self._finder.shut_for(now))
 
     def try_acquire(self, count: float = 1) -> bool:
         """Whether a call may be made now; it is then on its way."""
@@ -302,6 +331,7 @@ class AdaptiveLimit(Limit):
         jitter: float,
         count: float = 1,
         now: float | None = None,
+        lately: float = 0.0,
     ) -> None:
         """Take note of what came of a call."""
         with self._lock:
@@ -312,7 +342,7 @@ class AdaptiveLimit(Limit):
             elif outcome is THROTTLED:
                 if self._finder.rate is None:
                     self._bucket = Bucket(0.0)  # nothing is saved up for the first moment
-                self._finder.refused(now, now - age, retry_after, jitter)
+                self._finder.refused(now, now - age, retry_after, jitter, lately)
                 self.limits = True
 
     def _now(self) -> float:

@@ -110,6 +110,14 @@ def rescheduled(entry: Entry, due: float, at: float | None, number: int) -> Entr
     return due, number, (payload, headers, name, attempt, failures, due, alone, expires, at)
 
 
+def moved(entry: Entry, when: float) -> Entry:
+    """The same message, to be sent at another time than its execute-at."""
+    due, number, body = entry
+    if isinstance(body, bytes):
+        return when, number, (body, None, None, 1, 0, due, False, None, None)
+    return when, number, body
+
+
 def after_failing(entry: Entry, attempt: int, *, alone: bool, counts: bool = True) -> Body:
     """The body of the same message when it has failed once more, and `attempt` is its next send.
 

@@ -1,9 +1,9 @@
 """What a limit is; and a token bucket, which calls of the primary and sends of due messages can share.
 
-It fills at `rate` tokens a second up to `burst`, and may owe: `acquire` takes its tokens at once and
-sleeps until the debt that it finds is paid, in the order of the calls. `try_acquire` takes only what is
-there. So what must go out (due messages) comes before what could as well go elsewhere (a call of the
-primary), and neither needs to know of the other.
+It fills at `rate` tokens a second up to `burst`, and may owe. Who must go out (due messages) takes tokens
+that are not there yet by `owe`, and waits until they are paid; `try_acquire` takes only what is there. So the
+first come before what could as well go elsewhere (a call of the primary), and neither needs to know of the
+other.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from .costs import Cost
 from .message import Message
 
 logger = logging.getLogger("localdelay")
+
+_ROUNDING = 1e-9  # what filling by floats may leave out
 
 
 class Limit(ABC):
@@ -71,6 +73,16 @@ class Limit(ABC):
     def wait(self) -> float:
         """Seconds until it is worth asking again, where a call could not be made."""
 
+    @property
+    def paid_in(self) -> float:
+        """Seconds until what is owed is there, and calls are made at all; 0 where both is so."""
+        return self.wait
+
+    @property
+    def available(self) -> float:
+        """How much may be taken now; less than none while some is owed."""
+        return 1.0
+
     @abstractmethod
     def try_acquire(self, count: float = 1) -> bool:
         """Whether a call that takes so much may be made now; it is then on its way."""
@@ -99,11 +111,13 @@ class Limit(ABC):
         jitter: float,
         count: float = 1,
         now: float | None = None,
+        lately: float = 0.0,
     ) -> None:
         """Take note of what came of a call that was begun so many seconds ago, and takes so much.
 
         `retry_after` is the wait in seconds that the primary asked for; `jitter` is drawn from 0 to 1;
-        `now` spares a look at its clock, where that was just read.
+        `now` spares a look at its clock, where that was just read; `lately` is how much a second was taken
+        that this was not told of, as long as it did not limit.
         """
 
     def slow_down(self, seconds: float) -> None:
@@ -125,7 +139,7 @@ class Bucket:
         if now > self._at > -math.inf:
             self.tokens = min(burst, self.tokens + (now - self._at) * rate)
         self._at = now  # also where another run's clock stands behind
-        if self.tokens < needs - 1e-9:  # what filling by floats may leave out
+        if self.tokens < needs - _ROUNDING:
             return False
         self.tokens -= count
         return True
@@ -164,8 +178,14 @@ class RateLimit(Limit):
         return self.rate
 
     @property
+    def paid_in(self) -> float:
+        """Seconds until what is owed is there."""
+        left = self.available
+        return 0.0 if left > -_ROUNDING else -left / self.rate
+
+    @property
     def available(self) -> float:
-        """Tokens that are there at this moment; negative while calls of `acquire` wait."""
+        """Tokens that are there at this moment; negative while some are owed."""
         return self.owe(0)
 
     @property

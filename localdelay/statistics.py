@@ -76,6 +76,8 @@ class Statistics:
     """Until the next waiting message is to be sent; 0 if it is overdue, None if there is none."""
     oldest_overdue: float
     """How late the latest of the pending messages is by now; 0 if none is overdue."""
+    limit_rate: Rate
+    """Messages a second that the limit lets go; None while it lets all go, or there is none."""
     failures: TimesSoFar
     """Failed tries, counted for each message: sends and hand-backs, throttled ones included."""
     throttled: TimesSoFar

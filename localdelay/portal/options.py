@@ -5,8 +5,9 @@ from __future__ import annotations
 from os import PathLike
 from typing import Required, TypedDict
 
+from localdelay.arguments import NotGiven
 from localdelay.journal.record import Journal
-from localdelay.limit import RateLimit
+from localdelay.limit import Limit
 from localdelay.listening import Listener
 from localdelay.probe import ProbePolicy
 from localdelay.queue.batch import BatchPolicy
@@ -24,8 +25,8 @@ class Options(TypedDict, total=False):
     timer: TimerKind
     retry: RetryPolicy
     send_timeout: float | None
-    limit: RateLimit | None
+    limit: Limit | NotGiven | None
+    catch_up_rate: float | None
     probe: ProbePolicy | None
     listener: Listener | None
     journal: Journal | str | PathLike[str] | None
-    recover_rate: float | None

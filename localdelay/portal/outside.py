@@ -24,6 +24,7 @@ import trio
 
 from localdelay.entry import Entry, all_plain
 from localdelay.hops import Hop
+from localdelay.keeping import End
 from localdelay.queue.batch import ONE
 from localdelay.queue.pending import Pending
 from localdelay.queue.sending import Delivery, Outcome
@@ -127,12 +128,10 @@ class OutsideWorkers(Workers):
                 await self._pending.keeper.written()
                 self._written = settled
                 entries = self._fill_up(read_clock() + offset)
-                if entries and await self._delivery.wait_for_limit(entries):
+                if entries:
                     self._senders.give(entries)
                     if self._watch_is_idle:
                         self._watching.unpark_all()
-                elif entries:
-                    self._bring_back(entries)
                 elif self._closing and self._schedule.is_empty and not self._out and not super().busy:
                     return
                 elif self._settled == self._written:  # else nobody might wake it
@@ -169,10 +168,11 @@ class OutsideWorkers(Workers):
         room = 0 if self.paused or self._ending else self._room()
         if room <= 0:
             return []
-        entries = self._take_few(now, self._delivery.allowed(room))
+        entries = self._take_few(now, room)
         if entries and not all_plain(entries):
             for entry, error in self._delivery.doomed(entries, now):
                 entries.remove(entry)
+                self.valve.give_back([entry])
                 self._give_up(entry, error, is_sent=False)
         self._out.update((entry[1], entry) for entry in entries)
         return entries
@@ -198,6 +198,8 @@ class OutsideWorkers(Workers):
         )
         if sent:
             self._delivery.sent(sent)
+            if sent[-1][2] >= self.valve.next_mark:
+                self.valve.mark(sent[-1][2], self._pending.ledger.ended[End.SENT])
         if self._is_full or self._closing:
             self.wake_leader()
 

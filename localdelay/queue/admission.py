@@ -84,16 +84,15 @@ class Admission:
         self._ledger.largest = journal.largest
         return held
 
-    async def recover(self, held: Sequence[Kept], rate: float | None) -> None:
-        """Take in what a journal held: what is overdue at once, or so many of it a second."""
+    async def recover(self, held: Sequence[Kept]) -> None:
+        """Take in what a journal held."""
         pending = sorted((kept for kept in held if kept[6] is None), key=itemgetter(1))  # by when it is due
         dead = len(held) - len(pending)
         wall = time.time()
         now = trio.current_time()
         rest = iter(pending)
         while chunk := list(islice(rest, _CHUNK)):
-            on_time, paced = recovered(chunk, wall=wall, now=now, rate=rate, before=self._ledger.recovered)
-            self._pending.enter_kept(on_time, paced)
+            self._pending.enter_kept(recovered(chunk, wall=wall, now=now))
             await trio.lowlevel.checkpoint()
         if pending or dead:
             line = "%d messages came back from the journal, %d of them overdue; it has %d dead letters"

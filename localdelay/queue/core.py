@@ -11,7 +11,7 @@ from localdelay import arguments
 from localdelay.adaptive import AdaptiveLimit
 from localdelay.arguments import NOT_GIVEN, NotGiven
 from localdelay.keeping import End
-from localdelay.limit import Limit, RateLimit
+from localdelay.limit import Limit
 from localdelay.listening import Listener, check_listener
 from localdelay.probe import ProbePolicy
 from localdelay.timer import TimerKind
@@ -78,6 +78,7 @@ class Core:
             "committing": keeper.committing,
             "paused": workers.paused,
             "next_due_in": None if next_due == math.inf else max(0.0, next_due - now),
+            "limit_rate": None if self.limit is None else self.limit.limit_rate,
             "oldest_overdue": max(0.0, now - pending.oldest()),
             "expired": delivery.expired,
             "failures": delivery.valve.failures,
@@ -104,7 +105,8 @@ def make_core(
     retry: RetryPolicy,
     send_timeout: float | None,
     on_dead_letter: DeadLetterHook | None,
-    limit: RateLimit | NotGiven | None,
+    limit: Limit | NotGiven | None,
+    catch_up_rate: float | None,
     probe: ProbePolicy | None,
     listener: Listener | None,
 ) -> Core:
@@ -130,12 +132,15 @@ def make_core(
         raise TypeError(f"retry must be a RetryPolicy, not {type(retry).__name__}")
     if on_dead_letter is not None:
         arguments.check_async("on_dead_letter", on_dead_letter)
-    if not isinstance(limit, RateLimit | NotGiven | None):
-        raise TypeError(f"limit must be a RateLimit or None, not {type(limit).__name__}")
+    if limit is NOT_GIVEN:
+        limit = AdaptiveLimit()
+    if limit is not None and not isinstance(limit, Limit):
+        raise TypeError(f"limit must be a RateLimit, an AdaptiveLimit or None, not {type(limit).__name__}")
+    if catch_up_rate is not None and not 0 < arguments.number("catch_up_rate", catch_up_rate) < math.inf:
+        raise ValueError(f"catch_up_rate must be over 0 and finite, not {catch_up_rate!r}")
     if probe is not None and not isinstance(probe, ProbePolicy):
         raise TypeError(f"probe must be a ProbePolicy or None, not {type(probe).__name__}")
     check_listener(listener)
-    paced = None if limit is NOT_GIVEN else limit
     pending = Pending(Schedule(indexed=bool(cancellable)), Ledger(capacity, capacity_bytes))
     if isinstance(given, BringsWorkers):
         pool = given.make_workers(pending, timer, workers)
@@ -145,12 +150,11 @@ def make_core(
         given,
         pending,
         pool,
-        Valve(probe, listener),
+        Valve(limit, probe, catch_up_rate, listener),
         one_by_one=send is not None,
         retry=retry,
         send_timeout=arguments.check_seconds("send_timeout", send_timeout, zero=False),
         on_dead_letter=on_dead_letter,
-        limit=paced,
         listener=listener,
     )
-    return Core(pending, pool, delivery, AdaptiveLimit() if limit is NOT_GIVEN else limit, batch.max_messages)
+    return Core(pending, pool, delivery, limit, batch.max_messages)

@@ -64,16 +64,14 @@ class Grace:
 class Draining:
     """The drain of one queue. There is at most one."""
 
-    def __init__(
-        self, core: Core, admission: Admission, hand_backs: HandBacks, limit: RateLimit | None
-    ) -> None:
+    def __init__(self, core: Core, admission: Admission, hand_backs: HandBacks) -> None:
         self._pending = core.pending
         self._schedule = core.pending.schedule
         self._workers = core.workers
         self._core = core
         self._admission = admission
         self._hand_backs = hand_backs
-        self._limit = limit
+        self._limit = core.limit
         self._beside: dict[trio.CancelScope, Callable[[], None]] = {}
         self._beside_ended = trio.lowlevel.ParkingLot()
         self._drained: trio.Event | None = None  # made when a drain begins, set when it has ended
@@ -184,8 +182,8 @@ class Draining:
             send_seconds=send_seconds,
             hand_backs=HAND_BACKS_IN_FLIGHT if hands_back and grace.deadline < math.inf else 0,
             hand_back_seconds=send_seconds,
-            rate=None if limit is None else limit.rate,
-            tokens=0.0 if limit is None else max(0.0, limit.available),
+            rate=None if limit is None else limit.limit_rate,
+            tokens=max(0.0, limit.available) if isinstance(limit, RateLimit) else 0.0,
             journal=self._pending.keeper.unkept() is not None,
         )
 

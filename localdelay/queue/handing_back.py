@@ -96,7 +96,10 @@ class HandBacks:
         One that can never be handed back (`PermanentSendError`), or not in time, is kept: it stays pending.
         """
         # Where it is cut off the drain is over: nobody is to hand it back again.
+        began = trio.current_time()
         error = await self._give(entry, hand_back, cut_off=self._schedule.keep)
+        now = trio.current_time()
+        self._delivery.valve.record(now, [entry], now - began, error, 0, delayed=True)
         if error is None:
             return
         again = after_failing(entry, attempt_of(entry[2]), alone=False)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from os import PathLike
 
-from localdelay import arguments
 from localdelay.arguments import NOT_GIVEN, NotGiven
 from localdelay.journal.record import Journal
 from localdelay.journal.sqlite import journal_of
-from localdelay.limit import RateLimit
+from localdelay.limit import Limit
 from localdelay.listening import Listener
 from localdelay.message import numbers
 from localdelay.nurseries import bare_nursery
@@ -40,11 +38,11 @@ async def open_delay_queue(
     retry: RetryPolicy = RetryPolicy(),  # noqa: B008 (it is frozen)
     send_timeout: float | None = 30.0,
     on_dead_letter: DeadLetterHook | None = None,
-    limit: RateLimit | NotGiven | None = NOT_GIVEN,
+    limit: Limit | NotGiven | None = NOT_GIVEN,
+    catch_up_rate: float | None = None,
     probe: ProbePolicy | None = ProbePolicy(),  # noqa: B008 (it is frozen)
     listener: Listener | None = None,
     journal: Journal | str | PathLike[str] | None = None,
-    recover_rate: float | None = None,
 ) -> AsyncIterator[DelayQueue]:
     """Run a delay queue for the length of an `async with` block.
 
@@ -55,7 +53,10 @@ async def open_delay_queue(
     sends may run at once; `localdelay.plan_capacity` computes both. A send that takes more than
     `send_timeout` seconds (None: no limit) has failed, and so has a dead-letter hook. Failed messages are
     retried under `retry`; one that is given up on goes to `await on_dead_letter(message, error)`, or into one
-    ERROR line of the log. `limit` paces the sends; one that a `Fallback` shares gives them precedence. While
+    ERROR line of the log. `limit` paces the sends: an `AdaptiveLimit`, unless another is given, that begins
+    when one of them is throttled and finds the rate (None: no limit); one that a `Fallback` shares gives them
+    precedence. Of what is overdue after an outage or at a start, `catch_up_rate` go a second, beside what is
+    on time (None: all, as fast as the limit allows). While
     sends of different messages fail one after the other the broker is taken to be down: under `probe` one
     message at a time is tried, which uses up no attempt, and all else waits until one is sent (None: all is
     tried). `listener.on_event` is told of that, and of dead letters. `cancellable=False` saves time and
@@ -64,16 +65,12 @@ async def open_delay_queue(
 
     With a `journal` (`SqliteJournal`, or the path of one), what is pending survives a crash: a put returns
     when its message is in the journal, and opening a queue on a journal that holds messages takes these in
-    again, `recover_rate` of what is overdue a second (None: all at once). They count as accepted, whatever
-    the capacity. Raises `JournalError` where it can't be used.
+    again. They count as accepted, whatever the capacity. Raises `JournalError` where it can't be used.
 
     Leaving the block normally closes the queue to puts and waits until all is sent. Leaving it by an
     exception or a cancellation ends the workers; what is pending then stays in `messages()`, and one
     warning is logged. Raises `TypeError` and `ValueError` for an argument that is wrong.
     """
-    rate = None if recover_rate is None else arguments.number("recover_rate", recover_rate)
-    if rate is not None and not 0 < rate < math.inf:
-        raise ValueError(f"recover_rate must be over 0 and finite, not {recover_rate!r}")
     keeps = journal_of(journal)
     core = make_core(
         send,
@@ -88,13 +85,14 @@ async def open_delay_queue(
         send_timeout=send_timeout,
         on_dead_letter=on_dead_letter,
         limit=limit,
+        catch_up_rate=catch_up_rate,
         probe=probe,
         listener=listener,
     )
     queue = DelayQueue(core, numbers(), cancellable=bool(cancellable))
     try:
         async with bare_nursery() as nursery:
-            await queue.begin(nursery, keeps, rate)
+            await queue.begin(nursery, keeps)
             yield queue
             await queue.leave()
     finally:

@@ -82,16 +82,13 @@ class Pending:
             self.schedule.put(entry)
             self.keeper.entered(entry)
 
-    def enter_kept(self, on_time: Sequence[Entry], paced: Sequence[Entry]) -> None:
-        """Accept messages that the keeper has already, whatever the room; some wait past their time."""
-        entries = [*on_time, *paced]
+    def enter_kept(self, entries: Sequence[Entry]) -> None:
+        """Accept messages in due order that the keeper has already, whatever the room."""
         self.ledger.accept(sum(size_of(body) for _, _, body in entries), len(entries))
         self.ledger.recovered += len(entries)
         for entry in entries:
             self.take_id(entry)
-        self.schedule.put_all(on_time)
-        for entry in paced:
-            self.schedule.put_back(entry)
+        self.schedule.put_all(entries)
 
     def enter_claimed(self, entry: Entry) -> None:
         """Accept a message that the keeper has already, and may have seen fail, whatever the room."""

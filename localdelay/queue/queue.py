@@ -14,7 +14,7 @@ from localdelay.arguments import NOT_GIVEN, Delay, NotGiven, Terms
 from localdelay.errors import QueueClosed, QueueFull
 from localdelay.journal.record import Journal
 from localdelay.keeping import Keeper
-from localdelay.limit import Limit, RateLimit
+from localdelay.limit import Limit
 from localdelay.message import Message
 from localdelay.statistics import DrainReport, Statistics
 from localdelay.timer import clock_parts
@@ -54,8 +54,7 @@ class DelayQueue:
         """For `Fallback`, which gives messages back to the primary while the queue runs."""
         self.admission = Admission(core.pending, numbers)
         """For `Remote`, whose messages have their room already."""
-        paced = core.limit if isinstance(core.limit, RateLimit) else None
-        self._draining = Draining(core, self.admission, self.hand_backs, paced)
+        self._draining = Draining(core, self.admission, self.hand_backs)
         self._nursery: trio.Nursery | None = None
         self._ended_at: float | None = None
 
@@ -344,12 +343,18 @@ class DelayQueue:
         """For `Remote`: wait until the workers have ended."""
         await self._workers.finished.wait()
 
-    async def begin(self, nursery: trio.Nursery, journal: Journal | None, rate: float | None) -> None:
+    async def begin(self, nursery: trio.Nursery, journal: Journal | None) -> None:
         """For `open_delay_queue`: start the workers, and take in what the journal holds. `JournalError`."""
         self._nursery = nursery
         held = [] if journal is None else await self.admission.open_journal(journal)
-        nursery.start_soon(self._workers.run, self._core.delivery)
-        await self.admission.recover(held, rate)
+        run, delivery = self._workers.run, self._core.delivery
+        if delivery.valve.catch_up_rate is None:
+            nursery.start_soon(run, delivery)
+            await self.admission.recover(held)
+        else:  # what is overdue must not go before all of it has its time
+            await self.admission.recover(held)
+            delivery.valve.catch_up(trio.current_time())
+            nursery.start_soon(run, delivery)
 
     async def leave(self) -> None:
         """For `open_delay_queue`: its block is left normally."""

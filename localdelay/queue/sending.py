@@ -33,7 +33,6 @@ from localdelay.entry import (
 from localdelay.errors import Expired, PermanentSendError
 from localdelay.keeping import End
 from localdelay.lateness import LatencyRecorder
-from localdelay.limit import RateLimit
 from localdelay.listening import DeadLetter, Listener, tell
 from localdelay.message import Message
 from localdelay.nurseries import failure_in, reraise_without_errors
@@ -71,7 +70,6 @@ class Delivery:
         retry: RetryPolicy,
         send_timeout: float,
         on_dead_letter: DeadLetterHook | None,
-        limit: RateLimit | None,
         listener: Listener | None,
     ) -> None:
         self._send: Any = send  # not called where it brings workers
@@ -79,11 +77,11 @@ class Delivery:
         self._pending = pending
         self._workers = workers
         self.valve = valve
+        workers.valve = valve
         valve.on_change = workers.wake_leader
         self.retry = retry
         self.send_timeout = send_timeout
         self._on_dead_letter = on_dead_letter
-        self._limit = limit
         self._listener = listener
         self._read_clock, self._clock_offset = clock_parts()
         self.dead_letter_errors = 0
@@ -95,14 +93,6 @@ class Delivery:
     async def deliver(self, worker: Worker, now: float) -> float:
         """Send what the worker has taken, `now` being the time; return the time afterwards."""
         entries = worker.entries
-        if self._limit is not None and not self._limit.try_acquire(price := self._price(entries)):
-            await self._limit.acquire(price)  # cut off here, it gives the tokens back
-            now = self._read_clock() + self._clock_offset
-            if self._workers.paused:
-                # Since they were taken: nothing begins in a pause.
-                self._limit.give_back(price)
-                self._workers.put_off(worker)
-                return now
         if self._pending.keeper.lapses and not self._let_go_of_lapsed(worker, now):
             return now
         due, number, body = entries[0]
@@ -117,8 +107,7 @@ class Delivery:
             self.lateness.record_run(now, instants)
         else:
             if doomed := self.doomed(entries, now):
-                if self._limit is not None:
-                    self._limit.give_back(self._price(entries))
+                self.valve.give_back(entries)
                 await self.give_up(worker, doomed)
                 return self._read_clock() + self._clock_offset
             messages = [message_of(entry) for entry in entries]
@@ -134,6 +123,7 @@ class Delivery:
             await sending
         except BaseException as raised:  # noqa: BLE001 (raised again where it is no mere error)
             worker.expires = math.inf
+            worker.began = now
             worker.failure = failure_in(raised, timed_out=worker.timed_out)
             if worker.failure is not None:
                 self.send_time.record(self._read_clock() + self._clock_offset - now)
@@ -153,8 +143,9 @@ class Delivery:
             self.total.record(finished - due)
         else:
             self.total.record_run(finished, instants)
-        if self.valve.probe.row:
-            self.valve.sent(finished)
+        valve = self.valve
+        if valve.probe.row or (valve.limit is not None and valve.limit.limits):
+            valve.sent(finished, entries, finished - now, self._sent)
         wait = self._pending.end(entries, _SENT, worker.size)
         entries.clear()  # before the wait: cut off there, what has ended would be brought back
         worker.size = 0
@@ -171,29 +162,8 @@ class Delivery:
         worker.size = sum(size_of(body) for _, _, body in ours)
         if lapsed:
             self._pending.end(lapsed, End.SPOOLED)
-            if self._limit is not None:
-                self._limit.give_back(self._price(lapsed))  # or others would wait for sends that nobody makes
+            self.valve.give_back(lapsed)  # or others would wait for sends that nobody makes
         return bool(ours)
-
-    def _price(self, entries: Sequence[Entry]) -> float:
-        """What these take of the limit."""
-        limit = self._limit
-        if limit is None or limit.cost is None:
-            return len(entries)
-        return sum(limit.price(message_of(entry), False) for entry in entries)
-
-    def allowed(self, most: int) -> int:
-        """How many of so many messages the limit lets go now; 1 where they have to wait for it."""
-        return most if self._limit is None else min(most, max(1, int(self._limit.available)))
-
-    async def wait_for_limit(self, entries: Sequence[Entry]) -> bool:
-        """Wait until the limit lets these go; False where a pause came meanwhile, and nothing may begin."""
-        if self._limit is None or self._limit.try_acquire(price := self._price(entries)):
-            return True
-        await self._limit.acquire(price)
-        if self._workers.paused:
-            self._limit.give_back(price)
-        return not self._workers.paused
 
     def sent(self, outcomes: Sequence[Outcome]) -> None:
         """Messages were sent, each on its own, elsewhere than on the loop."""
@@ -210,8 +180,10 @@ class Delivery:
                 if not failures_of(body):
                     self.lateness.record(began - execute_at)
         self.send_time.record_each([ended - began for _, began, ended, _ in outcomes])
-        if self.valve.probe.row:
-            self.valve.sent(trio.current_time())
+        valve = self.valve
+        if valve.probe.row or (valve.limit is not None and valve.limit.limits):
+            for entry, began, ended, _ in outcomes:
+                valve.sent(ended, [entry], ended - began, self._sent)
         self._pending.end(entries, End.SENT, size)
 
     def failed(self, outcome: Outcome) -> bool:
@@ -230,7 +202,7 @@ class Delivery:
         if failures == 1:
             self.lateness.record(began - execute_at_of(due, body))
         self.send_time.record(ended - began)
-        self.valve.failed(ended, [entry[1]], error)
+        self.valve.failed(ended, [entry], error, ended - began, self._sent)
         return self._retry(entry, error, ended, failures, random.random(), alone=blamed is not None)
 
     async def settle(self, worker: Worker) -> None:
@@ -252,11 +224,14 @@ class Delivery:
         split = refused and blamed is None and len(entries) > 1
         failures = 1 + max(failures_of(body) for _, _, body in entries)
         if len(errors) < len(entries):
-            if self.valve.probe.row:
-                self.valve.sent(now)
+            its = dict(zip(ids, entries, strict=True))
+            sent = [entry for its_id, entry in its.items() if its_id not in errors]
+            self.valve.sent(now, sent, now - worker.began, self._sent)
+            for its_id, each in errors.items():
+                self.valve.record(now, [its[its_id]], now - worker.began, each, self._sent)
         else:
             of_all = next((each for each in errors.values() if is_down(each)), error)
-            self.valve.failed(now, [entry[1] for entry in entries], of_all)
+            self.valve.failed(now, entries, of_all, now - worker.began, self._sent)
         doomed: list[tuple[Entry, Exception]] = []
         for entry, its_id in zip(entries, ids, strict=True):
             its_error = errors.get(its_id)
@@ -301,6 +276,10 @@ class Delivery:
         worker.size = 0
         worker.failure = None
         await self._pending.keeper.written()
+
+    @property
+    def _sent(self) -> int:
+        return self._pending.ledger.ended[_SENT]
 
     def _retry(
         self, entry: Entry, error: Exception, now: float, failures: int, jitter: float, *, alone: bool

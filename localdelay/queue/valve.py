@@ -1,4 +1,8 @@
-"""What stands before the sends of a queue: it is told what came of them, and says what follows."""
+"""What stands before the sends of a queue: a limit, a probe, and the pace of what is overdue.
+
+It is asked before messages are taken, and told what came of them. What cannot go yet stays in the schedule,
+in due order; so the limit owes the next send its tokens, and nothing else that shares it gets them first.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,25 @@ import logging
 import math
 import random
 import traceback
-from collections.abc import Callable, Collection
+from collections import deque
+from collections.abc import Callable, Sequence
 
-from localdelay.errors import PermanentSendError, Throttled
-from localdelay.listening import Event, Listener, SendingOpened, SendingShut, tell
+from localdelay.breaker import TAKEN, THROTTLED
+from localdelay.entry import Entry, message_of
+from localdelay.errors import PermanentSendError, Throttled, asked_wait
+from localdelay.gate import Lines
+from localdelay.limit import Limit
+from localdelay.listening import Event, LimitBegan, LimitEnded, Listener, SendingOpened, SendingShut, tell
 from localdelay.probe import Probe, ProbePolicy
 
 logger = logging.getLogger("localdelay")
 
 _LINES_EVERY = 60.0
+_LATELY_LEAST = 10.0
+"""A second: so much is taken to be possible where little was sent, and the first that is has been refused."""
+_MARK_EVERY = 0.1
+_MARKS = 11
+"""So many counts are kept of what was sent: a second's."""
 _LONGEST_TOLD = 1000  # characters
 _FRAMES = 5  # of a traceback, the innermost
 
@@ -28,10 +42,33 @@ def is_down(error: Exception) -> bool:
 class Valve:
     """Of one queue. What it says it says in the thread of the queue's loop."""
 
-    def __init__(self, policy: ProbePolicy | None, listener: Listener | None) -> None:
+    def __init__(
+        self,
+        limit: Limit | None,
+        policy: ProbePolicy | None,
+        catch_up_rate: float | None,
+        listener: Listener | None,
+    ) -> None:
+        self.limit = limit
         self.probe = Probe(policy)
         self._listener = listener
-        self._next_shut_line = self._next_failure_line = -math.inf
+        self.catch_up_rate = catch_up_rate
+        self.backlog = -math.inf
+        """What is due before this is overdue, and goes at `catch_up_rate`."""
+        self._next_place = -math.inf
+        self.holds = False
+        """Whether not all that is due may be taken, whatever the limit says."""
+        self._owed = 0.0
+        self._went = -math.inf  # when one was tried
+        self.waits_until = -math.inf
+        """When what the next send takes of the limit is there."""
+        self._marks: deque[tuple[float, int]] = deque(maxlen=_MARKS)
+        self.next_mark = -math.inf
+        """When to `mark` again."""
+        self._limits = False  # as it was said last
+        self._limits_since = -math.inf
+        self._shut_lines, self._limit_lines = Lines(), Lines()
+        self._next_failure_line = -math.inf
         self._has_warned = False
         self._failures_logged = 0
         self.failures = 0
@@ -39,32 +76,148 @@ class Valve:
         self.on_change: Callable[[], None] = lambda: None
         """Called when something else may be taken than before."""
 
-    def sent(self, now: float) -> None:
-        """Something was sent. To be told of it as long as there is a row of failures."""
+    def price(self, entries: Sequence[Entry], *, delayed: bool = False) -> float:
+        """What a call with each of these takes of the limit."""
+        limit = self.limit
+        if limit is None or limit.cost is None:
+            return len(entries)
+        return sum(limit.price(message_of(entry), delayed) for entry in entries)
+
+    def lets_go(self, entries: Sequence[Entry], now: float) -> bool:
+        """Whether the limit lets these go now; else it owes them what they take, until `waits_until`."""
+        limit = self.limit
+        if limit is None or not limit.limits:
+            return True
+        price = self.price(entries)
+        if not self._owed:
+            goes = not price or limit.try_acquire(price)
+            self._look_at_limit(limit, now)
+            if goes:
+                return True
+        limit.owe(price - self._owed)
+        self._owed = price
+        wait = limit.paid_in if price else 0.0
+        if wait and not self._is_tried(limit, wait, now):
+            self.waits_until = now + wait
+            return False
+        self._owed, self.waits_until = 0.0, -math.inf
+        return True
+
+    def _is_tried(self, limit: Limit, wait: float, now: float) -> bool:
+        """Whether one send a second is tried, since the limit has found that next to nothing is taken."""
+        if limit.adapts and (limit.limit_rate or 1.0) < 1.0 and wait < 1.0 and now >= self._went + 1.0:
+            self._went = now
+            limit.give_back(self._owed)
+            return True
+        return False
+
+    def give_back(self, entries: Sequence[Entry]) -> None:
+        """These were let go, and are not sent."""
+        if self.limit is not None and self.limit.limits:
+            self.limit.give_back(self.price(entries))
+
+    def wants_nothing(self) -> None:
+        """Nothing is to be sent after all: others may have what was owed."""
+        if self._owed and self.limit is not None:
+            self.limit.give_back(self._owed)
+        self._owed, self.waits_until = 0.0, -math.inf
+
+    def place(self, now: float) -> float:
+        """When the next message that is overdue may go, of so many a second."""
+        assert self.catch_up_rate is not None  # noqa: S101 (else none is held back)
+        place = max(now, self._next_place)
+        self._next_place = place + 1 / self.catch_up_rate
+        return place
+
+    def catch_up(self, now: float) -> None:
+        """What is overdue now goes at `catch_up_rate`, if there is one."""
+        if self.catch_up_rate is not None:
+            self.backlog, self.holds = now, True
+
+    def caught_up(self) -> None:
+        """All that was overdue has a time of its own."""
+        self.backlog, self.holds = -math.inf, self.probe.is_shut
+
+    def mark(self, now: float, count: int) -> None:
+        """So many have been sent in all; a limit that begins has to know how many are, lately."""
+        self._marks.append((now, count))
+        self.next_mark = now + _MARK_EVERY
+
+    def sent(self, now: float, entries: Sequence[Entry], age: float, sent: int) -> None:
+        """These were sent, `sent` before them. To be told after failures, and while the limit limits."""
+        if self.limit is not None and self.limit.limits:
+            self.record(now, entries, age, None, sent)
         shut_since = self.probe.since
         if self.probe.sent():
             shut_for = max(0.0, now - shut_since)
             line = f"a message was sent again after {shut_for:.3g} s: all that is due goes out"
-            self._say(logging.INFO, line, SendingOpened(shut_for))
+            self.caught_up()
+            self.catch_up(now)
+            self._say(self._shut_lines.end(), line, SendingOpened(shut_for))
 
-    def failed(self, now: float, numbers: Collection[int], error: Exception) -> None:
-        """A send of these messages has failed, and none of them was sent."""
+    def failed(self, now: float, entries: Sequence[Entry], error: Exception, age: float, sent: int) -> None:
+        """A send of these has failed, and none of them was sent; `sent` others were."""
+        numbers = [number for _, number, _ in entries]
         if not is_down(error):
+            self.record(now, entries, age, error, sent)
             if isinstance(error, Throttled):
                 self.probe.throttled(now, numbers, random.random())
                 self.on_change()
             return
         if self.probe.failed(now, numbers, random.random()):
-            level = logging.DEBUG
-            if now >= self._next_shut_line:
-                level, self._next_shut_line = logging.WARNING, now + _LINES_EVERY
+            self.holds = True
+            level, count = self._shut_lines.begin(now)
             line = (
                 "sends of different messages fail one after the other, and the broker seems to be down: one "
-                f"message at a time is tried, and the rest waits until one is sent; the last: {told(error)}"
+                f"message at a time is tried, and the rest waits until one is sent{count}; {told(error)}"
             )
             self._say(level, line, SendingShut(error))
         elif self.probe.is_shut:
             self.on_change()
+
+    def record(
+        self,
+        now: float,
+        entries: Sequence[Entry],
+        age: float,
+        error: Exception | None,
+        sent: int,
+        *,
+        delayed: bool = False,
+    ) -> None:
+        """Tell the limit what a call with these came to that has taken so many seconds."""
+        limit = self.limit
+        if limit is None or not limit.adapts or not (error is None or isinstance(error, Throttled)):
+            return
+        price = self.price(entries, delayed=delayed)
+        if error is None:
+            limit.record(TAKEN, age, None, 0.0, price)
+        else:
+            lately = 0.0 if limit.limits else self._lately(now, sent) * price / len(entries)
+            limit.record(THROTTLED, age, asked_wait(error), random.random(), price, lately=lately)
+        self._look_at_limit(limit, now)
+
+    def _lately(self, now: float, sent: int) -> float:
+        """How many were sent a second, over the last second or since the last one before that."""
+        at, count = next((mark for mark in self._marks if mark[0] > now - 1.5), (now - 1.0, sent))
+        return max(_LATELY_LEAST, (sent - count) / max(_MARK_EVERY, now - at))
+
+    def _look_at_limit(self, limit: Limit, now: float) -> None:
+        """Say when it has begun to limit, or does so no more."""
+        rate = limit.limit_rate
+        if not limit.adapts or (rate is not None) is self._limits:
+            return
+        self._limits = rate is not None
+        if rate is None:
+            self._owed, self.waits_until = 0.0, -math.inf
+            limited_for = max(0.0, now - self._limits_since)
+            line = f"the limit is off again after {limited_for:.3g} s"
+            self._say(self._limit_lines.end(), line, LimitEnded(limited_for))
+            return
+        self._limits_since = now
+        level, count = self._limit_lines.begin(now)
+        line = f"the broker refuses sends: it gets {rate:.3g} a second, and what is over that waits{count}"
+        self._say(level, line, LimitBegan(rate))
 
     def count_failure(self, now: float, error: Exception) -> None:
         """A send or a hand-back of a message has failed: a warning says so once, then a line a minute."""

@@ -23,8 +23,8 @@ from typing import Protocol, runtime_checkable
 
 import trio
 
-from localdelay.entry import Entry, size_of
-from localdelay.probe import Probe
+from localdelay.entry import Entry, moved, size_of
+from localdelay.keeping import End
 from localdelay.timer import Timer, TimerKind, TrioTimer, clock_parts, open_timer
 
 from .batch import BatchPolicy, joining
@@ -32,6 +32,7 @@ from .pending import Pending
 from .valve import Valve
 
 _TURN = 1024
+_SPACED_OUT = 256
 _TURN_SECONDS = 0.001
 """A worker whose sends never wait lets the other tasks run after so many sends, or seconds."""
 
@@ -39,12 +40,13 @@ _TURN_SECONDS = 0.001
 class Worker:
     """One worker's state. `expires` is when its send must end, in seconds on Trio's clock."""
 
-    __slots__ = ("entries", "expires", "failure", "scope", "size", "timed_out")
+    __slots__ = ("began", "entries", "expires", "failure", "scope", "size", "timed_out")
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []  # what it has taken and not settled yet
         self.size = 0  # bytes of these
         self.failure: Exception | None = None
+        self.began = 0.0  # the send that has failed
         self.expires = math.inf
         self.scope = trio.CancelScope()
         self.timed_out = False
@@ -81,7 +83,8 @@ class Workers:
         self._timer_kind: TimerKind = timer
         self._timer: Timer = TrioTimer()
         self._delivery: Deliverer
-        self._probe: Probe
+        self.valve: Valve
+        """What lets messages go; set with the delivery."""
         self._nursery: trio.Nursery | None = None
         self._scope = trio.CancelScope()
         self._workers: set[Worker] = set()
@@ -108,7 +111,6 @@ class Workers:
     async def run(self, delivery: Deliverer) -> None:
         """Keep the pool at work until `close` was called and nothing is left to take, or until `stop`."""
         self._delivery = delivery
-        self._probe = delivery.valve.probe
         self._timer = open_timer(self._timer_kind)
         try:
             with self._scope:
@@ -119,6 +121,7 @@ class Workers:
                     watch.cancel_scope.cancel()
         finally:
             self._nursery = None
+            self.valve.wants_nothing()
             self._schedule.alarm = -math.inf
             self.finished.set()
             self._timer.close()
@@ -143,6 +146,7 @@ class Workers:
     def pause(self) -> None:
         """Take no message from now on; sends that have begun go on."""
         self.paused = True
+        self.valve.wants_nothing()
         self.wake_leader()  # who gathers has messages that a keeper may let others send meanwhile
 
     def resume(self) -> None:
@@ -227,6 +231,8 @@ class Workers:
                 await self._wait(worker)
                 now = began = read_clock() + offset
                 turn = 0
+                if now >= self.valve.next_mark:
+                    self.valve.mark(now, self._pending.ledger.ended[End.SENT])
                 continue
             if not full and self._batch.max_wait and not self._closing:
                 await self._gather(worker)
@@ -259,10 +265,12 @@ class Workers:
         """Take what is due and fits into the worker's batch; return whether that is to go now."""
         if self.paused or self._ending or self._reserved:
             return False
-        if self._probe.is_shut:
-            worker.entries += self._take_few(now, 1)
-            worker.size += sum(size_of(body) for _, _, body in worker.entries)
-            return bool(worker.entries)
+        limit = self.valve.limit
+        if self.valve.holds or (limit is not None and limit.limits):
+            entries = self._take_few(now, self._batch.max_messages)
+            worker.entries += entries
+            worker.size += sum(size_of(body) for _, _, body in entries)
+            return bool(entries)
         if self._one_by_one:
             entry = self._schedule.take_one(now)
             if entry is not None:
@@ -283,29 +291,52 @@ class Workers:
         return False
 
     def _take_few(self, now: float, most: int) -> list[Entry]:
-        """Take what is due, as much of it as may go now."""
-        probe = self._probe
+        """Take what is due, as much of it as the valve lets go now."""
+        valve, schedule = self.valve, self._schedule
+        probe = valve.probe
         if probe.is_shut:
             if now < probe.next_at or self._is_under_way(probe.out):
                 return []
             most = 1
-        entries = self._schedule.due(now, most)
-        if entries:
-            self._schedule.take(entries)
-            if probe.is_shut:
-                probe.out = entries[0][1]
+        elif valve.holds and self._space_out(now):
+            return []  # with more to be spaced out, perhaps: the others have their turn
+        limit = valve.limit
+        if most > 1 and self._one_by_one and limit is not None and limit.limits:
+            most = max(1, int(min(most, limit.available)))
+        entries = schedule.due(now, most)
+        if not self._one_by_one:
+            del entries[joining(entries, self._batch, count=0, size=0)[0] :]
+        if not valve.lets_go(entries, now) or not entries:
+            return []
+        schedule.take(entries)
+        if probe.is_shut:
+            probe.out = entries[0][1]
         return entries
+
+    def _space_out(self, now: float) -> bool:
+        """Give some of what is overdue a time of its own each, so that the rest goes on time meanwhile."""
+        valve = self.valve
+        overdue = [entry for entry in self._schedule.due(now, _SPACED_OUT) if entry[0] < valve.backlog]
+        if not overdue:
+            valve.caught_up()
+            return False
+        self._schedule.take(overdue)
+        for entry in overdue:
+            self._pending.again(moved(entry, valve.place(now)))
+        return True
 
     def _is_under_way(self, number: int | None) -> bool:
         return any(entry[1] == number for entry in self.taken())
 
     def _sleep_until(self) -> float:
         """Until when there is nothing to do; sets the alarm for what comes in that is due before."""
-        probe, due = self._probe, self._schedule.next_due()
+        valve, due = self.valve, self._schedule.next_due()
+        probe = valve.probe
+        until = max(due, valve.waits_until)
         if self.paused or (probe.is_shut and self._is_under_way(probe.out)):
             until = math.inf
-        else:
-            until = max(due, probe.next_at) if probe.is_shut else due
+        elif probe.is_shut:
+            until = max(until, probe.next_at)
         self._schedule.alarm = due if until == due else -math.inf
         return until
 
@@ -319,7 +350,7 @@ class Workers:
                 await self._lead(worker, last_call)
             finally:
                 self._reserved = False
-            if self.paused or self._ending or self._probe.is_shut:
+            if self.paused or self._ending or self.valve.probe.is_shut:
                 self.put_off(worker)
                 return
             full = self._fill(worker, trio.current_time())

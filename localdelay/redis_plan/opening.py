@@ -14,7 +14,7 @@ from localdelay.arguments import NOT_GIVEN, NotGiven
 from localdelay.brokers.address import Form, parse
 from localdelay.brokers.redis_line import OPTIONS, Place
 from localdelay.brokers.redis_line import place_of as place_at
-from localdelay.limit import RateLimit
+from localdelay.limit import Limit
 from localdelay.listening import Listener
 from localdelay.message import numbers
 from localdelay.nurseries import bare_nursery
@@ -68,7 +68,7 @@ async def open_redis_delay_queue(
     retry: RetryPolicy = RetryPolicy(),  # noqa: B008 (it is frozen)
     send_timeout: float | None = 30.0,
     on_dead_letter: DeadLetterHook | None = None,
-    limit: RateLimit | NotGiven | None = NOT_GIVEN,
+    limit: Limit | NotGiven | None = NOT_GIVEN,
     probe: ProbePolicy | None = ProbePolicy(),  # noqa: B008 (it is frozen)
     listener: Listener | None = None,
     put_timeout: float = 5.0,
@@ -124,6 +124,7 @@ async def open_redis_delay_queue(
         send_timeout=send_timeout,
         on_dead_letter=on_dead_letter,
         limit=limit,
+        catch_up_rate=None,
         probe=probe,
         listener=listener,
     )

@@ -53,6 +53,7 @@ OF_QUEUES = {
     "localdelay_dead_letter_errors_total": "dead_letter_errors",
     "localdelay_journal_failures_total": "journal_failures",
     "localdelay_oldest_overdue_seconds": "oldest_overdue",
+    "localdelay_limit_rate": "limit_rate",
     "localdelay_next_due_seconds": "next_due_in",
 }
 HISTOGRAMS = {

@@ -105,6 +105,8 @@ def check_wake_ups(world: World, s: Statistics, pending: Sequence[Story]) -> Non
     if world.paused or world.is_over or world.stopped is not None or s.workers_busy >= s.workers:
         return
     now = trio.current_time()
+    if world.real.is_shut or (world.part.limit is not None and world.limit.available < 0):
+        return  # what is due waits for a probe, or for what the limit owes it
     assert s.next_due_in is None or s.next_due_in > 0, "idle workers leave a due message waiting"
     if s.workers_busy == 0:
         for story in pending:

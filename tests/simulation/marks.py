@@ -27,6 +27,7 @@ MARKS: Final = frozenset(
         "a batch was split",
         "a batch failed as a whole",
         "the limit made a send wait",
+        "sends that failed in a row shut it",
         "a send raised what is no Exception",
         # ends
         "a dead letter was taken",

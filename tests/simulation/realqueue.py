@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from localdelay import Message, PartialSendError, PermanentSendError, Throttled
-from localdelay.listening import DeadLetter, Event
+from localdelay.listening import DeadLetter, Event, SendingOpened, SendingShut
 
 from .checks import check_instant, check_send
 from .marks import hit
@@ -31,6 +31,8 @@ class RealQueue:
     def __init__(self, world: World) -> None:
         self._world = world
         self._part = world.part
+        self.is_shut = False
+        """Whether one message at a time is tried."""
         self.sending = 0
         self.begun: list[tuple[float, int]] = []
         """(when, how many messages) of every send, and of every hand-back of a drain."""
@@ -224,7 +226,14 @@ class RealQueue:
             self._finish(story, "dead")
 
     def on_event(self, event: Event) -> None:
-        """Hear of what was given up."""
+        """Hear of what was given up, and of sends that wait for one that is tried."""
+        if isinstance(event, SendingShut):
+            hit("sends that failed in a row shut it")
+            self.is_shut = True
+        elif isinstance(event, SendingOpened):
+            self.is_shut = False
+            for story in self._world.stories.values():
+                story.paced |= self._world.part.rate is not None and story.due < trio.current_time()
         if isinstance(event, DeadLetter):
             story = self._world.story(event.message)
             assert story.hopeless

@@ -434,5 +434,5 @@ class World:
             limit=self.limit if part.limit is not None else None,
             listener=real,
             journal=journal,
-            recover_rate=part.rate,
+            catch_up_rate=part.rate,
         )

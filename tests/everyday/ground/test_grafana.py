@@ -160,7 +160,7 @@ async def test_the_conservation_panel_stays_at_zero(autojump_clock: trio.testing
     checks = [target["expr"] for target in panel_named("Conservation")["targets"]]
     registry = CollectorRegistry()
     async with localdelay.open_delay_queue(
-        send, capacity=50, workers=3, retry=localdelay.RetryPolicy(wait_jitter=0)
+        send, capacity=50, workers=3, retry=localdelay.RetryPolicy(wait_jitter=0), limit=None
     ) as queue:
         registry.register(Collector(queue))
         for number in range(40):

@@ -360,7 +360,7 @@ async def test_leaving_by_an_exception_leaves_all_in_the_journal(conserved: Cons
 
 
 def test_overdue_messages_are_paced() -> None:
-    """With a `recover_rate` what is overdue is spread; its lateness still counts from its execute-at."""
+    """With a `catch_up_rate` what is overdue is spread; its lateness still counts from its execute-at."""
     disk = Disk()
     disk.rows = {
         key: Record(key, EPOCH - 100.0 + key / 128, 1, f"m{key}", None, b"") for key in range(1, 11)
@@ -371,7 +371,7 @@ def test_overdue_messages_are_paced() -> None:
         times[message.id] = trio.current_time()
 
     async def main() -> None:
-        async with open_delay_queue(send, capacity=1, workers=5, journal=disk, recover_rate=64.0) as queue:
+        async with open_delay_queue(send, capacity=1, workers=5, journal=disk, catch_up_rate=64.0) as queue:
             pass
         assert queue.statistics().lateness.max == 100.0625
 

@@ -63,7 +63,7 @@ def test_an_id_that_came_back_twice_is_that_of_the_second_until_its_end() -> Non
     """The end of the first, whose removal was not written before a crash, frees nothing of the other."""
     pending = Pending(Schedule(indexed=True), Ledger(10, None))
     body = (b"", None, "an id", 1, 0, 1.0, False, None, None)
-    pending.enter_kept([(1.0, 1, body), (1.0, 2, body)], [])
+    pending.enter_kept([(1.0, 1, body), (1.0, 2, body)])
     assert pending.cancel(1)
     assert pending.number("an id") == 2
     assert pending.cancel(2)

@@ -152,7 +152,7 @@ async def test_a_failing_hand_back_is_tried_again(autojump_clock: Any, conserved
         if len(calls) < 3:
             raise Throttled(retry_after=2)
 
-    async with open_delay_queue(RecordingSender(), capacity=10, workers=1) as queue:
+    async with open_delay_queue(RecordingSender(), capacity=10, workers=1, limit=None) as queue:
         queue.put_nowait(b"", delay=60)
         report = await queue.drain(grace=10, hand_back=hand_back)
     assert calls == [0, 2, 4]
@@ -428,7 +428,7 @@ async def test_a_retry_that_will_not_fit_into_the_grace_is_handed_back_at_once(
     async def hand_back(message: Message, remaining: float) -> None:
         handed_back.append((trio.current_time(), message.payload, remaining))
 
-    async with open_delay_queue(send, capacity=9, workers=2) as queue:
+    async with open_delay_queue(send, capacity=9, workers=2, limit=None) as queue:
         queue.put_nowait(b"fails", delay=1.0)
         queue.put_nowait(b"fine", delay=2.0)
         report = await queue.drain(3.0, hand_back)

@@ -69,7 +69,7 @@ async def test_throttling_uses_up_no_attempt(autojump_clock: Any, conserved: Any
 
     sent: list[tuple[float, int]] = []
     retry = RetryPolicy(attempts=1, wait_initial=1, wait_max=100, wait_jitter=0)
-    async with open_delay_queue(send, capacity=10, workers=1, retry=retry) as queue:
+    async with open_delay_queue(send, capacity=10, workers=1, retry=retry, limit=None) as queue:
         queue.put_nowait(b"", delay=1)
     assert sent == [(1, 1), (6, 1), (8, 1), (12, 1), (12.5, 1)]
     s = conserved(queue)

@@ -60,7 +60,7 @@ def killed(
                 grace=_GRACE if ends == "stopped" else None,
                 journal=str(place / "journal") if journal else None,
                 durability=durability,
-                recover_rate=draws.choice([None, 5_000.0]) if journal else None,
+                catch_up_rate=draws.choice([None, 5_000.0]) if journal else None,
                 cancels=True,
             )
 

@@ -64,7 +64,7 @@ class Orders:
     """For the drain; when `ends` is drained, None waits for all."""
     hand_back: bool = False
     sample_every: float | None = None
-    recover_rate: float | None = None
+    catch_up_rate: float | None = None
     cancels: bool = False
     """One task cancels what it has put, and writes that down too."""
 
@@ -173,7 +173,7 @@ def _settings(orders: Orders, broker: Broker) -> dict[str, Any]:
         settings |= {"send_batch": broker.send_batch, "batch": BatchPolicy(max_messages=orders.batch)}
     if orders.journal is not None:
         settings["journal"] = localdelay.SqliteJournal(orders.journal, durability=orders.durability)
-        settings["recover_rate"] = orders.recover_rate
+        settings["catch_up_rate"] = orders.catch_up_rate
     return settings
 
 

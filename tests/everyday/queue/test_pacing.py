@@ -1,0 +1,167 @@
+"""What paces due sends: a limit that is found or known, and the rate at which what is overdue catches up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+
+from localdelay import (
+    AdaptiveLimit,
+    Message,
+    ProbePolicy,
+    RateLimit,
+    RetryPolicy,
+    Throttled,
+    open_delay_queue,
+)
+from localdelay.listening import Event, LimitBegan, LimitEnded
+from localdelay.testing import RecordingSender
+
+
+class Bucket:
+    """A broker that takes `rate` messages a second and 20 at once, and throttles the rest."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self.tokens = 20.0
+        self.at = 0.0
+        self.taken = 0
+        self.refused = 0
+        self.events: list[Event] = []
+
+    async def __call__(self, message: Message) -> None:
+        now = trio.current_time()
+        self.tokens = min(20.0, self.tokens + (now - self.at) * self.rate)
+        self.at = now
+        if self.tokens < 1:
+            self.refused += 1
+            raise Throttled
+        self.tokens -= 1
+        self.taken += 1
+
+    def on_event(self, event: Event) -> None:
+        self.events.append(event)
+
+
+async def test_the_queue_finds_what_the_broker_takes(autojump_clock: Any, conserved: Any) -> None:
+    """From the first throttled send on it keeps close under that, and is off again when traffic is less."""
+    broker = Bucket(100.0)
+    async with open_delay_queue(broker, capacity=10_000, workers=4, listener=broker) as queue:
+        for number in range(2_000):
+            queue.put_nowait(b"", delay=number / 200)
+        await trio.sleep(0.05)
+        assert queue.statistics().limit_rate is None
+        await trio.sleep(8)
+        s = conserved(queue)
+        assert s.limit_rate == pytest.approx(100, rel=0.1)
+        assert (s.sending, s.waiting + s.retrying) == (0, s.pending)  # what waits for the limit is in order
+        for number in range(2_000):
+            queue.put_nowait(b"", delay=20 + number / 20)
+    assert broker.taken == 4_000
+    assert broker.refused <= 0.04 * 2_000
+    assert [type(event) for event in broker.events] == [LimitBegan, LimitEnded]
+    assert conserved(queue).limit_rate is None
+
+
+async def test_without_a_limit_nothing_is_paced(autojump_clock: Any, conserved: Any) -> None:
+    """Each message backs off on its own."""
+    broker = Bucket(10.0)
+    retry = RetryPolicy(wait_initial=1, wait_max=1, wait_jitter=0)
+    async with open_delay_queue(broker, capacity=100, workers=4, limit=None, retry=retry) as queue:
+        for _ in range(40):
+            queue.put_nowait(b"", delay=0)
+    assert broker.refused == 20 + 10
+    assert conserved(queue).limit_rate is None
+
+
+async def test_each_queue_makes_its_own_limit(autojump_clock: Any) -> None:
+    """Unless it is given one."""
+    shared = AdaptiveLimit()
+    sender = RecordingSender()
+    async with (
+        open_delay_queue(sender, capacity=1, workers=1) as one,
+        open_delay_queue(sender, capacity=1, workers=1) as other,
+        open_delay_queue(sender, capacity=1, workers=1, limit=shared) as third,
+    ):
+        assert isinstance(one.limit, AdaptiveLimit)
+        assert one.limit is not other.limit
+        assert third.limit is shared
+
+
+async def test_due_sends_come_before_what_shares_the_limit(autojump_clock: Any, conserved: Any) -> None:
+    """While a send waits for its token, nobody else gets one."""
+    limit = RateLimit(1.0, burst=1)
+    sender = RecordingSender()
+    async with open_delay_queue(sender, capacity=10, workers=2, limit=limit) as queue:
+        for _ in range(4):
+            queue.put_nowait(b"", delay=0)
+        for _ in range(6):
+            await trio.sleep(0.5)
+            assert not limit.try_acquire()
+    assert sender.times == [0, 1, 2, 3]
+    conserved(queue)
+
+
+async def test_what_is_cancelled_gives_its_token_back(autojump_clock: Any, conserved: Any) -> None:
+    """The next message has it."""
+    limit = RateLimit(1.0, burst=1)
+    sender = RecordingSender()
+    async with open_delay_queue(sender, capacity=10, workers=2, limit=limit) as queue:
+        queue.put_nowait(b"", delay=0)
+        waiting = queue.put_nowait(b"", delay=0)
+        await trio.sleep(0.5)
+        assert queue.cancel(waiting.id)
+        await trio.sleep(1.0)
+        assert limit.available == 1.0
+    conserved(queue)
+
+
+async def test_what_is_overdue_after_an_outage_catches_up_at_its_rate(
+    autojump_clock: Any, conserved: Any
+) -> None:
+    """So many a second, in due order; what is on time is not counted, and waits for none of it."""
+    sender = RecordingSender()
+
+    async def send(message: Message) -> None:
+        if trio.current_time() < 10:
+            raise ConnectionError
+        await sender(message)
+
+    probe = ProbePolicy(failures=1, wait_initial=9.0, wait_max=9.0)
+    retry = RetryPolicy(wait_initial=100, wait_jitter=0, wait_max=100)
+    async with open_delay_queue(
+        send, capacity=2_000, workers=2, probe=probe, retry=retry, catch_up_rate=2.0
+    ) as queue:
+        for number in range(600):
+            queue.put_nowait(b"%d" % number, delay=1 + number / 100)
+        for number in range(20):
+            queue.put_nowait(b"on time", delay=15 + number)
+    on_time = [when for when, message in sender.sent if message.payload == b"on time"]
+    assert on_time == [15 + number for number in range(20)]
+    late = [(when, int(message.payload)) for when, message in sender.sent if message.payload != b"on time"]
+    first = late[0][0]
+    assert 10 <= first <= 13
+    assert [number for _, number in late[1:599]] == [*range(1, 599)]
+    assert [when for when, _ in late[1:599]] == pytest.approx([first + number / 2 for number in range(598)])
+    assert conserved(queue).lateness.count == 620
+
+
+@pytest.mark.parametrize(
+    ("value", "error"), [(0, ValueError), (-1.0, ValueError), (float("inf"), ValueError), ("1", TypeError)]
+)
+async def test_a_wrong_catch_up_rate_is_named(value: Any, error: type[Exception]) -> None:
+    """At the opening."""
+    with pytest.raises(error, match="catch_up_rate"):
+        async with open_delay_queue(RecordingSender(), capacity=1, workers=1, catch_up_rate=value):
+            pass
+
+
+@pytest.mark.parametrize("name", ["limit", "probe"])
+async def test_a_wrong_limit_or_probe_is_named(name: str) -> None:
+    """At the opening."""
+    options: dict[str, Any] = {name: 5}
+    with pytest.raises(TypeError, match=name):
+        async with open_delay_queue(RecordingSender(), capacity=1, workers=1, **options):
+            pass
