@@ -205,9 +205,9 @@ class LatencyRecorder:
         self._longest = 0.0
 
     def record(self, seconds: float, count: int = 1) -> None:
-        """Count one latency, `count` times over, to the microsecond; a negative one is a `ValueError`."""
+        """Count one latency, `count` times over, to the microsecond; a negative one counts as 0."""
         if seconds < 0:
-            raise ValueError(f"a latency must not be negative, but one was {seconds!r} s")
+            seconds *= 0.0  # some clocks step back now and then; -inf becomes NaN, which is refused below
         if seconds > self._longest:
             self._longest = seconds
         index = int(seconds * MICROSECONDS + 0.5)
@@ -222,7 +222,7 @@ class LatencyRecorder:
     def record_each(self, latencies: list[float]) -> None:
         """Count each of these, in seconds: `record` of many, in a third of the time."""
         if min(latencies) < 0:
-            raise ValueError(f"a latency must not be negative, but one was {min(latencies)!r} s")
+            latencies = [seconds if seconds >= 0 else seconds * 0.0 for seconds in latencies]
         longest = max(latencies)
         if longest > self._longest:
             self._longest = longest

@@ -174,7 +174,7 @@ class Remote:
         if call is None:
             return stamped[0]
         try:
-            return call.done.result(timeout if 0 < timeout < math.inf else None)
+            return call.done.result(min(timeout, threading.TIMEOUT_MAX) if 0 < timeout < math.inf else None)
         except TimeoutError:
             self.cancel(call)
             try:
@@ -197,6 +197,7 @@ class Remote:
 
     def wait(self, begin: Callable[[], Call[_T]]) -> _T:
         """Wait for what comes of what this begins; an interrupted caller cancels it."""
+        self.is_alone()
         if self._is_here():
             raise RuntimeError("this was called on the queue's own loop, which it would wait for")
         call = begin()

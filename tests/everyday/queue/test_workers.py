@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -197,3 +198,32 @@ async def test_resize_before_and_after_the_workers_run(autojump_clock: Any) -> N
             queue.put_nowait(b"", delay=0)
     assert sender.times == [0, 0, 0]
     queue.resize(workers=9)
+
+
+class Stumbling(trio.abc.Clock):
+    """A clock that steps back by 5 µs now and then, as those of some hypervisors do."""
+
+    reads = 0
+
+    def start_clock(self) -> None:
+        """There is nothing to start."""
+
+    def current_time(self) -> float:
+        self.reads += 1
+        return time.perf_counter() - (5e-6 if self.reads % 97 == 0 else 0.0)
+
+    def deadline_to_sleep_time(self, deadline: float) -> float:
+        return deadline - self.current_time()
+
+
+def test_a_clock_that_steps_back_ends_no_worker() -> None:
+    """Everything is sent, whatever was measured."""
+    sender = RecordingSender()
+
+    async def scene() -> None:
+        async with open_delay_queue(sender, capacity=2_000, workers=4) as queue:
+            for _ in range(2_000):
+                queue.put_nowait(b"", delay=0.0)
+        assert queue.statistics().sent == 2_000
+
+    trio.run(scene, clock=Stumbling())
