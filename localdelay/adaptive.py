@@ -59,7 +59,7 @@ _BURST = 0.02
 _WAIT_LEAST = 0.001
 """Seconds: who waits for a call is not to ask over and over in one instant."""
 _ASK_AGAIN = 0.1
-"""Seconds: who waits for what is owed is to ask so often, for the rate may rise meanwhile."""
+"""Seconds: who waits is to ask again after so many at most, for the rate may rise meanwhile."""
 _LEAST = 0.1
 """Calls a second: it never finds less, or it would not find out that there is more."""
 
@@ -259,7 +259,9 @@ class AdaptiveLimit(Limit):
         """Seconds until it is worth asking again, where a call could not be made."""
         with self._lock:
             rate, shut_for = self._finder.rate, self._finder.shut_for(self._now())
-            return 0.0 if rate is None else max(_WAIT_LEAST, shut_for, (1.0 - self._bucket.tokens) / rate)
+            if rate is None:
+                return 0.0
+            return max(_WAIT_LEAST, shut_for, min(_ASK_AGAIN, (1.0 - self._bucket.tokens) / rate))
 
     @property
     def available(self) -> float:

@@ -155,6 +155,7 @@ class _Trial:
                     workers=settings.workers,
                     cancellable=settings.cancellable,
                     timer=settings.timer,
+                    limit=None,  # what the broker refuses at this rate is part of what is measured
                 ) as queue:
                     start = loop.clock()
                     meter.start(start)
