@@ -35,7 +35,7 @@ from localdelay import (
 from localdelay.breaker import Outcome
 from localdelay.limit import Limit
 
-from . import valve_quota
+from . import valve_outage, valve_quota
 from .samples import Result, facts, heading, load, save, table
 from .valve_scenes import SCENES, Scene
 
@@ -252,6 +252,13 @@ def lines(measured: Result) -> Iterator[str]:
         yield "Delayed publishes that count as five, and due sends, of one quota in whole seconds:"
         yield ""
         yield from table(valve_quota.HEAD, (valve_quota.row(valve, drawn) for valve, drawn in quota.items()))
+    if outage := measured.get("outage"):
+        yield ""
+        yield f"A broker that takes no due send for a while, {valve_outage.RATE} of which come due a second:"
+        yield ""
+        yield from table(
+            valve_outage.HEAD, (valve_outage.row(name, outlived) for name, outlived in outage.items())
+        )
 
 
 def _rows(name: str, played: Result) -> Iterator[tuple[str, ...]]:
@@ -286,6 +293,12 @@ def main(scene: str, quick: bool, seed: int, saved: bool) -> None:
                 valve: valve_quota.play(valve, seed=seed, delay=seconds) for valve in valve_quota.VALVES
             }
             measured["quota"] = {valve: attrs.asdict(drawn) for valve, drawn in played.items()}
+            measured["outage"] = {}
+            for name in valve_outage.SCENES:
+                outlived = valve_outage.play(name, seed=seed, seconds=seconds / 2)
+                measured["outage"][name] = attrs.asdict(outlived)
+                if name.endswith("probed"):
+                    measured["missed"] += valve_outage.missed(name, outlived)
         if not (scene or quick):
             save("valve", measured)
     click.echo("\n".join(lines(measured)))

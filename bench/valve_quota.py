@@ -10,7 +10,15 @@ import attrs
 import trio
 import trio.testing
 
-from localdelay import BreakerPolicy, Fallback, Message, RateLimit, Throttled, open_delay_queue
+from localdelay import (
+    AdaptiveLimit,
+    BreakerPolicy,
+    Fallback,
+    Message,
+    RateLimit,
+    Throttled,
+    open_delay_queue,
+)
 from localdelay.costs import APSARA_ROCKETMQ
 
 from .valve_scenes import Windows
@@ -22,6 +30,7 @@ OFFERED = 500.0
 VALVES: dict[str, Callable[[], dict[str, Any]]] = {
     "always ask": lambda: {"breaker": None, "limit": None},
     "breaker": lambda: {"breaker": BreakerPolicy(), "limit": None},
+    "adaptive, with costs": lambda: {"limit": AdaptiveLimit(cost=APSARA_ROCKETMQ)},
     "RateLimit, all count 1": lambda: {"breaker": None, "limit": RateLimit(QUOTA)},
     "RateLimit with costs": lambda: {"breaker": None, "limit": RateLimit(QUOTA, cost=APSARA_ROCKETMQ)},
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from bench import valve_quota
+from bench import valve_outage, valve_quota
 from bench.valve import VALVES, lines, measure, missed, play
 from bench.valve_scenes import SCENES, Scene
 
@@ -45,3 +45,17 @@ def test_a_limit_that_knows_the_costs_refuses_hardly_a_due_send() -> None:
     assert costs.refused < 5
     assert costs.late < 0.2
     assert alike.refused > 100
+
+
+def test_a_limit_that_is_not_told_the_quota_refuses_hardly_a_due_send() -> None:
+    """It knows what calls cost, and finds the rest."""
+    adaptive = valve_quota.play("adaptive, with costs", delay=5.0)
+    assert adaptive.refused < 5
+    assert adaptive.late < 0.2
+
+
+def test_an_outage_costs_few_calls_and_is_made_good_soon() -> None:
+    """The floors are those of a minute; a broker that refuses all for as long is hardly called more."""
+    scene = "down, probed"
+    assert valve_outage.missed(scene, valve_outage.play(scene)) == []
+    assert valve_outage.play("refuses all, adaptive").calls <= valve_outage.CALLS_MOST
