@@ -158,7 +158,7 @@ async def test_nats_with_a_full_buffer(conserved: Any) -> None:
 
 
 async def test_kafka_mock_that_refuses(start_server: Callable[[str], Server], conserved: Any) -> None:
-    """THROTTLING_QUOTA_EXCEEDED, by the mock cluster: a real broker at a quota answers late (`test_kafka.py`)."""
+    """THROTTLING_QUOTA_EXCEEDED: what a real broker does at a quota is in `test_kafka.py`."""
     server = start_server("kafka_mock_cluster")
     url = server.fresh()
     async with open_broker(url) as broker:
