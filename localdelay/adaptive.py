@@ -191,8 +191,9 @@ class Finder:
             over = 0.2 if rate > _MANY else max(0.5, min(_STRETCH_MAX, _STRETCH_MAX / rate))
         else:
             over = min(10.0, max(1.0, _ENOUGH / rate))
-        self._is_slow_start = False
-        self._set(now, min(rate, self._measured(now, over)), _CUT)
+        taken = self._measured(now, over)
+        self._is_slow_start = taken <= 0  # what takes nothing at all measures no ceiling either
+        self._set(now, min(rate, taken), _CUT)
 
     def _measured(self, now: float, seconds: float, what: Lately | None = None) -> float:
         """What was taken a second, over so long, or since anybody has asked."""

@@ -142,3 +142,24 @@ async def test_messages_go_back_at_the_rate_that_was_found(
         assert back >= held * 0.9
         assert primary.calls - calls <= 1.3 * back
         await queue.drain(0.0)
+
+
+async def test_messages_go_back_soon_after_all_was_refused(
+    autojump_clock: trio.testing.MockClock, conserved: Any
+) -> None:
+    """Whoever takes nothing for ten seconds is asked now and then, and has all back five seconds later."""
+    refuses, calls = True, 0
+
+    async def primary(message: Message, delay: float) -> None:
+        nonlocal calls
+        calls += 1
+        if refuses:
+            raise Throttled
+
+    async with open_delay_queue(RecordingSender(), capacity=5000, workers=1) as queue:
+        fallback = Fallback(primary, queue, limit=AdaptiveLimit(), hand_back=True)
+        await publish_for(fallback, 10.0, 30.0)
+        assert calls <= 20
+        refuses = False
+        await trio.sleep(5.0)
+        assert conserved(queue).handed_back == 300
