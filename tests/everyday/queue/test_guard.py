@@ -41,7 +41,7 @@ COUNTED = {
     "batch: bytecodes": 42.0,
     "batch: task steps": 0.01,
     "await put: task steps": 1.0,
-    "publish: calls": 50.1,
+    "publish: calls": 39.1,
     "publish: bytecodes": 745.0,
     "pending: blocks": 0.22,
     "pending, cancellable: blocks": 0.31,
