@@ -137,6 +137,10 @@ class Finder:
         """Somebody waits for what is owed."""
         self._waited = now
 
+    def shut(self, now: float, seconds: float) -> None:
+        """No call is to be made for so long."""
+        self._shut = max(self._shut, now + min(self._retry_after_max, seconds))
+
     def shut_for(self, now: float) -> float:
         """Seconds in which no call at all is to be made, since none is taken; 0 or less: it is not shut."""
         return self._shut - now
@@ -170,8 +174,7 @@ class Finder:
         if is_next and self._refused >= _IN_A_ROW:
             # Only now: a primary that still takes most calls is not shut for what it says to some.
             grown = min(_RETRY_MAX, _RETRY * 2.0 ** min(self._refused - _IN_A_ROW, 9))
-            wait = min(self._retry_after_max, retry_after) if retry_after else grown * (1 + jitter) / 2
-            self._shut = max(self._shut, now + wait)
+            self.shut(now, retry_after or grown * (1 + jitter) / 2)
         # A time in which nothing was taken measures no ceiling: a quota may be used up for this second.
         if begun >= self._cut + _DEAF and (self._refused < _IN_A_ROW or now - self._took > _ANEW):
             self._find_ceiling(now, self.rate)
@@ -347,6 +350,12 @@ class AdaptiveLimit(Limit):
                     self._bucket = Bucket(0.0)  # nothing is saved up for the first moment
                 self._finder.refused(now, now - age, retry_after, jitter, lately)
                 self.limits = True
+
+    def slow_down(self, seconds: float) -> None:
+        """Whoever takes the calls lets nothing more through for so long, though it has refused none."""
+        super().slow_down(seconds)
+        with self._lock:
+            self._finder.shut(self._now(), seconds)
 
     def _now(self) -> float:
         now = self.clock()

@@ -284,3 +284,29 @@ def test_a_quota_of_whole_seconds_is_found_however_soon_it_is_used_up(offered: f
             limit.record(TAKEN if takes else THROTTLED, 0.0, None, 0.5)
     assert taken >= 0.95 * 3000
     assert refused <= 0.03 * taken
+
+
+def test_nothing_taken_is_no_ceiling_to_be_careful_about() -> None:
+    """Whoever was refused all is asked again within two seconds, and not after ten."""
+    now, limit = 0.0, AdaptiveLimit()
+    limit.use_clock(lambda: now)
+    limit.record(THROTTLED, 0.0, None, 0.5)
+    calls = []
+    for tenth in range(100):
+        now = tenth / 10
+        if limit.try_acquire():
+            calls.append(now)
+            limit.record(THROTTLED, 0.0, None, 0.5)
+    assert max(after - before for before, after in zip([0.0, *calls], calls, strict=False)) <= 2
+
+
+def test_who_is_told_to_slow_down_makes_no_call_for_so_long() -> None:
+    """Though none was refused; and no longer than `retry_after_max`."""
+    now, limit = 0.0, AdaptiveLimit(retry_after_max=10.0)
+    limit.use_clock(lambda: now)
+    limit.slow_down(5.0)
+    assert limit.wait == 5
+    limit.slow_down(50.0)
+    now = 9.9
+    assert not limit.try_acquire()
+    assert limit.wait == pytest.approx(0.1)
