@@ -213,7 +213,8 @@ class Finder:
     def _rise(self, now: float) -> None:
         assert self.rate is not None  # noqa: S101 (else there is nothing that could rise)
         step, self._stepped = now - self._stepped, now
-        since = min(now - self._began, now - self._waited)
+        open_for = now - self._shut  # nobody asks while it is shut: that is no rest
+        since = min(now - self._began, now - self._waited, open_for + _OFF_AFTER)
         if since > _OFF_AFTER and self._asked.rate(now, _OFF_AFTER) <= _OFF * self.rate:
             self.rate = None
             self._refused = 0
