@@ -61,11 +61,15 @@ owner may read if it is new.
 The journal stays as it is: a queue that opens it sends all of it again, under
 the same ids. Purge it when the relay has ended well.
 """
+_SALVAGE = """\b
+A message is sound if its checksum holds; what else there is is named. PATH
+stays as it is: move it away, and NEW to its place.
+"""
 _PURGE = """\b
 They are gone for good: `export` them first. The file keeps its size, and what
 is free in it is used again.
 """
-_PURGED_AT_ONCE: Final = 1_000
+_AT_ONCE: Final = 1_000
 _MAX_LINE: Final = Settings(to="stdout:", delay=0.0).max_line
 _LASTING_FILES: Final = ("", "-wal", "-reserve")
 _OWN_FILES: Final = (*_LASTING_FILES, "-shm", "-lock", "-new")
@@ -138,6 +142,27 @@ def export(ctx: click.Context, path: str, *, file: Path | None, dead: bool, dead
             tell(f"Left out {counted(left_out, 'dead letter')}: --dead exports them, too.")
         if lines.longest > _MAX_LINE:
             tell(f"The longest line has {lines.longest:,} bytes: the relay needs --max-line {lines.longest}.")
+
+
+@journal.command(epilog=_SALVAGE)
+@click.argument("path")
+@option("--to", str, "The journal to make, which must not be there.", metavar="NEW", required=True)
+@click.pass_context
+def salvage(ctx: click.Context, path: str, *, to: str) -> None:
+    """Take what is sound out of a journal that is damaged."""
+    with _failing_well(), closing(_journal(to)) as new:
+        output = Output()
+        if new.path.exists():
+            raise click.BadParameter("must not be there yet", ctx, param_hint="'--to'")
+        held, lost = _journal(path).salvage()
+        new.open()
+        for begin in range(0, len(held), _AT_ONCE):
+            new.write(held[begin : begin + _AT_ONCE], [], durable=True)
+        new.write([], [], {record.key for record in held if record.sending}, durable=True)
+        for what in lost:
+            tell(f"Lost: {printable(what)}.")
+        what = f"{counted(len(held), 'message')} ({sum(map(size, held)):,} bytes)"
+        output.text([f"Salvaged {what} to {printable(str(new.path))}."])
 
 
 @journal.command(epilog=_PURGE)
@@ -229,8 +254,8 @@ def _ask(question: str) -> None:
 
 def _remove(store: SqliteJournal, keys: Sequence[int]) -> None:
     # Not all in one go: the log would need as much room as they have, and the disk may be full.
-    for begin in range(0, len(keys), _PURGED_AT_ONCE):
-        group = keys[begin : begin + _PURGED_AT_ONCE]
+    for begin in range(0, len(keys), _AT_ONCE):
+        group = keys[begin : begin + _AT_ONCE]
         try:
             try:
                 store.write([], group, durable=True)

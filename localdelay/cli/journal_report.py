@@ -63,6 +63,10 @@ def _table(looked: Looked) -> Iterator[str]:
         if found.retried:
             tried = f"{found.retried:,}, the most before attempt {found.highest_attempt:,}"
             yield f"  tried before  {tried}"
+        if found.in_flight:
+            yield f"  in flight     {found.in_flight:,}: sent alone, after the rest"
+        if found.expiring:
+            yield f"  expires       {found.expiring:,}, some time after they are due"
     if found.errors:
         yield ""
         yield "Given up for"
@@ -109,7 +113,7 @@ def message_rows(held: Sequence[Record], width: int | None) -> Iterator[str]:
 
 def _message_json(record: Record) -> str:
     shown = {"id": record.id, "due": record.due, "attempt": record.attempt, "bytes": size(record)}
-    return json.dumps({**shown, "error": record.dead})
+    return json.dumps({**shown, "expires": record.expires, "error": record.dead})
 
 
 def _amount(label: str, amount: Amount) -> str:

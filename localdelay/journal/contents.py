@@ -45,6 +45,10 @@ class Contents:
     """Pending messages whose next send is not the first."""
     highest_attempt: int
     """The number of the next send of the one that was tried most; 0 where nothing is pending."""
+    in_flight: int
+    """Pending messages that were being sent when the process ended: they go last, each alone."""
+    expiring: int
+    """Pending messages that are worth sending for a limited time only."""
     dead: Amount
     """Messages that were given up, and are kept."""
     different_errors: int
@@ -71,6 +75,8 @@ def contents(held: Sequence[Record], now: float) -> Contents:
         newest_due=max((record.due for record in pending), default=None),
         retried=sum(record.attempt > 1 for record in pending),
         highest_attempt=max((record.attempt for record in pending), default=0),
+        in_flight=sum(record.sending for record in pending),
+        expiring=sum(record.expires is not None for record in pending),
         dead=_amount(dead),
         different_errors=len(errors),
         errors=errors.most_common(_ERRORS),

@@ -17,16 +17,17 @@ import json
 import os
 import sqlite3
 import weakref
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 from urllib.parse import quote
 
 from localdelay.errors import JournalError
 
 from .layout import APPLICATION, MESSAGES, SCHEMAS, SENDING, UPGRADE, VERSION, insert
 from .record import Journal, Kept, Record, decode, decode_keys, encode, encode_keys
+from .salvage import damaged, in_words, salvage
 
 _MAGIC: Final = b"SQLite format 3\0"
 _WITH_LOG: Final = b"\2\2"
@@ -37,9 +38,8 @@ _SPARSE: Final = 4
 """A database is rewritten to make room where no more than one page in so many is in use,"""
 _SMALL: Final = 16_384
 """and no more than so many pages are."""
-
-
 _MOST_WORKERS: Final = 1000
+_T = TypeVar("_T")
 
 
 class _InUse(JournalError):
@@ -116,7 +116,7 @@ class SqliteJournal:
                 if self._is_missing():
                     self._check_alone()
                     self._make()
-                held = self._held()
+                held = self._held(self._read_all)
                 self._connection = connection = self._connect("rw")
                 self._file = self._file_there()
                 connection.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -134,9 +134,17 @@ class SqliteJournal:
         """What it holds, without changing anything: for a journal that no queue uses."""
         self.check()
         with self._errors(), self._locked():
-            held = [Record(*kept) for kept in self._held()]
+            held = [Record(*kept) for kept in self._held(self._read_all)]
         self.close()
         return held
+
+    def salvage(self) -> tuple[list[Record], list[str]]:
+        """What is sound of one that is damaged, without changing anything, and the rest in words."""
+        self.check()
+        with self._errors(), self._locked():
+            held, lost = self._held(salvage)
+        self.close()
+        return [Record(*kept) for kept in held], lost
 
     def check(self) -> None:
         """Raise a `JournalError` unless there is a file that may be a journal. Nothing is made beside it."""
@@ -295,7 +303,7 @@ class SqliteJournal:
                     f"the journal {self.path} is damaged: it is empty, and {beside.name} is not"
                 )
 
-    def _held(self) -> list[Kept]:
+    def _held(self, read: Callable[[sqlite3.Connection], _T]) -> _T:
         self._check_header()
         log, shared = Path(f"{self.path}-wal"), Path(f"{self.path}-shm")
         was_there = shared.exists()
@@ -303,7 +311,7 @@ class SqliteJournal:
         mode = "ro" if log.exists() and log.stat().st_size else "ro&immutable=1"
         try:
             with closing(self._connect(mode)) as connection:
-                return self._read_all(connection)
+                return read(connection)
         finally:
             if not was_there:
                 shared.unlink(missing_ok=True)
@@ -315,11 +323,11 @@ class SqliteJournal:
         self._version = version
         schema = connection.execute("SELECT sql FROM sqlite_schema").fetchall()
         if schema != SCHEMAS[version]:
-            raise JournalError(f"the journal {self.path} is damaged: its tables are not what they were")
+            raise damaged(self.path, "its tables are not what they were")
         # A page that is damaged may hide its messages, and nothing else.
         [told] = connection.execute("PRAGMA quick_check(1)").fetchone()
         if told != "ok":
-            raise JournalError(f"the journal {self.path} is damaged: {' '.join(told.split())}")
+            raise damaged(self.path, " ".join(told.split()))
         found = connection.execute("SELECT * FROM messages ORDER BY key")
         held: list[Kept] = []
         while rows := found.fetchmany(1000):
@@ -362,12 +370,15 @@ class SqliteJournal:
         try:
             yield
         except sqlite3.Error as error:
-            raise JournalError(f"the journal {self.path}: {_told(error)}") from error
+            told = in_words(error)
+            if told is None:
+                raise damaged(self.path, "SQLite can't read it") from error
+            raise JournalError(f"the journal {self.path}: {told}") from error
         except OSError as error:
             reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
             raise JournalError(f"the journal {self.path}: {reason}") from error
         except (ValueError, OverflowError) as error:
-            raise JournalError(f"the journal {self.path} is damaged: {error}") from error
+            raise damaged(self.path, error) from error
 
 
 def journal_of(given: Journal | str | os.PathLike[str] | None) -> Journal | None:
@@ -388,13 +399,3 @@ def _in_child() -> None:
 _open: weakref.WeakSet[SqliteJournal] = weakref.WeakSet()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
-
-
-def _told(error: sqlite3.Error) -> str:
-    told = {
-        "database is locked": "it is in use by another program",
-        "file is not a database": "it is no SQLite database, or a damaged one",
-        "database disk image is malformed": "it is damaged",
-        "database or disk is full": "the disk is full",
-    }.get(str(error), str(error))
-    return told if told.isprintable() else "it is damaged"  # it quotes what it can't read

@@ -139,7 +139,7 @@ def test_json(full: Path) -> None:
     assert "messages" not in found
     found = json.loads(journal("show", full, "--json", "--messages", "--limit", "4").stdout)
     assert [message["id"] for message in found["messages"]] == ["m5", "m6", "m7", "tried"]
-    assert found["messages"][3].keys() == {"id", "due", "attempt", "bytes", "error"}
+    assert found["messages"][3].keys() == {"id", "due", "attempt", "bytes", "expires", "error"}
     assert json.loads(journal("show", full, "--json", "--messages").stdout)["messages"][6]["bytes"] == 2
 
 
@@ -292,6 +292,46 @@ def test_a_journal_that_is_torn(full: Path, args: list[str]) -> None:
     full.write_bytes(content[:5000])
     process = journal(*args, full)
     assert (process.returncode, process.stdout, len(told(process))) == (2, b"", 1)
+
+
+def test_salvage(tmp_path: Path) -> None:
+    """All but the damaged row goes to a new journal; a path that is no UTF-8 is no damage."""
+    path = made(tmp_path / os.fsdecode(b"\xff.journal"), *(record(key) for key in range(1, 1001)))
+    assert journal("show", path).returncode == 0
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"secret", b"SECRET", 1))
+    before = path.read_bytes()
+    process = journal("show", path)
+    assert process.returncode == 2
+    assert told(process)[0].endswith("--to NEW` takes what is sound")
+    new = tmp_path / "new"
+    process = journal("salvage", path, "--to", new)
+    assert (process.returncode, process.stdout) == (
+        0,
+        b"Salvaged 999 messages (5,994 bytes) to %b.\n" % bytes(new),
+    )
+    assert len(told(process)) == 1
+    assert re.fullmatch(r"Lost: row \d+ is damaged\.", told(process)[0])
+    assert path.read_bytes() == before
+    lost = int(told(process)[0].split()[2])
+    assert sorted(held(new)) == sorted(f"m{key}" for key in range(1, 1001) if key != lost)
+    process = journal("salvage", path, "--to", new)
+    assert (process.returncode, told(process)[-1]) == (
+        2,
+        "Error: Invalid value for '--to': must not be there yet",
+    )
+
+
+def test_salvage_of_a_page(tmp_path: Path) -> None:
+    """What lies before and behind a page that can't be read is sound, and what it hides is named."""
+    path = made(tmp_path / "j", *(record(key, payload=bytes(500)) for key in range(1, 1001)))
+    content = bytearray(path.read_bytes())
+    content[20 * 4096 : 21 * 4096] = b"\xff" * 4096
+    path.write_bytes(content)
+    found, lost = SqliteJournal(path).salvage()
+    assert 980 <= len(found) < 1000
+    hidden = set(range(1, 1001)) - {each.key for each in found}
+    assert lost == [f"row {key} can't be read" for key in sorted(hidden)]
 
 
 @contextmanager
