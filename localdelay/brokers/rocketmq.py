@@ -26,6 +26,7 @@ with another home and its log is taken from it, unless the program has imported 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import os
@@ -66,6 +67,8 @@ _CLOSE_TIMEOUT = 1.0
 _KNOCK = 0.1
 _POLL = 0.02
 
+_LOOP_LOCK = threading.Lock()
+
 
 def _imported() -> Any:
     """The client's package, with nothing of it left in the home."""
@@ -90,6 +93,20 @@ def _imported() -> Any:
 
 client = _imported()
 """The client's package, without its log."""
+
+
+def own_loop() -> None:
+    """Start the loop that all of the client's producers and consumers share, unless it runs.
+
+    It has no setting for it, and would take one of the policy's: where trio-asyncio has been imported, one of
+    that, on which it can't receive, and which raises in whatever thread collects its last channel.
+    """
+    shared = import_module("rocketmq.v5.client.connection").RpcClient
+    with _LOOP_LOCK:
+        if shared.get_channel_io_loop() is None:
+            loop = asyncio.SelectorEventLoop()
+            threading.Thread(target=loop.run_forever, name="localdelay-rocketmq-loop", daemon=True).start()
+            shared._io_loop = loop  # noqa: SLF001 (there is no other way in)
 
 
 def classified(error: Exception) -> Exception:
@@ -126,6 +143,7 @@ class _Connection:
 
     def start(self, where: Address, topics: Sequence[str], given_up: threading.Event) -> None:
         """Start a producer that knows the topics; in a thread. Where it is given up meanwhile it ends."""
+        own_loop()
         configuration = client.ClientConfiguration(
             f"{where.host}:{where.port}",
             client.Credentials(where.username or "", where.password or ""),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -91,3 +93,27 @@ async def test_properties_that_it_does_not_take(server: RocketServer, headers: d
         with pytest.raises(PermanentSendError):
             await broker.send(message("m", headers=headers))
         await broker.send(message("fine"))
+
+
+BESIDE = """
+import sys
+import trio
+from localdelay import Message
+from localdelay.brokers import open_broker
+from localdelay.brokers.nats_loop import trio_asyncio
+
+async def main():
+    async with open_broker(sys.argv[1]) as broker:
+        await broker.send(Message("m", b"m", trio.current_time()))
+
+trio.run(main)
+from rocketmq.v5.client.connection import RpcClient
+print(type(RpcClient.get_channel_io_loop()).__module__)
+"""
+
+
+def test_beside_trio_asyncio(server: RocketServer) -> None:
+    """The client runs on a loop of asyncio's own, also where trio-asyncio makes those that one asks for."""
+    command = [sys.executable, "-c", BESIDE, server.fresh()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "asyncio.unix_events\n", "")
