@@ -274,7 +274,7 @@ async def _send(_: object) -> None:
         ({"url": "http://h/q"}, ValueError, "url must begin with redis://"),
         ({"url": "redis://h/"}, ValueError, "url must end with"),
         ({"url": "redis://h/a{b}"}, ValueError, "url must end with"),
-        ({"url": "redis://h/q?db=x"}, ValueError, "whole number as db"),
+        ({"url": "redis://h/q?db=x"}, ValueError, "db must be a whole number"),
         ({"url": 5}, TypeError, "url"),
         ({"send_batch": _send}, TypeError, "exactly one"),
         ({"send": None}, TypeError, "exactly one"),
