@@ -58,16 +58,26 @@ def conserved() -> Callable[[DelayQueue], Statistics]:
     return conserve
 
 
+_SHARED: dict[str, Server] = {}
+"""The servers that run, by name."""
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A test that fails may leave a server dead or frozen: the next one gets a new one."""
+    if report.failed:
+        while _SHARED:
+            _SHARED.popitem()[1].stop()
+
+
 @pytest.fixture(scope="session")
 def start_server() -> Iterator[Callable[[str], Server]]:
     """`start_server(name)` is a running broker, started when it is first asked for and shared from then on.
 
     Where its program is not installed the test is skipped, or fails with LOCALDELAY_REQUIRE_BROKERS=1.
     """
-    servers: dict[str, Server] = {}
 
     def started(name: str) -> Server:
-        if name not in servers:
+        if name not in _SHARED:
             server = make(name)
             try:
                 server.start()
@@ -79,9 +89,9 @@ def start_server() -> Iterator[Callable[[str], Server]]:
             except BaseException:
                 server.stop()
                 raise
-            servers[name] = server
-        return servers[name]
+            _SHARED[name] = server
+        return _SHARED[name]
 
     yield started
-    for server in servers.values():
-        server.stop()
+    while _SHARED:
+        _SHARED.popitem()[1].stop()

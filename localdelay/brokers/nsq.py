@@ -64,14 +64,14 @@ class NsqError(Exception):
     def __init__(self, said: str) -> None:
         super().__init__(said)
         self.code = said.partition(" ")[0]
-        self.ends_connection = not self.code.endswith("PUB_FAILED")
-        """Whether the server hangs up after it, and reads nothing of what was written behind."""
+        self.takes_nothing = self.code.endswith("PUB_FAILED")
+        """Whether it is the topic that can take no message, and not this one that is refused."""
 
 
 def classified(error: Exception) -> Exception:
     """What to raise for an error of the server's: `Throttled`, `PermanentSendError`, or the error itself."""
     if isinstance(error, NsqError):
-        if not error.ends_connection and "exiting" not in str(error):
+        if error.takes_nothing and "exiting" not in str(error):
             return Throttled(str(error))
         if _LIMITS["delay"].search(str(error)):
             return DelayNotSupported(str(error))
@@ -169,17 +169,15 @@ class _Line(Line):
 
     def _refused(self, group: Sequence[Parcel], error: NsqError) -> None:
         self._driver.learn(str(error))
-        if error.ends_connection:
-            # It has not read what was written behind.
-            self.outbox.again([parcel for behind in self._unanswered for parcel in behind])
-            self._unanswered.clear()
-            if len(group) > 1:
-                self.outbox.again(group, alone=True)
-                group = ()
-        for parcel in group:
-            parcel.settle(error)
-        if error.ends_connection:
-            raise OutOfStep(str(error))
+        # nsqd hangs up after each error of a publish, and has not read what was written behind.
+        self.outbox.again([parcel for behind in self._unanswered for parcel in behind])
+        self._unanswered.clear()
+        if len(group) > 1 and not error.takes_nothing:
+            self.outbox.again(group, alone=True)
+        else:
+            for parcel in group:
+                parcel.settle(error)
+        raise OutOfStep(str(error))
 
 
 class _Driver(Driver):

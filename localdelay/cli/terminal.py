@@ -187,9 +187,9 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 def ask(question: str) -> bool | None:
     """Ask on standard error, and read the answer from standard input; None: nobody answers, or Ctrl-C."""
-    _write(f"{question} [y/N]: ")
     answer = ""
     with suppress(KeyboardInterrupt):
+        _write(f"{question} [y/N]: ")  # in here: whoever has read it may press Ctrl-C at once
         # A signal that comes between Python's last look for one and a read would not be seen while that goes
         # on, perhaps for ever: so the read begins when there is something to read, and the wait looks up.
         with suppress(

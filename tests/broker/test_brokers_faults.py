@@ -91,7 +91,8 @@ async def test_a_restart_while_nobody_sends_goes_unnoticed(server: Server, url: 
 
 async def test_without_a_server_sends_fail_in_time(server: Server, url: str) -> None:
     """Each has failed after the time limit, in one line that says where, and none of it is sent later."""
-    async with open_broker(url, confirm_timeout=1.0) as broker:
+    limit = 3.0  # a busy machine's first send is slow, too
+    async with open_broker(url, confirm_timeout=limit) as broker:
         await broker.send(message("before"))
         await in_thread(server.kill)
         try:
@@ -101,7 +102,7 @@ async def test_without_a_server_sends_fail_in_time(server: Server, url: str) -> 
                 await broker.send(message("lost"))
             with pytest.raises((*GIVEN_UP, PartialSendError)):
                 await broker.send_batch([message("a"), message("b")])
-            assert 1.5 < trio.current_time() - begun < 6
+            assert 1.5 * limit < trio.current_time() - begun < 6 * limit
             assert "\n" not in str(raised.value)
             with trio.move_on_after(0.1):
                 await broker.send(message("cancelled"))

@@ -234,7 +234,8 @@ async def test_access_refused_after_a_reconnect(own: Callable[..., RedisServer])
             await broker.send(message("one"))
             client.config_set("requirepass", "new")
             drop_clients(client)
-            with trio.fail_after(5):
+            await trio.sleep(0.2)  # until it has seen that: what is written before that is lost
+            with trio.fail_after(20):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(broker.send, message("two"))
                     await trio.sleep(0.3)

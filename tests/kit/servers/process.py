@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -20,6 +21,8 @@ from localdelay.programs import start_guard
 
 _STOP_TIMEOUT = 20.0
 _POLL = 0.02
+_PORTS = random.SystemRandom()
+"""Workers of one run are not to draw the same ones."""
 
 
 class NotInstalled(Exception):
@@ -175,11 +178,21 @@ def program(name: str, package: str) -> str:
     raise NotInstalled(f"{name} is not installed: apt-get install {package}")
 
 
-def free_port() -> int:
-    """A loopback port that nobody listens on at this moment."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+def free_port(beside: int = 0) -> int:
+    """A loopback port that nobody uses at this moment, nor the next `beside` ones.
+
+    It is below those that the system hands to clients. One of theirs could go to any connection while a
+    server that the test has killed is down, and the server would find it taken when it starts again.
+    """
+    while True:
+        port = _PORTS.randrange(10_000, 32_000)
+        try:
+            for each in range(port, port + beside + 1):
+                with socket.socket() as listener:
+                    listener.bind(("127.0.0.1", each))
+        except OSError:
+            continue
+        return port
 
 
 def listening(port: int) -> Callable[[], bool]:

@@ -86,7 +86,7 @@ class RocketServer(Server):
             raise NotInstalled("rocketmq is not installed: pip install 'localdelay[rocketmq]'")
         self._lib = bring("rocketmq") / "lib"
         self._names_port, self.port = free_port(), free_port()
-        self._broker_port = _free_pair()
+        self._broker_port = free_port(beside=1)  # the broker takes the next one, too
         directory, store = self._broker.directory, self._broker.directory / "store"
         ports = {"names_port": self._names_port, "broker_port": self._broker_port}
         names = self._names.directory / "names.conf"
@@ -253,14 +253,6 @@ def _client() -> Any:
 
     own_loop()
     return client
-
-
-def _free_pair() -> int:
-    """The broker takes the next port, too."""
-    while True:
-        port = free_port()
-        if port != free_port() - 1:
-            return port
 
 
 def _topics() -> dict[str, object]:
