@@ -34,7 +34,6 @@ from operator import itemgetter
 from queue import Empty, SimpleQueue
 from typing import Final
 
-import attrs
 import trio
 
 from localdelay.entry import Entry, attempt_of, execute_at_of, size_of
@@ -43,6 +42,7 @@ from localdelay.keeping import End, Wait
 from localdelay.lateness import LatencyRecorder
 from localdelay.timer import clock_parts
 
+from .group import LATE, TAKEN, Change, Group, Put
 from .record import Journal, Kept
 from .recovery import RECOVERED, record_of
 
@@ -55,61 +55,6 @@ _CLOSE_TIMEOUT: Final = 10.0
 _CLOSED: Final = "the journal is closed"
 _THREAD: Final = "localdelay-journal"
 _FAILURES_LOGGED_EVERY: Final = 60.0
-
-_FRESH: Final = 0
-_TAKEN: Final = 1
-_LATE: Final = 2
-
-
-@attrs.define(eq=False)
-class _Change:
-    """What of a message is to be written. But for where it stands, it stays as it was made."""
-
-    key: int
-    entry: Entry | None  # None: it is gone
-    due: float = 0.0  # on the wall clock
-    dead: str | None = None
-    on_disk: bool = True  # or may be: only what surely is not need not be removed
-    at_risk: bool = False  # pending, and not known to be there in any form
-    stage: int = _FRESH
-
-
-@attrs.define(eq=False)
-class _Put(_Change):
-    """A message that is to be pending as soon as it is on disk: `enter` makes it so."""
-
-    enter: Callable[[], None] = attrs.field(kw_only=True)
-
-
-@attrs.define(eq=False)
-class _Group:
-    """What is committed together. Of the loop until the thread takes it; its `tasks` also then."""
-
-    told: bool = False  # whether the thread knows that there is something
-    durable: bool = False  # whether a message in it is new
-    takes_late: bool = False  # whether somebody waits for what is late, too
-    changes: list[_Change] = attrs.Factory(list)
-    seconds: float | None = None  # None: there was nothing to write
-    error: Exception | None = None
-    are_gone: bool = False  # whether, for all that, its removals are written
-    has_ended: bool = False
-    tasks: dict[trio.lowlevel.Task, None] = attrs.Factory(dict)  # which wait for that
-
-    async def until_end(self, *, shielded: bool = False) -> None:
-        """Wait for the end of its commit. Raises `JournalError` if that has failed."""
-        if not self.has_ended:
-            task = trio.lowlevel.current_task()
-            self.tasks[task] = None
-
-            def abort(_: object) -> trio.lowlevel.Abort:
-                if shielded:  # nobody knows yet whether there is a message to be cancelled
-                    return trio.lowlevel.Abort.FAILED
-                del self.tasks[task]
-                return trio.lowlevel.Abort.SUCCEEDED
-
-            await trio.lowlevel.wait_task_rescheduled(abort)
-        if self.error is not None:
-            raise JournalError(str(self.error))
 
 
 class Commits:
@@ -124,9 +69,9 @@ class Commits:
         self._news: SimpleQueue[None] = SimpleQueue()
         self._lock = threading.Lock()
         # Under the lock:
-        self._unwritten: dict[int, _Change] = {}  # by key
+        self._unwritten: dict[int, Change] = {}  # by key
         self._late = 0  # of them, so many
-        self._group = _Group()
+        self._group = Group()
         # Of the thread:
         self._retry_at = 0.0  # when a part of what is late is to be tried, on `time.perf_counter`
         # Of the Trio thread:
@@ -167,35 +112,35 @@ class Commits:
         group = self._group
         if not group.has_ended:
             self.committing += 1
-            group = self._add(_Put(self._key(entry), entry, self._wall(entry), on_disk=False, enter=enter))
+            group = self._add(Put(self._key(entry), entry, self._wall(entry), on_disk=False, enter=enter))
         return partial(group.until_end, shielded=True)
 
     def entered(self, entry: Entry) -> None:
         """Write down a message that is accepted already: it is at risk until it is there."""
         self._at_risk += 1
         self._at_risk_bytes += size_of(entry[2])
-        self._add(_Change(self._key(entry), entry, self._wall(entry), on_disk=False, at_risk=True))
+        self._add(Change(self._key(entry), entry, self._wall(entry), on_disk=False, at_risk=True))
 
     def failed(self, entry: Entry, again: Entry) -> bool:
         """Write down that the message has another attempt from now on."""
         if attempt_of(again[2]) != attempt_of(entry[2]):
-            self._add(_Change(self._key(again), again, self._wall(again)))
+            self._add(Change(self._key(again), again, self._wall(again)))
         return True
 
     def moved(self, entry: Entry, again: Entry) -> None:
         """Write down when it is due now, in the place that it has."""
         self._moved[again[1]] = key = self._key(entry)
         self._moved.pop(entry[1], None)
-        self._add(_Change(key, again, self._wall(again)))
+        self._add(Change(key, again, self._wall(again)))
 
     def ended(self, entries: Sequence[Entry], how: End, why: str | None = None) -> Wait:
         """Remove these, or mark what was given up on and is nobody's: the wait is until that is written."""
         if how is not End.SPOOLED:
             for entry in entries:
                 if why is None:
-                    self._add(_Change(self._key(entry), None))
+                    self._add(Change(self._key(entry), None))
                 else:
-                    self._add(_Change(self._key(entry), entry, self._wall(entry), why))
+                    self._add(Change(self._key(entry), entry, self._wall(entry), why))
                 self._moved.pop(entry[1], None)
         return self.written
 
@@ -253,15 +198,15 @@ class Commits:
         # The wall clock is read after the other one: what is written may be late by that, and never early.
         return execute_at_of(entry[0], entry[2]) - now + time.time()
 
-    def _add(self, change: _Change) -> _Group:
+    def _add(self, change: Change) -> Group:
         key = change.key
         with self._lock:
             group = self._group
             known = self._unwritten.get(key)
             if known is not None:
-                self._late -= known.stage is _LATE
+                self._late -= known.stage is LATE
                 # However the commit ends that it may be in, to remove it takes another one.
-                change.on_disk = known.on_disk or known.stage is _TAKEN
+                change.on_disk = known.on_disk or known.stage is TAKEN
                 if change.entry is None and not change.on_disk:
                     self._out_of_risk(known)
                     del self._unwritten[key]
@@ -279,13 +224,13 @@ class Commits:
             self._news.put(None)
         return group
 
-    def _out_of_risk(self, change: _Change) -> None:
+    def _out_of_risk(self, change: Change) -> None:
         if change.at_risk and change.entry is not None:
             change.at_risk = False
             self._at_risk -= 1
             self._at_risk_bytes -= size_of(change.entry[2])
 
-    def _called(self, *, takes_late: bool = False) -> _Group:
+    def _called(self, *, takes_late: bool = False) -> Group:
         """The group that is gathered now, and the thread is told; what is taken already ends before it."""
         with self._lock:
             group = self._group
@@ -295,7 +240,7 @@ class Commits:
             self._news.put(None)
         return group
 
-    def _settle(self, group: _Group) -> None:
+    def _settle(self, group: Group) -> None:
         """A commit has ended. All that follows is done in this step, or a drain would find half of it."""
         if group.seconds is not None:
             self._note(group, group.seconds)
@@ -303,7 +248,7 @@ class Commits:
         with self._lock:
             for change in group.changes:
                 newest = self._unwritten.get(change.key)
-                if type(change) is _Put:
+                if type(change) is Put:
                     del self._unwritten[change.key]  # even where it is refused: so far it was nobody's
                     puts.append(change)
                 elif group.error is None or (group.are_gone and change.entry is None):
@@ -313,7 +258,7 @@ class Commits:
                         del self._unwritten[change.key]
                 elif newest is change:
                     self._late += 1
-                    change.stage = _LATE
+                    change.stage = LATE
         self.committing -= len(puts)
         if group.error is None:
             for put in puts:
@@ -330,7 +275,7 @@ class Commits:
         self._group.told, self._group.error = True, JournalError(_CLOSED)
         self._settle(self._group)
 
-    def _note(self, group: _Group, seconds: float) -> None:
+    def _note(self, group: Group, seconds: float) -> None:
         now = self._read_clock() + self._clock_offset
         self.commit_time.record(seconds)
         if group.error is not None:
@@ -369,25 +314,25 @@ class Commits:
             self._news.get(timeout=timeout)
         return not self._closing
 
-    def _take(self) -> _Group:
+    def _take(self) -> Group:
         now = time.perf_counter()
         with self._lock:
-            group, self._group = self._group, _Group()
+            group, self._group = self._group, Group()
             # What has changed since it was put there is there in a newer form, or is gone.
             changes = [change for change in group.changes if self._unwritten.get(change.key) is change]
             if self._late and (group.takes_late or now >= self._retry_at):
                 self._retry_at = now + RETRY_EVERY
-                late = (change for change in self._unwritten.values() if change.stage is _LATE)
+                late = (change for change in self._unwritten.values() if change.stage is LATE)
                 count = min(self._late, _LATE_AT_ONCE)
                 changes += islice(late, count)
                 self._late -= count
                 group.durable = True
             for change in changes:
-                change.stage = _TAKEN
+                change.stage = TAKEN
             group.changes = changes
         return group
 
-    def _write(self, group: _Group) -> None:
+    def _write(self, group: Group) -> None:
         began = time.perf_counter()
         gone: list[int] = []
         try:

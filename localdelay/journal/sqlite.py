@@ -4,10 +4,6 @@ A write goes to the end of the log (`PATH-wal`), and what the log has gathered g
 then. So a group of messages costs one write and, where it is to survive a loss of power, one fsync; one that
 is torn by a crash is not there at all. The file is checked by a connection that can only read, so that one
 that is refused stays as it is.
-
-To remove a message takes room in the log, too. On a disk that the journal itself has filled nothing could
-ever be removed again: so a file, `PATH-reserve`, keeps some room. It is given up when the disk is full, the
-log goes to the database with what that frees, and nothing new is kept until the reserve is there again.
 """
 
 from __future__ import annotations
@@ -27,17 +23,12 @@ from localdelay.errors import JournalError
 
 from .layout import APPLICATION, MESSAGES, SCHEMAS, SENDING, UPGRADE, VERSION, insert
 from .record import Journal, Kept, Record, decode, decode_keys, encode, encode_keys
+from .reserve import Reserve
 from .salvage import damaged, in_words, salvage
 
 _MAGIC: Final = b"SQLite format 3\0"
 _WITH_LOG: Final = b"\2\2"
 _PAGE: Final = 4096  # the larger a page, the more is written for a message
-_RESERVE: Final = 8 << 20
-"""Bytes: more than the log has when it goes to the database."""
-_SPARSE: Final = 4
-"""A database is rewritten to make room where no more than one page in so many is in use,"""
-_SMALL: Final = 16_384
-"""and no more than so many pages are."""
 _MOST_WORKERS: Final = 1000
 _T = TypeVar("_T")
 
@@ -73,7 +64,7 @@ class SqliteJournal:
         self._lock: int | None = None
         self._connection: sqlite3.Connection | None = None
         self._synchronous = ""
-        self._has_reserve = False
+        self._reserve = Reserve()
         self._file = (0, 0)
         self._version = VERSION
 
@@ -127,7 +118,7 @@ class SqliteJournal:
                         connection.execute(statement)
                 connection.execute("COMMIT")
                 with suppress(OSError):  # what is on a full disk can be sent all the same
-                    self._make_reserve()
+                    self._reserve.make(self.path)
         return held
 
     def read(self) -> list[Record]:
@@ -171,8 +162,8 @@ class SqliteJournal:
         with self._errors():
             if self._file_there() != self._file:  # SQLite would go on in one that nobody finds again
                 raise JournalError(f"the journal {self.path} is gone: another file is in its place")
-            if kept and not self._has_reserve:
-                self._regain_reserve(connection)
+            if kept and not self._reserve.is_there:
+                self._reserve.regain(self.path, connection)
             try:
                 if synchronous != self._synchronous:
                     self._synchronous = ""
@@ -194,7 +185,7 @@ class SqliteJournal:
                 with suppress(sqlite3.Error):
                     if connection.in_transaction:
                         connection.execute("ROLLBACK")
-                self._use_reserve(connection)
+                self._reserve.give_up(self.path, connection)
                 raise
 
     def close(self) -> None:
@@ -214,38 +205,6 @@ class SqliteJournal:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-    def _make_reserve(self) -> None:
-        path = f"{self.path}-reserve"
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file, 0, _RESERVE)
-            else:
-                os.write(file, bytes(_RESERVE))
-        except OSError:
-            os.ftruncate(file, 0)
-            raise
-        finally:
-            os.close(file)
-        self._has_reserve = True
-
-    def _use_reserve(self, connection: sqlite3.Connection) -> None:
-        """Give up the reserve, and move the log to the database: then there is room to remove things."""
-        self._has_reserve = False
-        with suppress(OSError):
-            os.truncate(f"{self.path}-reserve", 0)
-        with suppress(sqlite3.Error):
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-
-    def _regain_reserve(self, connection: sqlite3.Connection) -> None:
-        """Make room for the reserve, if there is any by now. Raises `OSError`."""
-        [pages] = connection.execute("PRAGMA page_count").fetchone()
-        [free] = connection.execute("PRAGMA freelist_count").fetchone()
-        if (pages - free) * _SPARSE <= pages and pages - free <= _SMALL:
-            connection.execute("VACUUM")
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        self._make_reserve()
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

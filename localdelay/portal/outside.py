@@ -28,7 +28,9 @@ from localdelay.keeping import End
 from localdelay.queue.batch import ONE
 from localdelay.queue.pending import Pending
 from localdelay.queue.sending import Delivery, Outcome
-from localdelay.queue.workers import Worker, Workers
+from localdelay.queue.taking import Worker
+from localdelay.queue.valve import Valve
+from localdelay.queue.workers import Workers
 from localdelay.timer import TimerKind, clock_parts
 
 _AHEAD = 0.002
@@ -65,9 +67,9 @@ class SendsOutside:
     def __init__(self, senders: Senders) -> None:
         self._senders = senders
 
-    def make_workers(self, pending: Pending, timer: TimerKind, count: int) -> Workers:
+    def make_workers(self, pending: Pending, valve: Valve, timer: TimerKind, count: int) -> Workers:
         """The workers of a queue with this send."""
-        return OutsideWorkers(pending, timer, count, self._senders)
+        return OutsideWorkers(pending, valve, timer, count, self._senders)
 
 
 class OutsideWorkers(Workers):
@@ -75,8 +77,10 @@ class OutsideWorkers(Workers):
 
     _delivery: Delivery
 
-    def __init__(self, pending: Pending, timer: TimerKind, count: int, senders: Senders) -> None:
-        super().__init__(pending, timer, count, ONE)
+    def __init__(
+        self, pending: Pending, valve: Valve, timer: TimerKind, count: int, senders: Senders
+    ) -> None:
+        super().__init__(pending, valve, timer, count, ONE)
         self._senders = senders
         self._done: Hop[Outcome]
         self._out: dict[int, Entry] = {}  # handed over, and nothing is known of it yet
@@ -150,7 +154,7 @@ class OutsideWorkers(Workers):
         """Until the next message is due, or until something changes."""
         self._is_full = self._room() <= 0
         try:  # where it is full, nothing that comes is to wake it
-            await self._timer.sleep_until(math.inf if self._is_full else self._sleep_until())
+            await self._timer.sleep_until(math.inf if self._is_full else self._taking.until())
         finally:
             self._is_full = False
             self._schedule.alarm = -math.inf
@@ -165,10 +169,10 @@ class OutsideWorkers(Workers):
 
     def _fill_up(self, now: float) -> list[Entry]:
         """Take what is due, as much as there is room for among the senders."""
-        room = 0 if self.paused or self._ending else self._room()
+        room = 0 if self._taking.paused or self._taking.stopped else self._room()
         if room <= 0:
             return []
-        entries = self._take_few(now, room)
+        entries = self._taking.some(now, room)
         if entries and not all_plain(entries):
             for entry, error in self._delivery.doomed(entries, now):
                 entries.remove(entry)

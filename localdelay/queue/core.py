@@ -142,15 +142,15 @@ def make_core(
         raise TypeError(f"probe must be a ProbePolicy or None, not {type(probe).__name__}")
     check_listener(listener)
     pending = Pending(Schedule(indexed=bool(cancellable)), Ledger(capacity, capacity_bytes))
+    valve = Valve(limit, probe, catch_up_rate, listener)
     if isinstance(given, BringsWorkers):
-        pool = given.make_workers(pending, timer, workers)
+        pool = given.make_workers(pending, valve, timer, workers)
     else:
-        pool = Workers(pending, timer, workers, batch)
+        pool = Workers(pending, valve, timer, workers, batch)
     delivery = Delivery(
         given,
         pending,
         pool,
-        Valve(limit, probe, catch_up_rate, listener),
         one_by_one=send is not None,
         retry=retry,
         send_timeout=arguments.check_seconds("send_timeout", send_timeout, zero=False),

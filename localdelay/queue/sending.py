@@ -41,8 +41,9 @@ from localdelay.timer import clock_parts
 from .batch import blame
 from .pending import Pending
 from .retry import RetryPolicy, after_failure
-from .valve import Valve, is_down, log, told
-from .workers import BringsWorkers, Worker, Workers
+from .taking import Worker
+from .valve import is_down, log, told
+from .workers import BringsWorkers, Workers
 
 Send: TypeAlias = Callable[[Message], Awaitable[object]]
 SendBatch: TypeAlias = Callable[[Sequence[Message]], Awaitable[object]]
@@ -64,7 +65,6 @@ class Delivery:
         send: Send | SendBatch | BringsWorkers,
         pending: Pending,
         workers: Workers,
-        valve: Valve,
         *,
         one_by_one: bool,
         retry: RetryPolicy,
@@ -76,9 +76,7 @@ class Delivery:
         self._one_by_one = one_by_one
         self._pending = pending
         self._workers = workers
-        self.valve = valve
-        workers.valve = valve
-        valve.on_change = workers.wake_leader
+        self.valve = workers.valve
         self.retry = retry
         self.send_timeout = send_timeout
         self._on_dead_letter = on_dead_letter

@@ -11,7 +11,7 @@ A worker that stops being idle, or leaves, therefore calls `_stir`; and the sche
 instant to which the leader sleeps, wakes it where a message comes in that is due earlier.
 
 The leader may also be a worker that waits for company for its batch, or one whose turn is over and that lets
-the other tasks run. Then it has `_reserved` what is due: nobody else takes anything until it looks again.
+the other tasks run. Then it has what is due `reserved`: nobody else takes anything until it looks again.
 """
 
 from __future__ import annotations
@@ -23,33 +23,18 @@ from typing import Protocol, runtime_checkable
 
 import trio
 
-from localdelay.entry import Entry, moved, size_of
+from localdelay.entry import Entry
 from localdelay.keeping import End
 from localdelay.timer import Timer, TimerKind, TrioTimer, clock_parts, open_timer
 
-from .batch import BatchPolicy, joining
+from .batch import BatchPolicy
 from .pending import Pending
+from .taking import Taking, Worker
 from .valve import Valve
 
 _TURN = 1024
-_SPACED_OUT = 256
 _TURN_SECONDS = 0.001
 """A worker whose sends never wait lets the other tasks run after so many sends, or seconds."""
-
-
-class Worker:
-    """One worker's state. `expires` is when its send must end, in seconds on Trio's clock."""
-
-    __slots__ = ("began", "entries", "expires", "failure", "scope", "size", "timed_out")
-
-    def __init__(self) -> None:
-        self.entries: list[Entry] = []  # what it has taken and not settled yet
-        self.size = 0  # bytes of these
-        self.failure: Exception | None = None
-        self.began = 0.0  # the send that has failed
-        self.expires = math.inf
-        self.scope = trio.CancelScope()
-        self.timed_out = False
 
 
 class Deliverer(Protocol):
@@ -57,8 +42,6 @@ class Deliverer(Protocol):
 
     async def deliver(self, worker: Worker, now: float) -> float:
         """Send `worker.entries`; where that fails, either settle them or leave it in `worker.failure`."""
-
-    valve: Valve
 
     async def settle(self, worker: Worker) -> None:
         """Decide what becomes of `worker.entries` after `worker.failure`."""
@@ -68,39 +51,44 @@ class Deliverer(Protocol):
 class BringsWorkers(Protocol):
     """A send whose calls run elsewhere than on the loop: it brings what feeds them."""
 
-    def make_workers(self, pending: Pending, timer: TimerKind, count: int) -> Workers:
+    def make_workers(self, pending: Pending, valve: Valve, timer: TimerKind, count: int) -> Workers:
         """The workers of a queue that has this send."""
 
 
 class Workers:
     """The nursery of workers, and the watchdog that ends the sends that take too long."""
 
-    def __init__(self, pending: Pending, timer: TimerKind, count: int, batch: BatchPolicy) -> None:
+    def __init__(
+        self, pending: Pending, valve: Valve, timer: TimerKind, count: int, batch: BatchPolicy
+    ) -> None:
         self._pending = pending
         self._schedule = schedule = pending.schedule
         self._batch = batch
-        self._one_by_one = batch.max_messages == 1
+        self._taking = Taking(pending, batch, valve)
         self._timer_kind: TimerKind = timer
         self._timer: Timer = TrioTimer()
         self._delivery: Deliverer
-        self.valve: Valve
-        """What lets messages go; set with the delivery."""
+        self.valve = valve
+        """What lets messages go."""
         self._nursery: trio.Nursery | None = None
         self._scope = trio.CancelScope()
         self._workers: set[Worker] = set()
         self._followers: dict[Worker, trio.lowlevel.Task] = {}
         self._leader: Worker | None = None
         self._stirred: Worker | None = None
-        self._reserved = False
         self._closing = False
-        self._ending = False
         self.watchdog: trio.lowlevel.Task | None = None
         """Waits for `watch` if it is not None."""
         schedule.on_earlier = self.wake_leader
+        valve.on_change = self.wake_leader
         pending.at_work = self.taken
         self.count = count
-        self.paused = False
         self.finished = trio.Event()
+
+    @property
+    def paused(self) -> bool:
+        """Whether no message is taken until `resume`."""
+        return self._taking.paused
 
     @property
     def busy(self) -> int:
@@ -145,13 +133,13 @@ class Workers:
 
     def pause(self) -> None:
         """Take no message from now on; sends that have begun go on."""
-        self.paused = True
+        self._taking.paused = True
         self.valve.wants_nothing()
         self.wake_leader()  # who gathers has messages that a keeper may let others send meanwhile
 
     def resume(self) -> None:
         """Take messages again."""
-        self.paused = False
+        self._taking.paused = False
         self.wake_leader()
 
     def resize(self, count: int) -> None:
@@ -176,7 +164,7 @@ class Workers:
 
     def stop(self) -> None:
         """End all at once: sends are cancelled, and their messages are pending again."""
-        self._ending = True
+        self._taking.stopped = True
         self._scope.cancel()
 
     def watch(self) -> None:
@@ -217,11 +205,12 @@ class Workers:
         read_clock, offset = clock_parts()
         now = began = read_clock() + offset
         turn = 0
+        fill = self._taking.fill
         while not worker.timed_out:
             if len(self._workers) > self.count:
                 self._workers.discard(worker)
                 return
-            full = self._fill(worker, now)
+            full = fill(worker, now)
             if not worker.entries:
                 # While something is being sent, it may fail, and then there is work for all again.
                 if self._closing and self._schedule.is_empty and not self.busy:
@@ -254,106 +243,27 @@ class Workers:
             await trio.lowlevel.checkpoint()
             return
         self._leader = worker
-        self._reserved = True
+        self._taking.reserved = True
         try:
             await trio.lowlevel.checkpoint()
         finally:
             self._leader = None
-            self._reserved = False
-
-    def _fill(self, worker: Worker, now: float) -> bool:
-        """Take what is due and fits into the worker's batch; return whether that is to go now."""
-        if self.paused or self._ending or self._reserved:
-            return False
-        limit = self.valve.limit
-        if self.valve.holds or (limit is not None and limit.limits):
-            entries = self._take_few(now, self._batch.max_messages)
-            worker.entries += entries
-            worker.size += sum(size_of(body) for _, _, body in entries)
-            return bool(entries)
-        if self._one_by_one:
-            entry = self._schedule.take_one(now)
-            if entry is not None:
-                body = entry[2]
-                worker.entries.append(entry)
-                worker.size = len(body) if type(body) is bytes else size_of(body)
-            return True
-        batch, schedule, entries = self._batch, self._schedule, worker.entries
-        while due := schedule.due(now, batch.max_messages - len(entries)):
-            count, size, full = joining(due, batch, count=len(entries), size=worker.size)
-            if count:
-                del due[count:]  # the piles' own list, perhaps: they count from its beginning
-                schedule.take(due)
-                entries += due
-                worker.size += size
-            if full:
-                return True
-        return False
-
-    def _take_few(self, now: float, most: int) -> list[Entry]:
-        """Take what is due, as much of it as the valve lets go now."""
-        valve, schedule = self.valve, self._schedule
-        probe = valve.probe
-        if probe.is_shut:
-            if now < probe.next_at or self._is_under_way(probe.out):
-                return []
-            most = 1
-        elif valve.holds and self._space_out(now):
-            return []  # with more to be spaced out, perhaps: the others have their turn
-        limit = valve.limit
-        if most > 1 and self._one_by_one and limit is not None and limit.limits:
-            most = max(1, int(min(most, limit.available)))
-        entries = schedule.due(now, most)
-        if not self._one_by_one:
-            del entries[joining(entries, self._batch, count=0, size=0)[0] :]
-        if not valve.lets_go(entries, now) or not entries:
-            return []
-        schedule.take(entries)
-        if probe.is_shut:
-            probe.out = entries[0][1]
-        return entries
-
-    def _space_out(self, now: float) -> bool:
-        """Give some of what is overdue a time of its own each, so that the rest goes on time meanwhile."""
-        valve = self.valve
-        overdue = [entry for entry in self._schedule.due(now, _SPACED_OUT) if entry[0] < valve.backlog]
-        if not overdue:
-            valve.caught_up()
-            return False
-        self._schedule.take(overdue)
-        for entry in overdue:
-            self._pending.again(moved(entry, valve.place(now)))
-        return True
-
-    def _is_under_way(self, number: int | None) -> bool:
-        return any(entry[1] == number for entry in self.taken())
-
-    def _sleep_until(self) -> float:
-        """Until when there is nothing to do; sets the alarm for what comes in that is due before."""
-        valve, due = self.valve, self._schedule.next_due()
-        probe = valve.probe
-        until = max(due, valve.waits_until)
-        if self.paused or (probe.is_shut and self._is_under_way(probe.out)):
-            until = math.inf
-        elif probe.is_shut:
-            until = max(until, probe.next_at)
-        self._schedule.alarm = due if until == due else -math.inf
-        return until
+            self._taking.reserved = False
 
     async def _gather(self, worker: Worker) -> None:
         """Wait for company, as the leader, until the batch is full or its first message must go."""
         last_call = worker.entries[0][0] + self._batch.max_wait
         full = False
         while not full and not self._closing and trio.current_time() < last_call:
-            self._reserved = True
+            self._taking.reserved = True
             try:
                 await self._lead(worker, last_call)
             finally:
-                self._reserved = False
-            if self.paused or self._ending or self.valve.probe.is_shut:
+                self._taking.reserved = False
+            if self._taking.paused or self._taking.stopped or self.valve.probe.is_shut:
                 self.put_off(worker)
                 return
-            full = self._fill(worker, trio.current_time())
+            full = self._taking.fill(worker, trio.current_time())
 
     def put_off(self, worker: Worker) -> None:
         """A pause came before the send of what the worker has taken: a keeper may let others send it."""
@@ -374,7 +284,7 @@ class Workers:
             self.wake_leader()  # who gathers takes over from a leader that is about to wake anyway
         self._leader = worker
         try:
-            await self._timer.sleep_until(min(at_most, self._sleep_until()))
+            await self._timer.sleep_until(min(at_most, self._taking.until()))
         finally:
             if self._leader is worker:
                 self._leader = None

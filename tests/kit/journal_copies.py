@@ -22,6 +22,7 @@ import localdelay.journal.sqlite
 import localdelay.queue.admission
 from localdelay import DelayQueue, JournalError, SqliteJournal, Statistics
 from localdelay.journal.record import Kept, Record, encode
+from localdelay.journal.reserve import Reserve
 
 TIMES = int(os.environ.get("LOCALDELAY_FUZZ_EXAMPLES", "1"))
 TICK = 0.25
@@ -113,6 +114,7 @@ class Watched(SqliteJournal):
 
     def __init__(self, path: Path, durability: Any, seed: int, event: Callable[[], int]) -> None:
         super().__init__(path, durability)
+        self._reserve = WatchedReserve(self)
         self.seen: list[Seen] = []
         self.fault: str | None = None
         self.failed = {False: 0, True: 0}  # writes; those that only remove
@@ -189,10 +191,18 @@ class Watched(SqliteJournal):
             connection.execute("ROLLBACK")
             raise JournalError("broken")
 
-    def _make_reserve(self) -> None:
-        if self.fault is not None:
+
+class WatchedReserve(Reserve):
+    """Finds no room while its journal has a fault."""
+
+    def __init__(self, journal: Watched) -> None:
+        super().__init__()
+        self._journal = journal
+
+    def make(self, path: Path) -> None:
+        if self._journal.fault is not None:
             raise OSError(28, "No space left on device")
-        super()._make_reserve()
+        super().make(path)
 
 
 def _even(old: bytes, new: bytes) -> tuple[bytes, bytes]:

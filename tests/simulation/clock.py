@@ -22,7 +22,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import localdelay.arguments
 import localdelay.journal.commits
-import localdelay.journal.sqlite
+import localdelay.journal.reserve
 import localdelay.queue.draining
 from localdelay.journal.commits import Commits
 
@@ -171,7 +171,7 @@ def installed(pace: Pace, wall: Callable[[], float]) -> Iterator[None]:
         patch.setattr(localdelay.arguments, "datetime", Wall)
         patch.setattr(time, "time", partial(_read, wall, time.time))
         patch.setattr(localdelay.journal.commits, "RETRY_EVERY", 1e6)  # in real time
-        patch.setattr(localdelay.journal.sqlite, "_RESERVE", 1 << 12)
+        patch.setattr(localdelay.journal.reserve, "_RESERVE", 1 << 12)
         # A hundred tasks of which two have something to do would only add steps at which nothing happens.
         patch.setattr(localdelay.queue.draining, "HAND_BACKS_IN_FLIGHT", 3)
         yield

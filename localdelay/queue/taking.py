@@ -1,0 +1,127 @@
+"""What a worker takes: as much of what is due as fits its batch, and as the valve lets go.
+
+Nothing here awaits: a message is in the order, or in the `entries` of the worker that has taken it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import trio
+
+from localdelay.entry import Entry, moved, size_of
+
+from .batch import BatchPolicy, joining
+from .pending import Pending
+from .valve import Valve
+
+_SPACED_OUT = 256
+
+
+class Worker:
+    """One worker's state. `expires` is when its send must end, in seconds on Trio's clock."""
+
+    __slots__ = ("began", "entries", "expires", "failure", "scope", "size", "timed_out")
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []  # what it has taken and not settled yet
+        self.size = 0  # bytes of these
+        self.failure: Exception | None = None
+        self.began = 0.0  # the send that has failed
+        self.expires = math.inf
+        self.scope = trio.CancelScope()
+        self.timed_out = False
+
+
+class Taking:
+    """What is due, for those who are to send it."""
+
+    def __init__(self, pending: Pending, batch: BatchPolicy, valve: Valve) -> None:
+        self._pending = pending
+        self._schedule = pending.schedule
+        self._batch = batch
+        self._one_by_one = batch.max_messages == 1
+        self._valve = valve
+        self.paused = False
+        self.stopped = False
+        self.reserved = False
+        """Whether one worker has what is due to itself: the others take nothing until it looks again."""
+
+    def fill(self, worker: Worker, now: float) -> bool:
+        """Take what is due and fits into the worker's batch; return whether that is to go now."""
+        if self.paused or self.stopped or self.reserved:
+            return False
+        limit = self._valve.limit
+        if self._valve.holds or (limit is not None and limit.limits):
+            entries = self.some(now, self._batch.max_messages)
+            worker.entries += entries
+            worker.size += sum(size_of(body) for _, _, body in entries)
+            return bool(entries)
+        if self._one_by_one:
+            entry = self._schedule.take_one(now)
+            if entry is not None:
+                body = entry[2]
+                worker.entries.append(entry)
+                worker.size = len(body) if type(body) is bytes else size_of(body)
+            return True
+        batch, schedule, entries = self._batch, self._schedule, worker.entries
+        while due := schedule.due(now, batch.max_messages - len(entries)):
+            count, size, full = joining(due, batch, count=len(entries), size=worker.size)
+            if count:
+                del due[count:]  # the piles' own list, perhaps: they count from its beginning
+                schedule.take(due)
+                entries += due
+                worker.size += size
+            if full:
+                return True
+        return False
+
+    def some(self, now: float, most: int) -> list[Entry]:
+        """Take what is due, as much of it as the valve lets go now."""
+        valve, schedule = self._valve, self._schedule
+        probe = valve.probe
+        if probe.is_shut:
+            if now < probe.next_at or self._is_under_way(probe.out):
+                return []
+            most = 1
+        elif valve.holds and self._space_out(now):
+            return []  # with more to be spaced out, perhaps: the others have their turn
+        limit = valve.limit
+        if most > 1 and self._one_by_one and limit is not None and limit.limits:
+            most = max(1, int(min(most, limit.available)))
+        entries = schedule.due(now, most)
+        if not self._one_by_one:
+            del entries[joining(entries, self._batch, count=0, size=0)[0] :]
+        if not valve.lets_go(entries, now) or not entries:
+            return []
+        schedule.take(entries)
+        if probe.is_shut:
+            probe.out = entries[0][1]
+        return entries
+
+    def _space_out(self, now: float) -> bool:
+        """Give some of what is overdue a time of its own each, so that the rest goes on time meanwhile."""
+        valve = self._valve
+        overdue = [entry for entry in self._schedule.due(now, _SPACED_OUT) if entry[0] < valve.backlog]
+        if not overdue:
+            valve.caught_up()
+            return False
+        self._schedule.take(overdue)
+        for entry in overdue:
+            self._pending.again(moved(entry, valve.place(now)))
+        return True
+
+    def _is_under_way(self, number: int | None) -> bool:
+        return any(entry[1] == number for entry in self._pending.at_work())
+
+    def until(self) -> float:
+        """Until when there is nothing to do; sets the alarm for what comes in that is due before."""
+        valve, due = self._valve, self._schedule.next_due()
+        probe = valve.probe
+        until = max(due, valve.waits_until)
+        if self.paused or (probe.is_shut and self._is_under_way(probe.out)):
+            until = math.inf
+        elif probe.is_shut:
+            until = max(until, probe.next_at)
+        self._schedule.alarm = due if until == due else -math.inf
+        return until
