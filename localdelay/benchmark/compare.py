@@ -11,8 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -20,27 +19,18 @@ from typing import Any, NoReturn, Protocol
 import attrs
 import trio
 
-from localdelay.benchmark.child import Job, recorded
-from localdelay.benchmark.comparison import (
-    Comparison,
-    Crash,
-    Found,
-    Measured,
-    Plan,
-    Report,
-    count_crash,
-)
+from localdelay.benchmark.comparison import Comparison, Crash, Found, Job, Plan, Report, reckon_crash
 from localdelay.benchmark.process import machine
 from localdelay.benchmark.redis import find_server, open_link, remove, start_server
 from localdelay.benchmark.result import BenchError
 from localdelay.benchmark.run import check as check_load
 from localdelay.brokers.address import hide_secrets
 from localdelay.errors import LocalDelayError
+from localdelay.nurseries import bare_nursery
 from localdelay.programs import Guarded, last_words
 from localdelay.signals import Stopped, heard
 
 _CHILD = "localdelay.benchmark.child"
-_LOG = "stderr"
 _REMOVE_WITHIN = 10.0
 
 
@@ -79,15 +69,15 @@ async def _compare(asked: Comparison, watcher: Watcher) -> Report:
     crashes: dict[Plan, Crash] = {}
 
     async def crash(job: Job) -> None:
-        crashes[job.plan] = await _crash(job, watcher)
+        crashes[job.plan] = await _crash(job, guarded.directory, watcher)
 
     async with Guarded(Path(tempfile.mkdtemp(prefix="localdelay-compare-"))) as guarded:
         server, token = asked.redis or "", f"compare-{secrets.token_hex(6)}"
         if asked.needs_redis and not server:
             server = await start_server(guarded)
-        jobs = [_job(plan, asked, server, token, guarded.directory) for plan in asked.plans]
+        jobs = [Job(plan, asked, server if plan.in_redis else "", token) for plan in asked.plans]
         try:
-            measured: dict[Plan, Measured] = {job.plan: await _result(job, watcher) for job in jobs}
+            found: list[Found] = [await _result(job, guarded.directory, watcher, {}) for job in jobs]
             watcher.step(None, "killed half-way")
             # All plans at the same time: it is counted, and not timed.
             async with trio.open_nursery() as nursery:
@@ -99,33 +89,23 @@ async def _compare(asked: Comparison, watcher: Watcher) -> Report:
     return Report(
         settings=asked,
         machine=machine(),
-        redis=next((one.redis for one in measured.values() if one.redis is not None), None),
+        redis=next((one.redis for one in found if one.redis is not None), None),
         seconds=trio.current_time() - begun,
-        found=[Found(plan=plan, measured=measured[plan], crash=crashes[plan]) for plan in asked.plans],
+        found=[attrs.evolve(one, crash=crashes[one.plan]) for one in found],
     )
 
 
-def _job(plan: Plan, asked: Comparison, server: str, token: str, directory: Path) -> Job:
-    (directory / plan).mkdir()
-    return Job(plan, asked, server if plan.in_redis else "", token, directory / plan)
-
-
-async def _crash(job: Job, watcher: Watcher) -> Crash:
+async def _crash(job: Job, directory: Path, watcher: Watcher) -> Crash:
     """Kill it in the middle, and have another send what is left."""
-    job = attrs.evolve(job, what="be killed")
-    async with _running(job) as steps:
-        if await anext(steps, None) is None:
-            _result_of(job)  # which is the error that has ended it
-        await trio.sleep(job.asked.before + job.seconds / 2)
-    killed = trio.current_time()
-    stored, sent = recorded(job.stored), recorded(job.sent)
-    recovered_in = None
-    if job.plan.in_redis and not await _result(attrs.evolve(job, what="recover"), watcher):
-        recovered_in = trio.current_time() - killed
-    # A send may be written down before its put is: nobody else hears of either meanwhile.
-    there = set(stored) | set(sent)
-    lost, twice = count_crash(there, recorded(job.sent))
-    return Crash(stored=len(there), sent_before=len(sent), lost=lost, twice=twice, recovered_in=recovered_in)
+    before: dict[str, list[int]] = {"stored": [], "sent": []}
+    after: dict[str, list[int]] = {"stored": [], "sent": []}
+    half_way = job.asked.before + job.seconds / 2
+    await _result(attrs.evolve(job, what="be killed"), directory, watcher, before, kill_after=half_way)
+    killed, recovered_in = trio.current_time(), None
+    if job.plan.in_redis:
+        left = await _result(attrs.evolve(job, what="recover"), directory, watcher, after)
+        recovered_in = None if left else trio.current_time() - killed
+    return reckon_crash(before["stored"], before["sent"], after["sent"], recovered_in)
 
 
 async def _leave(server: str, token: str) -> None:
@@ -135,27 +115,16 @@ async def _leave(server: str, token: str) -> None:
             await remove(link, token)
 
 
-async def _result(job: Job, watcher: Watcher) -> Any:
-    async with _running(job) as steps:
-        async for step in steps:
-            watcher.step(job.plan, step)
-    return _result_of(job)
+async def _result(
+    job: Job, directory: Path, watcher: Watcher, told: dict[str, list[int]], kill_after: float | None = None
+) -> Any:
+    """Run a process for this, and what it has come to; `told` gets the numbers of messages that it tells.
 
-
-def _result_of(job: Job) -> Any:
-    """What the process of this job has left. Raises `BenchError` for an error of its, and for nothing."""
-    if not job.result.exists():
-        raise BenchError(f"the process of {job.plan} has ended; {last_words(job.directory / _LOG)}")
-    found = pickle.loads(job.result.read_bytes())  # noqa: S301 (of a process of one's own)
-    if isinstance(found, BenchError):
-        raise BenchError(hide_secrets(str(found), job.server))
-    return found
-
-
-@asynccontextmanager
-async def _running(job: Job) -> AsyncIterator[AsyncIterator[str]]:
-    """The steps of the process that does this, for the length of an `async with` block; then it is killed."""
-    with (job.directory / _LOG).open("ab") as stderr:
+    It may be killed so many seconds after its first step, and has come to None then. Raises `BenchError` for
+    an error of its, and where it has ended without a word.
+    """
+    log = directory / f"{job.plan}.log"
+    with log.open("ab") as stderr:
         # In a session of its own: Ctrl-C is for this process, which ends it.
         process = await trio.lowlevel.open_process(
             [sys.executable, "-m", _CHILD],
@@ -165,22 +134,36 @@ async def _running(job: Job) -> AsyncIterator[AsyncIterator[str]]:
             start_new_session=True,
         )
     assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018 (for mypy)
+    said, received = dict[str, str](), b""
+
+    async def kill(after: float) -> None:
+        await trio.sleep(after)
+        said["killed"] = ""
+        process.kill()
+
     try:
-        with suppress(trio.BrokenResourceError):  # it has ended, and left no result
-            await process.stdin.send_all(pickle.dumps(job))
-        async with aclosing(_lines(process.stdout)) as steps:
-            yield steps
+        async with process.stdin, process.stdout, bare_nursery() as nursery:
+            with suppress(trio.BrokenResourceError):  # it has ended, and said nothing
+                await process.stdin.send_all(pickle.dumps(job))
+            async for more in process.stdout:
+                *lines, received = (received + more).split(b"\n")
+                for word, _, what in (line.decode().partition(" ") for line in lines):
+                    if word in told:
+                        told[word].append(int(what))
+                    elif word != "step":
+                        said[word] = what
+                    elif kill_after is None:
+                        watcher.step(job.plan, what)
+                    else:
+                        nursery.start_soon(kill, kill_after)
+            nursery.cancel_scope.cancel()
     finally:
         with trio.CancelScope(shield=True):
             process.kill()
             await process.wait()
-            await process.stdin.aclose()
-            await process.stdout.aclose()
-
-
-async def _lines(stdout: trio.abc.ReceiveStream) -> AsyncGenerator[str, None]:
-    received = b""
-    async for more in stdout:
-        *lines, received = (received + more).split(b"\n")
-        for line in lines:
-            yield line.decode()
+    if "result" in said:
+        return pickle.loads(bytes.fromhex(said["result"]))  # noqa: S301 (of a process of one's own)
+    if "killed" in said:
+        return None
+    error = said.get("error") or f"the process of {job.plan} has ended; {last_words(log)}"
+    raise BenchError(hide_secrets(error, job.server))

@@ -28,6 +28,7 @@ _MOST_SHARDS = 16_384
 _POLLED_BY = 0.25
 """Seconds: a poll, and a little."""
 _HIDDEN = frozenset({"intervals", "redis"})
+_CRASH_SECONDS = 2.0
 
 
 class Plan(StrEnum):
@@ -118,6 +119,25 @@ class Comparison:
         return shown
 
 
+@attrs.frozen
+class Job:
+    """What the process of one plan is told to do."""
+
+    plan: Plan
+    asked: Comparison
+    server: str = attrs.field(repr=False)
+    """Redis's URL; empty where there is none."""
+    token: str
+    """Is in the names of all keys."""
+    what: str = "measure"
+    """Or `be killed`, or `recover`."""
+
+    @property
+    def seconds(self) -> float:
+        """How long the load to be killed is to be, after the first message is due."""
+        return min(self.asked.seconds, _CRASH_SECONDS)
+
+
 def queue_url(server: str, name: str) -> str:
     """The URL of a queue of this name on a server, as `open_redis_delay_queue` takes it."""
     parts = urlsplit(server)
@@ -191,28 +211,39 @@ class Busy:
 class Crash:
     """What became of the messages of a process that was killed."""
 
-    stored: int
+    stored: int = 0
     """Messages that it has said it has."""
-    sent_before: int
+    sent_before: int = 0
     """Sends until then."""
-    lost: int
+    lost: int = 0
     """Those that neither it nor the one after it has sent."""
-    twice: int
+    twice: int = 0
     """Sends of messages that were sent already."""
-    recovered_in: float | None
+    recovered_in: float | None = None
     """From the kill to when nothing was left; None where there was nothing to recover from."""
 
 
-def count_crash(stored: Collection[int], sent: Sequence[int]) -> tuple[int, int]:
-    """(lost, twice): messages that were stored and never sent, and sends that were one too many."""
+def reckon_crash(
+    stored: Collection[int], before: Sequence[int], after: Sequence[int], recovered_in: float | None
+) -> Crash:
+    """Set the messages that were stored against those that were sent before the kill and after it."""
+    # A send may be told before its put is: nobody else hears of either meanwhile.
+    there, sent = {*stored, *before}, [*before, *after]
     once = set(sent)
-    return len(set(stored) - once), len(sent) - len(once)
+    return Crash(
+        stored=len(there),
+        sent_before=len(before),
+        lost=len(there - once),
+        twice=len(sent) - len(once),
+        recovered_in=recovered_in,
+    )
 
 
 @attrs.frozen(kw_only=True)
-class Measured:
-    """What one process has measured of its plan."""
+class Found:
+    """What was found of one plan."""
 
+    plan: Plan
     redis: str | None
     """The version of the server."""
     carried_rate: float | None
@@ -225,47 +256,31 @@ class Measured:
     busy: Busy
     intervals: Sequence[Latencies] = attrs.field(repr=False)
     """The lateness of the busy load, second by second."""
-
-
-@attrs.frozen(kw_only=True)
-class Found:
-    """One plan."""
-
-    plan: Plan
-    measured: Measured
-    crash: Crash
+    crash: Crash = Crash()
+    """Nothing, before it was killed."""
 
     def as_json(self) -> dict[str, Any]:
         """One object, without the intervals."""
-        measured = attrs.asdict(self.measured, filter=lambda attribute, _: attribute.name not in _HIDDEN)
-        return {"plan": self.plan.value, **measured, "crash": attrs.asdict(self.crash)}
+        shown = attrs.asdict(self, filter=lambda attribute, _: attribute.name not in _HIDDEN)
+        return {**shown, "plan": self.plan.value}
 
 
-@attrs.frozen(kw_only=True)
-class Formula:
-    """What the formulas of `localdelay.capacity` say of one instance, commands/s."""
+def formula(asked: Comparison) -> dict[str, float | None]:
+    """What the formulas of `localdelay.capacity` say of one instance under this load, commands/s.
 
-    zadd: float
-    zrange: float
-    setnx: float
-    zrem: float
-    redis_commands: float | None
-    """Of `localdelay.redis_plan`, all together; None where delays differ: it is for one delay."""
-    redis_commands_idle: float
-
-    @classmethod
-    def of(cls, asked: Comparison) -> Formula:
-        """For this load."""
-        zrange, setnx = polling_rates(asked.shards, 1)
-        is_one_delay = asked.delays.shortest == asked.delays.longest
-        return cls(
-            zadd=asked.rate,
-            zrange=zrange,
-            setnx=setnx,
-            zrem=asked.rate,
-            redis_commands=redis_queue_commands(asked.rate, 1) if is_one_delay else None,
-            redis_commands_idle=redis_queue_commands(0.0, 1),
-        )
+    `redis_commands` are those of `localdelay.redis_plan`, all together; None where delays differ: the
+    formula is for one.
+    """
+    zrange, setnx = polling_rates(asked.shards, 1)
+    is_one_delay = asked.delays.shortest == asked.delays.longest
+    return {
+        "zadd": asked.rate,
+        "zrange": zrange,
+        "setnx": setnx,
+        "zrem": asked.rate,
+        "redis_commands": redis_queue_commands(asked.rate, 1) if is_one_delay else None,
+        "redis_commands_idle": redis_queue_commands(0.0, 1),
+    }
 
 
 @attrs.frozen(kw_only=True)
@@ -279,10 +294,6 @@ class Report:
     seconds: float
     found: Sequence[Found]
 
-    def of(self, plan: Plan) -> Found | None:
-        """What was found of this plan."""
-        return next((found for found in self.found if found.plan is plan), None)
-
     def as_json(self) -> dict[str, Any]:
         """One object."""
         return {
@@ -291,5 +302,5 @@ class Report:
             "redis": self.redis,
             "seconds": self.seconds,
             "plans": [found.as_json() for found in self.found],
-            "formula": attrs.asdict(Formula.of(self.settings)),
+            "formula": formula(self.settings),
         }

@@ -11,15 +11,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from localdelay.benchmark.comparison import (
-    CARRIED_P99,
-    Busy,
-    Comparison,
-    Cost,
-    Measured,
-    Plan,
-    Waiting,
-)
+from localdelay.benchmark.comparison import CARRIED_P99, Busy, Cost, Found, Job, Plan, Waiting
 from localdelay.benchmark.contenders import Opened, Opening, open_plan
 from localdelay.benchmark.held import best, ladder, next_rate
 from localdelay.benchmark.load import Delays, TrioLoop, precise_loop, putter
@@ -84,16 +76,17 @@ class _Instant:
 class Bench:
     """The process's means: the connection to look at Redis with, and names that are new."""
 
-    def __init__(self, plan: Plan, asked: Comparison, link: Link | None, server: str, token: str) -> None:
-        self._plan = plan
-        self._asked = asked
+    def __init__(self, job: Job, link: Link | None, step: Callable[[str], object]) -> None:
+        """`step` is told what is done now."""
+        self._job = job
+        self._asked = job.asked
         self._link = link
-        self._server = server
-        self._token = token
+        self._step = step
         self._count = 0
 
-    async def measure(self, step: Callable[[str], object]) -> Measured:
-        """All but the crash; `step` is told what is done now."""
+    async def measure(self) -> Found:
+        """All but the crash."""
+        step = self._step
         step("waiting and idle")
         waiting, idle = await self._waiting()
         step("under the load")
@@ -102,7 +95,8 @@ class Bench:
         while not self._asked.quick and (rate := next_rate(_RUNGS, tried, _STRIDE)) is not None:
             step(f"at {rate:,.0f} messages/s")
             tried[rate] = await self._carries(rate)
-        return Measured(
+        return Found(
+            plan=self._job.plan,
             redis=None if self._link is None else (await look(self._link)).version,
             carried_rate=best(tried),
             tried=list(tried.items()),
@@ -127,14 +121,14 @@ class Bench:
                 meter.sent += 1
 
             opening = Opening(
-                plan=self._plan,
+                plan=self._job.plan,
                 asked=self._asked,
                 capacity=capacity,
                 begin=begin,
                 stored=one.store,
                 refuse=one.refuse,
-                server=self._server,
-                name=f"{self._token}-{self._plan}-{self._count}",
+                server=self._job.server,
+                name=f"{self._job.token}-{self._job.plan}-{self._count}",
             )
             try:
                 async with open_plan(opening) as opened:
@@ -152,7 +146,7 @@ class Bench:
         """Have many messages wait: the memory that takes, and what it costs to wait."""
         asked = self._asked
         count = _FILL
-        if self._plan.in_redis:
+        if self._job.plan.in_redis:
             count = min(_QUICK_FILL if asked.quick else _FILL, _SHARD_FILL * asked.shards)
         async with self._open(asked.load(), _FILL) as (opened, one, meter, _):
             put_run = putter(
@@ -177,7 +171,7 @@ class Bench:
             in_redis = None if self._link is None else (after.memory - before.memory) / more
             await trio.sleep(_SETTLE)
             begun = await self._now(opened, meter)
-            await trio.sleep(_IDLE_SECONDS.get(self._plan, _IDLE_QUICK if asked.quick else _IDLE_OTHERS))
+            await trio.sleep(_IDLE_SECONDS.get(self._job.plan, _IDLE_QUICK if asked.quick else _IDLE_OTHERS))
             idle = begun.cost_until(await self._now(opened, meter))
         return Waiting(messages=one.stored, process_bytes=in_process, redis_bytes=in_redis), idle
 

@@ -11,7 +11,7 @@ import click
 
 from localdelay.benchmark import plot
 from localdelay.benchmark.compare import run
-from localdelay.benchmark.comparison import CARRIED_P99, Comparison, Cost, Formula, Found, Plan, Report
+from localdelay.benchmark.comparison import CARRIED_P99, Comparison, Cost, Found, Plan, Report, formula
 from localdelay.benchmark.meter import INTERVAL
 from localdelay.cli.options import (
     DELAYS,
@@ -129,9 +129,9 @@ class _Display:
 
 def _draw(found: Report, picture: Path) -> None:
     series = [
-        plot.Series(NAMES[one.plan], one.measured.intervals, INTERVAL)
+        plot.Series(NAMES[one.plan], one.intervals, INTERVAL)
         for one in found.found
-        if any(interval.counts for interval in one.measured.intervals)
+        if any(interval.counts for interval in one.intervals)
     ]
     title = f"How late sends begin: {_load(found.settings)}"
     failure = written(picture, lambda: plot.draw(picture, title, _machine(found), series)) if series else None
@@ -164,11 +164,11 @@ def _machine(found: Report) -> str:
 
 
 def _rows(found: Report) -> Iterator[Row]:
-    formula = Formula.of(found.settings)
-    polled = formula.zrange + formula.setnx
+    said = formula(found.settings)
+    polled = (said["zrange"] or 0.0) + (said["setnx"] or 0.0)
     formulas = {
-        Plan.REDIS_LITERAL: (formula.zadd + formula.zrem + polled, polled),
-        Plan.REDIS: (formula.redis_commands, formula.redis_commands_idle),
+        Plan.REDIS_LITERAL: (2 * found.settings.rate + polled, polled),
+        Plan.REDIS: (said["redis_commands"], said["redis_commands_idle"]),
     }
 
     def row(label: str, value: Callable[[Found], Any], shown: Callable[[Any], str], style: str = "") -> Row:
@@ -178,29 +178,29 @@ def _rows(found: Report) -> Iterator[Row]:
         return lambda one: value(one) if one.plan.in_redis else None
 
     def busy(value: Callable[[Cost], Any]) -> Callable[[Found], Any]:
-        return lambda one: None if one.measured.busy.cost is None else value(one.measured.busy.cost)
+        return lambda one: None if one.busy.cost is None else value(one.busy.cost)
 
-    yield row("messages/s carried", lambda one: one.measured.carried_rate, format_number)
-    yield row("lateness p50", lambda one: one.measured.busy.p50, format_duration)
-    yield row("lateness p99", lambda one: one.measured.busy.p99, format_duration)
-    yield row("lateness max", lambda one: one.measured.busy.longest, format_duration)
+    yield row("messages/s carried", lambda one: one.carried_rate, format_number)
+    yield row("lateness p50", lambda one: one.busy.p50, format_duration)
+    yield row("lateness p99", lambda one: one.busy.p99, format_duration)
+    yield row("lateness max", lambda one: one.busy.longest, format_duration)
     if found.settings.needs_redis:
         yield row("commands/s busy", redis(busy(lambda cost: cost.sent_per_s)), _rate)
         yield row("  by the formula", redis(lambda one: formulas[one.plan][0]), _rate)
-        yield row("commands/s idle", redis(lambda one: one.measured.idle.sent_per_s), _rate)
+        yield row("commands/s idle", redis(lambda one: one.idle.sent_per_s), _rate)
         yield row("  by the formula", redis(lambda one: formulas[one.plan][1]), _rate)
     yield row("cpu busy, process", busy(lambda cost: cost.cpu), _share)
     yield row("cpu busy, Redis", redis(busy(lambda cost: cost.redis_cpu)), _share)
-    yield row("cpu idle, process", lambda one: one.measured.idle.cpu, _share)
-    yield row("a message, process", lambda one: one.measured.waiting.process_bytes, _bytes)
-    yield row("a message, Redis", redis(lambda one: one.measured.waiting.redis_bytes), _bytes)
+    yield row("cpu idle, process", lambda one: one.idle.cpu, _share)
+    yield row("a message, process", lambda one: one.waiting.process_bytes, _bytes)
+    yield row("a message, Redis", redis(lambda one: one.waiting.redis_bytes), _bytes)
     wrong = any(one.crash.lost and one.plan.in_redis for one in found.found)
     yield row("lost by kill -9", lambda one: one.crash.lost, format_number, "yellow" if wrong else "")
     yield row("sent twice then", lambda one: one.crash.twice, format_number)
 
 
 def _trouble(one: Found, settings: Comparison) -> Iterator[str]:
-    busy, name = one.measured.busy, NAMES[one.plan]
+    busy, name = one.busy, NAMES[one.plan]
     if not busy.carried:
         reasons = ["p99 " + ("unknown" if busy.p99 is None else format_duration(busy.p99))]
         if busy.sent < busy.offered:
