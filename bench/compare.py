@@ -8,21 +8,16 @@ import attrs
 import click
 
 from localdelay.benchmark.compare import run
-from localdelay.benchmark.comparison import Comparison, Plan
+from localdelay.benchmark.comparison import Comparison
 from localdelay.cli.compare import report as told
 from localdelay.cli.output import laid_out
 
 from .samples import Result, facts, heading, load, save
 
 
-class _Progress:
-    def step(self, plan: Plan | None, what: str) -> None:
-        click.echo(f"{plan or 'all'}: {what}", err=True)
-
-
 def measure(asked: Comparison) -> Result:
     """Run it; what the command prints is kept beside what it measured."""
-    report = run(asked, _Progress())
+    report = run(asked, lambda plan, what: click.echo(f"{plan or 'all'}: {what}", err=True))
     printed = [str(line) for line in laid_out(told(report))]
     return {"facts": facts("compare"), **report.as_json(), "printed": printed}
 

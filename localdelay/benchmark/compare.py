@@ -11,10 +11,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, TypeAlias
 
 import attrs
 import trio
@@ -34,14 +35,11 @@ _CHILD = "localdelay.benchmark.child"
 _REMOVE_WITHIN = 10.0
 
 
-class Watcher(Protocol):
-    """Sees how far it is."""
-
-    def step(self, plan: Plan | None, what: str) -> None:
-        """This is done now, with one plan or with all."""
+Step: TypeAlias = Callable[[Plan | None, str], object]
+"""Is told what is done now, with one plan or with all."""
 
 
-def run(asked: Comparison, watcher: Watcher) -> Report:
+def run(asked: Comparison, step: Step) -> Report:
     """Run it. Ctrl-C and SIGTERM end it, and leave nothing behind.
 
     Raises a `ValueError` that names the argument for what can't be run here, `BenchError` where there is
@@ -53,23 +51,23 @@ def run(asked: Comparison, watcher: Watcher) -> Report:
             find_server()
         if find_spec("coredis") is None:
             raise BenchError("the plans in Redis need a client: pip install 'localdelay[redis]'")
-    return trio.run(_run_until_signal, asked, watcher)
+    return trio.run(_run_until_signal, asked, step)
 
 
-async def _run_until_signal(asked: Comparison, watcher: Watcher) -> Report:
+async def _run_until_signal(asked: Comparison, step: Step) -> Report:
     def stop(signum: int) -> NoReturn:
         raise Stopped(signum)
 
     async with heard((signal.SIGINT, signal.SIGTERM), stop):
-        return await _compare(asked, watcher)
+        return await _compare(asked, step)
 
 
-async def _compare(asked: Comparison, watcher: Watcher) -> Report:
+async def _compare(asked: Comparison, step: Step) -> Report:
     begun = trio.current_time()
     crashes: dict[Plan, Crash] = {}
 
     async def crash(job: Job) -> None:
-        crashes[job.plan] = await _crash(job, guarded.directory, watcher)
+        crashes[job.plan] = await _crash(job, guarded.directory, step)
 
     async with Guarded(Path(tempfile.mkdtemp(prefix="localdelay-compare-"))) as guarded:
         server, token = asked.redis or "", f"compare-{secrets.token_hex(6)}"
@@ -77,8 +75,8 @@ async def _compare(asked: Comparison, watcher: Watcher) -> Report:
             server = await start_server(guarded)
         jobs = [Job(plan, asked, server if plan.in_redis else "", token) for plan in asked.plans]
         try:
-            found: list[Found] = [await _result(job, guarded.directory, watcher, {}) for job in jobs]
-            watcher.step(None, "killed half-way")
+            found: list[Found] = [await _result(job, guarded.directory, step, {}) for job in jobs]
+            step(None, "killed half-way")
             # All plans at the same time: it is counted, and not timed.
             async with trio.open_nursery() as nursery:
                 for job in jobs:
@@ -95,15 +93,15 @@ async def _compare(asked: Comparison, watcher: Watcher) -> Report:
     )
 
 
-async def _crash(job: Job, directory: Path, watcher: Watcher) -> Crash:
+async def _crash(job: Job, directory: Path, step: Step) -> Crash:
     """Kill it in the middle, and have another send what is left."""
     before: dict[str, list[int]] = {"stored": [], "sent": []}
     after: dict[str, list[int]] = {"stored": [], "sent": []}
     half_way = job.asked.before + job.seconds / 2
-    await _result(attrs.evolve(job, what="be killed"), directory, watcher, before, kill_after=half_way)
+    await _result(attrs.evolve(job, what="be killed"), directory, step, before, kill_after=half_way)
     killed, recovered_in = trio.current_time(), None
     if job.plan.in_redis:
-        left = await _result(attrs.evolve(job, what="recover"), directory, watcher, after)
+        left = await _result(attrs.evolve(job, what="recover"), directory, step, after)
         recovered_in = None if left else trio.current_time() - killed
     return reckon_crash(before["stored"], before["sent"], after["sent"], recovered_in)
 
@@ -116,7 +114,7 @@ async def _leave(server: str, token: str) -> None:
 
 
 async def _result(
-    job: Job, directory: Path, watcher: Watcher, told: dict[str, list[int]], kill_after: float | None = None
+    job: Job, directory: Path, step: Step, told: dict[str, list[int]], kill_after: float | None = None
 ) -> Any:
     """Run a process for this, and what it has come to; `told` gets the numbers of messages that it tells.
 
@@ -153,7 +151,7 @@ async def _result(
                     elif word != "step":
                         said[word] = what
                     elif kill_after is None:
-                        watcher.step(job.plan, what)
+                        step(job.plan, what)
                     else:
                         nursery.start_soon(kill, kill_after)
             nursery.cancel_scope.cancel()

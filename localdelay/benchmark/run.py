@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import attrs
 import trio
@@ -45,11 +45,8 @@ class Progress:
     """Seconds, over all intervals that are over; None before the first one is."""
 
 
-class Watcher(Protocol):
-    """Sees a run progress, several times a second."""
-
-    def progress(self, progress: Progress) -> None:
-        """It has come this far."""
+Watch: TypeAlias = Callable[[Progress], object]
+"""Is shown how far a run is, several times a second."""
 
 
 def check(settings: Settings) -> None:
@@ -67,14 +64,14 @@ def check(settings: Settings) -> None:
         )
 
 
-def run(settings: Settings, watcher: Watcher) -> Result:
+def run(settings: Settings, watch: Watch) -> Result:
     """Run it. Ctrl-C and SIGTERM end it at once, with what was recorded until then.
 
     Raises `ValueError` as `check` does, `ConnectionError` and `ModuleNotFoundError` as `open_broker` does,
     `BenchError` where every send fails, and `Stopped` where a signal came too early.
     """
     check(settings)
-    one = Run(settings, watcher)
+    one = Run(settings, watch)
 
     async def go() -> None:
         async with heard((signal.SIGINT, signal.SIGTERM), one.stop):
@@ -87,9 +84,9 @@ def run(settings: Settings, watcher: Watcher) -> Result:
 class Run:
     """One run; `run` is the way to start it, and this for a test with a clock or a broker of its own."""
 
-    def __init__(self, settings: Settings, watcher: Watcher, broker: Broker | None = None) -> None:
+    def __init__(self, settings: Settings, watch: Watch, broker: Broker | None = None) -> None:
         self._settings = settings
-        self._watcher = watcher
+        self._shown_to = watch
         self._broker = broker
         self._scope = trio.CancelScope()
         self._recorded: _Trial | None = None
@@ -113,7 +110,7 @@ class Run:
                     # What it has left free, the first messages of the rest fill without any growth.
                     few = max(few, 20 * await _Trial(warm_up, broker).go())
                 self._recorded = _Trial(self._settings, broker, few)
-                await self._recorded.go(self._watcher)
+                await self._recorded.go(self._shown_to)
 
     def result(self) -> Result:
         """What it came to; `Stopped` where it was stopped before the first message was due."""
@@ -138,7 +135,7 @@ class _Trial:
         self._resident_before = resident_bytes()
         self._cpu = self._seconds = self._began_at = 0.0
 
-    async def go(self, watcher: Watcher | None = None) -> int:
+    async def go(self, watch: Watch | None = None) -> int:
         """Put it, and wait until it is sent; how many were pending at most.
 
         Raises `BenchError` if sends failed and none succeeded.
@@ -163,7 +160,7 @@ class _Trial:
                     self._queue = queue
                     try:
                         async with trio.open_nursery() as nursery:
-                            nursery.start_soon(self._watch, watcher, nursery.cancel_scope)
+                            nursery.start_soon(self._watch, watch, nursery.cancel_scope)
                             # What was given up is pending in the round's cheap count, and not in the queue's.
                             await one.go(queue.put_nowait, start, lambda: not queue.statistics().pending)
                             nursery.cancel_scope.cancel()
@@ -178,15 +175,15 @@ class _Trial:
             raise BenchError(f"no send succeeds: {self._failure()}")
         return one.peak
 
-    async def _watch(self, watcher: Watcher | None, scope: trio.CancelScope) -> None:
+    async def _watch(self, watch: Watch | None, scope: trio.CancelScope) -> None:
         one, meter = self._round, self._meter
         while True:
             await trio.sleep(_TICK)
             now, pending, resident = trio.current_time(), one.pending, resident_bytes()
             if resident is not None and pending > self._at_peak[0]:
                 self._at_peak = (pending, resident)
-            if watcher is not None:
-                watcher.progress(Progress(now - one.start, one.put, meter.sent, pending, meter.p99))
+            if watch is not None:
+                watch(Progress(now - one.start, one.put, meter.sent, pending, meter.p99))
             if meter.failed_at is not None and now - meter.failed_at > _GIVE_UP_AFTER and not meter.sent:
                 scope.cancel()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,20 @@ from localdelay.benchmark.result import Distribution, Result, Settings
 from localdelay.benchmark.run import Progress, check, run
 from localdelay.brokers import without_secrets
 from localdelay.cli.options import (
-    DELAYS,
     DURATION,
     OUTPUT,
     RATE,
-    SIZE,
     Parsed,
     delays_in_words,
+    load_options,
     naming_options,
     option,
-    quiet_option,
-    report_options,
+    picture_option,
+    run_options,
 )
 from localdelay.cli.output import Block, Output, Row, Styled, Table
-from localdelay.cli.running import measuring, picture_option, written
-from localdelay.cli.terminal import Failed, Status, Teller, stopped
+from localdelay.cli.running import measuring, told
+from localdelay.cli.terminal import Status, stopped
 from localdelay.lateness import Latencies
 from localdelay.units import counted, format_duration, format_number
 
@@ -82,14 +81,7 @@ _DEFAULT = Settings()
 @option("--to", str, "The broker to send to.", unset="a send that does nothing", metavar="URL")
 @option("--rate", RATE, "Messages per second: 500, 10k, 1.5M; or a ramp: 1k..100k.", _DEFAULT.rate)
 @option("--seconds", DURATION, "How long to put.", _DEFAULT.seconds)
-@option(
-    "--delay delays",
-    DELAYS,
-    "One delay, a range, or several, at random: 2s, 100ms..5s, 1s,5s,30s.",
-    _DEFAULT.delays,
-)
-@option("--size", SIZE, "Bytes of a payload.", _DEFAULT.size)
-@option("--workers", int, "Sends at the same time.", _DEFAULT.workers)
+@load_options
 @option("--batch", int, "The most messages of one send.", unset="one a send, no batches")
 @option("--warmup", DURATION, "A load before, not recorded.", _DEFAULT.warmup)
 @option("--seed", int, "Of random delays.", _DEFAULT.seed)
@@ -103,8 +95,7 @@ _DEFAULT = Settings()
     "Another run's --hlog, beside this one; can be repeated.",
     multiple=True,
 )
-@report_options
-@quiet_option
+@run_options
 def bench(
     *,
     log_file: Path | None,
@@ -128,59 +119,41 @@ def bench(
         naming_options(settings.to),
         measuring(picture, quiet, "Stopped before anything was measured.") as teller,
     ):
-        result = run(settings, _Display(settings, teller))
-    try:
-        # First, so that they are there even if who reads the report leaves before its end.
-        _write(result, log_file, picture, others)
-    finally:
-        compared = [(name, Distribution.of(Latencies.together(log.intervals))) for name, log in others]
-        shown = result.as_json()
-        shown["settings"]["to"] = None if settings.to is None else without_secrets(settings.to)
-        shown["compare"] = [{"name": name, "latency": attrs.asdict(found)} for name, found in compared]
-        output.report(form, list(report(result, compared)), shown)
+        status = Status(teller, every=_LINE_EVERY)
+        result = run(settings, lambda now: status.show(now.elapsed, partial(parts, now, settings, status)))
+    compared = [(name, Distribution.of(Latencies.together(log.intervals))) for name, log in others]
+    shown = result.as_json()
+    shown["settings"]["to"] = None if settings.to is None else without_secrets(settings.to)
+    shown["compare"] = [{"name": name, "latency": attrs.asdict(found)} for name, found in compared]
+    told(output, form, report(result, compared), shown, _files(result, log_file, picture, others))
     if result.stopped_by is not None:
         stopped(result.stopped_by, f"Stopped after {format_duration(result.seconds)}.")
 
 
-class _Display:
+def parts(now: Progress, settings: Settings, status: Status) -> list[str]:
     """How far a run is."""
-
-    def __init__(self, settings: Settings, teller: Teller) -> None:
-        self._whole = settings.expected_seconds
-        self._status = Status(teller, every=_LINE_EVERY)
-        self._before = (0.0, 0)
-
-    def progress(self, progress: Progress) -> None:
-        """Show it, unless that was just shown."""
-        self._status.show(progress.elapsed, partial(self._parts, progress))
-
-    def _parts(self, progress: Progress) -> list[str]:
-        elapsed, put = self._before
-        self._before = progress.elapsed, progress.put
-        rate = (progress.put - put) / max(1e-9, progress.elapsed - elapsed)
-        parts = [
-            f"{progress.elapsed:.1f} of {self._whole:.1f} s",
-            f"{rate:,.0f}/s put",
-            f"{progress.pending:,} pending",
-            f"{progress.sent:,} sent",
-        ]
-        return parts if progress.p99 is None else [*parts, f"p99 {format_duration(progress.p99)}"]
+    parts = [
+        f"{now.elapsed:.1f} of {settings.expected_seconds:.1f} s",
+        f"{status.rate(now.elapsed, now.put):,.0f}/s put",
+        f"{now.pending:,} pending",
+        f"{now.sent:,} sent",
+    ]
+    return parts if now.p99 is None else [*parts, f"p99 {format_duration(now.p99)}"]
 
 
-def _write(
+def _files(
     result: Result, log_file: Path | None, picture: Path | None, others: Sequence[tuple[str, hlog.Log]]
-) -> None:
+) -> dict[Path, Callable[[], object]]:
     title, facts = headline(result)
-    failures = []
+    files: dict[Path, Callable[[], object]] = {}
     if log_file is not None:
         log = hlog.Log(f"{title}, {facts}", result.began_at, INTERVAL, result.intervals)
-        failures.append(written(log_file, lambda: hlog.write(log_file, log, seconds=result.measured_seconds)))
+        files[log_file] = partial(hlog.write, log_file, log, seconds=result.measured_seconds)
     if picture is not None and result.latency.count:
         series = [plot.Series(log_file.stem if log_file else "this run", result.intervals, INTERVAL)]
         series += [plot.Series(_short(name, 60), log.intervals, log.length) for name, log in others]
-        failures.append(written(picture, lambda: plot.draw(picture, title, facts, series)))
-    if any(failures):
-        raise Failed("; ".join(filter(None, failures)))
+        files[picture] = partial(plot.draw, picture, title, facts, series)
+    return files
 
 
 def report(result: Result, others: Sequence[tuple[str, Distribution]]) -> Iterator[Block]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,16 @@ from localdelay.benchmark.compare import run
 from localdelay.benchmark.comparison import CARRIED_P99, Comparison, Cost, Found, Plan, Report, formula
 from localdelay.benchmark.meter import INTERVAL
 from localdelay.cli.options import (
-    DELAYS,
     DURATION,
-    SIZE,
     delays_in_words,
+    load_options,
     naming_options,
     option,
-    quiet_option,
-    report_options,
+    picture_option,
+    run_options,
 )
 from localdelay.cli.output import Block, Output, Row, Styled, Table
-from localdelay.cli.running import measuring, picture_option, written
-from localdelay.cli.terminal import Failed, Teller
+from localdelay.cli.running import measuring, told
 from localdelay.units import format_duration, format_number, format_size
 
 _DEFAULT = Comparison()
@@ -59,34 +58,14 @@ Exit codes:
 
 @click.command(epilog=_EPILOG)
 @option("--rate", float, "Messages per second: 500, 10k.", _DEFAULT.rate)
-@option(
-    "--delay delays",
-    DELAYS,
-    "One delay, a range, or several, at random: 2s, 100ms..5s, 1s,5s.",
-    _DEFAULT.delays,
-)
-@option("--size", SIZE, "Bytes of a payload.", _DEFAULT.size)
+@load_options
 @option("--seconds", DURATION, "How long to measure, once messages come due.", _DEFAULT.seconds)
 @option("--shards", int, "Sorted sets of the Redis plans.", _DEFAULT.shards)
-@option("--workers", int, "Sends at the same time.", _DEFAULT.workers)
-@option(
-    "--redis",
-    str,
-    "A Redis for this: redis://host:6379, or .../1 for database 1.",
-    unset="one of its own",
-    metavar="URL",
-)
-@option(
-    "--only",
-    click.Choice([plan.value for plan in Plan]),
-    "One plan; can be repeated.",
-    unset="all",
-    multiple=True,
-)
+@option("--redis", str, "redis://host:6379, or .../1: database 1.", unset="one of its own", metavar="URL")
+@option("--only", click.Choice(list(map(str, Plan))), "A plan; repeatable.", unset="all", multiple=True)
 @option("--quick", bool, "Shorter; does not look for the highest rate that is carried.")
 @picture_option
-@report_options
-@quiet_option
+@run_options
 def compare(
     *, only: tuple[str, ...], picture: Path | None, form: str | None, quiet: bool, **options: Any
 ) -> None:
@@ -98,45 +77,29 @@ def compare(
     """
     with naming_options():
         settings = Comparison(only=tuple(Plan(name) for name in only) or tuple(Plan), **options)
-    output = Output()
+    output, begun = Output(), time.monotonic()
     quiet = quiet or form is not None
     with (
         measuring(picture, quiet, "Stopped. No Redis, process or file is left behind.") as teller,
         naming_options(),
     ):
-        found = run(settings, _Display(settings, teller))
-    try:
-        # First, so that it is there even if who reads the report leaves before its end.
-        if picture is not None:
-            _draw(found, picture)
-    finally:
-        output.report(form, list(report(found)), found.as_json())
 
+        def step(plan: Plan | None, what: str) -> None:
+            plans = settings.plans
+            where = "all" if plan is None else f"{plans.index(plan) + 1}/{len(plans)} {plan}"
+            teller.status([f"{time.monotonic() - begun:4.0f} s", f"{where}: {what}"])
 
-class _Display:
-    """What is done just now."""
-
-    def __init__(self, settings: Comparison, teller: Teller) -> None:
-        self._plans = settings.plans
-        self._teller = teller
-        self._begun = time.monotonic()
-
-    def step(self, plan: Plan | None, what: str) -> None:
-        """Show it."""
-        where = "all" if plan is None else f"{self._plans.index(plan) + 1}/{len(self._plans)} {plan}"
-        self._teller.status([f"{time.monotonic() - self._begun:4.0f} s", f"{where}: {what}"])
-
-
-def _draw(found: Report, picture: Path) -> None:
+        found = run(settings, step)
     series = [
         plot.Series(NAMES[one.plan], one.intervals, INTERVAL)
         for one in found.found
         if any(interval.counts for interval in one.intervals)
     ]
-    title = f"How late sends begin: {_load(found.settings)}"
-    failure = written(picture, lambda: plot.draw(picture, title, _machine(found), series)) if series else None
-    if failure is not None:
-        raise Failed(failure)
+    title = f"How late sends begin: {_load(settings)}"
+    files = (
+        {picture: partial(plot.draw, picture, title, _machine(found), series)} if picture and series else {}
+    )
+    told(output, form, report(found), found.as_json(), files)
 
 
 def report(found: Report) -> Iterator[Block]:

@@ -12,7 +12,7 @@ import attrs
 import click
 
 from localdelay.cli.demo_report import TITLES, never_throttled, report, timeline_lines
-from localdelay.cli.options import DURATION, PORT, naming_options, option, quiet_option, report_options
+from localdelay.cli.options import DURATION, metrics_option, naming_options, option, run_options
 from localdelay.cli.output import WIDTH, Output
 from localdelay.cli.running import exporter
 from localdelay.cli.terminal import Failed, Status, Teller, can_be_live, stopped, tell
@@ -21,7 +21,6 @@ from localdelay.units import counted, format_duration, format_number, format_siz
 
 if TYPE_CHECKING:  # what these import comes with the extra; `localdelay plan` has to work without it
     from localdelay.demo.report import Report, Run
-    from localdelay.demo.scene import Scene
     from localdelay.demo.server import Server
 
 _SECONDS = 2.0
@@ -49,10 +48,9 @@ Exit codes:
     "Publish the lines of FILE, each a message; '-' is standard input.",
     metavar="FILE",
 )
-@option("--metrics", PORT, "Serve Prometheus metrics on this port of 127.0.0.1 meanwhile.", metavar="PORT")
+@metrics_option
 @option("--forever", bool, "Begin again and again, until Ctrl-C.")
-@report_options
-@quiet_option
+@run_options
 @click.pass_context
 def demo(
     ctx: click.Context,
@@ -84,10 +82,27 @@ def demo(
             scene = scenes.Scene(messages=messages, rate=rate, delay=delay)
         quiet = quiet or form is not None
         teller = Teller(live=not quiet and can_be_live(), status=not quiet)
+        began, status = time.monotonic(), Status(teller, every=_LINE_EVERY, first=_LINE_EVERY)
+
+        def started(server: Server) -> None:
+            opening = (
+                f"NATS server {server.version}, started for this demo; it answers bursts with 429.",
+                f"Two runs of {counted(len(messages), 'message')} at {format_number(rate)}/s, each due "
+                f"{format_duration(delay)} after it is published:",
+                "",
+            )
+            if form is None:
+                output.report(None, opening, None)
+
+        def progress(run: Run) -> None:
+            status.show(time.monotonic() - began, lambda: parts(run), at_once=run.finished)
+            if run.finished:
+                teller.keep()
+
         while True:
             try:
                 with teller:
-                    found = scenes.run(scene, _Display(scene, teller, None if form else output), export)
+                    found = scenes.run(scene, started, progress, export)
             except Stopped as error:
                 stopped(error.signum, "Stopped. No NATS server is left behind.")
             except scenes.ServerError as error:
@@ -165,34 +180,6 @@ def _read(file: BinaryIO, count: int | None, most: int, longest: int) -> list[by
     if not messages:
         raise ValueError("input has no lines")
     return messages
-
-
-class _Display:
-    """The opening lines, where there is an `output` for them, and how each run goes on."""
-
-    def __init__(self, scene: Scene, teller: Teller, output: Output | None) -> None:
-        self._scene = scene
-        self._teller = teller
-        self._output = output
-        self._began = time.monotonic()
-        self._status = Status(teller, every=_LINE_EVERY, first=_LINE_EVERY)
-
-    def started(self, server: Server) -> None:
-        self._began = time.monotonic()
-        if self._output is not None:
-            opening = (
-                f"NATS server {server.version}, started for this demo; it answers bursts with 429.",
-                f"Two runs of {counted(len(self._scene.messages), 'message')} at "
-                f"{format_number(self._scene.rate)}/s, each due {format_duration(self._scene.delay)} after "
-                "it is published:",
-                "",
-            )
-            self._output.report(None, opening, None)
-
-    def progress(self, run: Run) -> None:
-        self._status.show(time.monotonic() - self._began, lambda: parts(run), at_once=run.finished)
-        if run.finished:
-            self._teller.keep()
 
 
 def parts(run: Run) -> list[str]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
-import attrs
 import click
 
 from localdelay.cli import journal_report as report
@@ -22,7 +22,7 @@ from localdelay.journal.layout import VERSION
 from localdelay.journal.record import Record
 from localdelay.journal.sqlite import SqliteJournal
 from localdelay.relay.records import of_journal
-from localdelay.relay.saving import NotAllWritten, open_lines
+from localdelay.relay.saving import open_lines, save
 from localdelay.relay.settings import Settings
 from localdelay.units import counted
 
@@ -106,8 +106,10 @@ def show(ctx: click.Context, path: str, *, listed: bool, limit: int | None, as_j
             contents=contents(held, now),
         )
         rows = sorted(held, key=attrgetter("due"))[:limit] if listed else None
-        as_text = report.lines(looked, rows, len(held), output.columns)
-        output.text(report.as_json(looked, rows) if as_json else as_text)
+        if as_json:
+            output.text(report.as_json(looked, rows))
+        else:
+            output.report(None, report.report(looked, rows, len(held), output.columns), None)
 
 
 @journal.command(epilog=_EXPORT)
@@ -131,17 +133,28 @@ def export(ctx: click.Context, path: str, *, file: Path | None, dead: bool, dead
         left_out = 0 if dead_only else len(held) - len(chosen)
         del held
         chosen.sort(key=attrgetter("due"))
-        lines = _Lines(chosen, time.time())
+        longest, now = 0, time.time()
+
+        def line(record: Record) -> bytes:
+            nonlocal longest
+            content = of_journal(record, now)
+            longest = max(longest, len(content) - 1)
+            return content
+
         if output is not None:
-            for piece in lines:
+            for piece in pieces(map(line, chosen)):
                 output.write(b"".join(piece))
         elif file is not None:
-            _append(file, lines, len(chosen))
-            tell(f"Appended {counted(len(chosen), 'message')} to {printable(str(file))}.")
+            count = counted(len(chosen), "message")
+            saved = save(chosen, line, [(file, partial(open_lines, file))])
+            for _, reason in saved.failures:
+                written = f"it has {len(chosen) - saved.lost:,} of {count}"
+                raise BrokeOff(f"'{file}' can't be written: {reason}; {written}")
+            tell(f"Appended {count} to {printable(str(file))}.")
         if left_out:
             tell(f"Left out {counted(left_out, 'dead letter')}: --dead exports them, too.")
-        if lines.longest > _MAX_LINE:
-            tell(f"The longest line has {lines.longest:,} bytes: the relay needs --max-line {lines.longest}.")
+        if longest > _MAX_LINE:
+            tell(f"The longest line has {longest:,} bytes: the relay needs --max-line {longest}.")
 
 
 @journal.command(epilog=_SALVAGE)
@@ -213,35 +226,6 @@ def _journal(path: str) -> SqliteJournal:
 
 def _files(source: SqliteJournal, ends: Sequence[str]) -> list[Path]:
     return [Path(f"{source.path}{end}") for end in ends]
-
-
-@attrs.define
-class _Lines:
-    """The lines of messages, for the relay, as many at a time as a write is worth."""
-
-    records: Sequence[Record]
-    now: float
-    longest: int = 0
-    """Bytes of the longest so far, without its line break."""
-
-    def __iter__(self) -> Iterator[list[bytes]]:
-        for piece in pieces(of_journal(record, self.now) for record in self.records):
-            self.longest = max(self.longest, max(map(len, piece)) - 1)
-            yield piece
-
-
-def _append(path: Path, lines: _Lines, count: int) -> None:
-    """Append these lines to a file, and have the disk confirm them."""
-    written = 0
-    try:
-        with closing(open_lines(path)) as file:
-            for piece in lines:
-                file.append(piece)
-                written += len(piece)
-    except OSError as error:
-        written += error.written if isinstance(error, NotAllWritten) else 0
-        reason = f"{error.strerror or error}; it has {written:,} of {counted(count, 'message')}"
-        raise BrokeOff(f"'{path}' can't be written: {reason}") from error
 
 
 def _ask(question: str) -> None:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
 import attrs
 
-from localdelay.cli.output import WIDTH, Styled, row
+from localdelay.cli.output import WIDTH, Block, Lines, Row, Styled, Table
 from localdelay.cli.terminal import printable
-from localdelay.journal.contents import Amount, Contents, size
+from localdelay.journal.contents import Contents, size
 from localdelay.journal.record import Record
-from localdelay.units import format_duration, format_size
+from localdelay.units import format_duration, format_number, format_size
 
 _ERRORS_SHOWN = 5
-_row = partial(row, label_width=19, cell_width=18)
 
 
 @attrs.frozen(kw_only=True)
@@ -33,62 +31,50 @@ class Looked:
     contents: Contents
 
 
-def lines(looked: Looked, rows: Sequence[Record] | None, count: int, width: int | None) -> Iterator[str]:
-    """The report: a table, and the messages if they are given, of `count` in all; they are cut to `width`."""
-    yield Styled(printable(f"Journal {looked.path}"), "bold")
-    yield from _table(looked)
-    if rows is not None:
-        yield ""
-        yield from message_rows(rows, width)
-        if len(rows) < count:
-            yield f"and {count - len(rows):,} more"
+def report(looked: Looked, listed: Sequence[Record] | None, count: int, width: int | None) -> Iterator[Block]:
+    """The figures, and the messages if they are given, of `count` in all; they are cut to `width`."""
+    path = Styled(printable(f"Journal {looked.path}"), "bold")
+    yield Lines([path, f"  version {looked.version}, {format_size(looked.disk_bytes)} on disk", ""])
+    yield from _figures(looked.contents, looked.now)
+    if listed is not None:
+        yield Lines(["", *message_rows(listed, width)])
+        if len(listed) < count:
+            yield f"and {count - len(listed):,} more"
 
 
-def _table(looked: Looked) -> Iterator[str]:
-    found = looked.contents
-    yield f"  version {looked.version}, {format_size(looked.disk_bytes)} on disk"
-    yield ""
-    yield _row("", ["messages", "bytes"])
-    yield _amount("pending", found.pending)
+def _figures(found: Contents, now: float) -> Iterator[Block]:
+    amounts = {"pending": found.pending}
     if found.pending.messages:
-        yield _amount("  overdue", found.overdue)
-        yield _amount("  within a minute", found.within_minute)
-        yield _amount("  within an hour", found.within_hour)
-        yield _amount("  later", found.later)
-    yield _amount("dead letters", found.dead)
+        amounts |= {
+            "  overdue": found.overdue,
+            "  within a minute": found.within_minute,
+            "  within an hour": found.within_hour,
+            "  later": found.later,
+        }
+    amounts["dead letters"] = found.dead
+    rows = [Row(f"  {label}", [one.messages, one.bytes], format_number) for label, one in amounts.items()]
+    yield Table(["messages", "bytes"], rows)
     if found.oldest_due is not None and found.newest_due is not None:
-        yield ""
-        yield f"  oldest due    {_when(found.oldest_due, looked.now)}"
-        yield f"  newest due    {_when(found.newest_due, looked.now)}"
+        facts = {"oldest due": _when(found.oldest_due, now), "newest due": _when(found.newest_due, now)}
         if found.retried:
-            tried = f"{found.retried:,}, the most before attempt {found.highest_attempt:,}"
-            yield f"  tried before  {tried}"
+            facts["tried before"] = f"{found.retried:,}, the most before attempt {found.highest_attempt:,}"
         if found.in_flight:
-            yield f"  in flight     {found.in_flight:,}: sent alone, after the rest"
+            facts["in flight"] = f"{found.in_flight:,}: sent alone, after the rest"
         if found.expiring:
-            yield f"  expires       {found.expiring:,}, some time after they are due"
+            facts["expires"] = f"{found.expiring:,}, some time after they are due"
+        yield Lines(["", *(f"  {label:<14}{fact}" for label, fact in facts.items())])
     if found.errors:
-        yield ""
-        yield "Given up for"
         shown = found.errors[:_ERRORS_SHOWN]
-        for error, count in shown:
-            yield _cut(f"{count:>9,}  {printable(error)}", WIDTH)
         rest = found.dead.messages - sum(count for _, count in shown)
-        if rest:
-            yield f"{rest:>9,}  other errors"
+        lines = [_cut(f"{count:>9,}  {printable(error)}", WIDTH) for error, count in shown]
+        yield Lines(["", "Given up for", *lines, *([f"{rest:>9,}  other errors"] if rest else [])])
 
 
 def as_json(looked: Looked, rows: Sequence[Record] | None) -> Iterator[str]:
     """One JSON object, in lines; the messages are in it if they are given, each in a line of its own."""
-    found = attrs.asdict(looked.contents)
-    found["errors"] = [{"error": error, "messages": count} for error, count in looked.contents.errors]
-    head = {
-        "path": str(looked.path),
-        "version": looked.version,
-        "disk_bytes": looked.disk_bytes,
-        "now": looked.now,
-        **found,
-    }
+    head = attrs.asdict(looked)
+    head |= {"path": str(looked.path), **head.pop("contents")}
+    head["errors"] = [{"error": error, "messages": count} for error, count in looked.contents.errors]
     text = json.dumps(head, indent=2)
     if rows is None:
         yield text
@@ -114,10 +100,6 @@ def message_rows(held: Sequence[Record], width: int | None) -> Iterator[str]:
 def _message_json(record: Record) -> str:
     shown = {"id": record.id, "due": record.due, "attempt": record.attempt, "bytes": size(record)}
     return json.dumps({**shown, "expires": record.expires, "error": record.dead})
-
-
-def _amount(label: str, amount: Amount) -> str:
-    return _row(f"  {label}", [f"{amount.messages:,}", f"{amount.bytes:,}"])
 
 
 def _cut(text: str, width: int) -> str:

@@ -12,6 +12,7 @@ import click
 
 from localdelay.benchmark import plot
 from localdelay.benchmark.load import Delays
+from localdelay.benchmark.result import Settings
 from localdelay.brokers import hide_secrets
 from localdelay.units import (
     format_duration,
@@ -113,15 +114,38 @@ def option(
     return click.option(*names.split(), type=kind, help=told, **more)
 
 
-def report_options(command: _Decorated) -> _Decorated:
-    """`--json` and `--csv`, of which the last is what `form` says; None: a report for people."""
-    csv = click.option("--csv", "form", flag_value="csv", help="Print the (first) table as CSV.")(command)
-    return click.option("--json", "form", flag_value="json", help="Print one JSON object; times in seconds.")(
-        csv
-    )
+def _together(*options: Callable[[Any], Any]) -> Callable[[_Decorated], _Decorated]:
+    """Several options that commands have alike, declared once."""
+
+    def decorate(command: _Decorated) -> _Decorated:
+        for one in reversed(options):
+            command = one(command)
+        return command
+
+    return decorate
 
 
-quiet_option = option("--quiet -q", bool, "Say nothing while it goes on.")
+report_options = _together(
+    click.option("--json", "form", flag_value="json", help="Print one JSON object; times in seconds."),
+    click.option("--csv", "form", flag_value="csv", help="Print the (first) table as CSV."),
+)
+"""The last of them is what `form` says; None: a report for people."""
+run_options = _together(report_options, option("--quiet -q", bool, "Say nothing while it goes on."))
+picture_option = option("--plot picture", PICTURE, "Draw a picture: FILE.svg or FILE.png.")
+metrics_option = option(
+    "--metrics", PORT, "Serve Prometheus metrics on this port of 127.0.0.1 meanwhile.", metavar="PORT"
+)
+_LOAD = Settings()
+load_options = _together(
+    option(
+        "--delay delays",
+        DELAYS,
+        "One delay, a range, or several, at random: 2s, 100ms..5s, 1s,5s,30s.",
+        _LOAD.delays,
+    ),
+    option("--size", SIZE, "Bytes of a payload.", _LOAD.size),
+    option("--workers", int, "Sends at the same time.", _LOAD.workers),
+)
 
 
 @contextmanager

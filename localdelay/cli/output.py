@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import StringIO, UnsupportedOperation
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import attrs
 from rich.console import Console
@@ -23,7 +23,6 @@ from localdelay.cli.terminal import BrokeOff, Failed, is_terminal
 WIDTH: Final = 79
 """Of the reports, in columns, where there is room for it."""
 
-_Value = TypeVar("_Value")
 _AT_ONCE: Final = 1 << 20  # bytes
 
 
@@ -61,7 +60,7 @@ class Table:
 
     def lines(self, width: int) -> Iterator[str]:
         """The table, or where that is too wide each row in lines of its own."""
-        cells = [[known(value, row.shown) for value in row.values] for row in self.rows]
+        cells = [["-" if value is None else row.shown(value) for value in row.values] for row in self.rows]
         heads = list(zip_longest(*(title.split("\n") for title in self.titles), fillvalue=""))
         widths = [max(map(len, column)) + 2 for column in zip(*heads, *cells, strict=True)]
         first = max(len(row.label) for row in self.rows)
@@ -91,8 +90,12 @@ class Table:
         return text.getvalue().rstrip("\n")
 
 
-Block: TypeAlias = "str | Table"
-"""A paragraph, which may be `Styled`, or a table."""
+class Lines(list[str]):
+    """Lines that stay as they are, however wide."""
+
+
+Block: TypeAlias = "str | Table | Lines"
+"""A paragraph, which may be `Styled`, a table, or lines."""
 
 
 def laid_out(blocks: Iterable[Block], width: int = WIDTH) -> Iterator[str]:
@@ -100,6 +103,8 @@ def laid_out(blocks: Iterable[Block], width: int = WIDTH) -> Iterator[str]:
     for block in blocks:
         if isinstance(block, Table):
             yield from block.lines(width)
+        elif isinstance(block, Lines):
+            yield from block
         else:
             yield from filled(block, getattr(block, "style", None), width) or [""]
 
@@ -149,7 +154,7 @@ class Output:
         for piece in pieces(f"{line}\n".encode(self.encoding, "replace") for line in shown):
             self.write(b"".join(piece))
 
-    def report(self, form: str | None, blocks: Sequence[Block], found: object) -> None:
+    def report(self, form: str | None, blocks: Iterable[Block], found: object) -> None:
         """Write a report, or the first table of it as CSV, or what it tells of as JSON."""
         if form == "json":
             self.text([json.dumps(found, indent=2)])
@@ -194,17 +199,7 @@ def pieces(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
         yield piece
 
 
-def row(label: str, cells: Sequence[str], *, label_width: int, cell_width: int, note: str = "") -> str:
-    """A row of a table: its label on the left, its cells on the right of their columns, a note after them."""
-    return f"{label:<{label_width}}{''.join(f'{cell:>{cell_width}}' for cell in cells)}{note}".rstrip()
-
-
 def filled(text: str, style: str | None = None, width: int = WIDTH) -> list[str]:
     """A paragraph, in lines."""
     lines = textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
     return lines if style is None else [Styled(line, style) for line in lines]
-
-
-def known(value: _Value | None, shown: Callable[[_Value], str], unknown: str = "-") -> str:
-    """The value as it is shown, where there is one."""
-    return unknown if value is None else shown(value)

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from localdelay.brokers import STDOUT, hide_secrets, without_secrets
-from localdelay.cli.options import DURATION, OUTPUT, PORT, SIZE, naming_options, option
+from localdelay.cli.options import DURATION, OUTPUT, SIZE, metrics_option, naming_options, option
 from localdelay.cli.running import Export, exporter
 from localdelay.cli.terminal import Failed, Status, Teller, can_be_live, is_terminal
 from localdelay.message import Message
@@ -84,7 +84,7 @@ _LETTERS_SHOWN = 20
     unset="localdelay-dead-letters-PID.jsonl, likewise",
 )
 @option("--strict", bool, "Read nothing after the first wrong line; what was read before it is sent.")
-@option("--metrics", PORT, "Serve Prometheus metrics on this port of 127.0.0.1 meanwhile.", metavar="PORT")
+@metrics_option
 @option("--quiet -q", bool, "No status and no summary, only what goes wrong.")
 def relay(*, quiet: bool, metrics: int | None, **options: Any) -> None:
     """Send lines from standard input to a broker, each when it is due.
@@ -210,7 +210,6 @@ class Display:
         self._status = Status(teller, every=_LINE_EVERY, first=_LINE_EVERY)
         self._url = settings.to
         self._export = export
-        self._before = (0.0, 0)
         self._stopping = False
         self._letters = 0
         self._opened = False
@@ -233,10 +232,7 @@ class Display:
         """Show how far it is, unless that was just shown."""
 
         def parts() -> list[str]:
-            elapsed, sent = self._before
-            self._before = progress.elapsed, progress.queue.sent
-            rate = (progress.queue.sent - sent) / max(1e-9, progress.elapsed - elapsed)
-            return status_parts(progress, rate)
+            return status_parts(progress, self._status.rate(progress.elapsed, progress.queue.sent))
 
         stops = progress.phase is Phase.STOPPING and not self._stopping
         self._stopping |= stops

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from localdelay.benchmark import plot
 from localdelay.benchmark.result import BenchError
-from localdelay.cli.options import PICTURE, option
+from localdelay.cli.output import Block, Output
 from localdelay.cli.terminal import Failed, Teller, can_be_live, stopped, tell
 from localdelay.signals import Stopped
 
 Export: TypeAlias = Callable[[Any, Any], None]
 """Is given a queue, and its fallback or None, to be exported while the command runs."""
-
-picture_option = option("--plot picture", PICTURE, "Draw a picture: FILE.svg or FILE.png.")
 
 
 @contextmanager
@@ -64,11 +62,24 @@ def measuring(picture: Path | None, quiet: bool, stopped_text: str) -> Iterator[
         raise Failed(str(error)) from error
 
 
-def written(path: Path, write: Callable[[], None]) -> str | None:
-    """Why a file can't be written, or None if it is: another file may have room all the same."""
-    try:
-        write()
-    except OSError as error:
-        # The path as it was given: a full disk's error names none.
-        return f"{str(path)!r} can't be written: {error.strerror or error}"
-    return None
+def told(
+    output: Output,
+    form: str | None,
+    blocks: Iterable[Block],
+    found: object,
+    files: Mapping[Path, Callable[[], object]],
+) -> None:
+    """Write files, each with its function, and then the report; a file that can't be written is told last.
+
+    The files come first, so that they are there even if who reads the report leaves before its end.
+    """
+    failures = []
+    for path, write in files.items():
+        try:
+            write()
+        except OSError as error:  # another one may have room all the same
+            # The path as it was given: a full disk's error names none.
+            failures.append(f"{str(path)!r} can't be written: {error.strerror or error}")
+    output.report(form, blocks, found)
+    if failures:
+        raise Failed("; ".join(failures))

@@ -147,6 +147,12 @@ class Status:
         self._teller = teller
         self._every = _LIVE_EVERY if teller.live else every
         self._next = 0.0 if teller.live else first
+        self._before = (0.0, 0)
+
+    def rate(self, now: float, count: int) -> float:
+        """How many a second since this was asked before."""
+        (before, counted), self._before = self._before, (now, count)
+        return (count - counted) / max(1e-9, now - before)
 
     def show(self, now: float, parts: Callable[[], Sequence[str]], *, at_once: bool = False) -> None:
         """Show these parts if it is time to; `now` is in seconds since the beginning."""

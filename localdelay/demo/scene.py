@@ -6,7 +6,7 @@ import math
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 import nats.errors
@@ -47,16 +47,10 @@ _STUCK_AFTER = 20.0
 PublishOne: TypeAlias = Callable[[str, bytes, float], Awaitable[None]]
 Publish: TypeAlias = Callable[["Scene", NatsBroker, Run], Awaitable[None]]
 Export: TypeAlias = Callable[[localdelay.DelayQueue, localdelay.Fallback], None]
-
-
-class Watcher(Protocol):
-    """Whoever shows how the demo goes on."""
-
-    def started(self, server: Server) -> None:
-        """The server answers."""
-
-    def progress(self, run: Run) -> None:
-        """Called some ten times a second, and once more at the end of a run."""
+Started: TypeAlias = Callable[[Server], object]
+"""Is called once the server answers."""
+Progress: TypeAlias = Callable[[Run], object]
+"""Is called some ten times a second, and once more at the end of a run."""
 
 
 def _positive(_: object, attribute: Any, value: float) -> None:
@@ -81,23 +75,25 @@ class Scene:
     """Seconds from when a message is published to when it is due."""
 
 
-def run(scene: Scene, watcher: Watcher, export: Export | None = None) -> Report:
+def run(scene: Scene, started: Started, progress: Progress, export: Export | None = None) -> Report:
     """Play the scene. Ctrl-C and SIGTERM end it, and raise `Stopped` once the server is gone.
 
     `export(queue, fallback)` is called when these two are there, on the loop that runs them.
 
     Raises `ServerError` where there is no server, or where it ends or does not do what it should.
     """
-    return trio.run(_play_until_signal, scene, watcher, export)
+    return trio.run(_play_until_signal, scene, started, progress, export)
 
 
-async def _play_until_signal(scene: Scene, watcher: Watcher, export: Export | None) -> Report:
+async def _play_until_signal(
+    scene: Scene, started: Started, progress: Progress, export: Export | None
+) -> Report:
     def stop(signum: int) -> None:
         raise Stopped(signum)
 
     try:
         async with heard((signal.SIGINT, signal.SIGTERM), stop):
-            return await play(scene, watcher, export)
+            return await _play(scene, started, progress, export)
     except BaseException as raised:
         error = _first(raised)
         if isinstance(error, nats.errors.Error | ConnectionError | TimeoutError):
@@ -105,16 +101,15 @@ async def _play_until_signal(scene: Scene, watcher: Watcher, export: Export | No
         raise error from raised
 
 
-async def play(scene: Scene, watcher: Watcher, export: Export | None = None) -> Report:
-    """Play the scene on a server of its own; raises as `run` does, but no signal ends it."""
+async def _play(scene: Scene, started: Started, progress: Progress, export: Export | None) -> Report:
     plain, fallback = Run("plain"), Run("fallback")
     async with running_server(max_buffered=_MAX_BUFFERED) as server:
-        watcher.started(server)
+        started(server)
         try:
             async with bare_nursery() as nursery:
                 nursery.start_soon(_raise_if_ended, server)
-                await _one_run(plain, _publish_plainly, scene, server, watcher)
-                await _one_run(fallback, partial(_publish_with_fallback, export), scene, server, watcher)
+                await _one_run(plain, _publish_plainly, scene, server, progress)
+                await _one_run(fallback, partial(_publish_with_fallback, export), scene, server, progress)
                 nursery.cancel_scope.cancel()
         except Exception as error:
             # A lost connection is noticed before the end of the server behind it is.
@@ -128,19 +123,19 @@ async def _raise_if_ended(server: Server) -> None:
     raise await server.wait_ended()
 
 
-async def _one_run(run: Run, publish: Publish, scene: Scene, server: Server, watcher: Watcher) -> None:
+async def _one_run(run: Run, publish: Publish, scene: Scene, server: Server, progress: Progress) -> None:
     async with (
         open_reader(server.url, _SUBJECT, run) as reader,
         open_nats(server.url, subject=_SUBJECT, reconnect=False) as broker,
         bare_nursery() as nursery,
     ):
-        nursery.start_soon(_report_progress, run, watcher, scene.delay + _STUCK_AFTER)
+        nursery.start_soon(_report_progress, run, progress, scene.delay + _STUCK_AFTER)
         await publish(scene, broker, run)
         await trio.sleep_until(max(run.due.values()))
         await _read_all(reader)
         nursery.cancel_scope.cancel()
         run.finished = True
-        watcher.progress(run)
+        progress(run)
 
 
 async def _publish_plainly(scene: Scene, broker: NatsBroker, run: Run) -> None:
@@ -228,11 +223,11 @@ async def _read_all(reader: Reader) -> None:
             give_up_at = trio.current_time() + _GIVE_UP_AFTER
 
 
-async def _report_progress(run: Run, watcher: Watcher, stuck_after: float) -> None:
+async def _report_progress(run: Run, progress: Progress, stuck_after: float) -> None:
     last: object = None
     moved_at = trio.current_time()
     while True:
-        watcher.progress(run)
+        progress(run)
         if run.counts() != last:
             last, moved_at = run.counts(), trio.current_time()
         elif trio.current_time() - moved_at > stuck_after:

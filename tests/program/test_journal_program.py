@@ -21,9 +21,9 @@ def full(tmp_path: Path) -> Path:
     return filled(tmp_path / "journal")
 
 
-@pytest.mark.parametrize(("term", "escapes"), [("xterm-256color", 2), ("dumb", 0)])
+@pytest.mark.parametrize(("term", "escapes"), [("xterm-256color", 4), ("dumb", 0)])
 def test_a_terminal(full: Path, term: str, escapes: int) -> None:
-    """The heading is bold where the terminal can do that, and nothing is coloured."""
+    """The heading and the table's head are bold where the terminal can do that; nothing is coloured."""
     shown, code = on_a_terminal("journal", "show", full, "--messages", stream="stdout", term=term)
     assert code == 0
     assert shown.startswith("\x1b[1mJournal " if escapes else "Journal ")

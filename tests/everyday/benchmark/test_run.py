@@ -25,14 +25,8 @@ from localdelay.lateness import Latencies, LatencyRecorder, LatencySummary
 from localdelay.signals import Stopped
 
 
-class Watched:
-    """Keeps the progress that it is shown."""
-
-    def __init__(self) -> None:
-        self.seen: list[Progress] = []
-
-    def progress(self, progress: Progress) -> None:
-        self.seen.append(progress)
+def ignore(_: Progress) -> None:
+    """See nothing of how far it is."""
 
 
 class OneByOne:
@@ -74,7 +68,7 @@ def settings_of(rate: float = 10.0, delay: float = 0.0, **more: object) -> Setti
 
 
 async def run(settings: Settings, broker: Broker | None = None) -> Result:
-    one = Run(settings, Watched(), broker)
+    one = Run(settings, ignore, broker)
     await one.go()
     return one.result()
 
@@ -167,7 +161,7 @@ async def test_a_broker_that_hangs_ends_the_run(autojump_clock: trio.testing.Moc
 
 async def test_it_can_be_stopped(autojump_clock: trio.testing.MockClock) -> None:
     """A signal ends it at once, with what was recorded until then."""
-    one = Run(settings_of(10.0, 1.0, seconds=60.0), Watched(), OneByOne())
+    one = Run(settings_of(10.0, 1.0, seconds=60.0), ignore, OneByOne())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(one.go)
         await trio.sleep(3.05)
@@ -183,7 +177,7 @@ async def test_it_can_be_stopped(autojump_clock: trio.testing.MockClock) -> None
 @pytest.mark.parametrize("after", [0.0, 1.0, 2.5])
 async def test_stopped_before_anything_was_due(after: float, autojump_clock: trio.testing.MockClock) -> None:
     """In the warm-up, or before the first message is due, there is nothing to report."""
-    one = Run(settings_of(10.0, 1.0, warmup=2.0), Watched(), OneByOne())
+    one = Run(settings_of(10.0, 1.0, warmup=2.0), ignore, OneByOne())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(one.go)
         await trio.sleep(after)
@@ -195,15 +189,15 @@ async def test_stopped_before_anything_was_due(after: float, autojump_clock: tri
 
 async def test_progress_is_shown_as_it_goes(autojump_clock: trio.testing.MockClock) -> None:
     """Several times a second: the time, the counts, and the p99 once a second is over."""
-    watched = Watched()
-    await Run(settings_of(10.0, 1.0, seconds=3.0, warmup=1.0), watched, OneByOne()).go()
-    assert len(watched.seen) == pytest.approx(39, abs=1)
-    assert [progress.elapsed for progress in watched.seen[:3]] == pytest.approx([0.1, 0.2, 0.3])
-    for progress in watched.seen:
+    seen: list[Progress] = []
+    await Run(settings_of(10.0, 1.0, seconds=3.0, warmup=1.0), seen.append, OneByOne()).go()
+    assert len(seen) == pytest.approx(39, abs=1)
+    assert [progress.elapsed for progress in seen[:3]] == pytest.approx([0.1, 0.2, 0.3])
+    for progress in seen:
         assert progress.pending == progress.put - progress.sent
         if not 1.95 < progress.elapsed < 2.15:
             assert (progress.p99 is None) == (progress.elapsed < 2)
-    assert watched.seen[-1].sent == pytest.approx(29, abs=1)
+    assert seen[-1].sent == pytest.approx(29, abs=1)
 
 
 async def test_failed_sends_are_counted_and_named(autojump_clock: trio.testing.MockClock) -> None:

@@ -106,22 +106,9 @@ def test_scene_refuses_bad_numbers(field: str, bad: float) -> None:
         scenes.Scene(messages=[b""], **figures)
 
 
-class Watcher:
-    """Keeps what it is shown."""
-
-    def __init__(self) -> None:
-        self.seen: set[int] = set()
-
-    def started(self, server: servers.Server) -> None:
-        pass
-
-    def progress(self, run: Run) -> None:
-        self.seen.add(run.refused)
-
-
 async def test_stuck(autojump_clock: trio.testing.MockClock) -> None:
     """A run that does not move for so long ends with an error; one that moves goes on."""
-    watcher, run = Watcher(), Run("plain")
+    seen, run = set[int](), Run("plain")
     start = trio.current_time()
 
     async def move() -> None:
@@ -132,9 +119,9 @@ async def test_stuck(autojump_clock: trio.testing.MockClock) -> None:
     with pytest.raises(servers.ServerError, match="nothing in 20 s"):
         async with bare_nursery() as nursery:
             nursery.start_soon(move)
-            await scenes._report_progress(run, watcher, 20.0)
+            await scenes._report_progress(run, lambda run: seen.add(run.refused), 20.0)
     assert trio.current_time() - start == pytest.approx(70.1, abs=0.11)
-    assert len(watcher.seen) == 51
+    assert len(seen) == 51
 
 
 class FakeReader:
