@@ -20,8 +20,8 @@ from . import arguments
 from .arguments import NOT_GIVEN, Delay, NotGiven
 from .errors import QueueFull
 from .fallback.handles import Cancelled
-from .fallback.publishing import BaseFallback, Publish, World
-from .fallback.router import Receipt
+from .fallback.publishing import BaseFallback, Publish
+from .fallback.router import Receipt, World
 from .message import Message
 from .portal.calls import Call, Cut
 from .portal.errands import Errands

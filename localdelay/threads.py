@@ -39,8 +39,8 @@ import trio
 from . import arguments
 from .arguments import NOT_GIVEN, Delay, NotGiven
 from .fallback.handles import Cancelled
-from .fallback.publishing import BaseFallback, Publish, World
-from .fallback.router import Receipt
+from .fallback.publishing import BaseFallback, Publish
+from .fallback.router import Receipt, World
 from .message import Message
 from .portal.blocking import in_threads, is_async
 from .portal.calls import Call

@@ -19,8 +19,8 @@ from localdelay.queue.sending import awaitable
 from localdelay.timer import clock_parts
 
 from .handles import Cancelled
-from .publishing import BaseFallback, Publish, World
-from .router import Receipt
+from .publishing import BaseFallback, Publish
+from .router import Receipt, World
 
 PublishDelayed: TypeAlias = Callable[[Message, float], Awaitable[object]]
 CancelDelayed: TypeAlias = Callable[[str, Any], Awaitable[object]]

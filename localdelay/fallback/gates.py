@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 
 import attrs
 
-from localdelay.breaker import Breaker, BreakerState
+from localdelay.breaker import CLOSED, DISABLED, FORCED_OPEN, HALF_OPEN, OPEN, Breaker, BreakerState
 from localdelay.gate import Gate
 from localdelay.message import Message
 
@@ -88,7 +88,7 @@ class Gates:
     @property
     def worst(self) -> Gate | None:
         """The gate that lets the least through, where there is any."""
-        return max(self, key=lambda gate: (_SHUT[gate.state], gate.state_for), default=None)
+        return max(self, key=lambda gate: (_RISING.index(gate.state), gate.state_for), default=None)
 
     def statistics(self) -> Mapping[Hashable, KeyStatistics]:
         """Of each key, the least recently used first."""
@@ -105,13 +105,7 @@ class Gates:
         self.on_change()
 
 
-_SHUT = {
-    BreakerState.DISABLED: 0,
-    BreakerState.CLOSED: 1,
-    BreakerState.HALF_OPEN: 2,
-    BreakerState.OPEN: 3,
-    BreakerState.FORCED_OPEN: 4,
-}
+_RISING = (DISABLED, CLOSED, HALF_OPEN, OPEN, FORCED_OPEN)
 
 
 def _statistics(gate: Gate) -> KeyStatistics:

@@ -33,9 +33,7 @@ class Handles:
         with self._lock:
             self._kept.pop(id, None)
             self._kept[id] = due, handle
-            for _ in range(
-                2
-            ):  # two for one that is kept: what is due goes sooner or later, and none waits long
+            for _ in range(2):  # for one that is kept: what is due goes sooner or later, and none waits long
                 oldest, (due, _handle) = next(iter(self._kept.items()))
                 if due > now and len(self._kept) <= MOST:
                     break

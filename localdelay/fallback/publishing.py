@@ -17,25 +17,33 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from types import TracebackType
-from typing import Generic, TypeVar
-
-import attrs
+from typing import Generic, TypeVar, get_args
 
 from localdelay import arguments
 from localdelay.arguments import NOT_GIVEN, NotGiven
-from localdelay.breaker import Breaker, BreakerPolicy
+from localdelay.breaker import OTHER, TAKEN, Breaker, BreakerPolicy
 from localdelay.errors import QueueFull, Throttled
+from localdelay.gate import Gate, Lines
 from localdelay.limit import Limit
-from localdelay.listening import Listener
+from localdelay.listening import Listener, Reason, check_listener, tell
 from localdelay.message import Message
 from localdelay.nurseries import failure_in
-from localdelay.queue.queue import DelayQueue
-from localdelay.queue.sending import HandBack
 
-from .handles import Cancelled
+from .events import Degraded, Full
+from .gates import Gates
+from .handles import Cancelled, Handles
 from .returning import Returning
-from .router import DEFAULT_DEGRADE_ON, DegradeOn, FallbackStatistics, MayDegrade, Receipt, Router
-from .routing import CALL, CALL_IT, HOLD, LOCAL, NO_ANSWER, PRIMARY, Ambiguous, Mode
+from .router import (
+    DEFAULT_DEGRADE_ON,
+    DegradeOn,
+    FallbackStatistics,
+    MayDegrade,
+    Receipt,
+    Router,
+    World,
+    predicate,
+)
+from .routing import CALL, HOLD, LOCAL, MODES, NO_ANSWER, PRIMARY, Ambiguous, Mode, decide, outcome_of
 
 _P = TypeVar("_P", bound=Callable[..., object])
 _Q = TypeVar("_Q")
@@ -43,24 +51,6 @@ _C = TypeVar("_C", bound=Callable[..., object])
 
 _NO_ROOM = (QueueFull, Throttled, ConnectionError)
 """What a local queue raises that can't hold a message for now."""
-
-
-@attrs.frozen
-class World:
-    """Where a fallback lives, and how its hand-backs get onto the loop of its queue."""
-
-    clock: Callable[[], float]
-    """The time on the queue's clock, in seconds; in any thread."""
-    at_risk: Callable[[], int]
-    """How many messages of the queue a crash now would lose; in any thread."""
-    limit: Limit | None
-    """What paces the queue's own sends."""
-    memory: DelayQueue | None
-    """The queue whose messages can go back to the primary, if there is one."""
-    hand_back: HandBack
-    """Calls the primary, awaited on that queue's loop."""
-    on_loop: Callable[[Callable[[], None]], object]
-    """Has something done on that loop, soon or at once, and behind all that was held before."""
 
 
 class Publish:
@@ -85,19 +75,23 @@ class Publish:
         self._router = router
         self._may_degrade = may_degrade = router.may_degrade is None or bool(router.may_degrade(message))
         self._gate = gate = router.gates.only or router.gates.of(message)
-        self._ticket, decision = router.ask(gate, message, may_degrade, now)
-        self._reason = reason = decision.reason
+        self._reason: Reason | None = None
         self._why: Exception | None = None
         self.handle: object = None
         """What the primary has returned."""
-        if decision is CALL_IT:
-            self.calls, self.holds = True, False
-            return
-        self.calls = decision.action is CALL
+        self.calls = True
         """Whether the primary is to be called, in a `with` block."""
-        self.holds = decision.action is HOLD
+        self.holds = False
         """Whether the message is then to be held, in a `with` block."""
+        # In forced mode nothing is called, so that there is nothing to ask the gate for.
+        self._ticket, refusal = (None, None) if router.mode == "forced" else gate.ask(message, now)
+        if self._ticket is not None:
+            return
+        decision = decide(router.mode, may_degrade, refusal)
+        router.count("calls_saved", decision)
+        self.calls, self.holds = decision.action is CALL, decision.action is HOLD
         if not self.calls:
+            self._reason = reason = decision.reason
             assert reason is not None  # noqa: S101 (the primary is not spared for nothing)
             if not self.holds:
                 raise gate.refusal(reason)
@@ -114,19 +108,18 @@ class Publish:
             self._held(raised)
             return False
         self.calls = False
+        router = self._router
         if raised is None:
-            self._router.taken(self._gate, self._ticket)
-            if self._router.keeps_handles:
-                self._router.keep(self.message, self.handle)
+            with router.lock:
+                router.counts["primary"] += 1
+            if self._ticket is not None:
+                self._gate.record(self._ticket, TAKEN)
+            if router.handles is not None:
+                router.keep(self.message, self.handle)
         elif isinstance(raised, Exception):
-            error = failure_in(raised, timed_out=False) or raised
-            if self._router.keeps_handles and isinstance(error, NO_ANSWER):
-                self._router.keep(self.message, None)  # it may have taken it
-            decision = self._router.failed(self._gate, self._ticket, error, self._may_degrade)
-            if decision.action is HOLD:
-                self.holds, self._reason, self._why = True, decision.reason, error
-        else:  # the call was cut off, and the caller has given it up
-            self._router.cut_off(self._gate, self._ticket)
+            self._failed(failure_in(raised, timed_out=False) or raised)
+        else:
+            self._cut_off()  # and the caller has given it up
         return self.holds
 
     def receipt(self) -> Receipt:
@@ -134,19 +127,51 @@ class Publish:
         # Taken from here, or the error's traceback, the driver's frame and this would hold each other.
         why, self._why = self._why, None
         route = PRIMARY if why is None else LOCAL
-        return Receipt(route, self.message, why, self._router.at_risk(), self.handle)
+        return Receipt(route, self.message, why, self._router.world.at_risk(), self.handle)
+
+    def _failed(self, error: Exception) -> None:
+        """The call has failed: it is decided whether the message is to be held, or the error raised."""
+        router, ticket = self._router, self._ticket
+        if isinstance(error, NO_ANSWER):
+            router.keep(self.message, None)  # it may have taken it
+        try:
+            failure = router.failure_of(error)
+        except BaseException:  # `degrade_on` is a stranger's; the ticket must come back
+            self._cut_off()
+            raise
+        if ticket is not None:
+            self._gate.record(ticket, outcome_of(error, failure), error)
+        decision = decide(
+            router.mode, self._may_degrade, failure=failure, degrade_ambiguous=router.degrade_ambiguous
+        )
+        router.count("calls", decision, again=ticket is None)
+        if decision.action is HOLD:
+            self.holds, self._reason, self._why = True, decision.reason, error
+
+    def _cut_off(self) -> None:
+        """The call was cancelled, or says nothing."""
+        self._router.count("calls")
+        if self._ticket is not None:
+            self._gate.record(self._ticket, OTHER)
 
     def _held(self, raised: BaseException | None) -> None:
-        reason, why = self._reason, self._why
+        router, reason, why = self._router, self._reason, self._why
         assert reason is not None  # noqa: S101 (what is held is held for a reason)
         assert why is not None  # noqa: S101
         if raised is None:
-            self._router.held(self.message, reason, why)
+            with router.lock:
+                router.counts["local"] += 1
+                router.degraded[reason] += 1
+            router.on_held()
+            if router.listener is not None:
+                tell(router.listener, Degraded(self.message, reason, why, router.world.at_risk()))
             return
         self._why = None  # as in `receipt`
         if isinstance(raised, Exception):
             raised.__cause__ = why
-            self._router.not_held(self.message, reason, why, full=isinstance(raised, _NO_ROOM))
+            router.count("refused")
+            if isinstance(raised, _NO_ROOM):
+                tell(router.listener, Full(self.message, reason, why))
 
 
 class BaseFallback(ABC, Generic[_P, _Q, _C]):
@@ -204,34 +229,43 @@ class BaseFallback(ABC, Generic[_P, _Q, _C]):
         world = self._world()
         self._room_timeout = arguments.check_seconds("room_timeout", room_timeout, zero=True)
         after = arguments.at_least("hand_back_after", hand_back_after, 0, "a number of seconds")
+        if breaker is not None and not isinstance(breaker, BreakerPolicy):
+            raise TypeError(f"breaker must be a BreakerPolicy or None, not {type(breaker).__name__}")
+        limit = world.limit if limit is NOT_GIVEN else limit
+        if limit is not None and not isinstance(limit, Limit):
+            raise TypeError(f"limit must be a limit or None, not {type(limit).__name__}")
+        for name, function in (("may_degrade", may_degrade), ("key", key)):
+            if function is not None and not callable(function):
+                raise TypeError(f"{name} must be a function, not {type(function).__name__}")
+        for name, value, allowed in (
+            ("ambiguous", ambiguous, get_args(Ambiguous)),
+            ("mode", mode, MODES),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+        check_listener(listener)
+        lines = Lines(), Lines()
+
+        def gate() -> Gate:
+            its_limit = limit if limit is None or key is None else limit.copy()
+            return Gate(breaker, its_limit, listener, world.clock, self._publish_timeout, lines)
+
         self._router = Router(
-            world.clock,
-            world.at_risk,
-            degrade_on=degrade_on,
-            ambiguous=ambiguous,
-            may_degrade=may_degrade,
-            mode=mode,
-            breaker=breaker,
-            limit=world.limit if limit is NOT_GIVEN else limit,
-            key=key,
-            publish_timeout=self._publish_timeout,
-            listener=listener,
+            world,
+            predicate(degrade_on),
+            ambiguous == "degrade",
+            may_degrade,
+            mode,
+            Gates(gate, key),
+            None if cancel_delayed is None else Handles(),
+            listener,
         )
-        self._router.keeps_handles = cancel_delayed is not None
         if hand_back:
             memory = world.memory
             if memory is None or not memory.is_cancellable:
                 raise ValueError("hand_back needs a queue in memory that was opened with cancellable=True")
             if mode == "active":
-                returning = Returning(
-                    memory,
-                    self._router,
-                    world.hand_back,
-                    world.on_loop,
-                    after=after,
-                    timeout=self._publish_timeout,
-                    listener=listener,
-                )
+                returning = Returning(memory, self._router, after=after, timeout=self._publish_timeout)
                 world.on_loop(returning.begin)
 
     @abstractmethod
@@ -261,10 +295,11 @@ class BaseFallback(ABC, Generic[_P, _Q, _C]):
         name = receipt if isinstance(receipt, str) else receipt.message.id
         if isinstance(receipt, Receipt) and receipt.route is PRIMARY and self._cancel_delayed is not None:
             return name, (receipt.handle,)
-        return name, self._router.handles.get(name, self._router.clock())
+        handles = self._router.handles
+        return name, None if handles is None else handles.get(name, self._router.world.clock())
 
     def _cancelled(self, id: str, *, here: bool, asked: bool) -> Cancelled:
-        if asked:
+        if asked and self._router.handles is not None:
             self._router.handles.forget(id)
         return Cancelled.LOCAL if here else Cancelled.ASKED if asked else Cancelled.UNKNOWN
 

@@ -7,7 +7,7 @@ is shared, and as trial calls where the breaker is half-open; so the breaker clo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import trio
@@ -16,10 +16,9 @@ from localdelay.breaker import BreakerState, Outcome
 from localdelay.entry import Entry, message_of
 from localdelay.errors import PermanentSendError
 from localdelay.gate import Gate
-from localdelay.listening import Listener, tell
+from localdelay.listening import tell
 from localdelay.queue.lanes import Slot
 from localdelay.queue.queue import DelayQueue
-from localdelay.queue.sending import HandBack
 
 from .events import HandedBack
 from .router import Router
@@ -35,25 +34,13 @@ class Returning:
 
     _token: trio.lowlevel.TrioToken
 
-    def __init__(
-        self,
-        queue: DelayQueue,
-        router: Router,
-        hand_back: HandBack,
-        on_loop: Callable[[Callable[[], None]], object],
-        *,
-        after: float,
-        timeout: float,
-        listener: Listener | None,
-    ) -> None:
+    def __init__(self, queue: DelayQueue, router: Router, *, after: float, timeout: float) -> None:
         self._queue = queue
         self._router = router
         self._gates = router.gates
-        self._hand_back = hand_back
-        self._on_loop = on_loop
+        self._on_loop = router.world.on_loop
         self._after = after
         self._timeout = timeout
-        self._listener = listener
         self._again_at = math.inf  # when something that has failed is to be tried again
         self._news = trio.Event()
         self._told = False  # whether the loop is going to hear of what is held
@@ -68,7 +55,7 @@ class Returning:
         self._gates.on_change = self._note_change_from_anywhere
         self._router.on_held = self.wake
         # What another thread has held before `on_held` was there woke nobody.
-        if self._router.statistics().local:
+        if self._router.counts["local"]:
             self._news.set()
 
     def wake(self) -> None:
@@ -182,7 +169,7 @@ class Returning:
             error: Exception | None = None
             outcome = Outcome.OTHER
             try:
-                error = await self._queue.hand_backs.give(entry, self._hand_back, self._timeout)
+                error = await self._queue.hand_backs.give(entry, self._router.world.hand_back, self._timeout)
                 outcome = self._router.outcome_of(error)
             finally:
                 gate.record(ticket, outcome, error)
@@ -202,9 +189,10 @@ class Returning:
     def _settle(self, one: _Pass, entry: Entry, error: Exception | None, outcome: Outcome) -> None:
         if error is None:
             one.failed = 0
-            self._router.handed_back()
+            self._router.count("handed_back")
             message = message_of(entry)
-            tell(self._listener, HandedBack(message, max(0.0, message.execute_at - trio.current_time())))
+            remaining = max(0.0, message.execute_at - trio.current_time())
+            tell(self._router.listener, HandedBack(message, remaining))
         elif outcome is Outcome.THROTTLED:
             self._news.set()
         elif not isinstance(error, PermanentSendError):

@@ -1,4 +1,4 @@
-"""What a fallback knows, decides by and counts, for every kind of caller; from any thread."""
+"""What a fallback goes by and counts, for every kind of caller; from any thread."""
 
 from __future__ import annotations
 
@@ -8,39 +8,28 @@ import os
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from types import MappingProxyType
-from typing import Annotated, TypeAlias, get_args
+from typing import Annotated, TypeAlias
 
 import attrs
 
-from localdelay.breaker import OTHER, TAKEN, BreakerPolicy, BreakerState, Outcome, Ticket
+from localdelay.breaker import OTHER, TAKEN, BreakerState, Outcome
 from localdelay.errors import QueueClosed, Throttled
-from localdelay.gate import Gate, Lines
 from localdelay.limit import Limit
-from localdelay.listening import Listener, Reason, check_listener, tell
+from localdelay.listening import Listener, Reason
 from localdelay.message import Message
+from localdelay.queue.queue import DelayQueue
+from localdelay.queue.sending import HandBack
 from localdelay.statistics import MessagesSoFar, Rate, TimesSoFar
 
-from .events import Degraded, Full
 from .gates import Gates, KeyStatistics
 from .handles import Handles
-from .routing import (
-    CALL_IT,
-    MODES,
-    RAISE,
-    Ambiguous,
-    Decision,
-    Failure,
-    Mode,
-    Route,
-    decide,
-    failure_of,
-    outcome_of,
-)
+from .routing import RAISE, Decision, Failure, Mode, Route, failure_of, outcome_of
 
 DegradeOn: TypeAlias = tuple[type[Exception], ...] | type[Exception] | Callable[[Exception], bool]
 MayDegrade: TypeAlias = Callable[[Message], bool]
 
 DEFAULT_DEGRADE_ON: DegradeOn = (Throttled,)
+_COUNTS = ("primary", "local", "refused", "calls", "calls_saved", "handed_back")
 _forks = 0  # that this process has come from, since it was imported in the first
 
 
@@ -101,143 +90,77 @@ class FallbackStatistics:
     `limit_rate` is that of all that are limited."""
 
 
+@attrs.frozen
+class World:
+    """Where a fallback lives, and how its hand-backs get onto the loop of its queue."""
+
+    clock: Callable[[], float]
+    """The time on the queue's clock, in seconds; in any thread."""
+    at_risk: Callable[[], int]
+    """How many messages of the queue a crash now would lose; in any thread."""
+    limit: Limit | None
+    """What paces the queue's own sends."""
+    memory: DelayQueue | None
+    """The queue whose messages can go back to the primary, if there is one."""
+    hand_back: HandBack
+    """Calls the primary, awaited on that queue's loop."""
+    on_loop: Callable[[Callable[[], None]], object]
+    """Has something done on that loop, soon or at once, and behind all that was held before."""
+
+
+@attrs.define(eq=False)
 class Router:
-    """Decides where messages go, and counts where they went. `clock` and `at_risk` are read in any thread."""
+    """What the publishes of a fallback go by, and what they have come to. In any thread."""
 
-    def __init__(
-        self,
-        clock: Callable[[], float],
-        at_risk: Callable[[], int],
-        *,
-        degrade_on: DegradeOn,
-        ambiguous: Ambiguous,
-        may_degrade: MayDegrade | None,
-        mode: Mode,
-        breaker: BreakerPolicy | None,
-        limit: Limit | None,
-        key: Callable[[Message], Hashable] | None,
-        publish_timeout: float,
-        listener: Listener | None,
-    ) -> None:
-        if breaker is not None and not isinstance(breaker, BreakerPolicy):
-            raise TypeError(f"breaker must be a BreakerPolicy or None, not {type(breaker).__name__}")
-        if limit is not None and not isinstance(limit, Limit):
-            raise TypeError(f"limit must be a limit or None, not {type(limit).__name__}")
-        if may_degrade is not None and not callable(may_degrade):
-            raise TypeError(f"may_degrade must be a function, not {type(may_degrade).__name__}")
-        if key is not None and not callable(key):
-            raise TypeError(f"key must be a function, not {type(key).__name__}")
-        _check_one_of("ambiguous", ambiguous, get_args(Ambiguous))
-        _check_one_of("mode", mode, MODES)
-        check_listener(listener)
-        self._degrades = _predicate(degrade_on)
-        self._degrade_ambiguous = ambiguous == "degrade"
-        self.may_degrade = may_degrade
-        """Whether a message may be held at all, as the caller says; None: each may."""
-        self._mode = mode
-        self._listener = listener
-        self._forks = _forks
-        self._lock = threading.Lock()  # for the counts
-        self._counts = dict.fromkeys(
-            ("primary", "local", "refused", "calls", "calls_saved", "handed_back"), 0
-        )
-        self._degraded = dict.fromkeys(Reason, 0)
-        self.at_risk = at_risk
-        """How many messages of the local queue a crash now would lose."""
-        self.clock = clock
-        lines = Lines(), Lines()
-
-        def make() -> Gate:
-            its_limit = limit if limit is None or key is None else limit.copy()
-            return Gate(breaker, its_limit, listener, clock, publish_timeout, lines)
-
-        self.gates = Gates(make, key)
-        """What says whether the primary is called."""
-        self.handles = Handles()
-        self.keeps_handles = False
-        self.on_held: Callable[[], None] = lambda: None
-        """Called when a message is held, in the thread that publishes it."""
+    world: World
+    degrades: Callable[[Exception], bool]
+    """Whether an error means that the primary has not taken the message."""
+    degrade_ambiguous: bool
+    may_degrade: MayDegrade | None
+    """Whether a message may be held at all, as the caller says; None: each may."""
+    mode: Mode
+    gates: Gates
+    """What says whether the primary is called."""
+    handles: Handles | None
+    """What it gave for what it took; None where nothing is cancelled there."""
+    listener: Listener | None
+    on_held: Callable[[], None] = lambda: None
+    """Called when a message is held, in the thread that publishes it."""
+    _forks: int = attrs.field(factory=lambda: _forks)
+    lock: threading.Lock = attrs.field(factory=threading.Lock)
+    """For the counts."""
+    counts: dict[str, int] = attrs.field(factory=lambda: dict.fromkeys(_COUNTS, 0))
+    degraded: dict[Reason, int] = attrs.field(factory=lambda: dict.fromkeys(Reason, 0))
 
     def check_process(self) -> None:
         """Raise `QueueClosed` in a forked child. Before any lock: the thread that holds it may be missing."""
         if self._forks != _forks:
             raise QueueClosed("this is a forked child: the queue is with its parent")
 
-    def ask(
-        self, gate: Gate, message: Message, may_degrade: bool, now: float
-    ) -> tuple[Ticket | None, Decision]:
-        """Say what to do with this message; where the primary is to be called, perhaps with a ticket."""
-        # In forced mode nothing is called, so that there is nothing to ask the gate for.
-        ticket, refusal = (None, None) if self._mode == "forced" else gate.ask(message, now)
-        if ticket is not None:
-            return ticket, CALL_IT
-        decision = decide(self._mode, may_degrade, refusal)
-        with self._lock:
-            self._counts["calls_saved"] += 1
-            self._count(decision)
-        return None, decision
-
-    def taken(self, gate: Gate, ticket: Ticket | None) -> None:
-        """The primary has taken the message."""
-        with self._lock:
-            self._counts["primary"] += 1
-        if ticket is not None:
-            gate.record(ticket, TAKEN)
-
-    def cut_off(self, gate: Gate, ticket: Ticket | None) -> None:
-        """The call was cancelled, or says nothing."""
-        with self._lock:
-            self._counts["calls"] += 1
-        if ticket is not None:
-            gate.record(ticket, OTHER)
-
-    def failed(self, gate: Gate, ticket: Ticket | None, error: Exception, may_degrade: bool) -> Decision:
-        """The call has failed: say whether to hold the message or to raise the error."""
-        try:
-            failure = self._failure_of(error)
-        except BaseException:  # `degrade_on` is a stranger's; the ticket must come back
-            self.cut_off(gate, ticket)
-            raise
-        if ticket is not None:
-            gate.record(ticket, outcome_of(error, failure), error)
-        decision = decide(self._mode, may_degrade, failure=failure, degrade_ambiguous=self._degrade_ambiguous)
-        with self._lock:
-            self._counts["calls"] += 1
-            self._count(decision, again=ticket is None)
-        return decision
+    def count(self, what: str, decision: Decision | None = None, *, again: bool = False) -> None:
+        """Count it once more, and what was decided: in shadow mode also what would be held, once."""
+        with self.lock:
+            self.counts[what] += 1
+            if decision is not None:
+                self.counts["refused"] += decision.action is RAISE
+                if self.mode == "shadow" and decision.degrades and decision.reason and not again:
+                    self.degraded[decision.reason] += 1
 
     def keep(self, message: Message, handle: object) -> None:
         """The primary has this message, or may have it: it can be cancelled there until it is due."""
-        if self.keeps_handles:
-            self.handles.keep(message.id, message.execute_at, handle, self.clock())
+        if self.handles is not None:
+            self.handles.keep(message.id, message.execute_at, handle, self.world.clock())
 
-    def held(self, message: Message, reason: Reason, why: Exception) -> None:
-        """The message is held."""
-        with self._lock:
-            self._counts["local"] += 1
-            self._degraded[reason] += 1
-        self.on_held()
-        if self._listener is not None:
-            tell(self._listener, Degraded(message, reason, why, self.at_risk()))
-
-    def not_held(self, message: Message, reason: Reason, why: Exception, *, full: bool) -> None:
-        """The local queue has not taken the message, be it for want of room or not."""
-        with self._lock:
-            self._counts["refused"] += 1
-        if full:
-            tell(self._listener, Full(message, reason, why))
-
-    def handed_back(self) -> None:
-        """The primary has taken a message back."""
-        with self._lock:
-            self._counts["handed_back"] += 1
+    def failure_of(self, error: Exception) -> Failure:
+        """What a failed call of the primary says. Raises what `degrade_on` raises."""
+        return failure_of(error, refused=bool(self.degrades(error)))
 
     def outcome_of(self, error: Exception | None) -> Outcome:
         """What a hand-back that ended in this says to the breaker. It never raises."""
         if error is None:
             return TAKEN
         try:
-            return outcome_of(error, self._failure_of(error))
+            return outcome_of(error, self.failure_of(error))
         except Exception:  # noqa: BLE001 (of `degrade_on`, a stranger's: the queue must not end by it)
             return OTHER
 
@@ -245,8 +168,8 @@ class Router:
         """What was published where and why, and how the breaker stands."""
         gates, worst = self.gates, self.gates.worst
         retry_in = 0.0 if worst is None else worst.retry_in
-        with self._lock:
-            counts, degraded = self._counts.copy(), self._degraded.copy()
+        with self.lock:
+            counts, degraded = self.counts.copy(), self.degraded.copy()
         counts["calls"] += counts["primary"]  # these are not counted twice: it is the hot path
         return FallbackStatistics(
             **counts,
@@ -255,26 +178,13 @@ class Router:
             breaker_for=0.0 if worst is None else worst.state_for,
             retry_in=None if retry_in == math.inf else retry_in,
             limit_rate=gates.limit_rate,
-            mode=self._mode,
+            mode=self.mode,
             keys=MappingProxyType(dict(gates.statistics())),
         )
 
-    def _count(self, decision: Decision, *, again: bool = False) -> None:
-        """Count a refusal; and in shadow mode what would have been held, once for each publish."""
-        self._counts["refused"] += decision.action is RAISE
-        if self._mode == "shadow" and decision.degrades and decision.reason is not None and not again:
-            self._degraded[decision.reason] += 1
 
-    def _failure_of(self, error: Exception) -> Failure:
-        return failure_of(error, refused=bool(self._degrades(error)))
-
-
-def _check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
-
-
-def _predicate(degrade_on: DegradeOn) -> Callable[[Exception], bool]:
+def predicate(degrade_on: DegradeOn) -> Callable[[Exception], bool]:
+    """`degrade_on` as a function. Raises `TypeError` for what it can't be."""
     types = degrade_on if isinstance(degrade_on, tuple) else (degrade_on,)
     if all(isinstance(kind, type) and issubclass(kind, Exception) for kind in types):
         return lambda error: isinstance(error, types)  # type: ignore[arg-type]

@@ -33,7 +33,7 @@ def test_a_forked_child_publishes_nothing(world: World) -> None:
 async def _fork(world: World) -> None:
     async with world.stage() as stage:
         router = stage.fallback._router
-        with router._lock, router.gates.only._lock:
+        with router.lock, router.gates.only._lock:
             child = os.fork()
             if not child:
                 _end_as_a_child_should(stage)

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from localdelay import BreakerPolicy, BreakerState, Fallback, Message, open_delay_queue
-from localdelay.fallback.publishing import World
+from localdelay.fallback.router import World
 from localdelay.testing import RecordingSender
 
 
