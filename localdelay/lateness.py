@@ -7,7 +7,7 @@ import math
 import zlib
 from array import array
 from bisect import bisect_left, bisect_right
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, chain
 from operator import mul
@@ -88,11 +88,11 @@ class Latencies:
     @classmethod
     def together(cls, parts: Iterable[Latencies]) -> Latencies:
         """All of them in one."""
-        counts: dict[int, int] = {}
+        counts: defaultdict[int, int] = defaultdict(int)
         longest, clipped = 0.0, 0
         for part in parts:
             for index, count in part.counts.items():
-                counts[index] = counts.get(index, 0) + count
+                counts[index] += count
             longest = max(longest, part.longest)
             clipped += part.clipped
         return cls(counts, longest, clipped)
@@ -199,7 +199,7 @@ class LatencyRecorder:
     __slots__ = ("_clipped", "_counts", "_longest", "_ordered")
 
     def __init__(self) -> None:
-        self._counts: dict[int, int] = {}
+        self._counts: defaultdict[int, int] = defaultdict(int)
         self._ordered = 0  # counts in the order of their indices
         self._clipped = 0
         self._longest = 0.0
@@ -217,7 +217,7 @@ class LatencyRecorder:
                 index = LONGEST
             shift = index.bit_length() - _EXACT_BITS
             index = (index >> shift) + (shift << _EXACT_BITS - 1)
-        self._counts[index] = self._counts.get(index, 0) + count
+        self._counts[index] += count
 
     def record_each(self, latencies: list[float]) -> None:
         """Count each of these, in seconds: `record` of many, in a third of the time."""
@@ -239,7 +239,7 @@ class LatencyRecorder:
             ]
         counts = self._counts
         for index, count in Counter(indices).items():
-            counts[index] = counts.get(index, 0) + count
+            counts[index] += count
 
     def record_run(self, now: float, instants: list[float]) -> None:
         """Count what has passed since each of these instants, all in seconds.
@@ -261,14 +261,14 @@ class LatencyRecorder:
     def summary(self) -> LatencySummary:
         """Count, percentiles, maximum, sum and buckets of all that was recorded."""
         if len(self._counts) > self._ordered:  # to order a few new ones among many takes no time
-            self._counts = dict(sorted(self._counts.items()))
+            self._counts = defaultdict(int, sorted(self._counts.items()))
             self._ordered = len(self._counts)
         return Latencies(self._counts, self._longest, self._clipped).summary()
 
     def take(self) -> Latencies:
         """All that was recorded since the last `take`; what is recorded from now on stands on its own."""
         taken = Latencies(self._counts, self._longest, self._clipped)
-        self._counts = {}
+        self._counts = defaultdict(int)
         self._ordered = self._clipped = 0
         self._longest = 0.0
         return taken

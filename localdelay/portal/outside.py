@@ -169,7 +169,7 @@ class OutsideWorkers(Workers):
 
     def _fill_up(self, now: float) -> list[Entry]:
         """Take what is due, as much as there is room for among the senders."""
-        room = 0 if self._taking.paused or self._taking.stopped else self._room()
+        room = 0 if self._taking.bars else self._room()
         if room <= 0:
             return []
         entries = self._taking.some(now, room)

@@ -94,21 +94,26 @@ class Delivery:
         if self._pending.keeper.lapses and not self._let_go_of_lapsed(worker, now):
             return now
         due, number, body = entries[0]
-        instants: list[float] | None
+        given: Any
+        instants: list[float] | None = None
+        size: int | None = None
         if len(entries) == 1 and type(body) is bytes:  # each message, where there are no batches
-            messages = [Message(number, body, due)]
-            instants = None
+            given = Message(number, body, due)
+            if not self._one_by_one:
+                given = [given]
+            size = len(body)
             self.lateness.record(now - due)
         elif all_plain(entries):
-            messages = [Message(number, body, due) for due, number, body in entries]  # type: ignore[arg-type]
+            given = [Message(number, body, due) for due, number, body in entries]  # type: ignore[arg-type]
             instants = [entry[0] for entry in entries]
+            size = worker.size
             self.lateness.record_run(now, instants)
         else:
             if doomed := self.doomed(entries, now):
                 self.valve.give_back(entries)
                 await self.give_up(worker, doomed)
                 return self._read_clock() + self._clock_offset
-            messages = [message_of(entry) for entry in entries]
+            given = message_of(entries[0]) if self._one_by_one else [message_of(entry) for entry in entries]
             instants = [execute_at_of(due, body) for due, _, body in entries]
             first_sends = [execute_at_of(due, body) for due, _, body in entries if not failures_of(body)]
             self.lateness.record_run(now, first_sends)
@@ -117,7 +122,7 @@ class Delivery:
             self._workers.watch()
         sending: Any = _NOT_CALLED
         try:
-            sending = self._send(messages[0] if self._one_by_one else messages)
+            sending = self._send(given)
             await sending
         except BaseException as raised:  # noqa: BLE001 (raised again where it is no mere error)
             worker.expires = math.inf
@@ -144,7 +149,7 @@ class Delivery:
         valve = self.valve
         if valve.probe.row or (valve.limit is not None and valve.limit.limits):
             valve.sent(finished, entries, finished - now, self._sent)
-        wait = self._pending.end(entries, _SENT, worker.size)
+        wait = self._pending.end(entries, _SENT, size)
         entries.clear()  # before the wait: cut off there, what has ended would be brought back
         worker.size = 0
         if wait is not None:

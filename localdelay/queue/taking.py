@@ -25,7 +25,7 @@ class Worker:
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []  # what it has taken and not settled yet
-        self.size = 0  # bytes of these
+        self.size = 0  # bytes of these, where they are a batch
         self.failure: Exception | None = None
         self.began = 0.0  # the send that has failed
         self.expires = math.inf
@@ -42,14 +42,12 @@ class Taking:
         self._batch = batch
         self._one_by_one = batch.max_messages == 1
         self._valve = valve
-        self.paused = False
-        self.stopped = False
-        self.reserved = False
-        """Whether one worker has what is due to itself: the others take nothing until it looks again."""
+        self.bars: set[str] = set()
+        """Why nothing is taken: "paused", "stopped", or "reserved" for one worker until it looks again."""
 
     def fill(self, worker: Worker, now: float) -> bool:
         """Take what is due and fits into the worker's batch; return whether that is to go now."""
-        if self.paused or self.stopped or self.reserved:
+        if self.bars:
             return False
         limit = self._valve.limit
         if self._valve.holds or (limit is not None and limit.limits):
@@ -60,9 +58,7 @@ class Taking:
         if self._one_by_one:
             entry = self._schedule.take_one(now)
             if entry is not None:
-                body = entry[2]
                 worker.entries.append(entry)
-                worker.size = len(body) if type(body) is bytes else size_of(body)
             return True
         batch, schedule, entries = self._batch, self._schedule, worker.entries
         while due := schedule.due(now, batch.max_messages - len(entries)):
@@ -119,7 +115,7 @@ class Taking:
         valve, due = self._valve, self._schedule.next_due()
         probe = valve.probe
         until = max(due, valve.waits_until)
-        if self.paused or (probe.is_shut and self._is_under_way(probe.out)):
+        if "paused" in self.bars or (probe.is_shut and self._is_under_way(probe.out)):
             until = math.inf
         elif probe.is_shut:
             until = max(until, probe.next_at)

@@ -11,7 +11,7 @@ A worker that stops being idle, or leaves, therefore calls `_stir`; and the sche
 instant to which the leader sleeps, wakes it where a message comes in that is due earlier.
 
 The leader may also be a worker that waits for company for its batch, or one whose turn is over and that lets
-the other tasks run. Then it has what is due `reserved`: nobody else takes anything until it looks again.
+the other tasks run. Then what is due is "reserved": nobody else takes anything until it looks again.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Workers:
     @property
     def paused(self) -> bool:
         """Whether no message is taken until `resume`."""
-        return self._taking.paused
+        return "paused" in self._taking.bars
 
     @property
     def busy(self) -> int:
@@ -133,13 +133,13 @@ class Workers:
 
     def pause(self) -> None:
         """Take no message from now on; sends that have begun go on."""
-        self._taking.paused = True
+        self._taking.bars.add("paused")
         self.valve.wants_nothing()
         self.wake_leader()  # who gathers has messages that a keeper may let others send meanwhile
 
     def resume(self) -> None:
         """Take messages again."""
-        self._taking.paused = False
+        self._taking.bars.discard("paused")
         self.wake_leader()
 
     def resize(self, count: int) -> None:
@@ -164,7 +164,7 @@ class Workers:
 
     def stop(self) -> None:
         """End all at once: sends are cancelled, and their messages are pending again."""
-        self._taking.stopped = True
+        self._taking.bars.add("stopped")
         self._scope.cancel()
 
     def watch(self) -> None:
@@ -205,7 +205,7 @@ class Workers:
         read_clock, offset = clock_parts()
         now = began = read_clock() + offset
         turn = 0
-        fill = self._taking.fill
+        fill, deliver = self._taking.fill, self._delivery.deliver
         while not worker.timed_out:
             if len(self._workers) > self.count:
                 self._workers.discard(worker)
@@ -230,7 +230,7 @@ class Workers:
                     continue
             if self._leader is None and self._stirred is None and self._followers:
                 self._stir()
-            now = await self._delivery.deliver(worker, now)
+            now = await deliver(worker, now)
             turn += 1
             if (turn == _TURN or now - began > _TURN_SECONDS) and not worker.timed_out:
                 await self._pass_the_turn(worker)
@@ -243,24 +243,24 @@ class Workers:
             await trio.lowlevel.checkpoint()
             return
         self._leader = worker
-        self._taking.reserved = True
+        self._taking.bars.add("reserved")
         try:
             await trio.lowlevel.checkpoint()
         finally:
             self._leader = None
-            self._taking.reserved = False
+            self._taking.bars.discard("reserved")
 
     async def _gather(self, worker: Worker) -> None:
         """Wait for company, as the leader, until the batch is full or its first message must go."""
         last_call = worker.entries[0][0] + self._batch.max_wait
         full = False
         while not full and not self._closing and trio.current_time() < last_call:
-            self._taking.reserved = True
+            self._taking.bars.add("reserved")
             try:
                 await self._lead(worker, last_call)
             finally:
-                self._taking.reserved = False
-            if self._taking.paused or self._taking.stopped or self.valve.probe.is_shut:
+                self._taking.bars.discard("reserved")
+            if self._taking.bars or self.valve.probe.is_shut:
                 self.put_off(worker)
                 return
             full = self._taking.fill(worker, trio.current_time())
