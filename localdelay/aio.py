@@ -27,7 +27,6 @@ from .portal.calls import Call, Cut
 from .portal.errands import Errands
 from .portal.movable import MovableClock
 from .portal.options import Options
-from .portal.outside import SendsOutside
 from .portal.portal import Remote
 from .portal.tasks import Tasks
 from .queue import opening
@@ -229,7 +228,7 @@ async def open_delay_queue(
     errands = Errands(asyncio.get_running_loop())
     opened = partial(
         opening.open_delay_queue,
-        None if send is None else _sends(send, arguments.count("workers", workers)),
+        None if send is None else Tasks(send, arguments.count("workers", workers)),
         send_batch=None if send_batch is None else errands.on_loop("send_batch", send_batch),
         on_dead_letter=None if on_dead_letter is None else errands.on_loop("on_dead_letter", on_dead_letter),
         workers=workers,
@@ -340,21 +339,7 @@ class Fallback(BaseFallback[PublishDelayed, DelayQueue, CancelDelayed]):
         queue = self._queue
         if not isinstance(queue, DelayQueue):
             raise TypeError(f"queue must be a localdelay.aio.DelayQueue, not {type(queue).__name__}")
-        remote = queue.remote
-        hand_back = queue.errands.on_loop("publish_delayed", self._hand_back)
-        return World(
-            remote.clock,
-            lambda: remote.at_risk()[0],
-            remote.queue.limit,
-            remote.queue,
-            hand_back,
-            remote.begin,
-        )
-
-
-def _sends(send: Send, workers: int) -> SendsOutside:
-    arguments.check_async("send", send)
-    return SendsOutside(Tasks(send, workers))
+        return queue.remote.world(queue.errands.on_loop("publish_delayed", self._hand_back))
 
 
 async def _put(remote: Remote, stamped: Stamped, patience: float) -> Message:

@@ -31,7 +31,6 @@ _FAILURES: Final = 4
 _EXECUTE_AT: Final = 5
 _ALONE: Final = 6
 _EXPIRES: Final = 7
-_AT: Final = 8
 
 
 def all_plain(entries: Sequence[Entry]) -> bool:
@@ -72,11 +71,6 @@ def execute_at_of(due: float, body: Body) -> float:
 def expires_of(body: Body) -> float | None:
     """Seconds past its execute-at after which the message is not worth sending; None: it always is."""
     return None if isinstance(body, bytes) else body[_EXPIRES]
-
-
-def at_of(body: Body) -> float | None:
-    """The Unix time that the message was put for; None where a delay was given."""
-    return None if isinstance(body, bytes) else body[_AT]
 
 
 def size_of(body: Body) -> int:

@@ -29,7 +29,7 @@ On asyncio it is the same with `async def` and `await`, where the queue is start
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from datetime import datetime
 from functools import partial
 from typing import Any, ParamSpec, TypeAlias, Unpack
@@ -220,15 +220,8 @@ class DelayQueue:
         arguments.check_seconds("grace", grace, zero=True)
         if self._pool.is_here() or self._hooks.is_here():
             raise RuntimeError("drain was called from inside a send, for which it would wait")
-        given = (
-            None
-            if hand_back is None
-            else _async(
-                "hand_back",
-                hand_back,
-                lambda fn: in_threads(fn, trio.CapacityLimiter(HAND_BACKS_IN_FLIGHT)),
-            )
-        )
+        at_once = partial(in_threads, limiter=trio.CapacityLimiter(HAND_BACKS_IN_FLIGHT))
+        given = None if hand_back is None else _async("hand_back", hand_back, at_once)
         return self.remote.wait(lambda: self.remote.drain(lambda: self.remote.queue.drain(grace, given)))
 
 
@@ -261,7 +254,9 @@ def open_delay_queue(
     opened = partial(
         opening.open_delay_queue,
         None if send is None else _async("send", send, pool.sends),
-        send_batch=None if send_batch is None else _async("send_batch", send_batch, pool.calls_at_once),
+        send_batch=None
+        if send_batch is None
+        else _async("send_batch", send_batch, partial(pool.calls, waits=False)),
         on_dead_letter=None
         if on_dead_letter is None
         else _async("on_dead_letter", on_dead_letter, hooks.calls),
@@ -270,25 +265,18 @@ def open_delay_queue(
     )
     remote = Remote(opened, drain_on_exit=drain_on_exit, clock=clock)
     remote.start()
-    try:
+    with closing(pool), closing(hooks):
         try:
             pool.open()
             hooks.open()
             yield DelayQueue(remote, pool, hooks)
-        except BaseException:
+            remote.leave(at_once=False)
+            remote.result()
+        except BaseException:  # also Ctrl-C while it waits for the end
             remote.leave(at_once=True)
             with suppress(Exception):  # what the block raised is what matters
                 remote.result()
             raise
-        remote.leave(at_once=False)
-        try:
-            remote.result()
-        except BaseException:
-            remote.leave(at_once=True)  # Ctrl-C, for instance
-            raise
-    finally:
-        pool.close()
-        hooks.close()
 
 
 def _starts(opens: Callable[_P, AbstractContextManager[DelayQueue]]) -> Callable[_P, DelayQueue]:
@@ -376,16 +364,7 @@ class Fallback(BaseFallback[PublishDelayed, DelayQueue, CancelDelayed]):
         queue = self._queue
         if not isinstance(queue, DelayQueue):
             raise TypeError(f"queue must be a localdelay.threads.DelayQueue, not {type(queue).__name__}")
-        remote = queue.remote
-        hand_back = in_threads(self._hand_back, trio.CapacityLimiter(MOST))
-        return World(
-            remote.clock,
-            lambda: remote.at_risk()[0],
-            remote.queue.limit,
-            remote.queue,
-            hand_back,
-            remote.begin,
-        )
+        return queue.remote.world(in_threads(self._hand_back, trio.CapacityLimiter(MOST)))
 
 
 def _async(name: str, given: Callable[..., object], in_pool: Callable[[Callable[..., object]], Any]) -> Any:

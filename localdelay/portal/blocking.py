@@ -34,19 +34,27 @@ def in_threads(fn: Callable[..., object], limiter: trio.CapacityLimiter) -> Call
     """Make an async function of a blocking one, at most so many calls of which run at once."""
 
     async def call(*args: object) -> None:
-        await trio.to_thread.run_sync(_call, fn, args, abandon_on_cancel=True, limiter=limiter)
+        error = await trio.to_thread.run_sync(error_of, fn, *args, abandon_on_cancel=True, limiter=limiter)
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # or its traceback, this frame and the payload hold each other
 
     return call
 
 
-def _call(fn: Callable[..., object], args: tuple[Any, ...]) -> None:
-    """Call it; what is no `Exception` (a `sys.exit()` in it, say) would end a thread: it is an error here."""
+def error_of(fn: Callable[..., object], *args: Any) -> Exception | None:
+    """Call it, and return what it raised. What is no `Exception` (`sys.exit()`, say) would end the thread."""
     try:
         fn(*args)
-    except Exception:
-        raise
-    except BaseException as raised:
-        raise LocalDelayError(f"the call ended in {type(raised).__name__}") from raised
+    except Exception as raised:  # noqa: BLE001 (it is the message's)
+        return raised
+    except BaseException as raised:  # noqa: BLE001 (so is this)
+        error = LocalDelayError(f"the call ended in {type(raised).__name__}")
+        error.__cause__ = raised
+        return error
+    return None
 
 
 def is_async(fn: object) -> bool:

@@ -16,9 +16,10 @@ Lateness and `send_timeout` count from when the send of each message really begi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import chain
-from typing import Protocol
 
 import trio
 
@@ -37,39 +38,65 @@ _AHEAD = 0.002
 _MOST = 2048
 _STALL = 0.02
 """Seconds: so often it is looked whether all senders hang while there are messages ahead of them."""
+TELL_EVERY = 0.0005
+"""Seconds: what is sent while more waits to be sent is told of so often, for each time stops who sends."""
 
 
-class Senders(Protocol):
-    """Who sends. All methods are called on the queue's loop."""
+class Seat:
+    """What one sender is doing. `began` is written before `item`: who sees the item sees when it began."""
+
+    __slots__ = ("began", "item")
+
+    def __init__(self) -> None:
+        self.began = 0.0
+        self.item: object = None  # an `Entry`, where it sends a message
+
+
+class Senders(ABC):
+    """Who sends. To be given to a queue in place of an async function, which then calls all on its loop."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._seats: Iterable[Seat]
+        self._clock: Callable[[], float]
+        self._done: Hop[Outcome]
+        self._told_at = 0.0
+
+    def make_workers(self, pending: Pending, valve: Valve, timer: TimerKind, count: int) -> Workers:
+        """The workers of a queue that has these."""
+        return OutsideWorkers(pending, valve, timer, count, self)
 
     def begin(self, clock: Callable[[], float], done: Hop[Outcome]) -> None:
         """The queue has begun: what comes of each message goes there, with times of this clock."""
-
-    def give(self, entries: list[Entry]) -> None:
-        """Send these, each on its own, in this order."""
-
-    def take_back(self) -> list[Entry]:
-        """Those whose sends have not begun: they will not begin."""
+        self._clock = clock
+        self._done = done
 
     def under_way(self) -> list[tuple[Entry, float]]:
         """What is being sent, and since when; also what was given up and has not returned."""
+        seats = [(seat.item, seat.began) for seat in list(self._seats)]
+        return [(item, began) for item, began in seats if isinstance(item, tuple)]
 
+    def _tell(self, now: float) -> None:
+        """Let the queue hear what has come of those that were sent; in whatever thread sends."""
+        self._told_at = now
+        with suppress(trio.RunFinishedError):  # then nobody wants to know
+            self._done.call()
+
+    @abstractmethod
+    def give(self, entries: list[Entry]) -> None:
+        """Send these, each on its own, in this order."""
+
+    @abstractmethod
+    def take_back(self) -> list[Entry]:
+        """Those whose sends have not begun: they will not begin."""
+
+    @abstractmethod
     def give_up(self, entry: Entry) -> None:
         """Nobody waits for this send any more: end it, if it can be ended. It still goes to `done`."""
 
+    @abstractmethod
     def resize(self, count: int) -> None:
         """So many at once from now on."""
-
-
-class SendsOutside:
-    """A send whose calls run elsewhere. To be given to a queue in place of an async function."""
-
-    def __init__(self, senders: Senders) -> None:
-        self._senders = senders
-
-    def make_workers(self, pending: Pending, valve: Valve, timer: TimerKind, count: int) -> Workers:
-        """The workers of a queue with this send."""
-        return OutsideWorkers(pending, valve, timer, count, self._senders)
 
 
 class OutsideWorkers(Workers):

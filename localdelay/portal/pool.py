@@ -10,21 +10,14 @@ import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Any
-
-import trio
 
 from localdelay.entry import Entry, message_of
-from localdelay.errors import LocalDelayError, Throttled
-from localdelay.hops import Hop
+from localdelay.errors import Throttled
 from localdelay.message import Message
-from localdelay.queue.sending import Outcome
 from localdelay.settling import Confirmation, Settling
 
-from .outside import SendsOutside
-
-_TELL_EVERY = 0.0005
-"""Seconds: what is sent while more waits to be sent is told of so often, for each time stops the threads."""
+from .blocking import error_of
+from .outside import TELL_EVERY, Seat, Senders
 
 
 class _Call:
@@ -39,32 +32,26 @@ class _Call:
 
     def run(self) -> None:
         if not self.is_abandoned:
-            self._settling.settle(self.confirmation, 0, _error_of(self._fn, *self._args))
+            self._settling.settle(self.confirmation, 0, error_of(self._fn, *self._args))
 
 
-class _Seat:
-    """What one thread is doing. `began` is written before `item`: who sees the item sees when it began."""
+class _Seat(Seat):
+    """That of a thread."""
 
-    __slots__ = ("began", "item", "thread")
+    __slots__ = ("thread",)
 
-    def __init__(self) -> None:
-        self.began = 0.0
-        self.item: Entry | _Call | None = None
-        self.thread: threading.Thread
+    thread: threading.Thread
 
 
-class Threads:
+class Threads(Senders):
     """So many threads, each of which takes one thing to do after the other. `Senders` for a blocking send."""
 
     def __init__(self, count: int) -> None:
-        self._count = count
+        super().__init__(count)
         self._is_open = False
         self._send: Callable[[Message], object]
         self._to_do: SimpleQueue[Entry | _Call | None] = SimpleQueue()
         self._seats: list[_Seat] = []
-        self._clock: Callable[[], float]
-        self._done: Hop[Outcome]
-        self._told_at = 0.0
         self._settling: Settling | None = None
         self._is_needed = False
 
@@ -83,11 +70,11 @@ class Threads:
         current = threading.current_thread()
         return any(seat.thread is current for seat in list(self._seats))
 
-    def sends(self, send: Callable[[Message], object]) -> SendsOutside:
+    def sends(self, send: Callable[[Message], object]) -> Threads:
         """Make of a blocking send, of which there is one, what a queue takes."""
         self._is_needed = True
         self._send = send
-        return SendsOutside(self)
+        return self
 
     def calls(self, fn: Callable[..., object], *, waits: bool = True) -> Callable[..., Awaitable[None]]:
         """Make an async function of a blocking one, which runs in these threads.
@@ -112,16 +99,7 @@ class Threads:
 
         return call
 
-    def calls_at_once(self, fn: Callable[..., object]) -> Callable[..., Awaitable[None]]:
-        """The same for a worker's own call: where it does not begin at once, others hang."""
-        return self.calls(fn, waits=False)
-
     # What follows is `Senders`.
-
-    def begin(self, clock: Callable[[], float], done: Hop[Outcome]) -> None:
-        """The queue has begun."""
-        self._clock = clock
-        self._done = done
 
     def give(self, entries: list[Entry]) -> None:
         """Send these, each on its own, in this order."""
@@ -143,11 +121,6 @@ class Threads:
         for other in others:
             self._to_do.put(other)
         return taken
-
-    def under_way(self) -> list[tuple[Entry, float]]:
-        """What is being sent, and since when."""
-        seats = [(seat.item, seat.began) for seat in list(self._seats)]
-        return [(item, began) for item, began in seats if isinstance(item, tuple)]
 
     def give_up(self, entry: Entry) -> None:
         """Nobody waits for this send any more. It can't be ended: it keeps its thread."""
@@ -185,25 +158,10 @@ class Threads:
         clock, done = self._clock, self._done
         seat.began = began = clock()
         seat.item = entry
-        error = _error_of(self._send, message_of(entry))
+        error = error_of(self._send, message_of(entry))
         ended = clock()
         seat.item = None
         done.add((entry, began, ended, error))
         del error  # or its traceback, this frame and the payload hold each other
-        if ended > self._told_at + _TELL_EVERY or self._to_do.empty():
-            self._told_at = ended
-            with suppress(trio.RunFinishedError):  # then nobody wants to know
-                done.call()
-
-
-def _error_of(fn: Callable[..., object], *args: Any) -> Exception | None:
-    """Call it, and return what it raised. What is no `Exception` (`sys.exit()`, say) would end the thread."""
-    try:
-        fn(*args)
-    except Exception as raised:  # noqa: BLE001 (it is the message's)
-        return raised
-    except BaseException as raised:  # noqa: BLE001 (so is this)
-        error = LocalDelayError(f"the call ended in {type(raised).__name__}")
-        error.__cause__ = raised
-        return error
-    return None
+        if ended > self._told_at + TELL_EVERY or self._to_do.empty():
+            self._tell(ended)

@@ -23,12 +23,14 @@ from localdelay import arguments
 from localdelay.arguments import Delay
 from localdelay.entry import chosen_id
 from localdelay.errors import QueueClosed, QueueFull
+from localdelay.fallback.router import World
 from localdelay.hops import Hop
 from localdelay.message import Message, number_of, numbers
 from localdelay.nurseries import bare_nursery
 from localdelay.queue.admission import Stamped, already_pending, stamp
 from localdelay.queue.ledger import Ledger
 from localdelay.queue.queue import DelayQueue
+from localdelay.queue.sending import HandBack
 from localdelay.timer import clock_parts
 
 from . import exits
@@ -260,6 +262,11 @@ class Remote:
         """Messages that are accepted and not finished, and their bytes, nearly: others go on meanwhile."""
         ledger = self._ledger
         return ledger.pending + ledger.coming, ledger.pending_bytes + ledger.coming_bytes
+
+    def world(self, hand_back: HandBack) -> World:
+        """Where a fallback before this queue lives; what is to call its primary, awaited on the loop."""
+        queue = self.queue
+        return World(self.clock, lambda: self.at_risk()[0], queue.limit, queue, hand_back, self.begin)
 
     def at_risk(self) -> tuple[int, int]:
         """Those of them that a crash would lose, and their bytes."""

@@ -16,51 +16,42 @@ from contextlib import suppress
 from types import CoroutineType
 from typing import Any
 
-import trio
-
+from localdelay import arguments
 from localdelay.entry import Entry, message_of
 from localdelay.errors import LocalDelayError
 from localdelay.hops import Hop
-from localdelay.queue.sending import Outcome, not_awaitable
+from localdelay.queue.sending import not_awaitable
+
+from .outside import TELL_EVERY, Seat, Senders
 
 _TURN = 0.001
 """Seconds after which what else runs on the loop has its turn."""
-_TELL_EVERY = 0.0005
-"""Seconds: what is sent while more waits to be sent is told of so often, for each time stops this loop."""
 
 
-class _Seat:
-    """What one task is doing. `began` is written before `entry`: who sees the entry sees when it began."""
+class _Seat(Seat):
+    """That of a task."""
 
-    __slots__ = ("began", "entry", "is_given_up", "task")
+    __slots__ = ("is_given_up", "task")
 
     def __init__(self) -> None:
-        self.began = 0.0
-        self.entry: Entry | None = None
+        super().__init__()
         self.is_given_up = False
         self.task: asyncio.Task[None] | None = None
 
 
-class Tasks:
+class Tasks(Senders):
     """`Senders` for a coroutine function, on the loop that this is made on."""
 
     def __init__(self, send: Callable[..., Any], count: int) -> None:
+        super().__init__(count)
+        arguments.check_async("send", send)
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._send = send
-        self._count = count
         self._to_do: deque[Entry] = deque()
         self._seats: dict[_Seat, None] = {}
         self._yields = False  # whether a task has given its turn away and goes on in the next one
         self._arriving: Hop[Entry] = Hop(self._loop.call_soon_threadsafe, self._arrive)
-        self._clock: Callable[[], float]
-        self._done: Hop[Outcome]
-        self._told_at = 0.0
-
-    def begin(self, clock: Callable[[], float], done: Hop[Outcome]) -> None:
-        """The queue has begun."""
-        self._clock = clock
-        self._done = done
 
     def give(self, entries: list[Entry]) -> None:
         """Send these, each on its own, in this order."""
@@ -78,11 +69,6 @@ class Tasks:
             while True:
                 taken.append(self._to_do.popleft())
         return taken
-
-    def under_way(self) -> list[tuple[Entry, float]]:
-        """What is being sent, and since when."""
-        seats = [(seat.entry, seat.began) for seat in list(self._seats)]
-        return [(entry, began) for entry, began in seats if entry is not None]
 
     def give_up(self, entry: Entry) -> None:
         """Cancel the task of this send, which keeps its place until that has ended it."""
@@ -111,7 +97,7 @@ class Tasks:
 
     def _cancel(self, entry: Entry) -> None:
         for seat in self._seats:
-            if seat.entry is entry and seat.task is not None:
+            if seat.item is entry and seat.task is not None:
                 seat.is_given_up = True
                 seat.task.cancel()
 
@@ -128,7 +114,7 @@ class Tasks:
                     return
                 error: Exception | None = None
                 seat.began = began = clock()
-                seat.entry = entry
+                seat.item = entry
                 try:
                     sending = send(message_of(entry))
                     if type(sending) is not CoroutineType and not inspect.isawaitable(sending):
@@ -144,10 +130,10 @@ class Tasks:
                         raise
                 finally:
                     ended = clock()
-                    seat.entry = None
+                    seat.item = None
                     done.add((entry, began, ended, error))
                     del error  # or its traceback, this frame and the payload hold each other
-                    if not to_do or ended > self._told_at + _TELL_EVERY:
+                    if not to_do or ended > self._told_at + TELL_EVERY:
                         self._tell(ended)
                 if seat.is_given_up or contextvars.copy_context() != before:
                     return
@@ -166,8 +152,3 @@ class Tasks:
         finally:
             self._yields = False
         self._loop.call_soon(self._more)  # for the next send may wait
-
-    def _tell(self, now: float) -> None:
-        self._told_at = now
-        with suppress(trio.RunFinishedError):  # then nobody wants to know
-            self._done.call()

@@ -74,18 +74,11 @@ class Lane:
             self.head = self.tail if packed is None else _unpacked(packed)
 
     def slots(self, number: int | None = None) -> Iterator[Slot]:
-        """All slots, in order, or those near the one with this number: the blocks that may hold it.
-
-        A channel can't be looked into, so it is emptied and filled again.
-        """
+        """All slots, in order, or those near the one with this number: the blocks that may hold it."""
         needle = b"" if number is None else pack("q", number)
-        packed: list[_Packed] = []
-        while (block := self._pull_first()) is not None:
-            packed.append(block)
-        for block in packed:
-            self._push(block)
+        blocks = self._blocks()
         yield from self.head
-        for block in packed:
+        for block in blocks:
             if needle in block[1]:
                 yield from _unpacked(block)
         if self.tail is not self.head:
@@ -120,15 +113,10 @@ class Lane:
 
     def extent(self) -> tuple[int, float]:
         """How many slots there are, and when the last is due; -inf without any. Packed blocks stay packed."""
-        packed: list[_Packed] = []
-        while (block := self._pull_first()) is not None:
-            packed.append(block)
-        for block in packed:
-            self._push(block)
-        count = len(self.head) + sum(len(block[0]) // 8 for block in packed)
-        if self.tail is not self.head:
-            count += len(self.tail)
-        ends = [part[-1][0] for part in (self.head, self.tail) if part] + [_last_due(each) for each in packed]
+        blocks = self._blocks()
+        parts = [self.head] if self.tail is self.head else [self.head, self.tail]
+        count = sum(map(len, parts)) + sum(len(block[0]) // 8 for block in blocks)
+        ends = [part[-1][0] for part in parts if part] + list(map(_last_due, blocks))
         return count, max(ends, default=-math.inf)
 
     def cut(self, horizon: float) -> Lane:
@@ -154,6 +142,13 @@ class Lane:
         near = self.head[:count]
         del self.head[:count]
         return near
+
+    def _blocks(self) -> list[_Packed]:
+        """The packed blocks. A channel can't be looked into, so it is emptied and filled again."""
+        blocks = list(iter(self._pull_first, None))
+        for block in blocks:
+            self._push(block)
+        return blocks
 
     def _pull_first(self) -> _Packed | None:
         if self._swept is not None:

@@ -83,21 +83,18 @@ class DelayQueue:
         `ValueError` for an argument that is wrong; an `id` that is pending already is wrong too.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self.admission.is_kept:
-            admission = self.admission
-            return await admission.accept_or_wait(admission.stamp(payload, delay, at, id, headers, expires))
-        try:
-            if at is None and id is None and headers is None and expires is None:
-                message = self.put_nowait(payload, delay=delay)
-            else:
+        admission = self.admission
+        if not admission.is_kept:
+            try:
                 message = self.put_nowait(
                     payload, delay=delay, at=at, id=id, headers=headers, expires=expires
                 )
-        except QueueFull:
-            admission = self.admission
-            return await admission.accept_or_wait(admission.stamp(payload, delay, at, id, headers, expires))
-        await trio.lowlevel.cancel_shielded_checkpoint()
-        return message
+            except QueueFull:
+                pass
+            else:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                return message
+        return await admission.accept_or_wait(admission.stamp(payload, delay, at, id, headers, expires))
 
     @trio.lowlevel.enable_ki_protection
     def put_nowait(

@@ -176,7 +176,7 @@ def tell_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is sent while there is more to be sent is told of late, as it may be on a busy machine."""
     monkeypatch.setattr(outside, "_STALL", 20.0)
     for senders in (pool, tasks):
-        monkeypatch.setattr(senders, "_TELL_EVERY", math.inf)
+        monkeypatch.setattr(senders, "TELL_EVERY", math.inf)
 
 
 LEFT = {b"hold"} | {b"after %d" % number for number in range(40)}
