@@ -59,7 +59,7 @@ class DelayQueue:
         self._block: AsyncExitStack | None = None
 
     def __repr__(self) -> str:
-        return f"<localdelay.aio.DelayQueue: {self.remote.queue.ledger}>"
+        return f"<localdelay.aio.DelayQueue: {self.remote.queue.core.pending.ledger}>"
 
     async def put(
         self,
@@ -337,8 +337,7 @@ class Fallback(BaseFallback[PublishDelayed, DelayQueue, CancelDelayed]):
 
     def _world(self) -> World:
         queue = self._queue
-        if not isinstance(queue, DelayQueue):
-            raise TypeError(f"queue must be a localdelay.aio.DelayQueue, not {type(queue).__name__}")
+        arguments.check_kind("queue", queue, DelayQueue, "a localdelay.aio.DelayQueue")
         return queue.remote.world(queue.errands.on_loop("publish_delayed", self._hand_back))
 
 

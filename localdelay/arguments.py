@@ -39,6 +39,12 @@ def renamed(old: str, new: str) -> Iterator[None]:
         raise ValueError(f"{new} {reason}") from None
 
 
+def check_kind(name: str, value: object, kind: Any, told: str) -> None:
+    """Raise a `TypeError` unless it is one of these, which an error calls so."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {told}, not {type(value).__name__}")
+
+
 def number(name: str, value: float, kind: str = "a number") -> float:
     """The value as a float, infinite where it is too large for one; a `TypeError` for what is no number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -109,8 +115,7 @@ def execute_at(
         return now + at_least("delay", delay, 0, "a number of seconds")
     if delay is not None:
         raise TypeError("only one of delay and at may be given")
-    if not isinstance(at, datetime):
-        raise TypeError(f"at must be a datetime, not {type(at).__name__}")
+    check_kind("at", at, datetime, "a datetime")
     if at.utcoffset() is None:
         raise ValueError("at must be an aware datetime: it has no time zone")
     return now + max(0.0, (at - (wall or datetime.now(UTC))).total_seconds())
@@ -130,23 +135,20 @@ def terms(expires: Delay | None, at: datetime | None) -> Terms | None:
 
 def check_payload(payload: bytes) -> bytes:
     """The payload, as exact bytes."""
-    if not isinstance(payload, bytes):
-        raise TypeError(f"payload must be bytes, not {type(payload).__name__}")
+    check_kind("payload", payload, bytes, "bytes")
     return bytes(payload)
 
 
 def check_id(id: str) -> None:
     """Raise unless the id can stand in a log line and in a broker's header."""
-    if not isinstance(id, str):
-        raise TypeError(f"id must be a string, not {type(id).__name__}")
+    check_kind("id", id, str, "a string")
     if not id or not id.isprintable():
         raise ValueError("id must be a string of one or more printable characters")
 
 
 def check_headers(headers: Mapping[str, str]) -> dict[str, str] | None:
     """A copy of the headers, or None where there are none."""
-    if not isinstance(headers, Mapping):
-        raise TypeError(f"headers must be a mapping of strings, not {type(headers).__name__}")
+    check_kind("headers", headers, Mapping, "a mapping of strings")
     copy = dict(headers)
     for name, value in copy.items():
         if not isinstance(name, str) or not isinstance(value, str):

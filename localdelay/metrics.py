@@ -253,8 +253,7 @@ class Collector:
         is a `ValueError`. A queue of Trio's is to be added on the loop that runs it, or it is a
         `RuntimeError`; one of `localdelay.threads` or `localdelay.aio` anywhere.
         """
-        if fallback is not None and not isinstance(fallback, BaseFallback):
-            raise TypeError(f"fallback must be a Fallback, not {type(fallback).__name__}")
+        arguments.check_kind("fallback", fallback, BaseFallback | None, "a Fallback")
         given = _check_labels({} if labels is None else labels)
         names = tuple(sorted(given))
         source = _Source(queue, fallback, [given[name] for name in names])
@@ -319,8 +318,7 @@ def serve(collector: Collector, *, port: int, host: str = "127.0.0.1") -> Iterat
 
 
 def _check_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    if not isinstance(labels, Mapping):
-        raise TypeError(f"labels must be a mapping, not {type(labels).__name__}")
+    arguments.check_kind("labels", labels, Mapping, "a mapping")
     for name, value in labels.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"labels must be strings, not {name!r}: {value!r}")

@@ -75,7 +75,7 @@ class DelayQueue:
         self._block: ExitStack | None = None
 
     def __repr__(self) -> str:
-        return f"<localdelay.threads.DelayQueue: {self.remote.queue.ledger}>"
+        return f"<localdelay.threads.DelayQueue: {self.remote.queue.core.pending.ledger}>"
 
     def put(
         self,
@@ -362,8 +362,7 @@ class Fallback(BaseFallback[PublishDelayed, DelayQueue, CancelDelayed]):
                 raise TypeError(f"{name} must be an ordinary function here")
         self._calls = Leaving("publish_delayed", self._publish_timeout)
         queue = self._queue
-        if not isinstance(queue, DelayQueue):
-            raise TypeError(f"queue must be a localdelay.threads.DelayQueue, not {type(queue).__name__}")
+        arguments.check_kind("queue", queue, DelayQueue, "a localdelay.threads.DelayQueue")
         return queue.remote.world(in_threads(self._hand_back, trio.CapacityLimiter(MOST)))
 
 

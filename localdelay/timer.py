@@ -17,7 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
 import trio
 
@@ -28,19 +28,6 @@ MERGED = 200e-6
 is sent with what comes due after it, which saves most of the wake-ups of a busy queue."""
 
 _LONGEST = 1e9  # seconds; who is woken early looks at the clock, and waits again
-
-
-class Timer(Protocol):
-    """One task waits at a time. That it woke says nothing: what is due is decided by the clock."""
-
-    async def sleep_until(self, when: float) -> None:
-        """Return at `when` (seconds on Trio's clock; may be infinite), or earlier if `wake` is called."""
-
-    def wake(self) -> None:
-        """End the wait of the sleeping task, if there is one."""
-
-    def close(self) -> None:
-        """Nobody is going to wait any more."""
 
 
 def clock_parts() -> tuple[Callable[[], float], float]:
@@ -66,11 +53,14 @@ def open_timer(kind: TimerKind) -> Timer:
     if kind == "auto" and is_trios_own(trio.lowlevel.current_clock()):
         with contextlib.suppress(OSError, AttributeError):  # out of descriptors, or an unusual C library
             return PreciseTimer()
-    return TrioTimer()
+    return Timer()
 
 
-class TrioTimer:
-    """Trio's own deadlines: exact on a virtual clock, good to a millisecond on the system's."""
+class Timer:
+    """Trio's own deadlines: exact on a virtual clock, good to a millisecond on the system's.
+
+    One task waits at a time. That it woke says nothing: what is due is decided by the clock.
+    """
 
     __slots__ = ("_scope",)
 
@@ -78,7 +68,7 @@ class TrioTimer:
         self._scope: trio.CancelScope | None = None
 
     async def sleep_until(self, when: float) -> None:
-        """Return when Trio's clock has come to `when`, or earlier if `wake` is called."""
+        """Return at `when` (seconds on Trio's clock; may be infinite), or earlier if `wake` is called."""
         with trio.CancelScope(deadline=when) as self._scope:
             await trio.sleep_forever()
 
@@ -88,17 +78,17 @@ class TrioTimer:
             self._scope.cancel()
 
     def close(self) -> None:
-        """There is nothing to give back."""
+        """Nobody is going to wait any more."""
 
 
-class PreciseTimer:
+class PreciseTimer(Timer):
     """A timerfd: good to a tenth of a millisecond. `OSError` where the system has no descriptor to give."""
 
-    __slots__ = ("_descriptor", "_scope", "_woke")
+    __slots__ = ("_descriptor", "_woke")
 
     def __init__(self) -> None:
+        super().__init__()
         self._descriptor = _create()
-        self._scope: trio.CancelScope | None = None
         self._woke = -math.inf
 
     async def sleep_until(self, when: float) -> None:
@@ -109,11 +99,6 @@ class PreciseTimer:
         with trio.CancelScope() as self._scope:
             await trio.lowlevel.wait_readable(self._descriptor)
         self._woke = trio.current_time()
-
-    def wake(self) -> None:
-        """End the wait of the sleeping task, if there is one."""
-        if self._scope is not None:
-            self._scope.cancel()
 
     def close(self) -> None:
         """Give the descriptor back to the system."""

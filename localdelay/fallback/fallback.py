@@ -183,8 +183,7 @@ class Fallback(BaseFallback[PublishDelayed, Holder, CancelDelayed]):
 
     def _world(self) -> World:
         queue = self._queue
-        if not isinstance(queue, Holder):
-            raise TypeError(f"queue must be a DelayQueue, not {type(queue).__name__}")
+        arguments.check_kind("queue", queue, Holder, "a DelayQueue")
         self._numbers = numbers()
         self._read_clock, self._clock_offset = read_clock, offset = clock_parts()
         memory = queue if isinstance(queue, DelayQueue) else None

@@ -229,11 +229,9 @@ class BaseFallback(ABC, Generic[_P, _Q, _C]):
         world = self._world()
         self._room_timeout = arguments.check_seconds("room_timeout", room_timeout, zero=True)
         after = arguments.at_least("hand_back_after", hand_back_after, 0, "a number of seconds")
-        if breaker is not None and not isinstance(breaker, BreakerPolicy):
-            raise TypeError(f"breaker must be a BreakerPolicy or None, not {type(breaker).__name__}")
+        arguments.check_kind("breaker", breaker, BreakerPolicy | None, "a BreakerPolicy or None")
         limit = world.limit if limit is NOT_GIVEN else limit
-        if limit is not None and not isinstance(limit, Limit):
-            raise TypeError(f"limit must be a limit or None, not {type(limit).__name__}")
+        arguments.check_kind("limit", limit, Limit | None, "a limit or None")
         for name, function in (("may_degrade", may_degrade), ("key", key)):
             if function is not None and not callable(function):
                 raise TypeError(f"{name} must be a function, not {type(function).__name__}")
@@ -290,8 +288,7 @@ class BaseFallback(ABC, Generic[_P, _Q, _C]):
 
     def _whom(self, receipt: Receipt | str) -> tuple[str, tuple[object] | None]:
         """The id of a message, and what the primary gave for it: None where it has nothing to cancel."""
-        if not isinstance(receipt, Receipt | str):
-            raise TypeError(f"receipt must be a Receipt or an id, not {type(receipt).__name__}")
+        arguments.check_kind("receipt", receipt, Receipt | str, "a Receipt or an id")
         name = receipt if isinstance(receipt, str) else receipt.message.id
         if isinstance(receipt, Receipt) and receipt.route is PRIMARY and self._cancel_delayed is not None:
             return name, (receipt.handle,)

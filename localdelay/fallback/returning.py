@@ -51,7 +51,7 @@ class Returning:
     def begin(self) -> None:
         """Begin, beside the queue's workers and on its loop, and go on until it takes no more messages."""
         self._token = trio.lowlevel.current_trio_token()
-        self._queue.run_until_closed(self.run, self.stop)
+        self._queue.draining.run_beside(self.run, self.stop)
         self._gates.on_change = self._note_change_from_anywhere
         self._router.on_held = self.wake
         # What another thread has held before `on_held` was there woke nobody.

@@ -74,7 +74,7 @@ def encode(record: Record) -> Row:
     """The row of a record. Headers become JSON, in UTF-8."""
     key, due, attempt, name, headers, payload, dead, expires, at, _ = record
     packed = None if headers is None else json.dumps(headers, ensure_ascii=False).encode()
-    checksum = _checksum(key, due, attempt, name, packed, payload, dead, expires, at)
+    checksum = _checksum((key, due, attempt, name, packed, payload, dead, expires, at))
     return key, due, attempt, name, packed, payload, dead, checksum, expires, at
 
 
@@ -82,7 +82,7 @@ def decode(row: Sequence[Any]) -> Kept:
     """The record of a row, of either version. Raises `ValueError` for one that is damaged."""
     key, due, attempt, name, packed, payload, dead, checksum, expires, at = (*row, None, None)[:10]
     try:
-        is_sound = checksum == _checksum(key, due, attempt, name, packed, payload, dead, expires, at)
+        is_sound = checksum == _checksum((key, due, attempt, name, packed, payload, dead, expires, at))
     except (TypeError, AttributeError, ValueError, struct.error):  # something of another type
         is_sound = False
     if not is_sound:
@@ -105,17 +105,9 @@ def decode_keys(packed: Any) -> frozenset[int]:
     return frozenset(struct.unpack(f"<{len(keys) // 8}q", keys))
 
 
-def _checksum(
-    key: int,
-    due: float,
-    attempt: int,
-    name: str,
-    packed: bytes | None,
-    payload: bytes,
-    dead: str | None,
-    expires: float | None,
-    at: float | None,
-) -> int:
+def _checksum(row: tuple[Any, ...]) -> int:
+    """Over all that a row has beside it."""
+    key, due, attempt, name, packed, payload, dead, expires, at = row
     # With the lengths in it, no byte can go over from one part to the next.
     text = name.encode()
     if packed is None and dead is None:

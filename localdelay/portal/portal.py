@@ -61,8 +61,7 @@ class Remote:
         drain_on_exit: float | None,
         clock: MovableClock | None,
     ) -> None:
-        if not isinstance(clock, MovableClock | None):
-            raise TypeError(f"clock must be a MovableClock or None, not {type(clock).__name__}")
+        arguments.check_kind("clock", clock, MovableClock | None, "a MovableClock or None")
         self._test_clock = clock
         self._drain_on_exit = arguments.check_seconds("drain_on_exit", drain_on_exit, zero=False)
         self._opened = opened
@@ -236,7 +235,7 @@ class Remote:
             was_closed, self._closed = self._closed, True
         if (clock := self._test_clock) is not None and not was_closed:
             # From here on the test waits for the queue, and can't move it.
-            _: Call[None] = self.begin(lambda: clock.run_on(self.queue.wait_idle))
+            _: Call[None] = self.begin(lambda: clock.run_on(self.queue.core.workers.finished.wait))
 
     def leave(self, *, at_once: bool) -> None:
         """Have the queue end as leaving its block does, normally or by an exception; then `ended` is set."""
@@ -270,7 +269,7 @@ class Remote:
 
     def at_risk(self) -> tuple[int, int]:
         """Those of them that a crash would lose, and their bytes."""
-        at_risk, at_risk_bytes = self.queue.keeper.at_risk
+        at_risk, at_risk_bytes = self.queue.core.pending.keeper.at_risk
         return at_risk + self._ledger.coming, at_risk_bytes + self._ledger.coming_bytes
 
     def drain_on_exit(self) -> None:
@@ -283,7 +282,7 @@ class Remote:
             drained.result(grace + 1.0)
         except QueueClosed:
             # It is draining already, and that may have the time.
-            waiting: Call[None] = self.begin(self.queue.wait_drained)
+            waiting: Call[None] = self.begin(self.queue.draining.wait_drained)
             waiting.done.result(grace)
 
     def forget(self) -> None:
@@ -339,7 +338,7 @@ class Remote:
         return threading.current_thread() is self._thread
 
     def _is_known(self, id: str) -> bool:
-        return id in self._chosen or self.queue.is_chosen(id)
+        return id in self._chosen or self.queue.core.pending.is_chosen(id)
 
     def _begin(self, call: Call[Any]) -> None:
         self._arrive(self._hop.take())
@@ -383,7 +382,7 @@ class Remote:
         async with bare_nursery() as self._calls:
             with trio.CancelScope() as self._scope:
                 async with self._opened() as self.queue:
-                    self._ledger = self.queue.ledger
+                    self._ledger = self.queue.core.pending.ledger
                     exits.watch(self)
                     self._ready.set()
                     try:

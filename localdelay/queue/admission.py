@@ -122,8 +122,7 @@ class Admission:
 
     def stamp_message(self, message: Message) -> Stamped:
         """Check a message that is to keep its id, its execute-at and its attempt."""
-        if not isinstance(message, Message):
-            raise TypeError(f"message must be a Message, not {type(message).__name__}")
+        arguments.check_kind("message", message, Message, "a Message")
         payload = arguments.check_payload(message.payload)
         due = arguments.check_instant("execute_at", message.execute_at)
         try:

@@ -114,8 +114,7 @@ def make_core(
     given = send_batch if send is None else send
     if given is None or (send is not None and send_batch is not None):
         raise TypeError("exactly one of send and send_batch must be given")
-    if not isinstance(batch, BatchPolicy):
-        raise TypeError(f"batch must be a BatchPolicy, not {type(batch).__name__}")
+    arguments.check_kind("batch", batch, BatchPolicy, "a BatchPolicy")
     if send is not None:
         if batch != BatchPolicy():
             raise TypeError("batch is for send_batch: a send takes one message at a time")
@@ -128,18 +127,15 @@ def make_core(
         arguments.count("capacity_bytes", capacity_bytes)
     if timer not in ("auto", "trio"):
         raise ValueError(f'timer must be "auto" or "trio", not {timer!r}')
-    if not isinstance(retry, RetryPolicy):
-        raise TypeError(f"retry must be a RetryPolicy, not {type(retry).__name__}")
+    arguments.check_kind("retry", retry, RetryPolicy, "a RetryPolicy")
     if on_dead_letter is not None:
         arguments.check_async("on_dead_letter", on_dead_letter)
     if limit is NOT_GIVEN:
         limit = AdaptiveLimit()
-    if limit is not None and not isinstance(limit, Limit):
-        raise TypeError(f"limit must be a RateLimit, an AdaptiveLimit or None, not {type(limit).__name__}")
+    arguments.check_kind("limit", limit, Limit | None, "a RateLimit, an AdaptiveLimit or None")
     if catch_up_rate is not None and not 0 < arguments.number("catch_up_rate", catch_up_rate) < math.inf:
         raise ValueError(f"catch_up_rate must be over 0 and finite, not {catch_up_rate!r}")
-    if probe is not None and not isinstance(probe, ProbePolicy):
-        raise TypeError(f"probe must be a ProbePolicy or None, not {type(probe).__name__}")
+    arguments.check_kind("probe", probe, ProbePolicy | None, "a ProbePolicy or None")
     check_listener(listener)
     pending = Pending(Schedule(indexed=bool(cancellable)), Ledger(capacity, capacity_bytes))
     valve = Valve(limit, probe, catch_up_rate, listener)

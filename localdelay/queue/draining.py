@@ -72,21 +72,24 @@ class Draining:
         self._admission = admission
         self._hand_backs = hand_backs
         self._limit = core.limit
+        self.nursery: trio.Nursery
+        """The queue's, while it is open."""
         self._beside: dict[trio.CancelScope, Callable[[], None]] = {}
         self._beside_ended = trio.lowlevel.ParkingLot()
         self._drained: trio.Event | None = None  # made when a drain begins, set when it has ended
         self._grace: Grace | None = None
 
-    def run_beside(
-        self, nursery: trio.Nursery, run: Callable[[], Awaitable[None]], stop: Callable[[], None]
-    ) -> None:
-        """Run this beside the workers. When nothing more is taken in, `stop` is called, and it is to end."""
+    @trio.lowlevel.enable_ki_protection
+    def run_beside(self, run: Callable[[], Awaitable[None]], stop: Callable[[], None]) -> None:
+        """Run this beside the workers.
+
+        When nothing more is taken in, `stop` is called, and it is to end; else it is cancelled.
+        """
         self._admission.check_open()
         scope = trio.CancelScope()
-        self._beside[scope] = (
-            stop  # at once: a drain that begins before the task does has to wait for it, too
-        )
-        nursery.start_soon(self._run_beside, run, scope)
+        # At once: a drain that begins before the task does has to wait for it, too.
+        self._beside[scope] = stop
+        self.nursery.start_soon(self._run_beside, run, scope)
 
     @trio.lowlevel.enable_ki_protection
     async def _run_beside(self, run: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:

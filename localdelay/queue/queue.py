@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from threading import get_ident
 
@@ -13,7 +13,6 @@ from localdelay import arguments
 from localdelay.arguments import NOT_GIVEN, Delay, NotGiven, Terms
 from localdelay.errors import QueueClosed, QueueFull
 from localdelay.journal.record import Journal
-from localdelay.keeping import Keeper
 from localdelay.limit import Limit
 from localdelay.message import Message
 from localdelay.statistics import DrainReport, Statistics
@@ -43,23 +42,23 @@ class DelayQueue:
         self._numbers = numbers
         self.is_cancellable = cancellable
         """Whether `cancel` works."""
-        self._core = core
+        self.core = core
+        """For `Fallback` and `Remote`: what it is made of."""
         self._pending = core.pending
         self._schedule = core.pending.schedule
         self._inbox = self._schedule.inbox
-        self.ledger = self._ledger = core.pending.ledger
-        """For `Remote`, which accepts messages before they are here."""
+        self._ledger = core.pending.ledger
         self._workers = core.workers
         self.hand_backs = HandBacks(core.pending, core.delivery)
         """For `Fallback`, which gives messages back to the primary while the queue runs."""
         self.admission = Admission(core.pending, numbers)
         """For `Remote`, whose messages have their room already."""
-        self._draining = Draining(core, self.admission, self.hand_backs)
-        self._nursery: trio.Nursery | None = None
+        self.draining = Draining(core, self.admission, self.hand_backs)
+        """For `Fallback`, which runs beside it, and for `Remote`."""
         self._ended_at: float | None = None
 
     def __repr__(self) -> str:
-        return f"<localdelay.DelayQueue: {self.ledger}>"
+        return f"<localdelay.DelayQueue: {self._ledger}>"
 
     @trio.lowlevel.enable_ki_protection
     async def put(
@@ -229,10 +228,6 @@ class DelayQueue:
         """For `Fallback`: whether a message with this id is pending, as far as is known without waiting."""
         return self.is_pending(id)
 
-    def is_chosen(self, id: str) -> bool:
-        """For `Remote`: whether a caller chose this id for a message that is pending. In any thread."""
-        return self._pending.is_chosen(id)
-
     @trio.lowlevel.enable_ki_protection
     def messages(self) -> list[Message]:
         """Every pending message, in due order; a retry stands where its next send is.
@@ -267,14 +262,14 @@ class DelayQueue:
         capacity accepts nothing until it holds less, and a worker too many leaves when it is idle. A put
         that waits with a message larger than the new `capacity_bytes` raises `ValueError`.
         """
-        self._core.resize(capacity, workers, capacity_bytes)
+        self.core.resize(capacity, workers, capacity_bytes)
 
     @trio.lowlevel.enable_ki_protection
     def statistics(self) -> Statistics:
         """What the queue holds and has done, and how late it was."""
         now = trio.current_time() if self._ended_at is None else self._ended_at
         return Statistics(
-            **self._core.figures(now, self._schedule.next_due()),
+            **self.core.figures(now, self._schedule.next_due()),
             puts_waiting=self._ledger.puts_waiting,
             closed=self.admission.closed,
         )
@@ -296,12 +291,12 @@ class DelayQueue:
         seconds = arguments.check_seconds("grace", grace, zero=True)
         if hand_back is not None:
             arguments.check_async("hand_back", hand_back)
-        return await self._draining.drain(seconds, hand_back)
+        return await self.draining.drain(seconds, hand_back)
 
     @trio.lowlevel.enable_ki_protection
     def cut_short(self) -> None:
         """End the grace of a drain that is under way, now; it returns what it returns at the end of one."""
-        self._draining.cut_short()
+        self.draining.cut_short()
 
     @trio.lowlevel.enable_ki_protection
     async def flush(self) -> None:
@@ -316,35 +311,13 @@ class DelayQueue:
     @property
     def limit(self) -> Limit | None:
         """For `Fallback`: what it shares unless it was given another."""
-        return self._core.limit
-
-    @property
-    def keeper(self) -> Keeper:
-        """For `Remote`: who else knows what is pending."""
-        return self._pending.keeper
-
-    @trio.lowlevel.enable_ki_protection
-    def run_until_closed(self, run: Callable[[], Awaitable[None]], stop: Callable[[], None]) -> None:
-        """For `Fallback`: run this beside the workers.
-
-        When the queue takes no more messages `stop` is called, and it is to end; else it is cancelled.
-        """
-        assert self._nursery is not None  # noqa: S101 (it is open as long as the queue is)
-        self._draining.run_beside(self._nursery, run, stop)
-
-    async def wait_drained(self) -> None:
-        """For `Remote`: wait for the end of a drain that has begun."""
-        await self._draining.wait_drained()
-
-    async def wait_idle(self) -> None:
-        """For `Remote`: wait until the workers have ended."""
-        await self._workers.finished.wait()
+        return self.core.limit
 
     async def begin(self, nursery: trio.Nursery, journal: Journal | None) -> None:
         """For `open_delay_queue`: start the workers, and take in what the journal holds. `JournalError`."""
-        self._nursery = nursery
+        self.draining.nursery = nursery
         held = [] if journal is None else await self.admission.open_journal(journal)
-        run, delivery = self._workers.run, self._core.delivery
+        run, delivery = self._workers.run, self.core.delivery
         if delivery.valve.catch_up_rate is None:
             nursery.start_soon(run, delivery)
             await self.admission.recover(held)
@@ -355,11 +328,11 @@ class DelayQueue:
 
     async def leave(self) -> None:
         """For `open_delay_queue`: its block is left normally."""
-        await self._draining.leave()
+        await self.draining.leave()
 
     async def end(self) -> None:
         """For `open_delay_queue`: the workers have ended. Close the journal, and say what is left."""
-        self._draining.close()
+        self.draining.close()
         await self._pending.keeper.close()
         self._pending.spool()
         self._ended_at = trio.current_time()

@@ -25,7 +25,7 @@ import trio
 
 from localdelay.entry import Entry
 from localdelay.keeping import End
-from localdelay.timer import Timer, TimerKind, TrioTimer, clock_parts, open_timer
+from localdelay.timer import Timer, TimerKind, clock_parts, open_timer
 
 from .batch import BatchPolicy
 from .pending import Pending
@@ -66,7 +66,7 @@ class Workers:
         self._batch = batch
         self._taking = Taking(pending, batch, valve)
         self._timer_kind: TimerKind = timer
-        self._timer: Timer = TrioTimer()
+        self._timer = Timer()
         self._delivery: Deliverer
         self.valve = valve
         """What lets messages go."""
@@ -113,7 +113,7 @@ class Workers:
             self._schedule.alarm = -math.inf
             self.finished.set()
             self._timer.close()
-            self._timer = TrioTimer()
+            self._timer = Timer()
 
     def has(self, task: trio.lowlevel.Task) -> bool:
         """Whether this is the task of a worker, or runs in a nursery of one."""

@@ -172,9 +172,9 @@ async def test_the_conservation_panel_stays_at_zero(autojump_clock: trio.testing
         assert [evaluate(expr, scraped(registry)) for expr in checks] == [0.0, 0.0]
         statistics = queue.statistics()
         assert min(statistics.sent, statistics.cancelled, statistics.handed_back) > 0
-        queue.ledger.accepted += 1
+        queue.core.pending.ledger.accepted += 1
         assert [evaluate(expr, scraped(registry)) for expr in checks] == [1.0, 0.0]
-        queue.ledger.accepted -= 1
+        queue.core.pending.ledger.accepted -= 1
 
 
 @pytest.mark.parametrize("state", list(BreakerState))

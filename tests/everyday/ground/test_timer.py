@@ -9,13 +9,13 @@ import pytest
 import trio
 import trio.testing
 
-from localdelay.timer import TrioTimer
+from localdelay.timer import Timer
 
 
 @pytest.mark.parametrize("when", [0.0, 1e-9, 0.001, 1.5, 120, 1e9])
 async def test_it_sleeps_until_the_instant(when: float, autojump_clock: Any) -> None:
     """The wait ends exactly at the instant, which is absolute and no duration."""
-    timer = TrioTimer()
+    timer = Timer()
     await timer.sleep_until(when)
     assert trio.current_time() == when
     await timer.sleep_until(when + 1)
@@ -27,14 +27,14 @@ async def test_an_instant_that_is_past_ends_at_once(when: float, autojump_clock:
     """What is past takes no time, but still lets the other tasks run."""
     await trio.sleep(5)
     with trio.testing.assert_checkpoints():
-        await TrioTimer().sleep_until(when)
+        await Timer().sleep_until(when)
     assert trio.current_time() == 5
 
 
 @pytest.mark.parametrize("when", [100.0, math.inf])
 async def test_wake_ends_the_wait(when: float, autojump_clock: Any) -> None:
     """The sleeping task goes on at the instant of the call, also from a sleep without an end."""
-    timer = TrioTimer()
+    timer = Timer()
     woke: list[float] = []
 
     async def sleeper() -> None:
@@ -54,7 +54,7 @@ async def test_wake_ends_the_wait(when: float, autojump_clock: Any) -> None:
 
 async def test_wake_without_a_sleeper_is_forgotten(autojump_clock: Any) -> None:
     """A call while nobody sleeps, before the first wait or after one, does not shorten the next."""
-    timer = TrioTimer()
+    timer = Timer()
     timer.wake()
     await timer.sleep_until(3.0)
     assert trio.current_time() == 3.0
@@ -65,7 +65,7 @@ async def test_wake_without_a_sleeper_is_forgotten(autojump_clock: Any) -> None:
 
 async def test_it_sleeps_again_after_a_wake(autojump_clock: Any) -> None:
     """Each wait is one of its own: a wake ends one of them."""
-    timer = TrioTimer()
+    timer = Timer()
     woke: list[float] = []
 
     async def sleeper() -> None:
@@ -84,7 +84,7 @@ async def test_it_sleeps_again_after_a_wake(autojump_clock: Any) -> None:
 @pytest.mark.parametrize("woken_too", [False, True])
 async def test_a_cancellation_from_outside_is_not_swallowed(woken_too: bool, autojump_clock: Any) -> None:
     """A cancelled wait raises Trio's own Cancelled, also where a wake comes at the same instant."""
-    timer = TrioTimer()
+    timer = Timer()
     went_on = False
 
     async def sleeper(scope: trio.CancelScope) -> None:

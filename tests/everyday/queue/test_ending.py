@@ -14,7 +14,7 @@ from trio.testing import MockClock
 from localdelay import DelayQueue, Message, PartialSendError, RetryPolicy, Statistics, open_delay_queue
 from localdelay.queue.schedule import Schedule
 from localdelay.testing import RecordingSender
-from localdelay.timer import TrioTimer
+from localdelay.timer import Timer
 
 Conserved: TypeAlias = Callable[[DelayQueue], Statistics]
 
@@ -77,7 +77,7 @@ def test_ctrl_c_while_the_workers_end_hangs_nothing(
     """It comes out of the block, alone, and the queue has ended."""
     queues: list[DelayQueue] = []
 
-    def close(timer: TrioTimer) -> None:
+    def close(timer: Timer) -> None:
         monkeypatch.undo()
         signal.raise_signal(signal.SIGINT)
 
@@ -85,7 +85,7 @@ def test_ctrl_c_while_the_workers_end_hangs_nothing(
         async with open_delay_queue(RecordingSender(), capacity=10, workers=3) as queue:
             queues.append(queue)
             queue.put_nowait(b"x", delay=0.5)
-            monkeypatch.setattr(TrioTimer, "close", close)
+            monkeypatch.setattr(Timer, "close", close)
             if grace is not None:
                 await queue.drain(grace=grace)
 
