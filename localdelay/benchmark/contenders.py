@@ -138,7 +138,7 @@ async def _memory_literal(opening: Opening) -> AsyncIterator[Opened]:
 
 @asynccontextmanager
 async def _redis(opening: Opening) -> AsyncIterator[Opened]:
-    from localdelay.redis_plan import open_redis_delay_queue
+    from localdelay.redis_plan import RedisTuning, open_redis_delay_queue
 
     async with (
         open_redis_delay_queue(
@@ -146,7 +146,7 @@ async def _redis(opening: Opening) -> AsyncIterator[Opened]:
             url=queue_url(opening.server, opening.name),
             shards=opening.asked.shards,
             workers=opening.asked.workers,
-            lease=opening.lease,
+            tuning=RedisTuning(lease=opening.lease),
         ) as queue,
         _putting(queue.put, opening) as put_nowait,
     ):

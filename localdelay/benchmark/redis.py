@@ -82,20 +82,13 @@ async def open_link(server: str) -> AsyncIterator[Link]:
     from localdelay.redis_plan.opening import place_of
 
     place, _ = place_of(queue_url(server, "compare"))
-    link = Link(
-        place,
-        b"localdelay:compare",
-        connect_timeout=_TIMEOUT,
-        reply_timeout=_TIMEOUT,
-        on_news=lambda _: None,
-        on_connected=lambda: None,
-    )
+    link = Link(place, b"localdelay:compare", connect_timeout=_TIMEOUT, reply_timeout=_TIMEOUT)
     async with bare_nursery() as nursery:
         await nursery.start(link.keep)
         try:
             yield link
         finally:
-            nursery.cancel_scope.cancel()
+            link.end()
 
 
 @attrs.frozen

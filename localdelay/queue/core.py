@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypedDict
 
 import attrs
 
@@ -92,23 +92,36 @@ class Core:
         }
 
 
+class CoreOptions(TypedDict, total=False):
+    """What any queue may be opened with, wherever it is."""
+
+    batch: BatchPolicy
+    capacity_bytes: int | None
+    timer: TimerKind
+    retry: RetryPolicy
+    send_timeout: float | None
+    limit: Limit | NotGiven | None
+    probe: ProbePolicy | None
+    listener: Listener | None
+
+
 def make_core(
     send: Send | BringsWorkers | None,
     send_batch: SendBatch | None,
-    batch: BatchPolicy,
+    batch: BatchPolicy = BatchPolicy(),  # noqa: B008 (it is frozen)
     *,
     capacity: int,
     workers: int,
-    capacity_bytes: int | None,
-    cancellable: bool,
-    timer: TimerKind,
-    retry: RetryPolicy,
-    send_timeout: float | None,
-    on_dead_letter: DeadLetterHook | None,
-    limit: Limit | NotGiven | None,
-    catch_up_rate: float | None,
-    probe: ProbePolicy | None,
-    listener: Listener | None,
+    capacity_bytes: int | None = None,
+    cancellable: bool = True,
+    timer: TimerKind = "auto",
+    retry: RetryPolicy = RetryPolicy(),  # noqa: B008 (it is frozen)
+    send_timeout: float | None = 30.0,
+    on_dead_letter: DeadLetterHook | None = None,
+    limit: Limit | NotGiven | None = NOT_GIVEN,
+    catch_up_rate: float | None = None,
+    probe: ProbePolicy | None = ProbePolicy(),  # noqa: B008 (it is frozen)
+    listener: Listener | None = None,
 ) -> Core:
     """Check the options that queues have in common, and put the core of one together."""
     given = send_batch if send is None else send

@@ -1,4 +1,4 @@
-"""A message as Redis holds it. Pure.
+"""A message as Redis holds it, and what Redis is told of it. Pure.
 
     8 bytes  execute-at in microseconds of Redis's clock, a double, written by the script that puts it
     4 bytes  number of the next send
@@ -15,17 +15,34 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import attrs
 
-_HEAD = struct.Struct(">dII")
+_HEAD = struct.Struct(">dIII")
 _NOTE = struct.Struct(">II")
 _LENGTH = struct.Struct(">I")
+_INSTANT = struct.Struct(">d")
 _ALONE = 1 << 31
 _MOST = _ALONE - 1
 
-OVERHEAD = _HEAD.size + _LENGTH.size
+OVERHEAD = _HEAD.size
 """Bytes that a message takes besides its headers and its payload."""
+
+Told: TypeAlias = tuple[str, bytes]
+"""An id, and what Redis is to be told of it; see the script TAKE."""
+CANCEL = b"x"
+KEEP = b"=" + bytes(_INSTANT.size)
+
+
+def finished(due: int) -> bytes:
+    """It has ended. `due` is its execute-at on Redis's clock, for the id may be that of another by now."""
+    return b"-" + _INSTANT.pack(due)
+
+
+def returned(due: int) -> bytes:
+    """Somebody else may claim it, for then."""
+    return b"+" + _INSTANT.pack(due)
 
 
 @attrs.frozen
@@ -52,13 +69,16 @@ def encode(payload: bytes, headers: Mapping[str, str] | None, attempt: int) -> b
     return b"".join((note(attempt, 0, alone=False), _LENGTH.pack(len(text)), text, payload))
 
 
+def dated(due: int, body: bytes) -> bytes:
+    """The message, with its execute-at."""
+    return _INSTANT.pack(due) + body
+
+
 def decode(value: bytes) -> Stored:
     """A message as Redis holds it. Raises `ValueError` for what is none."""
-    try:
-        due, attempt, failures = _HEAD.unpack_from(value)
-        (length,) = _LENGTH.unpack_from(value, _HEAD.size)
-    except struct.error:
-        raise ValueError("this is no message of localdelay's") from None
+    if len(value) < OVERHEAD:
+        raise ValueError("this is no message of localdelay's")
+    due, attempt, failures, length = _HEAD.unpack_from(value)
     end = OVERHEAD + length
     if end > len(value):
         raise ValueError("this message is cut off")

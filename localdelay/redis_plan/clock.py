@@ -21,23 +21,14 @@ class RedisClock:
     def __init__(self) -> None:
         self._base = 0
         self._begun = -math.inf
-        self._now = math.inf  # the smallest offset in this period, and in the one before
-        self._before = math.inf
-
-    @property
-    def known(self) -> bool:
-        """Whether Redis's time was seen yet."""
-        return self._now < math.inf
+        self._now = self._before = math.inf  # the smallest offset in this period, and in the one before
 
     def observe(self, redis: int, now: float) -> None:
         """Redis's clock showed `redis`, and that is known at `now`."""
-        if not self._base:
-            self._base = redis
-        if now - self._begun >= 2 * _PERIOD:
-            self._now = self._before = math.inf
-            self._begun = now
-        elif now - self._begun >= _PERIOD:
-            self._before, self._now = self._now, math.inf
+        self._base = self._base or redis
+        if now - self._begun >= _PERIOD:
+            self._before = self._now if now - self._begun < 2 * _PERIOD else math.inf
+            self._now = math.inf
             self._begun = now
         self._now = min(self._now, now - (redis - self._base) / 1e6)
 

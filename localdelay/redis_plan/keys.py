@@ -1,7 +1,7 @@
-"""Which shard a message belongs to, and what its keys are called. Pure.
+"""Which shard a message belongs to, what its keys are called, and how many shards there are. Pure.
 
-Every key of a shard has the hash tag `{name:shard}`, so that on a Redis Cluster they lie in one slot, and
-each script deals with one shard alone. An id says which shard it belongs to, for a given number of shards.
+Every key of a shard has the hash tag `{name:shard}`, so that on a Redis Cluster they lie in one slot. An id
+says which shard it belongs to, for a given number of shards.
 
 Ids that localdelay makes (a prefix of the process and a number) go to shards in runs of 256: what one
 instance puts within a short time lies in one shard, and one script puts, claims or confirms all of it. An id
@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable
+from functools import cache
 
 import attrs
 
+from localdelay import arguments
+
 RUN = 256
 """So many messages in a row of one instance go to the same shard."""
-LARGEST_ID = 512
-"""Bytes."""
 MOST_SHARDS = 16384
 MOST_FORMER = 8
 
 _OURS = re.compile(r"([0-9a-f]{12})-([1-9][0-9]{0,15})")
-_NAME = re.compile(r"[^\s{}\x00-\x1f\x7f]{1,200}")
 
 
 @attrs.frozen
@@ -37,22 +36,39 @@ class Layout:
     top: int
     """The shards from 0 to this may hold messages: more than `shards` while some are emptied."""
     former: tuple[int, ...] = ()
-    """What `shards` was before, latest first: a message may still be where it was put then."""
+    """What `shards` was before, latest first, each once: a message may still be where it was put then."""
+
+    @classmethod
+    def read(cls, fields: dict[bytes, bytes]) -> Layout | None:
+        """What the layout key says; None where there is none."""
+        if b"shards" not in fields:
+            return None
+        former = tuple(int(count) for count in fields.get(b"former", b"").split(b",") if count)
+        return cls(int(fields[b"generation"]), int(fields[b"shards"]), int(fields[b"top"]), former)
+
+    def fields(self) -> tuple[int, int, int, bytes]:
+        """What the layout key is to say."""
+        return self.generation, self.shards, self.top, ",".join(map(str, self.former)).encode()
+
+    def changed(self, shards: int) -> Layout:
+        """The layout with another number of shards."""
+        former = [count for count in dict.fromkeys((self.shards, *self.former)) if count != shards]
+        top = max(self.top, self.shards, shards)
+        return Layout(self.generation + 1, shards, top, tuple(former[:MOST_FORMER]))
 
     @property
     def served(self) -> range:
         """The shards that may hold messages."""
-        return range(max(self.shards, self.top))
+        return range(self.top)
 
     @property
     def retiring(self) -> range:
         """The shards that are to be emptied."""
-        return range(self.shards, max(self.shards, self.top))
+        return range(self.shards, self.top)
 
     def shards_of(self, id: str) -> list[int]:
         """Where a message with this id may be, the likeliest first."""
-        counts = dict.fromkeys((self.shards, *self.former))
-        return [*dict.fromkeys(shard_of(id, count) for count in counts)]
+        return [*dict.fromkeys(shard_of(id, count) for count in (self.shards, *self.former))]
 
 
 def shard_of(id: str, shards: int) -> int:
@@ -71,55 +87,24 @@ def lead(token: str, shard: int) -> float:
     return 0.25 + 0.5 * zlib.crc32(f"{shard}:{token}".encode()) / 2**32
 
 
-def check_name(name: str) -> str:
-    """The name of a group of shards: text without spaces and braces, at most 200 characters."""
-    if not isinstance(name, str):
-        raise TypeError(f"name must be a string, not {type(name).__name__}")
-    if not _NAME.fullmatch(name):
-        raise ValueError("name must be 1 to 200 characters without spaces and braces")
-    return name
-
-
 def check_shards(shards: int) -> int:
     """A number of shards."""
-    if isinstance(shards, bool) or not isinstance(shards, int):
-        raise TypeError(f"shards must be a whole number, not {type(shards).__name__}")
-    if not 1 <= shards <= MOST_SHARDS:
+    if arguments.count("shards", shards) > MOST_SHARDS:
         raise ValueError(f"shards must be from 1 to {MOST_SHARDS}, not {shards}")
     return shards
 
 
 class Names:
-    """The names of the keys of one group of shards."""
+    """The names of the keys of a group of shards."""
 
     def __init__(self, name: str) -> None:
-        self._name = check_name(name)
-        self.layout = f"localdelay:{{{name}}}:layout".encode()
-        self.channel = f"localdelay:{{{name}}}:news".encode()
+        self._name = name
+        self.layout, self.channel = self._keys(name, "layout", "news")
 
-    def of(self, shard: int) -> tuple[bytes, bytes, bytes, bytes]:
+    @cache  # noqa: B019 (these live as long as their queue)
+    def of(self, shard: int) -> list[bytes]:
         """The keys of a shard: due, leases, bodies, state."""
-        stem = f"localdelay:{{{self._name}:{shard}}}:"
-        due, leases, bodies, state = (f"{stem}{part}".encode() for part in _PARTS)
-        return due, leases, bodies, state
+        return self._keys(f"{self._name}:{shard}", "due", "leases", "bodies", "state")
 
-
-_PARTS = ("due", "leases", "bodies", "state")
-
-
-def layout_of(fields: dict[bytes, bytes]) -> Layout | None:
-    """What the layout key says; None where there is none."""
-    if b"shards" not in fields:
-        return None
-    former = fields.get(b"former", b"").split(b",")
-    return Layout(
-        generation=int(fields[b"generation"]),
-        shards=int(fields[b"shards"]),
-        top=int(fields[b"top"]),
-        former=tuple(int(count) for count in former if count),
-    )
-
-
-def former_text(counts: Iterable[int]) -> bytes:
-    """The numbers of shards that there were, as the layout key has them: the latest, each once."""
-    return ",".join(str(count) for count in [*dict.fromkeys(counts)][:MOST_FORMER]).encode()
+    def _keys(self, tag: str, *parts: str) -> list[bytes]:
+        return [f"localdelay:{{{tag}}}:{part}".encode() for part in parts]

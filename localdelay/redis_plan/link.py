@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
@@ -18,9 +18,10 @@ from coredis.exceptions import NoScriptError, ReadOnlyError
 from localdelay.backoff import Backoff
 from localdelay.brokers.redis import classified
 from localdelay.brokers.redis_line import LARGEST, Line, Place, connect
+from localdelay.errors import Throttled
 from localdelay.nurseries import bare_nursery
-from localdelay.redis_plan.errors import RedisUnreachable
-from localdelay.redis_plan.scripts import ALL, Script
+from localdelay.redis_plan.clock import RedisClock
+from localdelay.redis_plan.scripts import Script
 
 logger = logging.getLogger("localdelay.redis_plan")
 
@@ -28,29 +29,30 @@ _SETTLED = 1.0
 """Seconds. A connection that lasts for less is made again after a wait."""
 
 
+class RedisUnreachable(Throttled, ConnectionError):
+    """There is no connection to Redis at this moment, and nothing was sent.
+
+    It is a `Throttled`, for a `Fallback` may hold the message without a doubt: Redis does not have it.
+    A connection that is lost with a put under way is a mere `ConnectionError`: nobody can tell.
+    """
+
+
 class Link:
     """Keeps a connection, and makes a new one whenever it is lost. Its `keep` is to run as a task."""
 
-    def __init__(
-        self,
-        place: Place,
-        channel: bytes,
-        *,
-        connect_timeout: float,
-        reply_timeout: float,
-        on_news: Callable[[bytes], None],
-        on_connected: Callable[[], None],
-    ) -> None:
+    def __init__(self, place: Place, channel: bytes, *, connect_timeout: float, reply_timeout: float) -> None:
         self._place = place
         self._channel = channel
         self._connect_timeout = connect_timeout
         self._reply_timeout = reply_timeout
-        self._on_news = on_news
-        self._on_connected = on_connected
+        self.on_news: Callable[[bytes], None] = lambda _: None
+        self.on_connected: Callable[[], None] = lambda: None
+        self._scope = trio.CancelScope()
         self._line: Line | None = None
+        self._why: Exception | None = None
+        self.clock = RedisClock()
         self.largest = LARGEST
         """Bytes of an argument: Redis ends a connection on which a larger one comes."""
-        self._why: Exception | None = None
         self.commands = 0
         """How many commands were sent."""
         self.connections = 0
@@ -62,59 +64,71 @@ class Link:
         return self._line is not None and self._line.connection.usable
 
     async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Connect, for as long as it is not cancelled. The first connection raises where it fails."""
-        async with bare_nursery() as nursery:
-            line = await connect(nursery, self._place, self._connect_timeout)
-            await self._use(nursery, line)
-            task_status.started()
-            while True:
-                begun = trio.current_time()
-                await line.ended.wait()
-                self._line = None
-                at_once = trio.current_time() - begun >= _SETTLED
-                backoff = Backoff()
-                while self._line is None:
-                    if not at_once:
-                        await trio.sleep(backoff.next())
-                    at_once = False
-                    try:
-                        line = await connect(nursery, self._place, self._connect_timeout)
-                        await self._use(nursery, line)
-                    except (ConnectionError, TimeoutError) as error:
-                        logger.debug("%s", error)
-                        self._why = error
+        """Connect, until `end` is called. The first connection raises where it fails.
 
-    async def _use(self, nursery: trio.Nursery, line: Line) -> None:
+        It is kept also while all around is cancelled: what is claimed is then given back.
+        """
+        backoff = Backoff()
+        with self._scope:
+            async with bare_nursery() as nursery:
+                line = await self._connect(nursery)
+                self._scope.shield = True
+                task_status.started()
+                while True:
+                    begun = trio.current_time()
+                    await line.ended.wait()
+                    self._line = None
+                    if trio.current_time() - begun >= _SETTLED:
+                        backoff.reset()
+                    else:
+                        await trio.sleep(backoff.next())
+                    while self._line is None:
+                        try:
+                            line = await self._connect(nursery)
+                        except (ConnectionError, TimeoutError) as error:
+                            logger.debug("%s", error)
+                            self._why = error
+                            await trio.sleep(backoff.next())
+
+    def end(self) -> None:
+        """It is needed no longer."""
+        self._scope.cancel()
+
+    async def _connect(self, nursery: trio.Nursery) -> Line:
         """Listen for news, and only then have calls go this way: what comes in meanwhile is heard."""
+        line = await connect(nursery, self._place, self._connect_timeout)
+        nursery.start_soon(self._listen, line)
         try:
-            nursery.start_soon(self._listen, line)
             line.connection.send_command(b"SUBSCRIBE", self._channel)
-            for script in ALL:
-                await self._ask(line, b"SCRIPT LOAD", (script.text,))
+            with trio.fail_after(self._connect_timeout):
+                seconds, micro = await line.connection.create_request(b"TIME", decode=False)
         except Exception as error:
             line.end()
             raise ConnectionError(f"no connection to Redis at {self._place}: {error}") from error
+        self.clock.forget()  # it may be another Redis
+        self.clock.observe(int(seconds) * 1_000_000 + int(micro), trio.current_time())
         self.connections += 1
         self._line, self._why, self.largest = line, None, line.largest
-        self._on_connected()
+        self.on_connected()
+        return line
 
     async def _listen(self, line: Line) -> None:
         try:
             async for push in line.connection.push_messages:
                 if push[0] == b"message":
-                    self._on_news(bytes(push[2]))  # type: ignore[arg-type]  # bytes, for nothing is decoded
+                    self.on_news(bytes(push[2]))  # type: ignore[arg-type]  # bytes, for nothing is decoded
         except Exception as error:  # noqa: BLE001 (it has ended, in whatever way)
             logger.debug("%s", error)
             line.connection.invalidate("no news can be heard")
 
-    async def run(self, script: Script, keys: tuple[bytes, ...], *arguments: bytes | int) -> list[Any]:
+    async def run(self, script: Script, keys: Sequence[bytes], *arguments: bytes | int) -> Any:
         """The reply of a script. Raises like `call`."""
-        count = len(keys)
+        text, name = script
+        rest = (len(keys), *keys, *arguments)
         try:
-            found = await self.call(b"EVALSHA", script.digest, count, *keys, *arguments)
-        except NoScriptError:  # somebody has flushed them
-            found = await self.call(b"EVAL", script.text, count, *keys, *arguments)
-        return found if isinstance(found, list) else [found]
+            return await self.call(b"EVALSHA", name, *rest)
+        except NoScriptError:  # it does not know them yet, or somebody has flushed them
+            return await self.call(b"EVAL", text, *rest)
 
     async def call(self, command: bytes, *arguments: bytes | int) -> Any:
         """The reply to one command.
@@ -123,21 +137,15 @@ class Link:
         it was lost before the reply; `Throttled` where there was none in time, or Redis is out of memory;
         `PermanentSendError` for what can never work; and what coredis raises for the rest.
         """
-        line = self._line
-        if line is None or not line.connection.usable:
-            raise RedisUnreachable(f"there is no connection to Redis at {self._place}") from self._why
-        return await self._ask(line, command, arguments)
-
-    async def _ask(self, line: Line, command: bytes, arguments: tuple[bytes | int, ...]) -> Any:
-        connection = line.connection
+        unreachable = RedisUnreachable(f"there is no connection to Redis at {self._place}")
+        if self._line is None:
+            raise unreachable from self._why
+        connection, timeout = self._line.connection, self._reply_timeout
         asked = time.perf_counter()
         try:
-            request = connection.create_request(
-                command, *arguments, decode=False, timeout=self._reply_timeout
-            )
+            request = connection.create_request(command, *arguments, decode=False, timeout=timeout)
         except Exception as error:
-            unreachable = RedisUnreachable(f"the connection to Redis at {self._place} has just ended")
-            raise unreachable from error
+            raise unreachable from error  # it has just ended
         self.commands += 1
         try:
             return await request

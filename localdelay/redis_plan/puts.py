@@ -10,27 +10,33 @@ from __future__ import annotations
 import itertools
 import math
 import secrets
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 
 import attrs
 import trio
 
+from localdelay import arguments
 from localdelay.errors import QueueClosed, QueueFull
 from localdelay.queue.admission import already_pending
-from localdelay.redis_plan.bodies import Stored
+from localdelay.redis_plan import scripts
+from localdelay.redis_plan.bodies import dated, encode
 from localdelay.redis_plan.claims import Claimer
 from localdelay.redis_plan.keys import RUN, shard_of
 from localdelay.redis_plan.layouts import Layouts
-from localdelay.redis_plan.sending import Arrivals
-from localdelay.redis_plan.store import NewMessage, PutAnswer, Store
+from localdelay.redis_plan.leases import Leases
+from localdelay.redis_plan.store import Store, micro
 
-_MOST = 250
+MOST = 250
 _MOST_BYTES = 1_000_000
 """Messages and bytes of one command: Redis does nothing else meanwhile."""
 _COMPANY = 0.1
 """Seconds for which it is remembered that another task has put."""
 _TRIES = 8
+_LARGEST_ID = 512
+"""Bytes."""
+_LONGEST = 5e9
+"""Seconds: what a score can still tell to the microsecond."""
 
 
 @attrs.define(eq=False)
@@ -38,41 +44,38 @@ class Put:
     """A message on its way into Redis."""
 
     body: bytes = attrs.field(repr=False)
-    payload: bytes = attrs.field(repr=False)
-    headers: dict[str, str] | None
-    attempt: int
-    id: str | None
+    id: str
+    """Empty until it gets one when it goes out."""
     due: float
     """Seconds on Trio's clock."""
     at: int | None = None
     """Instead of that, microseconds on Redis's clock."""
     is_new: bool = False
-    """Whether nobody else can have put a message with this id."""
+    """Whether its id was made here, and may be another."""
     twice: bool = False
     """Whether it is well if the message is there already."""
-    done: trio.Event = attrs.field(factory=trio.Event)
     error: Exception | None = None
-    given_up: bool = False
-    tries: int = 0
+    done: trio.Event = attrs.field(factory=trio.Event)
+
+    def end(self, error: Exception | None = None) -> None:
+        """Redis has it, or it has failed."""
+        self.error = error
+        self.done.set()
 
 
 class Putter:
     """Gathers puts. Its `run` is to run as a task."""
 
-    def __init__(
-        self, store: Store, layouts: Layouts, claimer: Claimer, arrivals: Arrivals, *, linger: float
-    ) -> None:
+    def __init__(self, store: Store, layouts: Layouts, claimer: Claimer, leases: Leases) -> None:
         self._store = store
         self._layouts = layouts
         self._claimer = claimer
-        self._arrivals = arrivals
-        self._linger = linger
-        self._waiting: list[Put] = []
+        self._leases = leases
+        self._waiting: dict[Put, None] = {}
         self._arrived = trio.lowlevel.ParkingLot()
         self._many = trio.Event()
-        self._go_at = -math.inf
+        self._go_at = self._last_at = self._company_until = -math.inf
         self._last_task: trio.lowlevel.Task | None = None
-        self._last_at = self._company_until = -math.inf
         self._prefix = secrets.token_hex(6)
         self._numbers = itertools.count(RUN)
         self._ended = False
@@ -81,34 +84,47 @@ class Putter:
         self.done = 0
         """Messages that Redis has taken in."""
 
+    def check(
+        self, payload: bytes, headers: Mapping[str, str] | None, id: str | None, due: float, attempt: int = 1
+    ) -> Put:
+        """A put of these, which are checked here but for `due`."""
+        if due - trio.current_time() > _LONGEST:
+            raise ValueError(f"delay must be less than {_LONGEST:g} s, and at not further away")
+        copy = None if headers is None else arguments.check_headers(headers)
+        if id is not None:
+            arguments.check_id(id)
+            if len(id.encode()) > _LARGEST_ID:
+                raise ValueError(f"id must have at most {_LARGEST_ID} bytes")
+        body = encode(arguments.check_payload(payload), copy, attempt)
+        most, largest = self._store.tuning.shard_bytes, self._store.link.largest
+        said = f"payload and headers of {len(body)} bytes are over the"
+        if len(dated(0, body)) > most:
+            raise ValueError(f"{said} shard_bytes of {most}")
+        if len(body) > largest:
+            raise ValueError(f"{said} {largest} that Redis takes")
+        return Put(body, id or "", due)
+
     async def put(self, put: Put) -> None:
         """Have a message stored; returns once Redis has it. Raises as `Link.call` does, and `QueueFull`."""
-        if len(put.body) > self._store.largest:
-            size, most = len(put.body), self._store.largest
-            raise ValueError(f"payload and headers of {size} bytes are over the {most} that Redis takes")
         if self._ended:
             raise QueueClosed("the queue takes no more messages")
         now = trio.current_time()
         task = trio.lowlevel.current_task()
-        if task is not self._last_task:
-            if now - self._last_at < _COMPANY:
-                self._company_until = now + _COMPANY
-            self._last_task = task
-        self._last_at = now
+        if task is not self._last_task and now - self._last_at < _COMPANY:
+            self._company_until = now + _COMPANY
+        self._last_task, self._last_at = task, now
         if not self._waiting:
-            self._go_at = now + self._linger if now < self._company_until else now
+            self._go_at = now + self._store.tuning.linger if now < self._company_until else now
             self._arrived.unpark()
-        self._waiting.append(put)
-        if len(self._waiting) >= _MOST:
+        self._waiting[put] = None
+        if len(self._waiting) >= MOST:
             self._many.set()
         self.in_flight += 1
         try:
             await put.done.wait()
-        except BaseException:
-            put.given_up = True
-            raise
         finally:
             self.in_flight -= 1
+            self._waiting.pop(put, None)  # where it was cancelled, and has not gone out
         if put.error is not None:
             try:
                 raise put.error
@@ -122,128 +138,73 @@ class Putter:
                 while True:
                     if not self._waiting:
                         await self._arrived.park()
-                    if len(self._waiting) < _MOST:
+                    if len(self._waiting) < MOST:
                         self._many = trio.Event()
                         with trio.CancelScope(deadline=self._go_at):
                             await self._many.wait()
-                    batch = [put for put in self._waiting if not put.given_up]
-                    self._waiting = []
-                    nursery.start_soon(self._store_all, batch)
+                    batch, self._waiting = self._waiting, {}
+                    nursery.start_soon(self._store_all, list(batch))
         finally:
             self._ended = True
             for put in self._waiting:
-                _end(put, QueueClosed("the queue was closed before the message was sent to Redis"))
+                put.end(QueueClosed("the queue was closed before the message was sent to Redis"))
 
     async def _store_all(self, batch: list[Put]) -> None:
         """Store these, each in the shard that its id says; what finds a shard full or closed goes on."""
-        while batch:
-            groups: defaultdict[int, list[Put]] = defaultdict(list)
-            shards = self._layouts.layout.shards
+        for _ in range(_TRIES):
+            parts: defaultdict[tuple[int, int], list[Put]] = defaultdict(list)
+            sizes: Counter[int] = Counter()
             for put in batch:
-                if put.id is None:
+                if not put.id:
                     put.id, put.is_new = f"{self._prefix}-{next(self._numbers)}", True
-                groups[shard_of(put.id, shards)].append(put)
-            again: list[Put] = []
-            parts = [(shard, part) for shard, puts in groups.items() for part in _parts(puts)]
-            if len(parts) == 1:
-                await self._store_some(*parts[0], again)
-            else:
-                async with trio.open_nursery() as nursery:
-                    for shard, part in parts:
-                        nursery.start_soon(self._store_some, shard, part, again)
-            batch = again
+                shard = shard_of(put.id, self._layouts.layout.shards)
+                parts[shard, sizes[shard] // _MOST_BYTES].append(put)
+                sizes[shard] += max(len(put.body), _MOST_BYTES // MOST)
+            batch = []
+            async with trio.open_nursery() as nursery:
+                for (shard, _), part in parts.items():
+                    nursery.start_soon(self._store_some, shard, part, batch)
+        for put in batch:
+            put.end(QueueFull(f"{_TRIES} shards have as many messages or bytes as they may, or are closed"))
 
     async def _store_some(self, shard: int, puts: Sequence[Put], again: list[Put]) -> None:
+        tuning, layout = self._store.tuning, self._layouts.layout
         room = self._claimer.reserve(len(puts))
         now = trio.current_time()
-        messages = [
-            NewMessage(
-                put.id or "", max(0.0, put.due - now) if put.at is None else put.at, not put.is_new, put.body
-            )
-            for put in puts
-        ]
-        generation = self._layouts.layout.generation
+        told: list[bytes | int] = [layout.generation, tuning.shard_messages, tuning.shard_bytes]
+        told += [micro(tuning.claim_ahead), micro(tuning.lease), room]
+        for put in puts:
+            when = b"+%d" % micro(max(0.0, put.due - now)) if put.at is None else b"@%d" % put.at
+            told += (put.id.encode(), when, put.body)
         try:
             with trio.CancelScope(shield=True):  # or nobody could give back what it claims
-                answer = await self._store.put(shard, messages, generation=generation, room=room)
-                if answer.moved:
+                count, codes, *dues = await self._store.run(scripts.PUT, shard, *told)
+                if codes == b"M":
                     await self._layouts.refresh()
-                else:
-                    self._claimer.hear(answer.news)
         except Exception as error:  # noqa: BLE001 (raised by the puts)
             for put in puts:
-                _end(put, _copy(error))
+                put.end(_copy(error))
             return
         finally:
             self._claimer.unreserve(room)
-        if answer.moved:
-            self._try_again(puts, again, "is closed")
-        else:
-            self._settle(shard, puts, answer, now, again)
-
-    def _settle(
-        self, shard: int, puts: Sequence[Put], answer: PutAnswer, asked: float, again: list[Put]
-    ) -> None:
-        ends = asked + self._store.limits.lease
-        full = []
-        for put, code, due in zip(puts, answer.codes, answer.dues, strict=True):
-            name = put.id or ""
-            if code == ord("F"):
-                full.append(put)
-                continue
-            if code == ord("D") and not put.twice:
-                _end(put, already_pending(name))
-                continue
-            if code == ord("L"):
-                stored = Stored(due, put.payload, put.headers, put.attempt)
-                self._arrivals.take_in(name, shard, stored, due, ends)
-            self.done += code != ord("D")
-            _end(put, None)
-        if full:
-            # Others of this run would come to the same shard.
-            ours = [put for put in full if put.is_new]
-            for put in ours:
-                put.id = None
-            if ours:
-                self._numbers = itertools.count((next(self._numbers) // RUN + 1) * RUN)
-            self._try_again(ours, again, f"has {answer.news.count} messages")
-            for put in full:
-                if not put.is_new:
-                    _end(put, _full(shard, answer.news.count))
-
-    def _try_again(self, puts: Sequence[Put], again: list[Put], why: str) -> None:
-        for put in puts:
-            put.tries += 1
-            if put.tries < _TRIES:
+        if codes == b"M":
+            again += puts
+            return
+        for put, code, due in zip(puts, codes.decode(), dues, strict=True):
+            if code == "F" and put.is_new:
+                put.id = ""
                 again.append(put)
+            elif code == "F":
+                put.end(QueueFull(f"shard {shard} has {count} messages, or as many bytes as it may"))
+            elif code == "D":
+                put.end(None if put.twice else already_pending(put.id))
             else:
-                _end(put, QueueFull(f"each of {_TRIES} shards {why}, or holds as many bytes as it may"))
-
-
-def body_size(body: bytes) -> int:
-    """Bytes that a message takes of those that its shard may have."""
-    return len(body) + 8  # its execute-at
-
-
-def _parts(puts: list[Put]) -> list[list[Put]]:
-    parts: list[list[Put]] = [[]]
-    size = 0
-    for put in puts:
-        if parts[-1] and (len(parts[-1]) >= _MOST or size + len(put.body) > _MOST_BYTES):
-            parts.append([])
-            size = 0
-        parts[-1].append(put)
-        size += len(put.body)
-    return parts
-
-
-def _end(put: Put, error: Exception | None) -> None:
-    put.error = error
-    put.done.set()
-
-
-def _full(shard: int, count: int | None) -> QueueFull:
-    return QueueFull(f"shard {shard} has {count} messages, or holds as many bytes as it may")
+                if code == "L":
+                    self._leases.take_in(put.id, shard, due, dated(due, put.body), now + tuning.lease)
+                self.done += 1
+                put.end()
+        if any(not put.id for put in puts):  # others of this run would come to the same shard
+            self._numbers = itertools.count((next(self._numbers) // RUN + 1) * RUN)
 
 
 def _copy(error: Exception) -> Exception:

@@ -11,7 +11,7 @@ import trio
 import localdelay
 from localdelay import Message
 from localdelay.fallback.publishing import BaseFallback
-from localdelay.redis_plan import open_redis_delay_queue
+from localdelay.redis_plan import RedisTuning, open_redis_delay_queue
 from tests.kit.fallback_scenes import ANYWHERE
 from tests.kit.fallbacks import Primary, Scene, World
 from tests.kit.servers.redis import RedisServer
@@ -34,7 +34,8 @@ class OnRedis(World):
             sent.append(message)
 
         url = self._server.fresh()
-        return open_redis_delay_queue(send, url=url, shards=4, confirm_within=0.02, linger=0.0, **options)
+        tuning = RedisTuning(confirm_within=0.02, linger=0.0)
+        return open_redis_delay_queue(send, url=url, shards=4, tuning=tuning, **options)
 
     def fallback(self, primary: Primary, queue: Any, **options: Any) -> BaseFallback[Any, Any, Any]:
         return localdelay.Fallback(primary.call_async, queue, **options)

@@ -206,7 +206,7 @@ async def test_a_claim_that_comes_after_a_pause_goes_back(redis: RedisServer) ->
             queue.pause()
             await queue.put(b"x", delay=3.0, id=str(number))
             queue.resume()
-            while not queue._parts.claimer._in_flight:
+            while not queue._claimer._in_flight:
                 await trio.lowlevel.checkpoint()
             queue.pause()
             await trio.sleep(0.05)

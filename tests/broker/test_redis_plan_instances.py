@@ -21,10 +21,11 @@ import pytest
 import trio
 
 from localdelay import Message
-from localdelay.redis_plan import RedisDelayQueue, open_redis_delay_queue
+from localdelay.redis_plan import RedisDelayQueue, RedisTuning, open_redis_delay_queue
 from localdelay.redis_plan.keys import Layout
 from tests.kit import redis_plan_worker
 from tests.kit.redis_plan_worker import real_time
+from tests.kit.redis_queues import tuned
 from tests.kit.servers.redis import RedisServer
 
 SEED = 20261121
@@ -92,7 +93,7 @@ async def queue_of(
         if send is not None:
             send(message)
 
-    async with open_redis_delay_queue(sent, url=url, **{"workers": 4, **options}) as queue:  # type: ignore[arg-type]
+    async with open_redis_delay_queue(sent, url=url, **tuned(**{"workers": 4, **options})) as queue:
         yield queue
 
 
@@ -233,7 +234,7 @@ async def test_an_instance_that_missed_a_change_is_refused_by_the_shard(server: 
     ):
         await one.set_shards(2)
         await trio.sleep(0.1)
-        one._parts.layouts.layout = Layout(1, 16, 16)
+        one._layouts.layout = Layout(1, 16, 16)
         one.pause()
         for number in range(20):
             await one.put(b"x", delay=0.05, id=f"number {number}")
@@ -292,8 +293,8 @@ async def test_who_comes_late_removes_no_other_message_of_the_same_id(server: Re
         "confirm_within": 0.0,
         "claim_ahead": 0.1,
     }
-    async with open_redis_delay_queue(slow, lease=0.3, **options) as late:
-        late._parts.held.renew_all = trio.lowlevel.checkpoint  # type: ignore[method-assign]  # it is frozen
+    async with open_redis_delay_queue(slow, **tuned(lease=0.3, **options)) as late:
+        late._leases.renew_all = lambda: None  # type: ignore[method-assign]  # it is frozen
         await late.put(b"old", delay=0, id="order")
         await until(lambda: bool(begun))
         late.pause()
@@ -316,7 +317,8 @@ async def test_an_instance_that_does_not_keep_up_leaves_messages_to_others(serve
         held.append(one.statistics().pending)
         await trio.sleep(0.2)
 
-    async with open_redis_delay_queue(slow, url=url, shards=32, workers=1, claim_ahead=0.02) as one:
+    tuning = RedisTuning(claim_ahead=0.02)
+    async with open_redis_delay_queue(slow, url=url, shards=32, workers=1, tuning=tuning) as one:
         for number in range(150):
             await one.put(b"x", delay=0.1 + number / 100, id=f"number {number}")
         await trio.sleep(1.0)

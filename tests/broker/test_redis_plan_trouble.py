@@ -17,7 +17,7 @@ from localdelay import (
 )
 from localdelay.redis_plan import RedisUnreachable, open_redis_delay_queue
 from localdelay.redis_plan.keys import Names, shard_of
-from tests.kit.redis_queues import Sent, confirmed, opened
+from tests.kit.redis_queues import Sent, confirmed, opened, tuned
 from tests.kit.servers.process import free_port
 from tests.kit.servers.redis import RedisServer
 
@@ -137,7 +137,7 @@ async def test_news_that_are_lost_are_made_up_for(redis: RedisServer) -> None:
                 await trio.sleep(0.01)
         await other.put(b"x", delay=0.1)
         await send.wait(1)
-        queue._parts.link._on_news = lambda _: None
+        queue._link.on_news = lambda _: None
         await other.put(b"x", delay=0.1)
         await send.wait(2)
 
@@ -274,6 +274,10 @@ async def _send(_: object) -> None:
         ({"url": "http://h/q"}, ValueError, "url must begin with redis://"),
         ({"url": "redis://h/"}, ValueError, "url must end with"),
         ({"url": "redis://h/a{b}"}, ValueError, "url must end with"),
+        ({"url": "redis://h/a}b"}, ValueError, "url must end with"),
+        ({"url": "redis://h/a%20b"}, ValueError, "url must end with"),
+        ({"url": "redis://h/a%0A"}, ValueError, "url must end with"),
+        ({"url": f"redis://h/{'x' * 201}"}, ValueError, "url must end with"),
         ({"url": "redis://h/q?db=x"}, ValueError, "db must be a whole number"),
         ({"url": 5}, TypeError, "url"),
         ({"send_batch": _send}, TypeError, "exactly one"),
@@ -294,6 +298,8 @@ async def _send(_: object) -> None:
         ({"confirm_within": -1}, ValueError, "confirm_within"),
         ({"put_timeout": 0}, ValueError, "put_timeout"),
         ({"connect_timeout": 0}, ValueError, "connect_timeout"),
+        ({"shard_bytes": "1"}, TypeError, "shard_bytes"),
+        ({"lease": "1"}, TypeError, "lease"),
         ({"timer": "x"}, ValueError, "timer"),
         ({"retry": 5}, TypeError, "retry"),
         ({"send_timeout": 0}, ValueError, "send_timeout"),
@@ -308,7 +314,7 @@ async def test_a_wrong_argument_is_refused(
     """Before anybody is asked: there is no Redis here."""
     options = {"send": _send, "workers": 1, "url": "redis://127.0.0.1:1/q", **wrong}
     with pytest.raises(error, match=says):
-        async with open_redis_delay_queue(**options):  # type: ignore[arg-type]
+        async with open_redis_delay_queue(**tuned(**options)):
             pass
 
 

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 import trio
 
 from localdelay import Message
-from localdelay.redis_plan import RedisDelayQueue, open_redis_delay_queue
+from localdelay.redis_plan import RedisDelayQueue, RedisTuning, open_redis_delay_queue
 
 
 def real_time() -> float:
@@ -49,9 +49,8 @@ async def main(url: str, path: str, lease: float, skew: float, count: int) -> No
         late = real_time() - float(message.payload)
         os.write(lines, f"{message.id} {late:.6f}\n".encode())
 
-    async with open_redis_delay_queue(
-        send, url=url, workers=10, lease=lease, claim_ahead=0.5, confirm_within=0.05
-    ) as queue:
+    tuning = RedisTuning(lease=lease, claim_ahead=0.5, confirm_within=0.05)
+    async with open_redis_delay_queue(send, url=url, workers=10, tuning=tuning) as queue:
         await put_all(queue, count)
         print("ready", flush=True)
         await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
+import attrs
 import trio
 
-from localdelay import (
-    Message,
-)
-from localdelay.redis_plan import RedisDelayQueue, RedisStatistics, open_redis_delay_queue
+from localdelay import Message
+from localdelay.redis_plan import RedisDelayQueue, RedisStatistics, RedisTuning, open_redis_delay_queue
 from tests.kit.servers.redis import RedisServer
 
 
@@ -41,12 +41,19 @@ class Sent:
                 await trio.sleep(0.005)
 
 
+def tuned(**options: object) -> Any:
+    """These options of `open_redis_delay_queue`, of which the knobs go into its tuning."""
+    knobs = [field.name for field in attrs.fields(RedisTuning) if field.name in options]
+    tuning = RedisTuning(**{name: options.pop(name) for name in knobs})  # type: ignore[arg-type]
+    return {**options, "tuning": tuning}
+
+
 @asynccontextmanager
 async def opened(
     redis: RedisServer, given: Callable[[Message], object] | None = None, url: str = "", **options: object
 ) -> AsyncIterator[RedisDelayQueue]:
     usual = {"send": given or Sent(), "workers": 4, "shards": 4, "confirm_within": 0.02, "linger": 0.0}
-    async with open_redis_delay_queue(url=url or redis.fresh(), **{**usual, **options}) as queue:  # type: ignore[arg-type]
+    async with open_redis_delay_queue(url=url or redis.fresh(), **tuned(**usual | options)) as queue:
         try:
             yield queue
         finally:

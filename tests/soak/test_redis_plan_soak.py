@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from localdelay import Message, PermanentSendError, RetryPolicy, Throttled
-from localdelay.redis_plan import RedisDelayQueue, open_redis_delay_queue
+from localdelay.redis_plan import RedisDelayQueue, RedisTuning, open_redis_delay_queue
 from tests.kit.servers.redis import RedisServer
 
 SEED = 20261121
@@ -78,10 +78,12 @@ class World:
                 shards=4,
                 workers=choice((1, 5, 20)),
                 capacity=choice((5, 50, 1000)),
-                claim_ahead=choice((0.05, 0.3, 1.0)),
-                confirm_within=choice((0.0, 0.1)),
-                linger=choice((0.0, 0.01)),
-                heartbeat=0.3,
+                tuning=RedisTuning(
+                    claim_ahead=choice((0.05, 0.3, 1.0)),
+                    confirm_within=choice((0.0, 0.1)),
+                    linger=choice((0.0, 0.01)),
+                    heartbeat=0.3,
+                ),
                 retry=RetryPolicy(wait_initial=choice((0.01, 0.6)), wait_max=1.0, wait_jitter=0.1),
                 on_dead_letter=self.bury,
             ) as queue:
@@ -139,7 +141,12 @@ async def test_whatever_happens_nothing_is_lost(server: RedisServer, faults: boo
         outer.cancel_scope.cancel()
     retry = RetryPolicy(wait_initial=0.01, wait_jitter=0.0)
     async with open_redis_delay_queue(
-        world.send, url=url, workers=20, retry=retry, confirm_within=0.02, on_dead_letter=world.bury
+        world.send,
+        url=url,
+        workers=20,
+        retry=retry,
+        tuning=RedisTuning(confirm_within=0.02),
+        on_dead_letter=world.bury,
     ) as queue:
         with trio.fail_after(15):
             while await queue.count():  # noqa: ASYNC110 (others' messages tell nobody)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from typing import Any
 
@@ -29,7 +28,7 @@ from localdelay.benchmark.process import Machine
 from localdelay.benchmark.redis import Seen
 from localdelay.cli.compare import report as told
 from localdelay.cli.output import laid_out
-from localdelay.redis_plan import claims, keys, open_redis_delay_queue, puts
+from localdelay.redis_plan import RedisTuning, claims, keys, puts
 
 INFO = """\
 # Server
@@ -117,19 +116,16 @@ def test_the_formulas_are_the_plans() -> None:
 
 def test_the_formula_knows_what_the_queue_does_by_default() -> None:
     """The constants of the formula are the queue's own."""
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(open_redis_delay_queue).parameters.items()
-    }
-    assert defaults["linger"] == capacity.REDIS_LINGER
-    assert defaults["claim_ahead"] == capacity.REDIS_CLAIM_AHEAD
-    assert defaults["confirm_within"] == capacity.REDIS_CONFIRM_WITHIN
-    assert defaults["heartbeat"] == capacity.REDIS_HEARTBEAT
-    assert defaults["shard_messages"] == capacity.REDIS_ELEMENTS_PER_KEY
-    assert defaults["shard_bytes"] == capacity.REDIS_BYTES_PER_KEY
+    defaults = RedisTuning()
+    assert defaults.linger == capacity.REDIS_LINGER
+    assert defaults.claim_ahead == capacity.REDIS_CLAIM_AHEAD
+    assert defaults.confirm_within == capacity.REDIS_CONFIRM_WITHIN
+    assert defaults.heartbeat == capacity.REDIS_HEARTBEAT
+    assert defaults.shard_messages == capacity.REDIS_ELEMENTS_PER_KEY
+    assert defaults.shard_bytes == capacity.REDIS_BYTES_PER_KEY
     assert capacity.REDIS_RUN == keys.RUN
     assert capacity.REDIS_MOST_CLAIMED == claims.MOST
-    assert capacity.REDIS_MOST_PUT == puts._MOST
+    assert capacity.REDIS_MOST_PUT == puts.MOST
 
 
 def found(plan: Plan, **changes: Any) -> Found:

@@ -34,7 +34,7 @@ PUBLIC = {
         SendingShut
     """,
     "localdelay.redis_plan": (
-        "RedisDelayQueue RedisStatistics RedisUnreachable check_url open_redis_delay_queue"
+        "RedisDelayQueue RedisStatistics RedisTuning RedisUnreachable check_url open_redis_delay_queue"
     ),
     "localdelay.metrics": "Collector serve",
     "localdelay.testing": "FailingSender MovableClock RecordingSender ThrottledPrimary",
