@@ -17,7 +17,8 @@ A module imports its client at the top, so nothing here imports the modules: eac
                 loop on Trio's; amqp_errors: what is throttling
     kafka       by confluent-kafka; kafka_errors likewise
     rocketmq    by its official client
-    nats        by nats-py; nats_frames, nats_wire, nats_line, nats_outbox, nats_answers likewise
+    nats        by nats-py; nats_client: on trio-asyncio; nats_connection: its answers; nats_answers: what
+                they mean
 """
 
 from .address import hide_secrets

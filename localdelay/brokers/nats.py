@@ -1,6 +1,8 @@
 """NATS JetStream, by nats-py on trio-asyncio. Needs the extra `nats`.
 
-The URL is `nats://[user:password@ | token@]host[:port]/SUBJECT`. A stream must hold the subject.
+The URL is `nats://[user:password@ | token@]host[:port][,host...]/SUBJECT`. A stream must hold the subject. A
+server that asks for TLS gets it, and must have a certificate that the system trusts (or the file that the
+environment variable SSL_CERT_FILE names); `?tls=required` publishes nothing without.
 
 What travels: the payload, the message's own headers, and `Localdelay-Id`, `Localdelay-Attempt` and
 `Localdelay-Execute-At` (wall clock, RFC 3339). `Nats-Msg-Id` is left alone: the server remembers it for a
@@ -17,13 +19,11 @@ stream must be. The stream must have `allow_msg_schedules`, and hold both the su
 A subject keeps one schedule, so each message is scheduled on a subject of its own, named by a digest of its
 id; publishing an id again replaces what was scheduled for it. It is due by the server's clock.
 
-The user must be allowed to publish to these subjects, and to subscribe to an inbox (`_INBOX.>`, unless there
-is an `inbox_prefix`). That it may ask `$JS.API.STREAM.NAMES` helps, see below.
+The user must be allowed to publish to these subjects, and to subscribe to an inbox (`_INBOX.>`, or what
+`?inbox_prefix=` says). That it may ask `$JS.API.STREAM.NAMES` helps, see below.
 
-All sends share one connection and go out together, each with an answer of its own: one that is refused or
-cancelled harms no other. A lost connection is made again, to any server of the cluster, for as long as the
-block is open; `send` and `send_batch` wait for it, and `publish_delayed`, whose caller may have another way,
-does not.
+All sends share one connection, each with an answer of its own: one that is refused or cancelled harms no
+other. A lost connection is made again, to any server of the cluster, for as long as the block is open.
 
 - Throttled: 429, such as "too many requests" (the server's `max_buffered_msgs`); a stream that is full and
   discards what is new (10077, "maximum ... exceeded"); the limits of the server (10023, 10028, 10047) and of
@@ -35,47 +35,41 @@ does not.
   subject and does not answer: it has no leader now, or its server is away. Without a stream the server's
   answer is the same, so that it is asked for its streams; where it does not say, or a connection was made
   again within the last ten seconds and the streams may be yet to come, this is not permanent.
-- What was under way when the connection was lost raises `ConnectionError`, and what is not confirmed within
-  `confirm_timeout` `TimeoutError`: both are ambiguous. What has found no connection for so long raises
-  `ConnectionError` too, and was not sent.
+- What was under way when the connection was lost raises `ConnectionLost`, and what is not confirmed within
+  `confirm_timeout` `TimeoutError`: both are ambiguous.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+import ssl
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
-from localdelay import arguments
-from localdelay.brokers.address import Address
+import trio
+from nats.aio.client import Client
+
+from localdelay.brokers.address import Address, host_and_port
+from localdelay.brokers.driver import Driver
 from localdelay.brokers.nats_answers import classified
-from localdelay.brokers.nats_frames import header_lines
-from localdelay.brokers.nats_line import Line, asyncio_loop, connected
-from localdelay.brokers.nats_outbox import Outbox, Publication
-from localdelay.brokers.wire import rfc3339, wall_clock
-from localdelay.errors import DelayNotSupported
+from localdelay.brokers.nats_client import asyncio_loop, close, connected
+from localdelay.brokers.nats_connection import Connection, Publication
+from localdelay.brokers.outbox import Outbox
+from localdelay.brokers.wire import ID, OWN, headers_of, rfc3339
+from localdelay.errors import PermanentSendError
 from localdelay.message import Message
 
-__all__ = [
-    "NatsBroker",
-    "classified",
-    "connected",
-    "open_address",
-    "open_nats",
-    "schedule_subject",
-    "stream_subjects",
-]
+__all__ = ["classified", "connected", "driver_at", "schedule_subject", "stream_subjects"]
 
 _SCHEDULES_SINCE = (2, 12)
-_SCHEDULE_HEADERS = frozenset({"nats-schedule", "nats-schedule-target"})
-_SHORTEST = 0.001
-_SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
+_SCHEDULE, _TARGET = "Nats-Schedule", "Nats-Schedule-Target"
+_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # a token of RFC 9110
 # A line of the protocol may have 4,096 bytes, and more than a subject is in it.
 _LONGEST_SUBJECT = 3000
+_MAX_PAYLOAD = 1024 * 1024  # the server's own, until it has said which
 
 
 def schedule_subject(subject: str, id: str) -> str:
@@ -88,164 +82,117 @@ def stream_subjects(subject: str) -> list[str]:
     return [subject, f"{subject}.delayed.*"]
 
 
-class NatsBroker:
-    """A connection that publishes to one subject; `open_nats` makes it."""
+def header_lines(headers: Mapping[str, str]) -> bytes:
+    """Headers as they go out. Raises `PermanentSendError` for what is no NATS header."""
+    name = headers[ID]
+    if name != name.strip() or "\n" in name or "\r" in name:
+        raise PermanentSendError("an id with a line break, or blanks around it, can't be a NATS header")
+    lines = "NATS/1.0\r\n"
+    for name, value in headers.items():
+        if name not in OWN:
+            if not _NAME.fullmatch(name):
+                raise PermanentSendError(f"a header can't be called {name!r} in NATS")
+            if "\n" in value or "\r" in value:
+                raise PermanentSendError(f"the header {name!r} has a line break, which NATS can't carry")
+        lines += f"{name}: {value}\r\n"
+    return f"{lines}\r\n".encode()
 
-    native_delay: bool
-    """Whether the server that it is, or was last, connected to knows message schedules."""
 
-    def __init__(self, outbox: Outbox, subject: str) -> None:
-        self._outbox = outbox
-        self._subject = subject
-        self._encoded = subject.encode()
-        self._version = (0, 0)
-        self.native_delay = False
-        outbox.on_connected = self._connected
+class _Driver(Driver):
+    def __init__(self, where: Address) -> None:
+        self.where = f"NATS at {','.join(host_and_port(host, port) for host, port in where.hosts)}"
+        if len(where.target.encode()) > _LONGEST_SUBJECT:
+            raise ValueError(f"the subject must have {_LONGEST_SUBJECT:,} bytes at most")
+        self._subject = where.target
+        self._given = [f"nats://{host_and_port(host, port)}" for host, port in where.hosts]
+        self._servers = list(self._given)
+        """The one that it was connected to is the last to be tried again."""
+        self._options: dict[str, Any] = {}
+        if where.choice("tls", "required") is not None:
+            self._options["tls"] = ssl.create_default_context()
+        if "inbox_prefix" in where.options:
+            self._options["inbox_prefix"] = where.options["inbox_prefix"]
+        # Not in the URL: there nats-py would forget them on its way to another server, and show them.
+        if where.username and where.password is None:
+            self._options["token"] = where.username
+        elif where.username:
+            self._options |= {"user": where.username, "password": where.password}
+        self._most = _MAX_PAYLOAD
+        self._connected_before = False
 
-    async def send(self, message: Message) -> None:
-        """Publish a message now; returns once the stream has stored it.
+    def encode(self, message: Message, delay: float | None) -> Publication:
+        subject = held_by = self._subject
+        if delay is None:
+            headers = headers_of(message)
+        else:
+            due = time.time() + delay
+            try:
+                at = rfc3339(due)
+            except OverflowError:
+                raise ValueError(f"delay must end before the year 10000, not {delay:g} s from now") from None
+            ours = (_SCHEDULE.lower(), _TARGET.lower())
+            headers = {
+                name: value for name, value in headers_of(message, at).items() if name.lower() not in ours
+            }
+            headers |= {_SCHEDULE: f"@at {at}", _TARGET: subject}
+            held_by = stream_subjects(subject)[1]
+            subject = schedule_subject(subject, message.id)
+        lines = header_lines(headers)
+        size = len(lines) + len(message.payload)
+        if size > self._most:
+            # The server would not just refuse it: it would end the connection.
+            raise PermanentSendError(f"{size} bytes with headers; this server takes {self._most} at most")
+        return Publication(subject, lines, message.payload, held_by)
 
-        Raises `Throttled` when the server refuses it because of a limit; `PermanentSendError` for what can
-        never work, such as a payload over the server's limit; `TimeoutError` or `ConnectionError` where
-        nobody can tell whether it was stored; and what nats-py raises for the rest.
-        """
-        await self._outbox.publish(self._publication(message))
+    @asynccontextmanager
+    async def connect(self, outbox: Outbox) -> AsyncIterator[Connection]:
+        async with asyncio_loop():
+            connection = await self._reach(outbox)
+            try:
+                self._know(connection.client)
+                yield connection
+            finally:
+                await close(connection.client)
 
-    async def send_batch(self, messages: Sequence[Message]) -> None:
-        """Publish messages now, all at once and in their order; returns once the stream has stored them all.
+    async def _reach(self, outbox: Outbox) -> Connection:
+        """Connect to the first server that lets one in. Raises what is wrong with the last one."""
+        servers = list(self._servers)
+        for left in range(len(servers), 0, -1):
+            server = self._servers.pop(0)
+            self._servers.append(server)
+            connection = Connection(outbox, again=self._connected_before)
+            now = trio.current_time()
+            try:
+                # One that does not answer must leave some time for the others.
+                with trio.fail_after((trio.current_effective_deadline() - now) / left):
+                    await connection.open(server, self._options)
+            except BaseException as error:
+                await close(connection.client)
+                if left == 1 or not isinstance(error, Exception):
+                    raise
+            else:
+                return connection
+        raise ConnectionError("there is no server")
 
-        It is no transaction: each is stored or not. Raises as `send` does, and `PartialSendError` where some
-        failed.
-        """
-        await self._outbox.publish_all(tuple(messages), self._publication)
-
-    async def publish_delayed(self, message: Message, delay: float) -> None:
-        """Have the server publish a message `delay` seconds from now; returns once it has stored that.
-
-        Raises as `send` does; `PermanentSendError` too where the stream allows no schedules, and
-        `DelayNotSupported` where the server is older than 2.12. Where there is no connection it fails at
-        once.
-        """
-        arguments.at_least("delay", delay, 0, "a number of seconds")
-        self._outbox.check_open()
-        if not self.native_delay:
-            major, minor = self._version
-            raise DelayNotSupported(f"NATS {major}.{minor} has no message schedules: they came with 2.12")
-        due = time.time() + delay
+    def _know(self, client: Client) -> None:
+        """What the server says of itself, and of its cluster."""
+        self._connected_before = True
+        self._most = client.max_payload
         try:
-            at = rfc3339(due)
-        except OverflowError:
-            raise ValueError(f"delay must end before the year 10000, not {delay:g} s from now") from None
-        others = {
-            name: value for name, value in message.headers.items() if name.lower() not in _SCHEDULE_HEADERS
-        }
-        headers = header_lines(message.id, message.attempt, at, others)
-        subject = schedule_subject(self._subject, message.id)
-        schedule = f"Nats-Schedule: @at {at}\r\nNats-Schedule-Target: {self._subject}\r\n\r\n"
-        held_by = stream_subjects(self._subject)[1]
-        publication = Publication(
-            subject.encode(), headers[:-2] + schedule.encode(), _payload(message), held_by
-        )
-        await self._outbox.publish(publication, only_now=True)
+            version = client.connected_server_version
+            major, minor = version.major, version.minor
+        except ValueError:
+            major = minor = 0
+        self.native_delay = (major, minor) >= _SCHEDULES_SINCE
+        self.no_delay = f"NATS {major}.{minor} has no message schedules: they came with 2.12"
+        current = self._servers[-1]
+        known = dict.fromkeys([*self._given, *(f"nats://{one.netloc}" for one in client.discovered_servers)])
+        self._servers = [*(server for server in known if server != current), current]
 
-    async def cancel_delayed(self, id: str, handle: object) -> None:
-        """Raises `DelayNotSupported`."""
-        raise DelayNotSupported("a message schedule of NATS can't be called off by its id")
-
-    def _publication(self, message: Message) -> Publication:
-        due = rfc3339(wall_clock(message.execute_at))
-        headers = header_lines(message.id, message.attempt, due, message.headers)
-        return Publication(self._encoded, headers, _payload(message), self._subject)
-
-    def _connected(self, line: Line) -> None:
-        self._version = line.version
-        self.native_delay = line.version >= _SCHEDULES_SINCE
+    def verdict(self, error: Exception) -> Exception:
+        return classified(error)
 
 
-def _payload(message: Message) -> bytes:
-    payload = message.payload
-    if not isinstance(payload, bytes):
-        raise TypeError(f"payload must be bytes, not {type(payload).__name__}")
-    return payload
-
-
-def open_address(
-    where: Address, *, confirm_timeout: float | None = None, connect_timeout: float = 5.0
-) -> AbstractAsyncContextManager[NatsBroker]:
-    """Connect to where a URL points to. The time-outs, in seconds, are those of `open_nats`."""
-    servers = [_server_url(host, port) for host, port in where.hosts]
-    confirm = 10.0 if confirm_timeout is None else confirm_timeout
-    return _open(servers, where.username, where.password, where.target, confirm, connect_timeout, True, {})
-
-
-@asynccontextmanager
-async def open_nats(
-    url: str,
-    *,
-    subject: str,
-    confirm_timeout: float = 10.0,
-    connect_timeout: float = 5.0,
-    reconnect: bool = True,
-    **options: Any,
-) -> AsyncIterator[NatsBroker]:
-    """Connect to the server at `url`, and publish to `subject` for the length of an `async with` block.
-
-    A publish that is not confirmed within `confirm_timeout` seconds has failed. With `reconnect`, a
-    connection that was lost is made again; what was under way raises `ConnectionError` all the same. The
-    rest is for nats-py's `connect`: `tls`, `user_credentials`, `nkeys_seed`, `inbox_prefix`, `name` ... Where
-    TLS is asked for, by `tls` or a `tls://` URL, nothing is published without it.
-    Raises `ConnectionError` where no server answers within `connect_timeout` seconds, or it lets nobody in,
-    and `ValueError` for a URL, a subject or a time-out that is none.
-    """
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port or 4222
-    except ValueError:
-        host = None
-    if not host or parts.scheme not in ("nats", "tls"):
-        raise ValueError("url must be a NATS server's, like nats://host:4222")  # what it is may be secret
-    server = _server_url(host, port, parts.scheme)
-    user = None if parts.username is None else unquote(parts.username)
-    password = None if parts.password is None else unquote(parts.password)
-    async with _open(
-        [server], user, password, subject, confirm_timeout, connect_timeout, reconnect, options
-    ) as broker:
-        yield broker
-
-
-@asynccontextmanager
-async def _open(
-    servers: Sequence[str],
-    user: str | None,
-    password: str | None,
-    subject: str,
-    confirm_timeout: float,
-    connect_timeout: float,
-    reconnect: bool,
-    options: dict[str, Any],
-) -> AsyncIterator[NatsBroker]:
-    if not _SUBJECT.fullmatch(subject) or len(subject.encode()) > _LONGEST_SUBJECT:
-        raise ValueError(
-            "subject must have words with dots between them, without blanks and wildcards, "
-            f"and {_LONGEST_SUBJECT:,} bytes at most"
-        )
-    arguments.at_least("confirm_timeout", confirm_timeout, _SHORTEST, "a number of seconds")
-    arguments.at_least("connect_timeout", connect_timeout, _SHORTEST, "a number of seconds")
-    # Not in the URL: there nats-py would forget them on its way to another server, and show them.
-    if user and password is None:
-        options = {"token": user, **options}
-    elif user:
-        options = {"user": user, "password": password, **options}
-    async with asyncio_loop() as nursery:
-        outbox = Outbox(servers, options, confirm_timeout, connect_timeout, reconnect)
-        broker = NatsBroker(outbox, subject)
-        await outbox.open()
-        nursery.start_soon(outbox.run)
-        try:
-            yield broker
-        finally:
-            await outbox.close()
-
-
-def _server_url(host: str, port: int, scheme: str = "nats") -> str:
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+def driver_at(where: Address) -> Driver:
+    """The driver for where a URL points to. Raises `ValueError` for an option that is none."""
+    return _Driver(where)

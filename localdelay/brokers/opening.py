@@ -41,6 +41,7 @@ _NATS = _Kind(
         "the subject to publish to",
         re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*"),
         default_port=4222,
+        options=frozenset({"inbox_prefix", "tls"}),
         many_hosts=True,
     ),
 )
@@ -146,17 +147,12 @@ async def open_broker(
         async with open_stdout() as stdout:
             yield stdout
         return
-    module = _module(where.scheme)
-    opened: Any
-    if hasattr(module, "driver_at"):
-        opened = open_publisher(
-            module.driver_at(where),
-            confirm_timeout=confirm_timeout,
-            connect_timeout=connect_timeout,
-            limit=limit,
-        )
-    else:
-        opened = module.open_address(where, confirm_timeout=confirm_timeout, connect_timeout=connect_timeout)
+    opened = open_publisher(
+        _module(where.scheme).driver_at(where),
+        confirm_timeout=confirm_timeout,
+        connect_timeout=connect_timeout,
+        limit=limit,
+    )
     connected = False
     try:
         async with opened as broker:

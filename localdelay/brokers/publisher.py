@@ -292,6 +292,9 @@ class Publisher:
     def _verdict(self, error: Exception) -> Exception:
         if isinstance(error, Throttled | PermanentSendError | ConnectionLost | ConnectionClosed):
             return error
+        if isinstance(error, UnicodeEncodeError):
+            text = "an id or header that is no valid Unicode can't be sent"
+            return caused_by(PermanentSendError(text), error)
         return caused_by(self._driver.verdict(error), error)
 
     # What is raised.

@@ -13,11 +13,23 @@ from functools import lru_cache
 
 import trio
 
+from localdelay.message import Message
+
 ID = "Localdelay-Id"
 ATTEMPT = "Localdelay-Attempt"
 EXECUTE_AT = "Localdelay-Execute-At"
 
+OWN = frozenset({ID, ATTEMPT, EXECUTE_AT})
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def headers_of(message: Message, due: str | None = None) -> dict[str, str]:
+    """What travels with a message; `due` is RFC 3339, and execute-at unless it is given."""
+    if due is None:
+        due = rfc3339(wall_clock(message.execute_at))
+    ours = {ID: message.id, ATTEMPT: str(message.attempt), EXECUTE_AT: due}
+    return {**message.headers, **ours} if message.headers else ours
 
 
 def wall_clock(instant: float) -> float:

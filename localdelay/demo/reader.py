@@ -12,7 +12,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from localdelay.brokers.nats import connected, stream_subjects
-from localdelay.brokers.nats_loop import trio_asyncio
+from localdelay.brokers.nats_client import trio_asyncio
 from localdelay.brokers.wire import ID
 from localdelay.demo.report import Run
 from localdelay.demo.server import ServerError
@@ -65,7 +65,7 @@ async def open_reader(url: str, subject: str, run: Run) -> AsyncIterator[Reader]
     Raises `ServerError` where the server takes no schedules.
     """
     client = Client()
-    async with connected(client, url, reconnect=False):
+    async with connected(client, url):
         reader = Reader(client, subject, run)
         # nats-py's own configuration object knows nothing of schedules in its older releases.
         stream = {"name": run.name, "subjects": stream_subjects(subject), "storage": "memory"}

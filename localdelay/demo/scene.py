@@ -13,7 +13,7 @@ import nats.errors
 import trio
 
 import localdelay
-from localdelay.brokers.nats import NatsBroker, open_nats
+from localdelay.brokers import Broker, open_broker
 from localdelay.demo.reader import Reader, open_reader
 from localdelay.demo.report import Report, Run, reckon, reckon_fallback
 from localdelay.demo.server import Server, ServerError, running_server
@@ -45,7 +45,7 @@ _END_NOTICED_WITHIN = 0.5
 _STUCK_AFTER = 20.0
 
 PublishOne: TypeAlias = Callable[[str, bytes, float], Awaitable[None]]
-Publish: TypeAlias = Callable[["Scene", NatsBroker, Run], Awaitable[None]]
+Publish: TypeAlias = Callable[["Scene", Broker, Run], Awaitable[None]]
 Export: TypeAlias = Callable[[localdelay.DelayQueue, localdelay.Fallback], None]
 Started: TypeAlias = Callable[[Server], object]
 """Is called once the server answers."""
@@ -126,7 +126,7 @@ async def _raise_if_ended(server: Server) -> None:
 async def _one_run(run: Run, publish: Publish, scene: Scene, server: Server, progress: Progress) -> None:
     async with (
         open_reader(server.url, _SUBJECT, run) as reader,
-        open_nats(server.url, subject=_SUBJECT, reconnect=False) as broker,
+        open_broker(f"{server.url}/{_SUBJECT}") as broker,
         bare_nursery() as nursery,
     ):
         nursery.start_soon(_report_progress, run, progress, scene.delay + _STUCK_AFTER)
@@ -138,7 +138,7 @@ async def _one_run(run: Run, publish: Publish, scene: Scene, server: Server, pro
         progress(run)
 
 
-async def _publish_plainly(scene: Scene, broker: NatsBroker, run: Run) -> None:
+async def _publish_plainly(scene: Scene, broker: Broker, run: Run) -> None:
     """What an application does without this library: a message that is refused is lost."""
 
     async def publish(id: str, payload: bytes, delay: float) -> None:
@@ -153,7 +153,7 @@ async def _publish_plainly(scene: Scene, broker: NatsBroker, run: Run) -> None:
     await _peak(scene, run, publish)
 
 
-async def _publish_with_fallback(export: Export | None, scene: Scene, broker: NatsBroker, run: Run) -> None:
+async def _publish_with_fallback(export: Export | None, scene: Scene, broker: Broker, run: Run) -> None:
     """The same with this library: what is refused waits here, and is sent when it is due or goes back."""
     async with localdelay.open_delay_queue(
         broker.send, capacity=len(scene.messages), workers=_WORKERS, retry=_RETRY

@@ -107,7 +107,7 @@ async def test_a_run_through_a_real_broker(options: list[str]) -> None:
         from nats.aio.client import Client
 
         from localdelay.brokers.nats import connected
-        from localdelay.brokers.nats_loop import trio_asyncio
+        from localdelay.brokers.nats_client import trio_asyncio
 
         client = Client()
         async with connected(client, server.url):

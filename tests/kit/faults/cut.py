@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 import trio
 
 from localdelay.brokers import Broker, open_broker
-from localdelay.brokers.nats import open_nats
 from tests.kit.faults import broken, underway
 from tests.kit.faults.broken import CONFIRM_TIMEOUT
 from tests.kit.faults.counting import count, in_broker
@@ -24,10 +23,7 @@ _READ_TIMEOUT = 20.0
 
 
 def _open(name: str, port: int, url: str) -> AbstractAsyncContextManager[Broker]:
-    target, timeout = urlsplit(url).path[1:], CONFIRM_TIMEOUT
-    if name in ("amqp", "beanstalkd", "redis", "kafka"):
-        return open_broker(f"{name}://127.0.0.1:{port}/{target}", confirm_timeout=timeout)
-    return open_nats(f"nats://127.0.0.1:{port}", subject=target, confirm_timeout=timeout)
+    return open_broker(f"{name}://127.0.0.1:{port}{urlsplit(url).path}", confirm_timeout=CONFIRM_TIMEOUT)
 
 
 def cut(fault: str, scale: Scale, *, name: str, cycles: int, journal: bool) -> Row:
