@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from enum import IntEnum
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import trio
 
@@ -25,27 +25,31 @@ class End(IntEnum):
     SPOOLED = 4
 
 
-class Keeper(Protocol):
-    """Who else knows what is pending.
+class Keeper:
+    """Who else knows what is pending. This one is nobody: all of it is at risk.
 
-    It is told in the same step in which the queue's own books change, so that a cancellation finds both
+    Another is told in the same step in which the queue's own books change, so that a cancellation finds both
     changed or neither. None of what it is told with awaits anything: what takes time is returned.
     """
 
-    lapses: bool
+    lapses = False
     """Whether a message may become somebody else's while it is here: only then `owns` is asked."""
-    writes: bool
+    writes = False
     """Whether what it is told takes time to be written: until then a crash would undo it."""
-    committing: int
+    committing = 0
     """Puts that wait until it has their message."""
-    failures: int
+    failures = 0
     """How often it could not write."""
-    commit_time: LatencyRecorder
-    """How long it takes to write, in seconds."""
+
+    def __init__(self, at_risk: Callable[[], tuple[int, int]]) -> None:
+        self._at_risk = at_risk
+        self.commit_time = LatencyRecorder()
+        """How long it takes to write, in seconds."""
 
     @property
     def at_risk(self) -> tuple[int, int]:
         """Messages, and their bytes, that a crash right now would lose."""
+        return self._at_risk()
 
     def entering(self, entry: Entry, enter: Callable[[], None]) -> Wait | None:
         """A message has room and is to be pending. None: now, and the caller does it by `enter`.
@@ -53,6 +57,7 @@ class Keeper(Protocol):
         Else the caller awaits what is returned: that calls `enter` in the very step in which the message is
         known to be kept, or raises `JournalError` and does not call it.
         """
+        return None
 
     def entered(self, entry: Entry) -> None:
         """A message is pending, and nobody waits until it is kept: until then it is at risk."""
@@ -62,79 +67,29 @@ class Keeper(Protocol):
 
         False: it has taken the message back, which ends here as spooled.
         """
+        return True
 
     def moved(self, entry: Entry, again: Entry) -> None:
         """This message is `again` from now on: it has another time, and another number."""
 
     def ended(self, entries: Sequence[Entry], how: End, why: str | None = None) -> Wait | None:
         """These have ended. `why` is what a dead one was given up for, where nobody but the keeper has it."""
+        return None
 
     def owns(self, entries: Sequence[Entry], now: float) -> list[Entry]:
         """Those of them that are still this queue's to send."""
-
-    def unkept(self) -> Sequence[Entry] | None:
-        """What is pending and not kept: that stays when the queue ends. None: nothing is kept, all stays."""
-
-    async def written(self) -> None:
-        """Wait until what it was told so far is written, or could not be."""
-
-    async def flush(self) -> None:
-        """Wait until all that is pending is kept. Raises `JournalError` if it can't be."""
-
-    async def close(self) -> None:
-        """Let it know what it does not know yet, for a limited time; it is told nothing more."""
-
-
-class NoKeeper:
-    """Nobody: all that is pending is at risk."""
-
-    lapses = False
-    writes = False
-    committing = 0
-    failures = 0
-
-    def __init__(self, pending: Callable[[], tuple[int, int]]) -> None:
-        """`pending` says how many messages and bytes are."""
-        self._all = pending
-        self.commit_time = LatencyRecorder()
-
-    @property
-    def at_risk(self) -> tuple[int, int]:
-        """All."""
-        return self._all()
-
-    def entering(self, entry: Entry, enter: Callable[[], None]) -> Wait | None:
-        """At once."""
-        return None
-
-    def entered(self, entry: Entry) -> None:
-        """Nobody is told."""
-
-    def failed(self, entry: Entry, again: Entry) -> bool:
-        """It is tried again here."""
-        return True
-
-    def moved(self, entry: Entry, again: Entry) -> None:
-        """Nobody is told."""
-
-    def ended(self, entries: Sequence[Entry], how: End, why: str | None = None) -> Wait | None:
-        """Nobody is told."""
-        return None
-
-    def owns(self, entries: Sequence[Entry], now: float) -> list[Entry]:
-        """All."""
         return list(entries)
 
     def unkept(self) -> Sequence[Entry] | None:
-        """All."""
+        """What is pending and not kept: that stays when the queue ends. None: nothing is kept, all stays."""
         return None
 
     async def written(self) -> None:
-        """There is nothing to wait for, and this does not let others run either."""
+        """Wait until what it was told so far is written, or could not be; here without letting others run."""
 
     async def flush(self) -> None:
-        """There is nothing to wait for."""
+        """Wait until all that is pending is kept. Raises `JournalError` if it can't be."""
         await trio.lowlevel.checkpoint()
 
     async def close(self) -> None:
-        """Nobody is told."""
+        """Let it know what it does not know yet, for a limited time; it is told nothing more."""

@@ -56,18 +56,15 @@ _NO_ROOM = (QueueFull, Throttled, ConnectionError)
 class Publish:
     """One message on its way. Each of its `with` blocks is one step, in which the driver does the I/O."""
 
-    __slots__ = (
-        "_gate",
-        "_may_degrade",
-        "_reason",
-        "_router",
-        "_ticket",
-        "_why",
-        "calls",
-        "handle",
-        "holds",
-        "message",
-    )
+    # Of the class, where hardly any publish has others: to set them costs as much as to ask the gate.
+    calls = True
+    """Whether the primary is to be called, in a `with` block."""
+    handle: object = None
+    """What the primary has returned."""
+    holds = False
+    """Whether the message is then to be held, in a `with` block."""
+    _reason: Reason | None = None
+    _why: Exception | None = None
 
     def __init__(self, router: Router, message: Message, now: float) -> None:
         """Ask the gate. Raises `BreakerOpen` or `RateLimited` where it refuses what may not be held."""
@@ -75,14 +72,6 @@ class Publish:
         self._router = router
         self._may_degrade = may_degrade = router.may_degrade is None or bool(router.may_degrade(message))
         self._gate = gate = router.gates.only or router.gates.of(message)
-        self._reason: Reason | None = None
-        self._why: Exception | None = None
-        self.handle: object = None
-        """What the primary has returned."""
-        self.calls = True
-        """Whether the primary is to be called, in a `with` block."""
-        self.holds = False
-        """Whether the message is then to be held, in a `with` block."""
         # In forced mode nothing is called, so that there is nothing to ask the gate for.
         self._ticket, refusal = (None, None) if router.mode == "forced" else gate.ask(message, now)
         if self._ticket is not None:

@@ -38,8 +38,7 @@ import trio
 
 from localdelay.entry import Entry, attempt_of, execute_at_of, size_of
 from localdelay.errors import JournalError
-from localdelay.keeping import End, Wait
-from localdelay.lateness import LatencyRecorder
+from localdelay.keeping import End, Keeper, Wait
 from localdelay.timer import clock_parts
 
 from .group import LATE, TAKEN, Change, Group, Put
@@ -57,12 +56,13 @@ _THREAD: Final = "localdelay-journal"
 _FAILURES_LOGGED_EVERY: Final = 60.0
 
 
-class Commits:
+class Commits(Keeper):
     """Has a journal keep what the queue holds. Of the Trio thread, but for what says otherwise."""
 
-    lapses, writes = False, True
+    writes = True
 
     def __init__(self, journal: Journal) -> None:
+        super().__init__(lambda: (self._unsafe, self._unsafe_bytes))
         self._journal = journal
         self._read_clock, self._clock_offset = clock_parts()
         self._token = trio.lowlevel.current_trio_token()
@@ -81,10 +81,7 @@ class Commits:
         self._is_told = False  # that it fails
         self._closing = False
         self._closed = trio.Event()
-        self._at_risk = self._at_risk_bytes = 0
-        self.committing = 0
-        self.failures = 0
-        self.commit_time = LatencyRecorder()
+        self._unsafe = self._unsafe_bytes = 0  # accepted, and not written yet
 
     async def open(self, first_number: int) -> Sequence[Kept]:
         """Open it, and return what it holds; new numbers begin at `first_number`. Raises `JournalError`."""
@@ -99,11 +96,6 @@ class Commits:
         self._first_key = 1 + max(map(itemgetter(0), result), default=0) - first_number
         return result
 
-    @property
-    def at_risk(self) -> tuple[int, int]:
-        """Messages, and their bytes, that are accepted and not written yet."""
-        return self._at_risk, self._at_risk_bytes
-
     def entering(self, entry: Entry, enter: Callable[[], None]) -> Wait:
         """Write a message down; the wait calls `enter` as soon as it is there, or raises `JournalError`.
 
@@ -117,8 +109,8 @@ class Commits:
 
     def entered(self, entry: Entry) -> None:
         """Write down a message that is accepted already: it is at risk until it is there."""
-        self._at_risk += 1
-        self._at_risk_bytes += size_of(entry[2])
+        self._unsafe += 1
+        self._unsafe_bytes += size_of(entry[2])
         self._add(Change(self._key(entry), entry, self._wall(entry), on_disk=False, at_risk=True))
 
     def failed(self, entry: Entry, again: Entry) -> bool:
@@ -143,10 +135,6 @@ class Commits:
                     self._add(Change(self._key(entry), entry, self._wall(entry), why))
                 self._moved.pop(entry[1], None)
         return self.written
-
-    def owns(self, entries: Sequence[Entry], now: float) -> list[Entry]:
-        """All of them."""
-        return list(entries)
 
     def unkept(self) -> list[Entry]:
         """The messages that are at risk."""
@@ -227,8 +215,8 @@ class Commits:
     def _out_of_risk(self, change: Change) -> None:
         if change.at_risk and change.entry is not None:
             change.at_risk = False
-            self._at_risk -= 1
-            self._at_risk_bytes -= size_of(change.entry[2])
+            self._unsafe -= 1
+            self._unsafe_bytes -= size_of(change.entry[2])
 
     def _called(self, *, takes_late: bool = False) -> Group:
         """The group that is gathered now, and the thread is told; what is taken already ends before it."""

@@ -204,7 +204,7 @@ class OutsideWorkers(Workers):
             for entry, error in self._delivery.doomed(entries, now):
                 entries.remove(entry)
                 self.valve.give_back([entry])
-                self._give_up(entry, error, is_sent=False)
+                self._give_up(entry, error)
         self._out.update((entry[1], entry) for entry in entries)
         return entries
 
@@ -235,25 +235,21 @@ class OutsideWorkers(Workers):
             self.wake_leader()
 
     def _fail(self, outcome: Outcome) -> None:
-        if not self._delivery.failed(outcome):
-            self._give_up(outcome[0], outcome[3], is_sent=True)
+        error = self._delivery.failed(outcome)
+        if error is not None:
+            self._give_up(outcome[0], error)
 
-    def _give_up(self, entry: Entry, error: Exception | None, *, is_sent: bool) -> None:
+    def _give_up(self, entry: Entry, error: Exception) -> None:
         assert self._nursery is not None  # noqa: S101 (its feeder is at work)
-        assert error is not None  # noqa: S101 (it is why this is called)
         worker = Worker()
         worker.entries.append(entry)
-        worker.failure = error
         self._workers.add(worker)
-        self._nursery.start_soon(self._bury, worker, [] if is_sent else [(entry, error)])
+        self._nursery.start_soon(self._bury, worker, [(entry, error)])
 
     async def _bury(self, worker: Worker, doomed: list[tuple[Entry, Exception]]) -> None:
         try:
             async with self._hooks:
-                if doomed:
-                    await self._delivery.give_up(worker, doomed)
-                else:
-                    await self._delivery.settle(worker)
+                await self._delivery.give_up(worker, doomed)
         except BaseException:
             self.stop()  # or the message that is put back would be sent
             raise

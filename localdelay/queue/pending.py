@@ -29,7 +29,7 @@ from localdelay.entry import (
     rescheduled,
     size_of,
 )
-from localdelay.keeping import End, Keeper, NoKeeper, Wait
+from localdelay.keeping import End, Keeper, Wait
 from localdelay.message import Message, number_of
 
 from .ledger import Ledger
@@ -42,7 +42,7 @@ class Pending:
     def __init__(self, schedule: Schedule, ledger: Ledger) -> None:
         self.schedule = schedule
         self.ledger = ledger
-        self.keeper: Keeper = NoKeeper(lambda: (ledger.pending, ledger.pending_bytes))
+        self.keeper = Keeper(lambda: (ledger.pending, ledger.pending_bytes))
         """Who else knows what is pending."""
         self.lent: dict[int, Entry] = {}
         """What is taken and no worker's, by number."""

@@ -172,7 +172,6 @@ class Delivery:
         """Messages were sent, each on its own, elsewhere than on the loop."""
         entries = [outcome[0] for outcome in outcomes]
         plain = all_plain(entries)
-        size = plain_size(entries) if plain else sum(size_of(body) for _, _, body in entries)
         if plain:
             self.lateness.record_each([began - entry[0] for entry, began, _, _ in outcomes])
             self.total.record_each([ended - entry[0] for entry, _, ended, _ in outcomes])
@@ -187,10 +186,10 @@ class Delivery:
         if valve.probe.row or (valve.limit is not None and valve.limit.limits):
             for entry, began, ended, _ in outcomes:
                 valve.sent(ended, [entry], ended - began, self._sent)
-        self._pending.end(entries, End.SENT, size)
+        self._pending.end(entries, End.SENT, plain_size(entries) if plain else None)
 
-    def failed(self, outcome: Outcome) -> bool:
-        """A send failed elsewhere than on the loop: put the message off, or return False to `settle` it."""
+    def failed(self, outcome: Outcome) -> Exception | None:
+        """A send failed elsewhere than on the loop: put the message off, or return what to give it up for."""
         entry, began, ended, error = outcome
         assert error is not None  # noqa: S101 (it is why this is called)
         due, _, body = entry
@@ -199,14 +198,17 @@ class Delivery:
         if blamed is not None:
             if its_id not in blamed:
                 self.sent([outcome])
-                return True
+                return None
             error = blamed[its_id]
         failures = 1 + failures_of(body)
         if failures == 1:
             self.lateness.record(began - execute_at_of(due, body))
         self.send_time.record(ended - began)
         self.valve.failed(ended, [entry], error, ended - began, self._sent)
-        return self._retry(entry, error, ended, failures, random.random(), alone=blamed is not None)
+        if self._retry(entry, error, ended, failures, random.random(), alone=blamed is not None):
+            return None
+        self.valve.count_failure(ended, error)
+        return error
 
     async def settle(self, worker: Worker) -> None:
         """Retry each message of the batch that failed, or give it to the dead letters.
@@ -303,14 +305,9 @@ class Delivery:
 
     async def _bury(self, message: Message, error: Exception) -> bool:
         """Give the message to the dead letters; whether the hook has taken it."""
+        what = message.id, message.size, told(error)
         if self._on_dead_letter is None:
-            log(
-                logging.ERROR,
-                "dead letter: message %s of %d bytes: %s",
-                message.id,
-                message.size,
-                told(error),
-            )
+            log(logging.ERROR, "dead letter: message %s of %d bytes: %s", *what)
             return False
         try:
             with trio.fail_after(self.send_timeout):
@@ -321,14 +318,8 @@ class Delivery:
             if failure is None:
                 reraise_without_errors(raised)
             self.dead_letter_errors += 1
-            log(
-                logging.ERROR,
-                "the dead-letter hook failed for message %s of %d bytes (%s): %s",
-                message.id,
-                message.size,
-                told(error),
-                told(failure),
-            )
+            line = "the dead-letter hook failed for message %s of %d bytes (%s): %s"
+            log(logging.ERROR, line, *what, told(failure))
             del failure  # or its traceback, this frame and the payload hold each other
             return False
 

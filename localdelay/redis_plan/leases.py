@@ -16,7 +16,7 @@ from typing import TypeAlias
 import trio
 
 from localdelay.entry import Body, Entry, attempt_of, chosen_id, failures_of, goes_alone
-from localdelay.keeping import End, NoKeeper, Wait
+from localdelay.keeping import End, Keeper, Wait
 from localdelay.queue.core import Core
 from localdelay.redis_plan.bodies import KEEP, Told, decode, finished, note, returned
 from localdelay.redis_plan.link import logger
@@ -32,7 +32,7 @@ _Claim: TypeAlias = tuple[int, float, int]
 Redis's). A tuple of numbers: there are thousands of these, and the garbage collector does not walk them."""
 
 
-class Leases(NoKeeper):
+class Leases(Keeper):
     """A keeper of messages: Redis, by the leases that this instance has there. Nothing is at risk.
 
     `tell` and `renew` are to run as tasks.

@@ -19,7 +19,7 @@ from localdelay import (
     open_delay_queue,
 )
 from localdelay.entry import Entry
-from localdelay.keeping import NoKeeper
+from localdelay.keeping import Keeper
 from localdelay.queue.batch import blame
 from localdelay.testing import RecordingSender
 
@@ -170,7 +170,7 @@ async def test_only_one_worker_waits_for_company(autojump_clock: Any, conserved:
 async def test_a_pause_lets_others_send_what_waits_for_company(autojump_clock: Any, conserved: Any) -> None:
     """A keeper that takes back what is paused has the messages of a gathering batch at once."""
 
-    class TakesBack(NoKeeper):
+    class TakesBack(Keeper):
         def failed(self, entry: Entry, again: Entry) -> bool:
             return False
 

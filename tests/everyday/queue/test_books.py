@@ -24,7 +24,7 @@ from localdelay import (
     open_delay_queue,
 )
 from localdelay.entry import Entry
-from localdelay.keeping import NoKeeper
+from localdelay.keeping import Keeper
 from localdelay.queue.ledger import Ledger
 from localdelay.queue.pending import Pending
 from localdelay.queue.schedule import Schedule
@@ -74,7 +74,7 @@ def test_an_id_that_came_back_twice_is_that_of_the_second_until_its_end() -> Non
 async def test_what_has_lapsed_gives_its_tokens_back(ours: int, autojump_clock: Any) -> None:
     """A message that is somebody else's by now is not sent: the limit lets another go in its place."""
 
-    class Lapsing(NoKeeper):
+    class Lapsing(Keeper):
         lapses = True
 
         def owns(self, entries: Sequence[Entry], now: float) -> list[Entry]:
