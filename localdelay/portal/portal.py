@@ -255,7 +255,8 @@ class Remote:
         try:
             self.ended.result()
         finally:
-            self._thread.join()
+            if self.ended.done():  # and not Ctrl-C, who would have to wait for all of it
+                self._thread.join()
 
     def pending(self) -> tuple[int, int]:
         """Messages that are accepted and not finished, and their bytes, nearly: others go on meanwhile."""

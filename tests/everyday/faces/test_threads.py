@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import signal
 import sys
 import threading
 import time
@@ -148,6 +149,22 @@ def test_a_drain_that_meets_the_end_of_the_block_ends() -> None:
 def drain(queue: threads.DelayQueue) -> None:
     with contextlib.suppress(QueueClosed):
         queue.drain(grace=1.0)
+
+
+def test_ctrl_c_at_the_end_of_a_block_ends_the_queue_at_once() -> None:
+    """It does not wait until all that is pending is sent."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    main = threading.get_ident()
+    try:
+        with (
+            pytest.raises(KeyboardInterrupt),
+            threads.open_delay_queue(Sent(), capacity=10, workers=1) as queue,
+        ):
+            queue.put(b"", delay=3600.0)
+            threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGINT)).start()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert conserved(queue.statistics()).pending == 1
 
 
 def test_a_drain_is_cut_short_in_the_midst_of_a_put() -> None:
