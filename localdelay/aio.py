@@ -20,7 +20,7 @@ from . import arguments
 from .arguments import NOT_GIVEN, Delay, NotGiven
 from .errors import QueueFull
 from .fallback.handles import Cancelled
-from .fallback.publishing import BaseFallback, Publish
+from .fallback.publishing import BaseFallback, Publish, not_this_ones
 from .fallback.router import Receipt, World
 from .message import Message
 from .portal.calls import Call, Cut
@@ -33,6 +33,7 @@ from .queue import opening
 from .queue.admission import Stamped
 from .queue.sending import awaitable
 from .statistics import DrainReport, Statistics
+from .worlds import check_asyncio
 
 __all__ = ["DelayQueue", "Fallback", "open_delay_queue", "start_delay_queue"]
 
@@ -225,6 +226,7 @@ async def open_delay_queue(
     forked child has no queue. Sends need this loop: `drain_on_exit` is for programs in which it still runs
     at the exit. A test may give a `clock` of its own, `localdelay.testing.MovableClock`.
     """
+    check_asyncio("localdelay.aio.open_delay_queue")
     errands = Errands(asyncio.get_running_loop())
     opened = partial(
         opening.open_delay_queue,
@@ -337,7 +339,8 @@ class Fallback(BaseFallback[PublishDelayed, DelayQueue, CancelDelayed]):
 
     def _world(self) -> World:
         queue = self._queue
-        arguments.check_kind("queue", queue, DelayQueue, "a localdelay.aio.DelayQueue")
+        if not isinstance(queue, DelayQueue):
+            raise not_this_ones("localdelay.aio.DelayQueue", queue)
         return queue.remote.world(queue.errands.on_loop("publish_delayed", self._hand_back))
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from enum import Enum
+from functools import partial
 from typing import Any, TypeAlias
 
 Delay: TypeAlias = float | timedelta
 """Seconds, or a `timedelta`."""
 Terms: TypeAlias = tuple[float | None, float | None]
 """(seconds past its execute-at until a message expires, the Unix time that it was put for)"""
+
+_AWAITED = ("Awaitable", "Coroutine", "Future", "Task")
+"""What is said to be returned by functions that are no `async def`, and can be awaited."""
 
 LATEST = 1e15
 """Seconds: 30 million years, and still exact to a tenth of a second."""
@@ -179,7 +184,38 @@ def check_instant(name: str, value: float) -> float:
     return instant
 
 
+def is_async(function: object) -> bool:
+    """Whether this is an async function, or an object that is called like one."""
+    return any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None))))  # noqa: B004
+
+
+def check_callable(name: str, function: object) -> None:
+    """Raise a `TypeError` unless this can be called."""
+    if not callable(function):
+        raise TypeError(f"{name} must be a function, not {type(function).__name__}")
+
+
 def check_async(name: str, function: object) -> None:
-    """Raise unless this can be called."""
+    """Raise a `TypeError` unless this can be called, and what it returns may well be awaited."""
     if not callable(function):
         raise TypeError(f"{name} must be an async function, not {type(function).__name__}")
+    if not is_async(function) and _is_plain(function):
+        raise TypeError(
+            f"{name} must be an async function, not an ordinary one: write `async def`; "
+            "one that blocks is for localdelay.threads, or on Trio for localdelay.blocking"
+        )
+
+
+def _is_plain(function: Any) -> bool:
+    """Whether to call it is all there is to it: it is a `def` that names nothing to be awaited."""
+    # To find that out by a call, when a message is due, would be to send it.
+    while isinstance(function, partial):
+        function = function.func
+    if not inspect.isroutine(function):
+        function = type(function).__call__
+    function = inspect.unwrap(getattr(function, "__func__", function))
+    if inspect.iscoroutinefunction(function) or getattr(function, "__name__", "") == "<lambda>":
+        return False
+    returned = str(getattr(function, "__annotations__", {}).get("return", ""))
+    is_ours = inspect.isfunction(function) or inspect.isbuiltin(function)
+    return is_ours and not any(word in returned for word in _AWAITED)

@@ -18,7 +18,6 @@ On asyncio it is `await clock.advance_async(119.0)`; with Trio, `trio.testing.Mo
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -29,26 +28,19 @@ from . import arguments
 from .errors import Throttled
 from .message import Message
 from .portal.movable import MovableClock
+from .worlds import is_trio_task
 
 __all__ = ["FailingSender", "MovableClock", "RecordingSender", "ThrottledPrimary"]
-
-
-def _is_trio() -> bool:
-    # A task of asyncio's first: in its thread a run of Trio's may be a guest, or have left something behind.
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is not None and asyncio._get_running_loop() is not None and asyncio.current_task() is not None:  # noqa: SLF001
-        return False
-    return trio.lowlevel.in_trio_run() and trio.lowlevel.in_trio_task()
 
 
 def _now(clock: MovableClock | None) -> float:
     if clock is not None:
         return clock.current_time()
-    return trio.current_time() if _is_trio() else time.perf_counter()
+    return trio.current_time() if is_trio_task() else time.perf_counter()
 
 
 async def _sleep(seconds: float, clock: MovableClock | None) -> None:
-    if _is_trio():
+    if is_trio_task():
         await trio.sleep(seconds)
     elif clock is not None:
         await clock.sleep(seconds)

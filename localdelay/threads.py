@@ -39,10 +39,10 @@ import trio
 from . import arguments
 from .arguments import NOT_GIVEN, Delay, NotGiven
 from .fallback.handles import Cancelled
-from .fallback.publishing import BaseFallback, Publish
+from .fallback.publishing import BaseFallback, Publish, not_this_ones
 from .fallback.router import Receipt, World
 from .message import Message
-from .portal.blocking import in_threads, is_async
+from .portal.blocking import in_threads
 from .portal.calls import Call
 from .portal.leaving import MOST, Leaving
 from .portal.movable import MovableClock
@@ -353,19 +353,19 @@ class Fallback(BaseFallback[PublishDelayed, DelayQueue, CancelDelayed]):
     def _hand_back(self, message: Message, delay: float) -> None:
         self._router.keep(message, self._publish_delayed(message, delay))
 
+    def _check(self, name: str, given: object) -> None:
+        arguments.check_callable(name, given)
+        if arguments.is_async(given):
+            raise TypeError(f"{name} must be an ordinary function here")
+
     def _world(self) -> World:
-        for name, given in (
-            ("publish_delayed", self._publish_delayed),
-            ("cancel_delayed", self._cancel_delayed),
-        ):
-            if is_async(given):
-                raise TypeError(f"{name} must be an ordinary function here")
         self._calls = Leaving("publish_delayed", self._publish_timeout)
         queue = self._queue
-        arguments.check_kind("queue", queue, DelayQueue, "a localdelay.threads.DelayQueue")
+        if not isinstance(queue, DelayQueue):
+            raise not_this_ones("localdelay.threads.DelayQueue", queue)
         return queue.remote.world(in_threads(self._hand_back, trio.CapacityLimiter(MOST)))
 
 
 def _async(name: str, given: Callable[..., object], in_pool: Callable[[Callable[..., object]], Any]) -> Any:
-    arguments.check_async(name, given)
-    return given if is_async(given) else in_pool(given)
+    arguments.check_callable(name, given)
+    return given if arguments.is_async(given) else in_pool(given)

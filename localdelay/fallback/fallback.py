@@ -19,7 +19,7 @@ from localdelay.queue.sending import awaitable
 from localdelay.timer import clock_parts
 
 from .handles import Cancelled
-from .publishing import BaseFallback, Publish
+from .publishing import BaseFallback, Publish, not_this_ones
 from .router import Receipt, World
 
 PublishDelayed: TypeAlias = Callable[[Message, float], Awaitable[object]]
@@ -183,7 +183,8 @@ class Fallback(BaseFallback[PublishDelayed, Holder, CancelDelayed]):
 
     def _world(self) -> World:
         queue = self._queue
-        arguments.check_kind("queue", queue, Holder, "a DelayQueue")
+        if not isinstance(queue, Holder):
+            raise not_this_ones("localdelay.DelayQueue", queue)
         self._numbers = numbers()
         self._read_clock, self._clock_offset = read_clock, offset = clock_parts()
         memory = queue if isinstance(queue, DelayQueue) else None

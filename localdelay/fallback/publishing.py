@@ -51,6 +51,7 @@ _C = TypeVar("_C", bound=Callable[..., object])
 
 _NO_ROOM = (QueueFull, Throttled, ConnectionError)
 """What a local queue raises that can't hold a message for now."""
+_QUEUES = ("localdelay.DelayQueue", "localdelay.threads.DelayQueue", "localdelay.aio.DelayQueue")
 
 
 class Publish:
@@ -208,9 +209,9 @@ class BaseFallback(ABC, Generic[_P, _Q, _C]):
         with `cancellable=True`, in memory. `listener.on_event` is told what happens. Raises `TypeError` and
         `ValueError` for an argument that is wrong.
         """
-        arguments.check_async("publish_delayed", publish_delayed)
+        self._check("publish_delayed", publish_delayed)
         if cancel_delayed is not None:
-            arguments.check_async("cancel_delayed", cancel_delayed)
+            self._check("cancel_delayed", cancel_delayed)
         self._publish_delayed = publish_delayed
         self._cancel_delayed = cancel_delayed
         self._queue = queue
@@ -255,6 +256,10 @@ class BaseFallback(ABC, Generic[_P, _Q, _C]):
                 returning = Returning(memory, self._router, after=after, timeout=self._publish_timeout)
                 world.on_loop(returning.begin)
 
+    def _check(self, name: str, given: object) -> None:
+        """Raise a `TypeError` unless this world calls such a function."""
+        arguments.check_async(name, given)
+
     @abstractmethod
     def _world(self) -> World:
         """Check what was given, as far as worlds differ in it, and say where this fallback lives."""
@@ -292,3 +297,13 @@ class BaseFallback(ABC, Generic[_P, _Q, _C]):
     def statistics(self) -> FallbackStatistics:
         """What was published where and why, and how the breaker stands."""
         return self._router.statistics()
+
+
+def not_this_ones(kind: str, queue: object) -> TypeError:
+    """What to raise for a queue that is none of this kind; of another world's it names the fallback, too."""
+    module = type(queue).__module__
+    if module == "localdelay.queue.queue":
+        module = "localdelay"
+    name = f"{module}.{type(queue).__name__}"
+    door = f": for that there is {module}.Fallback" if name in _QUEUES else ""
+    return TypeError(f"queue must be a {kind}, not {name}{door}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -25,7 +24,7 @@ def blocking(fn: Callable[[Message], object], *, threads: int = 100) -> Send:
     """
     if not callable(fn):
         raise TypeError(f"fn must be a function, not {type(fn).__name__}")
-    if is_async(fn):
+    if arguments.is_async(fn):
         raise TypeError("fn must be an ordinary function: an async one is a send as it is")
     return in_threads(fn, trio.CapacityLimiter(arguments.count("threads", threads)))
 
@@ -55,8 +54,3 @@ def error_of(fn: Callable[..., object], *args: Any) -> Exception | None:
         error.__cause__ = raised
         return error
     return None
-
-
-def is_async(fn: object) -> bool:
-    """Whether this is an async function, or an object that is called like one."""
-    return any(inspect.iscoroutinefunction(of) for of in (fn, getattr(fn, "__call__", None)))  # noqa: B004

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import trio
 
 from localdelay import arguments
+from localdelay.worlds import is_asyncio
 
 _SMALL = 0.0201
 """Seconds: no more than this is a small step, and one small step after another waits for"""
@@ -37,8 +37,7 @@ class MovableClock(trio.abc.Clock):
 
         Where the queue has ended, or has not begun, it moves all the same.
         """
-        asyncio = sys.modules.get("asyncio")
-        if asyncio is not None and asyncio._get_running_loop() is not None:  # noqa: SLF001 (or it raises)
+        if is_asyncio():
             raise RuntimeError("advance would stop this asyncio loop: await advance_async(seconds)")
         until = self._now + arguments.at_least("seconds", seconds, 0, "a number of seconds")
         if self._token is not None:

@@ -15,6 +15,7 @@ from localdelay.message import numbers
 from localdelay.nurseries import bare_nursery
 from localdelay.probe import ProbePolicy
 from localdelay.timer import TimerKind
+from localdelay.worlds import check_trio
 
 from .batch import BatchPolicy
 from .core import make_core
@@ -69,8 +70,10 @@ async def open_delay_queue(
 
     Leaving the block normally closes the queue to puts and waits until all is sent. Leaving it by an
     exception or a cancellation ends the workers; what is pending then stays in `messages()`, and one
-    warning is logged. Raises `TypeError` and `ValueError` for an argument that is wrong.
+    warning is logged. Raises `TypeError` and `ValueError` for an argument that is wrong, and `RuntimeError`
+    where no task of Trio's calls it.
     """
+    check_trio("localdelay.open_delay_queue")
     keeps = journal_of(journal)
     core = make_core(
         send,

@@ -19,6 +19,7 @@ from localdelay.redis_plan.link import Link
 from localdelay.redis_plan.queue import RedisDelayQueue
 from localdelay.redis_plan.settings import RedisTuning
 from localdelay.redis_plan.store import Store
+from localdelay.worlds import check_trio
 
 _FORM = Form(
     "redis://host:6379/NAME",
@@ -61,6 +62,7 @@ async def open_redis_delay_queue(
     besides goes back. Messages that wait stay in Redis. Raises `ConnectionError` where no Redis answers
     within `connect_timeout`, and `TypeError` and `ValueError` for an argument that is wrong.
     """
+    check_trio("open_redis_delay_queue")
     place, names = place_of(url)
     if shards is not None:
         check_shards(shards)
