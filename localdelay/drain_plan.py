@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
+from datetime import datetime
 
 import attrs
 
 from . import arguments
+from .units import counted, format_duration, format_size
 
 _ROUNDING = 1e-9
+UNSAID = 0.5
+"""Seconds: for so long a stop may wait for its messages without a word."""
+_SAID_EVERY = 10.0
+_OFTEN = 12
+"""So many times it is said in a row; then each time after a twelfth of what was waited."""
+_A_YEAR = 3e7
 
 
 @attrs.frozen(kw_only=True)
@@ -96,6 +104,23 @@ def plan_drain(
         remain=0 if journal else left,
         seconds=seconds,
     )
+
+
+def wait_said(plan: DrainPlan, size: int, wall: float) -> str:
+    """What a stop without an end waits for, of so many bytes, and until when; `wall` is the Unix time."""
+    until = format_duration(plan.seconds)
+    if plan.seconds < _A_YEAR:
+        until += f", until {datetime.fromtimestamp(wall + plan.seconds).astimezone():%Y-%m-%d %H:%M:%S %z}"
+    count = counted(plan.pending, "message")
+    return (
+        f"the queue is ending, and waits for the sends of {count} ({format_size(size)}): {until}, or longer "
+        "where sends fail; `drain(grace=SECONDS)` sets an end to that"
+    )
+
+
+def until_said_again(waited: float) -> float:
+    """Seconds until that is said again."""
+    return max(_SAID_EVERY, waited / _OFTEN)
 
 
 def _most(count: int, at_once: int, seconds: float, grace: float, allowed: float) -> int:

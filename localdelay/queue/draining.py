@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import trio
 
-from localdelay.drain_plan import DrainPlan, plan_drain
+from localdelay.drain_plan import UNSAID, DrainPlan, plan_drain, until_said_again, wait_said
 from localdelay.entry import Entry, message_of
 from localdelay.errors import JournalError, QueueClosed
 from localdelay.keeping import End
@@ -205,10 +206,28 @@ class Draining:
                     if hand_back is not None:
                         for _ in range(HAND_BACKS_IN_FLIGHT):
                             nursery.start_soon(self._give_away, hand_back, in_line)
+                    saying = trio.CancelScope()
+                    if grace.deadline == math.inf:
+                        nursery.start_soon(self._say, grace, saying)
                     await self._workers.finished.wait()
+                    saying.cancel()
                     self._schedule.later_arrived.unpark_all()
         finally:
             await self._stop()
+
+    async def _say(self, grace: Grace, saying: trio.CancelScope) -> None:
+        """Say what is waited for without a bound, where that takes a while: at once, and now and then."""
+        with saying:
+            began = trio.current_time()
+            while True:
+                waited = trio.current_time() - began
+                plan = self._plan(grace, hands_back=False)
+                is_said = max(plan.seconds, waited) >= UNSAID
+                if is_said:
+                    size = self._pending.ledger.pending_bytes
+                    with suppress(Exception):  # a handler that raises must not end a drain
+                        plan_logger.warning("%s", wait_said(plan, size, time.time()))
+                await trio.sleep(until_said_again(waited) if is_said else UNSAID)
 
     @trio.lowlevel.enable_ki_protection
     async def _give_away(self, hand_back: HandBack, in_line: trio.Lock) -> None:

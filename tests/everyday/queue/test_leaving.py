@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import traceback
 from typing import Any
 
@@ -22,14 +23,50 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def test_leaving_waits_until_all_is_sent(autojump_clock: Any, conserved: Any, caplog: Any) -> None:
-    """The normal end of the block sends every message, retries included, at its own time."""
+    """The normal end of the block sends every message at its own time, and says what it waits for."""
     sender = RecordingSender(duration=2)
     async with open_delay_queue(sender, capacity=10, workers=2) as queue:
         for delay in (100, 3, 50):
-            queue.put_nowait(b"", delay=delay)
+            queue.put_nowait(b"1234", delay=delay)
     assert trio.current_time() == 102
     assert sender.times == [3, 50, 100]
     assert conserved(queue).sent == 3
+    lines = warnings(caplog)
+    for line in lines:
+        assert re.search(r"until \d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}, or longer", line)
+        assert "`drain(grace=SECONDS)`" in line
+    said = [re.findall(r"sends of (\d messages?) \((\d+ B)\): (\d+ s), ", line) for line in lines]
+    three = [[("3 messages", "12 B", "100 s")]]
+    two = [[("2 messages", "8 B", f"{left} s")] for left in (92, 82, 72, 62, 52)]
+    one = [[("1 message", "4 B", f"{left} s")] for left in (42, 32, 22, 12)]
+    assert said == [*three, *two, *one, [("1 message", "4 B", "2 s")]]
+
+
+async def test_leaving_says_nothing_of_a_moment(autojump_clock: Any, caplog: Any) -> None:
+    """What is sent within half a second costs nobody anything; where sends take longer it is said."""
+    async with open_delay_queue(RecordingSender(), capacity=10, workers=1) as queue:
+        queue.put_nowait(b"", delay=0.4)
+    assert warnings(caplog) == []
+    async with open_delay_queue(RecordingSender(duration=9), capacity=10, workers=1) as queue:
+        queue.put_nowait(b"", delay=0)
+    assert trio.current_time() == 9.4
+    [line] = warnings(caplog)
+    assert "waits for the sends of 1 message (0 B)" in line
+
+
+async def test_leaving_for_long_is_said_less_and_less(autojump_clock: Any, caplog: Any) -> None:
+    """For two minutes every 10 s, and then less often: a day takes no thousands of lines."""
+    async with open_delay_queue(RecordingSender(), capacity=10, workers=1) as queue:
+        queue.put_nowait(b"", delay=86_400)
+    assert 13 < len(warnings(caplog)) < 120
+
+
+async def test_a_drain_with_a_grace_says_nothing_of_it(autojump_clock: Any, caplog: Any) -> None:
+    """It has an end, and a plan that is logged at INFO."""
+    async with open_delay_queue(RecordingSender(), capacity=10, workers=1) as queue:
+        queue.put_nowait(b"", delay=50)
+        await queue.drain(grace=100)
+    assert trio.current_time() == 50
     assert warnings(caplog) == []
 
 
@@ -109,7 +146,10 @@ async def test_a_cancellation_while_leaving(autojump_clock: Any, conserved: Any,
     assert scope.cancelled_caught
     s = conserved(queue)
     assert (s.sent, s.pending) == (1, 1)
-    assert len(warnings(caplog)) == 1
+    assert ["waits for the sends of 2" in warnings(caplog)[0], *warnings(caplog)[1:]] == [
+        True,
+        "the queue was left with 1 messages of 0 bytes pending",
+    ]
 
 
 async def test_an_interrupt_in_a_send_comes_out_bare(
