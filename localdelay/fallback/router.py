@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from types import MappingProxyType
@@ -12,8 +11,9 @@ from typing import Annotated, TypeAlias
 
 import attrs
 
+from localdelay import forks
 from localdelay.breaker import OTHER, TAKEN, BreakerState, Outcome
-from localdelay.errors import QueueClosed, Throttled
+from localdelay.errors import Throttled
 from localdelay.limit import Limit
 from localdelay.listening import Listener, Reason
 from localdelay.message import Message
@@ -30,16 +30,6 @@ MayDegrade: TypeAlias = Callable[[Message], bool]
 
 DEFAULT_DEGRADE_ON: DegradeOn = (Throttled,)
 _COUNTS = ("primary", "local", "refused", "calls", "calls_saved", "handed_back")
-_forks = 0  # that this process has come from, since it was imported in the first
-
-
-def _in_child() -> None:
-    global _forks  # noqa: PLW0603 (what was made before it is the parent's)
-    _forks += 1
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
 
 
 @attrs.frozen
@@ -126,7 +116,7 @@ class Router:
     listener: Listener | None
     on_held: Callable[[], None] = lambda: None
     """Called when a message is held, in the thread that publishes it."""
-    _forks: int = attrs.field(factory=lambda: _forks)
+    _forks: int = attrs.field(factory=lambda: forks.count)
     lock: threading.Lock = attrs.field(factory=threading.Lock)
     """For the counts."""
     counts: dict[str, int] = attrs.field(factory=lambda: dict.fromkeys(_COUNTS, 0))
@@ -134,8 +124,8 @@ class Router:
 
     def check_process(self) -> None:
         """Raise `QueueClosed` in a forked child. Before any lock: the thread that holds it may be missing."""
-        if self._forks != _forks:
-            raise QueueClosed("this is a forked child: the queue is with its parent")
+        if self._forks != forks.count:
+            raise forks.not_ours()
 
     def count(self, what: str, decision: Decision | None = None, *, again: bool = False) -> None:
         """Count it once more, and what was decided: in shadow mode also what would be held, once."""

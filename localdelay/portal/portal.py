@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from localdelay import arguments
+from localdelay import arguments, forks
 from localdelay.arguments import Delay
 from localdelay.entry import chosen_id
 from localdelay.errors import QueueClosed, QueueFull
@@ -159,8 +159,7 @@ class Remote:
         elif self._try_accept(stamped, comes=False):
             return self.begin(lambda: self._commit(stamped))
         with self._lock:
-            if self._closed:
-                raise QueueClosed("the queue takes no more messages")
+            self._check_open()
             if not waits:
                 raise QueueFull(self._ledger.describe())
             self._claim_id(chosen_id(stamped[2]))
@@ -193,7 +192,7 @@ class Remote:
     def is_alone(self) -> bool:
         """Whether its thread is gone, and any other may be at the queue. `QueueClosed` in a forked child."""
         if self._forked:
-            raise QueueClosed("this is a forked child: the queue is with its parent")
+            raise forks.not_ours()
         return self._ended
 
     def wait(self, begin: Callable[[], Call[_T]]) -> _T:
@@ -221,7 +220,7 @@ class Remote:
                 raise trio.RunFinishedError
             self._token.run_sync_soon(self._begin, call)
         except trio.RunFinishedError:
-            call.done.set_exception(QueueClosed("the queue has ended"))
+            call.done.set_exception(forks.not_ours() if self._forked else QueueClosed("the queue has ended"))
         return call
 
     def cancel(self, call: Call[Any]) -> None:
@@ -292,13 +291,17 @@ class Remote:
         self._lock = threading.RLock()  # the thread that held it may be missing
         self._end(None)
 
+    def _check_open(self) -> None:
+        if self._closed:
+            self.is_alone()  # where the queue is the parent's that is why
+            raise QueueClosed("the queue takes no more messages")
+
     def _try_accept(self, stamped: Stamped, *, comes: bool = True) -> bool:
         """Take room for a message, if there is any, and send it over, unless a call is to bring it."""
         size, ledger = stamped[3], self._ledger
         ledger.check_size(size)
         with self._lock:
-            if self._closed:
-                raise QueueClosed("the queue takes no more messages")
+            self._check_open()
             if self._waiting or not ledger.fits(size):
                 return False
             if type(stamped[2]) is not bytes:

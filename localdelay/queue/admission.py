@@ -20,7 +20,7 @@ from typing import TypeAlias
 
 import trio
 
-from localdelay import arguments
+from localdelay import arguments, forks
 from localdelay.arguments import Delay, Terms
 from localdelay.entry import Body, Entry, message_of, size_of
 from localdelay.errors import QueueClosed, QueueFull
@@ -71,6 +71,8 @@ class Admission:
         self._ledger = pending.ledger
         self._numbers = numbers
         self.closed = False
+        self.is_forked = False
+        """Whether this is a forked child, and all that is pending is the parent's."""
         self.is_kept = False
         """Whether a put returns only when a journal has its message."""
 
@@ -103,6 +105,11 @@ class Admission:
         self.closed = True
         self._ledger.has_short_way = False
         self._ledger.close()
+
+    def forget(self) -> None:
+        """This is a forked child: take in nothing, and send nothing."""
+        self.closed = self.is_forked = True
+        self._ledger.has_short_way = False
 
     def stamp(
         self,
@@ -163,7 +170,13 @@ class Admission:
     def check_open(self) -> None:
         """Raise `QueueClosed` where nothing is taken in any more."""
         if self.closed:
+            self.check_process()
             raise QueueClosed("the queue takes no more messages")
+
+    def check_process(self) -> None:
+        """Raise `QueueClosed` in a forked child, and say where to open a queue instead."""
+        if self.is_forked:
+            raise forks.not_ours()
 
     def accept(self, stamped: Stamped) -> Message:
         """Take the message in, or raise `QueueFull`. A journal has it with its next commit."""

@@ -9,7 +9,7 @@ from threading import get_ident
 
 import trio
 
-from localdelay import arguments
+from localdelay import arguments, forks
 from localdelay.arguments import NOT_GIVEN, Delay, NotGiven, Terms
 from localdelay.errors import QueueClosed, QueueFull
 from localdelay.journal.record import Journal
@@ -206,6 +206,7 @@ class DelayQueue:
         return True
 
     def _waiting_number(self, id: str, what: str) -> int | None:
+        self.admission.check_process()
         if not self.is_cancellable:
             raise RuntimeError(f"{what} needs a queue that was opened with cancellable=True")
         return self._pending.number(id)
@@ -239,6 +240,7 @@ class DelayQueue:
     @trio.lowlevel.enable_ki_protection
     def pause(self) -> None:
         """Stop sending; sends that have begun go on, and puts are still accepted."""
+        self.admission.check_process()
         if self.admission.closed:
             raise QueueClosed("a queue that drains cannot be paused")
         self._workers.pause()
@@ -246,6 +248,7 @@ class DelayQueue:
     @trio.lowlevel.enable_ki_protection
     def resume(self) -> None:
         """Go on sending."""
+        self.admission.check_process()
         self._workers.resume()
 
     @trio.lowlevel.enable_ki_protection
@@ -262,6 +265,7 @@ class DelayQueue:
         capacity accepts nothing until it holds less, and a worker too many leaves when it is idle. A put
         that waits with a message larger than the new `capacity_bytes` raises `ValueError`.
         """
+        self.admission.check_process()
         self.core.resize(capacity, workers, capacity_bytes)
 
     @trio.lowlevel.enable_ki_protection
@@ -291,6 +295,7 @@ class DelayQueue:
         seconds = arguments.check_seconds("grace", grace, zero=True)
         if hand_back is not None:
             arguments.check_async("hand_back", hand_back)
+        self.admission.check_process()
         return await self.draining.drain(seconds, hand_back)
 
     @trio.lowlevel.enable_ki_protection
@@ -301,6 +306,7 @@ class DelayQueue:
     @trio.lowlevel.enable_ki_protection
     async def flush(self) -> None:
         """Wait until the journal has all that was accepted. Raises `JournalError` if it can't be written."""
+        self.admission.check_process()
         await self._pending.keeper.flush()
 
     @property
@@ -316,6 +322,7 @@ class DelayQueue:
     async def begin(self, nursery: trio.Nursery, journal: Journal | None) -> None:
         """For `open_delay_queue`: start the workers, and take in what the journal holds. `JournalError`."""
         self.draining.nursery = nursery
+        forks.tell(self)
         held = [] if journal is None else await self.admission.open_journal(journal)
         run, delivery = self._workers.run, self.core.delivery
         if delivery.valve.catch_up_rate is None:
@@ -326,12 +333,22 @@ class DelayQueue:
             delivery.valve.catch_up(trio.current_time())
             nursery.start_soon(run, delivery)
 
+    def forget(self) -> None:
+        """For `forks`: this is a forked child, in which nothing is to be sent."""
+        self.admission.forget()
+        self._workers.forget()
+
     async def leave(self) -> None:
         """For `open_delay_queue`: its block is left normally."""
-        await self.draining.leave()
+        if self.admission.is_forked:
+            self._workers.stop()
+        else:
+            await self.draining.leave()
 
     async def end(self) -> None:
         """For `open_delay_queue`: the workers have ended. Close the journal, and say what is left."""
+        if self.admission.is_forked:
+            return  # the journal is the parent's, too
         self.draining.close()
         await self._pending.keeper.close()
         self._pending.spool()

@@ -137,6 +137,11 @@ class Workers:
         self.valve.wants_nothing()
         self.wake_leader()  # who gathers has messages that a keeper may let others send meanwhile
 
+    def forget(self) -> None:
+        """This is a forked child: take nothing any more."""
+        # Nobody is woken: the child shares its parent's epoll, and would take the parent's timer out of it.
+        self._taking.bars.add("paused")
+
     def resume(self) -> None:
         """Take messages again."""
         self._taking.bars.discard("paused")

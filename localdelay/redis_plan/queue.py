@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import trio
 
-from localdelay import arguments
+from localdelay import arguments, forks
 from localdelay.arguments import NOT_GIVEN, NotGiven
 from localdelay.drain_plan import plan_drain
 from localdelay.errors import QueueClosed
@@ -58,6 +58,7 @@ class RedisDelayQueue:
         self._layouts = Layouts(store, self._claimer)
         self._putter = Putter(store, self._layouts, self._claimer, self._leases)
         self._begun = self._closed = False
+        self._forks = forks.count
         self._drained: trio.Event | None = None
         self._ended_at: float | None = None
 
@@ -144,6 +145,7 @@ class RedisDelayQueue:
         True: it will never be sent. False: it is unknown, being sent, finished, or claimed by another
         instance, as it is in the last second (`claim_ahead`) before it is due.
         """
+        self._check_process()
         number = self._pending.number(id)
         if number is not None and self._leases.holds(id, trio.current_time()):
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -248,6 +250,7 @@ class RedisDelayQueue:
         seconds = arguments.check_seconds("grace", grace, zero=True)
         if hand_back is not None:
             raise ValueError("hand_back must be None: what waits in Redis is safe there")
+        self._check_process()
         if self._workers.has(trio.lowlevel.current_task()):
             raise RuntimeError("drain was called from inside a send, for which it would wait")
         if self._drained is not None:
@@ -328,6 +331,11 @@ class RedisDelayQueue:
     def _next_due(self) -> float:
         return min(self._pending.schedule.next_due(), self._claimer.next_due())
 
+    def _check_process(self) -> None:
+        if self._forks != forks.count:
+            raise forks.not_ours()
+
     def _check_open(self) -> None:
+        self._check_process()
         if self._closed:
             raise QueueClosed("the queue takes no more messages")

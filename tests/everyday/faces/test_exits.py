@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,98 @@ def test_an_exit_without_messages_says_nothing() -> None:
     """There is nothing to say."""
     done = run("queue.put(b'x', delay=0)\nwhile not queue.statistics().sent:\n    time.sleep(0.01)")
     assert (done.stdout, done.stderr, done.returncode) == ("sent x\n", "", 0)
+
+
+CHILD = """
+import asyncio, os, trio
+import localdelay
+from localdelay import aio, threads
+
+async def send(message):
+    print("sent", message.payload.decode(), flush=True)
+
+async def primary(message, delay):
+    raise localdelay.Throttled("429")
+
+async def now(result):
+    return await result if hasattr(result, "__await__") else result
+
+async def each(queue, fallback):
+    for name, call in {{
+        "put_nowait": lambda: queue.put_nowait(b"y", delay=0),
+        "put": lambda: queue.put(b"y", delay=0),
+        "publish": lambda: fallback.publish(b"y", delay=0),
+        "drain": lambda: queue.drain(1.0),
+        "cancel": lambda: queue.cancel("x"),
+        "reschedule": lambda: queue.reschedule("x", delay=0),
+        "flush": lambda: queue.flush(),
+        "pause": lambda: queue.pause(),
+    }}.items():
+        try:
+            await now(call())
+        except localdelay.QueueClosed as error:
+            assert "forked child" in str(error) and "post_fork" in str(error), error
+            assert "worker_process_init" in str(error), error
+            print(name, flush=True)
+
+{body}
+"""
+
+IN_CHILD = {
+    "trio": """
+    async def main():
+        async with localdelay.open_delay_queue(send, capacity=9, workers=2, journal={journal}) as queue:
+            fallback = localdelay.Fallback(primary, queue)
+            await queue.put(b"x", delay=1.0, id="x")
+            if os.fork() == 0:
+                try:  # its first step is its last: the child runs no loop
+                    each(queue, fallback).send(None)
+                except StopIteration:
+                    pass
+                os._exit(0)
+            await trio.to_thread.run_sync(os.wait)
+    trio.run(main)
+    """,
+    "aio": """
+    async def main():
+        async with aio.open_delay_queue(send, capacity=9, workers=2, journal={journal}) as queue:
+            fallback = aio.Fallback(primary, queue)
+            await queue.put(b"x", delay=1.0, id="x")
+            if os.fork() == 0:
+                await each(queue, fallback)
+                os._exit(0)
+            await asyncio.to_thread(os.wait)
+    asyncio.run(main())
+    """,
+    "threads": """
+    with threads.open_delay_queue(send, capacity=9, workers=2, journal={journal}) as queue:
+        def refuse(message, delay):
+            raise localdelay.Throttled("429")
+        fallback = threads.Fallback(refuse, queue)
+        queue.put(b"x", delay=1.0, id="x")
+        if os.fork() == 0:
+            try:
+                each(queue, fallback).send(None)
+            except StopIteration:
+                pass
+            os._exit(0)
+        os.wait()
+    """,
+}
+
+
+@pytest.mark.parametrize("journal", [False, True])
+@pytest.mark.parametrize("world", [*IN_CHILD])
+def test_in_a_forked_child_the_first_call_fails(world: str, journal: bool, tmp_path: Path) -> None:
+    """Each of them, with words that say where to open a queue instead; the parent sends, once."""
+    body = textwrap.dedent(IN_CHILD[world]).format(
+        journal=repr(str(tmp_path / "journal")) if journal else None
+    )
+    program = CHILD.format(body=body)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    calls = ["put_nowait", "put", "publish", "drain", "cancel", "reschedule", "flush", "pause"]
+    assert done.stdout.splitlines() == [*calls, "sent x"], done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_fork_is_loud_and_its_child_has_no_queue() -> None:
