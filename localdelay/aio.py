@@ -18,19 +18,18 @@ from typing import Any, ParamSpec, TypeAlias, TypeVar, Unpack
 
 from . import arguments
 from .arguments import NOT_GIVEN, Delay, NotGiven
-from .errors import QueueFull
 from .fallback.handles import Cancelled
 from .fallback.publishing import BaseFallback, Publish, not_this_ones
 from .fallback.router import Receipt, World
 from .message import Message
-from .portal.calls import Call, Cut
-from .portal.errands import Errands
+from .portal import awaiting
+from .portal.calls import Call
+from .portal.errands import Errands, is_within
 from .portal.movable import MovableClock
 from .portal.options import Options
 from .portal.portal import Remote
 from .portal.tasks import Tasks
 from .queue import opening
-from .queue.admission import Stamped
 from .queue.sending import awaitable
 from .statistics import DrainReport, Statistics
 from .worlds import check_asyncio
@@ -42,6 +41,8 @@ HandBack: TypeAlias = Callable[[Message, float], Coroutine[Any, Any, object]]
 PublishDelayed: TypeAlias = Callable[[Message, float], Coroutine[Any, Any, object]]
 CancelDelayed: TypeAlias = Callable[[str, Any], Coroutine[Any, Any, object]]
 
+_AT_ONCE = 0.02
+"""Seconds: for so long a call that is not awaited may hold the loop."""
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -82,9 +83,9 @@ class DelayQueue:
         wrong; an `id` that is pending already is wrong too. One that is cancelled was not accepted, or is
         cancelled in the queue.
         """
-        message = await _put(
-            self.remote, self.remote.stamp(payload, delay, at, id, headers, expires), math.inf
-        )
+        stamped = self.remote.stamp(payload, delay, at, id, headers, expires, asks=None)
+        await awaiting.check_id(self.remote, id)
+        message = await awaiting.put(self.remote, stamped, math.inf)
         await asyncio.sleep(0)
         return message
 
@@ -98,8 +99,13 @@ class DelayQueue:
         headers: Mapping[str, str] | None = None,
         expires: Delay | None = None,
     ) -> Message:
-        """Accept a message, or raise `QueueFull` if there is no room or others wait for room."""
-        return self.remote.accept(self.remote.stamp(payload, delay, at, id, headers, expires))
+        """Accept a message, or raise `QueueFull` if there is no room or others wait for room.
+
+        So it does where its `id` is one that this process has made, and the queue's thread is too busy to say
+        at once whether that is pending: `put` waits for the answer.
+        """
+        stamped = self.remote.stamp(payload, delay, at, id, headers, expires, asks=_AT_ONCE)
+        return self.remote.accept(stamped)
 
     async def cancel(self, id: str) -> bool:
         """Take a message out again.
@@ -168,7 +174,7 @@ class DelayQueue:
     async def flush(self) -> None:
         """Wait until the journal has all that was accepted. Raises `JournalError` if it can't be written."""
         call: Call[None] = self.remote.begin(self.remote.queue.flush)
-        await _outcome(self.remote, call)
+        await awaiting.outcome(self.remote, call)
 
     async def close(self) -> None:
         """End what `start_delay_queue` has started, as leaving a block does: wait until all is sent.
@@ -197,12 +203,14 @@ class DelayQueue:
         """
         arguments.check_seconds("grace", grace, zero=True)
         given = None if hand_back is None else self.errands.on_loop("hand_back", hand_back)
-        return await _outcome(self.remote, self.remote.drain(lambda: self.remote.queue.drain(grace, given)))
+        return await awaiting.outcome(
+            self.remote, self.remote.drain(lambda: self.remote.queue.drain(grace, given))
+        )
 
     async def _ask(self, act: Callable[[], _T]) -> _T:
         if self.remote.is_alone():
             return act()
-        return await _outcome(self.remote, self.remote.begin(act))
+        return await awaiting.outcome(self.remote, self.remote.begin(act))
 
 
 @asynccontextmanager
@@ -228,15 +236,18 @@ async def open_delay_queue(
     """
     check_asyncio("localdelay.aio.open_delay_queue")
     errands = Errands(asyncio.get_running_loop())
+    tasks = None if send is None else Tasks(send, arguments.count("workers", workers))
     opened = partial(
         opening.open_delay_queue,
-        None if send is None else Tasks(send, arguments.count("workers", workers)),
+        tasks,
         send_batch=None if send_batch is None else errands.on_loop("send_batch", send_batch),
         on_dead_letter=None if on_dead_letter is None else errands.on_loop("on_dead_letter", on_dead_letter),
         workers=workers,
         **options,
     )
-    remote = Remote(opened, drain_on_exit=drain_on_exit, clock=clock)
+    remote = Remote(
+        opened, lambda: is_within(errands) or is_within(tasks), drain_on_exit=drain_on_exit, clock=clock
+    )
     remote.start()
     ended = asyncio.wrap_future(remote.ended)
     try:
@@ -246,7 +257,7 @@ async def open_delay_queue(
         remote.result()
     except BaseException:
         remote.leave(at_once=True)
-        await _until(ended)
+        await awaiting.until(ended)
         with suppress(Exception):  # what the block raised is what matters
             remote.result()
         raise
@@ -297,7 +308,8 @@ class Fallback(BaseFallback[PublishDelayed, DelayQueue, CancelDelayed]):
         """
         self._router.check_process()
         remote = self._queue.remote
-        stamped = remote.stamp(payload, delay, at, id, headers, expires)
+        stamped = remote.stamp(payload, delay, at, id, headers, expires, asks=None)
+        await awaiting.check_id(remote, id)
         message = stamped[0]
         now = remote.clock()
         steps = Publish(self._router, message, now)
@@ -307,7 +319,7 @@ class Fallback(BaseFallback[PublishDelayed, DelayQueue, CancelDelayed]):
                 steps.handle = await self._call(self._publish_delayed, message, left)
         if steps.holds:
             with steps:
-                await _put(remote, stamped, self._room_timeout)
+                await awaiting.put(remote, stamped, self._room_timeout)
         return steps.receipt()
 
     async def cancel(self, receipt: Receipt | str) -> Cancelled:
@@ -342,46 +354,3 @@ class Fallback(BaseFallback[PublishDelayed, DelayQueue, CancelDelayed]):
         if not isinstance(queue, DelayQueue):
             raise not_this_ones("localdelay.aio.DelayQueue", queue)
         return queue.remote.world(queue.errands.on_loop("publish_delayed", self._hand_back))
-
-
-async def _put(remote: Remote, stamped: Stamped, patience: float) -> Message:
-    call = remote.accept_or_wait(stamped, waits=patience > 0)
-    if call is None:
-        return stamped[0]
-    try:
-        async with asyncio.timeout(patience if 0 < patience < math.inf else None):
-            return await _outcome(remote, call)
-    except TimeoutError:
-        try:
-            return call.done.result()  # room came in that very instant
-        except Cut:
-            raise QueueFull(f"no room within {patience:g} s") from None
-    except asyncio.CancelledError:
-        _undo(remote, call)
-        raise
-
-
-def _undo(remote: Remote, call: Call[Message]) -> None:
-    """Room came in the instant of the cancellation: whoever put does not know of it."""
-    if call.done.done() and call.done.exception() is None and remote.queue.is_cancellable:
-        message = call.done.result()
-        remote.begin(lambda: remote.queue.cancel(message.id))
-
-
-async def _outcome(remote: Remote, call: Call[_T]) -> _T:
-    """What a call came to. Where the task is cancelled the call is, and has ended when this has."""
-    future = asyncio.wrap_future(call.done)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        remote.cancel(call)
-        await _until(future)
-        raise
-
-
-async def _until(future: asyncio.Future[Any]) -> None:
-    """Wait for what will end soon, whoever cancels meanwhile."""
-    while not future.done():
-        with suppress(asyncio.CancelledError):
-            await asyncio.wait([future])
-    future.exception()  # looked at, or asyncio would complain that nobody has

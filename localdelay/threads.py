@@ -218,7 +218,7 @@ class DelayQueue:
         workers are ended at once, and everything unfinished is still in `messages()`.
         """
         arguments.check_seconds("grace", grace, zero=True)
-        if self._pool.is_here() or self._hooks.is_here():
+        if self.remote.is_inside():
             raise RuntimeError("drain was called from inside a send, for which it would wait")
         at_once = partial(in_threads, limiter=trio.CapacityLimiter(HAND_BACKS_IN_FLIGHT))
         given = None if hand_back is None else _async("hand_back", hand_back, at_once)
@@ -263,7 +263,9 @@ def open_delay_queue(
         workers=workers,
         **options,
     )
-    remote = Remote(opened, drain_on_exit=drain_on_exit, clock=clock)
+    remote = Remote(
+        opened, lambda: pool.is_here() or hooks.is_here(), drain_on_exit=drain_on_exit, clock=clock
+    )
     remote.start()
     with closing(pool), closing(hooks):
         try:

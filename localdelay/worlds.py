@@ -40,3 +40,13 @@ def check_asyncio(name: str) -> None:
     if not is_asyncio():
         here = f"this is Trio's: use {_TRIOS}" if is_trio_task() else f"here is none: use {_THREADS}"
         raise RuntimeError(f"{name} is for a loop of asyncio's, and {here}")
+
+
+def check_threads() -> None:
+    """Raise a `RuntimeError` that names the remedy where a queue can have no thread of its own."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and any(map(monkey.is_module_patched, ("select", "threading", "queue"))):
+        raise RuntimeError(
+            "gevent has replaced what the queue's own thread needs: call gevent.monkey.patch_all("
+            "select=False, thread=False, queue=False)"
+        )

@@ -1,7 +1,8 @@
-"""Something to be done on the loop of a queue, asked for in another thread."""
+"""What another thread than the loop's own has: something to be done there, and numbers of its own."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import Generic, TypeVar
@@ -9,8 +10,16 @@ from typing import Generic, TypeVar
 import trio
 
 from localdelay.errors import LocalDelayError, QueueClosed
+from localdelay.message import numbers
 
 _T = TypeVar("_T")
+
+
+class EachThreads(threading.local):
+    """Numbers for the messages of each thread: an iterator can't be shared, and a lock costs more."""
+
+    def __init__(self) -> None:
+        self.take = numbers().__next__
 
 
 class Cut(LocalDelayError):

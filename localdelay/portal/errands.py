@@ -6,7 +6,8 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, Protocol
 
 import trio
 
@@ -15,6 +16,26 @@ from localdelay.errors import LocalDelayError
 from localdelay.hops import Hop
 from localdelay.queue.sending import not_awaitable
 from localdelay.settling import Confirmation, Settling
+
+
+class UnderWay(Protocol):
+    """A call of a send, or of a hook, in whose tasks `WITHIN` is it."""
+
+    owner: object
+    """Who makes such calls for a queue."""
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether it has begun and has not ended: a task that it has left behind is not within it."""
+
+
+WITHIN: ContextVar[UnderWay | None] = ContextVar("localdelay", default=None)
+
+
+def is_within(owner: object) -> bool:
+    """Whether this runs in such a call of this one's, or in a task that it has begun."""
+    call = WITHIN.get()
+    return call is not None and call.owner is owner and call.is_under_way
 
 
 class Errands:
@@ -31,7 +52,7 @@ class Errands:
 
         async def run(*args: object) -> None:
             self._settling = self._settling or Settling()
-            errand = _Errand(name, function, args, self._settling)
+            errand = _Errand(self, name, function, args, self._settling)
             self._hop.send(errand)  # a RuntimeError where the loop is closed: nothing there begins any more
             try:
                 await errand.confirmation.of_one()
@@ -52,8 +73,14 @@ class _Errand:
     """One call of a coroutine function."""
 
     def __init__(
-        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], settling: Settling
+        self,
+        owner: Errands,
+        name: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        settling: Settling,
     ) -> None:
+        self.owner: object = owner
         self.confirmation = Confirmation()
         self._name = name
         self._function = function
@@ -65,6 +92,7 @@ class _Errand:
     def begin(self) -> None:
         if self._cancelled:
             return
+        before = WITHIN.set(self)  # for the task, which copies the context
         try:
             returned: Any = self._function(*self._args)
             if not inspect.isawaitable(returned):
@@ -74,6 +102,12 @@ class _Errand:
             self._settling.settle(self.confirmation, 0, error)
         else:
             self._task.add_done_callback(self._done)
+        finally:
+            WITHIN.reset(before)
+
+    @property
+    def is_under_way(self) -> bool:
+        return self._task is not None and not self._task.done()
 
     def cancel(self) -> None:
         self._cancelled = True

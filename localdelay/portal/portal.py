@@ -25,16 +25,17 @@ from localdelay.entry import chosen_id
 from localdelay.errors import QueueClosed, QueueFull
 from localdelay.fallback.router import World
 from localdelay.hops import Hop
-from localdelay.message import Message, number_of, numbers
+from localdelay.message import Message, number_of
 from localdelay.nurseries import bare_nursery
-from localdelay.queue.admission import Stamped, already_pending, stamp
+from localdelay.queue.admission import Stamped, already_pending, full_inside, stamp
 from localdelay.queue.ledger import Ledger
 from localdelay.queue.queue import DelayQueue
 from localdelay.queue.sending import HandBack
 from localdelay.timer import clock_parts
+from localdelay.worlds import check_threads
 
 from . import exits
-from .calls import Call, Cut
+from .calls import Call, Cut, EachThreads
 from .movable import MovableClock
 
 _T = TypeVar("_T")
@@ -44,25 +45,20 @@ _AT_ONCE = 512
 _LONGEST = 1e18  # seconds; far below what overflows a float
 
 
-class _Numbers(threading.local):
-    """Numbers for the messages of each thread: an iterator can't be shared, and a lock costs more."""
-
-    def __init__(self) -> None:
-        self.take = numbers().__next__
-
-
 class Remote:
     """One queue and its thread. Every method may be called from any thread but the loop's own."""
 
     def __init__(
         self,
         opened: Callable[[], AbstractAsyncContextManager[DelayQueue]],
+        is_inside: Callable[[], bool],
         *,
         drain_on_exit: float | None,
         clock: MovableClock | None,
     ) -> None:
         arguments.check_kind("clock", clock, MovableClock | None, "a MovableClock or None")
         self._test_clock = clock
+        self.is_inside = is_inside  # whether this is asked from inside a send, or a hook
         self._drain_on_exit = arguments.check_seconds("drain_on_exit", drain_on_exit, zero=False)
         self._opened = opened
         # Whoever accepts a message holds this, from looking for room until the message is on its way. It can
@@ -71,9 +67,8 @@ class Remote:
         self._waiting = 0  # puts that wait for room
         self._chosen: set[str | None] = set()  # ids on their way
         self._closed = False
-        self._ended = False
-        self._forked = False
-        self._numbers = _Numbers()
+        self._ended = self._forked = False
+        self._numbers = EachThreads()
         self._ready = threading.Event()
         self.ended: Future[None] = Future()
         """When the thread has ended, and what it failed with."""
@@ -91,12 +86,7 @@ class Remote:
 
     def start(self) -> None:
         """Start the thread, and return when the queue is open. Raises as `open_delay_queue` does."""
-        monkey = sys.modules.get("gevent.monkey")
-        if monkey is not None and any(map(monkey.is_module_patched, ("select", "threading", "queue"))):
-            raise RuntimeError(
-                "gevent has replaced what the queue's own thread needs: call gevent.monkey.patch_all("
-                "select=False, thread=False, queue=False)"
-            )
+        check_threads()
         self._thread.start()
         self._ready.wait()
         if self.ended.done():
@@ -110,6 +100,8 @@ class Remote:
         id: str | None,
         headers: Mapping[str, str] | None,
         expires: Delay | None,
+        *,
+        asks: float | None = math.inf,
     ) -> Stamped:
         """Check the arguments of a put, and fix when its message is due and how it is called."""
         if (
@@ -127,11 +119,7 @@ class Remote:
         due = arguments.execute_at(self.clock(), delay, at, wall=wall)
         terms = arguments.terms(expires, at)
         if id is not None:
-            arguments.check_id(id)
-            if number_of(id) is not None and self.ask(lambda: self.queue.is_pending(id)):
-                raise already_pending(id)
-            if self._is_known(id):
-                raise already_pending(id)
+            self._check_id(id, asks)  # None: the caller asks the loop
         return stamp(self._numbers.take(), arguments.check_payload(payload), due, id, headers, terms)
 
     def reschedule(self, id: str, delay: Delay | None, at: datetime | None) -> Callable[[], bool]:
@@ -160,16 +148,18 @@ class Remote:
             return self.begin(lambda: self._commit(stamped))
         with self._lock:
             self._check_open()
-            if not waits:
-                raise QueueFull(self._ledger.describe())
+            if not waits or self.is_inside():
+                raise full_inside(self._ledger) if waits else QueueFull(self._ledger.describe())
             self._claim_id(chosen_id(stamped[2]))
             self._waiting += 1
             return self.begin(lambda: self._wait(stamped))
 
     def put(self, stamped: Stamped, timeout: float) -> Message:
         """Accept what was stamped, blocking for room, for `timeout` seconds at most; then `QueueFull`."""
-        if self._is_here():
-            return self.accept(stamped)  # on its own loop nobody could wait
+        if self._is_here():  # nobody could wait on its own loop, on which nothing runs but sends and hooks
+            if not self._try_accept(stamped):
+                raise full_inside(self._ledger)
+            return stamped[0]
         call = self.accept_or_wait(stamped, waits=timeout > 0)
         if call is None:
             return stamped[0]
@@ -185,9 +175,9 @@ class Remote:
             self.cancel(call)
             raise
 
-    def ask(self, act: Callable[[], _T]) -> _T:
-        """Do this on the loop, after all that was put before, and wait for what it returns."""
-        return act() if self.is_alone() else self.wait(lambda: self.begin(act))
+    def ask(self, act: Callable[[], _T], within: float = math.inf) -> _T:
+        """Do this on the loop, after all that was put before, and wait for it so long: `TimeoutError`."""
+        return act() if self.is_alone() else self.wait(lambda: self.begin(act), within)
 
     def is_alone(self) -> bool:
         """Whether its thread is gone, and any other may be at the queue. `QueueClosed` in a forked child."""
@@ -195,14 +185,14 @@ class Remote:
             raise forks.not_ours()
         return self._ended
 
-    def wait(self, begin: Callable[[], Call[_T]]) -> _T:
+    def wait(self, begin: Callable[[], Call[_T]], within: float = math.inf) -> _T:
         """Wait for what comes of what this begins; an interrupted caller cancels it."""
         self.is_alone()
         if self._is_here():
             raise RuntimeError("this was called on the queue's own loop, which it would wait for")
         call = begin()
         try:
-            return call.done.result()
+            return call.done.result(None if within == math.inf else within)
         except BaseException:
             self.cancel(call)
             raise
@@ -330,6 +320,20 @@ class Remote:
             return await self.queue.admission.accept_claimed(stamped)
         finally:
             self._chosen.discard(chosen_id(stamped[2]))
+
+    def _check_id(self, id: str, asks: float | None) -> None:
+        arguments.check_id(id)
+        try:
+            asked = (
+                asks is not None
+                and number_of(id) is not None
+                and self.ask(lambda: self.queue.is_pending(id), asks)
+            )
+        except TimeoutError:
+            told = f"the queue is too busy to say within {asks:g} s whether id {id!r} is pending: await put"
+            raise QueueFull(told) from None
+        if asked or self._is_known(id):
+            raise already_pending(id)
 
     def _claim_id(self, id: str | None) -> None:
         if id is None:

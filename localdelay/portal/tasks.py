@@ -22,6 +22,7 @@ from localdelay.errors import LocalDelayError
 from localdelay.hops import Hop
 from localdelay.queue.sending import not_awaitable
 
+from .errands import WITHIN
 from .outside import TELL_EVERY, Seat, Senders
 
 _TURN = 0.001
@@ -31,12 +32,17 @@ _TURN = 0.001
 class _Seat(Seat):
     """That of a task."""
 
-    __slots__ = ("is_given_up", "task")
+    __slots__ = ("is_given_up", "owner", "task")
 
-    def __init__(self) -> None:
+    def __init__(self, owner: Tasks) -> None:
         super().__init__()
+        self.owner: object = owner
         self.is_given_up = False
         self.task: asyncio.Task[None] | None = None
+
+    @property
+    def is_under_way(self) -> bool:
+        return self.item is not None
 
 
 class Tasks(Senders):
@@ -90,7 +96,7 @@ class Tasks(Senders):
     def _more(self) -> None:
         """Start a task if there is something for it to do, and look again after that one's first turn."""
         if self._to_do and len(self._seats) < self._count and not self._yields:
-            seat = _Seat()
+            seat = _Seat(self)
             self._seats[seat] = None
             self._context.run(self._loop.create_task, self._work(seat))
             self._loop.call_soon(self._more)
@@ -103,6 +109,7 @@ class Tasks(Senders):
 
     async def _work(self, seat: _Seat) -> None:
         seat.task = asyncio.current_task()
+        WITHIN.set(seat)
         before = contextvars.copy_context()
         clock, to_do, send, done = self._clock, self._to_do, self._send, self._done
         turn = clock()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from itertools import islice
@@ -29,6 +29,7 @@ from localdelay.journal.record import Journal, Kept
 from localdelay.journal.recovery import recovered
 from localdelay.message import NO_TERMS, Message, number_in, terms_of
 
+from .ledger import Ledger
 from .pending import Pending
 
 Stamped: TypeAlias = tuple[Message, int, Body, int]
@@ -63,11 +64,21 @@ def already_pending(id: str) -> ValueError:
     return ValueError(f"id {id!r} is the id of a message that is pending already")
 
 
+def full_inside(ledger: Ledger) -> QueueFull:
+    """What to raise where a send, or a hook, would wait for the room that only sends make."""
+    return QueueFull(
+        "put was called from inside a send of this very queue, and would wait for itself: use put_nowait "
+        f"there, or let the send fail ({ledger.describe()})"
+    )
+
+
 class Admission:
     """The long way in. `DelayQueue.put_nowait` has a short one of its own, for the common call."""
 
-    def __init__(self, pending: Pending, numbers: Iterator[int]) -> None:
+    def __init__(self, pending: Pending, numbers: Iterator[int], is_inside: Callable[[], bool]) -> None:
+        """`is_inside` says whether it is called from inside a send, or from a hook."""
         self._pending = pending
+        self._is_inside = is_inside
         self._ledger = pending.ledger
         self._numbers = numbers
         self.closed = False
@@ -212,6 +223,8 @@ class Admission:
             wait = self._pending.enter(entry, size)
             await (trio.lowlevel.cancel_shielded_checkpoint if wait is None else wait)()
             return stamped[0]
+        if self._is_inside():
+            raise full_inside(self._ledger)
         self._pending.take_id(entry)  # it is pending as an id also while its message waits for room
         try:
             wait = await self._ledger.wait_for_room(size, partial(self._pending.enter, entry, size))

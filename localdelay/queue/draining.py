@@ -126,7 +126,7 @@ class Draining:
 
     async def drain(self, seconds: float, hand_back: HandBack | None) -> DrainReport:
         """Empty the queue as far as `seconds` allow, end the workers, and say what became of all."""
-        if self._workers.has(trio.lowlevel.current_task()):
+        if self._workers.is_inside():
             raise RuntimeError("drain was called from inside a send, for which it would wait")
         if self._drained is not None:
             raise QueueClosed("the queue is drained already, or draining")

@@ -51,7 +51,7 @@ class DelayQueue:
         self._workers = core.workers
         self.hand_backs = HandBacks(core.pending, core.delivery)
         """For `Fallback`, which gives messages back to the primary while the queue runs."""
-        self.admission = Admission(core.pending, numbers)
+        self.admission = Admission(core.pending, numbers, core.workers.is_inside)
         """For `Remote`, whose messages have their room already."""
         self.draining = Draining(core, self.admission, self.hand_backs)
         """For `Fallback`, which runs beside it, and for `Remote`."""

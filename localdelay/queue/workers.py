@@ -122,6 +122,10 @@ class Workers:
             nursery = nursery.parent_task.parent_nursery
         return nursery is not None
 
+    def is_inside(self) -> bool:
+        """The same for the task that asks."""
+        return self.has(trio.lowlevel.current_task())
+
     def taken(self) -> Iterator[Entry]:
         """What the workers have taken and not settled yet."""
         return chain.from_iterable(worker.entries for worker in self._workers)

@@ -251,7 +251,7 @@ class RedisDelayQueue:
         if hand_back is not None:
             raise ValueError("hand_back must be None: what waits in Redis is safe there")
         self._check_process()
-        if self._workers.has(trio.lowlevel.current_task()):
+        if self._workers.is_inside():
             raise RuntimeError("drain was called from inside a send, for which it would wait")
         if self._drained is not None:
             raise QueueClosed("the queue is drained already, or draining")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -125,6 +126,36 @@ async def full(face: Face) -> None:
             assert waiting.result().payload == b"3"
     assert sorted(sent) == [b"1", b"2", b"3"]
     assert (await conserved(face, queue)).accepted == 3
+
+
+async def put_by_a_send(face: Face) -> None:
+    """A send that would wait for room in its own queue, which is full, is told so instead of hanging."""
+    found: list[str] = []
+    async with face.opened(_putting(face, found, lambda: queue), capacity=2, workers=2) as queue:
+        for _ in range(2):
+            queue.put_nowait(b"", delay=0.0)
+        await face.until(lambda: len(found) == 2)
+    assert found == ["put was called from inside a send of this very queue"] * 2
+    assert (await conserved(face, queue)).sent == 2
+
+
+def _putting(face: Face, found: list[str], queue: Callable[[], Any]) -> Any:
+    gate: list[int] = []
+
+    async def send(message: Message) -> None:
+        gate.append(1)
+        await face.until(lambda: len(gate) == 2)  # both are at work, so that none of them makes room
+        try:
+            await face.now(queue().put(b"", delay=0.0))
+        except QueueFull as error:
+            found.append(str(error).partition(", and would")[0])
+        await face.until(lambda: len(found) == 2)  # or the first to be told makes room for the other
+
+    def blocks(message: Message) -> None:
+        with suppress(StopIteration):
+            send(message).send(None)
+
+    return blocks if face.name == "threads" else send
 
 
 async def full_of_bytes(face: Face) -> None:
@@ -352,6 +383,7 @@ ANYWHERE: Final[list[Scene]] = [
     rescheduled,
     expired,
     full,
+    put_by_a_send,
     full_of_bytes,
     one_id,
     paused_and_resized,

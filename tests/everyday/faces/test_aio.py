@@ -6,8 +6,10 @@ import asyncio
 import functools
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
+from threading import Event
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from localdelay import (
     Statistics,
     aio,
 )
+from localdelay.testing import RecordingSender
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -293,3 +296,55 @@ async def test_a_forked_child_has_no_queue_to_ask(monkeypatch: pytest.MonkeyPatc
             with pytest.raises(QueueClosed, match="forked"):
                 await queue.statistics()
         assert (await queue.statistics()).pending == 0
+
+
+@on_asyncio
+async def test_an_id_of_this_process_does_not_hold_the_loop() -> None:
+    """Only the queue's thread knows whether it is pending: while that is busy, put_nowait does not wait."""
+    async with aio.open_delay_queue(RecordingSender(), capacity=9, workers=1) as queue:
+        ours = queue.put_nowait(b"", delay=300.0)
+        await queue.statistics()
+        done = Event()
+        queue.remote.begin(lambda: done.wait(20))  # its thread is busy
+        began = time.perf_counter()
+        with pytest.raises(QueueFull, match=r"too busy to say within 0.02 s whether id .* is pending: await"):
+            queue.put_nowait(b"", delay=0.0, id=ours.id)
+        assert time.perf_counter() - began < 1.0
+        waiting = asyncio.create_task(queue.put(b"", delay=0.0, id=ours.id))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        done.set()
+        with pytest.raises(ValueError, match=ours.id):
+            await waiting
+        assert await queue.cancel(ours.id)
+        assert queue.put_nowait(b"", delay=0.0, id=ours.id).id == ours.id
+
+
+@on_asyncio
+async def test_a_task_that_a_send_has_left_behind_may_wait_for_room() -> None:
+    """It keeps no send from ending; one that a send waits for does, and is told so."""
+    gate = asyncio.Event()
+    left: list[asyncio.Task[Message]] = []
+    told: list[BaseException | None] = []
+
+    async def send(message: Message) -> None:
+        if message.payload == b"first":
+            with pytest.raises(ExceptionGroup) as raised:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(queue.put(b"no", delay=0.0))
+            told.append(raised.value.exceptions[0])
+            left.append(asyncio.create_task(later()))
+
+    async def later() -> Message:
+        await gate.wait()
+        return await queue.put(b"later", delay=0.0)
+
+    async with aio.open_delay_queue(send, capacity=1, workers=1, send_timeout=None) as queue:
+        queue.put_nowait(b"first", delay=0.0)
+        while not (await queue.statistics()).sent:  # noqa: ASYNC110 (nobody tells)
+            await asyncio.sleep(0.005)
+        queue.put_nowait(b"second", delay=0.2)
+        gate.set()
+        assert (await left[0]).payload == b"later"
+    assert isinstance(told[0], QueueFull)
+    assert "inside a send of this very queue" in str(told[0])

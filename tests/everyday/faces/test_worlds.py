@@ -95,7 +95,7 @@ AWAITED: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("plain", PLAIN, ids=repr)
+@pytest.mark.parametrize("plain", PLAIN, ids=range(len(PLAIN)))
 def test_a_plain_function_is_refused_when_the_queue_is_opened(plain: Any) -> None:
     """As a send, a hook, a hand-back, a primary: it would be called, have sent, and count as failed."""
 
@@ -120,7 +120,7 @@ def test_a_plain_function_is_refused_when_the_queue_is_opened(plain: Any) -> Non
             asyncio.run(enter(aio.open_delay_queue(**options)))
 
 
-@pytest.mark.parametrize("given", AWAITED, ids=repr)
+@pytest.mark.parametrize("given", AWAITED, ids=range(len(AWAITED)))
 def test_what_may_well_be_awaited_is_taken(given: Any) -> None:
     """Async functions and methods, also in a `partial` or a wrapper, and what says that it returns such."""
     check_async("send", given)
