@@ -372,7 +372,8 @@ def test_a_function_must_be_callable(value: Any) -> None:
         arguments.check_async("send", value)
 
 
-def test_any_callable_may_be_an_async_function() -> None:
-    """Any object that can be called is taken: what it returns shows when it is called."""
+def test_what_may_return_an_awaitable_is_taken() -> None:
+    """Of a lambda nobody can tell before it is called; a `def` is refused, unless it says so."""
     arguments.check_async("send", lambda message: message)
-    arguments.check_async("send", test_any_callable_may_be_an_async_function)
+    with pytest.raises(TypeError, match="send must be an async function, not an ordinary one"):
+        arguments.check_async("send", test_what_may_return_an_awaitable_is_taken)
