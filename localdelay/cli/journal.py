@@ -106,10 +106,8 @@ def show(ctx: click.Context, path: str, *, listed: bool, limit: int | None, as_j
             contents=contents(held, now),
         )
         rows = sorted(held, key=attrgetter("due"))[:limit] if listed else None
-        if as_json:
-            output.text(report.as_json(looked, rows))
-        else:
-            output.report(None, report.report(looked, rows, len(held), output.columns), None)
+        blocks = report.report(looked, rows, len(held), output.columns)
+        output.report("json" if as_json else None, blocks, report.as_json(looked, rows))
 
 
 @journal.command(epilog=_EXPORT)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -70,19 +70,12 @@ def _figures(found: Contents, now: float) -> Iterator[Block]:
         yield Lines(["", "Given up for", *lines, *([f"{rest:>9,}  other errors"] if rest else [])])
 
 
-def as_json(looked: Looked, rows: Sequence[Record] | None) -> Iterator[str]:
-    """One JSON object, in lines; the messages are in it if they are given, each in a line of its own."""
-    head = attrs.asdict(looked)
-    head |= {"path": str(looked.path), **head.pop("contents")}
-    head["errors"] = [{"error": error, "messages": count} for error, count in looked.contents.errors]
-    text = json.dumps(head, indent=2)
-    if rows is None:
-        yield text
-        return
-    yield text.removesuffix("\n}") + ',\n  "messages": ['
-    for number, record in enumerate(rows, 1):
-        yield f"    {_message_json(record)}{',' if number < len(rows) else ''}"
-    yield "  ]\n}"
+def as_json(looked: Looked, listed: Sequence[Record] | None) -> dict[str, Any]:
+    """One object, with the messages if they are given."""
+    shown = attrs.asdict(looked)
+    shown |= {"path": str(looked.path), **shown.pop("contents")}
+    shown["errors"] = [{"error": error, "messages": count} for error, count in looked.contents.errors]
+    return shown if listed is None else {**shown, "messages": list(map(_message_json, listed))}
 
 
 def message_rows(held: Sequence[Record], width: int | None) -> Iterator[str]:
@@ -97,9 +90,9 @@ def message_rows(held: Sequence[Record], width: int | None) -> Iterator[str]:
         yield text.rstrip() if width is None else _cut(text.rstrip(), width)
 
 
-def _message_json(record: Record) -> str:
+def _message_json(record: Record) -> dict[str, object]:
     shown = {"id": record.id, "due": record.due, "attempt": record.attempt, "bytes": size(record)}
-    return json.dumps({**shown, "expires": record.expires, "error": record.dead})
+    return {**shown, "expires": record.expires, "error": record.dead}
 
 
 def _cut(text: str, width: int) -> str:
