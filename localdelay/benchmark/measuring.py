@@ -14,12 +14,12 @@ import trio
 from localdelay.benchmark.comparison import CARRIED_P99, Busy, Cost, Found, Job, Plan, Waiting
 from localdelay.benchmark.contenders import Opened, Opening, open_plan
 from localdelay.benchmark.held import best, ladder, next_rate
-from localdelay.benchmark.load import Delays, TrioLoop, precise_loop, putter
+from localdelay.benchmark.load import Delays, putter
 from localdelay.benchmark.meter import Meter
 from localdelay.benchmark.process import machine_bytes, resident_bytes
 from localdelay.benchmark.redis import Seen, look, remove
 from localdelay.benchmark.result import Settings
-from localdelay.benchmark.round import Round, held
+from localdelay.benchmark.round import Round, held, metered
 from localdelay.lateness import Latencies
 
 if TYPE_CHECKING:
@@ -107,14 +107,10 @@ class Bench:
         )
 
     @asynccontextmanager
-    async def _open(
-        self, load: Settings, capacity: int
-    ) -> AsyncIterator[tuple[Opened, Round, Meter, TrioLoop]]:
+    async def _open(self, load: Settings, capacity: int) -> AsyncIterator[tuple[Opened, Round, Meter]]:
         """Run the plan under a name of its own, and remove what it has left in Redis."""
         self._count += 1
-        with precise_loop() as loop:
-            meter = Meter(load.pace, load.delays, load.seed, loop.clock)
-            one = Round(load, loop, meter, PATIENCE)
+        with metered(load, PATIENCE) as (one, meter):
 
             def begin(execute_at: float, payload: bytes) -> None:
                 meter.begin(execute_at, payload)
@@ -132,7 +128,7 @@ class Bench:
             )
             try:
                 async with open_plan(opening) as opened:
-                    yield opened, one, meter, loop
+                    yield opened, one, meter
             finally:
                 if self._link is not None:
                     with trio.move_on_after(5.0, shield=True):
@@ -148,7 +144,7 @@ class Bench:
         count = _FILL
         if self._job.plan.in_redis:
             count = min(_QUICK_FILL if asked.quick else _FILL, _SHARD_FILL * asked.shards)
-        async with self._open(asked.load(), _FILL) as (opened, one, meter, _):
+        async with self._open(asked.load(), _FILL) as (opened, one, meter):
             put_run = putter(
                 opened.put_nowait, _FILL_DELAYS, size=asked.size, seed=asked.seed, refuse=one.refuse
             )
@@ -178,8 +174,8 @@ class Bench:
     async def _busy(self, load: Settings, before: float) -> tuple[Busy, list[Latencies]]:
         """Put the load, and count what it costs from so many seconds after the first put to the last."""
         instants: list[_Instant] = []
-        async with self._open(load, load.capacity(machine_bytes())) as (opened, one, meter, loop):
-            start = loop.clock()
+        async with self._open(load, load.capacity(machine_bytes())) as (opened, one, meter):
+            start = trio.current_time()
             meter.start(start)
 
             async def look_at(*offsets: float) -> None:
@@ -193,7 +189,6 @@ class Bench:
                 nursery.cancel_scope.cancel()
             if len(instants) == 1:
                 instants.append(await self._now(opened, meter))
-        meter.finish()
         p50, p99 = meter.total.at(0.5, 0.99) if meter.total.count else (None, None)
         busy = Busy(
             offered=load.pace.total,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from localdelay.benchmark.held import HELD_P99, is_held
-from localdelay.benchmark.load import Loop, PutNowait, offer, putter
+from localdelay.benchmark.load import Loop, PutNowait, offer, precise_loop, putter
 from localdelay.benchmark.meter import Meter, Recorder
 from localdelay.benchmark.result import Settings
 
@@ -83,6 +83,17 @@ class Round:
                 break
             looks += 1
             await loop.sleep_until(now + _LOOK)
+
+
+@contextmanager
+def metered(load: Settings, patience: float | None = None) -> Iterator[tuple[Round, Meter]]:
+    """A load for the Trio run that this is called in, and its meter, which has finished after the block."""
+    with precise_loop() as loop:
+        meter = Meter(load.pace, load.delays, load.seed, loop.clock)
+        try:
+            yield Round(load, loop, meter, patience), meter
+        finally:
+            meter.finish()
 
 
 def held(meter: Meter, load: Settings, most: float = HELD_P99) -> bool:

@@ -12,11 +12,10 @@ import attrs
 import trio
 
 from localdelay import arguments
-from localdelay.benchmark.load import precise_loop
 from localdelay.benchmark.meter import Meter
 from localdelay.benchmark.process import machine, machine_bytes, resident_bytes
 from localdelay.benchmark.result import BenchError, Distribution, Result, Settings, held_up_to
-from localdelay.benchmark.round import Round, held
+from localdelay.benchmark.round import held, metered
 from localdelay.brokers import STDOUT, Broker, check_url, hide_secrets, open_broker
 from localdelay.message import Message
 from localdelay.queue.batch import BatchPolicy
@@ -141,36 +140,32 @@ class _Trial:
         Raises `BenchError` if sends failed and none succeeded.
         """
         settings = self._settings
-        with precise_loop() as loop:
-            self._meter = meter = Meter(settings.pace, settings.delays, settings.seed, loop.clock)
-            self._round = one = Round(settings, loop, meter)
+        with metered(settings) as (self._round, self._meter):
+            one, meter = self._round, self._meter
             cpu = time.process_time()
-            try:
-                async with open_delay_queue(
-                    **_sending(meter, self._broker, settings),
-                    capacity=settings.capacity(machine_bytes()),
-                    workers=settings.workers,
-                    cancellable=settings.cancellable,
-                    timer=settings.timer,
-                    limit=None,  # what the broker refuses at this rate is part of what is measured
-                ) as queue:
-                    start = loop.clock()
-                    meter.start(start)
-                    self._began_at = time.time() + settings.delays.shortest
-                    self._queue = queue
-                    try:
-                        async with trio.open_nursery() as nursery:
-                            nursery.start_soon(self._watch, watch, nursery.cancel_scope)
-                            # What was given up is pending in the round's cheap count, and not in the queue's.
-                            await one.go(queue.put_nowait, start, lambda: not queue.statistics().pending)
-                            nursery.cancel_scope.cancel()
-                    finally:
-                        self._cpu = time.process_time() - cpu
-                        self._seconds = loop.clock() - start
-                    # Not before: it takes time to drain many, and they would be late by that.
-                    await queue.drain(grace=0.0)
-            finally:
-                meter.finish()
+            async with open_delay_queue(
+                **_sending(meter, self._broker, settings),
+                capacity=settings.capacity(machine_bytes()),
+                workers=settings.workers,
+                cancellable=settings.cancellable,
+                timer=settings.timer,
+                limit=None,  # what the broker refuses at this rate is part of what is measured
+            ) as queue:
+                start = trio.current_time()
+                meter.start(start)
+                self._began_at = time.time() + settings.delays.shortest
+                self._queue = queue
+                try:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._watch, watch, nursery.cancel_scope)
+                        # What was given up is pending in the round's cheap count, and not in the queue's.
+                        await one.go(queue.put_nowait, start, lambda: not queue.statistics().pending)
+                        nursery.cancel_scope.cancel()
+                finally:
+                    self._cpu = time.process_time() - cpu
+                    self._seconds = trio.current_time() - start
+                # Not before: it takes time to drain many, and they would be late by that.
+                await queue.drain(grace=0.0)
         if meter.failure is not None and not meter.sent:
             raise BenchError(f"no send succeeds: {self._failure()}")
         return one.peak
