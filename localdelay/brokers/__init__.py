@@ -10,6 +10,7 @@ A module imports its client at the top, so nothing here imports the modules: eac
     driver      what the publisher asks of a client
     publisher   what all brokers share
     line        a socket with answers in order
+    checks      whether a broker is set up for this
     stdout      lines on standard output
     redis       by coredis; redis_line: the connection
     beanstalkd  on a line of its own; nsq: likewise

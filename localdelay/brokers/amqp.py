@@ -101,6 +101,26 @@ def size_of(headers: Mapping[str, str]) -> int:
     return sum(len(name.encode()) + len(value.encode()) + 6 for name, value in headers.items())
 
 
+def parameters_of(where: Address) -> pika.ConnectionParameters:
+    """How pika is to connect. Raises `ValueError` for an option that is none."""
+    context = ssl.create_default_context() if where.scheme == "amqps" else None
+    return pika.ConnectionParameters(
+        where.host,
+        where.port,
+        where.options.get("vhost", "/"),
+        pika.PlainCredentials(
+            "guest" if where.username is None else where.username,
+            "guest" if where.password is None else where.password,
+        ),
+        heartbeat=where.count("heartbeat", 10, 3600),
+        # Longer than what is waited for here.
+        socket_timeout=60,
+        stack_timeout=60,
+        ssl_options=None if context is None else pika.SSLOptions(context, where.host),
+        client_properties={"connection_name": f"localdelay {where.target}"},
+    )
+
+
 class _Driver(Driver):
     native_delay = True
 
@@ -110,22 +130,7 @@ class _Driver(Driver):
         """Why the broker takes nothing now, where it says so."""
         kind = where.choice("delay_queue", "quorum", "classic") or "classic"
         self.target = Target(where.target, "quorum" if kind == "quorum" else "classic")
-        context = ssl.create_default_context() if where.scheme == "amqps" else None
-        self._parameters = pika.ConnectionParameters(
-            where.host,
-            where.port,
-            where.options.get("vhost", "/"),
-            pika.PlainCredentials(
-                "guest" if where.username is None else where.username,
-                "guest" if where.password is None else where.password,
-            ),
-            heartbeat=where.count("heartbeat", 10, 3600),
-            # Longer than what is waited for here.
-            socket_timeout=60,
-            stack_timeout=60,
-            ssl_options=None if context is None else pika.SSLOptions(context, where.host),
-            client_properties={"connection_name": f"localdelay {where.target}"},
-        )
+        self._parameters = parameters_of(where)
 
     def encode(self, message: Message, delay: float | None) -> Publish:
         if self.blocked is not None:

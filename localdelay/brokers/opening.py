@@ -9,15 +9,18 @@ from importlib import import_module
 from typing import Any
 
 import attrs
+import trio
 
 from localdelay.brokers import address
 from localdelay.brokers.address import Address, Form, hide_secrets
 from localdelay.brokers.broker import Broker
-from localdelay.brokers.publisher import open_publisher
+from localdelay.brokers.checks.finding import Finding
+from localdelay.brokers.publisher import in_a_line, open_publisher
 from localdelay.limit import Limit
 
 STDOUT = "stdout:"
 
+_LOOK_TIMEOUT = 15.0
 _ANY = re.compile(r"[^\s\x00-\x1f\x7f]+")
 
 
@@ -162,6 +165,29 @@ async def open_broker(
         if connected:
             raise
         raise ConnectionError(hide_secrets(str(error), url)) from None
+
+
+async def look_at(url: str) -> list[Finding]:
+    """Look whether the broker at `url` is set up for this, on a connection of its own.
+
+    Raises as `open_broker` does.
+    """
+    where = _parse(url)
+    if where is None:
+        raise ValueError(f"url must be a broker's: there is nothing to look at about {STDOUT}")
+    broker = _module(where.scheme).driver_at(where).where  # it refuses options that are none, too
+    look = import_module(f"localdelay.brokers.checks.{_KINDS[where.scheme].module}").look
+    try:
+        with trio.fail_after(_LOOK_TIMEOUT):
+            found: list[Finding] = await look(where)
+            return found
+    except trio.TooSlowError:
+        raise ConnectionError(f"{broker}: no answer within {_LOOK_TIMEOUT:g} s") from None
+    except Exception as error:  # noqa: BLE001 (whatever a client raises: it could not look)
+        text = hide_secrets(in_a_line(error), url)
+        if isinstance(error, ValueError) and not isinstance(error, OSError | UnicodeError):
+            raise ValueError(text) from None
+        raise ConnectionError(text if broker in text else f"no connection to {broker}: {text}") from None
 
 
 def check_url(url: str) -> None:

@@ -14,7 +14,7 @@ from click.shell_completion import BashComplete, FishComplete, ZshComplete
 
 from localdelay.cli.terminal import Commands
 
-_COMMANDS = ("bench", "compare", "demo", "journal", "plan", "relay")
+_COMMANDS = ("bench", "check", "compare", "demo", "journal", "plan", "relay")
 _SHELLS = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
 _EPILOG = """\b
 Every option can be given in the environment, as LOCALDELAY_RELAY_WORKERS=40,

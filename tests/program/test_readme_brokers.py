@@ -21,6 +21,7 @@ from tests.kit.servers.process import Server
 COMMANDS = block("localdelay/relay", "sh", "relay --to").splitlines()
 SETTINGS = block("localdelay/relay", "toml", "[relay]")
 PROGRAM = block("localdelay/brokers", "python", "brokers.open_broker")
+CHECK = block("localdelay/brokers", "sh", "localdelay check")
 IN_REDIS = block("localdelay/redis_plan", "python", "open_redis_delay_queue")
 AIO_PIKA = block("localdelay/brokers", "python", "import aio_pika")
 PIKA = block("localdelay/brokers", "python", "import pika")
@@ -61,6 +62,15 @@ def test_the_program_sends_to_each(scheme: str, start_server: Callable[[str], Se
     subprocess.run([sys.executable, "-W", "error", "-c", PROGRAM, url], check=True, timeout=60)
     (received,) = server.read(url, 1)
     assert received.payload == b"close order 7 if it is unpaid"
+
+
+def test_the_check(start_server: Callable[[str], Server]) -> None:
+    """The manual's command, on a RabbitMQ of the test's own."""
+    command = CHECK.replace("localdelay check", f"{shlex.quote(sys.executable)} -m localdelay check")
+    command = re.sub(r"amqp://\S+", start_server("amqp").fresh(), command)
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("It is fit.\n")
 
 
 def test_the_program_with_redis_and_memory(start_server: Callable[[str], Server]) -> None:
