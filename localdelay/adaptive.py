@@ -5,12 +5,15 @@ of a second until one is refused again (TCP's slow start, RFC 5681): the ceiling
 From there on it keeps a hundredth under the last ceiling, comes up to it in less than a second, stays there
 for as long, and looks for more ever faster (CUBIC, RFC 9438, about a ceiling that is measured and not the
 rate that failed; its cut is a hundredth where TCP's is a third, for nothing queues up in between that would
-have to drain). It rises only while it is what limits, and goes off when the traffic stays under it.
+have to drain). At least it gains the same each second, whatever it is (as RFC 9438 has it in its section
+4.3): so many instances that share a limit come to have as much of it each, since who makes more calls is
+refused more often. It rises only while it is what limits, and goes off when the traffic stays under it.
 
 What is refused for another reason than the rate of now says nothing about it: calls that were begun before
 the last cut, or so shortly after it that a quota's second is not over. Where nothing is taken any more it
-waits between single tries: as long as the primary has asked for, or ever longer, up to a second. After a
-time in which nothing was taken it begins by slow start again.
+waits between single tries: ever longer, up to a second, or as long as the primary has asked for once a few
+have shown that it means it. After a time in which nothing was taken it begins again with what was taken
+before, by slow start.
 """
 
 from __future__ import annotations
@@ -28,8 +31,13 @@ _CURVE = 0.02
 """The share of the ceiling by which the rate rises in the first second past it."""
 _PLATEAU = ((1 - _CUT) / _CURVE) ** (1 / 3)
 """Seconds from a cut until the rate is back at the ceiling."""
-_SEARCH = _PLATEAU + 1.5
-"""Seconds from a cut until the ceiling is taken to be gone, and the rate doubles each second."""
+_SEARCH = _PLATEAU + 2.0
+"""Seconds from a cut until the ceiling is taken to be gone, and the rate doubles each second: a quota of whole
+seconds says only at a second's end that the rate has passed it."""
+_GAIN = 0.4
+"""Calls a second by which the rate rises at least in each second past a cut ..."""
+_SETBACK = 0.7
+"""... from so many under the ceiling, or a tenth of it: at a few calls a second the curve gains less."""
 _SLOW_START = 0.25
 """Seconds in which the rate doubles as long as no ceiling is known."""
 _STRETCH = 60.0
@@ -48,6 +56,9 @@ _RETRY = 0.05
 """Seconds until the next try then; twice as long after each that fails ..."""
 _RETRY_MAX = 1.0
 """... up to this."""
+_BELIEVED = 2
+"""So many of these tries fail before the wait that the primary asks for is obeyed: some say the same to
+everybody, and take others meanwhile."""
 _ANEW = 2.0
 """Seconds in which nothing was taken, after which it begins by slow start again."""
 _OFF = 0.85
@@ -120,6 +131,7 @@ class Finder:
         self._is_slow_start = False
         self._stretch = 1.0
         self._refused = 0  # in a row, each begun when the one before was known
+        self._before = 0.0  # what was taken a second before the first of these
         self._told = -math.inf  # when the last of these was known
         self._took = 0.0  # when a call was taken last
         self._shut = -math.inf  # until when no call is tried
@@ -154,7 +166,10 @@ class Finder:
         if self._first is None:
             self._first = now
         if self.rate is not None and self._refused >= _IN_A_ROW and now - self._took > _ANEW:
-            self._is_slow_start = True  # the last ceiling was that nothing is taken
+            # The last ceiling was that nothing is taken. The one before may have gone too: it is tried once,
+            # for what is taken then is what was taken before when that is refused.
+            self._is_slow_start = True
+            self._set(now, max(self.rate, self._before), 1.0)
         self._refused = 0
         self._took = now
         self._taken.add(now, count)
@@ -168,13 +183,16 @@ class Finder:
         if is_next:
             self._refused += 1
             self._told = now
+            if self._refused == 1 and self.rate is not None:
+                self._before = self._measured(now, 1.0)
         if self.rate is None:
             self._begin(now, lately)
             return
         if is_next and self._refused >= _IN_A_ROW:
             # Only now: a primary that still takes most calls is not shut for what it says to some.
             grown = min(_RETRY_MAX, _RETRY * 2.0 ** min(self._refused - _IN_A_ROW, 9))
-            self.shut(now, retry_after or grown * (1 + jitter) / 2)
+            is_believed = self._refused >= _IN_A_ROW + _BELIEVED
+            self.shut(now, (is_believed and retry_after) or grown * (1 + jitter) / 2)
         # A time in which nothing was taken measures no ceiling: a quota may be used up for this second.
         if begun >= self._cut + _DEAF and (self._refused < _IN_A_ROW or now - self._took > _ANEW):
             self._find_ceiling(now, self.rate)
@@ -182,7 +200,8 @@ class Finder:
     def _begin(self, now: float, lately: float) -> None:
         self._began = now
         self._is_slow_start = True
-        self._set(now, max(lately, self._lately(now)), 1.0)
+        self._before = max(lately, self._lately(now))
+        self._set(now, self._before, 1.0)
 
     def _lately(self, now: float) -> float:
         """What was taken a second, or half of what was asked for: answers may be still to come."""
@@ -195,8 +214,14 @@ class Finder:
         else:
             over = min(10.0, max(1.0, _ENOUGH / rate))
         taken = self._measured(now, over)
+        since = now - self._cut
+        if not self._is_slow_start and not self._paused and over < since < _SEARCH * self._stretch:
+            # From one refusal to the next: a second alone may have none of the time in which a quota of
+            # whole seconds is used up, and so more than a second's calls.
+            taken = min(taken, self._measured(now, since))
         self._is_slow_start = taken <= 0  # what takes nothing at all measures no ceiling either
-        self._set(now, min(rate, taken), _CUT)
+        # Of so many calls in a time nobody knows how soon the next would have been taken.
+        self._set(now, min(rate, taken + 0.5 / over if taken > 0 else 0.0), _CUT)
 
     def _measured(self, now: float, seconds: float, what: Lately | None = None) -> float:
         """What was taken a second, over so long, or since anybody has asked."""
@@ -229,7 +254,9 @@ class Finder:
             if since > _SEARCH:
                 self.rate *= 2.0 ** min(1.0, step / self._stretch)
             else:
-                self.rate = max(self.rate, self._ceiling * (1 + _CURVE * (since - _PLATEAU) ** 3))
+                gained = self._ceiling - min(_SETBACK, self._ceiling / 10) + _GAIN * since * self._stretch
+                curve = self._ceiling * (1 + _CURVE * (since - _PLATEAU) ** 3)
+                self.rate = max(self.rate, curve, gained)
 
 
 class AdaptiveLimit(Limit):
@@ -302,7 +329,8 @@ class AdaptiveLimit(Limit):
             # A call that costs more than the burst would else never be made.
             if self._bucket.take(count if is_open else 0, now, rate, burst, min(count, burst)) and is_open:
                 return True
-            self._finder.hold_back(now)
+            if is_open:  # or it is not the rate that limits
+                self._finder.hold_back(now)
             return False
 
     def try_acquire_spare(self) -> bool:
