@@ -220,6 +220,7 @@ def missed(scene: Scene, played: dict[str, Played]) -> Iterator[str]:
         ("used", scene.used - result.used(always)),
         ("refused", result.refused_share - scene.refused),
         ("most/least", result.ratio - scene.ratio),
+        ("native again", (result.native_after or 0.0) - scene.native),
     ]
     yield from (f"{scene.name}: {name} misses its floor by {by:.3f}" for name, by in figures if by > 0)
 
@@ -293,11 +294,12 @@ def main(scene: str, quick: bool, seed: int, saved: bool) -> None:
                 valve: valve_quota.play(valve, seed=seed, delay=seconds) for valve in valve_quota.VALVES
             }
             measured["quota"] = {valve: attrs.asdict(drawn) for valve, drawn in played.items()}
+            measured["missed"] += valve_quota.missed(played)
             measured["outage"] = {}
             for name in valve_outage.SCENES:
                 outlived = valve_outage.play(name, seed=seed, seconds=seconds / 2)
                 measured["outage"][name] = attrs.asdict(outlived)
-                if name.endswith("probed"):
+                if name.endswith(("probed", "adaptive")):
                     measured["missed"] += valve_outage.missed(name, outlived)
         if not (scene or quick):
             save("valve", measured)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -30,10 +30,13 @@ OFFERED = 500.0
 VALVES: dict[str, Callable[[], dict[str, Any]]] = {
     "always ask": lambda: {"breaker": None, "limit": None},
     "breaker": lambda: {"breaker": BreakerPolicy(), "limit": None},
+    "adaptive, all count 1": lambda: {"limit": AdaptiveLimit()},
     "adaptive, with costs": lambda: {"limit": AdaptiveLimit(cost=APSARA_ROCKETMQ)},
     "RateLimit, all count 1": lambda: {"breaker": None, "limit": RateLimit(QUOTA)},
     "RateLimit with costs": lambda: {"breaker": None, "limit": RateLimit(QUOTA, cost=APSARA_ROCKETMQ)},
 }
+REFUSED_MOST, LATE_MOST = 5.0, 0.2
+"""The floors where costs are told and the quota is not: due sends refused a second, and seconds."""
 HEAD = ("valve", "native/s", "due sends refused/s", "lateness p99")
 
 
@@ -83,6 +86,13 @@ async def _play(options: dict[str, Any], seed: int, delay: float) -> Drawn:
         await queue.drain(0.0)
     late.sort()
     return Drawn(native / delay, refused / delay, late[int(0.99 * len(late))])
+
+
+def missed(played: Mapping[str, Drawn]) -> list[str]:
+    """Which floors were not reached."""
+    drawn = played["adaptive, with costs"]
+    figures = [("due sends refused/s", drawn.refused, REFUSED_MOST), ("lateness", drawn.late, LATE_MOST)]
+    return [f"the quota: {name} {value:.3g}, over {most:g}" for name, value, most in figures if value > most]
 
 
 def row(valve: str, drawn: dict[str, float]) -> tuple[str, ...]:

@@ -32,11 +32,11 @@ _CURVE = 0.02
 _PLATEAU = ((1 - _CUT) / _CURVE) ** (1 / 3)
 """Seconds from a cut until the rate is back at the ceiling."""
 _SEARCH = _PLATEAU + 2.0
-"""Seconds from a cut until the ceiling is taken to be gone, and the rate doubles each second: a quota of whole
-seconds says only at a second's end that the rate has passed it."""
-_GAIN = 0.4
+"""Seconds from a cut until the ceiling is taken to be gone, and the rate doubles each second: a quota of
+whole seconds says only at a second's end that the rate has passed it."""
+_GAIN = 0.35
 """Calls a second by which the rate rises at least in each second past a cut ..."""
-_SETBACK = 0.7
+_SETBACK = 1.4
 """... from so many under the ceiling, or a tenth of it: at a few calls a second the curve gains less."""
 _SLOW_START = 0.25
 """Seconds in which the rate doubles as long as no ceiling is known."""
@@ -211,17 +211,19 @@ class Finder:
     def _find_ceiling(self, now: float, rate: float) -> None:
         if self._is_slow_start:
             over = 0.2 if rate > _MANY else max(0.5, min(_STRETCH_MAX, _STRETCH_MAX / rate))
+            taken = self._measured(now, over)
         else:
             over = min(10.0, max(1.0, _ENOUGH / rate))
-        taken = self._measured(now, over)
-        since = now - self._cut
-        if not self._is_slow_start and not self._paused and over < since < _SEARCH * self._stretch:
-            # From one refusal to the next: a second alone may have none of the time in which a quota of
-            # whole seconds is used up, and so more than a second's calls.
-            taken = min(taken, self._measured(now, since))
+            since = now - self._cut
+            taken = self._measured(now, over)
+            if over < since < _SEARCH * self._stretch and not self._paused:
+                # From one refusal to the next: a second alone may have none of the time in which a quota of
+                # whole seconds is used up, and so more than a second's calls.
+                taken = min(taken, self._measured(now, since))
+            if taken > 0:
+                taken += 0.5 / over  # nobody knows how soon the next call would have been taken
         self._is_slow_start = taken <= 0  # what takes nothing at all measures no ceiling either
-        # Of so many calls in a time nobody knows how soon the next would have been taken.
-        self._set(now, min(rate, taken + 0.5 / over if taken > 0 else 0.0), _CUT)
+        self._set(now, min(rate, taken), _CUT)
 
     def _measured(self, now: float, seconds: float, what: Lately | None = None) -> float:
         """What was taken a second, over so long, or since anybody has asked."""

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import attrs
 import pytest
 
 from bench import valve_outage, valve_quota
 from bench.valve import VALVES, lines, measure, missed, play
 from bench.valve_scenes import SCENES, Scene
 
-SHORT = {
-    "token bucket 200/s, 1.1x",
-    "2x",
-    "5x",
-    "quota in whole seconds, 2x",
-    "whole seconds, 5x",
+LONG = {
+    "falls to a quarter, comes back",
     "answers in 0.1-0.3 s, 2x",
+    "20 instances, 2x, then 0.5x",
     "20 calls at once, 0.1 s each",
-    "one call in 50 fails otherwise",
 }
+"""Two minutes, as in the table: in a short run the search at the beginning weighs too much."""
+IN_SHORT = {"5x", "whole seconds, 5x", "a burst of 200, 2x", "one call in 50 fails otherwise"}
+"""Twenty seconds; others, which take less of a machine, are among the everyday tests."""
 
 
-@pytest.mark.parametrize("scene", [one for one in SCENES if one.name in SHORT], ids=lambda scene: scene.name)
+@pytest.mark.timeout(600)  # it is long for a machine that does much else
+@pytest.mark.parametrize(
+    "scene", [one for one in SCENES if one.name in LONG | IN_SHORT], ids=lambda scene: scene.name
+)
 def test_the_floors_are_reached(scene: Scene) -> None:
-    """In 20 s instead of two minutes: the search at the beginning weighs more, so both may be a bit worse."""
-    floors = attrs.evolve(scene, used=scene.used - 0.02, refused=0.06)
-    played = {valve: play(scene, valve, seconds=20.0) for valve in ("always ask", "adaptive")}
-    assert list(missed(floors, played)) == []
+    """What is used, what is refused, and among instances who gets most and how soon all is native again."""
+    seconds = 120.0 if scene.name in LONG else 20.0
+    played = {valve: play(scene, valve, seconds=seconds) for valve in ("always ask", "adaptive")}
+    assert list(missed(scene, played)) == []
 
 
 def test_one_seed_gives_one_table() -> None:
@@ -47,15 +48,14 @@ def test_a_limit_that_knows_the_costs_refuses_hardly_a_due_send() -> None:
     assert alike.refused > 100
 
 
-def test_a_limit_that_is_not_told_the_quota_refuses_hardly_a_due_send() -> None:
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_limit_that_is_not_told_the_quota_refuses_hardly_a_due_send(seed: int) -> None:
     """It knows what calls cost, and finds the rest."""
-    adaptive = valve_quota.play("adaptive, with costs", delay=5.0)
-    assert adaptive.refused < 5
-    assert adaptive.late < 0.2
+    played = {valve: valve_quota.play(valve, seed=seed, delay=20.0) for valve in ("adaptive, with costs",)}
+    assert valve_quota.missed(played) == []
 
 
-def test_an_outage_costs_few_calls_and_is_made_good_soon() -> None:
-    """The floors are those of a minute; a broker that refuses all for as long is hardly called more."""
-    scene = "down, probed"
+@pytest.mark.parametrize("scene", ["down, probed", "refuses all, adaptive"])
+def test_an_outage_costs_few_calls_and_is_made_good_soon(scene: str) -> None:
+    """Whether the broker can't be reached for a minute, or refuses all that it gets."""
     assert valve_outage.missed(scene, valve_outage.play(scene)) == []
-    assert valve_outage.play("refuses all, adaptive").calls <= valve_outage.CALLS_MOST
