@@ -203,9 +203,7 @@ class DelayQueue:
         """
         arguments.check_seconds("grace", grace, zero=True)
         given = None if hand_back is None else self.errands.on_loop("hand_back", hand_back)
-        return await awaiting.outcome(
-            self.remote, self.remote.drain(lambda: self.remote.queue.drain(grace, given))
-        )
+        return await awaiting.outcome(self.remote, self.remote.drain(grace, given))
 
     async def _ask(self, act: Callable[[], _T]) -> _T:
         if self.remote.is_alone():

@@ -221,8 +221,8 @@ class DelayQueue:
         if self.remote.is_inside():
             raise RuntimeError("drain was called from inside a send, for which it would wait")
         at_once = partial(in_threads, limiter=trio.CapacityLimiter(HAND_BACKS_IN_FLIGHT))
-        given = None if hand_back is None else _async("hand_back", hand_back, at_once)
-        return self.remote.wait(lambda: self.remote.drain(lambda: self.remote.queue.drain(grace, given)))
+        given = _async("hand_back", hand_back, at_once)
+        return self.remote.wait(lambda: self.remote.drain(grace, given))
 
 
 @contextmanager
@@ -253,13 +253,9 @@ def open_delay_queue(
     hooks = Threads(workers)  # of their own: a dead letter must not wait for sends that take their time
     opened = partial(
         opening.open_delay_queue,
-        None if send is None else _async("send", send, pool.sends),
-        send_batch=None
-        if send_batch is None
-        else _async("send_batch", send_batch, partial(pool.calls, waits=False)),
-        on_dead_letter=None
-        if on_dead_letter is None
-        else _async("on_dead_letter", on_dead_letter, hooks.calls),
+        _async("send", send, pool.sends),
+        send_batch=_async("send_batch", send_batch, partial(pool.calls, waits=False)),
+        on_dead_letter=_async("on_dead_letter", on_dead_letter, hooks.calls),
         workers=workers,
         **options,
     )
@@ -368,6 +364,8 @@ class Fallback(BaseFallback[PublishDelayed, DelayQueue, CancelDelayed]):
         return queue.remote.world(in_threads(self._hand_back, trio.CapacityLimiter(MOST)))
 
 
-def _async(name: str, given: Callable[..., object], in_pool: Callable[[Callable[..., object]], Any]) -> Any:
+def _async(name: str, given: Callable[..., object] | None, in_pool: Callable[..., Any]) -> Any:
+    if given is None:
+        return None
     arguments.check_callable(name, given)
     return given if arguments.is_async(given) else in_pool(given)

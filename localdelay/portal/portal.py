@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import trio
 
 from localdelay import arguments, forks
-from localdelay.arguments import Delay
+from localdelay.arguments import LATEST, Delay
 from localdelay.entry import chosen_id
 from localdelay.errors import QueueClosed, QueueFull
 from localdelay.fallback.router import World
@@ -31,6 +31,7 @@ from localdelay.queue.admission import Stamped, already_pending, full_inside, st
 from localdelay.queue.ledger import Ledger
 from localdelay.queue.queue import DelayQueue
 from localdelay.queue.sending import HandBack
+from localdelay.statistics import DrainReport
 from localdelay.timer import clock_parts
 from localdelay.worlds import check_threads
 
@@ -42,7 +43,6 @@ _T = TypeVar("_T")
 
 _AT_ONCE = 512
 """So much comes over in one turn of the loop: what is due must not wait for it."""
-_LONGEST = 1e18  # seconds; far below what overflows a float
 
 
 class Remote:
@@ -111,10 +111,10 @@ class Remote:
             and expires is None
             and type(payload) is bytes
             and (type(delay) is float or type(delay) is int)
-            and 0 <= delay < _LONGEST
+            and 0 <= delay < LATEST
         ):  # the common call, in a third of the time
-            number = self._numbers.take()
-            return Message(number, payload, self.clock() + delay), number, payload, len(payload)
+            number, due = self._numbers.take(), self.clock() + delay
+            return Message(number, payload, due), (due, number, payload), len(payload)
         wall = arguments.wall_clock(at)
         due = arguments.execute_at(self.clock(), delay, at, wall=wall)
         terms = arguments.terms(expires, at)
@@ -150,7 +150,7 @@ class Remote:
             self._check_open()
             if not waits or self.is_inside():
                 raise full_inside(self._ledger) if waits else QueueFull(self._ledger.describe())
-            self._claim_id(chosen_id(stamped[2]))
+            self._claim_id(chosen_id(stamped[1][2]))
             self._waiting += 1
             return self.begin(lambda: self._wait(stamped))
 
@@ -197,10 +197,10 @@ class Remote:
             self.cancel(call)
             raise
 
-    def drain(self, act: Callable[[], Awaitable[_T]]) -> Call[_T]:
+    def drain(self, grace: float | None, hand_back: HandBack | None = None) -> Call[DrainReport]:
         """Begin to drain; no more is put from now on."""
         self.close()
-        return self.begin(act)
+        return self.begin(lambda: self.queue.drain(grace, hand_back))
 
     def begin(self, act: Callable[[], _T | Awaitable[_T]]) -> Call[_T]:
         """Have this done on the loop, after all that was put before; an async function may take its time."""
@@ -267,7 +267,7 @@ class Remote:
         grace = self._drain_on_exit
         if grace == math.inf:
             return
-        drained = self.drain(lambda: self.queue.drain(grace)).done
+        drained = self.drain(grace).done
         try:
             drained.result(grace + 1.0)
         except QueueClosed:
@@ -288,14 +288,14 @@ class Remote:
 
     def _try_accept(self, stamped: Stamped, *, comes: bool = True) -> bool:
         """Take room for a message, if there is any, and send it over, unless a call is to bring it."""
-        size, ledger = stamped[3], self._ledger
+        size, ledger = stamped[2], self._ledger
         ledger.check_size(size)
         with self._lock:
             self._check_open()
             if self._waiting or not ledger.fits(size):
                 return False
-            if type(stamped[2]) is not bytes:
-                self._claim_id(chosen_id(stamped[2]))
+            if type(stamped[1][2]) is not bytes:
+                self._claim_id(chosen_id(stamped[1][2]))
             ledger.come(size)
             if comes:  # in the same step, or the loop might end in between and never see it
                 self._hop.add(stamped)
@@ -310,37 +310,36 @@ class Remote:
         finally:
             with self._lock:
                 self._waiting -= 1
-                self._chosen.discard(chosen_id(stamped[2]))
+                self._chosen.discard(chosen_id(stamped[1][2]))
 
     async def _commit(self, stamped: Stamped) -> Message:
         try:
             with self._lock:  # nobody may see the room of one that is neither coming nor reserved
-                self._ledger.reserve(stamped[3])
-                self._ledger.arrive(stamped[3])
+                self._ledger.reserve(stamped[2])
+                self._ledger.arrive(stamped[2])
             return await self.queue.admission.accept_claimed(stamped)
         finally:
-            self._chosen.discard(chosen_id(stamped[2]))
+            self._chosen.discard(chosen_id(stamped[1][2]))
 
     def _check_id(self, id: str, asks: float | None) -> None:
         arguments.check_id(id)
-        try:
-            asked = (
-                asks is not None
-                and number_of(id) is not None
-                and self.ask(lambda: self.queue.is_pending(id), asks)
-            )
-        except TimeoutError:
-            told = f"the queue is too busy to say within {asks:g} s whether id {id!r} is pending: await put"
-            raise QueueFull(told) from None
-        if asked or self._is_known(id):
+        is_known = self._is_known(id)
+        if asks is not None and number_of(id) is not None and not is_known:
+            try:
+                is_known = self.ask(lambda: self.queue.is_pending(id), asks)
+            except TimeoutError:
+                told = (
+                    f"the queue is too busy to say within {asks:g} s whether id {id!r} is pending: await put"
+                )
+                raise QueueFull(told) from None
+        if is_known:
             raise already_pending(id)
 
     def _claim_id(self, id: str | None) -> None:
-        if id is None:
-            return
-        if self._is_known(id):
-            raise already_pending(id)
-        self._chosen.add(id)
+        if id is not None:
+            if self._is_known(id):
+                raise already_pending(id)
+            self._chosen.add(id)
 
     def _is_here(self) -> bool:
         return threading.current_thread() is self._thread
@@ -355,21 +354,21 @@ class Remote:
     def _arrive(self, arrivals: list[Stamped]) -> None:
         if not arrivals:
             return
-        size = sum(stamped[3] for stamped in arrivals)
+        size = sum(stamped[2] for stamped in arrivals)
         with self._lock:  # nobody may see the room of what is neither coming nor pending
             self._ledger.accept(size, len(arrivals))
             self._ledger.arrive(size, len(arrivals))
         self.queue.admission.accept_counted(arrivals)
         if self._chosen:
-            self._chosen.difference_update(chosen_id(stamped[2]) for stamped in arrivals)
+            self._chosen.difference_update(chosen_id(stamped[1][2]) for stamped in arrivals)
 
     def _run(self) -> None:
+        error: BaseException | None = None
         try:
             trio.run(self._serve, clock=self._test_clock, restrict_keyboard_interrupt_to_checkpoints=True)
-        except BaseException as error:  # noqa: BLE001 (raised where somebody waits for it)
-            self._end(error)
-        else:
-            self._end(None)
+        except BaseException as raised:  # noqa: BLE001 (raised where somebody waits for it)
+            error = raised
+        self._end(error)
 
     def _end(self, error: BaseException | None) -> None:
         exits.leave(self)

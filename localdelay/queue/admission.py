@@ -32,8 +32,8 @@ from localdelay.message import NO_TERMS, Message, number_in, terms_of
 from .ledger import Ledger
 from .pending import Pending
 
-Stamped: TypeAlias = tuple[Message, int, Body, int]
-"""(what put returns, its number, what the schedule holds, bytes)"""
+Stamped: TypeAlias = tuple[Message, Entry, int]
+"""(what put returns, what waits, its bytes)"""
 
 logger = logging.getLogger("localdelay")
 
@@ -56,7 +56,8 @@ def stamp(
     body: Body = payload
     if id is not None or copy is not None or terms is not None:
         body = (payload, copy, id, attempt, 0, due, False, *(terms or NO_TERMS))
-    return message_of((due, number, body)), number, body, size_of(body)
+    entry = due, number, body
+    return message_of(entry), entry, size_of(body)
 
 
 def already_pending(id: str) -> ValueError:
@@ -175,7 +176,7 @@ class Admission:
         if id is not None and self._pending.number(id) is not None:
             raise already_pending(id)
         stamped = stamp(number, payload, due, id, headers, terms, attempt=attempt)
-        self._ledger.check_size(stamped[3])
+        self._ledger.check_size(stamped[2])
         return stamped
 
     def check_open(self) -> None:
@@ -193,12 +194,12 @@ class Admission:
         """Take the message in, or raise `QueueFull`. A journal has it with its next commit."""
         self.check_open()
         self._reserve(stamped)
-        self._pending.enter_at_risk(_entry(stamped), stamped[3])
+        self._pending.enter_at_risk(stamped[1], stamped[2])
         return stamped[0]
 
     def accept_counted(self, arrivals: Iterable[Stamped]) -> None:
         """Take in messages that were accepted and counted in before they came here, in their order."""
-        self._pending.enter_counted(map(_entry, arrivals))
+        self._pending.enter_counted([entry for _, entry, _ in arrivals])
 
     async def accept_safely(self, stamped: Stamped) -> Message:
         """Take the message in, or raise `QueueFull`; return when the journal has it, if there is one."""
@@ -209,7 +210,7 @@ class Admission:
     async def accept_claimed(self, stamped: Stamped) -> Message:
         """Take the message in when the journal has it; room is reserved for it."""
         if self.closed:
-            self._ledger.release_reserved(stamped[3])
+            self._ledger.release_reserved(stamped[2])
             self.check_open()
         return await self._enter(stamped)
 
@@ -218,11 +219,11 @@ class Admission:
         # A cancellation counts up to here; once the message has entered, its call returns.
         await trio.lowlevel.checkpoint_if_cancelled()
         self.check_open()
-        entry, size = _entry(stamped), stamped[3]
+        message, entry, size = stamped
         if self._ledger.try_reserve(size):
             wait = self._pending.enter(entry, size)
             await (trio.lowlevel.cancel_shielded_checkpoint if wait is None else wait)()
-            return stamped[0]
+            return message
         if self._is_inside():
             raise full_inside(self._ledger)
         self._pending.take_id(entry)  # it is pending as an id also while its message waits for room
@@ -233,19 +234,14 @@ class Admission:
             raise
         if wait is not None:
             await wait()
-        return stamped[0]
+        return message
 
     def _reserve(self, stamped: Stamped) -> None:
-        if not self._ledger.try_reserve(stamped[3]):
+        if not self._ledger.try_reserve(stamped[2]):
             raise QueueFull(self._ledger.describe())
 
     async def _enter(self, stamped: Stamped) -> Message:
-        wait = self._pending.enter(_entry(stamped), stamped[3])
+        wait = self._pending.enter(stamped[1], stamped[2])
         if wait is not None:
             await wait()
         return stamped[0]
-
-
-def _entry(stamped: Stamped) -> Entry:
-    message, number, body, _ = stamped
-    return message.execute_at, number, body

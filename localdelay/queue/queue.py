@@ -10,7 +10,7 @@ from threading import get_ident
 import trio
 
 from localdelay import arguments, forks
-from localdelay.arguments import NOT_GIVEN, Delay, NotGiven, Terms
+from localdelay.arguments import LATEST, NOT_GIVEN, Delay, NotGiven, Terms
 from localdelay.errors import QueueClosed, QueueFull
 from localdelay.journal.record import Journal
 from localdelay.limit import Limit
@@ -26,8 +26,6 @@ from .schedule import INBOX
 from .sending import HandBack
 
 logger = logging.getLogger("localdelay")
-
-_LONGEST = 1e18  # seconds; far below what overflows a float, so that the sum below can't raise
 
 
 class DelayQueue:
@@ -118,7 +116,7 @@ class DelayQueue:
         if (
             type(payload) is bytes
             and (type(delay) is float or type(delay) is int)
-            and 0 <= delay < _LONGEST
+            and 0 <= delay < LATEST
             and at is None
             and id is None
             and headers is None
