@@ -42,6 +42,8 @@ class Place:
     ssl_context: ssl.SSLContext | None = attrs.field(default=None, repr=False)
     evicting: bool = False
     """Whether a Redis will do that may evict what it has confirmed."""
+    may_be_replica: bool = False
+    """Whether one will do that takes no writes."""
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
@@ -53,7 +55,7 @@ OPTIONS = frozenset({"db", "eviction"})
 
 def place_of(where: Address) -> Place:
     """Where a URL points to. Raises `ValueError` for an option that is none."""
-    context = ssl.create_default_context() if where.scheme == "rediss" else None
+    context = ssl.create_default_context() if where.scheme.startswith("rediss") else None
     evicting = where.choice("eviction", "allowed") is not None
     db = where.count("db", 0, 10**9)
     return Place(where.host, where.port, where.username or None, where.password, db, context, evicting)
@@ -113,7 +115,7 @@ class Line:
             info = await self.connection.create_request(b"INFO", decode=False)
             lines = info.decode(errors="replace").splitlines() if isinstance(info, bytes) else []
             told = dict(line.split(":", 1) for line in lines if ":" in line)
-        if told.get("role") == "slave":
+        if told.get("role") == "slave" and not place.may_be_replica:
             raise ConnectionError("it is a replica, which takes no writes that last (READONLY)")
         policy = told.get("maxmemory_policy", "noeviction")
         if policy != "noeviction" and not place.evicting:

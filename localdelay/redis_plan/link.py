@@ -8,9 +8,10 @@ one write.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 from coredis.exceptions import NoScriptError, ReadOnlyError
@@ -28,6 +29,11 @@ logger = logging.getLogger("localdelay.redis_plan")
 _SETTLED = 1.0
 """Seconds. A connection that lasts for less is made again after a wait."""
 
+_COPIED = 0.5
+"""Seconds that replicas have to copy a write. All calls on the connection wait meanwhile."""
+_SHORT = 1.0
+"""Seconds for which nothing is written that replicas are to have, after they have not had it in time."""
+
 
 class RedisUnreachable(Throttled, ConnectionError):
     """There is no connection to Redis at this moment, and nothing was sent.
@@ -37,18 +43,33 @@ class RedisUnreachable(Throttled, ConnectionError):
     """
 
 
+class Timeouts(NamedTuple):
+    """In seconds."""
+
+    connect: float
+    reply: float
+
+
 class Link:
     """Keeps a connection, and makes a new one whenever it is lost. Its `keep` is to run as a task."""
 
-    def __init__(self, place: Place, channel: bytes, *, connect_timeout: float, reply_timeout: float) -> None:
+    def __init__(
+        self,
+        place: Place,
+        channel: bytes,
+        timeouts: Timeouts,
+        whole: Link | None = None,
+    ) -> None:
+        """`whole` is the cluster that it is a part of: it is tried again then where the first time fails."""
         self._place = place
         self._channel = channel
-        self._connect_timeout = connect_timeout
-        self._reply_timeout = reply_timeout
-        self.on_news: Callable[[bytes], None] = lambda _: None
+        self._timeouts = timeouts
+        self._whole = whole
+        self.on_news: Callable[[bytes, Link], None] = lambda *_: None
         self.on_connected: Callable[[], None] = lambda: None
         self._scope = trio.CancelScope()
         self._line: Line | None = None
+        self._short_until = -math.inf
         self._why: Exception | None = None
         self.clock = RedisClock()
         self.largest = LARGEST
@@ -63,6 +84,14 @@ class Link:
         """Whether Redis can be called at this moment."""
         return self._line is not None and self._line.connection.usable
 
+    def serves(self, key: bytes, link: Link) -> bool:
+        """Whether what is said of this key on this link is what its calls would hear."""
+        return True
+
+    def clock_of(self, key: bytes) -> RedisClock:
+        """The clock that the instants in this key are on."""
+        return self.clock
+
     async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Connect, until `end` is called. The first connection raises where it fails.
 
@@ -71,10 +100,19 @@ class Link:
         backoff = Backoff()
         with self._scope:
             async with bare_nursery() as nursery:
-                line = await self._connect(nursery)
-                self._scope.shield = True
-                task_status.started()
                 while True:
+                    try:
+                        line = await self._connect(nursery)
+                    except (ConnectionError, TimeoutError) as error:
+                        if not (self.connections or self._whole):
+                            raise
+                        logger.debug("%s", error)
+                        self._why = error
+                        await trio.sleep(backoff.next())
+                        continue
+                    self._scope.shield = self._whole is None
+                    if self.connections == 1:
+                        task_status.started()
                     begun = trio.current_time()
                     await line.ended.wait()
                     self._line = None
@@ -82,13 +120,6 @@ class Link:
                         backoff.reset()
                     else:
                         await trio.sleep(backoff.next())
-                    while self._line is None:
-                        try:
-                            line = await self._connect(nursery)
-                        except (ConnectionError, TimeoutError) as error:
-                            logger.debug("%s", error)
-                            self._why = error
-                            await trio.sleep(backoff.next())
 
     def end(self) -> None:
         """It is needed no longer."""
@@ -96,11 +127,11 @@ class Link:
 
     async def _connect(self, nursery: trio.Nursery) -> Line:
         """Listen for news, and only then have calls go this way: what comes in meanwhile is heard."""
-        line = await connect(nursery, self._place, self._connect_timeout)
+        line = await connect(nursery, self._place, self._timeouts.connect)
         nursery.start_soon(self._listen, line)
         try:
             line.connection.send_command(b"SUBSCRIBE", self._channel)
-            with trio.fail_after(self._connect_timeout):
+            with trio.fail_after(self._timeouts.connect):
                 seconds, micro = await line.connection.create_request(b"TIME", decode=False)
         except Exception as error:
             line.end()
@@ -116,40 +147,57 @@ class Link:
         try:
             async for push in line.connection.push_messages:
                 if push[0] == b"message":
-                    self.on_news(bytes(push[2]))  # type: ignore[arg-type]  # bytes, for nothing is decoded
+                    self.on_news(bytes(push[2]), self)  # type: ignore[arg-type]  # bytes, for nothing is decoded
         except Exception as error:  # noqa: BLE001 (it has ended, in whatever way)
             logger.debug("%s", error)
             line.connection.invalidate("no news can be heard")
 
-    async def run(self, script: Script, keys: Sequence[bytes], *arguments: bytes | int) -> Any:
-        """The reply of a script. Raises like `call`."""
+    async def run(self, script: Script, keys: Sequence[bytes], *arguments: bytes | int, **how: int) -> Any:
+        """The reply of a script. Raises like `call`, whose options are `how`."""
         text, name = script
         rest = (len(keys), *keys, *arguments)
         try:
-            return await self.call(b"EVALSHA", name, *rest)
+            reply = await self.call(b"EVALSHA", name, *rest, **how)
         except NoScriptError:  # it does not know them yet, or somebody has flushed them
-            return await self.call(b"EVAL", text, *rest)
+            reply = await self.call(b"EVAL", text, *rest, **how)
+        if isinstance(reply, list):
+            self.clock.observe(reply[0], trio.current_time())
+        return reply
 
-    async def call(self, command: bytes, *arguments: bytes | int) -> Any:
-        """The reply to one command.
+    async def call(self, command: bytes, *arguments: bytes | int, asking: int = 0, replicas: int = 0) -> Any:
+        """The reply to one command, once so many replicas have what it wrote; `asking` is for a Cluster.
 
         Raises `RedisUnreachable` where there is no connection, and nothing was sent; `ConnectionError` where
-        it was lost before the reply; `Throttled` where there was none in time, or Redis is out of memory;
-        `PermanentSendError` for what can never work; and what coredis raises for the rest.
+        it was lost before the reply; `Throttled` where there was none in time, or Redis is out of memory, or
+        too few replicas have it; `PermanentSendError` for what can never work; and what coredis raises for
+        the rest.
         """
         unreachable = RedisUnreachable(f"there is no connection to Redis at {self._place}")
         if self._line is None:
             raise unreachable from self._why
-        connection, timeout = self._line.connection, self._reply_timeout
+        if replicas and trio.current_time() < self._short_until:
+            raise RedisUnreachable(f"Redis at {self._place} had no {replicas} replicas just now")
+        connection = self._line.connection
+        options: Any = {"decode": False, "timeout": self._timeouts.reply}
         asked = time.perf_counter()
         try:
-            request = connection.create_request(command, *arguments, decode=False, timeout=timeout)
+            # In one go: `ASKING` is for the next command, and `WAIT` for all before it on this connection.
+            if asking:
+                connection.create_request(b"ASKING", **options)
+            request = connection.create_request(command, *arguments, **options)
+            if replicas:
+                within = math.ceil(1000 * min(_COPIED, self._timeouts.reply / 4))
+                copied = connection.create_request(b"WAIT", replicas, within, **options)
         except Exception as error:
             raise unreachable from error  # it has just ended
-        self.commands += 1
+        (self._whole or self).commands += 1 + bool(asking) + bool(replicas)
         try:
-            return await request
-        except NoScriptError:
+            reply = await request
+            if replicas and (count := int(await copied)) < replicas:
+                self._short_until = trio.current_time() + _SHORT
+                raise Throttled(f"Redis has it, but {count} replicas do, and not {replicas}")
+            return reply
+        except (NoScriptError, Throttled):
             raise
         except ReadOnlyError as error:
             connection.invalidate("it is of no use any more")  # and the next one is to a master

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Unpack
 
+import attrs
+
 from localdelay import arguments
 from localdelay.brokers.address import Form, parse
 from localdelay.brokers.redis_line import OPTIONS, Place
@@ -14,8 +16,9 @@ from localdelay.brokers.redis_line import place_of as place_at
 from localdelay.nurseries import bare_nursery
 from localdelay.queue.core import CoreOptions, make_core
 from localdelay.queue.sending import DeadLetterHook, Send, SendBatch
+from localdelay.redis_plan.cluster import Cluster
 from localdelay.redis_plan.keys import Names, check_shards
-from localdelay.redis_plan.link import Link
+from localdelay.redis_plan.link import Link, Timeouts
 from localdelay.redis_plan.queue import RedisDelayQueue
 from localdelay.redis_plan.settings import RedisTuning
 from localdelay.redis_plan.store import Store
@@ -28,6 +31,11 @@ _FORM = Form(
     default_port=6379,
     options=OPTIONS,
 )
+_CLUSTER = "+cluster"
+_OF_CLUSTER = attrs.evolve(
+    _FORM, example="redis+cluster://host:6379/NAME", options=OPTIONS - {"db"}, many_hosts=True
+)
+_FORMS = {"redis": _FORM, "rediss": _FORM, "redis+cluster": _OF_CLUSTER, "rediss+cluster": _OF_CLUSTER}
 
 
 @asynccontextmanager
@@ -47,9 +55,10 @@ async def open_redis_delay_queue(
 ) -> AsyncIterator[RedisDelayQueue]:
     """Run one instance of a delay queue in Redis for the length of an `async with` block.
 
-    `url` is `redis://[user:password@]host[:port]/NAME[?db=N]`, or `rediss://`; all instances with the same
-    name share the messages. `send`, `send_batch`, `workers`, `on_dead_letter` and `options` (`batch`,
-    `timer`, `retry`, `send_timeout`, `limit`, `probe`, `listener`) are those of `open_delay_queue`.
+    `url` is `redis://[user:password@]host[:port]/NAME[?db=N]`, or `rediss://`; or of a Redis Cluster
+    `redis+cluster://host[:port][,host[:port]]/NAME`, some of its nodes, or `rediss+cluster://`. All instances
+    with the same name share the messages. `send`, `send_batch`, `workers`, `on_dead_letter` and `options`
+    (`batch`, `timer`, `retry`, `send_timeout`, `limit`, `probe`, `listener`) are those of `open_delay_queue`.
 
     `shards` is how many there are where the queue is new (None: 16); an existing one keeps what it has until
     `set_shards`. `capacity` and `capacity_bytes` bound what this instance has claimed; the bytes may be
@@ -63,7 +72,7 @@ async def open_redis_delay_queue(
     within `connect_timeout`, and `TypeError` and `ValueError` for an argument that is wrong.
     """
     check_trio("open_redis_delay_queue")
-    place, names = place_of(url)
+    places, names = places_of(url)
     if shards is not None:
         check_shards(shards)
     if not isinstance(tuning, RedisTuning):
@@ -72,7 +81,11 @@ async def open_redis_delay_queue(
         arguments.at_least(name, seconds, 0.001, "a number of seconds")
     hook = on_dead_letter
     core = make_core(send, send_batch, workers=workers, capacity=capacity, on_dead_letter=hook, **options)
-    link = Link(place, names.channel, connect_timeout=connect_timeout, reply_timeout=put_timeout)
+    timeouts = Timeouts(connect_timeout, put_timeout)
+    is_cluster = url.partition(":")[0].lower().endswith(_CLUSTER)
+    link = (
+        Cluster(places, names.channel, timeouts) if is_cluster else Link(places[0], names.channel, timeouts)
+    )
     queue = RedisDelayQueue(core, Store(link, names, tuning))
     async with bare_nursery() as connection:
         await connection.start(link.keep)
@@ -91,15 +104,19 @@ async def open_redis_delay_queue(
 
 def check_url(url: str) -> None:
     """Raise a `ValueError` unless `open_redis_delay_queue` takes this; it says no password."""
-    place_of(url)
+    places_of(url)
 
 
-def place_of(url: str) -> tuple[Place, Names]:
-    """The server and the name of the queue; raises as `check_url` does."""
+def places_of(url: str) -> tuple[list[Place], Names]:
+    """The servers, of which one will do, and the name of the queue; raises as `check_url` does."""
     if not isinstance(url, str):
         raise TypeError(f"url must be a string, not {type(url).__name__}")
     scheme = url.partition(":")[0].lower()
-    if scheme not in ("redis", "rediss") or not url[len(scheme) :].startswith("://"):
-        raise ValueError(f"url must begin with redis:// or rediss://, like {_FORM.example}")
-    where = parse(url, _FORM)
-    return place_at(where), Names(where.target)
+    form = _FORMS.get(scheme)
+    if form is None or not url[len(scheme) :].startswith("://"):
+        raise ValueError(
+            f"url must begin with redis:// or rediss://, or redis+cluster://, like {_FORM.example}"
+        )
+    where = parse(url, form)
+    place = place_at(where)
+    return [attrs.evolve(place, host=host, port=port) for host, port in where.hosts], Names(where.target)

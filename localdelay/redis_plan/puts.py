@@ -178,7 +178,9 @@ class Putter:
             told += (put.id.encode(), when, put.body)
         try:
             with trio.CancelScope(shield=True):  # or nobody could give back what it claims
-                count, codes, *dues = await self._store.run(scripts.PUT, shard, *told)
+                count, codes, *dues = await self._store.run(
+                    scripts.PUT, shard, *told, replicas=tuning.replicas or 0
+                )
                 if codes == b"M":
                     await self._layouts.refresh()
         except Exception as error:  # noqa: BLE001 (raised by the puts)

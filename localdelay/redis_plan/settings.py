@@ -32,6 +32,9 @@ class RedisTuning:
     """After its send a message is confirmed within this: what a crash sends again."""
     linger: float = _seconds(0.01, 0)
     """How long a put may wait for those of other tasks, to go with them."""
+    replicas: int | None = attrs.field(default=None, validator=arguments.field_count_or_none)
+    """So many replicas have a message, too, when its put returns (Redis's WAIT), and a failover to one of
+    them loses none. None: a failover loses what had not been copied yet."""
     heartbeat: float = _seconds(5.0, 0.01)
     """How often an instance asks whether all is as it thinks."""
 

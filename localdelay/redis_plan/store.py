@@ -40,14 +40,13 @@ class Store:
 
     def clock(self, shard: int) -> RedisClock:
         """The clock that the instants of this shard are on."""
-        return self.link.clock
+        return self.link.clock_of(self.names.of(shard)[0])
 
-    async def run(self, script: scripts.Script, shard: int, *arguments: bytes | int) -> list[Any]:
+    async def run(self, script: scripts.Script, shard: int, *arguments: bytes | int, **how: int) -> list[Any]:
         """What a script answers but for the news: how many messages there are, and what it says itself."""
         told = (self.names.channel, shard, self.token.encode())
-        found: list[Any] = await self.link.run(script, self.names.of(shard), *told, *arguments)
+        found: list[Any] = await self.link.run(script, self.names.of(shard), *told, *arguments, **how)
         at, next_due, next_end, *rest = found
-        self.clock(shard).observe(at, trio.current_time())
         self.on_news(shard, at, next_due, next_end, False)
         return rest
 
@@ -85,7 +84,7 @@ class Store:
             firsts.append(int(float(pair[1])) if pair else NOTHING)
         self.on_news(shard, None, firsts[0], firsts[1], True)
 
-    def _hear(self, data: bytes) -> None:
+    def _hear(self, data: bytes, link: Link) -> None:
         if data == b"layout":
             self.on_layout()
         try:
@@ -93,7 +92,7 @@ class Store:
             shard, at, next_due, next_end = map(int, numbers)
         except ValueError:
             return  # it is not one of ours who says so
-        if token != self.token.encode():
+        if token != self.token.encode() and self.link.serves(self.names.of(shard)[0], link):
             self.on_news(shard, at, next_due, next_end, True)
 
 

@@ -13,6 +13,7 @@ from localdelay import Throttled
 from localdelay.redis_plan import RedisUnreachable
 from localdelay.redis_plan.bodies import OVERHEAD, decode, encode, note
 from localdelay.redis_plan.clock import RedisClock
+from localdelay.redis_plan.cluster import slot_of
 from localdelay.redis_plan.keys import (
     MOST_FORMER,
     MOST_SHARDS,
@@ -97,6 +98,11 @@ def test_a_number_of_shards_is_checked(shards: int, error: type[Exception]) -> N
     """From 1 to 16384."""
     with pytest.raises(error, match="shards must be"):
         check_shards(shards)
+
+
+def test_the_slot_of_a_key_is_redis_own() -> None:
+    """CRC16 of the hash tag, as the specification's example has it."""
+    assert slot_of(b"localdelay:{123456789}:due") == 0x31C3 % 16384
 
 
 def test_instances_differ_in_eagerness() -> None:

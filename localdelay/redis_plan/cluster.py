@@ -1,0 +1,173 @@
+"""The connections to a Redis Cluster: one to each master, and which of them has which slot.
+
+Each is a `Link`, with its calls, its news and its node's clock. Every node passes on all news; those of a
+shard are heard on the connection that its calls go to, so that what holds for one server holds here, too.
+`MOVED` and `ASK` are followed. While a slot moves, a script has to wait until all keys of its shard are on
+one side. Where there is no master, calls fail until another has taken over.
+"""
+
+from __future__ import annotations
+
+from binascii import crc_hqx
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import attrs
+import trio
+from coredis.exceptions import AskError, ClusterDownError, MovedError, RedisError, TryAgainError
+
+from localdelay.brokers.redis_line import Place, connect
+from localdelay.nurseries import bare_nursery
+from localdelay.redis_plan.clock import RedisClock
+from localdelay.redis_plan.link import Link, RedisUnreachable, Timeouts, logger
+from localdelay.redis_plan.scripts import Script
+
+SLOTS = 16384
+_LOOK_EVERY = 10.0
+"""Seconds between two looks at who has which slot, where nothing says that it is wrong."""
+_LOOK_AGAIN = 0.1
+_ANSWER = 1.0
+"""Seconds for one node to say who has which slot."""
+_TRY_EVERY = 0.02
+
+
+def slot_of(key: bytes) -> int:
+    """The slot of a key, by its hash tag."""
+    return crc_hqx(key.partition(b"{")[2].partition(b"}")[0], 0) % SLOTS
+
+
+class Cluster(Link):
+    """Keeps a link to each master."""
+
+    def __init__(self, places: Sequence[Place], channel: bytes, timeouts: Timeouts) -> None:
+        super().__init__(places[0], channel, timeouts)
+        self._places = places
+        self._links: dict[tuple[str, int], Link] = {}
+        self._slots: list[Link | None] = [None] * SLOTS
+        self._nursery: trio.Nursery
+        self._stale = trio.Event()
+        self._changed = trio.lowlevel.ParkingLot()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether some master can be called at this moment."""
+        return any(link.is_connected for link in self._links.values())
+
+    def serves(self, key: bytes, link: Link) -> bool:
+        """Whether this is the link for this key."""
+        return self._slots[slot_of(key)] is link
+
+    def clock_of(self, key: bytes) -> RedisClock:
+        """The clock of the node that has this key; that of another, as long as it has not answered yet."""
+        link = self._slots[slot_of(key)]
+        links = [] if link is None else [link]
+        return next((one.clock for one in (*links, *self._links.values()) if one.connections), self.clock)
+
+    async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Connect to all masters, and follow who they are, until `end` is called. As `Link.keep`."""
+        with self._scope:
+            async with bare_nursery() as self._nursery:
+                with trio.move_on_after(self._timeouts.connect) as scope:
+                    await self._look()
+                    while not all(link.is_connected for link in self._links.values()):
+                        await self._changed.park()
+                if scope.cancelled_caught:
+                    raise ConnectionError(f"not all masters of the Redis Cluster at {self._place} answer")
+                self._scope.shield = True
+                task_status.started()
+                while True:
+                    with trio.move_on_after(_LOOK_EVERY):
+                        await self._stale.wait()
+                    self._stale = trio.Event()
+                    try:
+                        await self._look()
+                    except (ConnectionError, TimeoutError) as error:
+                        logger.debug("%s", error)
+                    await trio.sleep(_LOOK_AGAIN)
+
+    async def run(self, script: Script, keys: Sequence[bytes], *arguments: bytes | int, **how: int) -> Any:
+        """The reply of a script, by the master that has these keys, which have one slot. As `Link.run`."""
+        return await self._ask(keys[0], lambda link, asks: link.run(script, keys, *arguments, **asks, **how))
+
+    async def call(self, command: bytes, *arguments: bytes | int, **how: int) -> Any:
+        """The reply to a command whose first argument is its key. As `Link.call`."""
+        assert isinstance(arguments[0], bytes)  # noqa: S101 (each that is called has a key)
+        return await self._ask(arguments[0], lambda link, asks: link.call(command, *arguments, **asks, **how))
+
+    async def _ask(self, key: bytes, ask: Callable[[Link, dict[str, int]], Awaitable[Any]]) -> Any:
+        slot = slot_of(key)
+        until = trio.current_time() + self._timeouts.reply
+        link = self._slots[slot]
+        asks: dict[str, int] = {}
+        while True:
+            try:
+                if link is None:
+                    raise RedisUnreachable(f"no node of the Redis Cluster at {self._place} has this slot")
+                return await ask(link, asks)
+            except AskError as error:
+                link = self._link_at(error.host, error.port)
+                asks = {"asking": 1}
+                if isinstance(error, MovedError):
+                    self._slots[slot], asks = link, {}
+                    self._stale.set()
+                late: Exception = error
+            except TryAgainError as error:
+                late = error
+                await trio.sleep(_TRY_EVERY)
+                link, asks = self._slots[slot], {}
+            except (ConnectionError, ClusterDownError) as error:
+                self._stale.set()
+                if not isinstance(error, ClusterDownError):
+                    raise
+                raise RedisUnreachable(str(error)) from error
+            if trio.current_time() > until:
+                raise RedisUnreachable(f"the Redis Cluster at {self._place} is moving this slot") from late
+
+    async def _look(self) -> None:
+        """Learn who has which slot, and have a link to each of them, and to no node that is gone."""
+        for first, last, master, *_ in await self._ask_around():
+            link = self._link_at(bytes(master[0] or b"").decode(), int(master[1]))
+            self._slots[first : last + 1] = [link] * (last + 1 - first)
+        used = set(self._slots)
+        for address, link in [*self._links.items()]:
+            if link not in used and not link.is_connected:  # who gets its first slot is asked before
+                del self._links[address]
+                link.end()
+
+    async def _ask_around(self) -> Any:
+        why: Exception | None = None
+        for link in [*self._links.values()]:  # meanwhile there may be others
+            with trio.move_on_after(_ANSWER):
+                try:
+                    return await Link.call(link, b"CLUSTER SLOTS")
+                except (ConnectionError, RedisError) as error:
+                    why = error
+        for place in self._places:
+            any_role = attrs.evolve(place, may_be_replica=True)
+            try:
+                async with bare_nursery() as nursery:
+                    line = await connect(nursery, any_role, self._timeouts.connect)
+                    try:
+                        return await line.connection.create_request(b"CLUSTER SLOTS", decode=False)
+                    finally:
+                        line.end()
+            except (ConnectionError, RedisError) as error:
+                why = error
+        raise ConnectionError(f"no node of the Redis Cluster at {self._place} answers: {why}") from why
+
+    def _link_at(self, host: str, port: int) -> Link:
+        address = (host or self._place.host, port)
+        link = self._links.get(address)
+        if link is None:
+            place = attrs.evolve(self._place, host=address[0], port=port)
+            link = self._links[address] = Link(place, self._channel, self._timeouts, self)
+            link.on_news = self.on_news
+            link.on_connected = self._connected
+            self._nursery.start_soon(link.keep)
+        return link
+
+    def _connected(self) -> None:
+        self.connections += 1
+        self.largest = min(link.largest for link in self._links.values())
+        self._changed.unpark_all()
+        self.on_connected()
