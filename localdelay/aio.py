@@ -76,8 +76,9 @@ class DelayQueue:
         """Accept a message, waiting for room if the queue is full.
 
         `delay` is in seconds, or a `timedelta`; `at` is an aware datetime, and one in the past means now:
-        give one of them. When the message is due is decided at the call, not when room is found. What could
-        only be sent more than `expires` (as a delay) past its execute-at is not sent, but given to the dead
+        give one of them. `at` means the wall clock, also where that is set or the machine sleeps meanwhile; a
+        `delay` stays a delay. When it is due is decided at the call, not when room is found. What could only
+        be sent more than `expires` (as a delay) past its execute-at is not sent, but given to the dead
         letters with `Expired`. Calls get room in their order. With a journal it returns when that has the
         message. Raises `QueueClosed`, `JournalError`, and `TypeError` or `ValueError` for an argument that is
         wrong; an `id` that is pending already is wrong too. One that is cancelled was not accepted, or is

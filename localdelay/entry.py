@@ -31,6 +31,7 @@ _FAILURES: Final = 4
 _EXECUTE_AT: Final = 5
 _ALONE: Final = 6
 _EXPIRES: Final = 7
+_AT: Final = 8
 
 
 def all_plain(entries: Sequence[Entry]) -> bool:
@@ -73,6 +74,11 @@ def expires_of(body: Body) -> float | None:
     return None if isinstance(body, bytes) else body[_EXPIRES]
 
 
+def at_of(body: Body) -> float | None:
+    """The Unix time that the message was put for; None where a delay was given."""
+    return None if isinstance(body, bytes) else body[_AT]
+
+
 def size_of(body: Body) -> int:
     """Bytes of payload and headers."""
     if isinstance(body, bytes):
@@ -110,6 +116,15 @@ def moved(entry: Entry, when: float) -> Entry:
     if isinstance(body, bytes):
         return when, number, (body, None, None, 1, 0, due, False, None, None)
     return when, number, body
+
+
+def moved_to(entry: Entry, due: float) -> Entry:
+    """The same message with another execute-at, which has not failed."""
+    _, number, body = entry
+    if isinstance(body, bytes):
+        return due, number, body
+    payload, headers, chosen, attempt, failures, _, alone, expires, at = body
+    return due, number, (payload, headers, chosen, attempt, failures, due, alone, expires, at)
 
 
 def after_failing(entry: Entry, attempt: int, *, alone: bool, counts: bool = True) -> Body:

@@ -22,6 +22,7 @@ from localdelay import arguments
 from localdelay.entry import (
     Body,
     Entry,
+    at_of,
     chosen_id,
     execute_at_of,
     failures_of,
@@ -44,6 +45,8 @@ class Pending:
         self.ledger = ledger
         self.keeper = Keeper(lambda: (ledger.pending, ledger.pending_bytes))
         """Who else knows what is pending."""
+        self.has_at = False
+        """Whether any was put with `at`."""
         self.lent: dict[int, Entry] = {}
         """What is taken and no worker's, by number."""
         self.at_work: Callable[[], Iterable[Entry]] = tuple
@@ -240,7 +243,11 @@ class Pending:
 
     def take_id(self, entry: Entry) -> None:
         """Keep the id that was chosen for this message, if there is one, until it ends or `free_id`."""
-        chosen = chosen_id(entry[2])
+        body = entry[2]
+        if type(body) is bytes:
+            return
+        self.has_at = self.has_at or at_of(body) is not None
+        chosen = chosen_id(body)
         if chosen is not None:
             self._chosen[chosen] = entry[1]
 

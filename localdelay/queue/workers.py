@@ -27,6 +27,7 @@ from localdelay.entry import Entry
 from localdelay.keeping import End
 from localdelay.timer import Timer, TimerKind, clock_parts, open_timer
 
+from . import wall
 from .batch import BatchPolicy
 from .pending import Pending
 from .taking import Taking, Worker
@@ -104,6 +105,7 @@ class Workers:
             with self._scope:
                 async with trio.open_nursery() as watch:
                     watch.start_soon(self._watch)
+                    watch.start_soon(wall.watch, self._pending)
                     async with trio.open_nursery() as self._nursery:
                         self._hire()
                     watch.cancel_scope.cancel()

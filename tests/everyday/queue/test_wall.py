@@ -1,0 +1,114 @@
+"""`at=` means the wall clock: what was put with it moves where that and the monotonic clock move apart."""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+
+import localdelay.queue.wall
+from localdelay import Message
+from localdelay.entry import Entry
+from localdelay.queue.ledger import Ledger
+from localdelay.queue.pending import Pending
+from localdelay.queue.schedule import Schedule
+from localdelay.queue.wall import move_all, moved_apart, moved_entry
+from tests.kit.faces import FACES, Face
+
+
+@pytest.mark.parametrize(
+    ("wall", "now", "by"),
+    [
+        (1000.0, 0.0, 0.0),
+        (1060.0, 60.0, 0.0),
+        (1001.0, 0.0, 0.0),
+        (1001.1, 0.0, pytest.approx(1.1)),
+        (1160.0, 60.0, 100.0),  # suspended for 100 s
+        (400.0, 60.0, -660.0),  # set back
+    ],
+)
+def test_the_clocks_have_moved_apart_by_more_than_a_second(wall: float, now: float, by: float) -> None:
+    """From 1000 s ahead."""
+    assert moved_apart(1000.0, wall, now) == by
+
+
+def message(number: int, due: float, *, at: float | None, failures: int = 0) -> Entry:
+    return due, number, (b"", None, None, 1, failures, due if not failures else 0.0, False, None, at)
+
+
+def test_only_what_was_put_with_at_and_has_not_failed_moves() -> None:
+    """To when the wall clock will show that; what is past is due now."""
+    move = partial(moved_entry, wall=2000.0, now=50.0)
+    plain = (70.0, 1, b"")
+    delayed = message(2, 70.0, at=None)
+    failed = message(3, 70.0, at=2100.0, failures=1)
+    assert [move(plain), move(delayed), move(failed)] == [plain, delayed, failed]
+    assert move(message(4, 70.0, at=2100.0)) == message(4, 150.0, at=2100.0)
+    assert move(message(5, 70.0, at=1900.0)) == message(5, 50.0, at=1900.0)
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_all_that_waits_keeps_its_place_but_for_what_moves(indexed: bool) -> None:
+    """Nothing is lost, doubled or counted otherwise; what was cancelled, or is lent, has no part in it."""
+    pending = Pending(Schedule(indexed=indexed), Ledger(10_000, None))
+    entries: list[Entry] = [(float(number), number, b"%d" % number) for number in range(3000)]
+    entries += [message(number, number - 3000.0, at=1e6 + number) for number in range(3000, 3500)]
+    for entry in entries:
+        pending.ledger.reserve(1)
+        pending.enter(entry, 1)
+    assert pending.has_at
+    lent = None
+    if indexed:
+        assert pending.cancel(17)
+        lent = pending.lend(3100)
+    moved = move_all(pending, partial(moved_entry, wall=1e6, now=0.0))
+    assert moved == (499 if indexed else 500)
+    if lent is not None:
+        pending.again(lent)
+    schedule = pending.schedule
+    after = {number: due for due, number, _ in schedule.entries()}
+    expected = {number: float(number) for number in range(3500)}
+    if indexed:
+        del expected[17]
+        expected[3100] = 100.0  # it was not there
+    assert after == expected
+    assert (schedule.waiting, schedule.retrying, schedule.taken) == (len(expected), 0, 0)
+    taken: list[Entry] = []
+    while due := list(schedule.due(1e9, 100)):
+        schedule.take(due)
+        taken += due
+    assert [entry[0] for entry in taken] == sorted(expected.values())
+
+
+@pytest.mark.parametrize("cancellable", [False, True])
+@pytest.mark.parametrize("face", FACES[:3], ids=lambda face: face.name)
+def test_a_machine_that_was_suspended(
+    face: Face, cancellable: bool, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """What was put for a time of day is sent then, though the monotonic clock stood still; a delay is one."""
+    ahead = 0.0
+    monkeypatch.setattr(localdelay.queue.wall, "wall_clock", lambda: time.time() + ahead)
+    sent: list[Message] = []
+
+    async def scene(face: Face) -> None:
+        nonlocal ahead
+        async with face.open(sent.append, cancellable=cancellable) as queue:
+            await face.now(queue.put(b"at", at=datetime.now(UTC) + timedelta(seconds=100), delay=None))
+            await face.now(queue.put(b"delay", delay=100.0))
+            await face.sleep(0.7)
+            assert sent == []
+            ahead = 100.0
+            await face.until(lambda: sent)
+            await face.now(queue.drain(0.0))
+
+    caplog.set_level(logging.INFO)
+    face.play(scene, waits_for_threads=True)
+    assert [message.payload for message in sent] == [b"at"]
+    told = [r.getMessage() for r in caplog.records if "the wall clock has moved by" in r.getMessage()]
+    assert told == [
+        "the wall clock has moved by 100 s, and 1 messages that were put with at= have moved with it"
+    ]
