@@ -17,6 +17,7 @@ from localdelay.entry import Entry, message_of
 from localdelay.errors import PermanentSendError
 from localdelay.gate import Gate
 from localdelay.listening import tell
+from localdelay.queue.handing_back import OutOfTime
 from localdelay.queue.lanes import Slot
 from localdelay.queue.queue import DelayQueue
 
@@ -170,7 +171,8 @@ class Returning:
             outcome = Outcome.OTHER
             try:
                 error = await self._queue.hand_backs.give(entry, self._router.world.hand_back, self._timeout)
-                outcome = self._router.outcome_of(error)
+                if not isinstance(error, OutOfTime):
+                    outcome = self._router.outcome_of(error)
             finally:
                 gate.record(ticket, outcome, error)
             self._settle(one, entry, error, outcome)

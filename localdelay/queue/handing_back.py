@@ -32,6 +32,10 @@ _LONGEST_WAIT = 30.0
 """... up to this."""
 
 
+class OutOfTime(TimeoutError):
+    """A hand-back had less time than a call of the primary may take: that says nothing about the primary."""
+
+
 class HandBacks:
     """The messages of a queue, as far as they can go back to the primary."""
 
@@ -70,13 +74,18 @@ class HandBacks:
     async def give(self, entry: Entry, hand_back: HandBack, most: float = math.inf) -> Exception | None:
         """Give it to the primary. Where that fails it is back in the queue, and the error is returned.
 
-        One that takes longer than `most` seconds, or until the message is due, has failed, too. What the
-        primary refuses for now is as good as any other; what fails otherwise waits by a backoff of its own.
+        One that takes longer than `most` seconds, or until the message is due, has failed, too; where it had
+        less than `most` the error is an `OutOfTime`. What the primary refuses for now is as good as any
+        other; what fails otherwise waits by a backoff of its own.
         """
 
         async def in_time(message: Message, remaining: float) -> None:
-            with trio.fail_after(min(remaining, most, self._delivery.send_timeout)):
+            patience = min(remaining, most, self._delivery.send_timeout)
+            with trio.move_on_after(patience):
                 await awaitable("hand_back", hand_back(message, remaining))
+                return
+            late = TimeoutError if patience >= most else OutOfTime
+            raise late(f"the primary took longer than {patience:.3g} s")
 
         error = await self._give(entry, in_time, cut_off=self._schedule.put_back)
         if error is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
+import pytest
 import trio
 import trio.testing
 
@@ -112,4 +113,32 @@ async def test_a_trial_that_said_nothing_is_there_for_a_hand_back(
         assert calls == [0.0, 0.0, 0.75, 2.25]
         assert fallback.statistics().breaker is BreakerState.CLOSED
         assert conserved(queue).handed_back == 1
+        await queue.drain(0.0)
+
+
+@pytest.mark.parametrize(
+    ("publish_timeout", "state"), [(30.0, BreakerState.CLOSED), (2.0, BreakerState.OPEN)]
+)
+async def test_a_hand_back_that_had_less_time_says_nothing_about_the_primary(
+    autojump_clock: trio.testing.MockClock, conserved: Any, publish_timeout: float, state: BreakerState
+) -> None:
+    """With 5 s until it is given up; only one that had as long as a publish may take counts as down."""
+
+    async def hangs(message: Message, delay: float) -> None:
+        await trio.sleep_forever()
+
+    async with open_delay_queue(RecordingSender(), capacity=20, workers=1, send_timeout=5.0) as queue:
+        fallback = Fallback(
+            hangs,
+            queue,
+            hand_back=True,
+            publish_timeout=publish_timeout,
+            breaker=BreakerPolicy(wait_initial=30.0),
+        )
+        for _ in range(10):
+            await queue.put(b"", delay=3600.0)
+        fallback._router.on_held()
+        await trio.sleep(10.0)
+        assert fallback.statistics().breaker is state
+        conserved(queue)
         await queue.drain(0.0)
