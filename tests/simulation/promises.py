@@ -45,6 +45,10 @@ class Promises:
         """This task does: what it owed is written."""
         self._keep(self._owed.pop(trio.lowlevel.current_task(), []), surely=False)
 
+    def forgive(self) -> None:
+        """This task owes nothing any more: what it noted last did not come about."""
+        self._owed.pop(trio.lowlevel.current_task(), None)
+
     def owed(self) -> list[_Owed]:
         return [owed for all_of_task in self._owed.values() for owed in all_of_task]
 

@@ -33,6 +33,8 @@ class RealQueue:
         self._part = world.part
         self.is_shut = False
         """Whether one message at a time is tried."""
+        self._failing: dict[trio.lowlevel.Task, list[tuple[Story, int]]] = {}
+        """What has failed in the last send of a task, and which attempt that was."""
         self.sending = 0
         self.begun: list[tuple[float, int]] = []
         """(when, how many messages) of every send, and of every hand-back of a drain."""
@@ -74,6 +76,7 @@ class RealQueue:
 
     async def _send(self, messages: Sequence[Message]) -> None:
         self._world.promises.goes_on()
+        self._failing.pop(trio.lowlevel.current_task(), None)
         stories = [self._world.story(message) for message in messages]
         check_send(self._world, messages, stories)
         self.begun.append((trio.current_time(), len(messages)))
@@ -115,7 +118,7 @@ class RealQueue:
             if story.id not in failed:
                 self._finish(story, "sent")
             elif outcome == "fail":
-                self._failed(story)
+                self._failed(story, opens=len(failed) < len(stories))
             elif outcome == "permanent":
                 self._doom(story)
             else:
@@ -182,9 +185,13 @@ class RealQueue:
         if told:
             promises.owe(partial(setattr, story, "gone"), removal=True)
 
-    def _failed(self, story: Story, *, sure: bool = True) -> None:
+    def _failed(self, story: Story, *, sure: bool = True, opens: bool = False) -> None:
+        """It has failed, and used up an attempt: not as a probe, unless others of its batch were sent."""
         hit("a send failed and was tried again")
+        if self.is_shut and not opens:
+            return
         promises, attempt = self._world.promises, story.attempt
+        self._failing.setdefault(trio.lowlevel.current_task(), []).append((story, attempt))
         if self._part.attempts is not None and attempt >= self._part.attempts:
             story.possible.append((promises.event(), attempt + 1 - sure))
             self._doom(story, sure=sure)
@@ -230,6 +237,10 @@ class RealQueue:
         if isinstance(event, SendingShut):
             hit("sends that failed in a row shut it")
             self.is_shut = True
+            # The failure that shuts it is the broker's, too, and uses up no attempt.
+            for story, attempt in self._failing.pop(trio.lowlevel.current_task(), []):
+                story.attempt, story.hopeless = attempt, False
+            self._world.promises.forgive()
         elif isinstance(event, SendingOpened):
             self.is_shut = False
             for story in self._world.stories.values():
