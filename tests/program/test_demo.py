@@ -115,8 +115,8 @@ def assert_adds_up(fallback: dict[str, Any]) -> None:
 def test_a_rate_is_found_and_what_is_over_it_goes_back() -> None:
     """The broker gets at least half of what it takes plain, whatever else this machine does; nothing is lost.
 
-    On a quiet machine it is nearly all. That the rate which is found is that of the primary is asserted
-    in virtual time, in `test_valve`.
+    On a quiet machine it is nearly all; nine of ten are asserted in virtual time, in `test_demo_natively`,
+    and in `test_valve` that the rate which is found is that of the primary.
     """
     result = run("--seconds", "1", "--delay", "3", "--json")
     assert result.exit_code == 0, result.output
