@@ -137,7 +137,7 @@ async def test_news_that_are_lost_are_made_up_for(redis: RedisServer) -> None:
                 await trio.sleep(0.01)
         await other.put(b"x", delay=0.1)
         await send.wait(1)
-        queue._link.on_news = lambda _: None
+        queue._link.on_news = lambda *_: None
         await other.put(b"x", delay=0.1)
         await send.wait(2)
 
@@ -285,7 +285,6 @@ async def _send(_: object) -> None:
             "an option that redis.cluster:// does not know, db",
         ),
         ({"url": "redis+cluster://h,/q"}, ValueError, "url must name a host, like redis.cluster://"),
-        ({"url": "redis://h,g/q"}, ValueError, "url must be a broker's"),
         ({"url": 5}, TypeError, "url"),
         ({"send_batch": _send}, TypeError, "exactly one"),
         ({"send": None}, TypeError, "exactly one"),
