@@ -64,6 +64,12 @@ def goes_alone(body: Body) -> bool:
     return not isinstance(body, bytes) and body[_ALONE]
 
 
+def is_suspect(entry: Entry) -> bool:
+    """Whether this message was being sent when the last process ended, and was not sent since."""
+    # What a journal brings back has a number below 0; of these, what has not failed goes alone for this only.
+    return entry[1] < 0 and goes_alone(entry[2]) and not failures_of(entry[2])
+
+
 def execute_at_of(due: float, body: Body) -> float:
     """When the message was to be sent first: its due time, unless it is a retry."""
     return due if isinstance(body, bytes) else body[_EXECUTE_AT]

@@ -45,6 +45,8 @@ class Keeper:
         self._at_risk = at_risk
         self.commit_time = LatencyRecorder()
         """How long it takes to write, in seconds."""
+        self.minds_sends = self.lapses or self.writes
+        """Whether it is asked before a send (`owns`), and told of it (`begins`)."""
 
     @property
     def at_risk(self) -> tuple[int, int]:
@@ -68,6 +70,13 @@ class Keeper:
         False: it has taken the message back, which ends here as spooled.
         """
         return True
+
+    def begins(self, entries: Sequence[Entry]) -> Wait | None:
+        """These are to be sent, which may end this process. None: at once.
+
+        Else what is returned waits until that is written, and all that it was told before; or could not be.
+        """
+        return None
 
     def moved(self, entry: Entry, again: Entry) -> None:
         """This message is `again` from now on: it has another time, and another number."""

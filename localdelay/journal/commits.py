@@ -77,6 +77,9 @@ class Commits(Keeper):
         # Of the Trio thread:
         self._first_key = 0  # of the message with the number 0
         self._moved: dict[int, int] = {}  # keys of messages that have another number than they had
+        self._sending: set[int] = set()  # keys of what is being sent; the thread copies it in one step
+        self._suspects: set[int] = set()  # of them what was so when the last process ended, and was not since
+        self._has_begun = False
         self._next_line = -math.inf
         self._is_told = False  # that it fails
         self._closing = False
@@ -94,6 +97,9 @@ class Commits(Keeper):
         if isinstance(result, Exception):
             raise result
         self._first_key = 1 + max(map(itemgetter(0), result), default=0) - first_number
+        self._suspects.update(kept[0] for kept in result if kept[9] and kept[6] is None)
+        self._sending |= self._suspects  # until they are tried again they stay suspect
+        self._group.tells = True  # or a key of the last process's would be that of a new message
         return result
 
     def entering(self, entry: Entry, enter: Callable[[], None]) -> Wait:
@@ -114,10 +120,26 @@ class Commits(Keeper):
         self._add(Change(self._key(entry), entry, self._wall(entry), on_disk=False, at_risk=True))
 
     def failed(self, entry: Entry, again: Entry) -> bool:
-        """Write down that the message has another attempt from now on."""
+        """Write down that the message has another attempt from now on, and that it is not being sent."""
+        key = self._key(entry)
+        if key in self._sending:
+            self._sending.discard(key)
+            self._called(tells=True)
         if attempt_of(again[2]) != attempt_of(entry[2]):
             self._add(Change(self._key(again), again, self._wall(again)))
         return True
+
+    def begins(self, entries: Sequence[Entry]) -> Wait:
+        """Write down that these are being sent: each is an attempt, should it end the process."""
+        # One commit for all that begins by then, and not durable: no sudden power loss is a message's fault.
+        keys = list(map(self._key, entries))
+        self._sending.update(keys)
+        self._has_begun = True
+        for entry, key in zip(entries, keys, strict=True) if self._suspects else ():
+            if key in self._suspects:  # with the attempts that it has had
+                self._suspects.discard(key)
+                self._add(Change(key, entry, self._wall(entry)))
+        return partial(self._until_told, self._called(tells=True))
 
     def moved(self, entry: Entry, again: Entry) -> None:
         """Write down when it is due now, in the place that it has."""
@@ -129,11 +151,14 @@ class Commits(Keeper):
         """Remove these, or mark what was given up on and is nobody's: the wait is until that is written."""
         if how is not End.SPOOLED:
             for entry in entries:
+                key = self._key(entry)
                 if why is None:
-                    self._add(Change(self._key(entry), None))
+                    self._add(Change(key, None))
                 else:
-                    self._add(Change(self._key(entry), entry, self._wall(entry), why))
+                    self._add(Change(key, entry, self._wall(entry), why))
                 self._moved.pop(entry[1], None)
+                self._sending.discard(key)
+                self._suspects.discard(key)
         return self.written
 
     def unkept(self) -> list[Entry]:
@@ -145,8 +170,7 @@ class Commits(Keeper):
         """Wait until what has changed so far is written, or could not be; that is tried again later."""
         # Without the lock: meanwhile only how many are late may change, and for those nobody waits here.
         if len(self._unwritten) > self._late:
-            with suppress(JournalError):
-                await self._called().until_end()
+            await self._until_told(self._called())
 
     async def flush(self) -> None:
         """Wait until all that was accepted is there. Raises `JournalError` if it could not be written."""
@@ -166,6 +190,9 @@ class Commits(Keeper):
             try:
                 with suppress(JournalError):
                     await self.flush()
+                if self._has_begun:  # what was cut off is nobody's fault: the process ends well
+                    self._sending &= self._suspects
+                    await self._until_told(self._called(tells=True))
             finally:  # also where it hangs: it ends when it comes back
                 self._closing = True
                 self._news.put(None)
@@ -218,11 +245,16 @@ class Commits(Keeper):
             self._unsafe -= 1
             self._unsafe_bytes -= size_of(change.entry[2])
 
-    def _called(self, *, takes_late: bool = False) -> Group:
+    async def _until_told(self, group: Group) -> None:
+        with suppress(JournalError):  # where it can't be written, what can be done is done all the same
+            await group.until_end()
+
+    def _called(self, *, takes_late: bool = False, tells: bool = False) -> Group:
         """The group that is gathered now, and the thread is told; what is taken already ends before it."""
         with self._lock:
             group = self._group
             group.takes_late |= takes_late
+            group.tells |= tells
             told, group.told = group.told, True
         if not told:
             self._news.put(None)
@@ -288,7 +320,7 @@ class Commits(Keeper):
         self._call(opened.set)
         while self._has_news():
             group = self._take()
-            if group.changes:
+            if group.changes or group.tells:
                 self._write(group)
             self._call(partial(self._settle, group))
         with suppress(Exception):
@@ -306,6 +338,7 @@ class Commits(Keeper):
         now = time.perf_counter()
         with self._lock:
             group, self._group = self._group, Group()
+            group.sending = list(self._sending) if group.tells else None
             # What has changed since it was put there is there in a newer form, or is gone.
             changes = [change for change in group.changes if self._unwritten.get(change.key) is change]
             if self._late and (group.takes_late or now >= self._retry_at):
@@ -330,7 +363,7 @@ class Commits(Keeper):
                 if change.entry
             ]
             gone = [change.key for change in group.changes if change.entry is None]
-            self._journal.write(kept, gone, durable=group.durable)
+            self._journal.write(kept, gone, group.sending, durable=group.durable)
         except Exception as error:  # noqa: BLE001 (raised where it is waited for)
             group.error = error
             if gone and len(gone) < len(group.changes):

@@ -43,6 +43,8 @@ class Group:
     told: bool = False  # whether the thread knows that there is something
     durable: bool = False  # whether a message in it is new
     takes_late: bool = False  # whether somebody waits for what is late, too
+    tells: bool = False  # whether what is being sent has changed
+    sending: list[int] | None = None  # the keys of that, once the thread has taken it
     changes: list[Change] = attrs.Factory(list)
     seconds: float | None = None  # None: there was nothing to write
     error: Exception | None = None

@@ -19,13 +19,13 @@ def recovered(held: Sequence[Kept], *, wall: float, now: float) -> list[Entry]:
 
     `wall` is its time and `now` that of Trio's clock at the same instant, in seconds; to be never early,
     `wall` must have been read before `now`. The execute-at of what is overdue stays what it was, so that its
-    lateness tells for how long nobody was there.
+    lateness tells for how long nobody was there. What was being sent was tried, and goes alone from now on.
     """
     offset = now - wall
     entries: list[Entry] = []
-    for key, wall_due, attempt, name, headers, payload, _, expires, at, _ in held:
+    for key, wall_due, attempt, name, headers, payload, _, expires, at, sending in held:
         due = wall_due + offset
-        details = (payload, headers, name, attempt, 0, due, False, expires, at)
+        details = (payload, headers, name, attempt + sending, 0, due, sending, expires, at)
         entries.append((due, key - RECOVERED, details))
     return entries
 

@@ -116,7 +116,6 @@ class OutsideWorkers(Workers):
         # had to wait for the interpreter, among thousands, changes nothing.
         self._recent = self._recent_seconds = 0.0
         self._settled = 0
-        self._written = 0  # of these, so many that a keeper has written it
         self._is_full = False  # whether the feeder waits until there is room among the senders
         self._hooks = trio.CapacityLimiter(count)
         self._watching = trio.lowlevel.ParkingLot()
@@ -153,19 +152,21 @@ class OutsideWorkers(Workers):
         self._senders.begin(lambda: read_clock() + offset, self._done)
         try:
             while True:
-                # A crash must not repeat more than one message a sender: what has ended keeps its place until
-                # that is written. So what was settled while this waited counts for the next time.
-                settled = self._settled
-                await self._pending.keeper.written()
-                self._written = settled
                 entries = self._fill_up(read_clock() + offset)
+                wait = self._pending.keeper.begins(entries) if entries else None
+                if wait is not None:
+                    # With what has ended before, or a crash would repeat more than one message a sender.
+                    await wait()
+                    if self._taking.bars:
+                        self._bring_back(entries)
+                        continue
                 if entries:
                     self._senders.give(entries)
                     if self._watch_is_idle:
                         self._watching.unpark_all()
-                elif self._closing and self._schedule.is_empty and not self._out and not super().busy:
+                elif self._closing and self._taking.is_done and not self._out and not super().busy:
                     return
-                elif self._settled == self._written:  # else nobody might wake it
+                else:
                     await self._sleep()
         finally:
             # The senders first: what they have not begun must not begin after it is pending again. Then what
@@ -190,7 +191,7 @@ class OutsideWorkers(Workers):
         """How many messages more the senders may have."""
         free = self.count - self._given_up
         if self._pending.keeper.writes:
-            return free - len(self._out) - super().busy - (self._settled - self._written)
+            return free - len(self._out) - super().busy
         ahead = _AHEAD * self._recent / max(self._recent_seconds, 1e-6)  # for each that is free
         return min(_MOST, free + int(free * ahead)) - len(self._out) - super().busy
 
@@ -231,7 +232,7 @@ class OutsideWorkers(Workers):
             self._delivery.sent(sent)
             if sent[-1][2] >= self.valve.next_mark:
                 self.valve.mark(sent[-1][2], self._pending.ledger.ended[End.SENT])
-        if self._is_full or self._closing:
+        if self._is_full or self._closing or self._schedule.kept:
             self.wake_leader()
 
     def _fail(self, outcome: Outcome) -> None:
@@ -269,7 +270,7 @@ class OutsideWorkers(Workers):
     def _bring_back(self, entries: list[Entry]) -> None:
         for entry in entries:
             del self._out[entry[1]]
-            self._pending.again(entry)
+            self._pending.retry(entry, entry)
 
     async def _watch(self) -> None:
         """End the sends that take too long, and let nothing wait behind senders that all hang."""

@@ -104,10 +104,18 @@ class Admission:
         dead = len(held) - len(pending)
         wall = time.time()
         now = trio.current_time()
-        rest = iter(pending)
+        # What is not due, for the clock was set back, waits like any other, and goes alone.
+        suspects = [kept for kept in pending if kept[9] and kept[1] <= wall]
+        rest = (kept for kept in pending if not (kept[9] and kept[1] <= wall))
         while chunk := list(islice(rest, _CHUNK)):
             self._pending.enter_kept(recovered(chunk, wall=wall, now=now))
             await trio.lowlevel.checkpoint()
+        self._pending.enter_suspects(recovered(suspects, wall=wall, now=now), now)
+        if suspects:
+            line = (
+                "%d messages were being sent when the last process ended: each goes alone, after all others"
+            )
+            logger.info(line, len(suspects))
         if pending or dead:
             line = "%d messages came back from the journal, %d of them overdue; it has %d dead letters"
             logger.info(line, len(pending), sum(kept[1] <= wall for kept in pending), dead)

@@ -15,6 +15,7 @@ caller to await.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -47,6 +48,8 @@ class Pending:
         """Who else knows what is pending."""
         self.has_at = False
         """Whether any was put with `at`."""
+        self.began = -math.inf
+        """When the suspects were taken in: what was due before goes before them."""
         self.lent: dict[int, Entry] = {}
         """What is taken and no worker's, by number."""
         self.at_work: Callable[[], Iterable[Entry]] = tuple
@@ -92,6 +95,15 @@ class Pending:
         for entry in entries:
             self.take_id(entry)
         self.schedule.put_all(entries)
+
+    def enter_suspects(self, entries: Sequence[Entry], now: float) -> None:
+        """Accept messages that the keeper has, and that were being sent when the last process ended."""
+        self.ledger.accept(sum(size_of(body) for _, _, body in entries), len(entries))
+        self.ledger.recovered += len(entries)
+        self.began = now
+        for entry in entries:
+            self.take_id(entry)
+            self.schedule.keep(entry)
 
     def enter_claimed(self, entry: Entry) -> None:
         """Accept a message that the keeper has already, and may have seen fail, whatever the room."""

@@ -23,7 +23,7 @@ from typing import Final
 
 import trio
 
-from localdelay.entry import Body, Entry, execute_at_of, failures_of
+from localdelay.entry import Body, Entry, attempt_of, execute_at_of, failures_of
 
 from .bodies import Index
 from .lanes import Piles, Slot
@@ -56,7 +56,8 @@ class Schedule:
         self._later = Piles()
         self._lent: set[int] = set()  # numbers of what is lent and has left its pair in its place
         self._put_off: list[Slot] = []  # heaps
-        self._kept: list[Slot] = []
+        self.kept: list[Slot] = []
+        """A heap: what a drain leaves, and what goes after all else. Without a horizon only the latter."""
         self.later_arrived = trio.lowlevel.ParkingLot()
         """Unparked when a message arrives beyond the horizon."""
         self.alarm = -math.inf
@@ -125,7 +126,7 @@ class Schedule:
         """Take in a message that nobody here is going to take out again; it stays pending."""
         due, number, body = entry
         self._count_in(entry)
-        heappush(self._kept, self._slot(max(due, execute_at_of(due, body)), number, body))
+        heappush(self.kept, self._slot(max(due, execute_at_of(due, body)), number, body))
 
     def due(self, now: float, most: int) -> list[Entry]:
         """The next messages that are due, up to `most` of them and perhaps fewer. `take` takes them out."""
@@ -183,6 +184,19 @@ class Schedule:
         self._claim(entries)
         return entries[0]
 
+    def next_kept(self) -> Entry | None:
+        """That of what is kept which was tried least; None if nothing is."""
+        before = len(self.kept)
+        self.kept[:] = filterfalse(self._is_dead, self.kept)
+        self._dead -= before - len(self.kept)
+        return min(self._living(self.kept), key=lambda entry: (attempt_of(entry[2]), entry), default=None)
+
+    def take_kept(self, entry: Entry) -> None:
+        """Take that out."""
+        self.kept[:] = [slot for slot in self.kept if slot[1] != entry[1]]
+        heapify(self.kept)
+        self._claim([entry])
+
     def has_later(self, now: float) -> bool:
         """Whether there is anything for `take_later`."""
         self._drop_dead_heads()
@@ -217,7 +231,7 @@ class Schedule:
         while overdue and overdue[0][1] not in self._overdue:
             heappop(overdue)
         next_due = self.next_due()
-        heads = (heap[0][0] for heap in (overdue, self._kept) if heap)  # what is put off is a retry
+        heads = (heap[0][0] for heap in (overdue, self.kept) if heap)  # what is put off is a retry
         return min(next_due, _due(self._later.first()), *heads)
 
     @property
@@ -274,7 +288,7 @@ class Schedule:
         self._near, self._later = Piles(), Piles()
         self._sweeping = None
         self._dead = self._waiting = self.retrying = 0
-        for each in (self.inbox, self._lent, self._overdue, self._oldest_overdue, self._put_off, self._kept):
+        for each in (self.inbox, self._lent, self._overdue, self._oldest_overdue, self._put_off, self.kept):
             each.clear()
 
     def set_horizon(self, horizon: float) -> None:
@@ -332,7 +346,7 @@ class Schedule:
         yield from self._near.slots(number)
         yield from self._later.slots(number)
         yield from self._put_off
-        yield from self._kept
+        yield from self.kept
 
     def _is_dead(self, slot: Slot) -> bool:
         if self._index is None or self._index.get(slot[1]) is not None:
@@ -345,7 +359,7 @@ class Schedule:
         if not self._dead:
             return
         self._dead -= self._near.drop_heads(self._is_dead) + self._later.drop_heads(self._is_dead)
-        for heap in (self._put_off, self._kept):
+        for heap in (self._put_off, self.kept):
             while heap and self._is_dead(heap[0]):
                 heappop(heap)
                 self._dead -= 1
@@ -353,7 +367,7 @@ class Schedule:
     def _sweep(self) -> Iterator[int]:
         yield from self._near.sweep(self._is_dead)
         yield from self._later.sweep(self._is_dead)
-        for heap in (self._put_off, self._kept):
+        for heap in (self._put_off, self.kept):
             before = len(heap)
             heap[:] = filterfalse(self._is_dead, heap)
             heapify(heap)

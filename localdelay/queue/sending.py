@@ -26,11 +26,12 @@ from localdelay.entry import (
     execute_at_of,
     expires_of,
     failures_of,
+    is_suspect,
     message_of,
     plain_size,
     size_of,
 )
-from localdelay.errors import Expired, PermanentSendError
+from localdelay.errors import Expired, LocalDelayError, PermanentSendError
 from localdelay.keeping import End
 from localdelay.lateness import LatencyRecorder
 from localdelay.listening import DeadLetter, Listener, tell
@@ -91,8 +92,10 @@ class Delivery:
     async def deliver(self, worker: Worker, now: float) -> float:
         """Send what the worker has taken, `now` being the time; return the time afterwards."""
         entries = worker.entries
-        if self._pending.keeper.lapses and not self._let_go_of_lapsed(worker, now):
-            return now
+        if self._pending.keeper.minds_sends:
+            now = await self._begin(worker, now)
+            if not entries:
+                return now
         due, number, body = entries[0]
         given: Any
         instants: list[float] | None = None
@@ -149,13 +152,30 @@ class Delivery:
         valve = self.valve
         if valve.probe.row or (valve.limit is not None and valve.limit.limits):
             valve.sent(finished, entries, finished - now, self._sent)
-        wait = self._pending.end(entries, _SENT, size)
-        entries.clear()  # before the wait: cut off there, what has ended would be brought back
+        # Nobody waits until that is kept: the next send of this worker does, before it begins.
+        self._pending.end(entries, _SENT, size)
+        entries.clear()
         worker.size = 0
-        if wait is not None:
-            await wait()  # or a crash would repeat more than what is being sent
-            return self._read_clock() + self._clock_offset
         return finished
+
+    async def _begin(self, worker: Worker, now: float) -> float:
+        """Let the keeper know of what is to be sent, without what has lapsed; return the time then."""
+        keeper = self._pending.keeper
+        if keeper.lapses and not self._let_go_of_lapsed(worker, now):
+            return now
+        wait = keeper.begins(worker.entries)
+        if wait is None:
+            return now
+        # With what has ended before, or a crash would repeat more than one send a worker.
+        try:
+            await wait()
+        except BaseException:
+            self.valve.give_back(worker.entries)
+            raise
+        if self._workers.paused:
+            self.valve.give_back(worker.entries)
+            self._workers.put_off(worker)
+        return self._read_clock() + self._clock_offset
 
     def _let_go_of_lapsed(self, worker: Worker, now: float) -> bool:
         """Let go of messages that are somebody else's by now; whether there are others."""
@@ -255,11 +275,11 @@ class Delivery:
 
     def doomed(self, entries: Sequence[Entry], now: float) -> list[tuple[Entry, Exception]]:
         """Those that are not to be sent any more, each with what it is given up for."""
+        most = self.retry.attempts
         return [
-            (entry, Expired(f"{late:.3g} s late, and worth sending for {expires:.3g} s only"))
+            (entry, error)
             for entry in entries
-            if (expires := expires_of(entry[2])) is not None
-            and (late := now - execute_at_of(entry[0], entry[2])) > expires
+            if (error := no_more(entry, now, math.inf if most is None else most)) is not None
         ]
 
     async def give_up(self, worker: Worker, doomed: Sequence[tuple[Entry, Exception]]) -> None:
@@ -270,7 +290,7 @@ class Delivery:
         left = [entry for entry in entries if entry not in given_up]
         entries[:] = given_up
         for entry in left:
-            self._pending.again(entry)
+            self._pending.retry(entry, entry)
         for entry, its_error in doomed:
             message = message_of(entry)
             is_taken = await self._bury(message, its_error)
@@ -322,6 +342,17 @@ class Delivery:
             log(logging.ERROR, line, *what, told(failure))
             del failure  # or its traceback, this frame and the payload hold each other
             return False
+
+
+def no_more(entry: Entry, now: float, attempts: float) -> LocalDelayError | None:
+    """What a message is given up for before it is sent once more, if it is: late, or after its attempts."""
+    due, _, body = entry
+    expires, attempt = expires_of(body), attempt_of(body)
+    if expires is not None and (late := now - execute_at_of(due, body)) > expires:
+        return Expired(f"{late:.3g} s late, and worth sending for {expires:.3g} s only")
+    if is_suspect(entry) and attempt > attempts:
+        return LocalDelayError(f"the process ended each time that it was sent, {attempt - 1} times")
+    return None
 
 
 class _NotAsyncError(PermanentSendError):

@@ -86,6 +86,8 @@ class Taking:
         if most > 1 and self._one_by_one and limit is not None and limit.limits:
             most = max(1, int(min(most, limit.available)))
         entries = schedule.due(now, most)
+        if not entries and schedule.kept:
+            return self.suspect(now)
         if not self._one_by_one:
             del entries[joining(entries, self._batch, count=0, size=0)[0] :]
         if not valve.lets_go(entries, now) or not entries:
@@ -94,6 +96,30 @@ class Taking:
         if probe.is_shut:
             probe.out = entries[0][1]
         return entries
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to take before the horizon."""
+        schedule = self._schedule
+        return schedule.is_empty and (not schedule.kept or schedule.horizon < math.inf)
+
+    def suspect(self, now: float) -> list[Entry]:
+        """Take a message that may have ended the last process, if it is its turn: last, and one at a time."""
+        entry = self._next_suspect(now)
+        if entry is None or not self._valve.lets_go([entry], now):
+            return []
+        self._schedule.take_kept(entry)
+        return [entry]
+
+    def _next_suspect(self, now: float) -> Entry | None:
+        schedule, valve = self._schedule, self._valve
+        next_due = schedule.next_due()
+        is_tried = valve.probe.is_shut and next_due < math.inf  # there are others for that
+        if self.bars or schedule.horizon < math.inf or next_due <= now or now < valve.last_place or is_tried:
+            return None
+        if any(entry[0] <= self._pending.began for entry in self._pending.at_work()):
+            return None
+        return schedule.next_kept()
 
     def _space_out(self, now: float) -> bool:
         """Give some of what is overdue a time of its own each, so that the rest goes on time meanwhile."""
@@ -115,6 +141,8 @@ class Taking:
         valve, due = self._valve, self._schedule.next_due()
         probe = valve.probe
         until = max(due, valve.waits_until)
+        if self._schedule.kept and valve.waits_until > -math.inf:
+            until = valve.waits_until  # what is kept may be what waits for it
         if "paused" in self.bars or (probe.is_shut and self._is_under_way(probe.out)):
             until = math.inf
         elif probe.is_shut:

@@ -129,6 +129,16 @@ class Valve:
         self._next_place = place + 1 / self.catch_up_rate
         return place
 
+    @property
+    def limits(self) -> bool:
+        """Whether not all that is due may go now."""
+        return self.holds or (self.limit is not None and self.limit.limits)
+
+    @property
+    def last_place(self) -> float:
+        """When the last of what was overdue, and has a place, goes."""
+        return self._next_place - 1 / self.catch_up_rate if self.catch_up_rate else -math.inf
+
     def catch_up(self, now: float) -> None:
         """What is overdue now goes at `catch_up_rate`, if there is one."""
         if self.catch_up_rate is not None:

@@ -222,9 +222,12 @@ class Workers:
                 self._workers.discard(worker)
                 return
             full = fill(worker, now)
+            if not worker.entries and self._schedule.kept and not self.valve.limits:
+                worker.entries += self._taking.suspect(now)
+                full = True
             if not worker.entries:
                 # While something is being sent, it may fail, and then there is work for all again.
-                if self._closing and self._schedule.is_empty and not self.busy:
+                if self._closing and self._taking.is_done and not self.busy:
                     self._workers.discard(worker)
                     self.wake_leader()
                     return

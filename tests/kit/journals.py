@@ -35,7 +35,8 @@ class Disk:
         *,
         durable: bool,
     ) -> None:
-        self.writes.append(([record.id for record in kept], list(gone), durable))
+        if kept or gone:
+            self.writes.append(([record.id for record in kept], list(gone), durable))
         if self.error is not None and kept:
             raise self.error
         self.sending = self.sending if sending is None else set(sending)

@@ -184,7 +184,8 @@ def play(
     trio._core._run._r.seed(seed)
     random.seed(seed)
     with installed(pace, wall), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logging.getLogger("localdelay"), "disabled", True)
+        for name in ("localdelay", "localdelay.drain"):
+            patch.setattr(logging.getLogger(name), "disabled", True)
         trio.run(main, *args, clock=pace.clock, instruments=[watch])
 
 

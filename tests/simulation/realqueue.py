@@ -120,7 +120,7 @@ class RealQueue:
             elif outcome == "fail":
                 self._failed(story, opens=len(failed) < len(stories))
             elif outcome == "permanent":
-                self._doom(story)
+                self.doom(story)
             else:
                 hit("a send was throttled")
         if len(stories) > 1:
@@ -146,7 +146,7 @@ class RealQueue:
             raise Throttled(retry_after=6 * TICK)
         if outcome == "all permanent":
             if len(stories) == 1:
-                self._doom(stories[0])
+                self.doom(stories[0])
             raise PermanentSendError
         if outcome == "hang":
             await self._hang(stories)
@@ -194,13 +194,13 @@ class RealQueue:
         self._failing.setdefault(trio.lowlevel.current_task(), []).append((story, attempt))
         if self._part.attempts is not None and attempt >= self._part.attempts:
             story.possible.append((promises.event(), attempt + 1 - sure))
-            self._doom(story, sure=sure)
+            self.doom(story, sure=sure)
             return
         story.attempt = attempt + 1
         story.possible.append((promises.event(), attempt + 1))
         promises.owe(lambda event: story.written.append((event, attempt + 1)), removal=False, sure=sure)
 
-    def _doom(self, story: Story, *, sure: bool = True) -> None:
+    def doom(self, story: Story, *, sure: bool = True) -> None:
         story.hopeless = True
         if self._part.hook is None:
             self._stays(story, sure=sure)

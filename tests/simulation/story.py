@@ -74,10 +74,11 @@ class Story:
             put=0,
             id=record.id,
             accepted=record.dead is None,
-            attempt=record.attempt,
+            attempt=record.attempt + record.sending,  # what may have ended the process was an attempt
             promised=0,
+            paced=record.sending,  # it goes after all that is overdue
         )
-        story.written, story.possible = [(0, record.attempt)], [(0, record.attempt)]
+        story.written, story.possible = [(0, record.attempt)], [(0, story.attempt)]
         if record.dead is not None:
             story.doomed = story.marked = 0
         return story

@@ -65,8 +65,12 @@ class World:
         self.promises = Promises()
         self.stories = {record.payload: Story.of_record(record, offset) for record in held}
         for story in self.stories.values():
-            story.paced = part.rate is not None and story.due <= 0
+            story.paced |= part.rate is not None and story.due <= 0
         self.real = RealQueue(self)
+        for record in held:
+            story = self.stories[record.payload]
+            if record.sending and part.attempts is not None and story.attempt > part.attempts:
+                self.real.doom(story, sure=False)
         self.puts = Puts(self)
         self.limit = RateLimit(*(part.limit or (1.0, 1.0)))
         self.broken: list[Exception] = []

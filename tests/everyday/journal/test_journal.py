@@ -264,15 +264,16 @@ async def test_a_worker_takes_nothing_new_before_its_removal_is_written(conserve
 
     async def send(message: Message) -> None:
         sent.append(message.id)
+        if message.id == "a":
+            disk.gate.clear()
+            disk.begun.clear()
 
     async with open_delay_queue(send, capacity=10, workers=1, journal=disk) as queue:
         queue.pause()
         for name in ("a", "b"):
             await queue.put(b"", delay=0.0, id=name)
-        disk.gate.clear()
-        disk.begun.clear()
         queue.resume()
-        await until(disk.begun.is_set)
+        await until(lambda: sent and disk.begun.is_set())
         await trio.testing.wait_all_tasks_blocked()
         assert sent == ["a"]
         found = conserved(queue)

@@ -19,13 +19,13 @@ import pytest
 import localdelay.journal.commits
 import localdelay.journal.sqlite
 import localdelay.queue.admission
-from localdelay import Message, RetryPolicy, SqliteJournal, open_delay_queue
+from localdelay import Message, SqliteJournal, open_delay_queue
 from localdelay.journal.record import Record
 from tests.kit.journal_copies import (
     Conserved,
     Spy,
 )
-from tests.kit.journals import Gated, content_of, until
+from tests.kit.journals import Gated, content_of, nothing, until
 
 
 class Noting(SqliteJournal):
@@ -68,14 +68,10 @@ async def test_what_is_cancelled_while_it_is_written(
 ) -> None:
     """However that write ends, and whatever else there was to write of it, it does not come back."""
     disk = Gated(fails=fails)
-
-    async def send(_: Message) -> None:
-        raise OSError
-
-    retry = RetryPolicy(wait_initial=100.0, wait_max=100.0)
-    async with open_delay_queue(send, capacity=1, workers=1, journal=disk, retry=retry) as queue:
-        message = queue.put_nowait(b"", delay=0.05 if changes else 100.0)
-        await until(lambda: disk.begun.is_set() and (not changes or queue.statistics().retrying))
+    async with open_delay_queue(nothing, capacity=1, workers=1, journal=disk) as queue:
+        message = queue.put_nowait(b"", delay=100.0)
+        await until(disk.begun.is_set)
+        assert not changes or queue.reschedule(message.id, delay=200.0)
         assert queue.cancel(message.id)
         disk.gate.set()
         await queue.flush()
