@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import ClassVar
 from urllib.parse import unquote, urlsplit
 
 import greenstalk
 
-from tests.kit.servers.process import Process, Received, Server, free_port, listening, program
+from tests.kit.servers.process import OneProcess, Received, free_port, listening, program
 
 _SETTLE = 0.1
 
 
-class BeanstalkdServer(Server):
+class BeanstalkdServer(OneProcess):
     """One beanstalkd process."""
 
     name: ClassVar[str] = "beanstalkd"
@@ -27,49 +25,20 @@ class BeanstalkdServer(Server):
 
     def __init__(self, *options: str, durable: bool = True) -> None:
         """Options as beanstalkd takes them on its command line."""
-        self._process = Process("beanstalkd")
+        super().__init__()
         # What it has confirmed a kill must not take.
-        on_disk = ("-b", str(self._process.directory), "-f", "0") if durable else ()
+        on_disk = ("-b", str(self.directory), "-f", "0") if durable else ()
         self._options = (*on_disk, *options)
-        self._port = 0
-        self._names = itertools.count(1)
         self._received: dict[str, list[Received]] = {}
-
-    @property
-    def port(self) -> int:
-        return self._port
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def directory(self) -> Path:
-        return self._process.directory
 
     def start(self) -> None:
         executable = program("beanstalkd", "beanstalkd")
-        self._port = self._port or free_port()
-        command = [executable, "-l", "127.0.0.1", "-p", str(self._port), *self._options]
-        self._process.start(command, listening(self._port))
-
-    def stop(self) -> None:
-        self._process.stop()
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def restart(self) -> None:
-        self.start()
-
-    def freeze(self) -> None:
-        self._process.freeze()
-
-    def thaw(self) -> None:
-        self._process.thaw()
+        self.port = self.port or free_port()
+        command = [executable, "-l", "127.0.0.1", "-p", str(self.port), *self._options]
+        self._process.start(command, listening(self.port))
 
     def fresh(self) -> str:
-        return f"beanstalkd://127.0.0.1:{self._port}/tube{next(self._names)}"
+        return f"beanstalkd://127.0.0.1:{self.port}/tube{next(self._numbers)}"
 
     def read(self, url: str, count: int, timeout: float = 30.0) -> list[Received]:
         tube = unquote(urlsplit(url).path[1:])
@@ -103,7 +72,7 @@ class BeanstalkdServer(Server):
 
     def client(self, *, use: str = "default", watch: str = "default") -> greenstalk.Client[bytes]:
         """A client of its own, to be closed by the caller."""
-        return greenstalk.Client(("127.0.0.1", self._port), encoding=None, use=use, watch=watch)
+        return greenstalk.Client(("127.0.0.1", self.port), encoding=None, use=use, watch=watch)
 
 
 def _reserve(client: greenstalk.Client[bytes], received: list[Received], timeout: int) -> bool:

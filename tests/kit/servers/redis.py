@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import socket
 import time
 from collections.abc import Iterator
@@ -12,14 +11,14 @@ from urllib.parse import urlsplit
 
 from redis import Redis
 
-from tests.kit.servers.process import Process, Received, Server, free_port, program
+from tests.kit.servers.process import OneProcess, Received, free_port, program
 
 _POLL = 0.02
 _SETTLE = 0.1
 PAYLOAD = b"payload"
 
 
-class RedisServer(Server):
+class RedisServer(OneProcess):
     """One redis-server process."""
 
     name: ClassVar[str] = "redis"
@@ -30,43 +29,18 @@ class RedisServer(Server):
         # What it has confirmed a kill must not take.
         on_disk = ("--appendonly", "yes", "--appendfsync", "always") if durable else ()
         self._settings = (*on_disk, *settings)
-        self._process = Process("redis")
-        self._port = 0
-        self._names = itertools.count(1)
-
-    @property
-    def port(self) -> int:
-        return self._port
-
-    @property
-    def directory(self) -> str:
-        return str(self._process.directory)
+        super().__init__()
 
     def start(self) -> None:
         executable = program("redis-server", "redis-server")
-        self._port = self._port or free_port()
-        command = [executable, "--port", str(self._port), "--bind", "127.0.0.1", "--save", ""]
+        self.port = self.port or free_port()
+        command = [executable, "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
         command += ["--maxmemory-policy", "noeviction", "--proto-max-bulk-len", "1mb"]
-        command += ["--dir", self.directory, *self._settings]
+        command += ["--dir", str(self.directory), *self._settings]
         self._process.start(command, self._answers)
 
-    def stop(self) -> None:
-        self._process.stop()
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def restart(self) -> None:
-        self.start()
-
-    def freeze(self) -> None:
-        self._process.freeze()
-
-    def thaw(self) -> None:
-        self._process.thaw()
-
     def fresh(self) -> str:
-        return f"redis://127.0.0.1:{self._port}/stream{next(self._names)}"
+        return f"redis://127.0.0.1:{self.port}/stream{next(self._numbers)}"
 
     def read(self, url: str, count: int, timeout: float = 30.0) -> list[Received]:
         stream = urlsplit(url).path[1:]
@@ -89,11 +63,11 @@ class RedisServer(Server):
 
     def client(self) -> Redis:
         """An independent client, to be closed by the caller."""
-        return Redis(host="127.0.0.1", port=self._port)
+        return Redis(host="127.0.0.1", port=self.port)
 
     def _answers(self) -> bool:
         # Not before it has read its disk: until then it answers every PING with an error.
-        with socket.create_connection(("127.0.0.1", self._port), timeout=1) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
             connection.sendall(b"PING\r\n")
             return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
 
