@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -15,11 +16,15 @@ from pika import frame, spec
 from pika.exceptions import ChannelClosedByBroker
 
 from localdelay import Message, PermanentSendError
-from localdelay.brokers import beanstalkd, kafka, redis
+from localdelay.brokers import amqp, beanstalkd, kafka, redis
+from localdelay.brokers.address import Address
+from localdelay.brokers.amqp import Publish
+from localdelay.brokers.amqp_channel import Channel, Target
 from localdelay.brokers.beanstalkd import answer_error as beanstalkd_error
 from localdelay.brokers.nats import header_lines
 from localdelay.brokers.nats_answers import answer_error as nats_error
 from localdelay.brokers.nats_answers import classified as nats_classified
+from localdelay.brokers.outbox import Gauges, Outbox, Sending
 from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID, headers_of
 from tests.kit.fuzzing import (
     ACK,
@@ -83,59 +88,150 @@ def test_beanstalkd_answers(answer: bytes) -> None:
 
 
 class FakeAmqp:
-    """A connection whose broker does what the test says, and the channel on it as pika has it."""
+    """A connection of pika's whose broker does what the test says, with the session that it belongs to."""
 
-    frame_max = 4096
+    is_open = True
 
-    def __init__(self) -> None:
-        self.calls: dict[str, Callable[..., Any]] = {}
+    def __init__(self, outbox: Outbox) -> None:
+        self.connection: Any = self
+        self.outbox = outbox
+        self.target = Target("q", "classic")
+        self.opened: FakeChannel | None = None
+        self._soon: list[Callable[[], None]] = []
 
-    def open_channel(self, number: int, opened: Callable[[Any], None]) -> Any:
-        self.calls = {"opened": opened}
-        return self
+    def channel(self, number: int, on_open: Callable[[Any], None]) -> FakeChannel:
+        self._soon.append(partial(self._open, opening := FakeChannel(), on_open))
+        return opening
 
-    def open(self) -> None:
-        """The broker has opened the channel, unless it was open."""
-        if (opened := self.calls.pop("opened", None)) is not None:
-            opened(self)
-
-    def has_room(self) -> bool:
-        return True
-
-    def write(self, data: memoryview) -> None:
-        pass
+    def _open(self, channel: FakeChannel, on_open: Callable[[Any], None]) -> None:
+        self.opened = channel
+        on_open(channel)
 
     def channel_ready(self) -> None:
         pass
 
-    def pump_soon(self) -> None:
+    def call_soon(self, call: Callable[[], None]) -> None:
+        self._soon.append(call)
+
+    def turn(self) -> None:
+        """What was to be done soon."""
+        while self._soon:
+            self._soon.pop(0)()
+
+    def tell(self, what: str, first: Any, second: Any) -> None:
+        """The broker says something on the channel that is open."""
+        channel = self.opened
+        if channel is None:
+            return
+        if what == "return":
+            properties = spec.BasicProperties(headers=None if first is None else {ID: first})
+            channel.returned(channel, spec.Basic.Return(312, second, "", "q"), properties, b"")
+        elif what == "close":
+            self.opened = None
+            channel.is_open = False
+            channel.closed(channel, ChannelClosedByBroker(first, second))
+        else:
+            kind = spec.Basic.Ack if what == "ack" else spec.Basic.Nack
+            channel.confirmed(frame.Method(1, kind(first, second)))
+
+
+class FakeChannel:
+    """A channel on it."""
+
+    is_open = True
+    confirmed: Callable[..., Any]
+    returned: Callable[..., Any]
+    closed: Callable[..., Any]
+
+    def add_on_close_callback(self, call: Callable[..., Any]) -> None:
+        self.closed = call
+
+    def add_on_return_callback(self, call: Callable[..., Any]) -> None:
+        self.returned = call
+
+    def confirm_delivery(self, confirmed: Callable[..., Any], ready: Callable[..., Any]) -> None:
+        self.confirmed = confirmed
+        ready(None)
+
+    def basic_publish(self, *_: object, **__: object) -> None:
         pass
 
     def queue_declare(self, *_: object, **__: object) -> None:
         pass
 
-    def add_on_close_callback(self, call: Callable[..., Any]) -> None:
-        self.calls["closed"] = call
 
-    def add_on_return_callback(self, call: Callable[..., Any]) -> None:
-        self.calls["returned"] = call
+class Ends(Sending):
+    """What a message has come to, each time."""
 
-    def confirm_delivery(self, confirmed: Callable[..., Any], ready: Callable[..., Any]) -> None:
-        self.calls["confirmed"] = confirmed
-        ready(None)
+    def __init__(self, outbox: Outbox) -> None:
+        super().__init__(outbox)
+        self.ends: list[Exception | None] = []
+
+    def settle(self, position: int, error: Exception | None) -> None:
+        self.ends.append(error)
 
 
-def _tell(world: FakeAmqp, what: str, first: Any, second: Any) -> None:
-    if what == "ack":
-        world.calls["confirmed"](frame.Method(1, spec.Basic.Ack(first, second)))
-    elif what == "nack":
-        world.calls["confirmed"](frame.Method(1, spec.Basic.Nack(first, second)))
-    elif what == "return":
-        headers = None if first is None else {ID: first}
-        method = spec.Basic.Return(312, second, "", "q")
-        world.calls["returned"](world, method, spec.BasicProperties(headers=headers), b"")
-    else:
-        world.calls["closed"](world, ChannelClosedByBroker(first, second))
+_tags = st.sampled_from([0, 1, 1, 2, 3, 4, 7, 1000, 2**31, 2**63, 2**64 - 1])
+_texts = st.sampled_from(
+    [
+        "",
+        "x",
+        "message size 9 is larger than max size 5",
+        "message size 9 is larger than max size " + "9" * 200,
+        "inequivalent arg for queue 'localdelay.q.5'",
+        "queue limit in vhost '/' (5) is reached",
+        "\n\x00",
+    ]
+)
+_broken_amqp: st.SearchStrategy[list[tuple[Any, ...]]] = st.lists(
+    st.one_of(
+        st.tuples(st.just("send"), st.sampled_from([0, 5, 9]), st.sampled_from([0, 0, 5, 60])),
+        st.tuples(st.just("send"), st.sampled_from([0, 5, 9]), st.just(0)),
+        st.tuples(st.just("close"), st.just(406), st.just("message size 9 is larger than max size 5")),
+        st.tuples(st.sampled_from(["ack", "nack"]), _tags, st.booleans()),
+        st.tuples(st.just("return"), st.sampled_from([None, "1", "2", 5, b"x", {}]), _texts),
+        st.tuples(st.just("close"), st.sampled_from([0, 311, 403, 404, 406, 506, 99999]), _texts),
+    ),
+    max_size=12,
+)
+
+
+@fuzzed(500)
+@given(_broken_amqp)
+def test_amqp_confirms(told: list[tuple[Any, ...]]) -> None:
+    """Whatever the broker says, each message is settled once, at the latest when it confirms all at last."""
+
+    async def scene() -> None:
+        outbox = Outbox(lambda error: error, lambda: None, 1000, 10**9)
+        world = FakeAmqp(outbox)
+        channel = Channel(world, 1)
+        sendings: list[Ends] = []
+
+        def turn() -> None:
+            for parcel in outbox.take(0.0):
+                channel.publish(parcel)
+            world.turn()
+
+        for what, first, second in told:
+            if what == "send":
+                sendings.append(Ends(outbox))
+                id = str(len(sendings))
+                content = Publish(spec.BasicProperties(headers={ID: id}), bytes(first), second)
+                message = Message(id, content.payload, 0.0)
+                outbox.put([outbox.parcel(message, content, sendings[-1], 0, 0.0)])
+            else:
+                world.tell(what, first, second)
+            turn()
+        if not any(what == "ack" for what, *_ in told):
+            assert not any(None in sending.ends for sending in sendings), "nobody has confirmed it"
+        for _ in range(3):  # what was returned is published again
+            world.tell("ack", 0, True)
+            turn()
+        assert [len(sending.ends) for sending in sendings] == [1] * len(sendings)
+        assert outbox.gauges() == Gauges(0, 0, 0)
+
+    with in_time():
+        trio.run(scene)
 
 
 # --- what is put on the wire
@@ -171,6 +267,29 @@ def test_nats_headers(message: Message) -> None:
     assert dict(line.split(": ", 1) for line in read) == {**message.headers, **own}
 
 
+@fuzzed(300)
+@given(_any_messages)
+def test_amqp_headers(message: Message) -> None:
+    """What pika writes of them is read by pika as what the message is, or it was refused for good."""
+    driver = amqp.driver_at(Address("amqp", (("host", 1),), "q"))
+
+    async def encoded() -> amqp.Publish:
+        publish: amqp.Publish = driver.encode(message, None)
+        return publish
+
+    try:
+        properties = trio.run(encoded).properties
+        _, read = frame.decode_frame(frame.Header(1, len(message.payload), properties).marshal())
+    except (PermanentSendError, UnicodeEncodeError) as error:
+        assert is_clear(error)
+        return
+    own = {ID: message.id, ATTEMPT: str(message.attempt)}
+    headers = dict(read.properties.headers)
+    headers.pop(EXECUTE_AT)
+    others = {name: value for name, value in message.headers.items() if name not in (*own, EXECUTE_AT)}
+    assert headers == {**others, **own}
+
+
 @fuzzed(200)
 @given(_any_messages)
 def test_redis_and_kafka_fields(message: Message) -> None:
@@ -185,7 +304,7 @@ def test_redis_and_kafka_fields(message: Message) -> None:
     others = {name: value for name, value in message.headers.items() if name not in (ID, ATTEMPT, EXECUTE_AT)}
     try:
         found = trio.run(fields)
-    except PermanentSendError as error:
+    except (PermanentSendError, UnicodeEncodeError) as error:
         assert is_clear(error)
     else:
         names = found[::2]
