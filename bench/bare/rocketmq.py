@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bench.bare import Sent
-from localdelay.brokers.rocketmq import client
+from localdelay.brokers.rocketmq_client import client
 
 
 def bare(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) -> Sent:

@@ -14,10 +14,10 @@ A module imports its client at the top, so nothing here imports the modules: eac
     stdout      lines on standard output
     redis       by coredis; redis_line: the connection
     beanstalkd  on a line of its own; nsq: likewise
-    amqp        RabbitMQ, by pika; amqp_channel: confirms; amqp_delays: queues that delay; amqp_loop: pika's
-                loop on Trio's; amqp_errors: what is throttling
-    kafka       by confluent-kafka; kafka_errors likewise
-    rocketmq    by its official client
+    amqp        RabbitMQ, by pika; amqp_session: the connection; amqp_channel: confirms; amqp_delays: queues
+                that delay; amqp_loop: pika's loop on Trio's; amqp_errors: what is throttling
+    kafka       by confluent-kafka; kafka_producer: its thread; kafka_errors: what they mean
+    rocketmq    by its official client; rocketmq_client: how that is imported
     nats        by nats-py; nats_client: on trio-asyncio; nats_connection: its answers; nats_answers: what
                 they mean
 """

@@ -21,8 +21,8 @@ class Form:
     """Such a URL, as errors quote it; it ends with what `named` says."""
     named: str
     """The word for what stands after the host, as in "the topic to publish to"."""
-    target: re.Pattern[str]
-    """What that may be, decoded."""
+    target: str
+    """What that may be, decoded: a regular expression."""
     default_port: int
     options: frozenset[str] | None = frozenset()
     """The names that may stand after the `?`; None: any."""
@@ -42,6 +42,11 @@ class Address:
     username: str | None = attrs.field(default=None, repr=False)
     password: str | None = attrs.field(default=None, repr=False)
     options: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+
+    @property
+    def place(self) -> str:
+        """The hosts and their ports, as they stand in a URL."""
+        return ",".join(host_and_port(host, port) for host, port in self.hosts)
 
     @property
     def host(self) -> str:
@@ -94,7 +99,7 @@ def parse(url: str, form: Form) -> Address:
         raise ValueError(f"url must be a broker's, {like}") from None
     if not all(host for host, _ in hosts):
         raise ValueError(f"url must name a host, {like}")
-    if not form.target.fullmatch(target):
+    if not re.fullmatch(form.target, target):
         raise ValueError(f"url must end with {form.named}, {like}")
     if not form.authenticates and user != (None, None):
         raise ValueError(f"url can't have a user: {parts.scheme}:// knows none, {like}")

@@ -57,18 +57,18 @@ from typing import NamedTuple
 import pika
 import trio
 
-from localdelay.brokers.address import Address, host_and_port
-from localdelay.brokers.amqp_channel import Session, Target
+from localdelay.brokers.address import Address
+from localdelay.brokers.amqp_channel import Target
 from localdelay.brokers.amqp_delays import SHORT, delay_queue, quantised
 from localdelay.brokers.amqp_errors import blocked, classified
+from localdelay.brokers.amqp_session import Session
 from localdelay.brokers.driver import Driver
 from localdelay.brokers.outbox import Outbox
-from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID, rfc3339, wall_clock
+from localdelay.brokers.wire import headers_of, rfc3339, wall_clock
 from localdelay.errors import PermanentSendError
 from localdelay.message import Message
 
 LONGEST_CONFIRM_TIMEOUT = 300.0
-_OWN = frozenset({ID, ATTEMPT, EXECUTE_AT})
 # RabbitMQ takes further routing keys from these, and closes the channel where they are no list.
 _ROUTING = frozenset({"CC", "BCC"})
 _FRAME_BESIDES = 300
@@ -84,16 +84,15 @@ class Publish(NamedTuple):
     """Milliseconds."""
 
 
-def headers_of(message: Message, due: float) -> dict[str, str]:
-    """What travels besides the payload. Raises `PermanentSendError` for what AMQP can't carry."""
-    headers = {name: value for name, value in message.headers.items() if name not in _OWN}
+def checked(headers: dict[str, str]) -> dict[str, str]:
+    """The headers. Raises `PermanentSendError` for what AMQP can't carry."""
     if not _ROUTING.isdisjoint(headers):
         raise PermanentSendError("RabbitMQ takes no text as the header CC or BCC: they are for routing")
     if any(len(name.encode()) > SHORT for name in headers):
         raise PermanentSendError(
             f"the name of a header takes more than {SHORT} bytes, which AMQP does not take"
         )
-    return headers | {ID: message.id, ATTEMPT: f"{message.attempt}", EXECUTE_AT: rfc3339(due)}
+    return headers
 
 
 def size_of(headers: Mapping[str, str]) -> int:
@@ -125,7 +124,9 @@ class _Driver(Driver):
     native_delay = True
 
     def __init__(self, where: Address) -> None:
-        self.where = f"RabbitMQ at {host_and_port(where.host, where.port)}"
+        if len(where.target.encode()) > SHORT:
+            raise ValueError(f"queue must be a name of at most {SHORT} bytes")
+        self.where = f"RabbitMQ at {where.place}"
         self.blocked: str | None = None
         """Why the broker takes nothing now, where it says so."""
         kind = where.choice("delay_queue", "quorum", "classic") or "classic"
@@ -141,12 +142,8 @@ class _Driver(Driver):
             if len(delay_queue(target.queue, milliseconds, target.delay_type).encode()) > SHORT:
                 raise PermanentSendError(f"the name of the delay queue would take more than {SHORT} bytes")
         due = wall_clock(message.execute_at if delay is None else trio.current_time() + delay)
-        try:
-            headers = headers_of(message, due)
-            size, id_size = size_of(headers), len(message.id.encode())
-        except UnicodeEncodeError:
-            # Its own text, and what it is about, would show a header.
-            raise PermanentSendError("an id or a header has a surrogate, which is no UTF-8") from None
+        headers = checked(headers_of(message, rfc3339(due)))
+        size, id_size = size_of(headers), len(message.id.encode())
         if size + _FRAME_BESIDES > target.frame_max:
             raise PermanentSendError(
                 f"id and headers take {size} bytes; this broker takes {target.frame_max} at most"
@@ -180,8 +177,4 @@ class _Driver(Driver):
         return classified(error)
 
 
-def driver_at(where: Address) -> Driver:
-    """The driver for where a URL points to. Raises `ValueError` for an option that is none."""
-    if len(where.target.encode()) > SHORT:
-        raise ValueError(f"queue must be a name of at most {SHORT} bytes")
-    return _Driver(where)
+driver_at = _Driver

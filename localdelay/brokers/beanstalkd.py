@@ -40,7 +40,7 @@ from contextlib import asynccontextmanager, closing
 import greenstalk
 import trio
 
-from localdelay.brokers.address import Address, host_and_port
+from localdelay.brokers.address import Address
 from localdelay.brokers.driver import Driver
 from localdelay.brokers.line import Line, OutOfStep, connect_socket
 from localdelay.brokers.outbox import Outbox, Parcel
@@ -126,13 +126,14 @@ class _Line(Line):
 class _Driver(Driver):
     native_delay = True
     in_order = True
+    verdict = staticmethod(classified)
 
-    def __init__(self, where: Address, priority: int, time_to_run: int) -> None:
-        self.where = f"beanstalkd at {host_and_port(where.host, where.port)}"
+    def __init__(self, where: Address) -> None:
+        self.where = f"beanstalkd at {where.place}"
         self._address = where.host, where.port
         self._tube = where.target.encode()
-        self._head = b"put %d " % priority
-        self._middle = b" %d " % time_to_run
+        self._head = b"put %d " % where.count("priority", greenstalk.DEFAULT_PRIORITY, _MAX_UINT32)
+        self._middle = b" %d " % where.count("time_to_run", greenstalk.DEFAULT_TTR, _MAX_UINT32)
 
     def encode(self, message: Message, delay: float | None) -> bytes:
         """The command, with its body."""
@@ -151,17 +152,10 @@ class _Driver(Driver):
             await line.use(self._tube)
             yield line
 
-    def verdict(self, error: Exception) -> Exception:
-        return classified(error)
-
 
 def shown(answer: bytes) -> str:
     """The beginning of an answer, for people."""
     return repr(answer[:80].decode(errors="replace").strip())
 
 
-def driver_at(where: Address) -> Driver:
-    """The driver for where a URL points to. Raises `ValueError` for an option that is none."""
-    priority = where.count("priority", greenstalk.DEFAULT_PRIORITY, _MAX_UINT32)
-    time_to_run = where.count("time_to_run", greenstalk.DEFAULT_TTR, _MAX_UINT32)
-    return _Driver(where, priority, time_to_run)
+driver_at = _Driver

@@ -3,6 +3,9 @@
 A driver makes a message into what its client writes, connects, writes, says when the connection is lost, and
 says what errors mean. All else is the publisher's: what waits, what is under way, time limits, cancellation,
 connecting again, closing.
+
+A broker's module has its driver as `driver_at`, which takes the `Address` of a URL, and raises `ValueError`
+for an option that is none.
 """
 
 from __future__ import annotations

@@ -92,8 +92,6 @@ def classified(error: Exception, *, held_back: float = 0.0, trouble: str = "") -
     `held_back`: for how many seconds more the cluster does not listen to this client, as it has said;
     `trouble`: what else is known to be wrong, which a time-out does not say.
     """
-    if isinstance(error, UnicodeEncodeError):
-        return PermanentSendError("text that is not Unicode can't be a header")
     carried = kafka_error(error)
     text = str(error) if carried is None else shown(carried)
     code = None if carried is None else carried.code()

@@ -99,8 +99,10 @@ def header_lines(headers: Mapping[str, str]) -> bytes:
 
 
 class _Driver(Driver):
+    verdict = staticmethod(classified)
+
     def __init__(self, where: Address) -> None:
-        self.where = f"NATS at {','.join(host_and_port(host, port) for host, port in where.hosts)}"
+        self.where = f"NATS at {where.place}"
         if len(where.target.encode()) > _LONGEST_SUBJECT:
             raise ValueError(f"the subject must have {_LONGEST_SUBJECT:,} bytes at most")
         self._subject = where.target
@@ -189,10 +191,5 @@ class _Driver(Driver):
         known = dict.fromkeys([*self._given, *(f"nats://{one.netloc}" for one in client.discovered_servers)])
         self._servers = [*(server for server in known if server != current), current]
 
-    def verdict(self, error: Exception) -> Exception:
-        return classified(error)
 
-
-def driver_at(where: Address) -> Driver:
-    """The driver for where a URL points to. Raises `ValueError` for an option that is none."""
-    return _Driver(where)
+driver_at = _Driver

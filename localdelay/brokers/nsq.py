@@ -37,7 +37,7 @@ from contextlib import asynccontextmanager, closing
 
 import trio
 
-from localdelay.brokers.address import Address, host_and_port
+from localdelay.brokers.address import Address
 from localdelay.brokers.driver import Driver
 from localdelay.brokers.line import Line, OutOfStep, connect_socket
 from localdelay.brokers.outbox import Outbox, Parcel
@@ -48,8 +48,6 @@ _ERROR = 1
 _LARGEST_FRAME = 1024 * 1024
 _BATCH_BYTES = 1024 * 1024
 _HEARTBEAT = 10_000  # milliseconds
-_MAX_MSG_SIZE = 1024 * 1024  # nsqd's own, as the next
-_MAX_REQ_TIMEOUT = 3600  # seconds
 _LIMITS = {
     "message": re.compile(r"PUB message too big \d+ > (\d+)"),
     "batch": re.compile(r"MPUB body too big \d+ > (\d+)"),
@@ -183,16 +181,17 @@ class _Line(Line):
 class _Driver(Driver):
     no_delay = "NSQ's own delay does not outlive much; ?delay=native asks for it"
     in_order = True
+    verdict = staticmethod(classified)
 
     def __init__(self, where: Address) -> None:
-        self.where = f"NSQ at {host_and_port(where.host, where.port)}"
+        self.where = f"NSQ at {where.place}"
         self.native_delay = where.choice("delay", "native") is not None
         self.limits = {
-            "message": where.count("max_msg_size", _MAX_MSG_SIZE),
+            "message": where.count("max_msg_size", 1024 * 1024),
             "batch": _BATCH_BYTES,
-            "delay": where.count("max_req_timeout", _MAX_REQ_TIMEOUT) * 1000,
+            "delay": where.count("max_req_timeout", 3600) * 1000,
         }
-        """Bytes of a message and of a batch, and milliseconds of a delay."""
+        """Bytes of a message and of a batch, and milliseconds of a delay; nsqd's own unless it says more."""
         self._topic = where.target.encode()
         self.pub, self.mpub = b"PUB %b\n" % self._topic, b"MPUB %b\n" % self._topic
         self._address = where.host, where.port
@@ -246,10 +245,5 @@ class _Driver(Driver):
                 await line.answer(b"AUTH\n%b%b" % (_word(len(self._secret)), self._secret))
             yield line
 
-    def verdict(self, error: Exception) -> Exception:
-        return classified(error)
 
-
-def driver_at(where: Address) -> Driver:
-    """The driver for where a URL points to. Raises `ValueError` for an option that is none."""
-    return _Driver(where)
+driver_at = _Driver

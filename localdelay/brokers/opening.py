@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib import import_module
@@ -21,108 +20,71 @@ from localdelay.limit import Limit
 STDOUT = "stdout:"
 
 _LOOK_TIMEOUT = 15.0
-_ANY = re.compile(r"[^\s\x00-\x1f\x7f]+")
 
 
-@attrs.frozen
-class _Kind:
-    """One kind of broker: the module that knows it, and what it needs."""
-
-    module: str
-    extra: str
-    clients: tuple[str, ...]
-    """The packages that the extra brings, by the names that they are imported by."""
-    form: Form
+def _of(names: str) -> frozenset[str]:
+    return frozenset(names.split())
 
 
-_NATS = _Kind(
-    "nats",
-    "nats",
-    ("nats", "trio_asyncio"),
-    Form(
-        "nats://host:4222/SUBJECT",
-        "the subject to publish to",
-        re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*"),
-        default_port=4222,
-        options=frozenset({"inbox_prefix", "tls"}),
-        many_hosts=True,
-    ),
-)
-_KAFKA = _Kind(
-    "kafka",
-    "kafka",
-    ("confluent_kafka",),
-    Form(
-        "kafka://host:9092/TOPIC",
-        "the topic to publish to",
-        re.compile(r"[A-Za-z0-9._-]{1,249}"),
-        default_port=9092,
-        options=None,
-        many_hosts=True,
-    ),
-)
+_TOPIC, _QUEUE, _SUBJECT = "the topic to publish to", "the queue to publish to", "the subject to publish to"
+_STREAM, _TUBE = "the stream to add to", "the tube to put into"
 _AMQP = Form(
     "amqp://user:password@host:5672/QUEUE",
-    "the queue to publish to",
-    re.compile(r"[^\x00-\x1f\x7f]{1,200}"),
-    default_port=5672,
-    options=frozenset({"delay_queue", "heartbeat", "vhost"}),
+    _QUEUE,
+    r"[^\x00-\x1f\x7f]{1,200}",
+    5672,
+    _of("delay_queue heartbeat vhost"),
 )
 _REDIS = Form(
-    "redis://host:6379/STREAM",
-    "the stream to add to",
-    _ANY,
-    default_port=6379,
-    options=frozenset({"db", "eviction", "max_length"}),
+    "redis://host:6379/STREAM", _STREAM, r"[^\s\x00-\x1f\x7f]+", 6379, _of("db eviction max_length")
 )
-_BEANSTALKD = _Kind(
-    "beanstalkd",
-    "beanstalkd",
-    ("greenstalk",),
-    Form(
+_FORMS: Mapping[str, Form] = {
+    "kafka": Form(
+        "kafka://host:9092/TOPIC", _TOPIC, r"[A-Za-z0-9._-]{1,249}", 9092, options=None, many_hosts=True
+    ),
+    "amqp": _AMQP,
+    "amqps": attrs.evolve(_AMQP, default_port=5671),
+    "redis": _REDIS,
+    "rediss": _REDIS,
+    "beanstalkd": Form(
         "beanstalkd://host:11300/TUBE",
-        "the tube to put into",
-        re.compile(r"[A-Za-z0-9+/;.$_()][A-Za-z0-9+/;.$_()-]{0,199}"),
-        default_port=11300,
-        options=frozenset({"priority", "time_to_run"}),
+        _TUBE,
+        r"[A-Za-z0-9+/;.$_()][A-Za-z0-9+/;.$_()-]{0,199}",
+        11300,
+        _of("priority time_to_run"),
         authenticates=False,
     ),
-)
-_NSQ = _Kind(
-    "nsq",
-    "nsq",
-    (),
-    Form(
+    "nsq": Form(
         "nsq://host:4150/TOPIC",
-        "the topic to publish to",
-        re.compile(r"(?=.{1,64}\Z)[.a-zA-Z0-9_-]+(#ephemeral)?"),
-        default_port=4150,
-        options=frozenset({"delay", "max_msg_size", "max_req_timeout", "tls"}),
+        _TOPIC,
+        r"(?=.{1,64}\Z)[.a-zA-Z0-9_-]+(#ephemeral)?",
+        4150,
+        _of("delay max_msg_size max_req_timeout tls"),
     ),
-)
-_ROCKETMQ = _Kind(
-    "rocketmq",
-    "rocketmq",
-    ("rocketmq", "grpc", "google"),
-    Form(
-        "rocketmq://host:8081/TOPIC",
-        "the topic to publish to",
-        re.compile(r"[%a-zA-Z0-9_-]{1,127}"),
-        default_port=8081,
-        options=frozenset({"delay_topic", "max_delay", "tls"}),
+    "rocketmq": Form(
+        "rocketmq://host:8081/TOPIC", _TOPIC, r"[%a-zA-Z0-9_-]{1,127}", 8081, _of("delay_topic max_delay tls")
     ),
-)
-_KINDS: Mapping[str, _Kind] = {
-    "kafka": _KAFKA,
-    "amqp": _Kind("amqp", "amqp", ("pika",), _AMQP),
-    "amqps": _Kind("amqp", "amqp", ("pika",), attrs.evolve(_AMQP, default_port=5671)),
-    "redis": _Kind("redis", "redis", ("coredis",), _REDIS),
-    "rediss": _Kind("redis", "redis", ("coredis",), _REDIS),
-    "beanstalkd": _BEANSTALKD,
-    "nsq": _NSQ,
-    "rocketmq": _ROCKETMQ,
-    "nats": _NATS,
+    "nats": Form(
+        "nats://host:4222/SUBJECT",
+        _SUBJECT,
+        r"[^\s.*>]+(\.[^\s.*>]+)*",
+        4222,
+        _of("inbox_prefix tls"),
+        many_hosts=True,
+    ),
 }
+"""What a URL of each scheme looks like."""
+_MODULES = {"amqps": "amqp", "rediss": "redis"}
+"""The module that knows a scheme, and the extra that it needs, where they are not called like it."""
+_CLIENTS: Mapping[str, tuple[str, ...]] = {
+    "kafka": ("confluent_kafka",),
+    "amqp": ("pika",),
+    "redis": ("coredis",),
+    "beanstalkd": ("greenstalk",),
+    "rocketmq": ("rocketmq", "grpc", "google"),
+    "nats": ("nats", "trio_asyncio"),
+}
+"""The packages that an extra brings, by the names that they are imported by."""
 
 
 @asynccontextmanager
@@ -150,21 +112,19 @@ async def open_broker(
         async with open_stdout() as stdout:
             yield stdout
         return
-    opened = open_publisher(
-        _module(where.scheme).driver_at(where),
-        confirm_timeout=confirm_timeout,
-        connect_timeout=connect_timeout,
-        limit=limit,
-    )
+    driver = _module(where.scheme).driver_at(where)
     connected = False
     try:
-        async with opened as broker:
+        async with open_publisher(
+            driver, confirm_timeout=confirm_timeout, connect_timeout=connect_timeout, limit=limit
+        ) as broker:
             connected = True
             yield broker
-    except (ConnectionError, TimeoutError) as error:
+    except (ConnectionError, TimeoutError, ValueError) as error:
         if connected:
             raise
-        raise ConnectionError(hide_secrets(str(error), url)) from None
+        kind = ValueError if isinstance(error, ValueError) else ConnectionError
+        raise kind(hide_secrets(str(error), url)) from None
 
 
 async def look_at(url: str) -> list[Finding]:
@@ -176,7 +136,7 @@ async def look_at(url: str) -> list[Finding]:
     if where is None:
         raise ValueError(f"url must be a broker's: there is nothing to look at about {STDOUT}")
     broker = _module(where.scheme).driver_at(where).where  # it refuses options that are none, too
-    look = import_module(f"localdelay.brokers.checks.{_KINDS[where.scheme].module}").look
+    look = import_module(f"localdelay.brokers.checks.{_MODULES.get(where.scheme, where.scheme)}").look
     try:
         with trio.fail_after(_LOOK_TIMEOUT):
             found: list[Finding] = await look(where)
@@ -206,20 +166,20 @@ def _parse(url: str) -> Address | None:
     if url == STDOUT:
         return None
     scheme = url.partition(":")[0].lower()
-    if scheme not in _KINDS or not url[len(scheme) :].startswith("://"):
-        known = ", ".join(f"{known}://" for known in _KINDS)
+    if scheme not in _FORMS or not url[len(scheme) :].startswith("://"):
+        known = ", ".join(f"{known}://" for known in _FORMS)
         hint = f"; did you mean {STDOUT}" if f"{url}:" == STDOUT else ""
         raise ValueError(f"url must begin with one of {known}, or be {STDOUT}{hint}")
-    return address.parse(url, _KINDS[scheme].form)
+    return address.parse(url, _FORMS[scheme])
 
 
 def _module(scheme: str) -> Any:
     """The module that knows this scheme."""
-    kind = _KINDS[scheme]
+    name = _MODULES.get(scheme, scheme)
     try:
-        return import_module(f"localdelay.brokers.{kind.module}")
+        return import_module(f"localdelay.brokers.{name}")
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in kind.clients:
+        if (error.name or "").partition(".")[0] not in _CLIENTS.get(name, ()):
             raise
-        fix = f"pip install 'localdelay[{kind.extra}]'"
+        fix = f"pip install 'localdelay[{name}]'"
         raise ModuleNotFoundError(f"{scheme}:// needs a client: {fix}", name=error.name) from error

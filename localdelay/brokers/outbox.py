@@ -151,9 +151,8 @@ class Outbox:
         self._under_way: dict[Parcel, None] = {}
         self._bytes = 0
         self._alone = False
-        self._hop: Hop[tuple[Parcel, Exception | None]] = Hop(
-            trio.lowlevel.current_trio_token().run_sync_soon, _settle_all
-        )
+        self._call = trio.lowlevel.current_trio_token().run_sync_soon
+        self._hop: Hop[tuple[Parcel, Exception | None]] = Hop(self._call, _settle_all)
 
     # For drivers.
 
@@ -183,6 +182,11 @@ class Outbox:
         """Settle a message from any thread; its task goes on in the next turn of the loop."""
         with suppress(trio.RunFinishedError):  # then nobody waits any more
             self._hop.send((parcel, error))
+
+    def call_soon(self, call: Callable[..., object], *args: Any) -> None:
+        """Call something on the Trio thread, from any thread."""
+        with suppress(trio.RunFinishedError):  # then nobody waits any more
+            self._call(call, *args)
 
     def gauges(self) -> Gauges:
         """How much is on its way."""

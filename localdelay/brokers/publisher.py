@@ -124,11 +124,9 @@ class Publisher:
         sending = Sending(outbox)
         try:
             content = self._driver.encode(message, delay)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (raised again, as what it means)
             verdict = self._verdict(error)
-            if verdict is error:
-                raise
-            raise verdict from error
+            raise verdict from verdict.__cause__
         parcel = outbox.parcel(message, content, sending, 0, trio.current_time())
         parcel.only_now = delay is not None
         sending.parcels = (parcel,)
@@ -293,8 +291,8 @@ class Publisher:
         if isinstance(error, Throttled | PermanentSendError | ConnectionLost | ConnectionClosed):
             return error
         if isinstance(error, UnicodeEncodeError):
-            text = "an id or header that is no valid Unicode can't be sent"
-            return caused_by(PermanentSendError(text), error)
+            # Without a cause: that would show a header.
+            return PermanentSendError("an id or header that is no valid Unicode can't be sent")
         return caused_by(self._driver.verdict(error), error)
 
     # What is raised.

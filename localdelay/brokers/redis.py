@@ -59,7 +59,7 @@ from localdelay.brokers.address import Address
 from localdelay.brokers.driver import Driver
 from localdelay.brokers.outbox import Outbox, Parcel
 from localdelay.brokers.redis_line import LARGEST, QUOTES, Line, place_of, reach
-from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID, rfc3339, wall_clock
+from localdelay.brokers.wire import headers_of
 from localdelay.errors import PermanentSendError, Throttled
 from localdelay.message import Message
 from localdelay.nurseries import bare_nursery
@@ -76,8 +76,6 @@ _PERMANENT = {
 _TOO_LARGE = ("invalid bulk length", "elements are too large", "string exceeds maximum allowed size")
 _TOO_MANY_CLIENTS = "max number of clients reached"
 _HANGS_UP = "Protocol error"
-_ID, _ATTEMPT, _EXECUTE_AT = ID.encode(), ATTEMPT.encode(), EXECUTE_AT.encode()
-_OWN = frozenset({ID, ATTEMPT, EXECUTE_AT})
 
 
 def classified(error: Exception) -> Exception:
@@ -106,22 +104,11 @@ def classified(error: Exception) -> Exception:
 
 
 def fields_of(message: Message) -> tuple[list[bytes], int]:
-    """What an entry has besides the payload: names and values; and how long the longest of them is, in bytes.
-
-    Raises `PermanentSendError` for text that can't be encoded.
-    """
-    due = rfc3339(wall_clock(message.execute_at))
-    try:
-        name = message.id.encode()
-        fields = [_ID, name, _ATTEMPT, b"%d" % message.attempt, _EXECUTE_AT, due.encode()]
-        if not message.headers:
-            return fields, len(name)
-        for header, value in message.headers.items():
-            if header not in _OWN:
-                fields += (escaped(header).encode(), value.encode())
-    except UnicodeEncodeError:
-        raise PermanentSendError("an id or header that is no valid Unicode can't be sent") from None
-    return fields, max(len(field) for field in fields)
+    """What an entry has besides the payload: names and values; and the longest of them, in bytes."""
+    fields: list[bytes] = []
+    for name, value in headers_of(message).items():
+        fields += (escaped(name).encode(), value.encode())
+    return fields, max(map(len, fields))
 
 
 def escaped(name: str) -> str:
@@ -208,6 +195,7 @@ class _Connection:
 class _Driver(Driver):
     no_delay = "Redis has no delayed publish"
     in_order = True
+    verdict = staticmethod(classified)
 
     def __init__(self, where: Address) -> None:
         self._place = place_of(where)
@@ -235,10 +223,5 @@ class _Driver(Driver):
             finally:
                 line.end()
 
-    def verdict(self, error: Exception) -> Exception:
-        return classified(error)
 
-
-def driver_at(where: Address) -> Driver:
-    """The driver for where a URL points to. Raises `ValueError` for an option that is none."""
-    return _Driver(where)
+driver_at = _Driver

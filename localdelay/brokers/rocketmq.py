@@ -19,44 +19,30 @@ the proxy's `maxDelayTimeMills`) and `tls=on`.
 
 Its delay is in whole seconds, rounded up: nothing comes early. After a kill its timer replays, and some
 messages come twice. `cancel_delayed` asks it to recall a message: it says yes to what does not exist, too.
-
-The client writes a log below the home of whoever imports it, and takes no setting for that: it is imported
-with another home and its log is taken from it, unless the program has imported it before.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import math
-import os
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import trio
 
-from localdelay.brokers.address import Address, host_and_port
+from localdelay.brokers.address import Address
 from localdelay.brokers.driver import Driver
 from localdelay.brokers.outbox import Outbox, Parcel
-from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID, rfc3339, wall_clock
-from localdelay.errors import DelayNotSupported, PermanentSendError, Throttled
+from localdelay.brokers.rocketmq_client import classified, client, own_loop
+from localdelay.brokers.wire import headers_of
+from localdelay.errors import DelayNotSupported, PermanentSendError
 from localdelay.message import Message
 
 _DAY = 86_400
-_CLIENT_LOG = "rocketmq-python-client"
-_OWN = frozenset({ID, ATTEMPT, EXECUTE_AT})
-_BUSY = ("flow control", "[OVERLOAD]", "[TIMEOUT_CLEAN_QUEUE]", "[REJECTREQUEST]")
-_TOO_MANY = range(42900, 43000)
-_PERMANENT = (*range(40000, 40800), *range(41300, 41400), *range(43100, 43200), *range(50100, 50200))
-_NO_TIMER = "accurate timer message is not enabled"
 _NOT_SENT = "failed to connect"
 
 # In seconds.
@@ -67,67 +53,6 @@ _CLOSE_TIMEOUT = 1.0
 _KNOCK = 0.1
 _POLL = 0.02
 
-_LOOP_LOCK = threading.Lock()
-
-
-def _imported() -> Any:
-    """The client's package, with nothing of it left in the home."""
-    if "rocketmq" not in sys.modules:
-        home = os.environ.get("HOME")
-        with tempfile.TemporaryDirectory() as place:
-            os.environ["HOME"] = place
-            try:
-                import_module("rocketmq")
-            finally:
-                if home is None:
-                    del os.environ["HOME"]
-                else:
-                    os.environ["HOME"] = home
-            log = logging.getLogger(_CLIENT_LOG)
-            for handler in log.handlers[:]:
-                log.removeHandler(handler)
-                handler.close()
-            log.setLevel(logging.CRITICAL + 1)  # it may say of a message all that is in it
-    return import_module("rocketmq")
-
-
-client = _imported()
-"""The client's package, without its log."""
-
-
-def own_loop() -> None:
-    """Start the loop that all of the client's producers and consumers share, unless it runs.
-
-    It has no setting for it, and would take one of the policy's: where trio-asyncio has been imported, one of
-    that, on which it can't receive, and which raises in whatever thread collects its last channel.
-    """
-    shared = import_module("rocketmq.v5.client.connection").RpcClient
-    with _LOOP_LOCK:
-        if shared.get_channel_io_loop() is None:
-            loop = asyncio.SelectorEventLoop()
-            threading.Thread(target=loop.run_forever, name="localdelay-rocketmq-loop", daemon=True).start()
-            shared._io_loop = loop  # noqa: SLF001 (there is no other way in)
-
-
-def classified(error: Exception) -> Exception:
-    """What to raise for an error of the client's: `Throttled`, `PermanentSendError`, or what it is."""
-    code, text = getattr(error, "code", None), str(error)
-    if callable(code):  # gRPC's own
-        status = code().name
-        text = f"{status}: {error.details()}"  # type: ignore[attr-defined]
-        if status == "UNAVAILABLE":
-            return ConnectionError(text)
-        return TimeoutError(text) if status == "DEADLINE_EXCEEDED" else error
-    if code in _TOO_MANY or any(word in text for word in _BUSY):
-        return Throttled(text)
-    if _NO_TIMER in text:
-        return PermanentSendError(f"{text}: its timer is switched off (timerWheelEnable)")
-    if code in _PERMANENT or type(error).__name__ == "IllegalArgumentException":
-        return PermanentSendError(text)
-    if type(error).__name__ == "ProxyTimeoutException":
-        return TimeoutError(text)
-    return error
-
 
 class _Connection:
     """One producer of the client's, whose threads are its own."""
@@ -136,7 +61,6 @@ class _Connection:
         self._driver = driver
         self._producer: Any = None
         self._outbox = outbox
-        self._call = trio.lowlevel.current_trio_token().run_sync_soon
         self._unanswered: set[Future[Any]] = set()
         self._gone = trio.Event()
         self._reason: Exception = ConnectionError("it was given up")
@@ -220,7 +144,7 @@ class _Connection:
     async def recall(self, topic: str, handle: str) -> None:
         done = trio.Event()
         future = self._producer.recall_message_async(topic, handle)
-        future.add_done_callback(lambda _: self._call(done.set))
+        future.add_done_callback(lambda _: self._outbox.call_soon(done.set))
         await done.wait()
         future.result()
 
@@ -232,10 +156,7 @@ class _Connection:
             parcel.handle = future.result().recall_handle
             self._outbox.settle_soon(parcel)
         elif isinstance(error, Exception):
-            try:
-                self._call(partial(self._failed, parcel, error))
-            except trio.RunFinishedError:  # then nobody waits any more
-                return
+            self._outbox.call_soon(self._failed, parcel, error)
 
     def _failed(self, parcel: Parcel, error: Exception) -> None:
         verdict = classified(error)
@@ -251,10 +172,11 @@ class _Connection:
 
 class _Driver(Driver):
     native_delay = True
+    verdict = staticmethod(classified)
     most_under_way = 128  # more slow it down: 2,600/s with 100, 1,300/s with 1,000
 
     def __init__(self, where: Address) -> None:
-        self.where = f"RocketMQ at {host_and_port(where.host, where.port)}"
+        self.where = f"RocketMQ at {where.place}"
         self._address = where
         self._topic = where.target
         self._delay_topic = where.options.get("delay_topic", where.target)
@@ -269,12 +191,8 @@ class _Driver(Driver):
         content.topic = self._delay_topic if delay else self._topic
         content.body = message.payload
         content.keys = message.id
-        content.add_property(ID, message.id)
-        content.add_property(ATTEMPT, str(message.attempt))
-        content.add_property(EXECUTE_AT, rfc3339(wall_clock(message.execute_at)))
-        for name, value in message.headers.items():
-            if name not in _OWN:
-                content.add_property(name, value)
+        for name, value in headers_of(message).items():
+            content.add_property(name, value)
         if delay:
             content.delivery_timestamp = math.ceil(time.time() + delay)
         return content
@@ -315,10 +233,5 @@ class _Driver(Driver):
     async def cancel_delayed(self, connection: _Connection, id: str, handle: object) -> None:
         await connection.recall(self._delay_topic, str(handle))
 
-    def verdict(self, error: Exception) -> Exception:
-        return classified(error)
 
-
-def driver_at(where: Address) -> Driver:
-    """A driver for where a URL points to. Raises `ValueError` for its options."""
-    return _Driver(where)
+driver_at = _Driver

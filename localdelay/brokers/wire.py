@@ -28,8 +28,10 @@ def headers_of(message: Message, due: str | None = None) -> dict[str, str]:
     """What travels with a message; `due` is RFC 3339, and execute-at unless it is given."""
     if due is None:
         due = rfc3339(wall_clock(message.execute_at))
-    ours = {ID: message.id, ATTEMPT: str(message.attempt), EXECUTE_AT: due}
-    return {**message.headers, **ours} if message.headers else ours
+    headers = {ID: message.id, ATTEMPT: str(message.attempt), EXECUTE_AT: due}
+    if message.headers:
+        headers |= {name: value for name, value in message.headers.items() if name not in OWN}
+    return headers
 
 
 def wall_clock(instant: float) -> float:

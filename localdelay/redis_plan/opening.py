@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Unpack
@@ -27,7 +26,7 @@ from localdelay.worlds import check_trio
 _FORM = Form(
     "redis://host:6379/NAME",
     "the name of the queue",
-    re.compile(r"[^\s{}\x00-\x1f\x7f]{1,200}"),  # braces would be the keys' hash tag
+    r"[^\s{}\x00-\x1f\x7f]{1,200}",  # braces would be the keys' hash tag
     default_port=6379,
     options=OPTIONS,
 )

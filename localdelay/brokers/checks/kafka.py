@@ -9,7 +9,7 @@ import trio
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]
 
-from localdelay.brokers.address import Address, host_and_port
+from localdelay.brokers.address import Address
 from localdelay.brokers.checks.finding import NO_DELAY, Finding
 from localdelay.brokers.kafka import settings_of
 from localdelay.brokers.kafka_errors import NOT_THERE, kafka_error
@@ -24,8 +24,7 @@ async def look(where: Address) -> list[Finding]:
 
 
 def _look(where: Address) -> list[Finding]:
-    hosts = ",".join(host_and_port(host, port) for host, port in where.hosts)
-    settings: dict[str, Any] = settings_of(hosts, where, _TIMEOUT)
+    settings: dict[str, Any] = settings_of(where, _TIMEOUT)
     acks = f"{settings.get('request.required.acks', settings['acks'])}"
     settings |= {"log_level": 0, "error_cb": lambda _: None}
     try:

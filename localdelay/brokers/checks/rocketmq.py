@@ -9,7 +9,7 @@ import trio
 
 from localdelay.brokers.address import Address
 from localdelay.brokers.checks.finding import Finding
-from localdelay.brokers.rocketmq import client, own_loop
+from localdelay.brokers.rocketmq_client import client, own_loop
 
 _TYPES = {1: "NORMAL", 2: "FIFO", 3: "DELAY", 4: "TRANSACTION"}
 _REQUEST_TIMEOUT = 3

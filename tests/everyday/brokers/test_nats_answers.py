@@ -24,8 +24,8 @@ def lines(id: str, headers: dict[str, str]) -> bytes:
 def test_headers_are_what_the_protocol_says() -> None:
     """The three are said by this library, whatever a message has under their names."""
     assert lines("a b", {"Trace": "ü", ID: "forged"}) == (
-        b"NATS/1.0\r\nTrace: \xc3\xbc\r\nLocaldelay-Id: a b\r\nLocaldelay-Attempt: 1\r\n"
-        b"Localdelay-Execute-At: 2026\r\n\r\n"
+        b"NATS/1.0\r\nLocaldelay-Id: a b\r\nLocaldelay-Attempt: 1\r\nLocaldelay-Execute-At: 2026\r\n"
+        b"Trace: \xc3\xbc\r\n\r\n"
     )
 
 

@@ -71,6 +71,7 @@ class FakeDriver(Driver):
     def encode(self, message: Message, delay: float | None) -> str:
         if message.id.startswith("bad"):
             raise PermanentSendError(message.id)
+        message.id.encode()
         return message.id if delay is None else f"{message.id} in {delay:g}"
 
     @asynccontextmanager
@@ -448,6 +449,19 @@ async def test_where_there_is_none_to_begin_with(
         async with open_publisher(driver):
             pytest.fail("no connection")
     assert str(raised.value) == f"no connection to fake at nowhere:1: {says}"
+
+
+async def test_text_that_is_no_unicode_is_permanent(driver: FakeDriver, broker: Publisher) -> None:
+    """Whatever a driver does to encode it; without a cause, which would show what could not be encoded."""
+    driver.written = confirm
+    with pytest.raises(PermanentSendError, match="Unicode") as raised:
+        await broker.send(message("\ud800"))
+    assert raised.value.__cause__ is None
+    with pytest.raises(PartialSendError) as partial:
+        await broker.send_batch([message("\ud800"), message("good")])
+    assert partial.value.failed is not None
+    assert {id: type(error) for id, error in partial.value.failed.items()} == {"\ud800": PermanentSendError}
+    assert driver.writes == [["good"]]
 
 
 @pytest.mark.parametrize("name", ["confirm_timeout", "connect_timeout"])

@@ -110,7 +110,7 @@ async def test_options_that_can_not_be(options: str, says: str) -> None:
             pass
 
 
-LOOKS = "import os; from localdelay.brokers.rocketmq import client; print(os.environ['HOME'])"
+LOOKS = "import os; from localdelay.brokers.rocketmq_client import client; print(os.environ['HOME'])"
 
 
 def test_its_client_writes_no_log_in_the_home(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 from localdelay import Message, arguments
 from localdelay.benchmark import hlog
-from localdelay.brokers import kafka, open_broker, opening, without_secrets
+from localdelay.brokers import kafka_producer, open_broker, opening, without_secrets
 from localdelay.brokers.address import hide_secrets
 from localdelay.brokers.nats_answers import answer_error as nats_error
 from localdelay.lateness import Latencies
@@ -298,7 +298,7 @@ def test_opening_any_url(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", nobody)
-    monkeypatch.setattr(kafka, "Producer", NoProducer)
+    monkeypatch.setattr(kafka_producer, "Producer", NoProducer)
     monkeypatch.setattr("ssl.create_default_context", lambda: None)
     try:
         opening.check_url(url)

@@ -16,7 +16,7 @@ from localdelay.brokers.address import Address, Form
 
 GOOD = "nats://127.0.0.1:4222/orders.due"
 SCHEMES = ["kafka", "amqp", "amqps", "redis", "rediss", "beanstalkd", "nats", "nsq", "rocketmq"]
-FORM = Form("x://host:1/T", "the thing", re.compile("[a-z]+"), default_port=99)
+FORM = Form("x://host:1/T", "the thing", "[a-z]+", default_port=99)
 
 
 @pytest.mark.parametrize(

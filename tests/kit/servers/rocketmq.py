@@ -249,7 +249,7 @@ class RocketServer(Server):
 
 def _client() -> Any:
     """Imported when it is there, and as the driver does: no log in the home, no loop of trio-asyncio's."""
-    from localdelay.brokers.rocketmq import client, own_loop
+    from localdelay.brokers.rocketmq_client import client, own_loop
 
     own_loop()
     return client
