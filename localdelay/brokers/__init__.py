@@ -18,8 +18,8 @@ A module imports its client at the top, so nothing here imports the modules: eac
                 that delay; amqp_loop: pika's loop on Trio's; amqp_errors: what is throttling
     kafka       by confluent-kafka; kafka_producer: its thread; kafka_errors: what they mean
     rocketmq    by its official client; rocketmq_client: how that is imported
-    nats        by nats-py; nats_client: on trio-asyncio; nats_connection: its answers; nats_answers: what
-                they mean
+    nats        by nats-py; nats_client: on trio-asyncio; nats_connection, nats_frames: its answers;
+                nats_answers: what they mean
 """
 
 from .address import hide_secrets

@@ -12,7 +12,7 @@ import nats.js.errors
 
 from localdelay.errors import PermanentSendError, Throttled
 
-_NO_RESPONDERS = "503"
+_NO_RESPONDERS = b"NATS/1.0 503"
 _TOO_MANY_REQUESTS = 429
 # JetStream's err_code: the account's limits (a 400, though it passes); insufficient resources, memory,
 # storage; too many requests.
@@ -39,7 +39,7 @@ def classified(error: Exception) -> Exception:
     return error
 
 
-def answer_error(headers: Mapping[str, str] | None, data: bytes) -> Exception | None:
+def answer_error(headers: bytes, data: bytes) -> Exception | None:
     """The client's error that an answer to a publish stands for, or None where it confirms.
 
     `NoStreamResponseError` where nobody has taken the message, and `nats.errors.Error` for what is no answer
@@ -47,7 +47,7 @@ def answer_error(headers: Mapping[str, str] | None, data: bytes) -> Exception | 
     """
     if data.startswith(_PUB_ACK) and b'"error"' not in data:
         return None
-    if headers and headers.get("Status") == _NO_RESPONDERS:
+    if headers.startswith(_NO_RESPONDERS):
         return nats.js.errors.NoStreamResponseError()
     try:
         told = json.loads(data)

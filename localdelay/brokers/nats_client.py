@@ -149,9 +149,9 @@ async def connected(client: Client, url: str, *, connect_timeout: float = 5.0) -
 def transport_of(client: Client) -> asyncio.WriteTransport | None:
     """What is below a client, once there is something: all that is private of nats-py and used here.
 
-    A publish by the client itself takes two more turns of trio-asyncio's loop: half of the rate, where few
-    are under way. Nor does the client say whether there is TLS, or how to close at once: its own close waits
-    for a peer that reads no more.
+    A publish by the client itself takes two more turns of trio-asyncio's loop, and its own reading another:
+    half of the rate, where few are under way. Nor does the client say whether there is TLS, or how to close
+    at once: its own close waits for a peer that reads no more.
     """
     writer: asyncio.StreamWriter | None = getattr(client._transport, "_io_writer", None)  # noqa: SLF001
     return None if writer is None else writer.transport

@@ -15,6 +15,7 @@ from nats.aio.msg import Msg
 
 from localdelay.brokers.nats_answers import answer_error, in_a_line, refused_by
 from localdelay.brokers.nats_client import in_asyncio, logger, start, transport_of
+from localdelay.brokers.nats_frames import Answer, Sieve
 from localdelay.brokers.outbox import Outbox, Parcel
 
 _MOST_UNWRITTEN = 16 * 1024 * 1024  # bytes
@@ -45,9 +46,9 @@ class Connection:
         self._outbox = outbox
         self._knows_streams_at = trio.current_time() + _STREAMS_BACK_WITHIN if again else -math.inf
         self._transport: asyncio.WriteTransport | None = None
-        self._inbox = ""
+        self._inbox = b""
         self._numbers = itertools.count()
-        self._under_way: dict[str, Parcel] = {}
+        self._under_way: dict[bytes, Parcel] = {}
         self._untaken: list[Parcel] = []
         self._untaken_came = trio.lowlevel.ParkingLot()
         self._ended = trio.Event()
@@ -63,9 +64,9 @@ class Connection:
             self._transport is None or self._transport.get_extra_info("ssl_object") is None
         ):
             raise ConnectionError("it offers no TLS")
-        self._inbox = client.new_inbox()
-        client.msg_class = self._received  # type: ignore[assignment]
-        await in_asyncio(client.subscribe, f"{self._inbox}.*", cb=_never)
+        self._inbox = client.new_inbox().encode()
+        Sieve(self._transport, self._inbox, self._answered, self._ended.set)
+        await in_asyncio(client.subscribe, f"{self._inbox.decode()}.*", cb=_never)
         await in_asyncio(client.flush, _NEVER)
         if self._refused is not None:  # without answers nothing is ever confirmed
             raise ConnectionError(in_a_line(self._refused))
@@ -82,25 +83,23 @@ class Connection:
         written: list[bytes] = []
         for parcel in parcels:
             subject, headers, payload, _ = parcel.content
-            reply = f"{inbox}.{next(self._numbers)}"
+            reply = b"%b.%d" % (inbox, next(self._numbers))
             under_way[reply] = parcel
             size = len(headers)
-            line = f"HPUB {subject} {reply} {size} {size + len(payload)}\r\n"
-            written += (line.encode(), headers, payload, b"\r\n")
+            line = b"HPUB %b %b %d %d\r\n" % (subject.encode(), reply, size, size + len(payload))
+            written += (line, headers, payload, b"\r\n")
         transport.write(b"".join(written))
 
-    def _received(self, **fields: Any) -> Msg | None:
-        """What nats-py calls with each message; only what this returns goes on to a subscription."""
-        parcel = self._under_way.pop(fields["subject"], None)
+    def _answered(self, answer: Answer) -> None:
+        parcel = self._under_way.pop(answer.subject, None)
         if parcel is None:
-            return None if fields["subject"].startswith(self._inbox) else Msg(**fields)
-        error = answer_error(fields["headers"], fields["data"])
+            return  # nobody waits for it any more
+        error = answer_error(answer.headers, answer.data)
         if isinstance(error, nats.js.errors.NoStreamResponseError):
             self._untaken.append(parcel)
             self._untaken_came.unpark()
         else:
             parcel.settle(error)
-        return None
 
     def _noted(self, error: Exception) -> None:
         """The server may refuse a subject: it answers no publish to it, but says so to the connection."""
@@ -166,4 +165,4 @@ class Connection:
 
 
 async def _never(_: Msg) -> None:
-    """Answers do not come so far."""
+    """Answers do not come so far: see `Sieve`."""

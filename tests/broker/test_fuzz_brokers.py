@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import greenstalk
+import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,20 +25,65 @@ from localdelay.brokers.beanstalkd import answer_error as beanstalkd_error
 from localdelay.brokers.nats import header_lines
 from localdelay.brokers.nats_answers import answer_error as nats_error
 from localdelay.brokers.nats_answers import classified as nats_classified
+from localdelay.brokers.nats_frames import Answer, taken_out
 from localdelay.brokers.outbox import Gauges, Outbox, Sending
 from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID, headers_of
 from tests.kit.fuzzing import (
     ACK,
+    INBOX,
     answers_of_beanstalkd,
+    frames_of_nats,
     fuzzed,
     in_time,
     is_clear,
     mistaken,
+    pieces,
     printable,
+    some_cuts,
     texts,
 )
 
 # --- what a broken broker could send
+
+
+def _fed(received: list[bytes]) -> tuple[list[Answer], bytes, bool]:
+    """Answers, the rest, and whether it was refused."""
+    answers: list[Answer] = []
+    others = rest = b""
+    for piece in received:
+        try:
+            more, other, rest = taken_out(rest + piece, INBOX + b".")
+        except ValueError as error:
+            assert is_clear(error)
+            return answers, others, True
+        answers += more
+        others += other
+    return answers, others, False
+
+
+@fuzzed(1000)
+@given(mistaken(frames_of_nats), some_cuts)
+def test_nats_frames(received: bytes, cuts: list[int]) -> None:
+    """A broken stream is taken apart or refused, and the same however it was cut."""
+    with in_time():
+        whole = _fed([received])
+        cut = _fed(pieces(received, cuts))
+    assert cut[2] or not whole[2]
+    if not whole[2]:
+        assert cut[:2] == whole[:2]
+    for answer in cut[0]:
+        error = nats_error(answer.headers, answer.data)
+        assert error is None or isinstance(error, Exception)
+
+
+def test_nats_frames_have_an_end() -> None:
+    """A frame announced as endless, or a line without an end, is refused before it fills the memory."""
+    for begin in (b"MSG x 1 999999999999\r\n", b"INFO "):
+        rest = begin
+        with in_time(30), pytest.raises(ValueError, match="frame") as refused:
+            for _ in range(200):
+                _, _, rest = taken_out(rest + bytes(1_000_000), INBOX)
+        assert is_clear(refused.value)
 
 
 _json = st.recursive(
@@ -62,8 +108,8 @@ _answers = st.one_of(
 
 
 @fuzzed(500)
-@given(st.sampled_from([None, {"Status": "503"}, {"Status": "x"}]), _answers)
-def test_nats_answers(headers: dict[str, str] | None, data: bytes) -> None:
+@given(mistaken(st.sampled_from([b"", b"NATS/1.0 503\r\n\r\n"])), _answers)
+def test_nats_answers(headers: bytes, data: bytes) -> None:
     """Whatever was answered has a meaning; it confirms only where a stream has said so."""
     with in_time():
         error = nats_error(headers, data)

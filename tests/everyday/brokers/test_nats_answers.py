@@ -14,6 +14,7 @@ from localdelay.brokers.nats_answers import answer_error, classified, in_a_line,
 from localdelay.brokers.wire import ID, headers_of
 
 ACK = b'{"stream":"S", "seq":7}'
+NOBODY = b"NATS/1.0 503\r\n\r\n"
 
 
 def lines(id: str, headers: dict[str, str]) -> bytes:
@@ -63,18 +64,18 @@ def test_a_puback_confirms() -> None:
         b'{"stream":"error","seq":1}',
         b'{"stream":"\\"error\\"","seq":1}',
     ):
-        assert answer_error(None, data) is None, data
+        assert answer_error(b"", data) is None, data
 
 
 def test_nobody_there_is_the_clients_own_error() -> None:
     """A 503 without a body is what nats-py calls it."""
-    assert isinstance(answer_error({"Status": "503"}, b""), nats.js.errors.NoStreamResponseError)
+    assert isinstance(answer_error(NOBODY, b""), nats.js.errors.NoStreamResponseError)
 
 
 @pytest.mark.parametrize("data", [b"", b"OK", b"{}", b"[]", b"1", b'{"error":"x"}', b"\xff"])
 def test_what_is_no_puback_confirms_nothing(data: bytes) -> None:
     """Something else has answered: nobody knows that the message was stored."""
-    error = answer_error(None, data)
+    error = answer_error(b"", data)
     assert isinstance(error, nats.errors.Error)
     assert classified(error) is error
 
@@ -96,7 +97,7 @@ def test_what_is_no_puback_confirms_nothing(data: bytes) -> None:
 def test_limits_are_throttled(code: int, err_code: int, description: str) -> None:
     """What a limit refuses is `Throttled`, and says what the server said; it never says for how long."""
     told = f'{{"error":{{"code":{code},"err_code":{err_code},"description":"{description}","new":1}}}}'
-    answered = answer_error(None, told.encode())
+    answered = answer_error(b"", told.encode())
     assert isinstance(answered, nats.js.errors.APIError)
     error = classified(answered)
     assert isinstance(error, Throttled)
