@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 
 import pytest
 import trio
@@ -153,17 +152,24 @@ async def test_after_a_fatal_error_a_new_producer_goes_on(
 
 
 async def test_not_let_in_as_a_producer(server: MockKafka) -> None:
-    """Each send is refused with the reason, until it is let in."""
+    """Sends are refused with the reason, or already the opening is, until it is let in."""
     url = server.fresh()
-    with server.failing(INIT_PRODUCER_ID, [code("CLUSTER_AUTHORIZATION_FAILED")] * 2):
-        async with open_broker(url) as broker:
-            with trio.fail_after(10), pytest.raises(ConnectionError, match="uthorization"):
-                await broker.send(message("refused"))
-            with trio.fail_after(15):
-                while True:
-                    with suppress(ConnectionError):
-                        await broker.send(message("last"))
-                        break
+    refusals: list[str] = []
+    is_sent = False
+    with server.failing(INIT_PRODUCER_ID, [code("CLUSTER_AUTHORIZATION_FAILED")] * 2), trio.fail_after(25):
+        while not is_sent:
+            try:
+                async with open_broker(url) as broker:
+                    while not is_sent:
+                        try:
+                            await broker.send(message("last"))
+                            is_sent = True
+                        except ConnectionError as error:
+                            refusals.append(str(error))
+            except ConnectionError as error:  # on a slow machine it is known before the first send
+                refusals.append(str(error))
+    assert refusals
+    assert "uthorization" in refusals[0]
     assert "last" in await arrived(server, url, 1)
 
 
