@@ -19,41 +19,26 @@ from typing import TypeVar
 from .breaker import DOWN, OTHER, Breaker, BreakerPolicy, BreakerState, Outcome, Ticket
 from .errors import BreakerOpen, RateLimited, asked_wait
 from .limit import Limit
-from .listening import Closed, Event, HalfOpened, LimitBegan, LimitEnded, Listener, Opened, Reason, tell
+from .listening import (
+    Closed,
+    Event,
+    HalfOpened,
+    LimitBegan,
+    LimitEnded,
+    Lines,
+    Listener,
+    Opened,
+    Reason,
+    tell,
+)
 from .message import Message
 
 logger = logging.getLogger("localdelay")
 
 _T = TypeVar("_T")
-_LINES_EVERY = 60.0
-"""Seconds between two lines of the log that the breaker opens, or that the limit begins."""
 _SPARE_WAIT = 0.01
 """Seconds at least until a call that can wait asks again."""
 _SHUT = (BreakerState.OPEN, BreakerState.FORCED_OPEN)
-
-
-class Lines:
-    """How loudly to say that something begins, or is over again: once a minute, for it may flap."""
-
-    def __init__(self) -> None:
-        self._next = -math.inf
-        self._count = 0
-        self._is_open = False  # whether a beginning was said whose end was not
-
-    def begin(self, now: float) -> tuple[int, str]:
-        """The level of the line, and what it says of those that were not said."""
-        self._count += 1
-        if now < self._next:
-            return logging.DEBUG, ""
-        self._next = now + _LINES_EVERY
-        count, self._count = self._count, 0
-        self._is_open = True
-        return logging.WARNING, f" ({count} times since the last such line)" if count > 1 else ""
-
-    def end(self) -> int:
-        """The level: no end is said without its beginning, and no beginning without an end."""
-        is_open, self._is_open = self._is_open, False
-        return logging.INFO if is_open else logging.DEBUG
 
 
 class Gate:
@@ -66,11 +51,11 @@ class Gate:
         listener: Listener | None,
         clock: Callable[[], float],
         patience: float = math.inf,
-        lines: tuple[Lines, Lines] | None = None,
+        lines: Lines | None = None,
     ) -> None:
         """`patience` is how many seconds a call may take, as for `Breaker`.
 
-        `lines` are those of the breaker and of the limit, where several gates share them.
+        `lines` are those of the breaker, where several gates share them.
         """
         self._lock = threading.Lock()
         self._clock = clock
@@ -89,7 +74,7 @@ class Gate:
         self._adaptive = limit if limit is not None and limit.adapts else None
         self._limits = limit is not None and limit.limit_rate is not None  # as it was seen last
         self._limits_since = -math.inf
-        self._breaker_lines, self._limit_lines = lines or (Lines(), Lines())
+        self._breaker_lines = lines or Lines()
         self.on_change: Callable[[], None] = lambda: None
         """Called in the thread that has changed the state, or given back a trial that said nothing."""
 
@@ -207,26 +192,23 @@ class Gate:
             if (rate is not None) is self._limits:
                 return  # another thread has seen it, too
             self._limits = rate is not None
-            said = self._change_of_limit(rate, self._clock())
-        self._say(*said)
-
-    def _change_of_limit(self, rate: float | None, now: float) -> tuple[int, str, Event]:
-        """What there is to say when the limit begins or ends."""
-        if rate is None:
-            held = max(0.0, now - self._limits_since)
-            return self._limit_lines.end(), f"the limit is off again after {held:.3g} s", LimitEnded(held)
-        self._limits_since = now
-        level, times = self._limit_lines.begin(now)
-        line = f"the primary refuses calls: it gets {rate:.3g} a second, and what is over that is held{times}"
-        return level, line, LimitBegan(rate)
+            now, since = self._clock(), self._limits_since
+            self._limits_since = now
+        limited_for = max(0.0, now - since)
+        if (said := limit.to_say(rate, limited_for)) is not None:
+            self._log(*said)
+        tell(self._listener, LimitEnded(limited_for) if rate is None else LimitBegan(rate))
 
     def _retry_in(self, now: float) -> float:
         return max(0.0, self._breaker.retry_at - now) if self._breaker.state in _SHUT else 0.0
 
     def _say(self, level: int, line: str, event: Event) -> None:
+        self._log(level, line)
+        tell(self._listener, event)
+
+    def _log(self, level: int, line: str) -> None:
         with suppress(Exception):  # a handler that raises: the call was made, and must count
             logger.log(level, line)
-        tell(self._listener, event)
 
     def _step(self, act: Callable[..., _T], now: float, *args: object) -> _T:
         """Have the breaker do this, at the time that it is."""

@@ -20,6 +20,7 @@ import trio
 from . import arguments
 from .breaker import Outcome
 from .costs import Cost
+from .listening import Lines
 from .message import Message
 
 logger = logging.getLogger("localdelay")
@@ -40,6 +41,9 @@ class Limit(ABC):
         """As given. None: each call takes 1, and nobody is to ask for `price`."""
         self.limits = True
         """Whether it limits at all at this moment: while it does not, nobody needs to ask."""
+        self.lines = Lines()
+        """Of the log, that it begins and ends. Copies of it for keys share them."""
+        self._said = False
         self._cost_failed = False
         self._lock = threading.Lock()
         self.clock: Callable[[], float] = trio.current_time
@@ -62,6 +66,23 @@ class Limit(ABC):
                 self._cost_failed = True
                 logger.warning("cost must return a number: such calls are counted as 1 now (%r)", error)
             return 1.0
+
+    def to_say(self, rate: float | None, limited_for: float) -> tuple[int, str] | None:
+        """The level and the line of the log for who sees that it limits to this rate, or (None) does no more.
+
+        None: it is said. A queue and a fallback may share a limit, and each sees that.
+        """
+        with self._lock:
+            if (rate is not None) is self._said:
+                return None
+            self._said = rate is not None
+            if rate is None:
+                return self.lines.end(), f"the limit is off again after {limited_for:.3g} s"
+            level, times = self.lines.begin(self.clock())
+        line = (
+            f"the broker refuses calls: it gets {rate:.3g} a second, and what is over that waits here{times}"
+        )
+        return level, line
 
     @property
     @abstractmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from contextlib import suppress
 from enum import Enum
 from typing import Protocol
@@ -12,6 +13,9 @@ import attrs
 from .message import Message
 
 logger = logging.getLogger("localdelay")
+
+_LINES_EVERY = 60.0
+"""Seconds between two lines of the log that the same thing begins."""
 
 
 class Reason(Enum):
@@ -122,3 +126,27 @@ def tell(listener: Listener | None, event: Event) -> None:
     except Exception as error:  # noqa: BLE001 (it is a stranger's)
         with suppress(Exception):
             logger.error("the listener failed at %s: %s", type(event).__name__, type(error).__name__)
+
+
+class Lines:
+    """How loudly to say that something begins, or is over again: once a minute, for it may flap."""
+
+    def __init__(self) -> None:
+        self._next = -math.inf
+        self._count = 0
+        self._is_open = False  # whether a beginning was said whose end was not
+
+    def begin(self, now: float) -> tuple[int, str]:
+        """The level of the line, and what it says of those that were not said."""
+        self._count += 1
+        if now < self._next:
+            return logging.DEBUG, ""
+        self._next = now + _LINES_EVERY
+        count, self._count = self._count, 0
+        self._is_open = True
+        return logging.WARNING, f" ({count} times since the last such line)" if count > 1 else ""
+
+    def end(self) -> int:
+        """The level: no end is said without its beginning, and no beginning without an end."""
+        is_open, self._is_open = self._is_open, False
+        return logging.INFO if is_open else logging.DEBUG

@@ -23,9 +23,9 @@ from localdelay import arguments
 from localdelay.arguments import NOT_GIVEN, NotGiven
 from localdelay.breaker import OTHER, TAKEN, Breaker, BreakerPolicy
 from localdelay.errors import QueueFull, Throttled
-from localdelay.gate import Gate, Lines
+from localdelay.gate import Gate
 from localdelay.limit import Limit
-from localdelay.listening import Listener, Reason, check_listener, tell
+from localdelay.listening import Lines, Listener, Reason, check_listener, tell
 from localdelay.message import Message
 from localdelay.nurseries import failure_in
 
@@ -232,10 +232,13 @@ class BaseFallback(ABC, Generic[_P, _Q, _C]):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
         check_listener(listener)
-        lines = Lines(), Lines()
+        lines = Lines()
 
         def gate() -> Gate:
-            its_limit = limit if limit is None or key is None else limit.copy()
+            its_limit = limit
+            if limit is not None and key is not None:
+                its_limit = limit.copy()
+                its_limit.lines = limit.lines
             return Gate(breaker, its_limit, listener, world.clock, self._publish_timeout, lines)
 
         self._router = Router(

@@ -17,9 +17,17 @@ from collections.abc import Callable, Sequence
 from localdelay.breaker import TAKEN, THROTTLED
 from localdelay.entry import Entry, message_of
 from localdelay.errors import PermanentSendError, Throttled, asked_wait
-from localdelay.gate import Lines
 from localdelay.limit import Limit
-from localdelay.listening import Event, LimitBegan, LimitEnded, Listener, SendingOpened, SendingShut, tell
+from localdelay.listening import (
+    Event,
+    LimitBegan,
+    LimitEnded,
+    Lines,
+    Listener,
+    SendingOpened,
+    SendingShut,
+    tell,
+)
 from localdelay.probe import Probe, ProbePolicy
 
 logger = logging.getLogger("localdelay")
@@ -67,7 +75,7 @@ class Valve:
         """When to `mark` again."""
         self._limits = False  # as it was said last
         self._limits_since = -math.inf
-        self._shut_lines, self._limit_lines = Lines(), Lines()
+        self._shut_lines = Lines()
         self._next_failure_line = -math.inf
         self._has_warned = False
         self._failures_logged = 0
@@ -152,6 +160,8 @@ class Valve:
         """So many have been sent in all; a limit that begins has to know how many are, lately."""
         self._marks.append((now, count))
         self.next_mark = now + _MARK_EVERY
+        if self._limits and self.limit is not None:
+            self._look_at_limit(self.limit, now)  # a fallback that shares it may have seen its end
 
     def sent(self, now: float, entries: Sequence[Entry], age: float, sent: int) -> None:
         """These were sent, `sent` before them. To be told after failures, and while the limit limits."""
@@ -218,16 +228,14 @@ class Valve:
         if not limit.adapts or (rate is not None) is self._limits:
             return
         self._limits = rate is not None
+        limited_for = max(0.0, now - self._limits_since)
+        self._limits_since = now
+        if (said := limit.to_say(rate, limited_for)) is not None:
+            log(said[0], "%s", said[1])
         if rate is None:
             self._owed, self.waits_until = 0.0, -math.inf
-            limited_for = max(0.0, now - self._limits_since)
-            line = f"the limit is off again after {limited_for:.3g} s"
-            self._say(self._limit_lines.end(), line, LimitEnded(limited_for))
-            return
-        self._limits_since = now
-        level, count = self._limit_lines.begin(now)
-        line = f"the broker refuses sends: it gets {rate:.3g} a second, and what is over that waits{count}"
-        self._say(level, line, LimitBegan(rate))
+        tell(self._listener, LimitEnded(limited_for) if rate is None else LimitBegan(rate))
+        self.on_change()
 
     def count_failure(self, now: float, error: Exception) -> None:
         """A send or a hand-back of a message has failed: a warning says so once, then a line a minute."""

@@ -49,10 +49,10 @@ class Heard:
             self.events.append(event)
 
 
-async def publish_for(fallback: Fallback, seconds: float, rate: float) -> list[Route]:
+async def publish_for(fallback: Fallback, seconds: float, rate: float, delay: float = 3600.0) -> list[Route]:
     routes = []
     for _ in range(round(seconds * rate)):
-        routes.append((await fallback.publish(b"", delay=3600.0)).route)
+        routes.append((await fallback.publish(b"", delay=delay)).route)
         await trio.sleep(1 / rate)
     return routes
 
@@ -97,10 +97,40 @@ async def test_it_tells_when_it_begins_and_when_it_ends(
     assert lines == [
         (
             logging.WARNING,
-            f"the primary refuses calls: it gets {began.rate:.3g} a second, and what is over that is held",
+            f"the broker refuses calls: it gets {began.rate:.3g} a second, and what is over that waits here",
         ),
         (logging.INFO, f"the limit is off again after {ended.limited_for:.3g} s"),
     ]
+
+
+async def test_a_shared_limit_is_said_once(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Queue and fallback both see that it limits, and each tells its listener; the log says so once."""
+    primary, publishes, sends = Quota(), Heard(), Heard()
+
+    async def send(message: Message) -> None:
+        await primary(message, 0.0)
+
+    with caplog.at_level(logging.INFO, "localdelay"):
+        async with open_delay_queue(send, capacity=5000, workers=5, listener=sends) as queue:
+            fallback = Fallback(primary, queue, listener=publishes)
+            await publish_for(fallback, 20.0, 30.0, delay=5.0)
+            await trio.sleep(100.0)
+            await publish_for(fallback, 5.0, 2.0)
+            await queue.put(b"", delay=0.5)
+            await trio.sleep(1.0)
+            assert queue.statistics().limit_rate is None
+            await queue.drain(0.0)
+    for heard in (publishes, sends):
+        assert [type(event) for event in heard.events if type(event) in (LimitBegan, LimitEnded)] == [
+            LimitBegan,
+            LimitEnded,
+        ]
+    said = [record.getMessage() for record in caplog.records if "limit" in record.getMessage()]
+    assert len([line for line in said if "off again" in line]) == 1
+    begun = [record for record in caplog.records if record.getMessage().startswith("the broker refuses")]
+    assert [record.levelno for record in begun] == [logging.WARNING]
 
 
 @pytest.mark.parametrize(
