@@ -52,6 +52,8 @@ def _undo(remote: Remote, call: Call[Message]) -> None:
 
 async def outcome(remote: Remote, call: Call[_T]) -> _T:
     """What a call came to. Where the task is cancelled the call is, and has ended when this has."""
+    if call.done.done():  # as in a forked child, which from Python 3.12 on has no running loop to wait on
+        return call.done.result()
     future = asyncio.wrap_future(call.done)
     try:
         return await asyncio.shield(future)
