@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
 from types import ModuleType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import attrs
 import click
@@ -15,7 +16,7 @@ from localdelay.cli.demo_report import TITLES, never_throttled, report, timeline
 from localdelay.cli.options import DURATION, metrics_option, naming_options, option, run_options
 from localdelay.cli.output import WIDTH, Output
 from localdelay.cli.running import exporter
-from localdelay.cli.terminal import Failed, Status, Teller, can_be_live, stopped, tell
+from localdelay.cli.terminal import Failed, Status, Teller, can_be_live, reason, stopped, tell
 from localdelay.signals import Stopped
 from localdelay.units import counted, format_duration, format_number, format_size
 
@@ -38,13 +39,23 @@ Exit codes:
 """
 
 
+class _Input(click.File):
+    """A file, or standard input, unless that is closed: click would end in a traceback."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The file, opened."""
+        if value == "-" and sys.stdin is None:
+            self.fail("standard input can't be read: it is closed", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 @click.command(epilog=_EPILOG)
 @option("--rate", float, "Messages per second at the peak.", 3000)
 @option("--seconds", DURATION, "How long the peak lasts.", unset="2 s; with --input, all its lines")
 @option("--delay", DURATION, "When each message is due, after it is published: 4, 4s, 500ms.", 4.0)
 @option(
     "--input file",
-    click.File("rb"),
+    _Input("rb"),
     "Publish the lines of FILE, each a message; '-' is standard input.",
     metavar="FILE",
 )
@@ -105,8 +116,8 @@ def demo(
                     found = scenes.run(scene, started, progress, export)
             except Stopped as error:
                 stopped(error.signum, "Stopped. No NATS server is left behind.")
-            except scenes.ServerError as error:
-                raise Failed(f"the demo could not run: {error}") from error
+            except (scenes.ServerError, OSError) as error:
+                raise Failed(f"the demo could not run: {reason(error)}") from error
             timeline = timeline_lines(found.fallback.timeline, output.encoding)
             if max(map(len, timeline), default=0) > (output.columns or WIDTH):
                 timeline = []  # cut into pieces it would say nothing
@@ -142,7 +153,11 @@ def _messages(
 ) -> list[bytes]:
     """What is published; made up where there is no file."""
     if file is not None:
-        return _read(file, None if seconds is None else _count(rate, seconds, most), most, longest)
+        count = None if seconds is None else _count(rate, seconds, most)
+        try:
+            return _read(file, count, most, longest)
+        except OSError as error:
+            raise ValueError(f"input can't be read: {error.strerror}") from error
     count = _count(rate, _SECONDS if seconds is None else seconds, most)
     text = "order {}: close it if it is still unpaid. "
     return [text.format(number).encode().ljust(_MESSAGE_BYTES, b".") for number in range(1, count + 1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import select
@@ -18,7 +19,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import attrs
 from rich.console import Console
 
-from localdelay.cli.terminal import BrokeOff, Failed, is_terminal
+from localdelay.cli.terminal import BrokeOff, Failed, is_terminal, no_output
 
 WIDTH: Final = 79
 """Of the reports, in columns, where there is room for it."""
@@ -117,15 +118,16 @@ class Output:
     """
 
     def __init__(self, broke: type[Failed] = BrokeOff) -> None:
-        # Its number may be another file's by now if it was closed before Python began.
-        if sys.stdout is None:
-            raise Failed("standard output can't be written to: it is closed")
         self._broke = broke
         self.encoding = sys.stdout.encoding or "utf-8"
         try:
             self._descriptor: int | None = sys.stdout.fileno()
+            os.write(self._descriptor, b"")
         except UnsupportedOperation:
             self._descriptor = None
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                raise Failed(no_output(error)) from error
 
     @property
     def columns(self) -> int | None:
@@ -146,7 +148,7 @@ class Output:
             except BrokenPipeError:
                 sys.exit(self._broke.exit_code)
             except OSError as error:
-                raise self._broke(f"standard output can't be written to: {error.strerror}") from error
+                raise self._broke(no_output(error)) from error
 
     def text(self, lines: Iterable[str]) -> None:
         """Write lines, piece by piece; a `Styled` one has its look where it is shown on a terminal."""

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from localdelay.benchmark import plot
 from localdelay.benchmark.result import BenchError
 from localdelay.cli.output import Block, Output
-from localdelay.cli.terminal import Failed, Teller, can_be_live, stopped, tell
+from localdelay.cli.terminal import Failed, Teller, can_be_live, reason, stopped, tell
 from localdelay.signals import Stopped
 
 Export: TypeAlias = Callable[[Any, Any], None]
@@ -58,8 +58,8 @@ def measuring(picture: Path | None, quiet: bool, stopped_text: str) -> Iterator[
             yield teller
     except Stopped as error:
         stopped(error.signum, stopped_text)
-    except (BenchError, ConnectionError, ModuleNotFoundError) as error:
-        raise Failed(str(error)) from error
+    except (BenchError, OSError, ModuleNotFoundError) as error:
+        raise Failed(reason(error)) from error
 
 
 def told(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import shutil
@@ -27,6 +28,8 @@ class Commands(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Run a command, and exit. Ctrl-C ends it with 130, as in a shell."""
         code: Any = 0
+        if sys.stdout is None:
+            sys.stdout = _unwritable()
         try:
             code = super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.ClickException as error:
@@ -36,11 +39,8 @@ class Commands(click.Group):
             else:
                 error.show()
             code = error.exit_code
-        except OSError as error:  # of --help, say: a report tells its own
-            abandon(sys.stdout)
-            if not isinstance(error, BrokenPipeError):
-                tell(f"Error: standard output can't be written to: {error.strerror}")
-            code = 1
+        except OSError as error:
+            code = _failed(error)
         sys.exit(code)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -71,6 +71,38 @@ def stopped(signum: int, text: str) -> NoReturn:
     """End as a program does that a signal has ended, with a line."""
     tell(text)
     sys.exit(128 + signum)
+
+
+def no_output(error: OSError) -> str:
+    """Why standard output can't be written to."""
+    reason = "it is closed" if sys.__stdout__ is None else error.strerror
+    return f"standard output can't be written to: {reason}"
+
+
+def _unwritable() -> TextIO:
+    """Stands for a standard output that was closed before Python began: what is written to it fails.
+
+    Click would write nowhere, and say nothing. And no file that is opened from here on gets its number.
+    """
+    return os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")
+
+
+def reason(error: Exception) -> str:
+    """Why it failed, without the number that Python puts before it."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.filename!r} can't be used: {error.strerror}"
+
+
+def _failed(error: OSError) -> int:
+    """Tell an error that no command has told, and find its exit code; without a file it is of --help, say."""
+    if error.filename is not None:
+        tell(f"Error: {reason(error)}")
+        return BrokeOff.exit_code
+    abandon(sys.stdout)
+    if not isinstance(error, BrokenPipeError):
+        tell(f"Error: {no_output(error)}")
+    return Failed.exit_code if error.errno == errno.EBADF else BrokeOff.exit_code
 
 
 def _message(error: click.UsageError) -> str:

@@ -11,6 +11,7 @@ from tests.kit.commands import FULL, on_a_terminal, shell, told
 from tests.kit.journal_files import filled, held, made, record
 
 PLAN = "plan --qps 100000 --delay 120 --instances 500 --message-bytes 500 --worker-qps 10"
+TOLD = ["--help", "--version", "plan --help", "journal export --help", "completion bash"]
 COMMANDS = [
     PLAN,
     f"{PLAN} --json",
@@ -42,7 +43,7 @@ def test_the_installed_command() -> None:
 
 
 @FULL
-@pytest.mark.parametrize("command", [*COMMANDS, "--help", "relay --help", "--version"])
+@pytest.mark.parametrize("command", [*COMMANDS, *TOLD])
 def test_a_full_disk(full: Path, command: str) -> None:
     """One line, and exit code 1."""
     process = shell('"$@" > /dev/full', *words(command, full))
@@ -58,14 +59,41 @@ def test_a_full_disk_is_no_loss_to_the_demo() -> None:
     assert told(process) == ["Error: standard output can't be written to: No space left on device"]
 
 
-@pytest.mark.parametrize(
-    "command", [*(one for one in COMMANDS if "--help" not in one and one != "--version"), "demo", "compare"]
-)
-def test_a_standard_output_that_is_closed(full: Path, command: str) -> None:
+@pytest.mark.parametrize("command", [*COMMANDS, *TOLD, "demo", "compare"])
+@pytest.mark.parametrize("redirected", [">&-", ">&- <&-", ">&- 2>&-"])
+def test_a_standard_output_that_is_closed(full: Path, command: str, redirected: str) -> None:
     """Nothing is done where it could not be told, and no file of the journal is written to instead."""
-    process = shell('"$@" >&-', *words(command, full))
+    process = shell(f'"$@" {redirected}', *words(command, full))
     assert process.returncode == 2
-    assert told(process) == ["Error: standard output can't be written to: it is closed"]
+    said = [] if "2>" in redirected else ["Error: standard output can't be written to: it is closed"]
+    assert told(process) == said
+    assert len(held(full)) == 7
+
+
+def test_help_that_nobody_has_asked_for() -> None:
+    """It goes to standard error, with the exit code of wrong options; standard output has no part in it."""
+    process = shell('"$@" >&-')
+    assert process.returncode == 2
+    assert told(process)[0] == "Usage: localdelay [OPTIONS] COMMAND [ARGS]..."
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        (
+            "journal purge --dead JOURNAL",
+            1,
+            "nothing was removed: nobody has answered, and --yes was not given",
+        ),
+        ("demo --input -", 2, "Invalid value for '--input': standard input can't be read: it is closed"),
+        ("relay --to stdout: --delay 1", 2, "standard input can't be read: it is closed"),
+    ],
+)
+def test_a_standard_input_that_is_closed(full: Path, command: str, code: int, said: str) -> None:
+    """One line, and nothing is done."""
+    process = shell('"$@" <&-', *words(command, full))
+    assert (process.returncode, process.stdout) == (code, b"")
+    assert told(process)[-1] == f"Error: {said}"
     assert len(held(full)) == 7
 
 
