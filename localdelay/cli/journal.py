@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from operator import attrgetter
@@ -12,9 +12,10 @@ from typing import Final
 
 import click
 
+from localdelay import arguments
 from localdelay.cli import journal_report as report
-from localdelay.cli.options import OUTPUT, option
-from localdelay.cli.output import Output, pieces
+from localdelay.cli.options import OUTPUT, naming_options, option, report_options
+from localdelay.cli.output import Block, Output, pieces
 from localdelay.cli.terminal import BrokeOff, Failed, ask, printable, tell
 from localdelay.errors import JournalError
 from localdelay.journal.contents import Amount, contents, size
@@ -43,8 +44,9 @@ Exit codes:
   130  stopped by SIGINT
 """
 _SHOW = """\b
-Times are local, with their zone; in JSON they are Unix time in seconds.
-Nothing of a payload is shown.
+Times are local, with their zone; in JSON and CSV they are Unix time in
+seconds. CSV is of the messages if they are listed. Nothing of a payload is
+shown.
 """
 _EXPORT = """\b
 A line has the payload, the id, the headers, and when the message is due, as
@@ -86,13 +88,16 @@ def journal() -> None:
 @journal.command(epilog=_SHOW)
 @click.argument("path")
 @option("--messages listed", bool, "List the messages, too, as they are due.")
-@option("--limit", click.IntRange(min=1), "List N messages at most.", metavar="N")
-@option("--json as_json", bool, "Print one JSON object.")
+@option("--limit", int, "List N messages at most: 20, 10k.", metavar="N")
+@report_options
 @click.pass_context
-def show(ctx: click.Context, path: str, *, listed: bool, limit: int | None, as_json: bool) -> None:
+def show(ctx: click.Context, path: str, *, listed: bool, limit: int | None, form: str | None) -> None:
     """Show how much a journal holds, and when it is due."""
     if limit is not None and not listed:
         raise click.UsageError("--limit is for --messages", ctx)
+    if limit is not None:
+        with naming_options():
+            arguments.count("limit", limit)
     with _failing_well():
         output = Output()
         source = _journal(path)
@@ -106,8 +111,11 @@ def show(ctx: click.Context, path: str, *, listed: bool, limit: int | None, as_j
             contents=contents(held, now),
         )
         rows = sorted(held, key=attrgetter("due"))[:limit] if listed else None
-        blocks = report.report(looked, rows, len(held), output.columns)
-        output.report("json" if as_json else None, blocks, report.as_json(looked, rows))
+        if form == "csv" and rows is not None:
+            blocks: Iterable[Block] = [report.message_table(rows)]
+        else:
+            blocks = report.report(looked, rows, len(held), output.columns)
+        output.report(form, blocks, report.as_json(looked, rows))
 
 
 @journal.command(epilog=_EXPORT)

@@ -16,6 +16,7 @@ from localdelay.journal.record import Record
 from localdelay.units import format_duration, format_number, format_size
 
 _ERRORS_SHOWN = 5
+_MESSAGE = ("id", "due", "attempt", "bytes", "expires", "error")
 
 
 @attrs.frozen(kw_only=True)
@@ -78,6 +79,12 @@ def as_json(looked: Looked, listed: Sequence[Record] | None) -> dict[str, Any]:
     return shown if listed is None else {**shown, "messages": list(map(_message_json, listed))}
 
 
+def message_table(held: Sequence[Record]) -> Table:
+    """The messages for a spreadsheet, as they are in JSON, but for what a terminal obeys."""
+    shown = [[_safe(value) for value in _message_json(record).values()] for record in held]
+    return Table(_MESSAGE, [Row("", values) for values in shown])
+
+
 def message_rows(held: Sequence[Record], width: int | None) -> Iterator[str]:
     """A line for each message, and one before them; cut to `width` characters where there is one."""
     ids = max((len(record.id) for record in held), default=0)
@@ -91,8 +98,12 @@ def message_rows(held: Sequence[Record], width: int | None) -> Iterator[str]:
 
 
 def _message_json(record: Record) -> dict[str, object]:
-    shown = {"id": record.id, "due": record.due, "attempt": record.attempt, "bytes": size(record)}
-    return {**shown, "expires": record.expires, "error": record.dead}
+    values = record.id, record.due, record.attempt, size(record), record.expires, record.dead
+    return dict(zip(_MESSAGE, values, strict=True))
+
+
+def _safe(value: object) -> object:
+    return printable(value) if isinstance(value, str) else value
 
 
 def _cut(text: str, width: int) -> str:

@@ -83,11 +83,12 @@ class Table:
                 yield from filled(f"{label}: {', '.join(shown)}{note}", row.style, width)
 
     def csv(self) -> str:
-        """The table as a spreadsheet reads it."""
+        """The table as a spreadsheet reads it; rows without labels have no column for them."""
         text = StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["", *(title.replace("\n", " ") for title in self.titles)])
-        writer.writerows([row.label.strip(), *row.values] for row in self.rows)
+        first = slice(None if any(row.label for row in self.rows) else 1, None)
+        writer.writerow(["", *(title.replace("\n", " ") for title in self.titles)][first])
+        writer.writerows([row.label.strip(), *row.values][first] for row in self.rows)
         return text.getvalue().rstrip("\n")
 
 

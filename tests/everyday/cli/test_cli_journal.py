@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -141,6 +142,20 @@ def test_json(full: Path) -> None:
     assert [message["id"] for message in found["messages"]] == ["m5", "m6", "m7", "tried"]
     assert found["messages"][3].keys() == {"id", "due", "attempt", "bytes", "expires", "error"}
     assert json.loads(journal("show", full, "--json", "--messages").stdout)["messages"][6]["bytes"] == 2
+
+
+def test_csv(full: Path) -> None:
+    """Of the figures, or of the messages if they are asked for: plain numbers, and nothing of a payload."""
+    head, pending, *_, dead = journal("show", full, "--csv").stdout.decode().splitlines()
+    assert (head, pending, dead) == (",messages,bytes", "pending,4,22", "dead letters,3,18")
+    process = journal("show", full, "--csv", "--messages", "--limit", "1k")
+    head, *rows = csv.reader(process.stdout.decode().splitlines())
+    assert head == ["id", "due", "attempt", "bytes", "expires", "error"]
+    assert [row[0] for row in rows] == ["m5", "m6", "m7", "tried", "m2", "m3", "m4"]
+    assert rows[2][2:] == ["1", "6", "", "ValueError('\ufffd[31m')"]
+    assert rows[3][2:] == ["3", "8", "", ""]
+    assert float(rows[4][1]) > time.time()
+    assert b"secret" not in process.stdout
 
 
 def test_an_empty_journal(tmp_path: Path) -> None:
@@ -364,7 +379,7 @@ def test_a_journal_of_somebody_else(args: list[str]) -> None:
         (["show", "{}", "--limit", "3"], "--limit is for --messages. See 'localdelay journal show --help'."),
         (
             ["show", "{}", "--messages", "--limit", "0"],
-            "Invalid value for '--limit': 0 is not in the range x>=1.",
+            "Invalid value for '--limit': must be at least 1, not 0",
         ),
         (
             ["export", "{}", "--dead", "--dead-only"],
