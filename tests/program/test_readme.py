@@ -31,6 +31,7 @@ PROGRAMS = {  # each prints what its comments promise
 FASTAPI = block("", "python", "fastapi")
 SURVIVES = block("localdelay/journal", "python", "run_until_signal")
 JOURNAL = block("localdelay/journal", "sh", "localdelay journal")
+WORKER = block("localdelay/journal", "python", "first_free")
 PLAN = block("localdelay", "sh", "localdelay plan")
 BENCH = block("bench", "sh", "localdelay bench")
 COMPARE = block("localdelay/redis_plan", "sh", "localdelay compare")
@@ -125,6 +126,23 @@ def test_the_program_that_survives(tmp_path: Path) -> None:
         )
         assert (done.returncode, "Traceback" in done.stderr) == (0, False), (command, done.stderr)
     assert SqliteJournal(tmp_path / "orders.journal").read() == []
+
+
+def test_each_worker_finds_a_journal(tmp_path: Path) -> None:
+    """As printed, by two at a time; who comes later takes the first again."""
+    both = f"first, second = {{}}, {{}}\nexec({WORKER!r}, first)\nexec({WORKER!r}, second)\n"
+    for program in (f"{both}first['queue'].close()\nsecond['queue'].close()", f"{WORKER}\nqueue.close()"):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", program],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        names = ["orders-0.journal 0", "orders-1.journal 0"][: 1 + ("second" in program)]
+        assert done.stdout.splitlines() == names
 
 
 def test_the_set_up_commands() -> None:
