@@ -6,12 +6,18 @@ one call.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Generic, TypeVar
 
 _T = TypeVar("_T")
+
+
+def for_a_thread(seconds: float) -> float | None:
+    """So long a thread is to wait: None, for ever, where that is more than it can (292 years)."""
+    return None if seconds > threading.TIMEOUT_MAX else seconds
 
 
 class Hop(Generic[_T]):

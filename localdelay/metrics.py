@@ -26,6 +26,7 @@ from .errors import QueueClosed
 from .fallback.publishing import BaseFallback
 from .fallback.router import FallbackStatistics
 from .fallback.routing import MODES
+from .hops import for_a_thread
 from .lateness import LatencySummary
 from .portal.portal import Remote
 from .queue.queue import DelayQueue
@@ -187,7 +188,7 @@ class _Source:
     def answer(self, asked: Future[_Answer], timeout: float) -> _Answer:
         """What was answered, after this many seconds at most."""
         try:
-            return asked.result(timeout)
+            return asked.result(for_a_thread(timeout))
         except TimeoutError:
             self._unanswered = asked
             return {"": {"up": False}, "fallback": self._read_fallback()}

@@ -24,7 +24,7 @@ from localdelay.arguments import LATEST, Delay
 from localdelay.entry import chosen_id
 from localdelay.errors import QueueClosed, QueueFull
 from localdelay.fallback.router import World
-from localdelay.hops import Hop
+from localdelay.hops import Hop, for_a_thread
 from localdelay.message import Message, number_of
 from localdelay.nurseries import bare_nursery
 from localdelay.queue.admission import Stamped, already_pending, full_inside, stamp
@@ -164,7 +164,7 @@ class Remote:
         if call is None:
             return stamped[0]
         try:
-            return call.done.result(min(timeout, threading.TIMEOUT_MAX) if 0 < timeout < math.inf else None)
+            return call.done.result(for_a_thread(timeout) if timeout > 0 else None)
         except TimeoutError:
             self.cancel(call)
             try:
@@ -192,7 +192,7 @@ class Remote:
             raise RuntimeError("this was called on the queue's own loop, which it would wait for")
         call = begin()
         try:
-            return call.done.result(None if within == math.inf else within)
+            return call.done.result(for_a_thread(within))
         except BaseException:
             self.cancel(call)
             raise
@@ -269,11 +269,11 @@ class Remote:
             return
         drained = self.drain(grace).done
         try:
-            drained.result(grace + 1.0)
+            drained.result(for_a_thread(grace + 1.0))
         except QueueClosed:
             # It is draining already, and that may have the time.
             waiting: Call[None] = self.begin(self.queue.draining.wait_drained)
-            waiting.done.result(grace)
+            waiting.done.result(for_a_thread(grace))
 
     def forget(self) -> None:
         """This is a forked child, in which the thread is missing."""

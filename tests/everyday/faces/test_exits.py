@@ -44,6 +44,13 @@ def test_an_exit_with_messages_pending_is_loud() -> None:
     ]
 
 
+def test_an_exit_may_drain_for_any_time() -> None:
+    """Also for more than a thread can wait."""
+    done = run("queue.put(b'x', delay=0.3)", options=", drain_on_exit=1e10")
+    assert done.stdout == "sent x\n"
+    assert done.stderr == "the interpreter exits with 1 messages of 1 bytes pending\n"
+
+
 @pytest.mark.parametrize("kind", ["def", "async def"])
 def test_an_exit_drains_if_it_was_told_to(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes due in time is sent; the rest is lost, and said to be."""

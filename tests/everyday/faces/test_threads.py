@@ -113,7 +113,8 @@ def test_a_full_queue_blocks_refuses_or_times_out() -> None:
         with pytest.raises(QueueFull, match=r"no room within 0\.05 s"):
             queue.put(b"no", delay=0.0, timeout=0.05)
         got: list[Message] = []
-        waiting = in_thread(lambda: got.append(queue.put(b"3", delay=0.0)))
+        # More than a thread can wait is no end at all.
+        waiting = in_thread(lambda: got.append(queue.put(b"3", delay=0.0, timeout=1e10)))
         until(lambda: queue.statistics().puts_waiting == 1)
         with pytest.raises(QueueFull):
             queue.put_nowait(b"no", delay=0.0)
