@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import attrs
@@ -13,9 +14,10 @@ from localdelay.cli.output import WIDTH, Block, Lines, Row, Styled, Table
 from localdelay.cli.terminal import printable
 from localdelay.journal.contents import Contents, size
 from localdelay.journal.record import Record
-from localdelay.units import format_duration, format_number, format_size
+from localdelay.units import counted, format_duration, format_number, format_size
 
 _ERRORS_SHOWN = 5
+_UNDER = " " * 16
 _MESSAGE = ("id", "due", "attempt", "bytes", "expires", "error")
 
 
@@ -36,14 +38,14 @@ def report(looked: Looked, listed: Sequence[Record] | None, count: int, width: i
     """The figures, and the messages if they are given, of `count` in all; they are cut to `width`."""
     path = Styled(printable(f"Journal {looked.path}"), "bold")
     yield Lines([path, f"  version {looked.version}, {format_size(looked.disk_bytes)} on disk", ""])
-    yield from _figures(looked.contents, looked.now)
+    yield from _figures(looked.contents, looked.now, min(width or WIDTH, WIDTH))
     if listed is not None:
         yield Lines(["", *message_rows(listed, width)])
         if len(listed) < count:
             yield f"and {count - len(listed):,} more"
 
 
-def _figures(found: Contents, now: float) -> Iterator[Block]:
+def _figures(found: Contents, now: float, width: int) -> Iterator[Block]:
     amounts = {"pending": found.pending}
     if found.pending.messages:
         amounts |= {
@@ -63,11 +65,12 @@ def _figures(found: Contents, now: float) -> Iterator[Block]:
             facts["in flight"] = f"{found.in_flight:,}: sent alone, after the rest"
         if found.expiring:
             facts["expires"] = f"{found.expiring:,}, some time after they are due"
-        yield Lines(["", *(f"  {label:<14}{fact}" for label, fact in facts.items())])
+        told = (f"  {label:<14}{fact}" for label, fact in facts.items())
+        yield Lines(["", *(line for fact in told for line in wrap(fact, width, subsequent_indent=_UNDER))])
     if found.errors:
         shown = found.errors[:_ERRORS_SHOWN]
         rest = found.dead.messages - sum(count for _, count in shown)
-        lines = [_cut(f"{count:>9,}  {printable(error)}", WIDTH) for error, count in shown]
+        lines = [_cut(f"{count:>9,}  {printable(error)}", width) for error, count in shown]
         yield Lines(["", "Given up for", *lines, *([f"{rest:>9,}  other errors"] if rest else [])])
 
 
@@ -86,15 +89,26 @@ def message_table(held: Sequence[Record]) -> Table:
 
 
 def message_rows(held: Sequence[Record], width: int | None) -> Iterator[str]:
-    """A line for each message, and one before them; cut to `width` characters where there is one."""
+    """A line for each message, and one before them, cut to `width` characters where there is one.
+
+    Where even the figures have no room, each message has lines of its own.
+    """
     ids = max((len(record.id) for record in held), default=0)
     ids = min(max(ids, len("id")), 40)
-    yield f"{'id':<{ids}}  {'due':<25}  attempt  {'bytes':>9}  given up for".rstrip()
+    head = f"{'id':<{ids}}  {'due':<25}  attempt  {'bytes':>9}"
+    narrow = width if width is not None and width < len(head) else None
+    if narrow is None:
+        yield f"{head}  given up for"[:width]
     for record in held:
-        error = "" if record.dead is None else printable(record.dead)
+        name, error = printable(record.id), "" if record.dead is None else printable(record.dead)
         due = _local(record.due, "%Y-%m-%d %H:%M:%S%z")
-        text = f"{printable(record.id):<{ids}}  {due:<25}  {record.attempt:>7}  {size(record):>9,}  {error}"
-        yield text.rstrip() if width is None else _cut(text.rstrip(), width)
+        if narrow is None:
+            text = f"{name:<{ids}}  {due:<25}  {record.attempt:>7}  {size(record):>9,}  {error}".rstrip()
+            yield text if width is None else _cut(text, width)
+        else:
+            text = f"{name}: due {due}, attempt {record.attempt}, {counted(size(record), 'byte')}"
+            text = f"{text}, given up for {_cut(error, WIDTH)}" if error else text
+            yield from wrap(text, narrow, subsequent_indent="  ")
 
 
 def _message_json(record: Record) -> dict[str, object]:

@@ -19,7 +19,10 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from localdelay import SqliteJournal
-from localdelay.cli.journal_report import message_rows
+from localdelay.cli.journal_report import Looked, message_rows, report
+from localdelay.cli.output import laid_out
+from localdelay.journal.contents import contents
+from localdelay.journal.record import Record
 from localdelay.relay.lines import json_lines
 from localdelay.relay.records import of_journal
 from tests.kit.commands import FULL, run, told
@@ -128,6 +131,23 @@ def test_rows_of_messages() -> None:
     assert rows[1].split()[1:5] == ["outside", "of", "the", "calendar"]
     assert rows[2].endswith("E…")
     assert list(message_rows([record(2, dead="E" * 200)], None))[1].endswith("E" * 200)
+
+
+@pytest.mark.usefixtures("in_berlin")
+def test_on_a_narrow_terminal_nothing_is_wider() -> None:
+    """At 40 columns a message has lines of its own, and no figure is missing."""
+    records = [record(1), record(2, dead="E" * 50), Record(3, NOW + 60, 3, "m3", None, b"", None)]
+    looked = Looked(path=Path("j"), version=2, disk_bytes=1, now=NOW, contents=contents(records, NOW))
+    lines = list(laid_out(report(looked, records, 3, 39), 39))
+    assert max(map(len, lines)) <= 39
+    assert [line for line in lines if re.search("due +20", line)] == [
+        "  oldest due    2023-11-14 23:13:20",
+        "  newest due    2023-11-14 23:14:20",
+        "m1: due 2023-11-14 23:13:20+0100,",
+        "m2: due 2023-11-14 23:13:20+0100,",
+        "m3: due 2023-11-14 23:14:20+0100,",
+    ]
+    assert lines[-5:-2] == ["  attempt 1, 6 bytes, given up for EEEE", "  " + "E" * 37, "  " + "E" * 9]
 
 
 def test_json(full: Path) -> None:
