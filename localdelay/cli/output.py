@@ -80,7 +80,7 @@ class Table:
                 yield from filled(f"{label}{note and ','}{note}", row.style or "bold", width)
                 yield from (f"  {title:<{first}}  {cell}" for title, cell in zip(titles, shown, strict=True))
             else:
-                yield from filled(f"{label}: {', '.join(shown)}{note}", row.style, width)
+                yield from filled(f"{label}: {', '.join(shown)}{note}", row.style, width, "  ")
 
     def csv(self) -> str:
         """The table as a spreadsheet reads it; rows without labels have no column for them."""
@@ -202,7 +202,10 @@ def pieces(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
         yield piece
 
 
-def filled(text: str, style: str | None = None, width: int = WIDTH) -> list[str]:
-    """A paragraph, in lines."""
-    lines = textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
+def filled(text: str, style: str | None = None, width: int = WIDTH, hanging: str = "") -> list[str]:
+    """A paragraph, in lines: those after the first are indented like it, and by what is `hanging`."""
+    indent = text[: -len(text.lstrip()) or None] + hanging
+    lines = textwrap.wrap(
+        text, width, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
+    )
     return lines if style is None else [Styled(line, style) for line in lines]

@@ -106,8 +106,9 @@ def _quota(native: float, asked: SimpleNamespace, held: float) -> Iterator[str]:
     held_first, held_later = (_per_second(three_digits(asked.qps - rate)) for rate in natives)
     cost, quota = format_number(asked.delayed_cost), format_number(asked.quota)
     yield Styled(f"Of a quota of {quota} calls/s, of which a delayed publish counts as {cost}", "bold")
-    yield f"  natively {first}, held {held_first}; {later} and {held_later} once what is held comes due"
-    yield f"  held and sent when due, the quota carries {quota}/s: {cost} times as much"
+    yield f"  natively {first}, held {held_first}; {later} and {held_later} once that comes due"
+    times = "" if asked.delayed_cost == 1 else f": {cost} times as much"
+    yield f"  held and sent when due, the quota carries {quota}/s{times}"
     if asked.qps > asked.quota:
         yield Styled("  the traffic is over the quota: what is held leaves when the peak is over", "yellow")
 

@@ -225,6 +225,10 @@ def test_on_a_narrow_terminal_a_row_has_lines_of_its_own() -> None:
     at = lines.index("workers, at 10 sends/s each")
     assert lines[at + 1 : at + 3] == ["  on average      20", "  for the target  24"]
     assert "memory: 9 GB in Redis" in lines
+    at = lines.index("reads: 7,515,000/s zrange 15,000/s +")
+    assert lines[at + 1] == "  setnx 7,500,000/s"
+    shown, _ = on_a_terminal("plan", *EXAMPLE, "--quota", "20k", stream="stdout", columns=40)
+    assert "\n  natively 20,000/s, held 80,000/s; 0/s\n  and 100,000/s" in click.unstyle(shown)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +266,7 @@ def test_a_quota_is_told_in_three_lines() -> None:
     lines = run(*EXAMPLE, *quota, "--qps", "500").output.splitlines()
     assert lines[:4] == [
         "Of a quota of 1,000 calls/s, of which a delayed publish counts as 5",
-        "  natively 200/s, held 300/s; 125/s and 375/s once what is held comes due",
+        "  natively 200/s, held 300/s; 125/s and 375/s once that comes due",
         "  held and sent when due, the quota carries 1,000/s: 5 times as much",
         "Held here: 75 % of 500 messages/s of 500 bytes for 120 s, by 1 instance",
     ]
