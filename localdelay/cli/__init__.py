@@ -31,14 +31,13 @@ class _Commands(Commands):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All names."""
-        return sorted([*_COMMANDS, *super().list_commands(ctx)])
+        return sorted({*_COMMANDS, *super().list_commands(ctx)})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of this name."""
-        if cmd_name not in _COMMANDS:
-            return super().get_command(ctx, cmd_name)
-        found: click.Command = getattr(import_module(f"localdelay.cli.{cmd_name}"), cmd_name)
-        return found
+        if cmd_name in _COMMANDS and cmd_name not in self.commands:
+            self.add_command(getattr(import_module(f"localdelay.cli.{cmd_name}"), cmd_name))
+        return super().get_command(ctx, cmd_name)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """The command that is asked for; where there is none, one that is called like it is suggested."""

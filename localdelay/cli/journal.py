@@ -16,7 +16,7 @@ from localdelay import arguments
 from localdelay.cli import journal_report as report
 from localdelay.cli.options import OUTPUT, naming_options, option, report_options
 from localdelay.cli.output import Block, Output, pieces
-from localdelay.cli.terminal import BrokeOff, Failed, ask, printable, tell
+from localdelay.cli.terminal import BrokeOff, Commands, Failed, ask, printable, tell
 from localdelay.errors import JournalError
 from localdelay.journal.contents import Amount, contents, size
 from localdelay.journal.layout import VERSION
@@ -77,7 +77,7 @@ _LASTING_FILES: Final = ("", "-wal", "-reserve")
 _OWN_FILES: Final = (*_LASTING_FILES, "-shm", "-lock", "-new")
 
 
-@click.group(epilog=_EPILOG)
+@click.group(cls=Commands, epilog=_EPILOG)
 def journal() -> None:
     """Look at the journal of a queue that is not running, export it, or empty it.
 

@@ -84,6 +84,13 @@ def parse_picture(text: str) -> Path:
     return path
 
 
+def parse_port(text: str) -> int:
+    """The number of a port."""
+    if not (text.isascii() and text.isdecimal() and int(text) <= 65535):
+        raise ValueError(f"{text!r} is no port: write a number up to 65535, or 0 for one that is free")
+    return int(text)
+
+
 COUNT = Parsed("count", parse_count, format_number)
 NUMBER = Parsed("number", parse_number, format_number)
 SHARE = Parsed("share", parse_share, lambda share: f"{share:.0%}")
@@ -93,7 +100,7 @@ RATE = Parsed("rate", parse_rate, lambda rate: format_number(rate[0]))
 DELAYS = Parsed("delay", parse_delays, delays_in_words)
 OUTPUT = Parsed("file", parse_output)
 PICTURE = Parsed("file", parse_picture)
-PORT = click.IntRange(0, 65535)
+PORT = Parsed("port", parse_port)
 
 
 def option(

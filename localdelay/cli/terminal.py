@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import select
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, NoReturn, TextIO
 
 import click
@@ -20,10 +22,43 @@ _WIDTH = 200  # of a line about how far it is, where there is no terminal
 _LAST_WORDS = 1.0  # seconds
 _LIVE_EVERY = 0.25  # seconds
 _LOOK_UP_EVERY = 0.1  # seconds
+_HELP_NEEDS = 54  # columns
+_COLUMN = re.compile(r" *(?:\S{1,10} {2,})?")
+
+
+class _Help(click.HelpFormatter):
+    """Help that fits a narrow terminal: click's needs 50 columns, and has lines that stay as they are."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        columns = shutil.get_terminal_size().columns
+        self._narrow = columns < _HELP_NEEDS
+        if self._narrow:
+            self.width = columns - 1
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        """A list with two columns; what is long in the first has a line of its own."""
+        super().write_dl(rows, 12 if self._narrow else col_max, col_spacing)
+
+    def getvalue(self) -> str:
+        """The text."""
+        text = super().getvalue()
+        return "".join(map(self._fit, text.splitlines())) if self._narrow else text
+
+    def _fit(self, line: str) -> str:
+        under = _COLUMN.match(line)
+        indent = " " * len(under[0] if under else "")
+        return "\n".join([*(wrap(line, self.width, subsequent_indent=indent) or [""]), ""])
+
+
+class _Context(click.Context):
+    formatter_class = _Help
 
 
 class Commands(click.Group):
     """A group that says what is wrong in one line on standard error: click puts the usage before it."""
+
+    context_class = _Context
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Run a command, and exit. Ctrl-C ends it with 130, as in a shell."""
@@ -42,6 +77,13 @@ class Commands(click.Group):
         except OSError as error:
             code = _failed(error)
         sys.exit(code)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name."""
+        found = super().get_command(ctx, cmd_name)
+        if found is not None:
+            found.context_class = _Context
+        return found
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""

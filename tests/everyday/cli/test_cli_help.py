@@ -32,6 +32,23 @@ def test_help_fits_80_columns(command: str, words: str) -> None:
         assert word in result.stdout
 
 
+@pytest.mark.parametrize("command", ["", "relay", "journal", "journal export", "demo", "check"])
+@pytest.mark.parametrize("columns", [40, 53])
+def test_help_fits_a_narrow_terminal(command: str, columns: int) -> None:
+    """No word is cut in two, what stands in a column goes on in it, and nothing is missing of a command's."""
+    args = [*command.split(), "--help"]
+    lines = run(*args, COLUMNS=str(columns)).stdout.splitlines()
+    assert max(map(len, lines)) < columns
+    if "Commands:" not in lines:  # click shortens what they do
+        missing = {*run(*args).stdout.split()} - {*" ".join(lines).split()}
+        assert [word for word in missing if "-" not in word and len(word) < 36] == []
+    if command == "relay" and columns == 40:
+        at = lines.index("  --send-timeout DURATION")
+        assert lines[at + 1] == "                How long a send may"
+        at = lines.index("    2    wrong options, or the broker")
+        assert lines[at + 1] == "         can't be reached; nothing was"
+
+
 PLAN = ["plan", "--delay", "2m", "--instances", "500", "--message-bytes", "500", "--worker-qps", "10"]
 
 

@@ -51,6 +51,10 @@ def run(*args: str) -> Result:
         ([*TO_STDOUT, "--delay", "1", "--grace", "-5"], "'--grace': a duration can't be negative"),
         ([*TO_STDOUT, "--delay", "1", "--unsent", "/no/such"], "'--unsent': '/no/such' is no file in"),
         ([*TO_STDOUT, "--delay", "1", "--dead-letters", "/"], "'--dead-letters': '/' is no file in"),
+        (
+            [*TO_STDOUT, "--delay", "1", "--metrics", "65536"],
+            "'--metrics': '65536' is no port: write a number",
+        ),
         ([*TO_STDOUT, "--colour"], "No such option '--colour'"),
         ([*TO_STDOUT, "--delay", "1", "file"], "unexpected extra argument"),
     ],
