@@ -99,7 +99,8 @@ def relay(*, quiet: bool, metrics: int | None, **options: Any) -> None:
         raise Failed("standard input can't be read: it is closed")
     teller = Teller(live=not quiet and has_the_terminal(settings), status=not quiet)
     with exporter(metrics, "relay") as export, ExitStack() as stack:
-        display = Display(teller, settings, export)
+        reads = not quiet and is_terminal(sys.stdin)
+        display = Display(teller, settings, export, reads_terminal=reads)
         for signum in stops():
             stack.callback(signal.signal, signum, signal.signal(signum, display.signal))
         try:
@@ -205,7 +206,14 @@ def problems(outcome: Outcome, settings: Settings) -> Iterator[str]:
 class Display:
     """Shows what happens to a relay."""
 
-    def __init__(self, teller: Teller, settings: Settings, export: Export | None = None) -> None:
+    def __init__(
+        self,
+        teller: Teller,
+        settings: Settings,
+        export: Export | None = None,
+        *,
+        reads_terminal: bool = False,
+    ) -> None:
         self._teller = teller
         self._status = Status(teller, every=_LINE_EVERY, first=_LINE_EVERY)
         self._url = settings.to
@@ -213,6 +221,7 @@ class Display:
         self._stopping = False
         self._letters = 0
         self._opened = False
+        self._reads_terminal = reads_terminal
 
     def signal(self, signum: int, _: object) -> None:
         """What a signal does while the relay does not listen to them.
@@ -223,8 +232,10 @@ class Display:
             os._exit(128 + signum)
 
     def opened(self, queue: AnyQueue) -> None:
-        """Export the queue."""
+        """Export the queue, and say what is waited for where nobody would see it."""
         self._opened = True
+        if self._reads_terminal:
+            self._teller.line("Reads lines from this terminal; Ctrl-D ends them.")
         if self._export is not None:
             self._export(queue, None)
 

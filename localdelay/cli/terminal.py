@@ -111,7 +111,9 @@ class BrokeOff(Failed):
 
 def stopped(signum: int, text: str) -> NoReturn:
     """End as a program does that a signal has ended, with a line."""
-    tell(text)
+    with Teller() as teller:
+        pass
+    teller.last(text)
     sys.exit(128 + signum)
 
 
@@ -204,8 +206,8 @@ class Teller:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Take the line away that changes: what comes after it begins on the left."""
-        if self._shown and _has_room(0):
+        """Take away the line that changes, or what a terminal shows of Ctrl-C: what follows begins left."""
+        if (self._shown or can_be_live()) and _has_room(0):
             _write("\r\x1b[K")
         self._shown = False
 

@@ -57,6 +57,30 @@ def running(*args: object, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
         process.communicate()
 
 
+def at_a_keyboard(*args: object, shown: str, keys: bytes) -> tuple[str, int]:
+    """What a command shows on a terminal of its own, where keys are pressed once it shows this; its code."""
+    primary, secondary = pty.openpty()
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), secondary)
+    command = ["setsid", "--ctty", "--wait", COMMAND, *map(str, args)]
+    process = subprocess.Popen(command, env={**os.environ, "TERM": "xterm", "COLUMNS": "80"}, **streams)
+    os.close(secondary)
+    found, pressed = b"", False
+    try:
+        while select.select([primary], [], [], 20)[0]:
+            try:
+                found += os.read(primary, 4096)
+            except OSError:  # the other end is closed
+                break
+            if not pressed and shown.encode() in found:
+                os.write(primary, keys)
+                pressed = True
+        return found.decode().replace("\r\n", "\n"), process.wait(20)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(primary)
+
+
 def on_a_terminal(
     *args: object, stream: str = "stderr", term: str = "xterm", columns: int = 80, given: bytes = b""
 ) -> tuple[str, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.commands import FULL, on_a_terminal, shell, told
+from tests.kit.commands import FULL, at_a_keyboard, on_a_terminal, shell, told
 from tests.kit.journal_files import filled, held, made, record
 
 PLAN = "plan --qps 100000 --delay 120 --instances 500 --message-bytes 500 --worker-qps 10"
@@ -118,7 +118,7 @@ def test_a_reader_that_leaves(tmp_path: Path, args: str) -> None:
     [
         ("bench --rate 1k --seconds 1 --delay 100ms --warmup 0", b"", " of 1.1 s  ", ""),
         ("relay --to stdout: --delay 1200ms", b"a\nb\n", "2 pending  next ", "2 lines to stdout: in "),
-        ("demo --seconds 0.4 --delay 0.6", b"", "plain: 1,200 published  ", "\n"),
+        ("demo --seconds 0.4 --delay 0.6", b"", "plain: 1,200 published  ", ""),
     ],
 )
 def test_one_live_line_on_a_terminal(args: str, given: bytes, shown_meanwhile: str, last: str) -> None:
@@ -130,3 +130,21 @@ def test_one_live_line_on_a_terminal(args: str, given: bytes, shown_meanwhile: s
     assert len(states) >= 3
     assert any(shown_meanwhile in state for state in states)
     assert all(state.lstrip("\n").startswith("\r") and len(state) <= 51 for state in states)
+
+
+@pytest.mark.parametrize(
+    ("args", "shown", "said", "code"),
+    [
+        ("bench --rate 1k --seconds 20", "put  ", "Stopped before anything was measured.\n", 130),
+        ("demo", "published", "Stopped. No NATS server is left behind.\n", 130),
+        ("relay --to stdout: --delay 0", "Ctrl-D ends them.", "0 lines to stdout: in ", 130),
+        ("journal purge --all JOURNAL", "[y/N]: ", "\nError: nothing was removed: nobody has answered", 1),
+    ],
+)
+def test_ctrl_c_at_a_keyboard(full: Path, args: str, shown: str, said: str, code: int) -> None:
+    """What the terminal shows of it gives way to the line that says what it came to; no traceback."""
+    found, ended = at_a_keyboard(*words(args, full), shown=shown, keys=b"\x03")
+    assert (ended, "Traceback" in found) == (code, False), found
+    after = found.rpartition("^C")[2]
+    assert after.rpartition("\x1b[K")[2].removeprefix("\x1b[1m").startswith(said), found
+    assert after.startswith(("\r\x1b[K", "\n")), found
