@@ -100,15 +100,12 @@ def demo(
                 f"NATS server {server.version}, started for this demo; it answers bursts with 429.",
                 f"Two runs of {counted(len(messages), 'message')} at {format_number(rate)}/s, each due "
                 f"{format_duration(delay)} after it is published:",
-                "",
             )
             if form is None:
                 output.report(None, opening, None)
 
         def progress(run: Run) -> None:
             status.show(time.monotonic() - began, lambda: parts(run), at_once=run.finished)
-            if run.finished:
-                teller.keep()
 
         while True:
             try:

@@ -35,13 +35,13 @@ _NOTES = {
 
 
 def report(found: Report, timeline: Sequence[str]) -> list[Block]:
-    """The report, with these lines of a timeline in it."""
+    """The report, with these lines of a timeline in it; a terminal of 24 lines has room for all of it."""
     rows = []
     for name, note in _NOTES.items():
         values = [getattr(found.plain, name, 0), getattr(found.fallback, name)]
         shown = _duration if "lateness" in name else format_number
         rows.append(Row(name.replace("_", " "), values, shown, note, "bold" if name == "lost" else ""))
-    return ["", Table([*TITLES.values()], rows), "", *timeline, "", *closing(found)]
+    return [Table([*TITLES.values()], rows), *timeline, *closing(found)]
 
 
 def timeline_lines(buckets: Sequence[Bucket], encoding: str) -> list[str]:
@@ -87,10 +87,7 @@ def closing(report: Report) -> list[str]:
     plain, fallback = report.plain, report.fallback
     if not report.throttled:
         return [never_throttled(report)]
-    paragraphs = [
-        f"Plainly, {plain.lost:,} of {counted(plain.published, 'message')} never arrived: "
-        f"the broker refused {plain.refused:,}, and took {plain.accepted:,}."
-    ]
+    paragraphs = [f"Plainly, {plain.lost:,} of {counted(plain.published, 'message')} never arrived."]
     if fallback.lost:
         paragraphs.append(
             f"With localdelay {fallback.lost:,} of {counted(fallback.published, 'message')} never arrived "
@@ -110,8 +107,8 @@ def _saved(fallback: FallbackResult) -> str:
     native = fallback.accepted + fallback.handed_back
     sent = fallback.degraded - fallback.handed_back
     return (
-        f"The broker took {native:,} natively, {fallback.handed_back:,} of them handed back to it before "
-        f"they were due; {counted(sent, 'message')} waited here, and went to it when they were due."
+        f"The broker took {native:,} natively, {fallback.handed_back:,} of them handed back; "
+        f"{counted(sent, 'message')} waited here until due."
     )
 
 

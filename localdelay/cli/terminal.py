@@ -196,12 +196,6 @@ class Teller:
         elif self._status and not self.live:
             self.line(fitted(parts, _WIDTH))
 
-    def keep(self) -> None:
-        """Let the line that changes stand as it is, and begin another one below it."""
-        if self._shown and _has_room(0):
-            _write("\n")
-        self._shown = False
-
     def __enter__(self) -> Teller:
         return self
 

@@ -149,6 +149,7 @@ def test_table_of_a_real_run(temporary: Path) -> None:
     assert numbers["received"].split()[1] == "1,200"
     assert numbers["lost"].split()[1] == "0"
     assert "With localdelay all 1,200 arrived" in process.stdout
+    assert len(lines) <= 23  # and a prompt
     assert re.search(r"^handed back +0 +[\d,]+ +to the broker, before due$", process.stdout, re.MULTILINE)
     for row in ("primary", "local", "handed back", "rate found"):
         assert re.search(rf"^{row} {{2,}}\S+$", process.stdout, re.MULTILINE), row
