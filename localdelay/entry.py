@@ -31,7 +31,7 @@ _FAILURES: Final = 4
 _EXECUTE_AT: Final = 5
 _ALONE: Final = 6
 _EXPIRES: Final = 7
-_AT: Final = 8
+AT: Final = 8
 
 
 def all_plain(entries: Sequence[Entry]) -> bool:
@@ -82,7 +82,7 @@ def expires_of(body: Body) -> float | None:
 
 def at_of(body: Body) -> float | None:
     """The Unix time that the message was put for; None where a delay was given."""
-    return None if isinstance(body, bytes) else body[_AT]
+    return None if isinstance(body, bytes) else body[AT]
 
 
 def size_of(body: Body) -> int:

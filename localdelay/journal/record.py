@@ -6,7 +6,7 @@ import json
 import struct
 import zlib
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 
 class Record(NamedTuple):
@@ -68,21 +68,25 @@ class Journal(Protocol):
 
 Row: TypeAlias = tuple[int, float, int, str, bytes | None, bytes, str | None, int, float | None, float | None]
 """A record as a database holds it, with a checksum over all of it before what only version 2 has."""
+_COLUMNS_1: Final = 8
+"""So many has a row of version 1."""
 
 
 def encode(record: Record) -> Row:
     """The row of a record. Headers become JSON, in UTF-8."""
     key, due, attempt, name, headers, payload, dead, expires, at, _ = record
     packed = None if headers is None else json.dumps(headers, ensure_ascii=False).encode()
-    checksum = _checksum((key, due, attempt, name, packed, payload, dead, expires, at))
+    checksum = _checksum((key, due, attempt, name, packed, payload, dead, None, expires, at))
     return key, due, attempt, name, packed, payload, dead, checksum, expires, at
 
 
-def decode(row: Sequence[Any]) -> Kept:
+def decode(row: tuple[Any, ...]) -> Kept:
     """The record of a row, of either version. Raises `ValueError` for one that is damaged."""
-    key, due, attempt, name, packed, payload, dead, checksum, expires, at = (*row, None, None)[:10]
+    if len(row) == _COLUMNS_1:
+        row = (*row, None, None)
+    key, due, attempt, name, packed, payload, dead, checksum, expires, at = row
     try:
-        is_sound = checksum == _checksum((key, due, attempt, name, packed, payload, dead, expires, at))
+        is_sound = checksum == _checksum(row)
     except (TypeError, AttributeError, ValueError, struct.error):  # something of another type
         is_sound = False
     if not is_sound:
@@ -107,7 +111,7 @@ def decode_keys(packed: Any) -> frozenset[int]:
 
 def _checksum(row: tuple[Any, ...]) -> int:
     """Over all that a row has beside it."""
-    key, due, attempt, name, packed, payload, dead, expires, at = row
+    key, due, attempt, name, packed, payload, dead, _, expires, at = row
     # With the lengths in it, no byte can go over from one part to the next.
     text = name.encode()
     if packed is None and dead is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,7 @@ def salvage(connection: sqlite3.Connection) -> tuple[list[Kept], list[str]]:
     found: dict[int, Kept] = {}
     lost: dict[str, None] = {}
 
-    def take(row: Sequence[Any]) -> None:
+    def take(row: tuple[Any, ...]) -> None:
         try:
             kept = decode(row)
         except (ValueError, OverflowError) as error:
@@ -43,7 +43,7 @@ def salvage(connection: sqlite3.Connection) -> tuple[list[Kept], list[str]]:
 
 
 def _unreadable(
-    connection: sqlite3.Connection, take: Callable[[Sequence[Any]], None], first: int, last: int, depth: int
+    connection: sqlite3.Connection, take: Callable[[tuple[Any, ...]], None], first: int, last: int, depth: int
 ) -> Iterator[tuple[int, int]]:
     """Read the rows of these keys; return the ranges that hide behind pages that are damaged."""
     for order in ("ASC", "DESC"):  # what lies before the damage, and what lies behind it

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import logging
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from itertools import islice
 from operator import itemgetter
 from typing import TypeAlias
 
@@ -100,15 +100,17 @@ class Admission:
 
     async def recover(self, held: Sequence[Kept]) -> None:
         """Take in what a journal held."""
-        pending = sorted((kept for kept in held if kept[6] is None), key=itemgetter(1))  # by when it is due
+        pending = sorted([kept for kept in held if kept[6] is None], key=itemgetter(1))  # by when it is due
         dead = len(held) - len(pending)
         wall = time.time()
         now = trio.current_time()
+        overdue = bisect_right(pending, wall, key=itemgetter(1))
         # What is not due, for the clock was set back, waits like any other, and goes alone.
-        suspects = [kept for kept in pending if kept[9] and kept[1] <= wall]
-        rest = (kept for kept in pending if not (kept[9] and kept[1] <= wall))
-        while chunk := list(islice(rest, _CHUNK)):
-            self._pending.enter_kept(recovered(chunk, wall=wall, now=now))
+        suspects = [kept for kept in pending[:overdue] if kept[9]]
+        if suspects:
+            pending[:overdue] = [kept for kept in pending[:overdue] if not kept[9]]
+        for begin in range(0, len(pending), _CHUNK):
+            self._pending.enter_kept(recovered(pending[begin : begin + _CHUNK], wall=wall, now=now))
             await trio.lowlevel.checkpoint()
         self._pending.enter_suspects(recovered(suspects, wall=wall, now=now), now)
         if suspects:
@@ -116,9 +118,9 @@ class Admission:
                 "%d messages were being sent when the last process ended: each goes alone, after all others"
             )
             logger.info(line, len(suspects))
-        if pending or dead:
+        if held:
             line = "%d messages came back from the journal, %d of them overdue; it has %d dead letters"
-            logger.info(line, len(pending), sum(kept[1] <= wall for kept in pending), dead)
+            logger.info(line, len(held) - dead, overdue, dead)
 
     def close(self) -> None:
         """Take in nothing any more; puts that wait for room raise `QueueClosed`."""

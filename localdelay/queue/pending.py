@@ -21,9 +21,10 @@ from functools import partial
 
 from localdelay import arguments
 from localdelay.entry import (
+    AT,
+    CHOSEN_ID,
     Body,
     Entry,
-    at_of,
     chosen_id,
     execute_at_of,
     failures_of,
@@ -256,11 +257,11 @@ class Pending:
     def take_id(self, entry: Entry) -> None:
         """Keep the id that was chosen for this message, if there is one, until it ends or `free_id`."""
         body = entry[2]
-        if type(body) is bytes:
+        if isinstance(body, bytes):
             return
-        self.has_at = self.has_at or at_of(body) is not None
-        chosen = chosen_id(body)
-        if chosen is not None:
+        if body[AT] is not None:  # read in place: a journal brings a million of these back
+            self.has_at = True
+        if (chosen := body[CHOSEN_ID]) is not None:
             self._chosen[chosen] = entry[1]
 
     def free_id(self, entry: Entry) -> None:
