@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import attrs
 import pytest
 
-from tests.kit.faults import every, killed
+from tests.kit.faults import every, killed, stopped
 from tests.kit.faults.counting import Arrival, arrival_of, count, payload_of
 from tests.kit.faults.gauges import not_flat
 from tests.kit.faults.row import Row, table
@@ -58,6 +60,24 @@ def test_a_kill_without_a_journal_loses_messages() -> None:
     assert 0 < row.lost < row.accepted
     assert not row.is_good
     assert any(wrong.startswith("lost: run0.") for wrong in row.wrong)
+
+
+def test_a_process_that_starts_late_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has come of it is read until all is there, however long a busy machine takes to begin."""
+
+    class Late(stopped.Child):
+        def __init__(self, *args: Any) -> None:
+            time.sleep(6.0)
+            super().__init__(*args)
+
+    monkeypatch.setattr(stopped, "Child", Late)
+    monkeypatch.setattr(stopped, "_HIGH", 2.5)
+    monkeypatch.setattr(stopped, "_GRACE", 0.5)
+    try:
+        row = stopped.sigterm("late", Scale(seed=SEED), primary="beanstalkd", cycles=1)
+    except NotInstalled as missing:
+        pytest.skip(str(missing))
+    assert row.is_good, "\n".join(table([row]))
 
 
 AT = 1_800_000_000.0
