@@ -13,7 +13,7 @@ import trio
 from localdelay import arguments
 from localdelay.errors import QueueFull, Throttled
 from localdelay.fallback.fallback import Holder
-from localdelay.message import NO_HEADERS, Message, numbers
+from localdelay.message import NO_HEADERS, Message, add_terms, numbers
 from localdelay.relay import lines
 from localdelay.relay.framing import Splitter
 from localdelay.relay.lines import WrongLine
@@ -122,7 +122,10 @@ class Reader:
         due = arguments.execute_at(trio.current_time(), options.get("delay"), at, wall=wall)
         headers = options.get("headers")
         shown = MappingProxyType(dict(headers)) if headers else NO_HEADERS
-        return Message(options.get("id", next(self._numbers)), payload, due, shown)
+        message = Message(options.get("id", next(self._numbers)), payload, due, shown)
+        if terms := arguments.terms(options.get("expires"), at):
+            add_terms(message, terms)
+        return message
 
     def _refuse(self, error: ValueError) -> None:
         self.wrong += 1

@@ -214,7 +214,9 @@ _json = st.recursive(
     ),
     max_leaves=3,
 )
-_keys = st.sampled_from(["payload", "payload_base64", "delay", "at", "id", "headers", "error", "more"])
+_keys = st.sampled_from(
+    ["payload", "payload_base64", "delay", "at", "id", "headers", "expires", "error", "more"]
+)
 
 
 @given(st.dictionaries(_keys, _json))
@@ -225,8 +227,8 @@ def test_any_object_is_a_message_or_wrong(found: dict[str, Any]) -> None:
     except WrongLine:
         return
     assert isinstance(payload, bytes)
-    assert options.keys() <= {"delay", "at", "id", "headers"}
-    assert options.get("delay", 0.0) >= 0
+    assert options.keys() <= {"delay", "at", "id", "headers", "expires"}
+    assert min(options.get("delay", 0.0), options.get("expires", 0.0)) >= 0
 
 
 _text = st.text(st.characters(codec="utf-8"), max_size=20)

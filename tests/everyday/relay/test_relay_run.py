@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,24 @@ async def test_json_lines_have_times_of_their_own(
     assert dict(sink.got[1][1].headers) == {"k": "v"}
     assert outcome.queue is not None
     assert outcome.queue.sent == 4
+
+
+async def test_a_line_that_expires_is_not_sent_later(stage: Stage, autojump_clock: MockClock) -> None:
+    """It is a dead letter that says so; and what a line says of its time reaches the queue, too."""
+    lines = [
+        {"payload": "slow"},
+        {"payload": "expired", "expires": 2},
+        {"payload": "in time", "expires": "1m"},
+        {"payload": "past", "at": "2020-01-01T00:00:00Z", "expires": 0},
+    ]
+    sink = Sink(3.0)
+    outcome = await stage.relay(Script("\n".join(map(json.dumps, lines)).encode()), sink, format="jsonl")
+    assert sink.payloads == [b"past", b"slow", b"in time"]
+    assert [message.expires for _, message in sink.got] == [0.0, None, 60.0]
+    assert sink.got[0][1].at == datetime(2020, 1, 1, tzinfo=UTC).timestamp()
+    assert [payload for payload, _ in stage.watched.dead] == [b"expired"]
+    assert outcome.queue is not None
+    assert outcome.queue.expired == outcome.dead == 1
 
 
 async def test_an_empty_input(
