@@ -80,6 +80,13 @@ def expires_of(body: Body) -> float | None:
     return None if isinstance(body, bytes) else body[_EXPIRES]
 
 
+def has_expired(entry: Entry, now: float) -> bool:
+    """Whether the message is not worth sending any more."""
+    due, _, body = entry
+    expires = expires_of(body)
+    return expires is not None and now - execute_at_of(due, body) > expires
+
+
 def at_of(body: Body) -> float | None:
     """The Unix time that the message was put for; None where a delay was given."""
     return None if isinstance(body, bytes) else body[AT]

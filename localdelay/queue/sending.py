@@ -26,6 +26,7 @@ from localdelay.entry import (
     execute_at_of,
     expires_of,
     failures_of,
+    has_expired,
     is_suspect,
     message_of,
     plain_size,
@@ -291,6 +292,7 @@ class Delivery:
         entries[:] = given_up
         for entry in left:
             self._pending.retry(entry, entry)
+        self.valve.given_up(given_up)
         for entry, its_error in doomed:
             message = message_of(entry)
             is_taken = await self._bury(message, its_error)
@@ -347,9 +349,10 @@ class Delivery:
 def no_more(entry: Entry, now: float, attempts: float) -> LocalDelayError | None:
     """What a message is given up for before it is sent once more, if it is: late, or after its attempts."""
     due, _, body = entry
-    expires, attempt = expires_of(body), attempt_of(body)
-    if expires is not None and (late := now - execute_at_of(due, body)) > expires:
-        return Expired(f"{late:.3g} s late, and worth sending for {expires:.3g} s only")
+    attempt = attempt_of(body)
+    if has_expired(entry, now):
+        late, worth = now - execute_at_of(due, body), expires_of(body)
+        return Expired(f"{late:.3g} s late, and worth sending for {worth:.3g} s only")
     if is_suspect(entry) and attempt > attempts:
         return LocalDelayError(f"the process ended each time that it was sent, {attempt - 1} times")
     return None

@@ -9,7 +9,7 @@ import math
 
 import trio
 
-from localdelay.entry import Entry, moved, size_of
+from localdelay.entry import Entry, has_expired, moved, size_of
 
 from .batch import BatchPolicy, joining
 from .pending import Pending
@@ -130,7 +130,8 @@ class Taking:
             return False
         self._schedule.take(overdue)
         for entry in overdue:
-            self._pending.again(moved(entry, valve.place(now)))
+            # What is not sent any more needs no place: what is behind it might expire while it waits for one.
+            self._pending.again(moved(entry, now if has_expired(entry, now) else valve.place(now)))
         return True
 
     def _is_under_way(self, number: int | None) -> bool:

@@ -195,6 +195,13 @@ class Valve:
         elif self.probe.is_shut:
             self.on_change()
 
+    def given_up(self, entries: Sequence[Entry]) -> None:
+        """These are not sent any more: if one of them was the probe, another is."""
+        # Before their hooks: where what has expired comes first, each would else wait for the one before it.
+        if self.probe.is_shut and any(number == self.probe.out for _, number, _ in entries):
+            self.probe.out = None
+            self.on_change()
+
     def record(
         self,
         now: float,

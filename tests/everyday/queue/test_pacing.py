@@ -148,6 +148,26 @@ async def test_what_is_overdue_after_an_outage_catches_up_at_its_rate(
     assert conserved(queue).lateness.count == 620
 
 
+async def test_what_has_expired_takes_no_place_of_what_catches_up(
+    autojump_clock: Any, conserved: Any
+) -> None:
+    """After an outage of 20 s what is worth sending for 5 s goes at its rate, and not behind all the rest."""
+    sender = RecordingSender()
+
+    async def send(message: Message) -> None:
+        if trio.current_time() < 20:
+            raise ConnectionError
+        await sender(message)
+
+    probe = ProbePolicy(failures=1, wait_initial=0.1, wait_max=0.1)
+    async with open_delay_queue(send, capacity=2_000, workers=2, probe=probe, catch_up_rate=100.0) as queue:
+        for number in range(200):
+            queue.put_nowait(b"", delay=number / 10, expires=5.0)
+    s = conserved(queue)
+    assert s.sent >= 48
+    assert max(sender.times) <= 21
+
+
 @pytest.mark.parametrize(
     ("value", "error"), [(0, ValueError), (-1.0, ValueError), (float("inf"), ValueError), ("1", TypeError)]
 )

@@ -207,3 +207,45 @@ async def test_an_outage_costs_few_calls_and_is_soon_made_good(autojump_clock: A
     assert calls[True] <= 70
     assert caught_up <= 4.6
     assert conserved(queue).sent == 80 * 200
+
+
+async def test_what_has_expired_is_no_probe(autojump_clock: Any, conserved: Any) -> None:
+    """All workers give it up side by side, or what comes back from an outage would never be tried."""
+    broker = Broker(up_at=30.0)
+
+    async def hook(message: Message, error: Exception) -> None:
+        await trio.sleep(0.05)
+
+    async with open_delay_queue(
+        broker, capacity=6_000, workers=20, retry=STEADY, probe=EXACT, on_dead_letter=hook
+    ) as queue:
+        for number in range(6_000):
+            queue.put_nowait(b"", delay=number / 100, expires=2.0)
+    s = conserved(queue)
+    assert broker.sent[0][0] <= 30.0 + EXACT.wait_max + 1.5
+    assert s.sent >= (60.0 - broker.sent[0][0]) * 100
+    assert (s.sent + s.expired, s.dead) == (6_000, s.expired)
+
+
+async def test_a_probe_that_is_given_up_is_followed_at_once(autojump_clock: Any, conserved: Any) -> None:
+    """By the next one, whatever its dead-letter hook takes."""
+    broker = Broker(up_at=1.5)
+    hooks: list[float] = []
+
+    async def hook(message: Message, error: Exception) -> None:
+        hooks.append(trio.current_time())
+        await trio.sleep(10)
+
+    async def send(message: Message) -> None:
+        await broker(message)
+        if message.payload == b"c":
+            raise PermanentSendError
+
+    async with open_delay_queue(
+        send, capacity=10, workers=4, retry=STEADY, probe=EXACT, on_dead_letter=hook
+    ) as queue:
+        put_all(queue, "abcd")
+        await trio.sleep(5)
+        assert hooks == [2.002]
+        assert [(round(when, 3), payload) for when, payload, _ in broker.calls[-1:]] == [(2.002, b"d")]
+        conserved(queue)
