@@ -25,6 +25,7 @@ from .valve import log
 LOOK_EVERY: Final = 0.5
 """Seconds between two looks at the clocks."""
 _AT_ONCE: Final = 1024
+_LINE: Final = "the wall clock has moved by %.3g s, and %d messages that were put with at= have moved with it"
 APART: Final = 1.0
 """Seconds: what they have moved apart by less is the business of whoever keeps the clock right."""
 
@@ -35,12 +36,24 @@ def moved_apart(before: float, wall: float, now: float) -> float:
     return by if abs(by) > APART else 0.0
 
 
-def moved_entry(entry: Entry, wall: float, now: float) -> Entry:
-    """The message, due when it was put for; itself where it was put with a delay, or waits for a retry."""
-    at = at_of(entry[2])
-    if at is None or failures_of(entry[2]):
+def moved_entry(entry: Entry, wall: float, now: float, before: float) -> Entry:
+    """The message, due when it was put for, where it was to be so by a wall clock that was ahead by `before`.
+
+    Itself where it was put with a delay, or with what was past already, which meant now; and where it waits
+    for a retry. What is overdue by now is so since its time: it may have expired.
+    """
+    due, _, body = entry
+    at, execute_at = at_of(body), execute_at_of(due, body)
+    waits_for_retry = failures_of(body) and due != execute_at  # or it has failed, and was rescheduled
+    if at is None or waits_for_retry or abs(execute_at + before - at) > APART:
         return entry
-    return moved_to(entry, now + max(0.0, at - wall))
+    return moved_to(entry, now + at - wall)
+
+
+def away(pending: Pending) -> set[object]:
+    """What is not in the order now and may come there, due by the clocks as they were when it was put."""
+    at_work = (number for _, number, _ in pending.at_work())
+    return {*pending.ledger.waiters, *pending.lent, *at_work}
 
 
 def move_all(pending: Pending, to: Callable[[Entry], Entry]) -> int:
@@ -71,16 +84,23 @@ async def watch(pending: Pending) -> None:
     """Compare the clocks for as long as this runs, and move what was put with `at`. Only on real clocks."""
     if not is_trios_own(trio.lowlevel.current_clock()):
         return
-    before = wall_clock() - trio.current_time()
+    was = before = wall_clock() - trio.current_time()
+    missed: set[object] = set()
+    again = False
     while True:
         await trio.sleep(LOOK_EVERY)
         wall = wall_clock()  # before the other one: nothing may be early
         now = trio.current_time()
         by = moved_apart(before, wall, now)
-        if not by:
+        if by:
+            was, before, missed = before, wall - now, away(pending)
+        came = missed - away(pending)
+        if not (by or came or again):
             continue
-        before = wall - now
-        move = partial(moved_entry, wall=wall, now=now)
+        # Once more next time: what has found its room may still be on its way through the journal.
+        again = bool(by or came)
+        missed -= came
+        move = partial(moved_entry, wall=wall, now=now, before=was)
         count = move_all(pending, move) if pending.has_at else 0
-        line = "the wall clock has moved by %.3g s, and %d messages that were put with at= have moved with it"
-        log(logging.WARNING if count else logging.INFO, line, by, count)
+        if by or count:
+            log(logging.WARNING if count else logging.INFO, _LINE, before - was, count)

@@ -9,14 +9,16 @@ from functools import partial
 from typing import Any
 
 import pytest
+import trio
 
 import localdelay.queue.wall
-from localdelay import Message
+from localdelay import Message, open_delay_queue
 from localdelay.entry import Entry
 from localdelay.queue.ledger import Ledger
 from localdelay.queue.pending import Pending
 from localdelay.queue.schedule import Schedule
 from localdelay.queue.wall import move_all, moved_apart, moved_entry
+from localdelay.testing import RecordingSender
 from tests.kit.faces import FACES, Face
 
 
@@ -41,14 +43,27 @@ def message(number: int, due: float, *, at: float | None, failures: int = 0) -> 
 
 
 def test_only_what_was_put_with_at_and_has_not_failed_moves() -> None:
-    """To when the wall clock will show that; what is past is due now."""
-    move = partial(moved_entry, wall=2000.0, now=50.0)
+    """To when the wall clock will show that; what is past is overdue since then, by that clock."""
+    move = partial(moved_entry, wall=2000.0, now=50.0, before=1870.0)
     plain = (70.0, 1, b"")
     delayed = message(2, 70.0, at=None)
     failed = message(3, 70.0, at=2100.0, failures=1)
     assert [move(plain), move(delayed), move(failed)] == [plain, delayed, failed]
-    assert move(message(4, 70.0, at=2100.0)) == message(4, 150.0, at=2100.0)
-    assert move(message(5, 70.0, at=1900.0)) == message(5, 50.0, at=1900.0)
+    assert move(message(4, 230.0, at=2100.0)) == message(4, 150.0, at=2100.0)
+    assert move(message(5, 30.0, at=1900.0)) == message(5, -50.0, at=1900.0)
+
+
+def test_what_was_past_when_it_was_put_stays() -> None:
+    """It meant now, and has not expired by that."""
+    put_at_40 = message(1, 40.0, at=5.0)
+    assert moved_entry(put_at_40, wall=2000.0, now=50.0, before=1870.0) == put_at_40
+
+
+def test_what_has_failed_and_was_rescheduled_moves() -> None:
+    """It waits for its time as one that is new does."""
+    rescheduled = (230.0, 1, (b"", None, "a", 2, 1, 230.0, False, None, 2100.0))
+    moved = moved_entry(rescheduled, wall=2000.0, now=50.0, before=1870.0)
+    assert (moved[0], moved[2][5]) == (150.0, 150.0)
 
 
 @pytest.mark.parametrize("indexed", [False, True])
@@ -65,7 +80,7 @@ def test_all_that_waits_keeps_its_place_but_for_what_moves(indexed: bool) -> Non
     if indexed:
         assert pending.cancel(17)
         lent = pending.lend(3100)
-    moved = move_all(pending, partial(moved_entry, wall=1e6, now=0.0))
+    moved = move_all(pending, partial(moved_entry, wall=1e6, now=0.0, before=1e6 + 3000.0))
     assert moved == (499 if indexed else 500)
     if lent is not None:
         pending.again(lent)
@@ -112,3 +127,50 @@ def test_a_machine_that_was_suspended(
     assert told == [
         "the wall clock has moved by 100 s, and 1 messages that were put with at= have moved with it"
     ]
+
+
+async def test_what_a_machine_slept_through_has_expired(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the wall clock, as `at` means it; what is worth sending for longer is sent, as late as it is."""
+    ahead = 0.0
+    monkeypatch.setattr(localdelay.queue.wall, "wall_clock", lambda: time.time() + ahead)
+    monkeypatch.setattr(localdelay.queue.wall, "LOOK_EVERY", 0.01)
+    sender = RecordingSender()
+    async with open_delay_queue(sender, capacity=2, workers=1) as queue:
+        at = datetime.now(UTC) + timedelta(seconds=100)
+        queue.put_nowait(b"expired", at=at, expires=60.0)
+        queue.put_nowait(b"worth it", at=at, expires=3600.0)
+        await trio.sleep(0.05)
+        ahead = 200.0
+    assert sender.payloads == [b"worth it"]
+    s = queue.statistics()
+    assert (s.expired, s.sent) == (1, 1)
+    assert s.lateness.max == pytest.approx(100.0, abs=10.0)
+
+
+async def test_what_was_not_in_the_order_moves_when_it_comes(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    """A put that waits for its room while the machine sleeps, and a message that is being handed back."""
+    ahead, gap = 0.0, time.time() - trio.current_time()
+    monkeypatch.setattr(localdelay.queue.wall, "wall_clock", lambda: gap + trio.current_time() + ahead)
+    monkeypatch.setattr(localdelay.queue.wall, "is_trios_own", lambda clock: True)
+    sender = RecordingSender()
+    async with (
+        trio.open_nursery() as nursery,
+        open_delay_queue(sender, capacity=2, workers=1) as queue,
+    ):
+        at = datetime.now(UTC) + timedelta(seconds=1000)
+        first = await queue.put(b"", delay=3000.0)
+        lent = await queue.put(b"lent", at=at)
+        nursery.start_soon(partial(queue.put, b"waits", at=at))
+        await trio.sleep(10.0)
+        entry = queue._pending.lend(queue._pending.number(lent.id) or 0)
+        assert entry is not None
+        ahead = 2000.0
+        await trio.sleep(10.0)
+        assert queue.cancel(first.id)
+        queue._pending.again(entry)
+        assert sender.payloads == []
+        await trio.sleep(1.0)
+        assert sorted(sender.payloads) == [b"lent", b"waits"]
+        assert [round(message.execute_at - lent.execute_at) for _, message in sender.sent] == [-2000, -2000]
