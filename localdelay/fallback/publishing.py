@@ -286,6 +286,7 @@ class BaseFallback(ABC, Generic[_P, _Q, _C]):
     def _whom(self, receipt: Receipt | str) -> tuple[str, tuple[object] | None]:
         """The id of a message, and what the primary gave for it: None where it has nothing to cancel."""
         arguments.check_kind("receipt", receipt, Receipt | str, "a Receipt or an id")
+        self._router.check_process()
         name = receipt if isinstance(receipt, str) else receipt.message.id
         if isinstance(receipt, Receipt) and receipt.route is PRIMARY and self._cancel_delayed is not None:
             return name, (receipt.handle,)

@@ -23,6 +23,7 @@ from localdelay.queue.queue import DelayQueue
 
 from .events import HandedBack
 from .router import Router
+from .routing import NO_ANSWER
 
 IN_FLIGHT = 10
 _PASS_EVERY = 1.0
@@ -175,6 +176,9 @@ class Returning:
                     outcome = self._router.outcome_of(error)
             finally:
                 gate.record(ticket, outcome, error)
+                if isinstance(error, NO_ANSWER) or (error is None and outcome is Outcome.OTHER):
+                    # It may have it, as well as the queue: who cancels the message has to ask it, too.
+                    self._router.keep(message_of(entry), None)
             self._settle(one, entry, error, outcome)
             self._changed.unpark_all()  # a trial that said nothing is there again, or all are to stop
             del error  # or its traceback, this frame and the payload hold each other

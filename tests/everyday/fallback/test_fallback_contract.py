@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import signal
+from functools import partial
 
 import pytest
 
@@ -25,31 +26,33 @@ def test_every_world_plays_it_alike(world: World, scene: Scene) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing can be forked here")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 @WORLDS
-def test_a_forked_child_publishes_nothing(world: World) -> None:
+@pytest.mark.parametrize("call", ["publish", "cancel"])
+def test_a_forked_child_publishes_and_cancels_nothing(world: World, call: str) -> None:
     """It raises `QueueClosed`, though another thread had the locks."""
-    world.play(_fork)
+    world.play(partial(_fork, call=call))
 
 
-async def _fork(world: World) -> None:
-    async with world.stage() as stage:
+async def _fork(world: World, call: str) -> None:
+    async with world.stage(cancels=True) as stage:
         router = stage.fallback._router
-        with router.lock, router.gates.only._lock:
+        with router.lock, router.gates.only._lock, router.handles._lock:
             child = os.fork()
             if not child:
-                _end_as_a_child_should(stage)
+                _end_as_a_child_should(stage, call)
         assert os.waitpid(child, 0)[1] == 0  # noqa: ASYNC222 (it ends at once)
         await stage.publish()
         assert len(stage.primary.calls) == 1
 
 
-def _end_as_a_child_should(stage: Stage) -> None:
+def _end_as_a_child_should(stage: Stage, call: str) -> None:
     status = 1
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(20)
-        published = stage.fallback.publish(b"p", delay=300.0)
-        if inspect.iscoroutine(published):
-            published.send(None)
+        fallback = stage.fallback
+        called = fallback.cancel("order 7") if call == "cancel" else fallback.publish(b"p", delay=300.0)
+        if inspect.iscoroutine(called):
+            called.send(None)
     except QueueClosed:
         status = len(stage.primary.calls)
     finally:

@@ -10,7 +10,15 @@ import pytest
 import trio
 import trio.testing
 
-from localdelay import BreakerPolicy, BreakerState, Fallback, Message, open_delay_queue
+from localdelay import (
+    BreakerPolicy,
+    BreakerState,
+    Cancelled,
+    Fallback,
+    Message,
+    Throttled,
+    open_delay_queue,
+)
 from localdelay.fallback.router import World
 from localdelay.testing import RecordingSender
 
@@ -141,4 +149,36 @@ async def test_a_hand_back_that_had_less_time_says_nothing_about_the_primary(
         await trio.sleep(10.0)
         assert fallback.statistics().breaker is state
         conserved(queue)
+        await queue.drain(0.0)
+
+
+@pytest.mark.parametrize("answer", [ConnectionResetError, None], ids=["lost", "hangs"])
+async def test_what_may_have_gone_back_is_cancelled_there_too(
+    autojump_clock: trio.testing.MockClock, conserved: Any, answer: type[Exception] | None
+) -> None:
+    """The primary may have it although the hand-back has failed; what it refuses it has not."""
+    asked: list[tuple[str, object]] = []
+
+    async def primary(message: Message, delay: float) -> None:
+        if message.id == "refused":
+            raise Throttled
+        if answer is not None:
+            raise answer
+        await trio.sleep_forever()
+
+    async def cancel(id: str, handle: object) -> None:
+        asked.append((id, handle))
+
+    async with open_delay_queue(RecordingSender(), capacity=20, workers=1) as queue:
+        fallback = Fallback(
+            primary, queue, limit=None, hand_back=True, publish_timeout=1.0, cancel_delayed=cancel
+        )
+        for name in ("lost", "refused"):
+            await queue.put(b"", delay=3600.0, id=name)
+        fallback._router.on_held()
+        await trio.sleep(0.5 if answer else 1.5)
+        assert await fallback.cancel("lost") is Cancelled.LOCAL
+        assert await fallback.cancel("refused") is Cancelled.LOCAL
+        assert asked == [("lost", None)]
+        assert conserved(queue).cancelled == 2
         await queue.drain(0.0)
