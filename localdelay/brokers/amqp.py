@@ -58,7 +58,7 @@ import pika
 import trio
 
 from localdelay.brokers.address import Address
-from localdelay.brokers.amqp_channel import Target
+from localdelay.brokers.amqp_channel import ANY_SIZE, Target
 from localdelay.brokers.amqp_delays import SHORT, delay_queue, quantised
 from localdelay.brokers.amqp_errors import blocked, classified
 from localdelay.brokers.amqp_session import Session
@@ -162,6 +162,7 @@ class _Driver(Driver):
     async def connect(self, outbox: Outbox) -> AsyncIterator[Session]:
         if self.confirm_timeout > LONGEST_CONFIRM_TIMEOUT:
             raise ValueError(f"confirm_timeout must be at most {LONGEST_CONFIRM_TIMEOUT:g} s")
+        self.target.largest = ANY_SIZE  # what is learned of a broker is of that one: this may be another
         session = Session(self._parameters, self.target, outbox, self._note_blocked)
         async with session.connected():
             yield session

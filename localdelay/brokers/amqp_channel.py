@@ -24,6 +24,7 @@ from localdelay.brokers.amqp_delays import DelayQueueType, delay_arguments, dela
 from localdelay.brokers.outbox import Outbox, Parcel
 from localdelay.brokers.wire import ID
 
+ANY_SIZE: Final = 2**63
 DECLARED_FOR: Final = 60.0
 """Seconds after which a delay queue is declared again before the next message is put into it."""
 
@@ -37,8 +38,8 @@ class Target:
 
     queue: str
     delay_type: DelayQueueType
-    largest: int = 2**63
-    """Bytes of a payload."""
+    largest: int = ANY_SIZE
+    """Bytes of a payload, as far as the broker has refused one."""
     frame_max: int = 131_072
     """Bytes of a frame."""
 

@@ -186,11 +186,13 @@ class _Driver(Driver):
     def __init__(self, where: Address) -> None:
         self.where = f"NSQ at {where.place}"
         self.native_delay = where.choice("delay", "native") is not None
-        self.limits = {
+        self._given = {
             "message": where.count("max_msg_size", 1024 * 1024),
             "batch": _BATCH_BYTES,
             "delay": where.count("max_req_timeout", 3600) * 1000,
         }
+        self._has_learned = False
+        self.limits = self._given
         """Bytes of a message and of a batch, and milliseconds of a delay; nsqd's own unless it says more."""
         self._topic = where.target.encode()
         self.pub, self.mpub = b"PUB %b\n" % self._topic, b"MPUB %b\n" % self._topic
@@ -199,10 +201,11 @@ class _Driver(Driver):
         self._needs_tls = where.choice("tls", "required") is not None
 
     def learn(self, said: str) -> None:
-        """What the server tells of its limits when it refuses."""
+        """What the server tells of its limits when it refuses, and then hangs up."""
         for name, pattern in _LIMITS.items():
             if found := pattern.search(said):
-                self.limits[name] = min(self.limits[name], int(found[1]))
+                self.limits = {**self.limits, name: min(self.limits[name], int(found[1]))}
+                self._has_learned = True
 
     def encode(self, message: Message, delay: float | None) -> bytes:
         size = len(message.payload)
@@ -225,6 +228,11 @@ class _Driver(Driver):
 
     @asynccontextmanager
     async def connect(self, outbox: Outbox) -> AsyncIterator[_Line]:
+        if (
+            not self._has_learned
+        ):  # else this would be refused again: it may be another server, that takes more
+            self.limits = self._given
+        self._has_learned = False
         with closing(_Line(await connect_socket(*self._address), outbox, self)) as line:
             about = {"client_id": "localdelay", "hostname": socket.gethostname(), "user_agent": "localdelay"}
             asked = {"feature_negotiation": True, "heartbeat_interval": _HEARTBEAT, "tls_v1": True}

@@ -245,6 +245,23 @@ async def test_too_large_a_message_fails_alone(rabbit: RabbitServer, url: str) -
     assert max(got.values()) == 1
 
 
+async def test_a_broker_that_takes_more_after_a_restart(rabbit: RabbitServer, url: str) -> None:
+    """What was learned of a limit is forgotten with the connection: no larger message is given up for it."""
+    large, close = bytes(LIMIT + 1), "[rabbit_networking:close_connection(P, <<>>) || P <- Connections]"
+    close = f"Connections = rabbit_networking:connections(), {close}"
+    async with opened(url) as broker:
+        with pytest.raises(PermanentSendError):
+            await broker.send(message("refused", large))
+        rabbit.call(f"application:set_env(rabbit, max_message_size, {LIMIT + 1})")
+        try:
+            await trio.to_thread.run_sync(rabbit.call, close)
+            while (await outcomes(broker, [message("taken", large)]))["taken"] is not None:  # noqa: ASYNC110
+                await trio.sleep(0.02)
+        finally:
+            rabbit.call(f"application:set_env(rabbit, max_message_size, {LIMIT})")
+    assert await arrived(rabbit, url, 1) == Counter(["taken"])
+
+
 async def test_two_sizes_that_are_too_large_are_both_found(rabbit: RabbitServer, url: str) -> None:
     """The broker names one of them; all over its limit are to blame, and none of the small ones."""
     batch = [message(f"large{number}", bytes(LIMIT + 1 + number)) for number in range(3)]

@@ -206,6 +206,33 @@ async def test_refused_in_company_each_is_sent_alone(fake: FakeServer) -> None:
     assert [body for line, body in fake.commands if line == b"PUB topic" and len(body) < 30] == [b"a", b"b"]
 
 
+async def test_another_server_may_take_more(fake: FakeServer) -> None:
+    """What was learned of one is forgotten with its connection, unless that was how it ended."""
+
+    def answer(command: Command) -> list[tuple[int, bytes]]:
+        too_large = len(command[1]) > most
+        return (
+            [(1, b"E_BAD_MESSAGE PUB message too big %d > %d" % (len(command[1]), most))]
+            if too_large
+            else said
+        )
+
+    fake.answer, most, said = answer, 10, [OK]
+    async with opened(fake, limit=5.0) as broker:
+        for _ in range(3):
+            with pytest.raises(PermanentSendError):
+                await broker.send(message("a", bytes(11)))
+            await broker.send(message("b"))
+        assert fake.connections == 2
+        said = [(1, b"E_PUB_FAILED PUB failed exiting")]
+        with pytest.raises(NsqError, match="exiting"):
+            await broker.send(message("c"))
+        most, said = 20, [OK]
+        await broker.send(message("d"))
+        await broker.send(message("a", bytes(11)))
+    assert fake.connections == 3
+
+
 async def test_what_was_written_behind_the_guilty_is_written_again(fake: FakeServer) -> None:
     """The server has not read it: nobody hears of it."""
     fake.answer = lambda command: [(1, b"E_BAD_TOPIC")] if b"bad" in command[1] else [OK]
