@@ -1,6 +1,7 @@
 """One module a broker: send and confirm, tell throttling from failing, native delay where there is one.
 
-A module imports its client at the top, so nothing here imports the modules: each needs an extra.
+A module imports its client at the top, so nothing here imports the modules: each needs an extra. What each
+does stands in README.md.
 
     wire        what travels with a message
     broker      what every broker has
@@ -18,8 +19,7 @@ A module imports its client at the top, so nothing here imports the modules: eac
                 that delay; amqp_loop: pika's loop on Trio's; amqp_errors: what is throttling
     kafka       by confluent-kafka; kafka_producer: its thread; kafka_errors: what they mean
     rocketmq    by its official client; rocketmq_client: how that is imported
-    nats        by nats-py; nats_client: on trio-asyncio; nats_connection, nats_frames: its answers;
-                nats_answers: what they mean
+    nats        likewise; nats_line: the connection; nats_answers: what is said there
 """
 
 from .address import hide_secrets

@@ -1,4 +1,14 @@
-"""The queues that delay messages for another one. Pure."""
+"""The queues that delay messages for another one. Pure.
+
+RabbitMQ deletes such a queue, with all that is in it, when it was not declared for its delay and ten
+minutes more (`x-expires`). No message is lost by that: a queue is declared again ahead of the first message
+that comes a minute or more after the last declaration. So a message is written at most 60 s after a
+declaration; it is confirmed at most 300 s after that (`confirm_timeout` can't be more), or counts as not
+taken; and it leaves when its delay is over, four minutes before the queue may go. The broker handles
+declaration and message in this order, so it may stand still for as long as it likes. A node that
+restarts begins to count anew. Only to set a broker's clock back by minutes would break this: time to live
+is counted on the wall clock.
+"""
 
 from __future__ import annotations
 

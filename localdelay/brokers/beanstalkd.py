@@ -1,33 +1,4 @@
-"""beanstalkd, with greenstalk's errors. Needs the extra `beanstalkd`.
-
-`beanstalkd://host[:11300]/TUBE`. Jobs get the `?priority=` (0 is the most urgent, 2**32 - 1 the least, 65536
-by default), and a consumer has `?time_to_run=` seconds (60) before its job goes to another.
-
-Only the payload travels, as the body of a job: beanstalkd has no headers, so a consumer that is to recognise
-a message that comes twice must find its id in the payload.
-
-A message is confirmed by the id that the server gives to its job. The server then has it in memory; only with
-`-b DIR` it is on disk too, and only with `-f 0` before it is confirmed (the default writes every 50 ms). Jobs
-of a tube are handed out by priority, then in the order in which they were sent, except that what is tried
-again comes later.
-
-All sends share one connection, on Trio's own sockets: puts are written together, and each has an answer of
-its own, so that one that is refused or cancelled harms no other. A lost connection is made again for as long
-as the block is open; sends wait for it.
-
-- Throttled: the server is draining (SIGUSR1; only a restart ends that), or out of memory, which a full disk
-  of `-b` is too. A job that it has buried because of that was kept, but is not handed out before somebody
-  kicks it; the message is sent again all the same.
-- Permanent: a payload over the server's `-z` (65,535 bytes by default), a delay of 2**32 seconds and more, a
-  command that the server does not know.
-- What was under way when the connection was lost raises `ConnectionError`, and what is not answered within
-  `confirm_timeout` a `TimeoutError`: the server may have it. What has found no connection in that time is a
-  `ConnectionError` too.
-- As greenstalk names it, and to be tried again: the rest, such as `InternalError`.
-
-The delay is the server's own, in whole seconds, rounded up: nothing comes early. It is kept over a restart
-with `-b`.
-"""
+"""beanstalkd, with greenstalk's errors. Needs the extra `beanstalkd`."""
 
 from __future__ import annotations
 

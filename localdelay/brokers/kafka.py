@@ -1,30 +1,4 @@
-"""Kafka, by confluent-kafka, which is librdkafka. Needs the extra `kafka`.
-
-A message is confirmed by its delivery report: all in-sync replicas have it (acks=all). The producer is
-idempotent, so that what librdkafka tries again by itself, over lost connections too, is there once; a message
-that was not confirmed and is sent again by the queue may be there twice.
-
-What travels with a message: its own headers, `Localdelay-Id`, `Localdelay-Attempt` and
-`Localdelay-Execute-At` (wall clock, RFC 3339), in UTF-8. It has no key: what is sent at the same time goes to
-one partition in whole batches, and each time to another.
-
-While there is no connection, sends wait: librdkafka makes it again for as long as the block is open. What is
-not confirmed within `delivery.timeout.ms` (15 s), is given up, up to a second later. What stands after the
-`?` of the URL are librdkafka's options, by its names.
-
-- Throttled: librdkafka's queue is full; a policy refuses; there are too few in-sync replicas. A produce quota
-  refuses nothing: the broker stops listening for so long. What is given up meanwhile is throttled, with what
-  is left of that as `retry_after`, and the limit that the broker was opened with is told at once.
-- Permanent: a message that is too large (`message.max.bytes`: 1,000,000 for librdkafka, about that by default
-  for topics) or that the topic does not take; a topic that is not there any more or may not be written to.
-  What was refused in company is sent alone before it is judged: a batch may be too large of small messages.
-- As a `TimeoutError`, with the last that librdkafka has said of its connections: what was given up. It may be
-  stored all the same.
-- As a `ConnectionError`: what was under way in a producer that can't go on; a new one is made.
-- As a `KafkaException`, to be tried again: the rest.
-
-Kafka has no delay of its own.
-"""
+"""Kafka, by confluent-kafka, which is librdkafka. Needs the extra `kafka`."""
 
 from __future__ import annotations
 

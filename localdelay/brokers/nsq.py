@@ -1,27 +1,4 @@
-"""NSQ, by its own line protocol on Trio's sockets. It needs no extra.
-
-The URL is `nsq://[secret@]host[:4150]/TOPIC`, with the TCP port of an nsqd. The secret is for AUTH, where the
-server asks for it. Where it offers TLS that is used, and its certificate must be one that the system trusts
-(or the file that the environment variable SSL_CERT_FILE names); `?tls=required` sends nothing without.
-
-What travels is the payload, which can't be empty: NSQ has no headers, so a consumer that is to recognise a
-message that comes twice must find its id in the payload.
-
-A message is confirmed by the server's OK. It then is in the topic's queue: in memory or, past
-`--mem-queue-size`, on disk; a kill loses what is in memory (`--mem-queue-size=0 --sync-every=1`: nothing).
-All sends share one connection. What is sent together goes as one MPUB, which is taken or refused as a whole:
-refused, each of its messages is sent alone before it is judged.
-
-- Throttled: E_PUB_FAILED and its kin: the server can't put it into the queue, as when its disk is full.
-- Permanent: an empty payload, or one over the server's `--max-msg-size`: it would end the connection for it,
-  and does not tell it beforehand. It is taken to be 1,048,576 bytes, as nsqd has it, unless `?max_msg_size=`
-  says otherwise or it has refused less. E_UNAUTHORIZED too, E_INVALID and the other E_BAD_ errors.
-- As `NsqError`, to be tried again: the rest.
-
-Its own delay (DPUB) is kept in memory alone: a message that goes to disk comes at once, it counts from the
-moment in which a channel takes the message, and is gone after a restart. So it is only for who asks for it by
-`?delay=native`, up to the server's `--max-req-timeout`, an hour unless `?max_req_timeout=` (s) is given.
-"""
+"""NSQ, by its own line protocol on Trio's sockets. It needs no extra."""
 
 from __future__ import annotations
 
@@ -120,7 +97,6 @@ class _Line(Line):
         self._driver = driver
         self._unanswered: deque[Sequence[Parcel]] = deque()
         self._frames: deque[tuple[int, bytes]] = deque()
-        self._rest = b""
 
     async def answer(self, command: bytes = b"") -> bytes:
         """Write a command, and read its answer: before there are messages. Raises `ConnectionError`."""

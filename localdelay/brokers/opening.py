@@ -82,7 +82,7 @@ _CLIENTS: Mapping[str, tuple[str, ...]] = {
     "redis": ("coredis",),
     "beanstalkd": ("greenstalk",),
     "rocketmq": ("rocketmq", "grpc", "google"),
-    "nats": ("nats", "trio_asyncio"),
+    "nats": ("nats",),
 }
 """The packages that an extra brings, by the names that they are imported by."""
 
@@ -98,10 +98,11 @@ async def open_broker(
     """Connect to the broker at `url`, for the length of an `async with` block.
 
     It has a host and what to publish to, as in `nats://[user:password@]host[:port]/SUBJECT`, after `amqp:`,
-    `beanstalkd:`, `kafka:`, `nats:`, `nsq:`, `redis:` or `rocketmq:`; and `stdout:`. Each module says what it
-    carries, how it confirms, and what its options are. What is not confirmed within `confirm_timeout` seconds
-    has failed: 10, or 15 with Kafka, unless it is given. A broker that lets less through without refusing
-    anything (a quota of Kafka's) is reported to the `limit`, which should be that of the queue.
+    `beanstalkd:`, `kafka:`, `nats:`, `nsq:`, `redis:` or `rocketmq:`; and `stdout:`. `brokers/README.md` says
+    what each carries, how it confirms, and what its options are. What is not confirmed within
+    `confirm_timeout` seconds has failed: 10, or 15 with Kafka, unless it is given. A broker that lets less
+    through without refusing anything (a quota of Kafka's) is reported to the `limit`, which should be that of
+    the queue.
     Raises `ValueError` for a URL that `check_url` refuses, `ModuleNotFoundError` where the broker's extra
     is not installed, and `ConnectionError` where no broker answers. None of them shows a password.
     """

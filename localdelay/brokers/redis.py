@@ -1,37 +1,4 @@
-"""Redis streams, by coredis, which runs on Trio. Needs the extra `redis`; Redis 6.0 or later.
-
-The URL is `redis://[user:password@]host[:port]/STREAM`, and `rediss://` for TLS, which trusts whom the system
-trusts (or the file that the environment variable SSL_CERT_FILE names). Its options are `db`, a number;
-`max_length`: Redis keeps about so many entries and drops the oldest, read or not; and `eviction=allowed`: a
-server whose `maxmemory-policy` is another than `noeviction` is refused else, for it may evict what it has
-confirmed. A replica is refused, and one that becomes a replica is left: the connection is made anew.
-
-What travels: an entry has the fields `payload` (the bytes), `Localdelay-Id`, `Localdelay-Attempt`,
-`Localdelay-Execute-At` (wall clock, RFC 3339), and the message's own headers by their names. A header that is
-called `payload`, or begins with `header:`, gets `header:` before its name, so that the payload stays alone.
-
-A message is confirmed by the reply to its XADD. Redis then has it in memory; whether it is on disk too says
-the server's `appendfsync`: only `always` writes before it replies, `everysec` may lose the last second, and a
-replica that takes over may not have it. Entries stay in the order in which they were sent, except that what
-is tried again comes later. An entry is there until somebody trims the stream.
-
-All sends share one connection and go in pipelines, each with a reply of its own: one that is refused or
-cancelled harms no other. A lost connection is made again for as long as the block is open; sends wait for it.
-
-- Throttled: out of memory (`OOM`); max number of clients reached; 8 MiB are under way and Redis takes no
-  more within `confirm_timeout`; and Redis says nothing for so long, as it does under CLIENT PAUSE. This last
-  one is ambiguous: Redis may add the message all the same, and the next send then adds it again, with the
-  same id.
-- Permanent: a payload, header or id over the server's `proto-max-bulk-len` (512 MiB where CONFIG GET does
-  not tell it), an entry that is too large for a stream, a key that holds no stream, access refused, no such
-  command.
-- What was under way when the connection was lost raises `ConnectionError`, ambiguous too. What has found no
-  connection within `confirm_timeout` raises it as well; that was not sent.
-- As coredis raises it, and to be tried again: the rest, such as `LOADING`, `BUSY`, `MISCONF`,
-  `NOREPLICAS`, `CLUSTERDOWN`, `MOVED`.
-
-Redis has no delayed publish.
-"""
+"""Redis streams, by coredis, which runs on Trio. Needs the extra `redis`; Redis 6.0 or later."""
 
 from __future__ import annotations
 

@@ -1,23 +1,4 @@
-"""Standard output: a message is a line.
-
-What is written is the payload and a line break. A payload that has line breaks in it is written as it is,
-and reads back as several lines; ids and headers are not written.
-
-A message is confirmed when the system has taken its whole line: what stands in a pipe is lost if the reader
-ends without reading it, and what stands in a file if the machine goes down. Messages are written in the
-order in which they were sent. On a pipe, a line of up to PIPE_BUF bytes (4,096 on Linux) is written in one
-piece, whoever else writes there.
-
-A reader that stands still is no error: sends wait. Nothing is taken out of their hands before there is room
-for it, so a send that is cancelled or timed out while it waits is not written later. A longer line that was
-begun is ended before anything else is written.
-
-- Throttled: the disk is full, a quota or a limit of the file's size is reached. If that cuts a line in two,
-  its rest is written before the next line; its message has failed, and is there twice if it is sent again.
-- Permanent: the reader is gone (a `PermanentSendError` with `BrokenPipeError` as its cause).
-
-No delay of its own.
-"""
+"""Standard output: a message is a line."""
 
 from __future__ import annotations
 
