@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import socket
 import ssl
+from collections.abc import Callable
 
 import trio
 from trio.lowlevel import wait_readable, wait_writable
@@ -30,6 +31,8 @@ class Line:
         self.heard = -math.inf
         """When something has been answered last, on Trio's clock."""
         self._socket = connected
+        self._rest = b""
+        """What has come of an answer that is not whole."""
         self._unwritten = bytearray()
         self._filled = trio.lowlevel.ParkingLot()
         self._ended = False
@@ -40,6 +43,11 @@ class Line:
         Raises `OutOfStep`.
         """
         raise NotImplementedError
+
+    @property
+    def unwritten(self) -> int:
+        """Bytes that wait until there is room."""
+        return len(self._unwritten)
 
     def send(self, data: bytes) -> None:
         """Write bytes, now or when there is room. Raises `ConnectionError` where the connection was lost."""
@@ -70,16 +78,23 @@ class Line:
 
     async def lost(self) -> Exception:
         """Write and read until the connection is lost; returns why it was."""
-        reason: Exception
+        reason: Exception = OutOfStep("it has ended")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._flush)
             try:
-                reason = await self._read()
+                await self.read_until(lambda: False)
             except OSError as error:
                 reason = error
             self._ended = True  # at once: who was settled just now may write in this turn of the loop
             nursery.cancel_scope.cancel()
         return reason
+
+    async def read_until(self, done: Callable[[], object]) -> None:
+        """Have what comes `received` until this has come about. Raises `OSError` at the end."""
+        while not done():
+            # Before it reads and not only where there is nothing to read: others want to run, too.
+            await wait_readable(self._socket)
+            self._rest = self.received(self._rest + await self.receive())
 
     async def receive(self) -> bytes:
         """What has come: at least a byte. Raises `ConnectionError` at the end."""
@@ -94,13 +109,6 @@ class Line:
                 if not data:
                     raise ConnectionError("it has closed the connection")
                 return data
-
-    async def _read(self) -> Exception:
-        rest = b""
-        while True:
-            # Before it reads and not only where there is nothing to read: others want to run, too.
-            await wait_readable(self._socket)
-            rest = self.received(rest + await self.receive())
 
     async def _flush(self) -> None:
         while True:

@@ -1,74 +1,33 @@
-"""NATS JetStream, by nats-py on trio-asyncio. Needs the extra `nats`.
-
-The URL is `nats://[user:password@ | token@]host[:port][,host...]/SUBJECT`. A stream must hold the subject. A
-server that asks for TLS gets it, and must have a certificate that the system trusts (or the file that the
-environment variable SSL_CERT_FILE names); `?tls=required` publishes nothing without.
-
-What travels: the payload, the message's own headers, and `Localdelay-Id`, `Localdelay-Attempt` and
-`Localdelay-Execute-At` (wall clock, RFC 3339). `Nats-Msg-Id` is left alone: the server remembers it for a
-scheduled message too, and would then swallow an immediate one of the same id while saying that it took it.
-Consumers deduplicate by `Localdelay-Id`.
-
-A message is confirmed by the PubAck of the stream. The stream then has it: in memory, or in a file that the
-server's death does not harm; what the machine's may, the server's `sync_interval` says (two minutes, or
-`always`). With replicas, a majority has it. Messages are stored in the order in which they are sent, except
-that what is tried again comes later.
-
-Its delay is the server's own: message schedules, in NATS 2.12 and later; every server that may hold the
-stream must be. The stream must have `allow_msg_schedules`, and hold both the subject and `SUBJECT.delayed.*`.
-A subject keeps one schedule, so each message is scheduled on a subject of its own, named by a digest of its
-id; publishing an id again replaces what was scheduled for it. It is due by the server's clock.
-
-The user must be allowed to publish to these subjects, and to subscribe to an inbox (`_INBOX.>`, or what
-`?inbox_prefix=` says). That it may ask `$JS.API.STREAM.NAMES` helps, see below.
-
-All sends share one connection, each with an answer of its own: one that is refused or cancelled harms no
-other. A lost connection is made again, to any server of the cluster, for as long as the block is open.
-
-- Throttled: 429, such as "too many requests" (the server's `max_buffered_msgs`); a stream that is full and
-  discards what is new (10077, "maximum ... exceeded"); the limits of the server (10023, 10028, 10047) and of
-  the account (10002, which comes as a 400). The server never says for how long.
-- Permanent: more than the server's `max_payload` with its headers; every other 400, such as a message over
-  the stream's `max_msg_size`, or a schedule where the stream allows none; a subject that this user may not
-  publish to; a subject that no stream holds; a header that NATS can't carry.
-- As nats-py raises it, and to be tried again: the rest. `NoStreamResponseError` too, where a stream holds the
-  subject and does not answer: it has no leader now, or its server is away. Without a stream the server's
-  answer is the same, so that it is asked for its streams; where it does not say, or a connection was made
-  again within the last ten seconds and the streams may be yet to come, this is not permanent.
-- What was under way when the connection was lost raises `ConnectionLost`, and what is not confirmed within
-  `confirm_timeout` `TimeoutError`: both are ambiguous.
-"""
+"""NATS JetStream, with nats-py's errors, on a line of its own. Needs the extra `nats`."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import Any
+from urllib.parse import urlsplit
 
 import trio
-from nats.aio.client import Client
 
-from localdelay.brokers.address import Address, host_and_port
+from localdelay.brokers.address import Address
 from localdelay.brokers.driver import Driver
+from localdelay.brokers.line import connect_socket
 from localdelay.brokers.nats_answers import classified
-from localdelay.brokers.nats_client import asyncio_loop, close, connected
-from localdelay.brokers.nats_connection import Connection, Publication
+from localdelay.brokers.nats_line import Connection, Publication
 from localdelay.brokers.outbox import Outbox
 from localdelay.brokers.wire import ID, OWN, headers_of, rfc3339
 from localdelay.errors import PermanentSendError
 from localdelay.message import Message
-
-__all__ = ["classified", "connected", "driver_at", "schedule_subject", "stream_subjects"]
 
 _SCHEDULES_SINCE = (2, 12)
 _SCHEDULE, _TARGET = "Nats-Schedule", "Nats-Schedule-Target"
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # a token of RFC 9110
 # A line of the protocol may have 4,096 bytes, and more than a subject is in it.
 _LONGEST_SUBJECT = 3000
+_PORT = 4222
 _MAX_PAYLOAD = 1024 * 1024  # the server's own, until it has said which
 
 
@@ -106,19 +65,18 @@ class _Driver(Driver):
         if len(where.target.encode()) > _LONGEST_SUBJECT:
             raise ValueError(f"the subject must have {_LONGEST_SUBJECT:,} bytes at most")
         self._subject = where.target
-        self._given = [f"nats://{host_and_port(host, port)}" for host, port in where.hosts]
-        self._servers = list(self._given)
-        """The one that it was connected to is the last to be tried again."""
-        self._options: dict[str, Any] = {}
-        if where.choice("tls", "required") is not None:
-            self._options["tls"] = ssl.create_default_context()
-        if "inbox_prefix" in where.options:
-            self._options["inbox_prefix"] = where.options["inbox_prefix"]
-        # Not in the URL: there nats-py would forget them on its way to another server, and show them.
+        self._inbox = where.options.get("inbox_prefix", "_INBOX")
+        if not re.fullmatch(r"[^\s*>]+", self._inbox):
+            raise ValueError("inbox_prefix must be a subject, as in ?inbox_prefix=mine")
+        self._needs_tls = where.choice("tls", "required") is not None
+        self._user: dict[str, str] = {}
         if where.username and where.password is None:
-            self._options["token"] = where.username
+            self._user = {"auth_token": where.username}
         elif where.username:
-            self._options |= {"user": where.username, "password": where.password}
+            self._user = {"user": where.username, "pass": where.password or ""}
+        self._given = where.hosts
+        self._servers = list(where.hosts)
+        """The one that it was connected to is the last to be tried again."""
         self._most = _MAX_PAYLOAD
         self._connected_before = False
 
@@ -148,47 +106,49 @@ class _Driver(Driver):
 
     @asynccontextmanager
     async def connect(self, outbox: Outbox) -> AsyncIterator[Connection]:
-        async with asyncio_loop():
-            connection = await self._reach(outbox)
-            try:
-                self._know(connection.client)
-                yield connection
-            finally:
-                await close(connection.client)
+        with closing(await self._reach(outbox)) as connection:
+            self._know(connection.info)
+            yield connection
 
     async def _reach(self, outbox: Outbox) -> Connection:
         """Connect to the first server that lets one in. Raises what is wrong with the last one."""
-        servers = list(self._servers)
-        for left in range(len(servers), 0, -1):
+        for left in range(len(self._servers), 0, -1):
             server = self._servers.pop(0)
             self._servers.append(server)
-            connection = Connection(outbox, again=self._connected_before)
             now = trio.current_time()
             try:
                 # One that does not answer must leave some time for the others.
                 with trio.fail_after((trio.current_effective_deadline() - now) / left):
-                    await connection.open(server, self._options)
-            except BaseException as error:
-                await close(connection.client)
-                if left == 1 or not isinstance(error, Exception):
+                    return await self._enter(*server, outbox)
+            except Exception:
+                if left == 1:
                     raise
-            else:
-                return connection
         raise ConnectionError("there is no server")
 
-    def _know(self, client: Client) -> None:
+    async def _enter(self, host: str, port: int, outbox: Outbox) -> Connection:
+        connected = await connect_socket(host, port)
+        connection = Connection(connected, outbox, self._inbox, again=self._connected_before)
+        try:
+            await connection.open(host, self._user, needs_tls=self._needs_tls)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _know(self, info: Mapping[str, Any]) -> None:
         """What the server says of itself, and of its cluster."""
         self._connected_before = True
-        self._most = client.max_payload
+        version = re.match(r"(\d+)\.(\d+)", f"{info.get('version')}") or ("", "0", "0")
+        self.native_delay = (int(version[1]), int(version[2])) >= _SCHEDULES_SINCE
+        self.no_delay = f"NATS {version[1]}.{version[2]} has no message schedules: they came with 2.12"
         try:
-            version = client.connected_server_version
-            major, minor = version.major, version.minor
-        except ValueError:
-            major = minor = 0
-        self.native_delay = (major, minor) >= _SCHEDULES_SINCE
-        self.no_delay = f"NATS {major}.{minor} has no message schedules: they came with 2.12"
+            self._most = int(info.get("max_payload", _MAX_PAYLOAD))
+            hosts = [urlsplit(f"//{one}") for one in info.get("connect_urls") or ()]
+            found = [(one.hostname or "", one.port or _PORT) for one in hosts]
+        except (TypeError, ValueError):
+            raise ConnectionError("what it says of itself is none of NATS's") from None
         current = self._servers[-1]
-        known = dict.fromkeys([*self._given, *(f"nats://{one.netloc}" for one in client.discovered_servers)])
+        known = dict.fromkeys([*self._given, *found])
         self._servers = [*(server for server in known if server != current), current]
 
 

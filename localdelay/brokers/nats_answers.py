@@ -1,16 +1,22 @@
-"""What NATS JetStream's answers to a publish mean, and the errors of its connection. Pure."""
+"""What a NATS server says, and what JetStream's answers and the errors of its connection mean. Pure."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import nats.errors
 import nats.js.errors
 
+from localdelay.brokers.line import OutOfStep
 from localdelay.errors import PermanentSendError, Throttled
+
+MESSAGES = (b"MSG", b"HMSG")
+_OTHERS = (b"PING", b"PONG", b"INFO", b"+OK", b"-ERR")
+_END = b"\r\n"
+_LARGEST = 8 * 1024 * 1024  # bytes of a frame: answers, and what the server says of itself, are far below
 
 _NO_RESPONDERS = b"NATS/1.0 503"
 _TOO_MANY_REQUESTS = 429
@@ -20,6 +26,54 @@ _OUT_OF_ROOM = frozenset({10002, 10023, 10028, 10047, 10167})
 _STORE_FAILED = 10077
 _PUB_ACK = b'{"stream":'
 _REFUSED = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"', re.IGNORECASE)
+
+
+class Frame(NamedTuple):
+    """What the server says."""
+
+    kind: bytes
+    said: bytes
+    """The subject of a message; of all else, the rest of its line."""
+    headers: bytes = b""
+    """Empty where there are none."""
+    data: bytes = b""
+
+
+def frames(data: bytes) -> tuple[list[Frame], bytes]:
+    """The whole frames in this data, and the rest. Raises `OutOfStep`. Pure."""
+    found: list[Frame] = []
+    begin = 0
+    while (end := data.find(_END, begin)) >= 0:
+        words = data[begin:end].split()
+        kind, body = words[0] if words else b"", end + len(_END)
+        if kind in MESSAGES:
+            size, header_size = _sizes(words)
+            after, split = body + size + len(_END), body + header_size
+            if after > len(data):
+                break
+            found.append(Frame(kind, words[1], data[body:split], data[split : body + size]))
+            begin = after
+        elif kind in _OTHERS:
+            found.append(Frame(kind, data[begin:end].partition(b" ")[2]))
+            begin = body
+        else:
+            raise OutOfStep(f"it says {data[begin:end][:80]!r}")
+    rest = data[begin:]
+    if len(rest) > _LARGEST:
+        raise OutOfStep(f"a frame of more than {_LARGEST} bytes")
+    return found, rest
+
+
+def _sizes(words: list[bytes]) -> tuple[int, int]:
+    """Bytes of headers and payload, and of the headers, as the line of a message says them."""
+    count = 2 if words[0] == b"HMSG" else 1
+    sizes = words[3:][-count:]
+    if len(sizes) != count or not all(size.isdigit() and len(size) < 10 for size in sizes):
+        raise OutOfStep("a frame that says nothing of its size")
+    size, header_size = int(sizes[-1]), int(sizes[0]) if count == 2 else 0
+    if size > _LARGEST or header_size > size:
+        raise OutOfStep(f"a frame of {size} bytes, of which {header_size} are headers")
+    return size, header_size
 
 
 def classified(error: Exception) -> Exception:

@@ -11,9 +11,9 @@ import attrs
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from localdelay.brokers.nats import connected, stream_subjects
-from localdelay.brokers.nats_client import trio_asyncio
+from localdelay.brokers.nats import stream_subjects
 from localdelay.brokers.wire import ID
+from localdelay.demo.client import connected, trio_asyncio
 from localdelay.demo.report import Run
 from localdelay.demo.server import ServerError
 

@@ -19,7 +19,7 @@ import pytest
 import trio
 
 from localdelay import Message, PartialSendError, PermanentSendError, Throttled
-from localdelay.brokers import Broker, nats_connection, open_broker
+from localdelay.brokers import Broker, nats_line, open_broker
 from localdelay.brokers.nats import schedule_subject
 from tests.kit.servers.nats import NatsServer, stream_of
 from tests.kit.servers.process import NotInstalled, program
@@ -217,7 +217,7 @@ async def test_a_user_who_may_not_ask_for_streams(
     own: Callable[..., NatsServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where nobody can tell whether there is a stream, nothing is permanent."""
-    monkeypatch.setattr(nats_connection, "_LOOKUP_TIMEOUT", 0.3)
+    monkeypatch.setattr(nats_line, "_LOOKUP_TIMEOUT", 0.3)
     rights = '{user: u, password: p, permissions: {publish: {deny: ["$JS.API.>"]}}}'
     server = own(users=f"{_OWNER}, {rights}", owner=OWNER)
     server.make_stream(SUBJECT)
@@ -232,7 +232,7 @@ async def test_a_user_who_may_not_listen(own: Callable[..., NatsServer]) -> None
     rights = '{user: hearer, password: unheard, permissions: {subscribe: {allow: ["mine.>"]}}}'
     server = own(users=f"{_OWNER}, {rights}", owner=OWNER)
     server.make_stream(SUBJECT)
-    with pytest.raises(ConnectionError, match=r"127\.0\.0\.1:\d+: permissions violation for subscription"):
+    with pytest.raises(ConnectionError, match=r"127\.0\.0\.1:\d+: Permissions Violation for Subscription"):
         async with open_broker(f"nats://hearer:unheard@{server.host}/{SUBJECT}"):
             pass
     async with open_broker(f"nats://hearer:unheard@{server.host}/{SUBJECT}?inbox_prefix=mine") as broker:

@@ -21,7 +21,7 @@ import trio
 import trio.testing
 
 from localdelay import DelayNotSupported, Message, PartialSendError, PermanentSendError
-from localdelay.brokers import Broker, ConnectionClosed, nats_client, nats_connection, open_broker
+from localdelay.brokers import Broker, ConnectionClosed, nats_line, open_broker
 from localdelay.brokers.outbox import Gauges
 from tests.kit.servers.nats import NatsServer, stream_of
 from tests.kit.servers.process import free_port
@@ -222,7 +222,7 @@ async def test_streams_may_come_back_after_their_server(
     own: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stream in memory is gone when the server is back: that is permanent only when some time is over."""
-    monkeypatch.setattr(nats_connection, "_STREAMS_BACK_WITHIN", 1.0)
+    monkeypatch.setattr(nats_line, "_STREAMS_BACK_WITHIN", 1.0)
     await in_thread(lambda: own.make_stream(SUBJECT, storage="memory"))
     async with open_broker(f"nats://user:one@{own.host}/{SUBJECT}") as broker:
         await broker.send(message("before"))
@@ -232,7 +232,7 @@ async def test_streams_may_come_back_after_their_server(
         with pytest.raises(nats.js.errors.NoStreamResponseError):
             await broker.send(message("after"))
         await trio.sleep(1.1)
-        monkeypatch.setattr(nats_connection, "_LOOKUP_HOLDS", 0.2)
+        monkeypatch.setattr(nats_line, "_LOOKUP_HOLDS", 0.2)
         with pytest.raises(PermanentSendError, match="no stream holds"):
             await broker.send(message("after"))
         await in_thread(lambda: own.make_stream(SUBJECT, storage="memory"))
@@ -244,7 +244,7 @@ async def test_a_server_that_stops_answering_is_left(
     own: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection that answers no ping is dropped, though much waits to be written to it, and made anew."""
-    monkeypatch.setattr(nats_client, "_PING_EVERY", 0.1)
+    monkeypatch.setattr(nats_line, "_PING_EVERY", 0.1)
     async with opened(own, connect_timeout=0.5) as (broker, url):
         own.freeze()
         with trio.fail_after(5):

@@ -23,7 +23,7 @@ async def test_through_a_real_broker() -> None:
     import trio_asyncio
     from nats.aio.client import Client
 
-    from localdelay.brokers.nats import connected
+    from localdelay.demo.client import connected
 
     stream = {"name": "T", "subjects": ["due", "due.delayed.*"], "storage": "memory"}
     lines = [

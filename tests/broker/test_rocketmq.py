@@ -100,7 +100,7 @@ import sys
 import trio
 from localdelay import Message
 from localdelay.brokers import open_broker
-from localdelay.brokers.nats_client import trio_asyncio
+from localdelay.demo.client import trio_asyncio
 
 async def main():
     async with open_broker(sys.argv[1]) as broker:

@@ -106,8 +106,7 @@ async def test_a_run_through_a_real_broker(options: list[str]) -> None:
     async with running_server(max_buffered=100_000) as server:
         from nats.aio.client import Client
 
-        from localdelay.brokers.nats import connected
-        from localdelay.brokers.nats_client import trio_asyncio
+        from localdelay.demo.client import connected, trio_asyncio
 
         client = Client()
         async with connected(client, server.url):

@@ -2,82 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-from functools import partial
 from typing import Any
 
-import nats.errors
 import trio
-from nats.aio.client import Client
 
-from localdelay.brokers.address import Address, host_and_port
+from localdelay.brokers.address import Address
 from localdelay.brokers.checks.finding import Finding
-from localdelay.brokers.publisher import in_a_line
+from localdelay.brokers.nats import driver_at
+from localdelay.brokers.outbox import Outbox
+from localdelay.nurseries import bare_nursery
 
-_TIMEOUT = 5.0
-_AT_ONCE: dict[str, Any] = {
-    "allow_reconnect": False,
-    "connect_timeout": 2,
-    "max_reconnect_attempts": 1,
-    "reconnect_time_wait": 0.1,
-}
 _SCHEDULES_SINCE = (2, 12)
 
 
 async def look(where: Address) -> list[Finding]:
     """Look at the server and at the stream."""
-
-    def run() -> tuple[str, dict[str, Any] | None]:
-        # A loop of its own kind: where trio-asyncio was imported, the policy would make one of that.
-        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
-            return runner.run(_ask(where))
-
-    version, config = await trio.to_thread.run_sync(run, abandon_on_cancel=True)
-    return findings(where.target, version, config)
-
-
-async def _ask(where: Address) -> tuple[str, dict[str, Any] | None]:
-    """The server's version, and what the stream of the subject is set to.
-
-    None: there is no stream; nothing: there is no JetStream.
-    """
-    client = Client()
-    servers = [f"nats://{host_and_port(host, port)}" for host, port in where.hosts]
-    user: dict[str, Any] = {}
-    if where.username and where.password is None:
-        user = {"token": where.username}
-    elif where.username:
-        user = {"user": where.username, "password": where.password}
-
-    trouble: list[Exception] = []
-
-    async def note(error: Exception) -> None:
-        trouble.append(error)
-
-    ask = partial(_request, client)
-    try:
-        await client.connect(servers, error_cb=note, **_AT_ONCE, **user)
-        version = str(client._server_info["version"])  # noqa: SLF001 (the public one drops what is no release)
-        names = (await ask("NAMES", {"subject": where.target})).get("streams") or []
-        config = (await ask(f"INFO.{names[0]}", {})).get("config") if names else None
-    except nats.errors.NoRespondersError:
-        return version, {}
-    except nats.errors.NoServersError as error:
-        raise ConnectionError(in_a_line(trouble[-1] if trouble else error)) from None
-    except nats.errors.TimeoutError:
-        raise ConnectionError("it does not say which streams there are: may this user ask?") from None
-    except (nats.errors.Error, OSError) as error:
-        raise ConnectionError(str(error) or type(error).__name__) from None
-    finally:
-        await client.close()
-    return version, config
-
-
-async def _request(client: Client, verb: str, content: dict[str, Any]) -> dict[str, Any]:
-    answer = await client.request(f"$JS.API.STREAM.{verb}", json.dumps(content).encode(), timeout=_TIMEOUT)
-    said: dict[str, Any] = json.loads(answer.data)
-    return said
+    outbox = Outbox(lambda error: error, lambda: None, 0, 0)
+    async with driver_at(where).connect(outbox) as connection, bare_nursery() as nursery:
+        nursery.start_soon(connection.lost)
+        try:
+            config: dict[str, Any] | None = {}  # there is no JetStream
+            if (names := await connection.ask("NAMES", {"subject": where.target})) is not None:
+                name = next(iter(names.get("streams") or ()), None)  # None: there is no stream
+                config = (await connection.ask(f"INFO.{name}", {})).get("config") if name else None
+        except trio.TooSlowError:
+            raise ConnectionError("it does not say which streams there are: may this user ask?") from None
+        nursery.cancel_scope.cancel()
+    return findings(where.target, f"{connection.info.get('version')}", config)
 
 
 def findings(subject: str, version: str, config: dict[str, Any] | None) -> list[Finding]:

@@ -20,8 +20,9 @@ from nats.aio.msg import Msg
 
 from localdelay import Message, PermanentSendError, Throttled
 from localdelay.brokers import Broker, open_broker
-from localdelay.brokers.nats import connected, header_lines, schedule_subject, stream_subjects
+from localdelay.brokers.nats import header_lines, schedule_subject, stream_subjects
 from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID, rfc3339
+from localdelay.demo.client import connected
 from localdelay.demo.server import Server, running_server
 
 SUBJECT = "orders.due"
