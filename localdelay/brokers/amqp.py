@@ -1,66 +1,20 @@
-"""RabbitMQ (AMQP 0-9-1), by pika. Needs the extra `amqp`.
-
-`amqp://user:password@host:5672/QUEUE` publishes to a queue through the default exchange; `?vhost=NAME` is
-the virtual host, `/` without it, and the user is guest without one. `amqps://` is TLS. The queue is the
-user's: it is never declared here. A connection on which the broker is silent for `?heartbeat=` seconds (10)
-and five more is lost; `?delay_queue=quorum` is told of below.
-
-**What travels.** The payload; the message's own headers, and `Localdelay-Id`, `Localdelay-Attempt` and
-`Localdelay-Execute-At` (wall clock, RFC 3339), as headers; the id as the property `message_id` too, unless
-it takes more than 255 bytes. Every message is persistent (delivery mode 2), and is on disk when it is
-confirmed where the queue is durable.
-
-**Confirmation.** Publisher confirms, with `mandatory`, many under way on one connection, which lives on
-the Trio loop itself. One that is not confirmed in time is a `TimeoutError`, and what is under way when the
-connection is lost a `ConnectionError`: nobody can tell whether the broker took it. The connection is made
-again for as long as it takes; meanwhile messages wait, within the same time limit. One that is tried
-again comes behind others.
-
-**Throttled** are a nack (the queue is full and rejects), a connection that the broker blocks (out of
-memory or disk), and the limit of queues in a virtual host. While the connection is blocked every publish
-is refused at once. What was written just before has until the confirm timeout, and is throttled then; the
-broker takes it all the same once it reads on, so that consumers may see that id twice.
-**Permanent** are a queue that is not there (`basic.return`), a message over `max_message_size`, access
-refused, and what AMQP can't carry. Too large a message closes the channel: what was written behind it is
-written again, and what was under way before it fails with a `ConnectionError`. The limit is remembered.
-
-**Delay.** The broker's own: a message goes into a queue `localdelay.QUEUE.MILLISECONDS`, is dead-lettered
-out of it into QUEUE when its time to live is over, and has then RabbitMQ's `x-death` headers too. There is
-a queue for each delay, as one with a short delay would else wait behind one with a long delay. A delay is
-rounded up to three significant digits of milliseconds: 120 s is 120 s, nothing is early, and nothing more
-than 1 % late by it. The user needs the permissions to configure and to write these queues, to read them
-and to write to the default exchange.
-
-RabbitMQ deletes such a queue, with all that is in it, when it was not declared for its delay and ten
-minutes more (`x-expires`). No message is lost by that: a queue is declared again ahead of the first message
-that comes a minute or more after the last declaration. So a message is written at most 60 s after a
-declaration; it is confirmed at most 300 s after that (`confirm_timeout` can't be more), or counts as not
-taken; and it leaves when its delay is over, four minutes before the queue may go. The broker handles
-declaration and message in this order, so it may stand still for as long as it likes. A node that
-restarts begins to count anew. Only to set a broker's clock back by minutes would break this: time to live
-is counted on the wall clock.
-
-Dead-lettering itself is weaker than a confirmed publish where the delay queue is classic, which is the
-default: the broker hands the message on without waiting for QUEUE to confirm it, so that it can be lost
-when the node dies in that moment, and is when QUEUE is not there, or is full and rejects. With
-`?delay_queue=quorum` (RabbitMQ 3.10 and later) it is handed on at least once, and kept until
-QUEUE has confirmed it; these queues are replicated, and cost more memory and time, each.
-"""
+"""RabbitMQ (AMQP 0-9-1), by pika. Needs the extra `amqp`."""
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 import pika
 import trio
+from pika.exceptions import ConnectionBlockedTimeout
 
 from localdelay.brokers.address import Address
 from localdelay.brokers.amqp_channel import ANY_SIZE, Target
 from localdelay.brokers.amqp_delays import SHORT, delay_queue, quantised
-from localdelay.brokers.amqp_errors import blocked, classified
+from localdelay.brokers.amqp_errors import classified
 from localdelay.brokers.amqp_session import Session
 from localdelay.brokers.driver import Driver
 from localdelay.brokers.outbox import Outbox
@@ -93,11 +47,6 @@ def checked(headers: dict[str, str]) -> dict[str, str]:
             f"the name of a header takes more than {SHORT} bytes, which AMQP does not take"
         )
     return headers
-
-
-def size_of(headers: Mapping[str, str]) -> int:
-    """Bytes of a table of headers."""
-    return sum(len(name.encode()) + len(value.encode()) + 6 for name, value in headers.items())
 
 
 def parameters_of(where: Address) -> pika.ConnectionParameters:
@@ -135,7 +84,7 @@ class _Driver(Driver):
 
     def encode(self, message: Message, delay: float | None) -> Publish:
         if self.blocked is not None:
-            raise blocked(self.blocked)
+            raise ConnectionBlockedTimeout(self.blocked)
         target, milliseconds = self.target, 0
         if delay is not None:
             milliseconds = quantised(delay)
@@ -143,7 +92,8 @@ class _Driver(Driver):
                 raise PermanentSendError(f"the name of the delay queue would take more than {SHORT} bytes")
         due = wall_clock(message.execute_at if delay is None else trio.current_time() + delay)
         headers = checked(headers_of(message, rfc3339(due)))
-        size, id_size = size_of(headers), len(message.id.encode())
+        size = sum(len(name.encode()) + len(value.encode()) + 6 for name, value in headers.items())
+        id_size = len(message.id.encode())
         if size + _FRAME_BESIDES > target.frame_max:
             raise PermanentSendError(
                 f"id and headers take {size} bytes; this broker takes {target.frame_max} at most"
@@ -174,7 +124,7 @@ class _Driver(Driver):
         # Blocked, the broker takes what was written when it reads on. But a duplicate is better than to hear
         # nothing of the limit, and than to give up what is refused.
         if isinstance(error, TimeoutError) and self.blocked is not None:
-            return blocked(f"{self.blocked}; {error}")
+            error = ConnectionBlockedTimeout(f"{self.blocked}; {error}")
         return classified(error)
 
 

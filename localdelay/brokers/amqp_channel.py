@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable
-from typing import Final, Protocol
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import pika
 import pika.channel
 import pika.exceptions
 from pika import frame, spec
-from pika.adapters.select_connection import SelectConnection
+from pika.adapters.blocking_connection import ReturnedMessage
 
 from localdelay.brokers import amqp_errors
 from localdelay.brokers.amqp_delays import DelayQueueType, delay_arguments, delay_queue
-from localdelay.brokers.outbox import Outbox, Parcel
+from localdelay.brokers.outbox import Parcel
 from localdelay.brokers.wire import ID
+
+if TYPE_CHECKING:  # which has two of these
+    from localdelay.brokers.amqp_session import Session
 
 ANY_SIZE: Final = 2**63
 DECLARED_FOR: Final = 60.0
@@ -52,20 +55,6 @@ class _Declared:
     """When, on `time.monotonic()`."""
     tag: int
     """Of the publish that came next."""
-
-
-class Session(Protocol):
-    """What a channel needs of the connection that it is on."""
-
-    connection: SelectConnection
-    target: Target
-    outbox: Outbox
-
-    def channel_ready(self) -> None:
-        """A channel can publish from now on."""
-
-    def call_soon(self, call: Callable[[], None]) -> None:
-        """Have something done in the next turn of pika's loop."""
 
 
 class Channel:
@@ -164,7 +153,7 @@ class Channel:
                 self._declared.pop(parcel.content.delay, None)
                 self._session.outbox.again([parcel])
             else:
-                parcel.settle(amqp_errors.nacked(method) if refused else returned)
+                parcel.settle(pika.exceptions.NackError([method]) if refused else returned)
 
     def _on_return(
         self, _: object, method: spec.Basic.Return, properties: spec.BasicProperties, __: bytes
@@ -174,7 +163,8 @@ class Channel:
         for tag in range(max(self._returned, self._oldest), self._next):
             parcel = self._unconfirmed.get(tag)
             if parcel is not None and parcel.content.properties.headers[ID] == returned:
-                self._returns[tag] = amqp_errors.unroutable(method, properties)
+                returned_message = ReturnedMessage(method, properties, b"")  # without the payload
+                self._returns[tag] = pika.exceptions.UnroutableError([returned_message])
                 self._returned = tag + 1
                 return
 

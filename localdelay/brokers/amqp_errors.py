@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import pika.exceptions
-from pika import spec
 from pika.adapters.blocking_connection import ReturnedMessage
 
 from localdelay.brokers.broker import ConnectionLost
 from localdelay.errors import PermanentSendError, Throttled
-from localdelay.settling import caused_by
 
 _CONTENT_TOO_LARGE = 311
 _ACCESS_REFUSED = 403
@@ -22,12 +20,8 @@ _LONGEST_REASON = 500  # characters
 def classified(error: Exception) -> Exception:
     """What to raise for an error of the client's: `Throttled`, `PermanentSendError`, or a `ConnectionError`.
 
-    Or the error itself, where it is none of these. Those that are made here have it as their cause.
+    Or the error itself, where it is none of these.
     """
-    return caused_by(_meaning(error), error)
-
-
-def _meaning(error: Exception) -> Exception:
     match error:
         case pika.exceptions.NackError():
             return Throttled("basic.nack: the queue does not take it, as when it is full")
@@ -51,21 +45,6 @@ def _meaning(error: Exception) -> Exception:
 def _returned(messages: list[ReturnedMessage]) -> str:
     told = {f"{one.method.reply_text}, there is no queue {one.method.routing_key!r}" for one in messages}
     return "; ".join(sorted(told))
-
-
-def nacked(method: spec.Basic.Nack) -> Exception:
-    """What a nack means, caused by pika's own exception for it."""
-    return classified(pika.exceptions.NackError([method]))
-
-
-def unroutable(method: spec.Basic.Return, properties: spec.BasicProperties) -> Exception:
-    """What a return means, caused by pika's own exception for it; the payload is left out."""
-    return classified(pika.exceptions.UnroutableError([ReturnedMessage(method, properties, b"")]))
-
-
-def blocked(reason: str) -> Exception:
-    """What connection.blocked means, caused by the exception of pika's that is nearest to it."""
-    return classified(pika.exceptions.ConnectionBlockedTimeout(reason))
 
 
 def lost(error: BaseException) -> ConnectionError:

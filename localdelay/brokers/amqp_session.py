@@ -154,4 +154,4 @@ class Session:
     def _on_blocked(self, _: SelectConnection, blocked: frame.Method) -> None:
         reason = str(blocked.method.reason)
         self._blocked(reason)
-        self.outbox.refuse(lambda: amqp_errors.blocked(reason))
+        self.outbox.refuse(lambda: pika.exceptions.ConnectionBlockedTimeout(reason))
