@@ -1,25 +1,4 @@
-"""RocketMQ 5, by its official client over the proxy's gRPC port. Needs the extra `rocketmq`.
-
-A message is confirmed by its receipt: as durably as the broker's `flushDiskType` says. What travels with it:
-its own headers, `Localdelay-Id`, `Localdelay-Attempt` and `Localdelay-Execute-At` (wall clock, RFC 3339) as
-properties, and the id as its key. A user and password are an access key and its secret.
-
-Due messages are ordinary ones, and those that `publish_delayed` gives to RocketMQ's own timer are delayed
-ones: so the topic must be `MIXED`, or `?delay_topic=` names one of type `DELAY` beside one that is `NORMAL`.
-A wrong type is permanent, and says which command mends it. Other options: `max_delay` (a day in seconds, as
-the proxy's `maxDelayTimeMills`) and `tls=on`.
-
-- Throttled: the timer's flow control (`timerCongestNumEachSlot`: so many messages due in one instant), which
-  refuses by the second in which a message is due; and a broker that is busy (42900 and its kin).
-- Permanent: an empty payload, one over 4 MiB, properties that it does not take (blank, over 16 KiB, names of
-  its own), a topic of another type or that is not there, no access.
-- A `ConnectionError` where nobody is there. What it does not answer, after the client's three tries under one
-  message id, is a `TimeoutError`: it may have been taken, more than once.
-- As the client raises it, to be tried again: the rest.
-
-Its delay is in whole seconds, rounded up: nothing comes early. After a kill its timer replays, and some
-messages come twice. `cancel_delayed` asks it to recall a message: it says yes to what does not exist, too.
-"""
+"""RocketMQ 5, by its official client over the proxy's gRPC port. Needs the extra `rocketmq`."""
 
 from __future__ import annotations
 
@@ -37,7 +16,7 @@ import trio
 from localdelay.brokers.address import Address
 from localdelay.brokers.driver import Driver
 from localdelay.brokers.outbox import Outbox, Parcel
-from localdelay.brokers.rocketmq_client import classified, client, own_loop
+from localdelay.brokers.rocketmq_client import REQUEST_TIMEOUT, classified, client, producer_of
 from localdelay.brokers.wire import headers_of
 from localdelay.errors import DelayNotSupported, PermanentSendError
 from localdelay.message import Message
@@ -46,8 +25,7 @@ _DAY = 86_400
 _NOT_SENT = "failed to connect"
 
 # In seconds.
-_REQUEST_TIMEOUT = 3
-_LAST_ANSWER = 5 * _REQUEST_TIMEOUT  # it tries three times
+_LAST_ANSWER = 5 * REQUEST_TIMEOUT
 _TOPIC_APPEARS = 2.0
 _CLOSE_TIMEOUT = 1.0
 _KNOCK = 0.1
@@ -67,13 +45,7 @@ class _Connection:
 
     def start(self, where: Address, topics: Sequence[str], given_up: threading.Event) -> None:
         """Start a producer that knows the topics; in a thread. Where it is given up meanwhile it ends."""
-        own_loop()
-        configuration = client.ClientConfiguration(
-            f"{where.host}:{where.port}",
-            client.Credentials(where.username or "", where.password or ""),
-            request_timeout=_REQUEST_TIMEOUT,
-        )
-        producer = client.Producer(configuration, tls_enable=self._driver.tls)
+        producer = producer_of(where)
         producer.startup()
         try:
             for topic in topics:
@@ -181,7 +153,7 @@ class _Driver(Driver):
         self._topic = where.target
         self._delay_topic = where.options.get("delay_topic", where.target)
         self._max_delay = where.count("max_delay", _DAY)
-        self.tls = where.choice("tls", "on") is not None
+        where.choice("tls", "on")  # what is none is refused before it connects
 
     def encode(self, message: Message, delay: float | None) -> Any:
         if delay is not None and delay > self._max_delay:

@@ -15,7 +15,10 @@ import threading
 from importlib import import_module
 from typing import Any
 
+from localdelay.brokers.address import Address
 from localdelay.errors import PermanentSendError, Throttled
+
+REQUEST_TIMEOUT = 3  # seconds; it tries three times
 
 _CLIENT_LOG = "rocketmq-python-client"
 _BUSY = ("flow control", "[OVERLOAD]", "[TIMEOUT_CLEAN_QUEUE]", "[REJECTREQUEST]")
@@ -63,6 +66,15 @@ def own_loop() -> None:
             loop = asyncio.SelectorEventLoop()
             threading.Thread(target=loop.run_forever, name="localdelay-rocketmq-loop", daemon=True).start()
             shared._io_loop = loop  # noqa: SLF001 (there is no other way in)
+
+
+def producer_of(where: Address) -> Any:
+    """A producer, which is to be started; in a thread."""
+    own_loop()
+    credentials = client.Credentials(where.username or "", where.password or "")
+    at = f"{where.host}:{where.port}"
+    configuration = client.ClientConfiguration(at, credentials, request_timeout=REQUEST_TIMEOUT)
+    return client.Producer(configuration, tls_enable=where.choice("tls", "on") is not None)
 
 
 def classified(error: Exception) -> Exception:

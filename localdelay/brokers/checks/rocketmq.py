@@ -9,10 +9,9 @@ import trio
 
 from localdelay.brokers.address import Address
 from localdelay.brokers.checks.finding import Finding
-from localdelay.brokers.rocketmq_client import client, own_loop
+from localdelay.brokers.rocketmq_client import producer_of
 
 _TYPES = {1: "NORMAL", 2: "FIFO", 3: "DELAY", 4: "TRANSACTION"}
-_REQUEST_TIMEOUT = 3
 
 
 async def look(where: Address) -> list[Finding]:
@@ -29,12 +28,7 @@ async def look(where: Address) -> list[Finding]:
 
 def _types(where: Address, topics: list[str]) -> dict[str, set[str]]:
     """What each topic takes; one that the broker does not show has no entry."""
-    own_loop()
-    credentials = client.Credentials(where.username or "", where.password or "")
-    configuration = client.ClientConfiguration(
-        f"{where.host}:{where.port}", credentials, request_timeout=_REQUEST_TIMEOUT
-    )
-    producer = client.Producer(configuration, tls_enable=where.choice("tls", "on") is not None)
+    producer = producer_of(where)
     producer.startup()
     types: dict[str, set[str]] = {}
     try:
