@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from types import MappingProxyType
 
-import attrs
 import trio
 
 from localdelay import arguments
@@ -26,15 +25,6 @@ _TURN = 128
 """Lines taken in before the others get their turn."""
 
 
-@attrs.frozen
-class Rest:
-    """What was read and not taken in when the reading was stopped."""
-
-    messages: list[Message]
-    half: bytes
-    """The bytes of a line that the stop has cut off."""
-
-
 class Reader:
     """Reads lines, and has the queue hold a message for each."""
 
@@ -47,7 +37,7 @@ class Reader:
         self._max_line = settings.max_line
         self._strict = settings.strict
         self._on_wrong_line = on_wrong_line
-        self._rest: Rest | None = None
+        self._rest: tuple[list[Message], bytes] | None = None
         self._waiting: deque[bytes | None] = deque()
         self._numbers = numbers()
         self._giving: Message | None = None  # memory does not have it yet; Redis may have it or not
@@ -68,17 +58,20 @@ class Reader:
                 return
         self.ended = await self._take_in(queue, self._splitter.end())
 
-    def stop(self) -> Rest:
-        """Read no more. What was read until now is not lost: it is what this returns, again and again."""
+    def stop(self) -> tuple[list[Message], bytes]:
+        """Read no more: what was read and not taken in, and the bytes of a line that this cuts off.
+
+        It returns them again and again: nothing is lost.
+        """
         if self._rest is None:
             self._rest = self._stop()
         return self._rest
 
-    def _stop(self) -> Rest:
+    def _stop(self) -> tuple[list[Message], bytes]:
         arrived, ended = self._source.stop()
         if self._refused and self._source.keeps:  # what a file has after the wrong line, it keeps
             self._waiting.clear()
-            return Rest([], b"")
+            return [], b""
         self._waiting.extend(self._splitter.feed(arrived))
         if ended:
             self._waiting.extend(self._splitter.end())
@@ -91,7 +84,7 @@ class Reader:
                 messages.append(self._next())
             except ValueError as error:
                 self._refuse(error)
-        return Rest(messages, half)
+        return messages, half
 
     async def _take_in(self, queue: Holder, found: Iterable[bytes | None]) -> bool:
         """Have the queue hold the messages of these lines; False where it is to end at a wrong one."""

@@ -7,8 +7,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import attrs
-
 from localdelay.brokers.wire import rfc3339
 from localdelay.journal.record import Record
 from localdelay.message import NO_HEADERS, Message, add_terms
@@ -17,25 +15,15 @@ from localdelay.relay.lines import CUT_OFF
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-@attrs.frozen
-class Instant:
-    """One moment, on both clocks."""
-
-    clock: float
-    """Seconds on Trio's clock."""
-    wall: float
-    """Unix time in seconds."""
-
-
-def record(message: Message, now: Instant, error: str | None = None) -> bytes:
-    """The line of a message, with its line break.
+def record(message: Message, clock: float, wall: float, error: str | None = None) -> bytes:
+    """The line of a message, with its line break; `clock` and `wall` are now, on Trio's clock and in Unix time.
 
     `at` is rounded up to the microsecond, so that nothing is early for having been written down.
     """
     found: dict[str, Any] = _as_text("payload", message.payload)
-    left = message.execute_at - now.clock
+    left = message.execute_at - clock
     try:
-        found["at"] = rfc3339(now.wall + left)
+        found["at"] = rfc3339(wall + left)
     except OverflowError:  # past the year 9999, or long before the first
         found["delay"] = max(0.0, left)
     found["id"] = message.id
@@ -57,7 +45,7 @@ def of_journal(kept: Record, now: float) -> bytes:
     """
     message = Message(kept.id, kept.payload, kept.due, kept.headers or NO_HEADERS, attempt=kept.attempt)
     add_terms(message, (kept.expires, kept.at))
-    return record(message, Instant(clock=now, wall=now), kept.dead)
+    return record(message, now, now, kept.dead)
 
 
 def cut_off(half: bytes) -> bytes:

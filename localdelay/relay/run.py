@@ -23,7 +23,7 @@ from localdelay.queue.queue import DelayQueue
 from localdelay.queue.retry import RetryPolicy
 from localdelay.queue.sending import HandBack
 from localdelay.relay.reading import Reader
-from localdelay.relay.records import Instant, cut_off, record
+from localdelay.relay.records import cut_off, record
 from localdelay.relay.saving import JsonLines, places, save
 from localdelay.relay.settings import AnyQueue, Outcome, Phase, Progress, Settings, Watcher
 from localdelay.relay.source import Descriptor, Source
@@ -197,7 +197,7 @@ class Relay:
         try:
             if self._letters is None:
                 self._letters = _open_letters(self._settings.dead_letters)
-            self._letters.append([record(message, _now(), self._told(error))])
+            self._letters.append([record(message, *_now(), self._told(error))])
         except OSError as failed:
             self._kept.append((message, error))
             self._end(f"dead letters can't be written: {failed.strerror or failed}")
@@ -205,20 +205,20 @@ class Relay:
 
     def _save(self) -> None:
         """Write down what was not sent. Nothing can cancel this: it awaits nothing."""
-        rest, outcome, now = self._reader.stop(), self.outcome, _now()
+        (unread, half), (clock, wall), outcome = self._reader.stop(), _now(), self.outcome
         pending = self._queue.messages() if isinstance(self._queue, DelayQueue) else []  # Redis keeps its own
-        messages = [*((message, None) for message in (*pending, *rest.messages)), *self._kept]
-        items: list[_Item] = [*messages, rest.half] if rest.half else [*messages]
+        messages = [*((message, None) for message in (*pending, *unread)), *self._kept]
+        items: list[_Item] = [*messages, half] if half else [*messages]
 
         def encode(item: _Item) -> bytes:
             if isinstance(item, bytes):
                 return cut_off(item)
             message, error = item
-            return record(message, now, None if error is None else self._told(error))
+            return record(message, clock, wall, None if error is None else self._told(error))
 
         outcome.saved = save(items, encode, places("unsent", self._settings.unsent))
-        outcome.unsent, outcome.half = len(messages), len(rest.half)
-        outcome.seconds = now.clock - self._began
+        outcome.unsent, outcome.half = len(messages), len(half)
+        outcome.seconds = clock - self._began
         outcome.lines, outcome.wrong = self._reader.lines, self._reader.wrong
         outcome.input_ended = self._reader.ended
         if self._queue is not None:
@@ -277,9 +277,9 @@ def _opened(settings: Settings, **options: Any) -> AbstractAsyncContextManager[A
     return open_redis_delay_queue(url=settings.hold, **options)
 
 
-def _now() -> Instant:
-    clock = trio.current_time()
-    return Instant(clock, time.time())  # in this order, or what is written down might be early
+def _now() -> tuple[float, float]:
+    """Trio's clock and Unix time, in this order, or what is written down might be early."""
+    return trio.current_time(), time.time()
 
 
 def _open_letters(asked: Path | None) -> JsonLines:

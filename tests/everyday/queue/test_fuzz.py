@@ -35,7 +35,7 @@ from localdelay.message import number_of
 from localdelay.queue.admission import stamp
 from localdelay.relay import lines
 from localdelay.relay.framing import Splitter
-from localdelay.relay.records import Instant, cut_off, record
+from localdelay.relay.records import cut_off, record
 from localdelay.units import format_duration, format_size, parse_duration, parse_size
 from tests.kit.fuzzing import (
     fuzzed,
@@ -51,7 +51,7 @@ from tests.kit.fuzzing import (
 # --- relay: lines and records
 
 _SECRET = "s3cr3t-in-a-payload"
-NOW = Instant(clock=500.0, wall=datetime(2026, 1, 31, 12, tzinfo=UTC).timestamp())
+NOW = CLOCK, WALL = 500.0, datetime(2026, 1, 31, 12, tzinfo=UTC).timestamp()
 _values: st.SearchStrategy[Any] = st.one_of(
     st.sampled_from([0, 120, -1, 0.5, -0.0, 1e308, 10**400, True, None, "2m", "1e999d", "9" * 70, [], {}]),
     st.sampled_from(["2026-01-31T12:00:00Z", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"]),
@@ -65,7 +65,7 @@ _objects = st.builds(
     st.dictionaries(_keys, _values, max_size=4),
     st.sampled_from(["x", "ä\ud800", "\x00", _SECRET]),
 )
-_records = some_messages.map(lambda message: record(message, NOW)[:-1])
+_records = some_messages.map(lambda message: record(message, *NOW)[:-1])
 _deep = st.sampled_from([b"[" * 3000, b'{"a":' * 3000, b'{"payload":' + b"[" * 900 + b"]" * 900 + b"}"])
 _long = st.integers(1, 200).map(lambda size: b"x" * size)
 _line = st.one_of(*[mistaken(_objects | _records)] * 6, _long, st.binary(max_size=10), _deep)
@@ -102,33 +102,33 @@ def _check_line(line: bytes, parse: lines.Parse) -> None:
         assert is_clear(error)
         assert _SECRET not in str(error)
         return
-    wall = datetime.fromtimestamp(NOW.wall, UTC)
-    due = arguments.execute_at(NOW.clock, options.get("delay"), options.get("at"), wall=wall)
-    assert NOW.clock <= due < math.inf
+    wall = datetime.fromtimestamp(WALL, UTC)
+    due = arguments.execute_at(CLOCK, options.get("delay"), options.get("at"), wall=wall)
+    assert CLOCK <= due < math.inf
     message, *_ = stamp(7, payload, due, options.get("id"), options.get("headers"), None)
-    _check_record(message, NOW)
+    _check_record(message, *NOW)
 
 
 @fuzzed(200)
 @given(some_messages, st.floats(-1e15, 1e15), st.floats(0, 3e11), st.none() | st.text(max_size=20))
 def test_a_record_is_read_back(message: Message, clock: float, wall: float, error: str | None) -> None:
     """Whatever message was taken in, at whatever time: its line gives the same one, not earlier."""
-    _check_record(message, Instant(clock, wall), error)
+    _check_record(message, clock, wall, error)
 
 
-def _check_record(message: Message, now: Instant, error: str | None = None) -> None:
-    line = record(message, now, error)
+def _check_record(message: Message, clock: float, wall: float, error: str | None = None) -> None:
+    line = record(message, clock, wall, error)
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
     payload, options = lines.json_lines(None)(line[:-1])
     assert (payload, options["id"]) == (message.payload, message.id)
     assert options.get("headers", {}) == message.headers
-    left = message.execute_at - now.clock
+    left = message.execute_at - clock
     if "at" in options:
         at = options["at"] - datetime.fromtimestamp(0, UTC)
         exact = at.days * 86_400 + at.seconds + Fraction(at.microseconds, 10**6)
         # Of one float; the sum of two is rounded once.
-        assert exact >= Fraction(now.wall + left) - Fraction(math.ulp(now.wall + left))
+        assert exact >= Fraction(wall + left) - Fraction(math.ulp(wall + left))
     else:
         assert options["delay"] >= left
 

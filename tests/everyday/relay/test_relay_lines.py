@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from localdelay import Message
 from localdelay.message import add_terms
 from localdelay.relay.lines import Options, WrongLine, json_lines, text
-from localdelay.relay.records import Instant, cut_off, record
+from localdelay.relay.records import cut_off, record
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
-NOW = Instant(clock=500.0, wall=NOON.timestamp())
+NOW = CLOCK, _ = 500.0, NOON.timestamp()
 
 
 def parse(line: str | bytes, delay: float | None = None) -> tuple[bytes, Options]:
@@ -242,8 +242,8 @@ _text = st.text(st.characters(codec="utf-8"), max_size=20)
 )
 def test_what_is_written_is_read_back(payload: bytes, id: str, headers: dict[str, str], left: float) -> None:
     """The same payload, id and headers; and never due earlier, and later by a microsecond at the most."""
-    message = Message(id, payload, NOW.clock + left, MappingProxyType(headers))
-    line = record(message, NOW)
+    message = Message(id, payload, CLOCK + left, MappingProxyType(headers))
+    line = record(message, *NOW)
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
     read, options = parse(line[:-1])
@@ -256,7 +256,7 @@ def test_what_is_written_is_read_back(payload: bytes, id: str, headers: dict[str
 def test_a_record() -> None:
     """Text where it is text, else base64; the time of the wall clock; and what went wrong."""
     message = Message("a", "hä\n".encode(), 620.5, MappingProxyType({"k": "v"}), 3)
-    assert json.loads(record(message, NOW)) == {
+    assert json.loads(record(message, *NOW)) == {
         "payload": "hä\n",
         "at": "2026-01-31T12:02:00.500000+00:00",
         "id": "a",
@@ -265,9 +265,9 @@ def test_a_record() -> None:
     expires = Message("a", b"", 500.0)
     add_terms(expires, (7.5, None))
     assert (
-        parse(record(expires, NOW)[:-1])[1]["expires"] == json.loads(record(expires, NOW))["expires"] == 7.5
+        parse(record(expires, *NOW)[:-1])[1]["expires"] == json.loads(record(expires, *NOW))["expires"] == 7.5
     )
-    assert json.loads(record(Message("a", b"\xff", 500.0), NOW, "It failed: \udcff")) == {
+    assert json.loads(record(Message("a", b"\xff", 500.0), *NOW, "It failed: \udcff")) == {
         "payload_base64": base64.b64encode(b"\xff").decode(),
         "at": "2026-01-31T12:00:00.000000+00:00",
         "id": "a",
@@ -278,7 +278,7 @@ def test_a_record() -> None:
 @pytest.mark.parametrize("left", [1e12, 1e18, 1e300])
 def test_a_time_that_no_calendar_has(left: float) -> None:
     """A message that is due after the year 9999 is written with the delay that is left."""
-    _, options = parse(record(Message("a", b"x", 500.0 + left), NOW)[:-1])
+    _, options = parse(record(Message("a", b"x", 500.0 + left), *NOW)[:-1])
     assert options == {"delay": pytest.approx(left), "id": "a"}
 
 
