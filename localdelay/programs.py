@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 import trio
 
@@ -17,13 +17,13 @@ _GUARD = 'read -r _ && exit; kill -9 "$1"; rm -rf -- "$2"'
 
 
 class Guarded:
-    """One program and its directory, both gone at the end of an `async with` block.
+    """One program and its new directory, both gone at the end of an `async with` block.
 
     If this process is killed, a watching shell ends the one and removes the other.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, prefix: str) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix=prefix))
         self._process: trio.Process | None = None
         self._guard: subprocess.Popen[bytes] | None = None
 
@@ -45,12 +45,7 @@ class Guarded:
     async def __aenter__(self) -> Guarded:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         with trio.CancelScope(shield=True):
             if self._process is not None:
                 await _end(self._process)

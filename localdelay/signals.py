@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from typing import NoReturn
 
 import trio
 
@@ -19,8 +20,13 @@ class Stopped(Exception):
         self.signum = signum
 
 
+def stop(signum: int) -> NoReturn:
+    """End what runs with `Stopped`."""
+    raise Stopped(signum)
+
+
 @asynccontextmanager
-async def heard(signals: Iterable[int], act: Callable[[int], None]) -> AsyncIterator[None]:
+async def heard(signals: Iterable[int], act: Callable[[int], None] = stop) -> AsyncIterator[None]:
     """For the length of an `async with` block, have `act` called with each of these signals that comes.
 
     To be entered on the main thread. What the block raises leaves it as it is, and so does what `act` raises,

@@ -10,12 +10,11 @@ import secrets
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 import trio
@@ -29,7 +28,7 @@ from localdelay.brokers.address import hide_secrets
 from localdelay.errors import LocalDelayError
 from localdelay.nurseries import bare_nursery
 from localdelay.programs import Guarded, last_words
-from localdelay.signals import Stopped, heard
+from localdelay.signals import heard
 
 _CHILD = "localdelay.benchmark.child"
 _REMOVE_WITHIN = 10.0
@@ -51,15 +50,12 @@ def run(asked: Comparison, step: Step) -> Report:
             find_server()
         if find_spec("coredis") is None:
             raise BenchError("the plans in Redis need a client: pip install 'localdelay[redis]'")
-    return trio.run(_run_until_signal, asked, step)
 
+    async def go() -> Report:
+        async with heard((signal.SIGINT, signal.SIGTERM)):
+            return await _compare(asked, step)
 
-async def _run_until_signal(asked: Comparison, step: Step) -> Report:
-    def stop(signum: int) -> NoReturn:
-        raise Stopped(signum)
-
-    async with heard((signal.SIGINT, signal.SIGTERM), stop):
-        return await _compare(asked, step)
+    return trio.run(go)
 
 
 async def _compare(asked: Comparison, step: Step) -> Report:
@@ -69,7 +65,7 @@ async def _compare(asked: Comparison, step: Step) -> Report:
     async def crash(job: Job) -> None:
         crashes[job.plan] = await _crash(job, guarded.directory, step)
 
-    async with Guarded(Path(tempfile.mkdtemp(prefix="localdelay-compare-"))) as guarded:
+    async with Guarded("localdelay-compare-") as guarded:
         server, token = asked.redis or "", f"compare-{secrets.token_hex(6)}"
         if asked.needs_redis and not server:
             server = await start_server(guarded)

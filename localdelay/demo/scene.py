@@ -82,18 +82,13 @@ def run(scene: Scene, started: Started, progress: Progress, export: Export | Non
 
     Raises `ServerError` where there is no server, or where it ends or does not do what it should.
     """
-    return trio.run(_play_until_signal, scene, started, progress, export)
 
-
-async def _play_until_signal(
-    scene: Scene, started: Started, progress: Progress, export: Export | None
-) -> Report:
-    def stop(signum: int) -> None:
-        raise Stopped(signum)
+    async def go() -> Report:
+        async with heard((signal.SIGINT, signal.SIGTERM)):
+            return await _play(scene, started, progress, export)
 
     try:
-        async with heard((signal.SIGINT, signal.SIGTERM), stop):
-            return await _play(scene, started, progress, export)
+        return trio.run(go)
     except BaseException as raised:
         error = _first(raised)
         if isinstance(error, nats.errors.Error | ConnectionError | TimeoutError):

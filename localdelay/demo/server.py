@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shutil
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -73,7 +72,7 @@ async def running_server(*, max_buffered: int) -> AsyncIterator[Server]:
     `ServerError` where it does not start.
     """
     program = find_server()
-    async with Guarded(Path(tempfile.mkdtemp(prefix="localdelay-demo-"))) as guarded:
+    async with Guarded("localdelay-demo-") as guarded:
         directory = guarded.directory
         config = directory / "server.conf"
         log = directory / "server.log"
