@@ -20,10 +20,10 @@ from localdelay import (
     QueueClosed,
     QueueFull,
     RetryPolicy,
-    Statistics,
     aio,
 )
 from localdelay.testing import RecordingSender
+from tests.kit.conserving import conserved
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -42,12 +42,6 @@ def on_asyncio(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., 
     return run
 
 
-def conserved(s: Statistics) -> Statistics:
-    assert s.accepted == s.sent + s.dead + s.cancelled + s.handed_back + s.spooled + s.pending, s
-    assert s.pending == s.waiting + s.sending + s.retrying, s
-    return s
-
-
 async def until(done: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(20):
         while not await done():  # noqa: ASYNC110 (time passes in the other thread)
@@ -55,16 +49,14 @@ async def until(done: Callable[[], Awaitable[bool]]) -> None:
 
 
 class Sent:
-    """A coroutine function that keeps what it gets, and on which loop."""
+    """A coroutine function that keeps what it gets."""
 
     def __init__(self, hold: asyncio.Event | None = None) -> None:
         self.messages: list[Message] = []
-        self.loops: set[asyncio.AbstractEventLoop] = set()
         self.cancelled = 0
         self._hold = hold
 
     async def __call__(self, message: Message) -> None:
-        self.loops.add(asyncio.get_running_loop())
         try:
             if self._hold is not None:
                 await self._hold.wait()
@@ -75,21 +67,23 @@ class Sent:
 
 
 @on_asyncio
-async def test_messages_are_sent_on_the_callers_loop() -> None:
-    """When they are due, each once; leaving the block waits for all of them."""
-    sent = Sent()
-    async with aio.open_delay_queue(sent, capacity=100, workers=4) as queue:
-        await queue.pause()  # or a busy machine may send before it looks
-        first = await queue.put(b"1", delay=0.05, headers={"k": "v"})
-        second = queue.put_nowait(b"2", delay=0.02, id="order 7")
-        assert [message.id for message in await queue.messages()] == ["order 7", first.id]
-        assert conserved(await queue.statistics()).waiting == 2
-        assert await queue.is_pending("order 7")
-        await queue.resume()
-    assert {message.id for message in sent.messages} == {first.id, second.id}
-    assert first in sent.messages
-    assert sent.loops == {asyncio.get_running_loop()}
-    assert conserved(await queue.statistics()).sent == 2
+async def test_all_that_is_called_runs_on_the_callers_loop() -> None:
+    """Sends, dead-letter hooks and hand-backs."""
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def send(message: Message) -> None:
+        loops.append(asyncio.get_running_loop())
+        raise PermanentSendError("no")
+
+    async def take(message: Message, _: object) -> None:
+        loops.append(asyncio.get_running_loop())
+
+    async with aio.open_delay_queue(send, capacity=10, workers=1, on_dead_letter=take) as queue:
+        queue.put_nowait(b"soon", delay=0.0)
+        queue.put_nowait(b"late", delay=60.0)
+        report = await queue.drain(grace=5.0, hand_back=take)
+    assert (report.dead, report.handed_back) == (1, 1)
+    assert loops == [asyncio.get_running_loop()] * 3
 
 
 @on_asyncio
@@ -205,29 +199,6 @@ async def test_a_send_that_takes_too_long_is_cancelled_on_its_loop() -> None:
         hold.set()
     assert len(sent.messages) == 1
     assert sent.messages[0].attempt >= 3
-
-
-@on_asyncio
-async def test_a_drain_hands_back_on_the_loop() -> None:
-    """The report accounts for everything."""
-    back: list[tuple[bytes, float, asyncio.AbstractEventLoop]] = []
-
-    async def hand_back(message: Message, left: float) -> None:
-        back.append((message.payload, left, asyncio.get_running_loop()))
-
-    sent = Sent()
-    async with aio.open_delay_queue(sent, capacity=10, workers=1) as queue:
-        queue.put_nowait(b"soon", delay=0.05)
-        queue.put_nowait(b"late", delay=60.0)
-        report = await queue.drain(grace=5.0, hand_back=hand_back)
-        with pytest.raises(QueueClosed):
-            queue.put_nowait(b"", delay=0.0)
-        with pytest.raises(QueueClosed):
-            await queue.put(b"", delay=0.0)
-    assert (report.sent, report.handed_back, report.remaining) == (1, 1, [])
-    ((payload, left, loop),) = back
-    assert (payload, loop) == (b"late", asyncio.get_running_loop())
-    assert 55 < left <= 60
 
 
 @on_asyncio

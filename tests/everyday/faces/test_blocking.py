@@ -115,11 +115,11 @@ async def test_an_exception_is_a_failed_send(mock_clock: Any, conserved: Any) ->
     assert conserved(queue).failures == 2
 
 
-@pytest.mark.parametrize("error", [StopIteration, StopAsyncIteration, TimeoutError])
+@pytest.mark.parametrize("error", [StopIteration, StopAsyncIteration, TimeoutError, SystemExit])
 async def test_an_odd_exception_harms_its_message_only(
-    error: type[Exception], mock_clock: Any, conserved: Any
+    error: type[BaseException], mock_clock: Any, conserved: Any
 ) -> None:
-    """Exceptions that mean something to coroutines and loops are failed sends like any other."""
+    """Exceptions that mean something to coroutines, loops and threads are failed sends like any other."""
     calls: list[int] = []
 
     def send(message: Message) -> None:
