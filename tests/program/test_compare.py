@@ -70,9 +70,7 @@ def test_all_plans_are_measured(compared: tuple[dict[str, Any], Path, Result]) -
         assert plan["waiting"]["messages"] == (2_000 if plan["plan"].startswith("redis") else 20_000)
 
 
-def test_measured_commands_are_those_of_the_formula(
-    compared: tuple[dict[str, Any], Path, Result],
-) -> None:
+def test_measured_commands_are_those_of_the_formula(compared: tuple[dict[str, Any], Path, Result]) -> None:
     """Polling costs what the write-up says, busy or idle; without it a heartbeat is all that is left."""
     shown, _, _ = compared
     literal, ours, *in_memory = shown["plans"]
@@ -87,9 +85,7 @@ def test_measured_commands_are_those_of_the_formula(
         assert plan["idle"]["sent_per_s"] == plan["busy"]["cost"]["sent_per_s"] == 0
 
 
-def test_where_messages_wait_is_where_memory_grows(
-    compared: tuple[dict[str, Any], Path, Result],
-) -> None:
+def test_where_messages_wait_is_where_memory_grows(compared: tuple[dict[str, Any], Path, Result]) -> None:
     """Payloads of 500 bytes are in Redis or in the process, with what comes on top of them."""
     literal, ours, memory_literal, memory = compared[0]["plans"]
     for plan in (literal, ours):
@@ -99,9 +95,7 @@ def test_where_messages_wait_is_where_memory_grows(
         assert 450 < plan["waiting"]["process_bytes"] < 1500
 
 
-def test_a_kill_loses_what_was_in_memory_alone(
-    compared: tuple[dict[str, Any], Path, Result],
-) -> None:
+def test_a_kill_loses_what_was_in_memory_alone(compared: tuple[dict[str, Any], Path, Result]) -> None:
     """What waited in Redis another process sends; what waited in the killed one is lost."""
     literal, ours, memory_literal, memory = compared[0]["plans"]
     for plan in (literal, ours):

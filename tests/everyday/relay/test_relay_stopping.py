@@ -26,10 +26,7 @@ def stage(tmp_path: Path) -> Stage:
     return Stage(tmp_path)
 
 
-async def test_a_signal_drains_within_the_grace(
-    stage: Stage,
-    autojump_clock: MockClock,
-) -> None:
+async def test_a_signal_drains_within_the_grace(stage: Stage, autojump_clock: MockClock) -> None:
     """What comes due by then is sent on time, and the rest is written, with the time that is left."""
     sink = Sink()
     began = trio.current_time()
@@ -55,10 +52,7 @@ async def test_a_signal_drains_within_the_grace(
     assert stat.S_IMODE(stage.unsent.stat().st_mode) == 0o600
 
 
-async def test_what_was_written_is_read_back(
-    stage: Stage,
-    autojump_clock: MockClock,
-) -> None:
+async def test_what_was_written_is_read_back(stage: Stage, autojump_clock: MockClock) -> None:
     """Another relay sends it, under the same ids, headers and all, when it was due from the first."""
     lines = [
         {"payload": f"m{number}", "delay": 100 + number, "headers": {"n": str(number)}} for number in range(3)
@@ -77,10 +71,7 @@ async def test_what_was_written_is_read_back(
     assert outcome.wrong == outcome.unsent == 0
 
 
-async def test_a_second_signal_ends_it_at_once(
-    stage: Stage,
-    autojump_clock: MockClock,
-) -> None:
+async def test_a_second_signal_ends_it_at_once(stage: Stage, autojump_clock: MockClock) -> None:
     """Within the grace, with a send that hangs: its message is written with the others."""
     began = trio.current_time()
     script = Script(b"a\nb\n", ends=False)
@@ -92,10 +83,7 @@ async def test_a_second_signal_ends_it_at_once(
     assert stage.watched.seen[-1].grace_left == pytest.approx(58.0, abs=0.6)
 
 
-async def test_a_signal_while_the_queue_is_full(
-    stage: Stage,
-    autojump_clock: MockClock,
-) -> None:
+async def test_a_signal_while_the_queue_is_full(stage: Stage, autojump_clock: MockClock) -> None:
     """The lines that found no room are written, each once, and in their order."""
     script = Script(b"0\n1\n2\n3\n4\n", rest=b"5\n6\n", ends=False)
     outcome = await stage.relay(script, signals=[5.0], capacity=2, delay=60.0)
@@ -103,10 +91,7 @@ async def test_a_signal_while_the_queue_is_full(
     assert (outcome.lines, outcome.unsent) == (7, 7)
 
 
-async def test_a_signal_after_the_end_of_the_input(
-    stage: Stage,
-    autojump_clock: MockClock,
-) -> None:
+async def test_a_signal_after_the_end_of_the_input(stage: Stage, autojump_clock: MockClock) -> None:
     """The wait for the rest becomes a drain; where all of it comes due, nothing is left to tell."""
     began = trio.current_time()
     outcome = await stage.relay(Script(b"a\nb\n"), signals=[3.0], delay=10.0, grace=25.0)
@@ -116,10 +101,7 @@ async def test_a_signal_after_the_end_of_the_input(
     assert (outcome.input_ended, outcome.stopped_by, outcome.unsent) == (True, signal.SIGTERM, 2)
 
 
-async def test_a_pipe_that_has_ended_when_the_signal_comes(
-    stage: Stage,
-    autojump_clock: MockClock,
-) -> None:
+async def test_a_pipe_that_has_ended_when_the_signal_comes(stage: Stage, autojump_clock: MockClock) -> None:
     """Its last line is whole, though no line break ends it."""
     script = Script(b"a\n", 60.0, rest=b"b\nlast")
     outcome = await stage.relay(script, signals=[5.0], delay=30.0)
@@ -127,10 +109,7 @@ async def test_a_pipe_that_has_ended_when_the_signal_comes(
     assert (outcome.input_ended, outcome.half, outcome.lines) == (True, 0, 3)
 
 
-async def test_what_a_file_keeps_is_not_cut_off(
-    stage: Stage,
-    autojump_clock: MockClock,
-) -> None:
+async def test_what_a_file_keeps_is_not_cut_off(stage: Stage, autojump_clock: MockClock) -> None:
     """The beginning of a line of a file is still there: it is neither written nor told."""
     script = Script(b"a\nb", ends=False, keeps=True)
     outcome = await stage.relay(script, signals=[5.0], delay=60.0)
@@ -138,10 +117,7 @@ async def test_what_a_file_keeps_is_not_cut_off(
     assert (outcome.lines, outcome.half) == (1, 0)
 
 
-async def test_hand_back(
-    stage: Stage,
-    autojump_clock: MockClock,
-) -> None:
+async def test_hand_back(stage: Stage, autojump_clock: MockClock) -> None:
     """What comes due after the grace goes to the broker's own delay at once, with what is left."""
     sink = Sink(native_delay=True)
     script = Script(b"a\n", 8.0, b"b\nc\n", ends=False)
@@ -156,10 +132,7 @@ async def test_hand_back(
     assert not stage.unsent.exists()
 
 
-async def test_without_hand_back_nothing_is_handed_back(
-    stage: Stage,
-    autojump_clock: MockClock,
-) -> None:
+async def test_without_hand_back_nothing_is_handed_back(stage: Stage, autojump_clock: MockClock) -> None:
     """It has to be asked for."""
     sink = Sink(native_delay=True)
     await stage.relay(Script(b"a\n", ends=False), sink, signals=[5.0], delay=60.0)
@@ -167,10 +140,7 @@ async def test_without_hand_back_nothing_is_handed_back(
     assert len(stage.records()) == 1
 
 
-async def test_hand_back_to_a_broker_that_has_no_delay(
-    stage: Stage,
-    autojump_clock: MockClock,
-) -> None:
+async def test_hand_back_to_a_broker_that_has_no_delay(stage: Stage, autojump_clock: MockClock) -> None:
     """It is refused before anything is read."""
     script = Script(b"a\n")
     settings = Settings(to="stdout:", delay=1.0, hand_back=True)
@@ -210,10 +180,7 @@ async def test_a_reader_of_the_output_that_has_gone(
     assert (outcome.dead, outcome.unsent, stage.letters.exists()) == (0, 4, False)
 
 
-async def test_an_input_that_breaks_off(
-    stage: Stage,
-    autojump_clock: MockClock,
-) -> None:
+async def test_an_input_that_breaks_off(stage: Stage, autojump_clock: MockClock) -> None:
     """What was read until then is sent when it is due, and the reason is told."""
     sink = Sink()
     outcome = await stage.relay(Script(b"a\nb\nhal", OSError(5, "Input/output error"), ends=False), sink)
