@@ -6,15 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 
 import trio
 
 from localdelay.demo.server import running_server
+from tests.kit.commands import COMMAND, in_python
 
-COMMAND = str(Path(sysconfig.get_path("scripts"), "localdelay"))
 PIPE = subprocess.PIPE
 
 
@@ -99,22 +97,10 @@ def test_a_broker_that_is_down() -> None:
 
 def test_a_broker_needs_its_extra() -> None:
     """Without the client it is said in one line; the relay itself needs none."""
-    code = (
-        "import sys; sys.modules.update(nats=None, trio_asyncio=None); "
-        "from localdelay.cli import main; main(sys.argv[1:])"
-    )
+    def relay(url: str) -> subprocess.CompletedProcess[str]:
+        return in_python("relay", "--delay", "0", "--to", url, given="a\n", without="nats trio_asyncio")
 
-    def python(*args: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-c", code, "relay", "--delay", "0", *args],
-            input="a\n",
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    process = python("--to", "nats://host/orders")
+    process = relay("nats://host/orders")
     assert process.returncode == 2
     assert process.stderr == "Error: nats:// needs a client: pip install 'localdelay[nats]'\n"
-    assert python("--to", "stdout:").stdout == "a\n"
+    assert relay("stdout:").stdout == "a\n"

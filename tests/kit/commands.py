@@ -6,6 +6,7 @@ import os
 import pty
 import select
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,15 @@ def shell(line: str, *args: object, cwd: Path | None = None) -> subprocess.Compl
         check=False,
         cwd=cwd,
         env={**os.environ, "L": COMMAND},
+    )
+
+
+def in_python(*args: object, given: str = "", without: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command in a Python of its own, in which these modules can't be imported."""
+    code = "import sys; sys.modules.update(dict.fromkeys(sys.argv.pop(1).split()))"
+    command = [sys.executable, "-c", f"{code}; from localdelay.cli import main; main()", without]
+    return subprocess.run(
+        [*command, *map(str, args)], input=given, capture_output=True, text=True, timeout=60, check=False
     )
 
 

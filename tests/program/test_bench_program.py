@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import trio
 from localdelay.benchmark import hlog
 from localdelay.demo.server import running_server
 from tests.kit.catching import until_it_catches
-from tests.kit.commands import COMMAND, FULL, run, running, shell, told
+from tests.kit.commands import COMMAND, FULL, in_python, run, running, shell, told
 
 SMALL = ["bench", "--rate", "1k", "--seconds", "0.3", "--delay", "100ms", "--warmup", "0"]
 
@@ -145,20 +143,11 @@ async def test_a_broker_that_takes_nothing() -> None:
 
 def test_a_broker_needs_the_extra() -> None:
     """Without the client it is said in one line; the benchmark itself needs neither it nor matplotlib."""
-    code = (
-        "import sys; sys.modules.update(nats=None, trio_asyncio=None, matplotlib=None); "
-        "from localdelay.cli import main; main(sys.argv[1:])"
-    )
-
-    def python(*args: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=60, check=False
-        )
-
-    process = python("bench", "--to", "nats://host/orders")
+    without = "nats trio_asyncio matplotlib"
+    process = in_python("bench", "--to", "nats://host/orders", without=without)
     assert process.returncode == 2
     assert process.stderr == "Error: nats:// needs a client: pip install 'localdelay[nats]'\n"
-    assert python(*SMALL).returncode == 0
+    assert in_python(*SMALL, without=without).returncode == 0
 
 
 @pytest.mark.parametrize(

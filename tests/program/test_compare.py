@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +20,10 @@ from localdelay.benchmark.comparison import Comparison, Plan
 from localdelay.benchmark.contenders import Opening, open_plan
 from localdelay.cli.compare import NAMES
 from tests.kit import commands
+from tests.kit.commands import running
 from tests.kit.servers.process import Server
 from tests.kit.servers.redis import RedisServer
 
-COMMAND = str(Path(sysconfig.get_path("scripts"), "localdelay"))
 SMALL = ["--quick", "--rate", "200", "--delay", "100ms", "--seconds", "0.3", "--shards", "8"]
 
 
@@ -234,22 +232,13 @@ def test_a_redis_that_is_not_there_is_one_line(tmp_path: Path) -> None:
 def test_nothing_is_left_behind(signum: signal.Signals, redis: RedisServer, tmp_path: Path) -> None:
     """No server, process or file: after Ctrl-C, SIGTERM, and even where nobody could clean up."""
     del redis  # it is installed
-    process = subprocess.Popen(
-        [COMMAND, "compare", *SMALL, "--delay", "60s", "--only", "redis"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-    )
-    try:
+    options = ("compare", *SMALL, "--delay", "60s", "--only", "redis")
+    with running(*options, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}) as process:
         assert process.stderr is not None
         assert "waiting and idle" in process.stderr.readline()
         assert len(_processes_of(tmp_path)) >= 4, "itself, Redis, its guard, and the plan"
         process.send_signal(signum)
         printed, told = process.communicate(timeout=20)
-    finally:
-        process.terminate()
-        process.communicate()
     assert printed == ""
     if signum != signal.SIGKILL:
         assert process.returncode == 128 + signum

@@ -11,7 +11,6 @@ import re
 import signal
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,8 +24,8 @@ from localdelay.cli import main
 from localdelay.demo import scene as scenes
 from localdelay.demo import server as servers
 from tests.kit import commands
+from tests.kit.commands import COMMAND
 
-COMMAND = str(Path(sysconfig.get_path("scripts"), "localdelay"))
 SMALL = ["--seconds", "0.4", "--delay", "0.6"]
 
 
@@ -45,20 +44,10 @@ def temporary(tmp_path: Path) -> Iterator[Path]:
 def started(temporary: Path, *args: str) -> Iterator[subprocess.Popen[str]]:
     """The command in a process of its own, once its server answers."""
     environment = {**os.environ, "TMPDIR": str(temporary), "COLUMNS": "80"}
-    process = subprocess.Popen(
-        [COMMAND, "demo", *args],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    try:
+    with commands.running("demo", *args, text=True, env=environment) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("NATS server ")
         yield process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def server_pid(temporary: Path) -> int:
@@ -277,19 +266,12 @@ def test_too_many_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("module", ["nats", "trio_asyncio"])
 def test_without_the_client(module: str) -> None:
     """Without the extra the demo says in one line what to install, and other commands work."""
-    code = f"import sys; sys.modules[{module!r}] = None; from localdelay.cli import main; main(sys.argv[1:])"
-
-    def python(*args: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=60, check=False
-        )
-
-    process = python("demo")
+    process = commands.in_python("demo", without=module)
     assert process.returncode == 2
     assert (
         process.stderr == "Error: the demo needs a NATS client and server: pip install 'localdelay[demo]'\n"
     )
-    assert python("plan", "--help").returncode == 0
+    assert commands.in_python("plan", "--help", without=module).returncode == 0
 
 
 def test_without_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,12 +362,6 @@ def test_a_server_that_dies(temporary: Path) -> None:
 
 def test_reader_gone() -> None:
     """Whoever reads the output may go: no traceback, and the server ends."""
-    process = subprocess.run(
-        ["/bin/sh", "-c", '"$0" demo --seconds 0.2 --delay 0.2 | head -n 1', COMMAND],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert process.stdout.count("\n") == 1
-    assert "Traceback" not in process.stderr
+    process = commands.shell('"$@" | head -n 1', "demo", "--seconds", "0.2", "--delay", "0.2")
+    assert process.stdout.count(b"\n") == 1
+    assert b"Traceback" not in process.stderr

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from typing import cast
 
 import pytest
@@ -84,19 +82,11 @@ def test_signals_around_a_relay(signum: signal.Signals, monkeypatch: pytest.Monk
 
 def test_hand_back_to_a_broker_that_has_no_delay() -> None:
     """It is an option that can't be had here."""
-    code = "from localdelay.cli import main; main()"
-    process = subprocess.run(
-        [sys.executable, "-c", code, "relay", *TO_STDOUT, "--delay", "0", "--hand-back"],
-        input=b"a\n",
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
-    assert (process.returncode, process.stdout) == (2, b"")
-    assert process.stderr.startswith(
-        b"Error: Invalid value for '--hand-back': needs a broker that has a delay"
-    )
-    assert process.stderr.count(b"\n") == 1
+    process = commands.in_python("relay", *TO_STDOUT, "--delay", "0", "--hand-back", given="a\n")
+    assert (process.returncode, process.stdout) == (2, "")
+    said = "Error: Invalid value for '--hand-back': needs a broker that has a delay"
+    assert process.stderr.startswith(said)
+    assert process.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -108,14 +98,7 @@ def test_hand_back_to_a_broker_that_has_no_delay() -> None:
 )
 def test_an_option_that_only_the_client_knows_to_be_wrong(command: str, url: str, said: str) -> None:
     """It is one line that names the option of the command."""
-    code = "from localdelay.cli import main; main()"
-    process = subprocess.run(
-        [sys.executable, "-c", code, command, "--to", url, "--delay", "1"],
-        input=b"",
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
-    assert (process.returncode, process.stdout) == (2, b"")
-    assert process.stderr.startswith(f"Error: Invalid value for '--to': {said}".encode())
-    assert process.stderr.count(b"\n") == 1
+    process = commands.in_python(command, "--to", url, "--delay", "1")
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr.startswith(f"Error: Invalid value for '--to': {said}")
+    assert process.stderr.count("\n") == 1
