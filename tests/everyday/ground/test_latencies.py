@@ -54,18 +54,6 @@ def test_a_summary_in_between_takes_nothing_away() -> None:
     assert recorder.summary().max == 0.125
 
 
-def test_percentiles_are_those_of_a_summary() -> None:
-    """The same latencies have the same percentiles, whether they were taken out or summed up."""
-    values = drawn(5_000)
-    recorder = LatencyRecorder()
-    for value in values:
-        recorder.record(value / 1e6)
-    summary = recorder.summary()
-    taken = recorder.take()
-    assert taken.at(0.5, 0.9, 0.99, 0.999) == [summary.p50, summary.p90, summary.p99, summary.p999]
-    assert (taken.count, taken.longest) == (summary.count, pytest.approx(summary.max))
-
-
 def test_together_they_are_as_if_recorded_together() -> None:
     """Adding parts up gives the counts, the maximum and the clipped ones of all; nothing gives nothing."""
     values = drawn(1_000)
