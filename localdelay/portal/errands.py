@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -13,7 +14,6 @@ import trio
 
 from localdelay import arguments
 from localdelay.errors import LocalDelayError
-from localdelay.hops import Hop
 from localdelay.queue.sending import not_awaitable
 from localdelay.settling import Confirmation, Settling
 
@@ -43,7 +43,6 @@ class Errands:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._hop: Hop[_Errand] = Hop(loop.call_soon_threadsafe, _begin)
         self._settling: Settling | None = None
 
     def on_loop(self, name: str, function: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
@@ -51,71 +50,53 @@ class Errands:
         arguments.check_async(name, function)
 
         async def run(*args: object) -> None:
-            self._settling = self._settling or Settling()
-            errand = _Errand(self, name, function, args, self._settling)
-            self._hop.send(errand)  # a RuntimeError where the loop is closed: nothing there begins any more
+            settling = self._settling = self._settling or Settling()
+            errand = _Errand(self).run(name, function, args)
             try:
-                await errand.confirmation.of_one()
+                future = asyncio.run_coroutine_threadsafe(errand, self._loop)
+            except RuntimeError:  # the loop is closed: nothing there begins any more
+                errand.close()
+                raise
+            confirmation = Confirmation()
+            future.add_done_callback(lambda done: settling.settle(confirmation, 0, _error_of(name, done)))
+            try:
+                await confirmation.of_one()
             except trio.Cancelled:
                 with suppress(RuntimeError):  # the loop has been closed
-                    self._loop.call_soon_threadsafe(errand.cancel)
+                    self._loop.call_soon_threadsafe(future.cancel)
                 raise
+            finally:
+                del future  # or it, its error, the error's traceback and this frame hold each other
 
         return run
-
-
-def _begin(errands: list[_Errand]) -> None:
-    for errand in errands:
-        errand.begin()
 
 
 class _Errand:
     """One call of a coroutine function."""
 
-    def __init__(
-        self,
-        owner: Errands,
-        name: str,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        settling: Settling,
-    ) -> None:
+    def __init__(self, owner: Errands) -> None:
         self.owner: object = owner
-        self.confirmation = Confirmation()
-        self._name = name
-        self._function = function
-        self._args = args
-        self._settling = settling
-        self._cancelled = False
-        self._task: asyncio.Future[object] | None = None
+        self.is_under_way = True
 
-    def begin(self) -> None:
-        if self._cancelled:
-            return
-        before = WITHIN.set(self)  # for the task, which copies the context
+    async def run(self, name: str, function: Callable[..., Any], args: tuple[object, ...]) -> Exception | None:
+        """What it failed with: a future would raise a `TimeoutError` without its traceback."""
+        WITHIN.set(self)  # for the task of this call, which has a context of its own
         try:
-            returned: Any = self._function(*self._args)
+            returned: Any = function(*args)
             if not inspect.isawaitable(returned):
-                raise not_awaitable(self._name, returned)
-            self._task = asyncio.ensure_future(returned)
+                raise not_awaitable(name, returned)
+            await returned
         except Exception as error:  # noqa: BLE001 (raised where it is waited for)
-            self._settling.settle(self.confirmation, 0, error)
-        else:
-            self._task.add_done_callback(self._done)
+            return error
         finally:
-            WITHIN.reset(before)
+            self.is_under_way = False
+        return None
 
-    @property
-    def is_under_way(self) -> bool:
-        return self._task is not None and not self._task.done()
 
-    def cancel(self) -> None:
-        self._cancelled = True
-        if self._task is not None:
-            self._task.cancel()
-
-    def _done(self, task: asyncio.Future[object]) -> None:
-        error = LocalDelayError(f"the {self._name} was cancelled") if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, Exception):
-            error = LocalDelayError(f"the {self._name} ended in {type(error).__name__}")
-        self._settling.settle(self.confirmation, 0, error)
+def _error_of(name: str, done: Future[Exception | None]) -> Exception | None:
+    if done.cancelled():
+        return LocalDelayError(f"the {name} was cancelled")
+    ended_by = done.exception()
+    if ended_by is None:
+        return done.result()
+    return LocalDelayError(f"the {name} ended in {type(ended_by).__name__}")
