@@ -13,8 +13,7 @@ import pickle
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 import trio
 
@@ -44,20 +43,16 @@ async def _measure(job: Job) -> object:
         return await Bench(job, link, lambda what: _say("step", what)).measure()
 
 
-@asynccontextmanager
-async def _told_plan(job: Job) -> AsyncIterator[Opened]:
+def _told_plan(job: Job) -> AbstractAsyncContextManager[Opened]:
     opening = Opening(
-        plan=job.plan,
-        asked=job.asked,
+        job=job,
+        name=f"{job.token}-crash",
         capacity=job.asked.load(job.seconds).capacity(machine_bytes()),
         begin=lambda _, payload: _say("sent", number_in(payload)),
         stored=lambda payload: _say("stored", number_in(payload)),
-        server=job.server,
-        name=f"{job.token}-crash",
         lease=_LEASE,
     )
-    async with open_plan(opening) as opened:
-        yield opened
+    return open_plan(opening)
 
 
 async def _be_killed(job: Job) -> object:

@@ -111,12 +111,8 @@ class Comparison:
 
     def as_json(self) -> dict[str, Any]:
         """One object, without passwords."""
-        shown = attrs.asdict(self)
-        shown["delays"] = list(self.delays.values)
-        shown["delay_is_range"] = self.delays.is_range
-        shown["only"] = [plan.value for plan in self.plans]
-        shown["redis"] = None if self.redis is None else without_secrets(self.redis)
-        return shown
+        plans, redis = [plan.value for plan in self.plans], self.redis and without_secrets(self.redis)
+        return attrs.asdict(self) | self.delays.as_json() | {"only": plans, "redis": redis}
 
 
 @attrs.frozen

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import attrs
 import trio
 
-from localdelay.benchmark.comparison import Comparison, Plan, queue_url
+from localdelay.benchmark.comparison import Job, Plan, queue_url
 from localdelay.benchmark.load import PutNowait
 from localdelay.benchmark.meter import NO_TIME
 from localdelay.errors import LocalDelayError
@@ -81,8 +81,9 @@ async def open_literal_port(send: Send, *, capacity: int, workers: int) -> Async
 class Opening:
     """How to run one instance of a plan."""
 
-    plan: Plan
-    asked: Comparison
+    job: Job
+    name: str
+    """Is in the names of its keys."""
     capacity: int
     """How many messages may wait, of a plan that has a limit of its own."""
     begin: Callable[[float, bytes], object]
@@ -91,8 +92,6 @@ class Opening:
     """Is called with a payload once the plan has it."""
     refuse: Callable[[bytes], object] = lambda _: None
     """Is called with a payload that Redis did not take; where it is memory, `put_nowait` raises."""
-    server: str = attrs.field(default="", repr=False)
-    name: str = ""
     lease: float = 30.0
     """Seconds, of `open_redis_delay_queue`."""
 
@@ -113,12 +112,12 @@ class Opening:
 
 def open_plan(opening: Opening) -> AbstractAsyncContextManager[Opened]:
     """Run one instance of a plan; leaving the block ends it at once, whatever waits."""
-    return _PLANS[opening.plan](opening)
+    return _PLANS[opening.job.plan](opening)
 
 
 @asynccontextmanager
 async def _memory(opening: Opening) -> AsyncIterator[Opened]:
-    workers = opening.asked.workers
+    workers = opening.job.asked.workers
     async with open_delay_queue(opening.send, capacity=opening.capacity, workers=workers) as queue:
         yield Opened(opening.storing(queue.put_nowait))
         await queue.drain(grace=0.0)
@@ -129,7 +128,7 @@ async def _memory_literal(opening: Opening) -> AsyncIterator[Opened]:
     async def send(execute_at: float, payload: bytes) -> None:
         opening.begin(execute_at, payload)
 
-    workers = opening.asked.workers
+    workers = opening.job.asked.workers
     with trio.CancelScope() as scope:
         async with open_literal_port(send, capacity=opening.capacity, workers=workers) as port:
             yield Opened(opening.storing(port.put_nowait))
@@ -143,9 +142,9 @@ async def _redis(opening: Opening) -> AsyncIterator[Opened]:
     async with (
         open_redis_delay_queue(
             opening.send,
-            url=queue_url(opening.server, opening.name),
-            shards=opening.asked.shards,
-            workers=opening.asked.workers,
+            url=queue_url(opening.job.server, opening.name),
+            shards=opening.job.asked.shards,
+            workers=opening.job.asked.workers,
             tuning=RedisTuning(lease=opening.lease),
         ) as queue,
         _putting(queue.put, opening) as put_nowait,
@@ -157,8 +156,8 @@ async def _redis(opening: Opening) -> AsyncIterator[Opened]:
 async def _redis_literal(opening: Opening) -> AsyncIterator[Opened]:
     from localdelay.benchmark.redis import SortedSets, open_link
 
-    async with open_link(opening.server) as link, trio.open_nursery() as nursery:
-        sets = SortedSets(link, opening.name, opening.asked.shards, partial(opening.begin, NO_TIME))
+    async with open_link(opening.job.server) as link, trio.open_nursery() as nursery:
+        sets = SortedSets(link, opening.name, opening.job.asked.shards, partial(opening.begin, NO_TIME))
         nursery.start_soon(sets.run)
         async with _putting(sets.put, opening) as put_nowait:
             yield Opened(put_nowait, commands=lambda: link.commands, left=sets.count)

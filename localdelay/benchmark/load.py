@@ -88,6 +88,10 @@ class Delays:
         """Seconds."""
         return max(self.values)
 
+    def as_json(self) -> dict[str, object]:
+        """The two entries that settings have of them."""
+        return {"delays": list(self.values), "delay_is_range": self.is_range}
+
     def table(self, seed: int) -> array[float]:
         """Message i has the delay number `i % len(table)`: a power of two of them, or one alone.
 

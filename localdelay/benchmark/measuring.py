@@ -117,14 +117,12 @@ class Bench:
                 meter.sent += 1
 
             opening = Opening(
-                plan=self._job.plan,
-                asked=self._asked,
+                job=self._job,
+                name=f"{self._job.token}-{self._job.plan}-{self._count}",
                 capacity=capacity,
                 begin=begin,
                 stored=one.store,
                 refuse=one.refuse,
-                server=self._job.server,
-                name=f"{self._job.token}-{self._job.plan}-{self._count}",
             )
             try:
                 async with open_plan(opening) as opened:

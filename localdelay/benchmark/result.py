@@ -216,8 +216,7 @@ class Result:
     def as_json(self) -> dict[str, Any]:
         """One object, without the intervals."""
         shown = attrs.asdict(self, filter=lambda attribute, _: attribute.name != "intervals")
-        shown["settings"]["delays"] = list(self.settings.delays.values)
-        shown["settings"]["delay_is_range"] = self.settings.delays.is_range
+        shown["settings"] |= self.settings.delays.as_json()
         return shown
 
 

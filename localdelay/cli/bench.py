@@ -144,7 +144,10 @@ def parts(now: Progress, settings: Settings, status: Status) -> list[str]:
 def _files(
     result: Result, log_file: Path | None, picture: Path | None, others: Sequence[tuple[str, hlog.Log]]
 ) -> dict[Path, Callable[[], object]]:
-    title, facts = headline(result)
+    settings, machine = result.settings, result.machine
+    title = f"How late sends begin: {_load(settings)}"
+    what = (_how(settings), counted(machine.cores, "core"), machine.python, machine.localdelay)
+    facts = _short(", ".join(what), 135)
     files: dict[Path, Callable[[], object]] = {}
     if log_file is not None:
         log = hlog.Log(f"{title}, {facts}", result.began_at, INTERVAL, result.intervals)
@@ -177,13 +180,6 @@ def report(result: Result, others: Sequence[tuple[str, Distribution]]) -> Iterat
     yield _counts(result)
     yield _costs(result)
     yield from _verdict(result)
-
-
-def headline(result: Result) -> tuple[str, str]:
-    """The two lines over the picture."""
-    machine = result.machine
-    facts = (_how(result.settings), counted(machine.cores, "core"), machine.python, machine.localdelay)
-    return f"How late sends begin: {_load(result.settings)}", _short(", ".join(facts), 135)
 
 
 def _short(text: str, width: int) -> str:

@@ -102,20 +102,16 @@ async def _play(scene: Scene, started: Started, progress: Progress, export: Expo
         started(server)
         try:
             async with bare_nursery() as nursery:
-                nursery.start_soon(_raise_if_ended, server)
+                nursery.start_soon(server.watch)
                 await _one_run(plain, _publish_plainly, scene, server, progress)
                 await _one_run(fallback, partial(_publish_with_fallback, export), scene, server, progress)
                 nursery.cancel_scope.cancel()
-        except Exception as error:
+        except Exception:
             # A lost connection is noticed before the end of the server behind it is.
             with trio.move_on_after(_END_NOTICED_WITHIN):
-                raise await server.wait_ended() from error
+                await server.watch()
             raise
     return Report(reckon(plain), reckon_fallback(fallback))
-
-
-async def _raise_if_ended(server: Server) -> None:
-    raise await server.wait_ended()
 
 
 async def _one_run(run: Run, publish: Publish, scene: Scene, server: Server, progress: Progress) -> None:

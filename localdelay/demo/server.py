@@ -8,6 +8,7 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import attrs
 import trio
@@ -39,10 +40,10 @@ class Server:
     process: trio.Process
     log: Path
 
-    async def wait_ended(self) -> ServerError:
-        """Wait until the server ends, which nobody has asked of it; the error to raise for it."""
+    async def watch(self) -> NoReturn:
+        """Wait until the server ends, which nobody has asked of it, and raise `ServerError`."""
         await self.process.wait()
-        return ServerError(f"the NATS server has ended by itself; {last_words(self.log)}")
+        raise ServerError(f"the NATS server has ended by itself; {last_words(self.log)}")
 
 
 def find_server() -> str:

@@ -75,7 +75,14 @@ def run(settings: Settings, watcher: Watcher, descriptor: int = 0) -> Outcome:
     `ConnectionError` and `ModuleNotFoundError` as `open_broker` does, and `NoDelay`; nothing is read then.
     """
     check(settings, descriptor)
-    return trio.run(_run_until_signal, Relay(settings, Descriptor(descriptor), watcher))
+    relay = Relay(settings, Descriptor(descriptor), watcher)
+
+    async def go() -> None:
+        async with heard(stops(), relay.stop):
+            await relay.go()
+
+    trio.run(go)
+    return relay.outcome
 
 
 def stops() -> list[signal.Signals]:
@@ -83,12 +90,6 @@ def stops() -> list[signal.Signals]:
     # What is ignored stays so: a hang-up under `nohup`, Ctrl-C in the background of a script.
     asked = [signum for signum in signal.Signals if signum.name in ("SIGHUP", "SIGINT", "SIGTERM")]
     return [signum for signum in asked if signal.getsignal(signum) != signal.SIG_IGN]
-
-
-async def _run_until_signal(relay: Relay) -> Outcome:
-    async with heard(stops(), relay.stop):
-        await relay.go()
-    return relay.outcome
 
 
 class Relay:

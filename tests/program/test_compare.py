@@ -16,7 +16,7 @@ import pytest
 import trio
 from click.testing import Result
 
-from localdelay.benchmark.comparison import Comparison, Plan
+from localdelay.benchmark.comparison import Comparison, Job, Plan
 from localdelay.benchmark.contenders import Opening, open_plan
 from localdelay.cli.compare import NAMES
 from tests.kit import commands
@@ -164,33 +164,15 @@ def test_the_table_says_formula_beside_measurement(redis: RedisServer) -> None:
     ("args", "reason"),
     [
         (["--rate", "0"], "Invalid value for '--rate': must be finite and at least 1.0, not 0.0"),
-        (
-            ["--rate", "1k..2k"],
-            "Invalid value for '--rate': '1k..2k' is no number; write 500, 10k or 1.5M",
-        ),
-        (
-            ["--rate", "many"],
-            "Invalid value for '--rate': 'many' is no number; write 500, 10k or 1.5M",
-        ),
+        (["--rate", "1k..2k"], "Invalid value for '--rate': '1k..2k' is no number"),
         (["--delay", "20m"], "Invalid value for '--delay': must be at most 600, not 1,200"),
-        (
-            ["--delay", "2s..1s"],
-            "Invalid value for '--delay': must be a range from the shorter to the longer one",
-        ),
-        (["--seconds", "0"], "Invalid value for '--seconds': must be finite and at least 0.1, not 0.0"),
-        (["--size", "1"], "Invalid value for '--size': must be finite and at least 8, not 1.0"),
-        (["--shards", "0"], "Invalid value for '--shards': must be at least 1, not 0"),
-        (["--workers", "0"], "Invalid value for '--workers': must be finite and at least 1, not 0.0"),
-        (
-            ["--redis", "http://host"],
-            "Invalid value for '--redis': must be a server, like redis://host:6379 or redis://host:6379/1",
-        ),
+        (["--redis", "http://host"], "Invalid value for '--redis': must be a server, like redis://host:6379"),
         (["--plot", "x.gif"], "Invalid value for '--plot': 'x.gif' must end in .svg or .png"),
         (["--only", "kafka"], "Invalid value for '--only': 'kafka' is not one of"),
     ],
 )
 def test_nonsense_is_one_line_that_names_the_option(args: list[str], reason: str) -> None:
-    """Exit code 2 and one line, before anything is started."""
+    """Exit code 2 and one line, before anything is started; what else is refused: `test_comparison`."""
     result = run(*args)
     assert result.exit_code == 2
     assert result.output.startswith(f"Error: {reason}")
@@ -289,14 +271,12 @@ async def test_each_plan_sends_all_and_nothing_early(
 
     delays = {b"%08d" % number: number % 4 / 20 for number in range(20)}
     opening = Opening(
-        plan=plan,
-        asked=Comparison(shards=4),
+        job=Job(plan, Comparison(shards=4), server, ""),
+        name=f"face-{plan}-{time.time_ns()}",
         capacity=100,
         begin=begin,
         stored=stored.append,
         refuse=refused.append,
-        server=server,
-        name=f"face-{plan}-{time.time_ns()}",
     )
     async with open_plan(opening) as opened:
         begun = trio.current_time()
