@@ -62,12 +62,6 @@ def test_a_line_is_the_relays() -> None:
         assert 0 <= options["at"].timestamp() - due + math.ulp(due) < 1.5e-6
 
 
-def test_a_line_past_the_calendar() -> None:
-    """After the year 9999 it is the delay that is left."""
-    payload, options = json_lines(None)(of_journal(record(1, NOW + 1e12), NOW).rstrip(b"\n"))
-    assert (payload, options) == (b"secret", {"delay": 1e12, "id": "m1"})
-
-
 @pytest.fixture
 def in_berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("TZ", "Europe/Berlin")

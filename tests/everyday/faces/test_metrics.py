@@ -19,7 +19,6 @@ from prometheus_client.metrics_core import Metric
 import localdelay
 import localdelay.metrics
 from localdelay import BreakerPolicy, FallbackStatistics, Message, Reason, Statistics, Throttled, threads
-from localdelay.lateness import BOUNDARIES
 from localdelay.metrics import Collector
 from tests.kit.scraping import (
     HISTOGRAMS,
@@ -88,32 +87,6 @@ async def test_what_is_never_or_without_limit_is_infinite(autojump_clock: trio.t
     for name in ("capacity_bytes", "next_due_seconds", "breaker_retry_after_seconds"):
         assert value(samples, f"localdelay_{name}") == math.inf
     assert value(samples, "localdelay_breaker_state", state="forced_open") == 1
-
-
-async def test_histograms_are_cumulative(autojump_clock: trio.testing.MockClock) -> None:
-    """Buckets rise up to the count, and hold what took no longer than their bound."""
-    takes = iter([0.0004, 0.0005, 0.0015, 0.3, 2.9, 3500.0, 4000.0])
-
-    async def send_for(message: Message) -> None:
-        await trio.sleep(next(takes))
-
-    async with localdelay.open_delay_queue(send_for, capacity=9, workers=9, send_timeout=None) as queue:
-        registry = registry_of(Collector(queue))
-        for _ in range(7):
-            queue.put_nowait(b"", delay=0.0)
-        await trio.sleep(5000)
-        samples = scrape(registry)
-    buckets = [
-        value(samples, "localdelay_send_duration_seconds_bucket", le=str(boundary)) for boundary in BOUNDARIES
-    ]
-    assert buckets == sorted(buckets)
-    at = dict(zip(BOUNDARIES, buckets, strict=True))
-    assert (at[0.0005], at[0.001], at[0.002], at[0.2]) == (2, 2, 3, 3)
-    assert (at[0.5], at[2.0], at[5.0], at[1800.0], at[3600.0]) == (4, 4, 5, 5, 6)
-    assert value(samples, "localdelay_send_duration_seconds_bucket", le="+Inf") == 7
-    assert value(samples, "localdelay_send_duration_seconds_count") == 7
-    total = 0.0004 + 0.0005 + 0.0015 + 0.3 + 2.9 + 3500.0 + 3600.0
-    assert total <= value(samples, "localdelay_send_duration_seconds_sum") <= total * 1.001
 
 
 async def test_counters_never_decrease(autojump_clock: trio.testing.MockClock) -> None:
