@@ -78,7 +78,9 @@ class _Errand:
         self.owner: object = owner
         self.is_under_way = True
 
-    async def run(self, name: str, function: Callable[..., Any], args: tuple[object, ...]) -> Exception | None:
+    async def run(
+        self, name: str, function: Callable[..., Any], args: tuple[object, ...]
+    ) -> Exception | None:
         """What it failed with: a future would raise a `TimeoutError` without its traceback."""
         WITHIN.set(self)  # for the task of this call, which has a context of its own
         try:

@@ -16,7 +16,7 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def record(message: Message, clock: float, wall: float, error: str | None = None) -> bytes:
-    """The line of a message, with its line break; `clock` and `wall` are now, on Trio's clock and in Unix time.
+    """The line of a message, with its line break; `clock` and `wall` are now, on both clocks.
 
     `at` is rounded up to the microsecond, so that nothing is early for having been written down.
     """

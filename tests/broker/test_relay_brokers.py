@@ -97,6 +97,7 @@ def test_a_broker_that_is_down() -> None:
 
 def test_a_broker_needs_its_extra() -> None:
     """Without the client it is said in one line; the relay itself needs none."""
+
     def relay(url: str) -> subprocess.CompletedProcess[str]:
         return in_python("relay", "--delay", "0", "--to", url, given="a\n", without="nats trio_asyncio")
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from threading import Event
 from typing import Any
 
@@ -24,22 +23,9 @@ from localdelay import (
 )
 from localdelay.testing import RecordingSender
 from tests.kit.conserving import conserved
+from tests.kit.waiting import on_asyncio
 
 pytestmark = pytest.mark.filterwarnings("error")
-
-
-def on_asyncio(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run the test on an asyncio loop of its own, with a time limit."""
-
-    @functools.wraps(test)
-    def run(*args: Any, **kwargs: Any) -> None:
-        async def limited() -> None:
-            async with asyncio.timeout(60):
-                await test(*args, **kwargs)
-
-        asyncio.run(limited())
-
-    return run
 
 
 async def until(done: Callable[[], Awaitable[bool]]) -> None:

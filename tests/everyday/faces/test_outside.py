@@ -9,24 +9,17 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
 from localdelay import Message, PartialSendError, PermanentSendError, RateLimit, RetryPolicy, aio, threads
 from localdelay.portal import outside, pool, tasks
+from tests.kit.waiting import on_asyncio, until
 
 pytestmark = pytest.mark.filterwarnings("error")
 
 AT_ONCE = RetryPolicy(wait_initial=0.0, wait_jitter=0.0)
-
-
-def until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not done():
-        assert time.monotonic() < deadline, "it takes too long"
-        threading.Event().wait(0.002)
 
 
 class Gauge:
@@ -261,15 +254,8 @@ def test_no_thread_stays_behind() -> None:
     until(lambda: ours() == 0)
 
 
-def on_asyncio(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    async def limited() -> None:
-        async with asyncio.timeout(30):
-            await main()
-
-    asyncio.run(limited())
-
-
-def test_a_coroutine_that_does_not_wait_needs_no_task_of_its_own() -> None:
+@on_asyncio
+async def test_a_coroutine_that_does_not_wait_needs_no_task_of_its_own() -> None:
     """Thousands are sent by a handful of tasks, and what else runs on the loop has its turns."""
     made = beats = 0
 
@@ -289,22 +275,20 @@ def test_a_coroutine_that_does_not_wait_needs_no_task_of_its_own() -> None:
             await asyncio.sleep(0)
             beats += 1
 
-    async def main() -> None:
-        asyncio.get_running_loop().set_task_factory(factory)
-        async with aio.open_delay_queue(send, capacity=5000, workers=20) as queue:
-            beating = asyncio.create_task(beat())
-            for _ in range(5000):
-                queue.put_nowait(b"", delay=0.0)
-            await queue.drain()
-            beating.cancel()
-        assert (await queue.statistics()).sent == 5000
-
-    on_asyncio(main)
+    asyncio.get_running_loop().set_task_factory(factory)
+    async with aio.open_delay_queue(send, capacity=5000, workers=20) as queue:
+        beating = asyncio.create_task(beat())
+        for _ in range(5000):
+            queue.put_nowait(b"", delay=0.0)
+        await queue.drain()
+        beating.cancel()
+    assert (await queue.statistics()).sent == 5000
     assert made < 500
     assert beats > 20
 
 
-def test_a_drain_on_asyncio_that_is_cut_off_brings_back_nothing_that_was_sent(
+@on_asyncio
+async def test_a_drain_on_asyncio_that_is_cut_off_brings_back_nothing_that_was_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """But for what is being sent right then."""
@@ -315,25 +299,23 @@ def test_a_drain_on_asyncio_that_is_cut_off_brings_back_nothing_that_was_sent(
             begun.set()
             await asyncio.sleep(20)
 
-    async def main() -> None:
-        async with aio.open_delay_queue(send, capacity=5000, workers=1) as queue:
-            for _ in range(2000):
-                queue.put_nowait(b"", delay=0.0)
-            while (await queue.statistics()).sent < 2000:  # noqa: ASYNC110 (time passes elsewhere)
-                await asyncio.sleep(0.002)
-            await queue.pause()
-            tell_nothing(monkeypatch)
-            one_run(queue)
-            await queue.resume()
-            await begun.wait()
-            report = await queue.drain(grace=0.0)
-        assert {message.payload for message in report.remaining} == LEFT
-        assert (await queue.statistics()).sent == 2040
-
-    on_asyncio(main)
+    async with aio.open_delay_queue(send, capacity=5000, workers=1) as queue:
+        for _ in range(2000):
+            queue.put_nowait(b"", delay=0.0)
+        while (await queue.statistics()).sent < 2000:  # noqa: ASYNC110 (time passes elsewhere)
+            await asyncio.sleep(0.002)
+        await queue.pause()
+        tell_nothing(monkeypatch)
+        one_run(queue)
+        await queue.resume()
+        await begun.wait()
+        report = await queue.drain(grace=0.0)
+    assert {message.payload for message in report.remaining} == LEFT
+    assert (await queue.statistics()).sent == 2040
 
 
-def test_a_send_has_one_task_from_its_begin_to_its_end() -> None:
+@on_asyncio
+async def test_a_send_has_one_task_from_its_begin_to_its_end() -> None:
     """Which no other send has meanwhile, so that time limits and task groups work in it."""
     tasks: dict[asyncio.Task[Any] | None, int] = {}
     gauge = Gauge()
@@ -351,20 +333,16 @@ def test_a_send_has_one_task_from_its_begin_to_its_end() -> None:
                 assert asyncio.current_task() is task
                 del tasks[task]
 
-    async def main() -> None:
-        async with aio.open_delay_queue(
-            send, capacity=500, workers=7, retry=RetryPolicy(attempts=1)
-        ) as queue:
-            for number in range(200):
-                queue.put_nowait(b"too long" if number % 50 == 0 else b"", delay=0.0)
-        statistics = await queue.statistics()
-        assert (statistics.sent, statistics.dead) == (196, 4)
-
-    on_asyncio(main)
+    async with aio.open_delay_queue(send, capacity=500, workers=7, retry=RetryPolicy(attempts=1)) as queue:
+        for number in range(200):
+            queue.put_nowait(b"too long" if number % 50 == 0 else b"", delay=0.0)
+    statistics = await queue.statistics()
+    assert (statistics.sent, statistics.dead) == (196, 4)
     assert gauge.most == 7
 
 
-def test_what_a_send_sets_in_its_context_ends_with_it() -> None:
+@on_asyncio
+async def test_what_a_send_sets_in_its_context_ends_with_it() -> None:
     """It begins with the context that the queue was opened in."""
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="none")
     seen: Counter[str] = Counter()
@@ -376,17 +354,15 @@ def test_what_a_send_sets_in_its_context_ends_with_it() -> None:
             await asyncio.sleep(0)
         assert variable.get() == "mine"
 
-    async def main() -> None:
-        variable.set("opener's")
-        async with aio.open_delay_queue(send, capacity=500, workers=3) as queue:
-            for number in range(100):
-                queue.put_nowait(b"x" * (number % 2), delay=0.0)
-
-    on_asyncio(main)
+    variable.set("opener's")
+    async with aio.open_delay_queue(send, capacity=500, workers=3) as queue:
+        for number in range(100):
+            queue.put_nowait(b"x" * (number % 2), delay=0.0)
     assert seen == {"opener's": 100}
 
 
-def test_a_send_that_will_not_be_cancelled_keeps_its_place() -> None:
+@on_asyncio
+async def test_a_send_that_will_not_be_cancelled_keeps_its_place() -> None:
     """It has failed when its time is over, and the others go on beside it."""
     go_on = asyncio.Event()
     attempts: Counter[int] = Counter()
@@ -398,23 +374,19 @@ def test_a_send_that_will_not_be_cancelled_keeps_its_place() -> None:
                 with contextlib.suppress(asyncio.CancelledError):
                     await go_on.wait()
 
-    async def main() -> None:
-        async with aio.open_delay_queue(
-            send, capacity=500, workers=2, send_timeout=0.05, retry=AT_ONCE
-        ) as queue:
-            queue.put_nowait(b"stubborn", delay=0.0)
-            for _ in range(100):
-                queue.put_nowait(b"", delay=0.0)
-            while (await queue.statistics()).sent < 101:  # noqa: ASYNC110 (time passes elsewhere)
-                await asyncio.sleep(0.002)
-            assert (await queue.statistics()).failures == 1
-            go_on.set()
-
-    on_asyncio(main)
+    async with aio.open_delay_queue(send, capacity=500, workers=2, send_timeout=0.05, retry=AT_ONCE) as queue:
+        queue.put_nowait(b"stubborn", delay=0.0)
+        for _ in range(100):
+            queue.put_nowait(b"", delay=0.0)
+        while (await queue.statistics()).sent < 101:  # noqa: ASYNC110 (time passes elsewhere)
+            await asyncio.sleep(0.002)
+        assert (await queue.statistics()).failures == 1
+        go_on.set()
     assert attempts == {1: 101, 2: 1}
 
 
-def test_a_send_that_somebody_cancels_harms_its_message_only() -> None:
+@on_asyncio
+async def test_a_send_that_somebody_cancels_harms_its_message_only() -> None:
     """It has failed, and is tried again; the queue goes on."""
     attempts: list[int] = []
 
@@ -426,11 +398,8 @@ def test_a_send_that_somebody_cancels_harms_its_message_only() -> None:
             task.cancel()
             await asyncio.sleep(20)
 
-    async def main() -> None:
-        async with aio.open_delay_queue(send, capacity=500, workers=2, retry=AT_ONCE, probe=None) as queue:
-            for _ in range(10):
-                queue.put_nowait(b"", delay=0.0)
-        assert (await queue.statistics()).failures == 10
-
-    on_asyncio(main)
+    async with aio.open_delay_queue(send, capacity=500, workers=2, retry=AT_ONCE, probe=None) as queue:
+        for _ in range(10):
+            queue.put_nowait(b"", delay=0.0)
+    assert (await queue.statistics()).failures == 10
     assert Counter(attempts) == {1: 10, 2: 10}

@@ -7,7 +7,6 @@ import functools
 import signal
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -24,6 +23,7 @@ from localdelay import (
     threads,
 )
 from tests.kit.conserving import conserved
+from tests.kit.waiting import until
 
 
 class Sent:
@@ -42,13 +42,6 @@ class Sent:
 
     def ids(self) -> Counter[str]:
         return Counter(message.id for message in self.messages)
-
-
-def until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not done():
-        assert time.monotonic() < deadline, "it takes too long"
-        threading.Event().wait(0.002)
 
 
 def in_thread(act: Callable[[], object]) -> threading.Thread:
@@ -206,7 +199,7 @@ def test_what_only_threads_are_asked_is_checked_by_name() -> None:
 
 
 def test_on_its_own_loop_it_says_so_instead_of_hanging() -> None:
-    """An async send that asks the queue for something, or for room where it is full, would wait for itself."""
+    """An async send that asks the queue for something, or for room in it, would wait for itself."""
     errors: list[Exception] = []
 
     async def send(message: Message) -> None:
