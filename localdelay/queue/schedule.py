@@ -188,6 +188,7 @@ class Schedule:
         """That of what is kept which was tried least; None if nothing is."""
         before = len(self.kept)
         self.kept[:] = filterfalse(self._is_dead, self.kept)
+        heapify(self.kept)
         self._dead -= before - len(self.kept)
         return min(self._living(self.kept), key=lambda entry: (attempt_of(entry[2]), entry), default=None)
 

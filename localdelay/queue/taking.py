@@ -109,6 +109,8 @@ class Taking:
         if entry is None or not self._valve.lets_go([entry], now):
             return []
         self._schedule.take_kept(entry)
+        if self._valve.probe.is_shut:
+            self._valve.probe.out = entry[1]  # or its failure would let the next one go at once
         return [entry]
 
     def _next_suspect(self, now: float) -> Entry | None:
@@ -142,8 +144,9 @@ class Taking:
         valve, due = self._valve, self._schedule.next_due()
         probe = valve.probe
         until = max(due, valve.waits_until)
-        if self._schedule.kept and valve.waits_until > -math.inf:
-            until = valve.waits_until  # what is kept may be what waits for it
+        if self._schedule.kept and valve.waits_until > trio.current_time():
+            # What is kept may be what waits for it; once that is over and it has not gone, it was not.
+            until = valve.waits_until
         if "paused" in self.bars or (probe.is_shut and self._is_under_way(probe.out)):
             until = math.inf
         elif probe.is_shut:
