@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 
 import attrs
@@ -19,7 +20,7 @@ from localdelay.queue.core import Core
 from localdelay.redis_plan.keys import lead
 from localdelay.redis_plan.leases import Leases
 from localdelay.redis_plan.link import logger
-from localdelay.redis_plan.store import NOTHING, Store
+from localdelay.redis_plan.store import NOTHING, Store, each
 
 MOST = 200
 """Messages of one claim."""
@@ -61,6 +62,7 @@ class Claimer:
         self._heap: list[tuple[float, int]] = []
         self._changed = trio.lowlevel.ParkingLot()
         self._settled = trio.lowlevel.ParkingLot()
+        self._telling = trio.Lock()
         self._in_flight = 0
         self._starved = False
         self._until = math.inf
@@ -99,9 +101,11 @@ class Claimer:
 
     def next_due(self) -> float:
         """When the first message is due that nobody has claimed, as far as is known; infinite for none."""
-        clock, shards = self._store.clock, self._shards.values()
-        dues = [clock(one.number).local(one.next_due) for one in shards if one.next_due != NOTHING]
-        return min(dues, default=math.inf)
+        return min(map(self._due, self._shards.values()), default=math.inf)
+
+    def _due(self, shard: Shard) -> float:
+        clock = self._store.clock(shard.number)
+        return math.inf if shard.next_due == NOTHING else clock.local(shard.next_due)
 
     def reserve(self, most: int) -> int:
         """Keep room for messages that are being put and may be claimed at once; for how many there is."""
@@ -144,14 +148,45 @@ class Claimer:
                 elif shard.when > trio.current_time():
                     with trio.CancelScope(deadline=shard.when):
                         await self._changed.park()
-                elif (most := min(MOST, self._room())) <= 0:
+                elif (most := self._reserve_for(shard)) == 0:
                     self._starved = True
                 else:
-                    self._ledger.reserved += most
-                    self._in_flight += 1
-                    shard.asking = True
-                    shard.when = math.inf
                     nursery.start_soon(self._claim, shard, most)
+
+    async def tell(self) -> None:
+        """Tell Redis what it does not know. To be run as a task."""
+        while True:
+            await self.tell_of(await self._leases.overdue())
+
+    async def tell_of(self, shards: Iterable[int]) -> bool:
+        """Tell Redis what it does not know of these shards; return whether it was told."""
+        async with self._telling:
+            try:
+                await each(shards, self._tell)
+            except Exception as error:  # noqa: BLE001 (told again)
+                logger.debug("not every shard could be told: %s", error)
+                return False
+        return True
+
+    async def _tell(self, number: int) -> None:
+        """Tell of a shard, and claim by the same call where there is something."""
+        shard, soon = self._shards.get(number), trio.current_time() + self._store.tuning.claim_ahead
+        claims = not self._leases.is_paused and self._until == math.inf
+        if claims and shard and not shard.asking and self._due(shard) <= soon:
+            if most := self._reserve_for(shard):
+                await self._claim(shard, most)
+                return
+        await self._leases.ask(number)
+
+    def _reserve_for(self, shard: Shard) -> int:
+        """Keep room for a claim that is about to begin; for how many messages."""
+        most = max(0, min(MOST, self._room()))
+        if most:
+            self._ledger.reserved += most
+            self._in_flight += 1
+            shard.asking = True
+            shard.when = math.inf
+        return most
 
     async def _claim(self, shard: Shard, most: int) -> None:
         now = trio.current_time()
@@ -191,7 +226,7 @@ class Claimer:
         when = math.inf
         early = lead(self._store.token, shard.number)
         clock = self._store.clock(shard.number)
-        if shard.next_due != NOTHING and (due := clock.local(shard.next_due)) <= self._until:
+        if shard.next_due != NOTHING and (due := self._due(shard)) <= self._until:
             when = due - self._store.tuning.claim_ahead * early
             if foreign and when < now:
                 when = now + (1.0 - early) * _STAGGER

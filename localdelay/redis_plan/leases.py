@@ -20,7 +20,7 @@ from localdelay.keeping import End, Keeper, Wait
 from localdelay.queue.core import Core
 from localdelay.redis_plan.bodies import KEEP, Told, decode, finished, note, returned
 from localdelay.redis_plan.link import logger
-from localdelay.redis_plan.store import Store, each
+from localdelay.redis_plan.store import Store
 
 _MOST = 500
 """Messages of one command."""
@@ -33,10 +33,7 @@ Redis's). A tuple of numbers: there are thousands of these, and the garbage coll
 
 
 class Leases(Keeper):
-    """A keeper of messages: Redis, by the leases that this instance has there. Nothing is at risk.
-
-    `tell` and `renew` are to run as tasks.
-    """
+    """A keeper of messages: Redis, by the leases that this instance has there. Nothing is at risk."""
 
     lapses = True
 
@@ -48,10 +45,10 @@ class Leases(Keeper):
         self._numbers = numbers
         self._claims: dict[str, _Claim] = {}
         self._untold: defaultdict[int, list[Told]] = defaultdict(list)
+        self._tell_at: dict[int, float] = {}
+        """When each shard is to be told, on Trio's clock."""
         self._being_told = 0
         self._some = trio.lowlevel.ParkingLot()
-        self._at_once = trio.Event()
-        self._telling = trio.Lock()
         self.on_room: Callable[[], None] = lambda: None
         """Is called where there may be room for others."""
         self.ending = False
@@ -60,6 +57,11 @@ class Leases(Keeper):
     def untold(self) -> int:
         """Messages of which Redis is to be told something."""
         return self._being_told + sum(map(len, self._untold.values()))
+
+    @property
+    def untold_of(self) -> list[int]:
+        """The shards of these."""
+        return [shard for shard, untold in self._untold.items() if untold]
 
     @property
     def is_paused(self) -> bool:
@@ -155,9 +157,26 @@ class Leases(Keeper):
 
     def _tell(self, shard: int, told: Told, *, at_once: bool = False) -> None:
         self._untold[shard].append(told)
-        self._some.unpark()
-        if at_once:
-            self._at_once.set()
+        self._tell_within(shard, 0.0 if at_once else self._store.tuning.confirm_within)
+
+    def _tell_within(self, shard: int, seconds: float) -> None:
+        when = trio.current_time() + seconds
+        if when < self._tell_at.get(shard, math.inf):
+            self._tell_at[shard] = when
+            self._some.unpark()
+
+    async def overdue(self) -> list[int]:
+        """Wait until Redis is to be told something; the shards.
+
+        What is finished it hears `confirm_within` later, together with what came after it in the same shard;
+        what is given back at once.
+        """
+        while True:
+            now = trio.current_time()
+            if shards := [shard for shard, when in self._tell_at.items() if when <= now]:
+                return shards
+            with trio.CancelScope(deadline=min(self._tell_at.values(), default=math.inf)):
+                await self._some.park()
 
     async def ask(self, shard: int, most: int = 0, ahead: float = 0.0) -> None:
         """Tell Redis of messages of this shard what it does not know, and claim up to `most` others."""
@@ -174,7 +193,7 @@ class Leases(Keeper):
             self._being_told -= len(told)
             if told and not done:
                 self._untold[shard] += told
-                self._some.unpark()
+                self._tell_within(shard, _RETRY)
         for name, what in told:
             claim = self._claims.get(name)
             if claim is not None and what.startswith(KEEP):
@@ -184,35 +203,15 @@ class Leases(Keeper):
 
     def _pop(self, shard: int) -> list[Told]:
         untold = self._untold.pop(shard, [])
+        self._tell_at.pop(shard, None)
         if len(untold) > _MOST:
             self._untold[shard] = untold[_MOST:]
+            self._tell_within(shard, 0.0)
         # A lease that has ended meanwhile may be another's by now, and is not to be renewed.
         now = trio.current_time()
         told = [one for one in untold[:_MOST] if not one[1].startswith(KEEP) or self.holds(one[0], now)]
         self._being_told += len(told)
         return told
-
-    async def tell(self) -> None:
-        """Tell Redis what is finished, `confirm_within` seconds later, and at once what is given back."""
-        while True:
-            if not self._untold:
-                await self._some.park()
-            with trio.move_on_after(self._store.tuning.confirm_within):
-                await self._at_once.wait()
-            if not await self.tell_all():
-                await trio.sleep(_RETRY)
-
-    async def tell_all(self) -> bool:
-        """Tell Redis all that it does not know; return whether it was told."""
-        async with self._telling:
-            self._at_once = trio.Event()
-            shards = [shard for shard, untold in self._untold.items() for _ in range(0, len(untold), _MOST)]
-            try:
-                await each(shards, self.ask)
-            except Exception as error:  # noqa: BLE001 (told again)
-                logger.debug("not every shard could be told: %s", error)
-                return False
-        return True
 
     async def renew(self) -> None:
         """Hold what is claimed for as long as it is here."""

@@ -298,7 +298,7 @@ class RedisDelayQueue:
             self._leases.release_all()
             with trio.move_on_after(_LAST_WORDS):
                 while self._leases.untold:
-                    if not await self._leases.tell_all():
+                    if not await self._claimer.tell_of(self._leases.untold_of):
                         await trio.sleep(_LOOK_EVERY)  # there may be a connection in a moment
 
     def _look_at_all(self) -> None:
@@ -310,7 +310,7 @@ class RedisDelayQueue:
         await self._layouts.refresh(shards)
         self._begun = True
         leases = self._leases
-        for run in (self._claimer.run, self._putter.run, leases.tell, leases.renew, self._layouts.beat):
+        for run in (self._claimer.run, self._claimer.tell, self._putter.run, leases.renew, self._layouts.beat):
             nursery.start_soon(run)
         nursery.start_soon(self._workers.run, self._core.delivery)
 
