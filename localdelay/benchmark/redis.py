@@ -78,11 +78,11 @@ async def _answers(port: int) -> bool:
 @asynccontextmanager
 async def open_link(server: str) -> AsyncIterator[Link]:
     """A connection to this server; `ConnectionError` where there is none."""
-    from localdelay.redis_plan.link import Link, Timeouts
+    from localdelay.redis_plan.link import Link
     from localdelay.redis_plan.opening import places_of
 
     (place, *_), _ = places_of(queue_url(server, "compare"))
-    link = Link(place, b"localdelay:compare", Timeouts(_TIMEOUT, _TIMEOUT))
+    link = Link(place, b"localdelay:compare", _TIMEOUT, _TIMEOUT)
     async with bare_nursery() as nursery:
         await nursery.start(link.keep)
         try:

@@ -19,8 +19,7 @@ from coredis.exceptions import AskError, ClusterDownError, MovedError, RedisErro
 from localdelay.brokers.redis_line import Place, connect
 from localdelay.nurseries import bare_nursery
 from localdelay.redis_plan.clock import RedisClock
-from localdelay.redis_plan.link import Link, RedisUnreachable, Timeouts, logger
-from localdelay.redis_plan.scripts import Script
+from localdelay.redis_plan.link import Link, RedisUnreachable, Script, logger
 
 SLOTS = 16384
 _LOOK_EVERY = 10.0
@@ -39,8 +38,8 @@ def slot_of(key: bytes) -> int:
 class Cluster(Link):
     """Keeps a link to each master."""
 
-    def __init__(self, places: Sequence[Place], channel: bytes, timeouts: Timeouts) -> None:
-        super().__init__(places[0], channel, timeouts)
+    def __init__(self, places: Sequence[Place], channel: bytes, connects: float, replies: float) -> None:
+        super().__init__(places[0], channel, connects, replies)
         self._places = places
         self._links: dict[tuple[str, int], Link] = {}
         self._slots: list[Link | None] = [None] * SLOTS
@@ -67,7 +66,7 @@ class Cluster(Link):
         """Connect to all masters, and follow who they are, until `end` is called. As `Link.keep`."""
         with self._scope:
             async with bare_nursery() as self._nursery:
-                with trio.move_on_after(self._timeouts.connect) as scope:
+                with trio.move_on_after(self._connects) as scope:
                     await self._look()
                     while not all(link.is_connected for link in self._links.values()):
                         await self._changed.park()
@@ -96,7 +95,7 @@ class Cluster(Link):
 
     async def _ask(self, key: bytes, ask: Callable[[Link, dict[str, int]], Awaitable[Any]]) -> Any:
         slot = slot_of(key)
-        until = trio.current_time() + self._timeouts.reply
+        until = trio.current_time() + self._replies
         link = self._slots[slot]
         asks: dict[str, int] = {}
         while True:
@@ -146,7 +145,7 @@ class Cluster(Link):
             any_role = attrs.evolve(place, may_be_replica=True)
             try:
                 async with bare_nursery() as nursery:
-                    line = await connect(nursery, any_role, self._timeouts.connect)
+                    line = await connect(nursery, any_role, self._connects)
                     try:
                         return await line.connection.create_request(b"CLUSTER SLOTS", decode=False)
                     finally:
@@ -160,7 +159,8 @@ class Cluster(Link):
         link = self._links.get(address)
         if link is None:
             place = attrs.evolve(self._place, host=address[0], port=port)
-            link = self._links[address] = Link(place, self._channel, self._timeouts, self)
+            link = self._links[address] = Link(place, self._channel, self._connects, self._replies)
+            link.whole = self
             link.on_news = self.on_news
             link.on_connected = self._connected
             self._nursery.start_soon(link.keep)

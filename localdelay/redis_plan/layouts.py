@@ -13,11 +13,10 @@ import itertools
 import attrs
 import trio
 
-from localdelay.redis_plan import scripts
 from localdelay.redis_plan.claims import Claimer
 from localdelay.redis_plan.keys import Layout
 from localdelay.redis_plan.link import logger
-from localdelay.redis_plan.store import Store
+from localdelay.redis_plan.store import LAYOUT, SHUT, Store
 
 _GLANCES = 3
 """Shards that are looked at with each heartbeat, in turn, though nothing was heard of them."""
@@ -97,11 +96,11 @@ class Layouts:
         """Write a layout if the generation that is there is this one still; return whether it was."""
         names, link = self._store.names, self._store.link
         arguments = (names.channel, before, *layout.fields())
-        return bool(await link.run(scripts.LAYOUT, (names.layout,), *arguments))
+        return bool(await link.run(LAYOUT, (names.layout,), *arguments))
 
     async def _close(self, shard: int, layout: Layout) -> int:
         """Have a shard refuse the puts of who knows of none after this; how many messages there are."""
-        return int((await self._store.run(scripts.SHUT, shard, layout.generation))[0])
+        return int((await self._store.run(SHUT, shard, layout.generation))[0])
 
     async def _retire(self, layout: Layout) -> None:
         """Close shards from the last one on, and do without those that are empty."""

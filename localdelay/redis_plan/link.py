@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import trio
 from coredis.exceptions import NoScriptError, ReadOnlyError
@@ -22,7 +22,9 @@ from localdelay.brokers.redis_line import LARGEST, Line, Place, connect
 from localdelay.errors import Throttled
 from localdelay.nurseries import bare_nursery
 from localdelay.redis_plan.clock import RedisClock
-from localdelay.redis_plan.scripts import Script
+
+Script: TypeAlias = tuple[bytes, bytes]
+"""A script, and the name that Redis knows it by."""
 
 logger = logging.getLogger("localdelay.redis_plan")
 
@@ -43,28 +45,17 @@ class RedisUnreachable(Throttled, ConnectionError):
     """
 
 
-class Timeouts(NamedTuple):
-    """In seconds."""
-
-    connect: float
-    reply: float
-
-
 class Link:
     """Keeps a connection, and makes a new one whenever it is lost. Its `keep` is to run as a task."""
 
-    def __init__(
-        self,
-        place: Place,
-        channel: bytes,
-        timeouts: Timeouts,
-        whole: Link | None = None,
-    ) -> None:
-        """`whole` is the cluster that it is a part of: it is tried again then where the first time fails."""
+    def __init__(self, place: Place, channel: bytes, connects: float, replies: float) -> None:
+        """`connects` and `replies` are the most seconds that these may take."""
         self._place = place
         self._channel = channel
-        self._timeouts = timeouts
-        self._whole = whole
+        self._connects = connects
+        self._replies = replies
+        self.whole: Link | None = None
+        """The cluster that it is a part of: it is tried again then where the first time fails."""
         self.on_news: Callable[[bytes, Link], None] = lambda *_: None
         self.on_connected: Callable[[], None] = lambda: None
         self._scope = trio.CancelScope()
@@ -104,13 +95,13 @@ class Link:
                     try:
                         line = await self._connect(nursery)
                     except (ConnectionError, TimeoutError) as error:
-                        if not (self.connections or self._whole):
+                        if not (self.connections or self.whole):
                             raise
                         logger.debug("%s", error)
                         self._why = error
                         await trio.sleep(backoff.next())
                         continue
-                    self._scope.shield = self._whole is None
+                    self._scope.shield = self.whole is None
                     if self.connections == 1:
                         task_status.started()
                     begun = trio.current_time()
@@ -127,11 +118,11 @@ class Link:
 
     async def _connect(self, nursery: trio.Nursery) -> Line:
         """Listen for news, and only then have calls go this way: what comes in meanwhile is heard."""
-        line = await connect(nursery, self._place, self._timeouts.connect)
+        line = await connect(nursery, self._place, self._connects)
         nursery.start_soon(self._listen, line)
         try:
             line.connection.send_command(b"SUBSCRIBE", self._channel)
-            with trio.fail_after(self._timeouts.connect):
+            with trio.fail_after(self._connects):
                 seconds, micro = await line.connection.create_request(b"TIME", decode=False)
         except Exception as error:
             line.end()
@@ -178,7 +169,7 @@ class Link:
         if replicas and trio.current_time() < self._short_until:
             raise RedisUnreachable(f"Redis at {self._place} had no {replicas} replicas just now")
         connection = self._line.connection
-        options: Any = {"decode": False, "timeout": self._timeouts.reply}
+        options: Any = {"decode": False, "timeout": self._replies}
         asked = time.perf_counter()
         try:
             # In one go: `ASKING` is for the next command, and `WAIT` for all before it on this connection.
@@ -186,11 +177,11 @@ class Link:
                 connection.create_request(b"ASKING", **options)
             request = connection.create_request(command, *arguments, **options)
             if replicas:
-                within = math.ceil(1000 * min(_COPIED, self._timeouts.reply / 4))
+                within = math.ceil(1000 * min(_COPIED, self._replies / 4))
                 copied = connection.create_request(b"WAIT", replicas, within, **options)
         except Exception as error:
             raise unreachable from error  # it has just ended
-        (self._whole or self).commands += 1 + bool(asking) + bool(replicas)
+        (self.whole or self).commands += 1 + bool(asking) + bool(replicas)
         try:
             reply = await request
             if replicas and (count := int(await copied)) < replicas:

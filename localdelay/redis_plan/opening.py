@@ -17,7 +17,7 @@ from localdelay.queue.core import CoreOptions, make_core
 from localdelay.queue.sending import DeadLetterHook, Send, SendBatch
 from localdelay.redis_plan.cluster import Cluster
 from localdelay.redis_plan.keys import Names, check_shards
-from localdelay.redis_plan.link import Link, Timeouts
+from localdelay.redis_plan.link import Link
 from localdelay.redis_plan.queue import RedisDelayQueue
 from localdelay.redis_plan.settings import RedisTuning
 from localdelay.redis_plan.store import Store
@@ -80,11 +80,9 @@ async def open_redis_delay_queue(
         arguments.at_least(name, seconds, 0.001, "a number of seconds")
     hook = on_dead_letter
     core = make_core(send, send_batch, workers=workers, capacity=capacity, on_dead_letter=hook, **options)
-    timeouts = Timeouts(connect_timeout, put_timeout)
+    how = (names.channel, connect_timeout, put_timeout)
     is_cluster = url.partition(":")[0].lower().endswith(_CLUSTER)
-    link = (
-        Cluster(places, names.channel, timeouts) if is_cluster else Link(places[0], names.channel, timeouts)
-    )
+    link = Cluster(places, *how) if is_cluster else Link(places[0], *how)
     queue = RedisDelayQueue(core, Store(link, names, tuning))
     async with bare_nursery() as connection:
         await connection.start(link.keep)

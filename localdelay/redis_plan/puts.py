@@ -19,13 +19,12 @@ import trio
 from localdelay import arguments
 from localdelay.errors import QueueClosed, QueueFull
 from localdelay.queue.admission import already_pending
-from localdelay.redis_plan import scripts
 from localdelay.redis_plan.bodies import dated, encode
 from localdelay.redis_plan.claims import Claimer
 from localdelay.redis_plan.keys import RUN, shard_of
 from localdelay.redis_plan.layouts import Layouts
 from localdelay.redis_plan.leases import Leases
-from localdelay.redis_plan.store import Store, micro
+from localdelay.redis_plan.store import PUT, Store, micro
 
 MOST = 250
 _MOST_BYTES = 1_000_000
@@ -179,7 +178,7 @@ class Putter:
         try:
             with trio.CancelScope(shield=True):  # or nobody could give back what it claims
                 count, codes, *dues = await self._store.run(
-                    scripts.PUT, shard, *told, replicas=tuning.replicas or 0
+                    PUT, shard, *told, replicas=tuning.replicas or 0
                 )
                 if codes == b"M":
                     await self._layouts.refresh()

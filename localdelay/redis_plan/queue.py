@@ -19,7 +19,6 @@ from localdelay.queue.admission import already_pending
 from localdelay.queue.core import Core
 from localdelay.queue.draining import report_of
 from localdelay.queue.sending import HandBack
-from localdelay.redis_plan import scripts
 from localdelay.redis_plan.bodies import CANCEL, decode
 from localdelay.redis_plan.claims import Claimer
 from localdelay.redis_plan.keys import check_shards
@@ -27,7 +26,7 @@ from localdelay.redis_plan.layouts import Layouts
 from localdelay.redis_plan.leases import Leases
 from localdelay.redis_plan.puts import Putter
 from localdelay.redis_plan.settings import RedisStatistics
-from localdelay.redis_plan.store import Store, each
+from localdelay.redis_plan.store import LOOK, Store, each
 from localdelay.statistics import DrainReport
 
 _LOOK_EVERY = 0.01
@@ -179,7 +178,7 @@ class RedisDelayQueue:
         found: list[Message] = []
 
         async def ask(shard: int) -> None:
-            _, *pairs = await self._store.run(scripts.LOOK, shard, most)
+            _, *pairs = await self._store.run(LOOK, shard, most)
             for name, value in zip(pairs[::2], pairs[1::2], strict=True):
                 one = decode(value)
                 due = self._store.clock(shard).local(one.due)

@@ -1,19 +1,36 @@
-"""What the plan asks of Redis, one shard at a time, and how the answers are read."""
+"""What the plan asks of Redis, one shard at a time, and how the answers are read.
+
+By the scripts in `lua/`: each is atomic, and touches the layout key alone, or the four keys of one shard.
+
+    due     sorted set: ids that wait; score: when, in microseconds of Redis's own TIME
+    leases  sorted set: ids that an instance has claimed; score: until when the claim holds
+    bodies  hash: id to message, of both
+    state   hash: bytes of all bodies, and the generation in which the shard was closed to puts
+
+What others must know goes out as news on one channel: `shard time next-due next-end token`, which says when
+the first message of the shard is due and when its first lease ends, at that time; -1 where there is none.
+What is removed is named by its id and its execute-at: an instance that comes late, for it was frozen, must
+not remove another message that was put under the same id meanwhile.
+
+A Redis that is out of memory refuses a write that may take more, unless the script has written already; so
+what claims, confirms and gives back begins with a removal. Only putting is refused.
+"""
 
 from __future__ import annotations
 
 import math
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from hashlib import sha1
+from importlib.resources import files
 from typing import Any, TypeVar
 
 import trio
 
-from localdelay.redis_plan import scripts
 from localdelay.redis_plan.bodies import Told
 from localdelay.redis_plan.clock import RedisClock
 from localdelay.redis_plan.keys import Names
-from localdelay.redis_plan.link import Link
+from localdelay.redis_plan.link import Link, Script
 from localdelay.redis_plan.settings import RedisTuning
 
 NOTHING = -1
@@ -21,6 +38,19 @@ NOTHING = -1
 
 _T = TypeVar("_T")
 _AT_ONCE = 16
+_LUA = files(__package__) / "lua"
+
+
+def _script(*names: str) -> Script:
+    text = b"".join((_LUA / f"{name}.lua").read_bytes() for name in names)
+    return text, sha1(text, usedforsecurity=False).hexdigest().encode()
+
+
+PUT = _script("shard", "put")
+TAKE = _script("shard", "take")
+SHUT = _script("shard", "shut")
+LOOK = _script("shard", "look")
+LAYOUT = _script("layout")
 
 
 class Store:
@@ -42,7 +72,7 @@ class Store:
         """The clock that the instants of this shard are on."""
         return self.link.clock_of(self.names.of(shard)[0])
 
-    async def run(self, script: scripts.Script, shard: int, *arguments: bytes | int, **how: int) -> list[Any]:
+    async def run(self, script: Script, shard: int, *arguments: bytes | int, **how: int) -> list[Any]:
         """What a script answers but for the news: how many messages there are, and what it says itself."""
         told = (self.names.channel, shard, self.token.encode())
         found: list[Any] = await self.link.run(script, self.names.of(shard), *told, *arguments, **how)
@@ -60,7 +90,7 @@ class Store:
         """
         rest = [part for name, what in told for part in (name.encode(), what)]
         lease = micro(self.tuning.lease)
-        _, lost, *found = await self.run(scripts.TAKE, shard, most, micro(ahead), lease, *rest)
+        _, lost, *found = await self.run(TAKE, shard, most, micro(ahead), lease, *rest)
         taken = zip(found[::3], found[1::3], found[2::3], strict=True)
         return {name.decode() for name in lost}, [(name.decode(), due, body) for name, due, body in taken]
 
