@@ -170,13 +170,16 @@ class Claimer:
 
     async def _tell(self, number: int) -> None:
         """Tell of a shard, and claim by the same call where there is something."""
-        shard, soon = self._shards.get(number), trio.current_time() + self._store.tuning.claim_ahead
-        claims = not self._leases.is_paused and self._until == math.inf
-        if claims and shard and not shard.asking and self._due(shard) <= soon:
-            if most := self._reserve_for(shard):
-                await self._claim(shard, most)
-                return
-        await self._leases.ask(number)
+        shard = self._shards.get(number)
+        if (
+            shard is not None
+            and not (shard.asking or self._leases.is_paused or self._until < math.inf)
+            and self._due(shard) <= trio.current_time() + self._store.tuning.claim_ahead
+            and (most := self._reserve_for(shard))
+        ):
+            await self._claim(shard, most)
+        else:
+            await self._leases.ask(number)
 
     def _reserve_for(self, shard: Shard) -> int:
         """Keep room for a claim that is about to begin; for how many messages."""

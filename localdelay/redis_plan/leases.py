@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import trio
@@ -180,36 +181,47 @@ class Leases(Keeper):
 
     async def ask(self, shard: int, most: int = 0, ahead: float = 0.0) -> None:
         """Tell Redis of messages of this shard what it does not know, and claim up to `most` others."""
-        told = self._pop(shard)
-        if not told and not most:
-            return
         ends = trio.current_time() + self._store.tuning.lease
-        done = False
-        try:
+        with self.telling(shard) as (told, lost):
+            if not told and not most:
+                return
             with trio.CancelScope(shield=most > 0):  # or nobody could give back what it claims
-                lost, taken = await self._store.take(shard, told, most, ahead)
-            done = True
-        finally:
-            self._being_told -= len(told)
-            if told and not done:
+                found, taken = await self._store.take(shard, told, most, ahead)
+            lost.update(found)
+        for name, due, value in taken:
+            self.take_in(name, shard, due, value, ends)
+
+    @contextmanager
+    def telling(self, shard: int, most: int = _MOST) -> Iterator[tuple[list[Told], set[str]]]:
+        """What Redis does not know of this shard, to be told in the block; it says what was not found there.
+
+        Where the block raises it is to be told again.
+        """
+        ends = trio.current_time() + self._store.tuning.lease
+        told, lost = self._pop(shard, most) if most else [], set[str]()
+        try:
+            yield told, lost
+        except BaseException:
+            if told:
                 self._untold[shard] += told
                 self._tell_within(shard, _RETRY)
+            raise
+        finally:
+            self._being_told -= len(told)
         for name, what in told:
             claim = self._claims.get(name)
             if claim is not None and what.startswith(KEEP):
                 self._claims[name] = (shard, -math.inf if name in lost else ends, claim[2])
-        for name, due, value in taken:
-            self.take_in(name, shard, due, value, ends)
 
-    def _pop(self, shard: int) -> list[Told]:
+    def _pop(self, shard: int, most: int) -> list[Told]:
         untold = self._untold.pop(shard, [])
         self._tell_at.pop(shard, None)
-        if len(untold) > _MOST:
-            self._untold[shard] = untold[_MOST:]
+        if len(untold) > most:
+            self._untold[shard] = untold[most:]
             self._tell_within(shard, 0.0)
         # A lease that has ended meanwhile may be another's by now, and is not to be renewed.
         now = trio.current_time()
-        told = [one for one in untold[:_MOST] if not one[1].startswith(KEEP) or self.holds(one[0], now)]
+        told = [one for one in untold[:most] if not one[1].startswith(KEEP) or self.holds(one[0], now)]
         self._being_told += len(told)
         return told
 

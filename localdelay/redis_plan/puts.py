@@ -24,7 +24,7 @@ from localdelay.redis_plan.claims import Claimer
 from localdelay.redis_plan.keys import RUN, shard_of
 from localdelay.redis_plan.layouts import Layouts
 from localdelay.redis_plan.leases import Leases
-from localdelay.redis_plan.store import PUT, Store, micro
+from localdelay.redis_plan.store import PUT, Store, flat, micro
 
 MOST = 250
 _MOST_BYTES = 1_000_000
@@ -77,7 +77,7 @@ class Putter:
         self._last_task: trio.lowlevel.Task | None = None
         self._prefix = secrets.token_hex(6)
         self._numbers = itertools.count(RUN)
-        self._ended = False
+        self._went_well = self._ended = False
         self.in_flight = 0
         """Puts that are under way."""
         self.done = 0
@@ -170,16 +170,28 @@ class Putter:
         tuning, layout = self._store.tuning, self._layouts.layout
         room = self._claimer.reserve(len(puts))
         now = trio.current_time()
-        told: list[bytes | int] = [layout.generation, tuning.shard_messages, tuning.shard_bytes]
-        told += [micro(tuning.claim_ahead), micro(tuning.lease), room]
+        limits = [layout.generation, tuning.shard_messages, tuning.shard_bytes]
+        limits += [micro(tuning.claim_ahead), micro(tuning.lease), room]
+        stored: list[bytes] = []
         for put in puts:
             when = b"+%d" % micro(max(0.0, put.due - now)) if put.at is None else b"@%d" % put.at
-            told += (put.id.encode(), when, put.body)
+            stored += (put.id.encode(), when, put.body)
+        # A put that Redis refuses tells nothing: what is told must not wait for its like.
+        carries, self._went_well = MOST if self._went_well and not tuning.replicas else 0, False
         try:
             with trio.CancelScope(shield=True):  # or nobody could give back what it claims
-                count, codes, *dues = await self._store.run(
-                    PUT, shard, *told, replicas=tuning.replicas or 0
-                )
+                with self._leases.telling(shard, carries) as (told, lost):
+                    count, codes, unknown, *dues = await self._store.run(
+                        PUT,
+                        shard,
+                        *limits,
+                        2 * len(told),
+                        *flat(told),
+                        *stored,
+                        replicas=tuning.replicas or 0,
+                    )
+                    lost.update(name.decode() for name in unknown)
+                self._went_well = True
                 if codes == b"M":
                     await self._layouts.refresh()
         except Exception as error:  # noqa: BLE001 (raised by the puts)

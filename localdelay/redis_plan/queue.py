@@ -309,7 +309,13 @@ class RedisDelayQueue:
         await self._layouts.refresh(shards)
         self._begun = True
         leases = self._leases
-        for run in (self._claimer.run, self._claimer.tell, self._putter.run, leases.renew, self._layouts.beat):
+        for run in (
+            self._claimer.run,
+            self._claimer.tell,
+            self._putter.run,
+            leases.renew,
+            self._layouts.beat,
+        ):
             nursery.start_soon(run)
         nursery.start_soon(self._workers.run, self._core.delivery)
 

@@ -46,8 +46,8 @@ def _script(*names: str) -> Script:
     return text, sha1(text, usedforsecurity=False).hexdigest().encode()
 
 
-PUT = _script("shard", "put")
-TAKE = _script("shard", "take")
+PUT = _script("shard", "tell", "put")
+TAKE = _script("shard", "tell", "take")
 SHUT = _script("shard", "shut")
 LOOK = _script("shard", "look")
 LAYOUT = _script("layout")
@@ -88,9 +88,8 @@ class Store:
         Returns which of those that were told of are not there, or are another's; and what was claimed: id,
         when it is to be sent (its execute-at, or the end of a wait after a failure), and body.
         """
-        rest = [part for name, what in told for part in (name.encode(), what)]
         lease = micro(self.tuning.lease)
-        _, lost, *found = await self.run(TAKE, shard, most, micro(ahead), lease, *rest)
+        _, lost, *found = await self.run(TAKE, shard, most, micro(ahead), lease, *flat(told))
         taken = zip(found[::3], found[1::3], found[2::3], strict=True)
         return {name.decode() for name in lost}, [(name.decode(), due, body) for name, due, body in taken]
 
@@ -124,6 +123,11 @@ class Store:
             return  # it is not one of ours who says so
         if token != self.token.encode() and self.link.serves(self.names.of(shard)[0], link):
             self.on_news(shard, at, next_due, next_end, True)
+
+
+def flat(told: Sequence[Told]) -> list[bytes]:
+    """What is told, as the scripts have it."""
+    return [part for name, what in told for part in (name.encode(), what)]
 
 
 def micro(seconds: float) -> int:

@@ -222,8 +222,8 @@ async def test_there_is_room_again_after_a_send_that_hung(redis: RedisServer) ->
     retry = RetryPolicy(attempts=1)
     async with opened(redis, send, capacity=1, workers=1, send_timeout=0.1, retry=retry) as queue:
         await queue.put(b"x", delay=0, id="hangs")
-        await queue.put(b"x", delay=0.01, id="next")
         await send.wait(1)
+        await queue.put(b"x", delay=0, id="next")
         with trio.fail_after(2):
             while not queue.statistics().dead:  # noqa: ASYNC110
                 await trio.sleep(0.01)

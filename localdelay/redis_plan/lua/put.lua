@@ -1,14 +1,19 @@
--- generation most most_bytes ahead lease room; then id, when, body of each.
+-- generation most most_bytes ahead lease room told; so many of what `tell` is told; then id, when, body of each.
 -- when: '+' and microseconds from now, or '@' and an instant.
--- Answers a letter for each (W it waits, L it is claimed, D its id is there, F no room), and when it is due.
+-- Answers a letter for each (W it waits, L it is claimed, D its id is there, F no room), what `tell` has not
+-- found, and when each is due. It is told last: without memory the script is refused before it has done anything.
 local shut = redis.call('HMGET', state, 'closed', 'bytes')
-if shut[1] and tonumber(ARGV[4]) <= tonumber(shut[1]) then return answer(false, 'M') end
+local first_put = 11 + tonumber(ARGV[10])
+if shut[1] and tonumber(ARGV[4]) <= tonumber(shut[1]) then
+  local lost, back = tell(11, first_put - 1, tonumber(ARGV[8]))
+  return answer(back, 'M', lost)
+end
 local count, bytes = redis.call('HLEN', bodies), tonumber(shut[2] or 0)
 local most, most_bytes = tonumber(ARGV[5]), tonumber(ARGV[6])
 local ahead, lease, room = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
 local was_due, was_end = first(due), first(leases)
 local waits, claims, sets, codes, dues, seen, added = {}, {}, {}, {}, {}, {}, 0
-for i = 10, #ARGV, 3 do
+for i = first_put, #ARGV, 3 do
   local id, body = ARGV[i], ARGV[i + 2]
   local code, at = 'W', tonumber(string.sub(ARGV[i + 1], 2))
   if string.sub(ARGV[i + 1], 1, 1) == '+' then at = now + at end
@@ -37,4 +42,6 @@ if #sets > 0 then
   redis.call('HSET', bodies, unpack(sets))
   redis.call('HINCRBY', state, 'bytes', added)
 end
-return answer(first(due) ~= was_due or first(leases) ~= was_end, table.concat(codes), unpack(dues))
+local is_news = first(due) ~= was_due or first(leases) ~= was_end
+local lost, back = tell(11, first_put - 1, lease)
+return answer(is_news or back, table.concat(codes), lost, unpack(dues))
