@@ -88,8 +88,12 @@ class Ledger:
 
     def describe(self) -> str:
         """Why there is no room, in a line."""
+        # Read as `fits` reads it, in any thread: nothing that takes room may be missing in why there is none.
+        reserved, reserved_bytes = self.reserved, self.reserved_bytes
+        count, size = self.coming + self.pending, self.coming_bytes + self.pending_bytes
+        entering = f", {reserved} of {reserved_bytes} bytes are being taken in" if reserved else ""
         return (
-            f"{self.pending} of {self.capacity} messages and {self.pending_bytes} bytes are pending, "
+            f"{count} of {self.capacity} messages and {size} bytes are pending{entering}, "
             f"{len(self.waiters)} puts wait for room"
         )
 

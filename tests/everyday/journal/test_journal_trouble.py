@@ -17,12 +17,13 @@ from localdelay import (
     DelayQueue,
     JournalError,
     Message,
+    QueueFull,
     RetryPolicy,
     SqliteJournal,
     Statistics,
     open_delay_queue,
 )
-from tests.kit.journals import Disk, nothing, until
+from tests.kit.journals import Disk, Gated, nothing, until
 
 Conserved = Callable[[DelayQueue], Statistics]
 
@@ -47,6 +48,28 @@ async def test_a_backlog_does_not_hold_up_what_is_sent(conserved: Conserved) -> 
         await queue.drain(0.0)
     assert len([kept for kept, _, _ in writes if kept]) < 20
     assert conserved(queue).spooled == 3000
+
+
+async def test_a_queue_that_is_full_of_puts_that_wait_for_the_journal_says_so(conserved: Conserved) -> None:
+    """They have their room already, though none of them is pending yet."""
+    disk = Gated()
+    async with open_delay_queue(nothing, capacity=2, workers=1, journal=disk) as queue:
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(lambda: queue.put(b"12345", delay=60.0))
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(QueueFull) as caught:
+                queue.put_nowait(b"", delay=60.0)
+            disk.gate.set()
+        assert str(caught.value) == (
+            "0 of 2 messages and 0 bytes are pending, 2 of 10 bytes are being taken in, 0 puts wait for room"
+        )
+        with pytest.raises(
+            QueueFull, match=r"^2 of 2 messages and 10 bytes are pending, 0 puts wait for room$"
+        ):
+            queue.put_nowait(b"", delay=60.0)
+        await queue.drain(0.0)
+    assert conserved(queue).spooled == 2
 
 
 async def test_a_flush_waits_for_what_is_late(conserved: Conserved, monkeypatch: pytest.MonkeyPatch) -> None:
