@@ -181,7 +181,8 @@ class Delivery:
     def _let_go_of_lapsed(self, worker: Worker, now: float) -> bool:
         """Let go of messages that are somebody else's by now; whether there are others."""
         ours = self._pending.keeper.owns(worker.entries, now)
-        lapsed = [entry for entry in worker.entries if entry not in ours]
+        numbers = {number for _, number, _ in ours}
+        lapsed = [entry for entry in worker.entries if entry[1] not in numbers]
         worker.entries[:] = ours
         worker.size = sum(size_of(body) for _, _, body in ours)
         if lapsed:
@@ -288,7 +289,8 @@ class Delivery:
         # Nobody is to wait for the hook of another message. Cut off in a hook, its message and those after it
         # are still the worker's, and are brought back; each is taken off as it ends.
         entries, given_up = worker.entries, [entry for entry, _ in doomed]
-        left = [entry for entry in entries if entry not in given_up]
+        numbers = {number for _, number, _ in given_up}
+        left = [entry for entry in entries if entry[1] not in numbers]
         entries[:] = given_up
         for entry in left:
             self._pending.retry(entry, entry)
