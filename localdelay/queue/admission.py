@@ -231,9 +231,7 @@ class Admission:
         self.check_open()
         message, entry, size = stamped
         if self._ledger.try_reserve(size):
-            wait = self._pending.enter(entry, size)
-            await (trio.lowlevel.cancel_shielded_checkpoint if wait is None else wait)()
-            return message
+            return await self._enter(stamped)
         if self._is_inside():
             raise full_inside(self._ledger)
         self._pending.take_id(entry)  # it is pending as an id also while its message waits for room
@@ -252,6 +250,6 @@ class Admission:
 
     async def _enter(self, stamped: Stamped) -> Message:
         wait = self._pending.enter(stamped[1], stamped[2])
-        if wait is not None:
-            await wait()
+        # Not cancelled any more, for it has entered; but who only puts must leave the loop to others.
+        await (trio.lowlevel.cancel_shielded_checkpoint if wait is None else wait)()
         return stamped[0]

@@ -44,6 +44,17 @@ async def test_a_full_queue_refuses_at_once_by_default(
         assert conserved(queue).accepted == 3
 
 
+async def test_what_is_held_leaves_the_loop_to_others(autojump_clock: Any, conserved: Any) -> None:
+    """Who publishes one message after the other while nothing is called lets the workers send meanwhile."""
+    sender = RecordingSender()
+    async with open_delay_queue(sender, capacity=3, workers=1) as queue:
+        fallback = Fallback(Primary(), queue, mode="forced")
+        for number in range(10):
+            await fallback.publish(b"%d" % number, delay=0)
+    assert sender.payloads == [b"%d" % number for number in range(10)]
+    assert conserved(queue).sent == 10
+
+
 async def test_it_does_not_push_past_those_that_wait(autojump_clock: Any, conserved: Any) -> None:
     """Without a timeout there is no room either while others wait for it: small messages do not overtake."""
     sender = RecordingSender()

@@ -397,8 +397,9 @@ async def test_a_listener_hears_everything(autojump_clock: trio.testing.MockCloc
             await fallback.publish(b"", delay=60.0)
         await trio.sleep(30)
     kinds = [type(event) for _, event in heard.events]
-    assert kinds[:4] == [Degraded] * 4
-    assert kinds[4:8] == [Opened, Degraded, Degraded, Full]
+    # The hand-backs of what is held already fail beside the publishes, and count for the breaker as they do.
+    assert sorted(kind.__name__ for kind in kinds[:7]) == ["Degraded"] * 6 + ["Opened"]
+    assert kinds[7] is Full
     assert kinds[8:10] == [DeadLetter, HalfOpened]
     assert sorted(kind.__name__ for kind in kinds[10:]) == ["Closed"] + ["HandedBack"] * 5
     assert heard.events[0][1] == Degraded(first.message, Reason.AMBIGUOUS, first.reason, 1)
