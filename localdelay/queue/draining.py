@@ -256,10 +256,11 @@ class Draining:
         async with in_line:  # or all of them would wake for each token
             # What is there may come due or be cancelled meanwhile: then no token is taken for it.
             while (  # noqa: ASYNC110 (nobody can tell when others take the next token)
-                self._schedule.has_later(trio.current_time()) and not limit.try_acquire()
+                self._schedule.has_later(now := trio.current_time()) and not limit.try_acquire()
             ):
                 await trio.sleep(limit.wait)
-            entry = self._pending.lend_later(trio.current_time())
+            # By the same time: what was put off, and is due a moment later, has no token.
+            entry = self._pending.lend_later(now)
             if entry is not None and limit.cost is not None:
                 limit.owe(limit.price(message_of(entry), True) - 1)
             return entry

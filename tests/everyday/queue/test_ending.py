@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -11,7 +12,15 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from localdelay import DelayQueue, Message, PartialSendError, RetryPolicy, Statistics, open_delay_queue
+from localdelay import (
+    DelayQueue,
+    Message,
+    PartialSendError,
+    RateLimit,
+    RetryPolicy,
+    Statistics,
+    open_delay_queue,
+)
 from localdelay.queue.schedule import Schedule
 from localdelay.testing import RecordingSender
 from localdelay.timer import Timer
@@ -46,6 +55,59 @@ async def test_hand_backs_that_do_not_wait_leave_the_loop_to_others(
             assert report.handed_back == 10_000
             assert conserved(queue).pending == 0
     assert max(after - before for before, after in pairwise(seen)) <= 2 * 100
+
+
+class EachReadTakesTime(trio.abc.Clock):
+    """Time passes where somebody looks at the clock, and nowhere else."""
+
+    def __init__(self, step: float) -> None:
+        self.step = step
+        self.now = 0.0
+
+    def start_clock(self) -> None:
+        pass
+
+    def current_time(self) -> float:
+        self.now += self.step
+        return self.now
+
+    def deadline_to_sleep_time(self, deadline: float) -> float:
+        return 0.0
+
+
+class Counting(RateLimit):
+    """Counts what it lets through."""
+
+    granted = 0
+
+    def try_acquire(self, count: float = 1) -> bool:
+        is_granted = super().try_acquire(count)
+        self.granted += is_granted
+        return is_granted
+
+
+@pytest.mark.parametrize("step", [0.002, 0.003])
+def test_every_hand_back_has_a_token_of_its_own(step: float) -> None:
+    """Also that of a message which failed, and is to be tried again just when its turn is looked for."""
+    random.seed(1)
+    limit, calls = Counting(1e6, burst=1e6), 0
+
+    async def hand_back(message: Message, remaining: float) -> None:
+        nonlocal calls
+        calls += 1
+        raise OSError("down")
+
+    async def main() -> None:
+        retry = RetryPolicy(wait_initial=1.0, wait_max=1.0, wait_jitter=0.9)
+        async with open_delay_queue(
+            RecordingSender(), capacity=99, workers=1, limit=limit, retry=retry, timer="trio"
+        ) as queue:
+            for _ in range(20):
+                queue.put_nowait(b"", delay=1e6)
+            await queue.drain(60.0, hand_back)
+
+    trio.run(main, clock=EachReadTakesTime(step))
+    assert calls == limit.granted > 500
 
 
 @pytest.mark.parametrize("by", ["drain", "leaving"])
