@@ -30,6 +30,7 @@ from .portal.options import Options
 from .portal.portal import Remote
 from .portal.tasks import Tasks
 from .queue import opening
+from .queue.draining import drained_inside
 from .queue.sending import awaitable
 from .statistics import DrainReport, Statistics
 from .worlds import check_asyncio
@@ -199,10 +200,13 @@ class DelayQueue:
         100 at a time, and again with the retry policy's waits where it fails. Whatever is still running at
         the end of the grace is cancelled or abandoned. What is left then stays in the journal; without one
         it is in the report's `remaining`, and stays pending. A queue can be drained once: a second call
-        raises `QueueClosed`. If the caller is cancelled meanwhile, the workers are ended at once, and
-        everything unfinished is still in `messages()`.
+        raises `QueueClosed`, and one from inside a send or a hand-back `RuntimeError`. If the caller is
+        cancelled meanwhile, the workers are ended at once, and everything unfinished is still in
+        `messages()`.
         """
         arguments.check_seconds("grace", grace, zero=True)
+        if self.remote.is_inside():
+            raise drained_inside()
         given = None if hand_back is None else self.errands.on_loop("hand_back", hand_back)
         return await awaiting.outcome(self.remote, self.remote.drain(grace, given))
 

@@ -43,6 +43,14 @@ def is_cancelled(raised: BaseException) -> bool:
     return isinstance(raised, trio.Cancelled)
 
 
+def is_within(nursery: trio.Nursery | None) -> bool:
+    """Whether the task that asks runs in this nursery, or in one that a task of it has opened."""
+    around = trio.lowlevel.current_task().parent_nursery
+    while around is not None and around is not nursery:
+        around = around.parent_task.parent_nursery
+    return around is not None
+
+
 @asynccontextmanager
 async def bare_nursery(
     opened: AbstractAsyncContextManager[trio.Nursery] | None = None,

@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from datetime import datetime
 from functools import partial
+from threading import get_ident
 from typing import Any, ParamSpec, TypeAlias, Unpack
 
 import trio
@@ -50,7 +51,7 @@ from .portal.options import Options
 from .portal.pool import Threads
 from .portal.portal import Remote
 from .queue import opening
-from .queue.draining import HAND_BACKS_IN_FLIGHT
+from .queue.draining import HAND_BACKS_IN_FLIGHT, drained_inside
 from .statistics import DrainReport, Statistics
 
 __all__ = ["DelayQueue", "Fallback", "open_delay_queue", "start_delay_queue"]
@@ -70,6 +71,8 @@ class DelayQueue:
     def __init__(self, remote: Remote, pool: Threads, hooks: Threads) -> None:
         self.remote = remote
         """For `Fallback`."""
+        self.hands_back: set[int] = set()
+        """The threads in which a `Fallback` hands something back right now."""
         self._pool = pool
         self._hooks = hooks
         self._block: ExitStack | None = None
@@ -215,12 +218,12 @@ class DelayQueue:
         once, up to 100 at a time, and again with the retry policy's waits where it fails. Whatever is still
         running at the end of the grace is abandoned. What is left then stays in the journal; without one it
         is in the report's `remaining`, and stays pending. A queue can be drained once: a second call raises
-        `QueueClosed`, and one from inside a send `RuntimeError`. If the caller is interrupted meanwhile, the
-        workers are ended at once, and everything unfinished is still in `messages()`.
+        `QueueClosed`, and one from inside a send or a hand-back `RuntimeError`. If the caller is interrupted
+        meanwhile, the workers are ended at once, and everything unfinished is still in `messages()`.
         """
         arguments.check_seconds("grace", grace, zero=True)
-        if self.remote.is_inside():
-            raise RuntimeError("drain was called from inside a send, for which it would wait")
+        if self.remote.is_inside() or get_ident() in self.hands_back:
+            raise drained_inside()
         at_once = partial(in_threads, limiter=trio.CapacityLimiter(HAND_BACKS_IN_FLIGHT))
         given = _async("hand_back", hand_back, at_once)
         return self.remote.wait(lambda: self.remote.drain(grace, given))
@@ -350,7 +353,12 @@ class Fallback(BaseFallback[PublishDelayed, DelayQueue, CancelDelayed]):
         return self._cancelled(name, here=here, asked=known is not None)
 
     def _hand_back(self, message: Message, delay: float) -> None:
-        self._router.keep(message, self._publish_delayed(message, delay))
+        here = get_ident()
+        self._queue.hands_back.add(here)
+        try:
+            self._router.keep(message, self._publish_delayed(message, delay))
+        finally:
+            self._queue.hands_back.discard(here)
 
     def _check(self, name: str, given: object) -> None:
         arguments.check_callable(name, given)

@@ -21,7 +21,7 @@ from localdelay.entry import Entry, message_of
 from localdelay.errors import JournalError, QueueClosed
 from localdelay.keeping import End
 from localdelay.limit import RateLimit
-from localdelay.nurseries import bare_nursery
+from localdelay.nurseries import bare_nursery, is_within
 from localdelay.statistics import DrainReport
 
 from .admission import Admission
@@ -36,6 +36,11 @@ logger = logging.getLogger("localdelay")
 plan_logger = logging.getLogger("localdelay.drain")
 
 _SPOOL_TIMEOUT = 5.0
+
+
+def drained_inside() -> RuntimeError:
+    """What to raise for a drain that is called from what it would wait for."""
+    return RuntimeError("drain was called from inside a send or a hand-back, for which it would wait")
 
 
 class Grace:
@@ -126,8 +131,9 @@ class Draining:
 
     async def drain(self, seconds: float, hand_back: HandBack | None) -> DrainReport:
         """Empty the queue as far as `seconds` allow, end the workers, and say what became of all."""
-        if self._workers.is_inside():
-            raise RuntimeError("drain was called from inside a send, for which it would wait")
+        # The workers run there, and what runs beside them: who waits for these must be neither.
+        if is_within(self.nursery):
+            raise drained_inside()
         if self._drained is not None:
             raise QueueClosed("the queue is drained already, or draining")
         self._drained = trio.Event()

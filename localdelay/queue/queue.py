@@ -287,8 +287,8 @@ class DelayQueue:
         end of the grace is cancelled. What is left then stays in the journal; without one it is in the
         report's `remaining`, and stays pending. What is to become of all is planned (`plan_drain`), logged
         and reported. A queue can be drained once: a second call raises `QueueClosed`, and one from inside a
-        send `RuntimeError`. If the caller is cancelled meanwhile, the workers are ended at once, and
-        everything unfinished is still in `messages()`. Without a grace there is nothing to hand back. The
+        send or a hand-back `RuntimeError`. If the caller is cancelled meanwhile, the workers are ended at
+        once, and everything unfinished is still in `messages()`. Without a grace there is nothing to hand back. The
         report takes as long as `messages()` where much remains, beyond the grace.
         """
         seconds = arguments.check_seconds("grace", grace, zero=True)

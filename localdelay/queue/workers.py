@@ -25,6 +25,7 @@ import trio
 
 from localdelay.entry import Entry
 from localdelay.keeping import End
+from localdelay.nurseries import is_within
 from localdelay.timer import Timer, TimerKind, clock_parts, open_timer
 
 from . import wall
@@ -117,16 +118,9 @@ class Workers:
             self._timer.close()
             self._timer = Timer()
 
-    def has(self, task: trio.lowlevel.Task) -> bool:
-        """Whether this is the task of a worker, or runs in a nursery of one."""
-        nursery = task.parent_nursery
-        while nursery is not None and nursery is not self._nursery:
-            nursery = nursery.parent_task.parent_nursery
-        return nursery is not None
-
     def is_inside(self) -> bool:
-        """The same for the task that asks."""
-        return self.has(trio.lowlevel.current_task())
+        """Whether the task that asks is a worker's, or runs in a nursery of one."""
+        return is_within(self._nursery)
 
     def taken(self) -> Iterator[Entry]:
         """What the workers have taken and not settled yet."""

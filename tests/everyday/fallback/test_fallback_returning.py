@@ -21,6 +21,8 @@ from localdelay import (
 )
 from localdelay.fallback.router import World
 from localdelay.testing import RecordingSender
+from tests.kit.fallbacks import InThreads, OnAsyncio, OnTrio
+from tests.kit.fallbacks import World as AnyWorld
 
 
 class Taking:
@@ -182,3 +184,33 @@ async def test_what_may_have_gone_back_is_cancelled_there_too(
         assert asked == [("lost", None)]
         assert conserved(queue).cancelled == 2
         await queue.drain(0.0)
+
+
+@pytest.mark.parametrize("world", [OnTrio(), InThreads(), OnAsyncio()], ids=lambda world: world.name)
+def test_a_drain_from_inside_a_hand_back_is_refused(world: AnyWorld) -> None:
+    """It would wait for itself, and nobody would ever end it."""
+    told: list[str] = []
+
+    def drain(message: Message, delay: float) -> None:
+        with pytest.raises(RuntimeError) as caught:
+            queue.drain()
+        told.append(str(caught.value))
+
+    async def drain_async(message: Message, delay: float) -> None:
+        with pytest.raises(RuntimeError) as caught:
+            await queue.drain()
+        told.append(str(caught.value))
+
+    async def scene(world: AnyWorld) -> None:
+        nonlocal queue
+        async with world.stage(hand_back=True) as stage:
+            queue = stage.queue
+            stage.primary.error = Throttled("429")
+            await stage.publish()
+            stage.fallback._publish_delayed = drain if world.name == "threads" else drain_async
+            await stage.until(lambda: bool(told))
+            await stage.until(lambda: stage.fallback.statistics().handed_back == 1)
+
+    queue: Any = None
+    world.play(scene)
+    assert told == ["drain was called from inside a send or a hand-back, for which it would wait"]
