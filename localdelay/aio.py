@@ -202,7 +202,8 @@ class DelayQueue:
         it is in the report's `remaining`, and stays pending. A queue can be drained once: a second call
         raises `QueueClosed`, and one from inside a send or a hand-back `RuntimeError`. If the caller is
         cancelled meanwhile, the workers are ended at once, and everything unfinished is still in
-        `messages()`.
+        `messages()`. Beyond the grace a journal that hangs is waited for, 5 s here and 10 s where the block
+        is left.
         """
         arguments.check_seconds("grace", grace, zero=True)
         if self.remote.is_inside():

@@ -219,7 +219,8 @@ class DelayQueue:
         running at the end of the grace is abandoned. What is left then stays in the journal; without one it
         is in the report's `remaining`, and stays pending. A queue can be drained once: a second call raises
         `QueueClosed`, and one from inside a send or a hand-back `RuntimeError`. If the caller is interrupted
-        meanwhile, the workers are ended at once, and everything unfinished is still in `messages()`.
+        meanwhile, the workers are ended at once, and everything unfinished is still in `messages()`. Beyond
+        the grace a journal that hangs is waited for, 5 s here and 10 s where the block is left.
         """
         arguments.check_seconds("grace", grace, zero=True)
         if self.remote.is_inside() or get_ident() in self.hands_back:

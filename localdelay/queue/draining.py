@@ -3,7 +3,9 @@
 To leave the block is to drain without a grace. In this order, and each step bounded by the grace: puts are
 refused; what runs beside the workers ends, so that what it holds is theirs again; puts that have room already
 end their commits; the workers send what comes due before the horizon, the end of the grace, while what lies
-beyond it is handed back; the workers end; and what a journal has is spooled.
+beyond it is handed back; and the workers end. Only then is the journal told to write what is left, whatever
+the grace, for a few seconds at most: who is killed meanwhile loses no more than by not trying. What it has is
+spooled.
 """
 
 from __future__ import annotations

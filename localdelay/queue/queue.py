@@ -288,8 +288,9 @@ class DelayQueue:
         report's `remaining`, and stays pending. What is to become of all is planned (`plan_drain`), logged
         and reported. A queue can be drained once: a second call raises `QueueClosed`, and one from inside a
         send or a hand-back `RuntimeError`. If the caller is cancelled meanwhile, the workers are ended at
-        once, and everything unfinished is still in `messages()`. Without a grace there is nothing to hand back. The
-        report takes as long as `messages()` where much remains, beyond the grace.
+        once, and everything unfinished is still in `messages()`. Without a grace there is nothing to hand
+        back. Beyond the grace a journal that hangs is waited for, 5 s here and 10 s where the block is left;
+        and the report takes as long as `messages()` where much remains.
         """
         seconds = arguments.check_seconds("grace", grace, zero=True)
         if hand_back is not None:

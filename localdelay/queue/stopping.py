@@ -30,7 +30,8 @@ async def run_until_signal(
     """Run a service beside its queue until it returns or a signal comes; then drain the queue.
 
     With the first signal `await service()` is cancelled, and when it has ended the queue is drained as by
-    `DelayQueue.drain`, `grace` seconds after the signal at the latest. A second signal ends the drain at
+    `DelayQueue.drain`, `grace` seconds after the signal at the latest (but for a journal that hangs, which
+    is waited for as it says there). A second signal ends the drain at
     once: what is left then stays in the journal, or is in the report's `remaining`. Without a service it only
     waits for the signal. Where the service has returned by itself, the first signal changes nothing: the
     grace has begun by then. Give a grace shorter than what kills the process: Kubernetes does so

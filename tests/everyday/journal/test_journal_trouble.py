@@ -72,6 +72,21 @@ async def test_a_queue_that_is_full_of_puts_that_wait_for_the_journal_says_so(co
     assert conserved(queue).spooled == 2
 
 
+async def test_a_journal_that_hangs_holds_up_an_end_for_some_seconds(
+    autojump_clock: trio.testing.MockClock, conserved: Conserved
+) -> None:
+    """A drain by 5 s beyond its grace, and the block by 10 s more."""
+    disk = Gated()
+    async with open_delay_queue(nothing, capacity=2, workers=1, journal=disk) as queue:
+        queue.put_nowait(b"", delay=60.0)
+        report = await queue.drain(0.0)
+        assert trio.current_time() == 5.0
+        assert (report.spooled, len(report.remaining)) == (0, 1)
+    assert trio.current_time() == 15.0
+    disk.gate.set()
+    assert conserved(queue).pending == 1
+
+
 async def test_a_flush_waits_for_what_is_late(conserved: Conserved, monkeypatch: pytest.MonkeyPatch) -> None:
     """What could not be written before is there when it returns, and not when its next try is due."""
     monkeypatch.setattr(localdelay.journal.commits, "RETRY_EVERY", 1e6)
