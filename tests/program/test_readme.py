@@ -27,6 +27,7 @@ PROGRAMS = {  # each prints what its comments promise
     "threads": (block("", "python", "threads.open_delay_queue"), HELD),
     "the queue alone": (block("localdelay", "python", "RecordingSender"), r"True\n1 \[True\]\nTrue\n"),
     "batches": (block("localdelay", "python", "send_batch"), r"(sent \d+\n)+"),
+    "a test's clock": (block("localdelay", "python", "MovableClock"), r"\[\]\n\[b'close order 7'\]\n"),
 }
 FASTAPI = block("", "python", "fastapi")
 SURVIVES = block("localdelay/journal", "python", "run_until_signal")
