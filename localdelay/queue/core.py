@@ -14,7 +14,7 @@ from localdelay.keeping import End
 from localdelay.limit import Limit
 from localdelay.listening import Listener, check_listener
 from localdelay.probe import ProbePolicy
-from localdelay.timer import TimerKind
+from localdelay.timer import TimerKind, clock_parts
 
 from .batch import ONE, BatchPolicy
 from .ledger import Ledger
@@ -146,6 +146,10 @@ def make_core(
     if limit is NOT_GIVEN:
         limit = AdaptiveLimit()
     arguments.check_kind("limit", limit, Limit | None, "a RateLimit, an AdaptiveLimit or None")
+    if limit is not None:
+        # Trio's time is that of the loop that asks: where two loops share a limit it would jump to and fro.
+        read_clock, offset = clock_parts()
+        limit.use_clock(lambda: read_clock() + offset)
     if catch_up_rate is not None and not 0 < arguments.number("catch_up_rate", catch_up_rate) < math.inf:
         raise ValueError(f"catch_up_rate must be over 0 and finite, not {catch_up_rate!r}")
     arguments.check_kind("probe", probe, ProbePolicy | None, "a ProbePolicy or None")

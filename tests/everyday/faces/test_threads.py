@@ -7,6 +7,7 @@ import functools
 import signal
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from localdelay import (
     Message,
     QueueClosed,
     QueueFull,
+    RateLimit,
     RetryPolicy,
     threads,
 )
@@ -245,3 +247,25 @@ def test_under_gevent_it_says_what_not_to_patch(monkeypatch: pytest.MonkeyPatch)
         threads.open_delay_queue(print, capacity=1, workers=1),
     ):
         pass
+
+
+def test_queues_on_loops_of_their_own_share_a_limit() -> None:
+    """Each loop's clock has a zero of its own, and yet no more goes than the limit lets through."""
+    limit = RateLimit(20.0, burst=10)
+    times: list[float] = []
+
+    def send(message: Message) -> None:
+        times.append(time.monotonic())
+
+    with (
+        threads.open_delay_queue(send, capacity=20, workers=1, limit=limit) as one,
+        threads.open_delay_queue(send, capacity=20, workers=1, limit=limit) as other,
+    ):
+        for _ in range(20):
+            one.put(b"", delay=0.0)
+            other.put(b"", delay=0.0)
+        until(lambda: len(times) > 20)
+        one.drain(0.0)
+        other.drain(0.0)
+    times.sort()
+    assert times[20] - times[0] >= 0.5
