@@ -28,6 +28,8 @@ _LOOK_AGAIN = 0.1
 _ANSWER = 1.0
 """Seconds for one node to say who has which slot."""
 _TRY_EVERY = 0.02
+_REDIRECTS = 2
+"""So many in a row are followed at once: to who has the slot, and to who is getting it."""
 
 
 def slot_of(key: bytes) -> int:
@@ -98,12 +100,16 @@ class Cluster(Link):
         until = trio.current_time() + self._replies
         link = self._slots[slot]
         asks: dict[str, int] = {}
+        redirects = 0
         while True:
             try:
                 if link is None:
                     raise RedisUnreachable(f"no node of the Redis Cluster at {self._place} has this slot")
                 return await ask(link, asks)
             except AskError as error:
+                redirects += 1
+                if redirects > _REDIRECTS:  # the nodes disagree, until they have heard of each other
+                    await trio.sleep(_TRY_EVERY)
                 link = self._link_at(error.host, error.port)
                 asks = {"asking": 1}
                 if isinstance(error, MovedError):

@@ -6,14 +6,17 @@ import math
 from collections import Counter
 
 import pytest
+import trio
+from coredis.exceptions import MovedError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from localdelay import Throttled
+from localdelay.brokers.redis_line import Place
 from localdelay.redis_plan import RedisUnreachable
 from localdelay.redis_plan.bodies import OVERHEAD, decode, encode, note
 from localdelay.redis_plan.clock import RedisClock
-from localdelay.redis_plan.cluster import slot_of
+from localdelay.redis_plan.cluster import Cluster, slot_of
 from localdelay.redis_plan.keys import (
     MOST_FORMER,
     MOST_SHARDS,
@@ -24,6 +27,7 @@ from localdelay.redis_plan.keys import (
     lead,
     shard_of,
 )
+from localdelay.redis_plan.link import Link
 
 
 def test_ids_of_one_run_share_a_shard() -> None:
@@ -189,3 +193,30 @@ def test_unreachable_is_both_throttled_and_a_connection_error() -> None:
     assert error.retry_after is None
     assert str(error) == "there is no connection"
     assert math.isfinite(RedisUnreachable("soon", retry_after=1.0).retry_after or math.inf)
+
+
+async def test_nodes_that_send_a_call_to_each_other_are_not_hammered(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    """What they say is followed at once, and then fifty times a second, until they agree or it takes long."""
+    cluster = Cluster([Place("127.0.0.1", 1)], b"", 1.0, 1.0)
+    link = Link(Place("127.0.0.1", 2), b"", 1.0, 1.0)
+    monkeypatch.setattr(cluster, "_link_at", lambda host, port: link)
+    cluster._slots[:] = [link] * len(cluster._slots)
+    asked: list[float] = []
+    agree_at = trio.current_time() + 0.5
+
+    async def ask(link: Link, how: dict[str, int]) -> bytes:
+        await trio.lowlevel.checkpoint()
+        asked.append(trio.current_time())
+        if asked[-1] < agree_at:
+            raise MovedError("7 127.0.0.1:2")
+        return b"reply"
+
+    assert await cluster._ask(b"{a}", ask) == b"reply"
+    assert asked[2] == asked[0]
+    assert len(asked) == 3 + 25
+    agree_at = math.inf
+    with pytest.raises(RedisUnreachable, match="is moving this slot"):
+        await cluster._ask(b"{a}", ask)
+    assert len(asked) <= 28 + 60
