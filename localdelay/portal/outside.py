@@ -268,6 +268,7 @@ class OutsideWorkers(Workers):
         self.wake_leader()
 
     def _bring_back(self, entries: list[Entry]) -> None:
+        self.valve.give_back(entries)
         for entry in entries:
             del self._out[entry[1]]
             self._pending.retry(entry, entry)

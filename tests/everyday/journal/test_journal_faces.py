@@ -21,6 +21,7 @@ from localdelay import (
     Message,
     QueueClosed,
     QueueFull,
+    RateLimit,
     Route,
     SqliteJournal,
     Statistics,
@@ -32,6 +33,7 @@ from localdelay import (
 from localdelay.journal.record import Record
 from localdelay.portal.portal import Remote
 from tests.kit.journals import Disk, Gated, nothing, until
+from tests.kit.waiting import until as wait_until
 
 Conserved = Callable[[DelayQueue], Statistics]
 
@@ -290,6 +292,26 @@ def test_an_exit_loses_nothing_that_is_in_the_journal(tmp_path: Path) -> None:
     assert "1 messages of 1 bytes pending" in done.stderr
     assert "lost" not in done.stderr
     assert [record.id for record in SqliteJournal(path).read()] == ["a"]
+
+
+def test_what_a_pause_keeps_back_gives_its_token_back() -> None:
+    """It was let go by the limit, and the pause came while the journal was told of its send."""
+    disk, limit, sent = Gated(), RateLimit(0.001, burst=2), list[Message]()
+    disk.gate.set()
+    with threads.open_delay_queue(sent.append, capacity=2, workers=1, limit=limit, journal=disk) as queue:
+        queue.pause()
+        queue.put(b"", delay=0.0)
+        disk.gate.clear()
+        disk.begun.clear()
+        queue.resume()
+        assert disk.begun.wait(20)
+        queue.pause()
+        disk.gate.set()
+        wait_until(lambda: queue.statistics().waiting == 1)
+        assert limit.available == pytest.approx(2.0, abs=0.1)
+        queue.resume()
+        wait_until(lambda: len(sent) == 1)
+        assert limit.available == pytest.approx(1.0, abs=0.1)
 
 
 async def test_what_ends_the_queue_half_way_through_the_recovery_loses_nothing() -> None:
