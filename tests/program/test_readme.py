@@ -25,7 +25,7 @@ HELD = r"Route\.LOCAL (\S+) 429: .*\nsent \1 b'close order 7.*'\n"
 PROGRAMS = {  # each prints what its comments promise
     "Trio": (block("", "python", "trio.run"), HELD),
     "threads": (block("", "python", "threads.open_delay_queue"), HELD),
-    "the queue alone": (block("localdelay", "python", "RecordingSender"), r"True\n1 \[True\]\nTrue\n"),
+    "the queue alone": (block("localdelay", "python", "queue.resize"), r"True\n1 \[True\]\nTrue\n"),
     "batches": (block("localdelay", "python", "send_batch"), r"(sent \d+\n)+"),
     "a test's clock": (block("localdelay", "python", "MovableClock"), r"\[\]\n\[b'close order 7'\]\n"),
 }
