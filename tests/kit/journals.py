@@ -39,10 +39,11 @@ class Disk:
             self.writes.append(([record.id for record in kept], list(gone), durable))
         if self.error is not None and kept:
             raise self.error
-        self.sending = self.sending if sending is None else set(sending)
         self.rows |= {record.key: record for record in kept}
         for key in gone:
             self.rows.pop(key, None)
+        # Last: a test that waits for it looks at the rows then.
+        self.sending = self.sending if sending is None else set(sending)
 
     def close(self) -> None:
         self.closed += 1
