@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Hashable
 from contextlib import suppress
 from enum import Enum
 from typing import Protocol
@@ -82,6 +83,8 @@ class SendingShut(Event):
 
     error: Exception
     """What the last of them failed with."""
+    key: Hashable = None
+    """Of which key they are, where the queue has keys."""
 
 
 @attrs.frozen
@@ -90,6 +93,8 @@ class SendingOpened(Event):
 
     shut_for: float
     """Seconds."""
+    key: Hashable = None
+    """Of which key it is, where the queue has keys."""
 
 
 @attrs.frozen

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
+from types import MappingProxyType
 from typing import Annotated, TypeAlias
 
 import attrs
@@ -15,6 +17,20 @@ MessagesSoFar: TypeAlias = Annotated[int, "messages_total"]
 TimesSoFar: TypeAlias = Annotated[int, "total"]
 MessagesNow: TypeAlias = Annotated[int, "messages"]
 Rate: TypeAlias = Annotated[float | None, ""]
+
+
+@attrs.frozen(kw_only=True)
+class KeySends:
+    """How the broker is for the due messages of one key."""
+
+    due: int
+    """Due messages that wait for a worker, for their limit, or for the broker to be there again."""
+    is_shut: bool
+    """Whether the broker seems to be down, and one message at a time is tried."""
+    retry_in: float
+    """Seconds until the next of these is tried; 0 where all go, or one is being tried now."""
+    limit_rate: float | None
+    """Messages a second that the limit lets go; None while it lets all go, or there is none."""
 
 
 @attrs.frozen(kw_only=True)
@@ -77,7 +93,8 @@ class Statistics:
     oldest_overdue: float
     """How late the latest of the pending messages is by now; 0 if none is overdue."""
     limit_rate: Rate
-    """Messages a second that the limit lets go; None while it lets all go, or there is none."""
+    """Messages a second that the limit lets go; None while it lets all go, or there is none. With keys, that
+    of all that are limited."""
     failures: TimesSoFar
     """Failed tries, counted for each message: sends and hand-backs, throttled ones included."""
     throttled: TimesSoFar
@@ -94,6 +111,8 @@ class Statistics:
     """Confirmation minus execute-at, retries included."""
     commit_time: LatencySummary
     """Time in a commit of the journal."""
+    keys: Mapping[Hashable, KeySends] = MappingProxyType({})
+    """How it is for each key that was used lately; all else here is of all keys together."""
 
 
 @attrs.frozen(kw_only=True)

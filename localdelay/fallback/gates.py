@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 
 import attrs
 
 from localdelay.breaker import CLOSED, DISABLED, FORCED_OPEN, HALF_OPEN, OPEN, Breaker, BreakerState
 from localdelay.gate import Gate
+from localdelay.keys import ByKey, Key
 from localdelay.message import Message
-
-KEYS = 1024
-"""So many keys have a gate of their own; the one that was used least recently is forgotten."""
 
 
 @attrs.frozen
@@ -32,15 +28,15 @@ class KeyStatistics:
 class Gates:
     """Gives each message its gate. In any thread."""
 
-    def __init__(self, make: Callable[[], Gate], key: Callable[[Message], Hashable] | None) -> None:
+    def __init__(self, make: Callable[[Hashable], Gate], key: Key | None) -> None:
+        """`make` makes the gate of a key, or of all messages, for None."""
         self._make = make
         self._key = key
-        self._lock = threading.Lock()
-        self._by_key: OrderedDict[Hashable, Gate] = OrderedDict()
+        self._by_key = ByKey(self._new)
         self._commands: list[Callable[[Breaker, float], None]] = []  # the last one, for keys that are new
         self.on_change: Callable[[], None] = lambda: None
         """Called in the thread that has changed a breaker's state, or given back a trial."""
-        self.only = self._new() if key is None else None
+        self.only = self._new(None) if key is None else None
         """The only one, where there are no keys."""
 
     def of(self, message: Message) -> Gate:
@@ -48,31 +44,18 @@ class Gates:
         if self.only is not None:
             return self.only
         assert self._key is not None  # noqa: S101 (or there was an only one)
-        key = self._key(message)
-        with self._lock:
-            gate = self._by_key.get(key)
-            if gate is None:
-                self._by_key[key] = gate = self._new()
-                for act in self._commands:
-                    gate.command(act)
-                if len(self._by_key) > KEYS:
-                    self._by_key.popitem(last=False)
-            else:
-                self._by_key.move_to_end(key)
-            return gate
+        return self._by_key.of(self._key(message))
 
     def command(self, act: Callable[[Breaker, float], None]) -> None:
         """Have every breaker do this, also those that are still to come."""
-        with self._lock:
-            self._commands = [act]
+        self._commands = [act]  # first: one that is made meanwhile has it, or is among these
         for gate in self:
             gate.command(act)
 
     def __iter__(self) -> Iterator[Gate]:
         if self.only is not None:
             return iter((self.only,))
-        with self._lock:
-            return iter(list(self._by_key.values()))
+        return iter([gate for _, gate in self._by_key.items()])
 
     @property
     def retry_in(self) -> float:
@@ -92,13 +75,13 @@ class Gates:
 
     def statistics(self) -> Mapping[Hashable, KeyStatistics]:
         """Of each key, the least recently used first."""
-        with self._lock:
-            gates = list(self._by_key.items())
-        return {key: _statistics(gate) for key, gate in gates}
+        return {key: _statistics(gate) for key, gate in self._by_key.items()}
 
-    def _new(self) -> Gate:
-        gate = self._make()
+    def _new(self, key: Hashable) -> Gate:
+        gate = self._make(key)
         gate.on_change = self._note_change
+        for act in self._commands:
+            gate.command(act)
         return gate
 
     def _note_change(self) -> None:

@@ -24,6 +24,7 @@ from localdelay.arguments import NOT_GIVEN, NotGiven
 from localdelay.breaker import OTHER, TAKEN, Breaker, BreakerPolicy
 from localdelay.errors import QueueFull, Throttled
 from localdelay.gate import Gate
+from localdelay.keys import Key, Limits, check_key
 from localdelay.limit import Limit
 from localdelay.listening import Lines, Listener, Reason, check_listener, tell
 from localdelay.message import Message
@@ -179,7 +180,7 @@ class BaseFallback(ABC, Generic[_P, _Q, _C]):
         breaker: BreakerPolicy | None = BreakerPolicy(),  # noqa: B008 (it is frozen)
         limit: Limit | NotGiven | None = NOT_GIVEN,
         publish_timeout: float | None = 30.0,
-        key: Callable[[Message], Hashable] | None = None,
+        key: Key | None = None,
         cancel_delayed: _C | None = None,
         room_timeout: float | None = 0.0,
         hand_back: bool = False,
@@ -199,10 +200,12 @@ class BaseFallback(ABC, Generic[_P, _Q, _C]):
         `AdaptiveLimit`, a `RateLimit` that is known, or None. `breaker=None` always calls the primary. A
         call that takes more than `publish_timeout` seconds (None: no limit) has timed out, and so has one
         that is answered later. With `key(message)`, a topic or a tenant, say, each key has a limit and a
-        breaker of its own, copied from these, for the 1,024 keys that were used last. `room_timeout` is how
-        many seconds a publish may wait when the local queue is full too: by default not at all, since at
-        the peak a caller must not hang; None waits for ever. `cancel_delayed(id, handle)` is for `cancel`:
-        it gets what `publish_delayed` has returned for the message.
+        breaker of its own, copied from these, for the 1,024 keys that were used last. By default it is the
+        `key` that the queue has, if it has one, and then its limits are shared key by key, due sends first;
+        with another `key` nothing is shared. `room_timeout` is how many seconds a publish may wait when the
+        local queue is full too: by default not at all, since at the peak a caller must not hang; None waits
+        for ever. `cancel_delayed(id, handle)` is for `cancel`: it gets what `publish_delayed` has returned
+        for the message.
 
         With `hand_back`, whenever the primary can be called, messages of the queue that are more than
         `hand_back_after` seconds from due go back to it, with the delay that is left; that needs a queue
@@ -220,11 +223,14 @@ class BaseFallback(ABC, Generic[_P, _Q, _C]):
         self._room_timeout = arguments.check_seconds("room_timeout", room_timeout, zero=True)
         after = arguments.at_least("hand_back_after", hand_back_after, 0, "a number of seconds")
         arguments.check_kind("breaker", breaker, BreakerPolicy | None, "a BreakerPolicy or None")
+        keys = None if world.memory is None else world.memory.core.keys
+        check_key(key)
+        if key is None and keys is not None:
+            key = keys.key
         limit = world.limit if limit is NOT_GIVEN else limit
         arguments.check_kind("limit", limit, Limit | None, "a limit or None")
-        for name, function in (("may_degrade", may_degrade), ("key", key)):
-            if function is not None and not callable(function):
-                raise TypeError(f"{name} must be a function, not {type(function).__name__}")
+        if may_degrade is not None:
+            arguments.check_callable("may_degrade", may_degrade)
         for name, value, allowed in (
             ("ambiguous", ambiguous, get_args(Ambiguous)),
             ("mode", mode, MODES),
@@ -233,13 +239,14 @@ class BaseFallback(ABC, Generic[_P, _Q, _C]):
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
         check_listener(listener)
         lines = Lines()
+        if keys is not None and key == keys.key and limit is world.limit:
+            limits = keys.limits
+        else:  # keys of another kind are of other things, though they may be called alike
+            limits = Limits(None if key is None else limit)
 
-        def gate() -> Gate:
-            its_limit = limit
-            if limit is not None and key is not None:
-                its_limit = limit.copy()
-                its_limit.lines = limit.lines
-            return Gate(breaker, its_limit, listener, world.clock, self._publish_timeout, lines)
+        def gate(its_key: Hashable) -> Gate:
+            of_key = limit if key is None else limits.of(its_key)
+            return Gate(breaker, of_key, listener, world.clock, self._publish_timeout, lines)
 
         self._router = Router(
             world,

@@ -6,6 +6,7 @@ from os import PathLike
 from typing import Required
 
 from localdelay.journal.record import Journal
+from localdelay.keys import Key
 from localdelay.queue.core import CoreOptions
 
 
@@ -15,4 +16,5 @@ class Options(CoreOptions, total=False):
     capacity: Required[int]
     cancellable: bool
     catch_up_rate: float | None
+    key: Key | None
     journal: Journal | str | PathLike[str] | None

@@ -164,7 +164,7 @@ class OutsideWorkers(Workers):
                     self._senders.give(entries)
                     if self._watch_is_idle:
                         self._watching.unpark_all()
-                elif self._closing and self._taking.is_done and not self._out and not super().busy:
+                elif self._taking.closing and self._taking.is_done and not self._out and not super().busy:
                     return
                 else:
                     await self._sleep()
@@ -232,7 +232,7 @@ class OutsideWorkers(Workers):
             self._delivery.sent(sent)
             if sent[-1][2] >= self.valve.next_mark:
                 self.valve.mark(sent[-1][2], self._pending.ledger.ended[End.SENT])
-        if self._is_full or self._closing or self._schedule.kept:
+        if self._is_full or self._taking.closing or self._schedule.kept:
             self.wake_leader()
 
     def _fail(self, outcome: Outcome) -> None:

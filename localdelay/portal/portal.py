@@ -66,8 +66,7 @@ class Remote:
         self._lock = threading.RLock()
         self._waiting = 0  # puts that wait for room
         self._chosen: set[str | None] = set()  # ids on their way
-        self._closed = False
-        self._ended = self._forked = False
+        self._closed = self._ended = self._forked = False
         self._numbers = EachThreads()
         self._ready = threading.Event()
         self.ended: Future[None] = Future()
@@ -76,6 +75,7 @@ class Remote:
         """The loop's clock, in seconds, to be read from any thread."""
         self.queue: DelayQueue
         """The queue, for its loop's thread."""
+        self._latest: float  # a delay below it goes the short way: none where each message has a key
         self._ledger: Ledger
         self._hop: Hop[Stamped]
         self._scope: trio.CancelScope
@@ -111,7 +111,7 @@ class Remote:
             and expires is None
             and type(payload) is bytes
             and (type(delay) is float or type(delay) is int)
-            and 0 <= delay < LATEST
+            and 0 <= delay < self._latest
         ):  # the common call, in a third of the time
             number, due = self._numbers.take(), self.clock() + delay
             return Message(number, payload, due), (due, number, payload), len(payload)
@@ -120,14 +120,14 @@ class Remote:
         terms = arguments.terms(expires, at)
         if id is not None:
             self._check_id(id, asks)  # None: the caller asks the loop
-        return stamp(self._numbers.take(), arguments.check_payload(payload), due, id, headers, terms)
+        payload, keys = arguments.check_payload(payload), self.queue.core.keys
+        return stamp(self._numbers.take(), payload, due, id, headers, terms, keys=keys)
 
     def reschedule(self, id: str, delay: Delay | None, at: datetime | None) -> Callable[[], bool]:
         """Check the arguments of a `reschedule`, and return what is to be asked."""
         wall = arguments.wall_clock(at)
         due = arguments.execute_at(self.clock(), delay, at, wall=wall)
-        terms = arguments.terms(None, at)
-        return lambda: self.queue.move(id, due, terms)
+        return lambda: self.queue.move(id, due, arguments.terms(None, at))
 
     def accept(self, stamped: Stamped) -> Message:
         """Accept what was stamped, or raise `QueueFull`, `QueueClosed` or `ValueError`."""
@@ -160,8 +160,7 @@ class Remote:
             if not self._try_accept(stamped):
                 raise full_inside(self._ledger)
             return stamped[0]
-        call = self.accept_or_wait(stamped, waits=timeout > 0)
-        if call is None:
+        if (call := self.accept_or_wait(stamped, waits=timeout > 0)) is None:
             return stamped[0]
         try:
             return call.done.result(for_a_thread(timeout) if timeout > 0 else None)
@@ -390,6 +389,7 @@ class Remote:
             with trio.CancelScope() as self._scope:
                 async with self._opened() as self.queue:
                     self._ledger = self.queue.core.pending.ledger
+                    self._latest = LATEST if self.queue.core.keys is None else -math.inf
                     exits.watch(self)
                     self._ready.set()
                     try:

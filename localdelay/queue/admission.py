@@ -27,6 +27,7 @@ from localdelay.errors import QueueClosed, QueueFull
 from localdelay.journal.commits import Commits
 from localdelay.journal.record import Journal, Kept
 from localdelay.journal.recovery import recovered
+from localdelay.keys import Keys
 from localdelay.message import NO_TERMS, Message, number_in, terms_of
 
 from .ledger import Ledger
@@ -50,14 +51,18 @@ def stamp(
     terms: Terms | None,
     *,
     attempt: int = 1,
+    keys: Keys | None = None,
 ) -> Stamped:
-    """What a put makes of its arguments, of which all but the headers were checked. In any thread."""
+    """What a put makes of its arguments, of which all but headers and key were checked. In any thread."""
     copy = None if headers is None else arguments.check_headers(headers)
     body: Body = payload
     if id is not None or copy is not None or terms is not None:
         body = (payload, copy, id, attempt, 0, due, False, *(terms or NO_TERMS))
     entry = due, number, body
-    return message_of(entry), entry, size_of(body)
+    message = message_of(entry)
+    if keys is not None:
+        keys.check(message)
+    return message, entry, size_of(body)
 
 
 def already_pending(id: str) -> ValueError:
@@ -76,11 +81,15 @@ def full_inside(ledger: Ledger) -> QueueFull:
 class Admission:
     """The long way in. `DelayQueue.put_nowait` has a short one of its own, for the common call."""
 
-    def __init__(self, pending: Pending, numbers: Iterator[int], is_inside: Callable[[], bool]) -> None:
+    def __init__(
+        self, pending: Pending, numbers: Iterator[int], is_inside: Callable[[], bool], keys: Keys | None
+    ) -> None:
         """`is_inside` says whether it is called from inside a send, or from a hook."""
         self._pending = pending
         self._is_inside = is_inside
+        self._keys = keys
         self._ledger = pending.ledger
+        self._ledger.has_short_way = keys is None  # else each message is looked at
         self._numbers = numbers
         self.closed = False
         self.is_forked = False
@@ -185,7 +194,7 @@ class Admission:
     ) -> Stamped:
         if id is not None and self._pending.number(id) is not None:
             raise already_pending(id)
-        stamped = stamp(number, payload, due, id, headers, terms, attempt=attempt)
+        stamped = stamp(number, payload, due, id, headers, terms, attempt=attempt, keys=self._keys)
         self._ledger.check_size(stamped[2])
         return stamped
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import MappingProxyType
 from typing import Any, TypedDict
 
 import attrs
@@ -11,18 +12,19 @@ from localdelay import arguments
 from localdelay.adaptive import AdaptiveLimit
 from localdelay.arguments import NOT_GIVEN, NotGiven
 from localdelay.keeping import End
+from localdelay.keys import Key, Keys
 from localdelay.limit import Limit
 from localdelay.listening import Listener, check_listener
 from localdelay.probe import ProbePolicy
 from localdelay.timer import TimerKind, clock_parts
 
 from .batch import ONE, BatchPolicy
+from .keyed import order_and_valve
 from .ledger import Ledger
 from .pending import Pending
 from .retry import RetryPolicy
-from .schedule import Schedule
 from .sending import DeadLetterHook, Delivery, Send, SendBatch
-from .valve import Valve
+from .valve import Pace
 from .workers import BringsWorkers, Workers
 
 
@@ -37,6 +39,8 @@ class Core:
     """What paces the sends; a fallback shares it unless it was given another."""
     batch: int
     """The most messages of one send."""
+    keys: Keys | None
+    """What gives each message its key, and each key a limit like that; a fallback shares these, too."""
 
     def resize(
         self, capacity: int | None, workers: int | None, capacity_bytes: int | NotGiven | None
@@ -78,7 +82,8 @@ class Core:
             "committing": keeper.committing,
             "paused": workers.paused,
             "next_due_in": None if next_due == math.inf else max(0.0, next_due - now),
-            "limit_rate": None if self.limit is None else self.limit.limit_rate,
+            "limit_rate": delivery.valve.limit_rate,
+            "keys": MappingProxyType(dict(delivery.valve.keys(now))),
             "oldest_overdue": max(0.0, now - pending.oldest()),
             "expired": delivery.expired,
             "failures": delivery.valve.failures,
@@ -121,6 +126,7 @@ def make_core(
     limit: Limit | NotGiven | None = NOT_GIVEN,
     catch_up_rate: float | None = None,
     probe: ProbePolicy | None = ProbePolicy(),  # noqa: B008 (it is frozen)
+    key: Key | None = None,
     listener: Listener | None = None,
 ) -> Core:
     """Check the options that queues have in common, and put the core of one together."""
@@ -154,8 +160,11 @@ def make_core(
         raise ValueError(f"catch_up_rate must be over 0 and finite, not {catch_up_rate!r}")
     arguments.check_kind("probe", probe, ProbePolicy | None, "a ProbePolicy or None")
     check_listener(listener)
-    pending = Pending(Schedule(indexed=bool(cancellable)), Ledger(capacity, capacity_bytes))
-    valve = Valve(limit, probe, catch_up_rate, listener)
+    keys = None if key is None else Keys(key, limit)
+    schedule, valve = order_and_valve(
+        keys, limit, probe, Pace(catch_up_rate), listener, indexed=bool(cancellable)
+    )
+    pending = Pending(schedule, Ledger(capacity, capacity_bytes))
     if isinstance(given, BringsWorkers):
         pool = given.make_workers(pending, valve, timer, workers)
     else:
@@ -170,4 +179,4 @@ def make_core(
         on_dead_letter=on_dead_letter,
         listener=listener,
     )
-    return Core(pending, pool, delivery, limit, batch.max_messages)
+    return Core(pending, pool, delivery, limit, batch.max_messages, keys)

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 import trio
 
 from localdelay.drain_plan import UNSAID, DrainPlan, plan_drain, until_said_again, wait_said
-from localdelay.entry import Entry, message_of
+from localdelay.entry import Entry, message_of, moved
 from localdelay.errors import JournalError, QueueClosed
 from localdelay.keeping import End
 from localdelay.limit import RateLimit
@@ -194,7 +194,7 @@ class Draining:
             send_seconds=send_seconds,
             hand_backs=HAND_BACKS_IN_FLIGHT if hands_back and grace.deadline < math.inf else 0,
             hand_back_seconds=send_seconds,
-            rate=None if limit is None else limit.limit_rate,
+            rate=self._core.delivery.valve.limit_rate,
             tokens=max(0.0, limit.available) if isinstance(limit, RateLimit) else 0.0,
             journal=self._pending.keeper.unkept() is not None,
         )
@@ -261,6 +261,8 @@ class Draining:
         limit = self._limit
         if limit is None:
             return self._pending.lend_later(trio.current_time())
+        if self._core.keys is not None:
+            return await self._next_of_any_key()
         async with in_line:  # or all of them would wake for each token
             # What is there may come due or be cancelled meanwhile: then no token is taken for it.
             while (  # noqa: ASYNC110 (nobody can tell when others take the next token)
@@ -272,6 +274,20 @@ class Draining:
             if entry is not None and limit.cost is not None:
                 limit.owe(limit.price(message_of(entry), True) - 1)
             return entry
+
+    async def _next_of_any_key(self) -> Entry | None:
+        """The same by key: what a limit does not let go is put off, so that it holds up no other key's."""
+        schedule, valve = self._schedule, self._core.delivery.valve
+        while (entry := self._pending.lend_later(now := trio.current_time())) is not None:
+            when = valve.next_hand_back(entry, now)
+            if when <= now:
+                return entry
+            if when < schedule.horizon:
+                self._pending.again(moved(entry, when), schedule.put_off)
+            else:
+                self._pending.again(entry, schedule.keep)
+            await trio.lowlevel.checkpoint()  # for they may be many
+        return None
 
     async def _stop(self) -> None:
         """End the workers at once; what they held is pending again."""

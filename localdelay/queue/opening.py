@@ -9,6 +9,7 @@ from os import PathLike
 from localdelay.arguments import NOT_GIVEN, NotGiven
 from localdelay.journal.record import Journal
 from localdelay.journal.sqlite import journal_of
+from localdelay.keys import Key
 from localdelay.limit import Limit
 from localdelay.listening import Listener
 from localdelay.message import numbers
@@ -42,6 +43,7 @@ async def open_delay_queue(
     limit: Limit | NotGiven | None = NOT_GIVEN,
     catch_up_rate: float | None = None,
     probe: ProbePolicy | None = ProbePolicy(),  # noqa: B008 (it is frozen)
+    key: Key | None = None,
     listener: Listener | None = None,
     journal: Journal | str | PathLike[str] | None = None,
 ) -> AsyncIterator[DelayQueue]:
@@ -60,9 +62,13 @@ async def open_delay_queue(
     on time (None: all, as fast as the limit allows). While
     sends of different messages fail one after the other the broker is taken to be down: under `probe` one
     message at a time is tried, which uses up no attempt, and all else waits until one is sent (None: all is
-    tried). `listener.on_event` is told of that, and of dead letters. `cancellable=False` saves time and
-    memory where millions wait. `timer` is "trio" for Trio's own timer, good to a millisecond, or "auto" for a
-    precise one where there is one.
+    tried). With `key(message)`, a topic or a tenant, say, each key has a limit and a probe of its own, copied
+    from these, for the 1,024 keys that were used last: what waits for one key holds up no other's, but for
+    sends that hang, of which each has its worker until `send_timeout`. A batch is of one key. A put for whose
+    message `key` raises, or gives nothing hashable, raises `ValueError` or `TypeError`. `listener.on_event`
+    is told of what is shut or limited, and of dead letters. `cancellable=False` saves time and memory where
+    millions wait. `timer` is "trio" for Trio's own timer, good to a millisecond, or "auto" for a precise one
+    where there is one.
 
     With a `journal` (`SqliteJournal`, or the path of one), what is pending survives a crash: a put returns
     when its message is in the journal, and opening a queue on a journal that holds messages takes these in
@@ -90,6 +96,7 @@ async def open_delay_queue(
         limit=limit,
         catch_up_rate=catch_up_rate,
         probe=probe,
+        key=key,
         listener=listener,
     )
     queue = DelayQueue(core, numbers(), cancellable=bool(cancellable))

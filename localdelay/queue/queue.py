@@ -49,7 +49,7 @@ class DelayQueue:
         self._workers = core.workers
         self.hand_backs = HandBacks(core.pending, core.delivery)
         """For `Fallback`, which gives messages back to the primary while the queue runs."""
-        self.admission = Admission(core.pending, numbers, core.workers.is_inside)
+        self.admission = Admission(core.pending, numbers, core.workers.is_inside, core.keys)
         """For `Remote`, whose messages have their room already."""
         self.draining = Draining(core, self.admission, self.hand_backs)
         """For `Fallback`, which runs beside it, and for `Remote`."""
@@ -325,7 +325,7 @@ class DelayQueue:
         forks.tell(self)
         held = [] if journal is None else await self.admission.open_journal(journal)
         run, delivery = self._workers.run, self.core.delivery
-        if delivery.valve.catch_up_rate is None:
+        if delivery.valve.pace.rate is None:
             nursery.start_soon(run, delivery)
             await self.admission.recover(held)
         else:  # what is overdue must not go before all of it has its time

@@ -184,13 +184,13 @@ class Schedule:
         self._claim(entries)
         return entries[0]
 
-    def next_kept(self) -> Entry | None:
-        """That of what is kept which was tried least; None if nothing is."""
+    def kept_in_turn(self) -> list[Entry]:
+        """What is kept: that which was tried least comes first."""
         before = len(self.kept)
         self.kept[:] = filterfalse(self._is_dead, self.kept)
         heapify(self.kept)
         self._dead -= before - len(self.kept)
-        return min(self._living(self.kept), key=lambda entry: (attempt_of(entry[2]), entry), default=None)
+        return sorted(self._living(self.kept), key=lambda entry: (attempt_of(entry[2]), entry))
 
     def take_kept(self, entry: Entry) -> None:
         """Take that out."""
@@ -291,6 +291,9 @@ class Schedule:
         self._dead = self._waiting = self.retrying = 0
         for each in (self.inbox, self._lent, self._overdue, self._oldest_overdue, self._put_off, self.kept):
             each.clear()
+
+    def mix(self) -> None:
+        """Put back into this order what was sorted out of it; here nothing is."""
 
     def set_horizon(self, horizon: float) -> None:
         """Put aside, for `take_later`, every message due at `horizon` or after it, now and from now on."""

@@ -315,7 +315,7 @@ class Delivery:
     ) -> bool:
         """Have a message that has failed tried again; False where it is to be given up."""
         attempt = attempt_of(entry[2])
-        if self.valve.probe.is_shut and is_down(error):
+        if self.valve.is_shut_for(entry) and is_down(error):
             # That is not the message's fault: it goes on after what is due already, and has lost no attempt.
             when, again = now, after_failing(entry, attempt, alone=alone, counts=False)
         else:

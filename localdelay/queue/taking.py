@@ -6,12 +6,15 @@ Nothing here awaits: a message is in the order, or in the `entries` of the worke
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Protocol
 
 import trio
 
 from localdelay.entry import Entry, has_expired, moved, size_of
 
 from .batch import BatchPolicy, joining
+from .lanes import Slot
 from .pending import Pending
 from .valve import Valve
 
@@ -33,17 +36,110 @@ class Worker:
         self.timed_out = False
 
 
-class Taking:
-    """What is due, for those who are to send it."""
+class Order(Protocol):
+    """What is waiting to be taken: a queue's schedule, or a part of it."""
 
-    def __init__(self, pending: Pending, batch: BatchPolicy, valve: Valve) -> None:
+    alarm: float
+
+    @property
+    def kept(self) -> Sequence[Slot]:
+        """What goes after all else."""
+
+    def next_due(self) -> float:
+        """When the next message is due, in seconds on Trio's clock; infinite if there is none."""
+
+    def due(self, now: float, most: int) -> list[Entry]:
+        """The next messages that are due, up to `most` of them and perhaps fewer."""
+
+    def take(self, entries: list[Entry]) -> None:
+        """Take out the first of the messages that `due` has just returned, as many as are given."""
+
+
+class Choosing:
+    """What goes next of an order before which there is a valve."""
+
+    def __init__(self, pending: Pending, batch: BatchPolicy, valve: Valve, order: Order) -> None:
         self._pending = pending
-        self._schedule = pending.schedule
         self._batch = batch
         self._one_by_one = batch.max_messages == 1
         self._valve = valve
+        self._order = order
         self.bars: set[str] = set()
         """Why nothing is taken: "paused", "stopped", or "reserved" for one worker until it looks again."""
+
+    def some(self, now: float, most: int) -> list[Entry]:
+        """Take what is due, as much of it as the valve lets go now."""
+        valve, order = self._valve, self._order
+        probe = valve.probe
+        if probe.is_shut:
+            if now < probe.next_at or self._is_under_way(probe.out):
+                return []
+            most = 1
+        elif valve.holds and self._space_out(now):
+            return []  # with more to be spaced out, perhaps: the others have their turn
+        limit = valve.limit
+        if most > 1 and self._one_by_one and limit is not None and limit.limits:
+            most = max(1, int(min(most, limit.available)))
+        entries = order.due(now, most)
+        if not entries and order.kept:
+            return self.suspect(now)
+        if not self._one_by_one:
+            del entries[joining(entries, self._batch, count=0, size=0)[0] :]
+        if not valve.lets_go(entries, now) or not entries:
+            return []
+        order.take(entries)
+        if probe.is_shut:
+            probe.out = entries[0][1]
+        return entries
+
+    def suspect(self, now: float) -> list[Entry]:
+        """Take a message that may have ended the last process, if it is its turn; here there is none."""
+        return []
+
+    def until(self) -> float:
+        """Until when there is nothing to do; sets the alarm for what comes in that is due before."""
+        valve, due = self._valve, self._order.next_due()
+        probe = valve.probe
+        until = max(due, valve.waits_until)
+        if self._order.kept and valve.waits_until > trio.current_time():
+            # What is kept may be what waits for it; once that is over and it has not gone, it was not.
+            until = valve.waits_until
+        if "paused" in self.bars or (probe.is_shut and self._is_under_way(probe.out)):
+            until = math.inf
+        elif probe.is_shut:
+            until = max(until, probe.next_at)
+        self._order.alarm = due if until == due else -math.inf
+        return until
+
+    def _space_out(self, now: float) -> bool:
+        """Give some of what is overdue a time of its own each, so that the rest goes on time meanwhile."""
+        valve = self._valve
+        overdue = [entry for entry in self._order.due(now, _SPACED_OUT) if entry[0] < valve.backlog]
+        if not overdue:
+            valve.caught_up()
+            return False
+        self._order.take(overdue)
+        for entry in overdue:
+            # What is not sent any more needs no place: what is behind it might expire while it waits for one.
+            self._pending.again(moved(entry, now if has_expired(entry, now) else valve.pace.place(now)))
+        return True
+
+    def _is_under_way(self, number: int | None) -> bool:
+        return any(entry[1] == number for entry in self._pending.at_work())
+
+
+class Taking(Choosing):
+    """What is due, for those who are to send it."""
+
+    def __init__(self, pending: Pending, batch: BatchPolicy, valve: Valve) -> None:
+        super().__init__(pending, batch, valve, pending.schedule)
+        self._schedule = pending.schedule
+        self.closing = False
+        """Whether nothing more comes in, and nobody waits for company."""
+
+    def close(self) -> None:
+        """Nothing more comes in."""
+        self.closing = True
 
     def fill(self, worker: Worker, now: float) -> bool:
         """Take what is due and fits into the worker's batch; return whether that is to go now."""
@@ -72,31 +168,6 @@ class Taking:
                 return True
         return False
 
-    def some(self, now: float, most: int) -> list[Entry]:
-        """Take what is due, as much of it as the valve lets go now."""
-        valve, schedule = self._valve, self._schedule
-        probe = valve.probe
-        if probe.is_shut:
-            if now < probe.next_at or self._is_under_way(probe.out):
-                return []
-            most = 1
-        elif valve.holds and self._space_out(now):
-            return []  # with more to be spaced out, perhaps: the others have their turn
-        limit = valve.limit
-        if most > 1 and self._one_by_one and limit is not None and limit.limits:
-            most = max(1, int(min(most, limit.available)))
-        entries = schedule.due(now, most)
-        if not entries and schedule.kept:
-            return self.suspect(now)
-        if not self._one_by_one:
-            del entries[joining(entries, self._batch, count=0, size=0)[0] :]
-        if not valve.lets_go(entries, now) or not entries:
-            return []
-        schedule.take(entries)
-        if probe.is_shut:
-            probe.out = entries[0][1]
-        return entries
-
     @property
     def is_done(self) -> bool:
         """Whether nothing is left to take before the horizon."""
@@ -115,41 +186,15 @@ class Taking:
 
     def _next_suspect(self, now: float) -> Entry | None:
         schedule, valve = self._schedule, self._valve
-        next_due = schedule.next_due()
-        is_tried = valve.probe.is_shut and next_due < math.inf  # there are others for that
-        if self.bars or schedule.horizon < math.inf or next_due <= now or now < valve.last_place or is_tried:
+        is_tried = valve.probe.is_shut and schedule.next_due() < math.inf  # there are others for that
+        if is_tried or not self._is_their_turn(schedule.next_due(), now):
             return None
-        if any(entry[0] <= self._pending.began for entry in self._pending.at_work()):
-            return None
-        return schedule.next_kept()
+        return next(iter(schedule.kept_in_turn()), None)
 
-    def _space_out(self, now: float) -> bool:
-        """Give some of what is overdue a time of its own each, so that the rest goes on time meanwhile."""
-        valve = self._valve
-        overdue = [entry for entry in self._schedule.due(now, _SPACED_OUT) if entry[0] < valve.backlog]
-        if not overdue:
-            valve.caught_up()
+    def _is_their_turn(self, next_due: float, now: float) -> bool:
+        """Whether one that is kept may go, where others are due then."""
+        if self.bars or self._schedule.horizon < math.inf:
             return False
-        self._schedule.take(overdue)
-        for entry in overdue:
-            # What is not sent any more needs no place: what is behind it might expire while it waits for one.
-            self._pending.again(moved(entry, now if has_expired(entry, now) else valve.place(now)))
-        return True
-
-    def _is_under_way(self, number: int | None) -> bool:
-        return any(entry[1] == number for entry in self._pending.at_work())
-
-    def until(self) -> float:
-        """Until when there is nothing to do; sets the alarm for what comes in that is due before."""
-        valve, due = self._valve, self._schedule.next_due()
-        probe = valve.probe
-        until = max(due, valve.waits_until)
-        if self._schedule.kept and valve.waits_until > trio.current_time():
-            # What is kept may be what waits for it; once that is over and it has not gone, it was not.
-            until = valve.waits_until
-        if "paused" in self.bars or (probe.is_shut and self._is_under_way(probe.out)):
-            until = math.inf
-        elif probe.is_shut:
-            until = max(until, probe.next_at)
-        self._schedule.alarm = due if until == due else -math.inf
-        return until
+        if next_due <= now or now < self._valve.pace.last_place:
+            return False
+        return not any(entry[0] <= self._pending.began for entry in self._pending.at_work())

@@ -12,7 +12,7 @@ import math
 import random
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from localdelay.breaker import TAKEN, THROTTLED
 from localdelay.entry import Entry, message_of
@@ -29,6 +29,7 @@ from localdelay.listening import (
     tell,
 )
 from localdelay.probe import Probe, ProbePolicy
+from localdelay.statistics import KeySends
 
 logger = logging.getLogger("localdelay")
 
@@ -47,23 +48,46 @@ def is_down(error: Exception) -> bool:
     return not isinstance(error, Throttled | PermanentSendError)
 
 
+class Pace:
+    """At which what is overdue goes: one for a queue, whatever it is that has held it up."""
+
+    def __init__(self, rate: float | None) -> None:
+        self.rate = rate
+        """Messages a second; None: all at once."""
+        self._next_place = -math.inf
+
+    def place(self, now: float) -> float:
+        """When the next message that is overdue may go, of so many a second."""
+        assert self.rate is not None  # noqa: S101 (else none is held back)
+        place = max(now, self._next_place)
+        self._next_place = place + 1 / self.rate
+        return place
+
+    @property
+    def last_place(self) -> float:
+        """When the last of what was overdue, and has a place, goes."""
+        return self._next_place - 1 / self.rate if self.rate else -math.inf
+
+
 class Valve:
-    """Of one queue. What it says it says in the thread of the queue's loop."""
+    """Of one queue, or of one key. What it says it says in the thread of the queue's loop."""
 
     def __init__(
         self,
         limit: Limit | None,
         policy: ProbePolicy | None,
-        catch_up_rate: float | None,
+        pace: Pace,
         listener: Listener | None,
+        lines: Lines | None = None,
+        key: Hashable = None,
     ) -> None:
+        """With `lines`, which all keys share, it is of one `key`."""
         self.limit = limit
         self.probe = Probe(policy)
         self._listener = listener
-        self.catch_up_rate = catch_up_rate
+        self.pace = pace
         self.backlog = -math.inf
-        """What is due before this is overdue, and goes at `catch_up_rate`."""
-        self._next_place = -math.inf
+        """What is due before this is overdue, and goes at the pace."""
         self.holds = False
         """Whether not all that is due may be taken, whatever the limit says."""
         self._owed = 0.0
@@ -75,12 +99,17 @@ class Valve:
         """When to `mark` again."""
         self._limits = False  # as it was said last
         self._limits_since = -math.inf
-        self._shut_lines = Lines()
+        self._shut_lines = lines or Lines()
+        self._key = key
+        self._whose = "" if lines is None else " of one key"
         self._next_failure_line = -math.inf
         self._has_warned = False
         self._failures_logged = 0
         self.failures = 0
         self.throttled = 0
+        self.count = 0
+        """Messages of this key that were sent, where there are keys."""
+        self._next_hand_back = -math.inf
         self.on_change: Callable[[], None] = lambda: None
         """Called when something else may be taken than before."""
 
@@ -124,18 +153,22 @@ class Valve:
         if self.limit is not None and self.limit.limits:
             self.limit.give_back(self.price(entries))
 
+    def next_hand_back(self, entry: Entry, now: float) -> float:
+        """When this may be handed back: now, and then it is on its way, or at its place behind others."""
+        limit = self.limit
+        if limit is None or limit.try_acquire():
+            if limit is not None and limit.cost is not None:
+                limit.owe(limit.price(message_of(entry), True) - 1)
+            return now
+        place = max(now + limit.wait, self._next_hand_back)
+        self._next_hand_back = place + 1 / (limit.limit_rate or 1.0)
+        return place
+
     def wants_nothing(self) -> None:
         """Nothing is to be sent after all: others may have what was owed."""
         if self._owed and self.limit is not None:
             self.limit.give_back(self._owed)
         self._owed, self.waits_until = 0.0, -math.inf
-
-    def place(self, now: float) -> float:
-        """When the next message that is overdue may go, of so many a second."""
-        assert self.catch_up_rate is not None  # noqa: S101 (else none is held back)
-        place = max(now, self._next_place)
-        self._next_place = place + 1 / self.catch_up_rate
-        return place
 
     @property
     def limits(self) -> bool:
@@ -143,13 +176,21 @@ class Valve:
         return self.holds or (self.limit is not None and self.limit.limits)
 
     @property
-    def last_place(self) -> float:
-        """When the last of what was overdue, and has a place, goes."""
-        return self._next_place - 1 / self.catch_up_rate if self.catch_up_rate else -math.inf
+    def limit_rate(self) -> float | None:
+        """Messages a second that the limit lets go; None while it lets all go, or there is none."""
+        return None if self.limit is None else self.limit.limit_rate
+
+    def is_shut_for(self, entry: Entry) -> bool:
+        """Whether this message may only go as a probe."""
+        return self.probe.is_shut
+
+    def keys(self, now: float) -> Mapping[Hashable, KeySends]:
+        """How the sends of each key go, where there are keys."""
+        return {}
 
     def catch_up(self, now: float) -> None:
-        """What is overdue now goes at `catch_up_rate`, if there is one."""
-        if self.catch_up_rate is not None:
+        """What is overdue now goes at the pace, if there is one."""
+        if self.pace.rate is not None:
             self.backlog, self.holds = now, True
 
     def caught_up(self) -> None:
@@ -170,10 +211,10 @@ class Valve:
         shut_since = self.probe.since
         if self.probe.sent():
             shut_for = max(0.0, now - shut_since)
-            line = f"a message was sent again after {shut_for:.3g} s: all that is due goes out"
+            line = f"a message{self._whose} was sent again after {shut_for:.3g} s: all that is due goes out"
             self.caught_up()
             self.catch_up(now)
-            self._say(self._shut_lines.end(), line, SendingOpened(shut_for))
+            self._say(self._shut_lines.end(), line, SendingOpened(shut_for, self._key))
 
     def failed(self, now: float, entries: Sequence[Entry], error: Exception, age: float, sent: int) -> None:
         """A send of these has failed, and none of them was sent; `sent` others were."""
@@ -188,10 +229,11 @@ class Valve:
             self.holds = True
             level, count = self._shut_lines.begin(now)
             line = (
-                "sends of different messages fail one after the other, and the broker seems to be down: one "
-                f"message at a time is tried, and the rest waits until one is sent{count}; {told(error)}"
+                f"sends of different messages{self._whose} fail one after the other, and the broker seems to "
+                "be down: one message at a time is tried, and the rest waits until one is sent"
+                f"{count}; {told(error)}"
             )
-            self._say(level, line, SendingShut(error))
+            self._say(level, line, SendingShut(error, self._key))
         elif self.probe.is_shut:
             self.on_change()
 

@@ -62,6 +62,7 @@ def move_all(pending: Pending, to: Callable[[Entry], Entry]) -> int:
     It takes some microseconds for each message, in which nothing else happens.
     """
     schedule = pending.schedule
+    schedule.mix()
     entries: list[Entry] = []
     while due := list(schedule.due(math.inf, _AT_ONCE)):
         schedule.take(due)

@@ -30,8 +30,9 @@ from localdelay.timer import Timer, TimerKind, clock_parts, open_timer
 
 from . import wall
 from .batch import BatchPolicy
+from .keyed import taking_of
 from .pending import Pending
-from .taking import Taking, Worker
+from .taking import Worker
 from .valve import Valve
 
 _TURN = 1024
@@ -66,7 +67,7 @@ class Workers:
         self._pending = pending
         self._schedule = schedule = pending.schedule
         self._batch = batch
-        self._taking = Taking(pending, batch, valve)
+        self._taking = taking_of(pending, batch, valve)
         self._timer_kind: TimerKind = timer
         self._timer = Timer()
         self._delivery: Deliverer
@@ -78,7 +79,6 @@ class Workers:
         self._followers: dict[Worker, trio.lowlevel.Task] = {}
         self._leader: Worker | None = None
         self._stirred: Worker | None = None
-        self._closing = False
         self.watchdog: trio.lowlevel.Task | None = None
         """Waits for `watch` if it is not None."""
         schedule.on_earlier = self.wake_leader
@@ -162,7 +162,7 @@ class Workers:
 
     def close(self) -> None:
         """Let the workers leave once the schedule is empty."""
-        self._closing = True
+        self._taking.close()
         self.resume()
         while self._followers:
             self._wake_follower()
@@ -214,6 +214,7 @@ class Workers:
         while not worker.timed_out:
             if len(self._workers) > self.count:
                 self._workers.discard(worker)
+                self.wake_leader()  # who may wait for the probe that this one has sent last
                 return
             full = fill(worker, now)
             if not worker.entries and self._schedule.kept and not self.valve.limits:
@@ -221,7 +222,7 @@ class Workers:
                 full = True
             if not worker.entries:
                 # While something is being sent, it may fail, and then there is work for all again.
-                if self._closing and self._taking.is_done and not self.busy:
+                if self._taking.closing and self._taking.is_done and not self.busy:
                     self._workers.discard(worker)
                     self.wake_leader()
                     return
@@ -231,7 +232,7 @@ class Workers:
                 if now >= self.valve.next_mark:
                     self.valve.mark(now, self._pending.ledger.ended[End.SENT])
                 continue
-            if not full and self._batch.max_wait and not self._closing:
+            if not full and self._batch.max_wait and not self._taking.closing:
                 await self._gather(worker)
                 now = began = read_clock() + offset
                 if not worker.entries:
@@ -262,7 +263,7 @@ class Workers:
         """Wait for company, as the leader, until the batch is full or its first message must go."""
         last_call = worker.entries[0][0] + self._batch.max_wait
         full = False
-        while not full and not self._closing and trio.current_time() < last_call:
+        while not full and not self._taking.closing and trio.current_time() < last_call:
             self._taking.bars.add("reserved")
             try:
                 await self._lead(worker, last_call)

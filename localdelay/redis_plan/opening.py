@@ -57,7 +57,8 @@ async def open_redis_delay_queue(
     `url` is `redis://[user:password@]host[:port]/NAME[?db=N]`, or `rediss://`; or of a Redis Cluster
     `redis+cluster://host[:port][,host[:port]]/NAME`, some of its nodes, or `rediss+cluster://`. All instances
     with the same name share the messages. `send`, `send_batch`, `workers`, `on_dead_letter` and `options`
-    (`batch`, `timer`, `retry`, `send_timeout`, `limit`, `probe`, `listener`) are those of `open_delay_queue`.
+    (`batch`, `timer`, `retry`, `send_timeout`, `limit`, `probe`, `listener`) are those of `open_delay_queue`;
+    there is no `key`, for what an instance has claimed of one key would hold up the others.
 
     `shards` is how many there are where the queue is new (None: 16); an existing one keeps what it has until
     `set_shards`. `capacity` and `capacity_bytes` bound what this instance has claimed; the bytes may be
@@ -78,6 +79,10 @@ async def open_redis_delay_queue(
         raise TypeError(f"tuning must be a RedisTuning, not {type(tuning).__name__}")
     for name, seconds in (("put_timeout", put_timeout), ("connect_timeout", connect_timeout)):
         arguments.at_least(name, seconds, 0.001, "a number of seconds")
+    if "key" in options:
+        raise TypeError(
+            "key is for a queue in memory: here what is claimed of one key would hold up the others"
+        )
     hook = on_dead_letter
     core = make_core(send, send_batch, workers=workers, capacity=capacity, on_dead_letter=hook, **options)
     how = (names.channel, connect_timeout, put_timeout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from localdelay import (
     Message,
     PartialSendError,
     PermanentSendError,
+    ProbePolicy,
     QueueClosed,
     QueueFull,
     RetryPolicy,
@@ -317,6 +319,41 @@ async def left_by_an_error(face: Face) -> None:
         queue.put_nowait(b"", delay=0.0)
 
 
+async def by_key(face: Face) -> None:
+    """While the broker of one key is down another key's messages go; one without a key is refused."""
+    sent: list[bytes] = []
+    tried: list[bytes] = []
+    is_up: list[bool] = []
+
+    def send(message: Message) -> None:
+        tried.append(message.payload)
+        if message.headers["tenant"] == "a" and not is_up:
+            raise ConnectionError
+        sent.append(message.payload)
+
+    async def is_shut() -> bool:
+        keys = (await conserved(face, queue)).keys
+        return "a" in keys and keys["a"].is_shut
+
+    probe = ProbePolicy(failures=2, wait_initial=SOON, wait_max=SOON)
+    key = partial(lambda message: message.headers["tenant"])
+    async with face.open(send, key=key, probe=probe, retry=_AT_ONCE) as queue:
+        for number in range(4):
+            queue.put_nowait(b"a%d" % number, delay=0.0, headers={"tenant": "a"})
+        await face.until(is_shut)
+        await face.now(queue.put(b"b", delay=0.0, headers={"tenant": "b"}))
+        await face.until(lambda: sent == [b"b"])
+        await face.until(lambda: len(tried) > 8)  # which is more than attempts
+        for given in ({}, {"id": "c"}, {"headers": {"tenants": "a"}}):
+            with pytest.raises(ValueError, match="key must give a key"):
+                queue.put_nowait(b"", delay=0.0, **given)
+            with pytest.raises(ValueError, match="key must give a key"):
+                await face.now(queue.put(b"", delay=0.0, **given))
+        is_up.append(True)
+    assert sorted(sent) == [b"a0", b"a1", b"a2", b"a3", b"b"]
+    assert (await conserved(face, queue)).accepted == 5
+
+
 async def wrong_arguments(face: Face) -> None:
     """Each is refused where it is given, by name; a wrong drain closes nothing."""
     wrong: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -325,6 +362,7 @@ async def wrong_arguments(face: Face) -> None:
         ({"send_timeout": -1.0}, ValueError, "send_timeout"),
         ({"on_dead_letter": 5}, TypeError, "on_dead_letter"),
         ({"colour": "red"}, TypeError, "colour"),
+        ({"key": 5}, TypeError, "key"),
     ]
     for options, error, named in wrong:
         with pytest.raises(error, match=named):
@@ -391,5 +429,6 @@ ANYWHERE: Final[list[Scene]] = [
     drained,
     cut_off_by_a_drain,
     left_by_an_error,
+    by_key,
     wrong_arguments,
 ]

@@ -35,7 +35,7 @@ def check_instant(world: World) -> None:
 
 
 def check_send(world: World, messages: Sequence[Message], stories: Sequence[Story]) -> None:
-    """Never early, never twice, never while paused, in order, and no more at once than workers."""
+    """Never early, never twice, never while paused, in order, of one key, no more at once than workers."""
     now = trio.current_time()
     assert not world.paused, "a send has begun in a queue that is paused"
     assert now <= world.deadline, "a send after the grace"
@@ -43,6 +43,8 @@ def check_send(world: World, messages: Sequence[Message], stories: Sequence[Stor
         assert now >= message.execute_at, "early"
         assert message.attempt == story.attempt
         assert not story.hopeless, "it was given up"
+    key, shut = world.key_of(stories[0]), world.real.shut
+    assert {world.key_of(story) for story in stories} == {key}, "several keys in one send"
     if not hasattr(world, "queue"):
         return
     if world.part.limit is None:
@@ -53,7 +55,8 @@ def check_send(world: World, messages: Sequence[Message], stories: Sequence[Stor
         assert len(messages) <= world.part.batch[0]
     elif world.part.limit is None and not stories[0].tried and not world.part.rate:
         others = [other for other in world.waiting() if not (other.tried or other.busy or other.paced)]
-        overtaken = sum(other.due < stories[0].due for other in others)
+        waits_for = [other for other in others if (its := world.key_of(other)) == key or its not in shut]
+        overtaken = sum(other.due < stories[0].due for other in waits_for)
         # With a journal a worker that has taken a message waits until that knows: it has been taken in order.
         taken = world.queue.statistics().sending - world.real.sending - 1
         assert overtaken <= (taken if world.promises.journal is not None else 0), "it has overtaken another"
@@ -107,14 +110,19 @@ def check_wake_ups(world: World, s: Statistics, pending: Sequence[Story]) -> Non
     """No worker sleeps while something is due, and nothing is forgotten."""
     if world.paused or world.is_over or world.stopped is not None or s.workers_busy >= s.workers:
         return
-    now = trio.current_time()
-    if world.real.is_shut or (world.part.limit is not None and world.limit.available < 0):
-        return  # what is due waits for a probe, or for what the limit owes it
-    assert s.next_due_in is None or s.next_due_in > 0, "idle workers leave a due message waiting"
+    now, keys = trio.current_time(), {world.key_of(story) for story in pending}
+    # What is due of others waits for a probe, or for what the limit owes it.
+    free = {key for key in keys if world.part.limit is None or world.limit_of(key).available >= 0}
+    free -= world.real.shut
+    # With keys a batch waits for its company in the schedule, and not with a worker.
+    company = world.part.batch[1] if world.part.batch is not None and world.part.keys is not None else 0.0
+    if free == keys and not company:
+        assert s.next_due_in is None or s.next_due_in > 0, "idle workers leave a due message waiting"
     if s.workers_busy == 0:
         for story in pending:
             if not (story.tried or story.paced or story.busy) and story.due < world.deadline:
-                assert story.due > now, "a due message is forgotten"
+                is_free = world.key_of(story) in free
+                assert story.due + company > now or not is_free, "a due message is forgotten"
 
 
 def check_waiting(world: World, s: Statistics) -> None:
@@ -139,15 +147,15 @@ def check_limit(world: World) -> None:
         return
     rate, burst = world.part.limit
     given_back = _MOST_WORKERS * (1 if world.part.batch is None else world.part.batch[0])
-    begun = world.real.begun
-    total = sum(count for _, count in begun)
-    sent = 0
-    for when, count in begun:
-        assert total - sent <= burst + given_back + rate * (begun[-1][0] - when) + 1e-6, (
-            "a burst over the limit"
-        )
-        sent += count
-        assert sent <= burst + rate * when + 1e-6, "faster than the limit"
+    for begun in world.real.begun.values():
+        total = sum(count for _, count in begun)
+        sent = 0
+        for when, count in begun:
+            assert total - sent <= burst + given_back + rate * (begun[-1][0] - when) + 1e-6, (
+                "a burst over the limit"
+            )
+            sent += count
+            assert sent <= burst + rate * when + 1e-6, "faster than the limit"
 
 
 def check_tokens(world: World) -> None:
@@ -155,10 +163,11 @@ def check_tokens(world: World) -> None:
     if world.part.limit is None:
         return
     rate, burst = world.part.limit
-    tokens, at = burst, 0.0
-    for when, count in [*world.real.begun, (trio.current_time(), 0)]:
-        tokens, at = min(burst, tokens + (when - at) * rate) - count, when
-    assert world.limit.available >= tokens - 1e-6, "a token was taken for nothing"
+    for key, begun in world.real.begun.items():
+        tokens, at = burst, 0.0
+        for when, count in [*begun, (trio.current_time(), 0)]:
+            tokens, at = min(burst, tokens + (when - at) * rate) - count, when
+        assert world.limit_of(key).available >= tokens - 1e-6, "a token was taken for nothing"
 
 
 def check_left(world: World) -> None:

@@ -28,6 +28,7 @@ MARKS: Final = frozenset(
         "a batch failed as a whole",
         "the limit made a send wait",
         "sends that failed in a row shut it",
+        "one key was sent while another was shut",
         "a send raised what is no Exception",
         # ends
         "a dead letter was taken",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -31,13 +32,13 @@ class RealQueue:
     def __init__(self, world: World) -> None:
         self._world = world
         self._part = world.part
-        self.is_shut = False
-        """Whether one message at a time is tried."""
+        self.shut: set[Hashable] = set()
+        """Keys of which one message at a time is tried; None, where there are no keys."""
         self._failing: dict[trio.lowlevel.Task, list[tuple[Story, int]]] = {}
         """What has failed in the last send of a task, and which attempt that was."""
         self.sending = 0
-        self.begun: list[tuple[float, int]] = []
-        """(when, how many messages) of every send, and of every hand-back of a drain."""
+        self.begun: dict[Hashable, list[tuple[float, int]]] = defaultdict(list)
+        """(when, how many messages) of every send of a key, and of every hand-back of a drain."""
         self.state = "well"
         """Of its delayed publish."""
 
@@ -79,7 +80,10 @@ class RealQueue:
         self._failing.pop(trio.lowlevel.current_task(), None)
         stories = [self._world.story(message) for message in messages]
         check_send(self._world, messages, stories)
-        self.begun.append((trio.current_time(), len(messages)))
+        key = self._world.key_of(messages[0])
+        self.begun[key].append((trio.current_time(), len(messages)))
+        if self.shut - {key} and key not in self.shut:
+            hit("one key was sent while another was shut")
         self.sending += 1
         try:
             with self._occupied(*stories):
@@ -188,7 +192,7 @@ class RealQueue:
     def _failed(self, story: Story, *, sure: bool = True, opens: bool = False) -> None:
         """It has failed, and used up an attempt: not as a probe, unless others of its batch were sent."""
         hit("a send failed and was tried again")
-        if self.is_shut and not opens:
+        if self._world.key_of(story) in self.shut and not opens:
             return
         promises, attempt = self._world.promises, story.attempt
         self._failing.setdefault(trio.lowlevel.current_task(), []).append((story, attempt))
@@ -236,13 +240,13 @@ class RealQueue:
         """Hear of what was given up, and of sends that wait for one that is tried."""
         if isinstance(event, SendingShut):
             hit("sends that failed in a row shut it")
-            self.is_shut = True
+            self.shut.add(event.key)
             # The failure that shuts it is the broker's, too, and uses up no attempt.
             for story, attempt in self._failing.pop(trio.lowlevel.current_task(), []):
                 story.attempt, story.hopeless = attempt, False
             self._world.promises.forgive()
         elif isinstance(event, SendingOpened):
-            self.is_shut = False
+            self.shut.discard(event.key)
             for story in self._world.stories.values():
                 story.paced |= self._world.part.rate is not None and story.due < trio.current_time()
         if isinstance(event, DeadLetter):
@@ -266,7 +270,7 @@ class RealQueue:
                 assert message.execute_at >= world.deadline, "it would have come due within the grace"
             with self._occupied(story):
                 story.given_back += 1
-                self.begun.append((now, 1))
+                self.begun[world.key_of(story)].append((now, 1))
                 kind = self._part.hand_back
                 if kind == "slow":
                     await trio.sleep(2 * TICK)

@@ -39,6 +39,8 @@ class Part:
     room_timeout: float | None
     rate: float | None
     """Of overdue messages that come back, a second."""
+    keys: int | None
+    """So many different keys the messages have."""
     gap: float
     """By how much the wall clock has moved since the last life."""
     steps: tuple[Step, ...]
@@ -128,7 +130,7 @@ class _Draw:
         return ("rush", step) if self.journal and rng.random() < 0.3 else step
 
 
-def _part(rng: Random, journal: str | None, *, last: bool) -> Part:
+def _part(rng: Random, journal: str | None, keys: int | None, *, last: bool) -> Part:
     def rare(share: float) -> bool:
         return rng.random() < share
 
@@ -151,6 +153,7 @@ def _part(rng: Random, journal: str | None, *, last: bool) -> Part:
         fallback=fallback,
         room_timeout=rng.choice([0.0, TICK, 1.0, None]),
         rate=rng.choice([None, None, 4.0]),
+        keys=keys,
         gap=rng.choice([0.0, 1.0, 2.0, 60.0, -60.0]),
         steps=refuses + _some(rng, 8, draw.put) + _some(rng, 25, draw.rushed),
         ending=rng.choice(["leave", "leave", "drain", "drain", "cancelled drain", "exception", "cancelled"]),
@@ -168,9 +171,11 @@ def draw_scene(seed: int) -> Scene:
     journal = rng.choice([None, None, None, "disk", "disk", "file"])
     lives = 2 if journal is not None and rng.random() < 0.7 else 1
     durability = rng.choice(["os", "fsync"])
+    # Apart from all else, which is what it was before there were any.
+    keys = Random(f"keys of {seed}").choice([None, None, None, 2, 3])
     return Scene(
         seed,
         journal,
         durability,
-        tuple(_part(rng, journal, last=life == lives) for life in range(1, lives + 1)),
+        tuple(_part(rng, journal, keys, last=life == lives) for life in range(1, lives + 1)),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from localdelay import (
     Fallback,
     JournalError,
     Message,
+    ProbePolicy,
     QueueClosed,
     RateLimit,
     RetryPolicy,
@@ -26,6 +27,7 @@ from localdelay import (
     open_delay_queue,
 )
 from localdelay.journal.record import Record
+from localdelay.limit import Limit
 
 from .checks import check_came_back, check_instant, check_left, check_rest
 from .clock import Pace, Watch
@@ -37,6 +39,7 @@ from .realqueue import RealQueue, Stop
 from .scene import LATEST, SEND_TIMEOUT, TICK, Part, Step
 from .story import Story
 
+_SOON_SHUT = ProbePolicy(failures=2, wait_initial=TICK)
 _BREAKER = BreakerPolicy(consecutive=2, wait_initial=2 * TICK, wait_max=1.0, wait_jitter=0, trial_calls=1)
 
 
@@ -93,6 +96,17 @@ class World:
         """What is taken is sent at once, and nothing but the queue takes anything."""
         part = self.part
         return part.limit is None and part.fallback is None and (part.batch is None or not part.batch[1])
+
+    def key_of(self, message: Message | Story) -> int | None:
+        """The key of a message; None for all where there are no keys."""
+        return None if self.part.keys is None else int(message.payload[:5]) % self.part.keys
+
+    def limit_of(self, key: Hashable) -> Limit:
+        """What paces the sends of this key."""
+        keys = self.queue.core.keys
+        limit = self.limit if keys is None else keys.limits.of(key)
+        assert limit is not None
+        return limit
 
     def wall(self) -> float:
         return self.offset + trio.current_time()
@@ -439,4 +453,6 @@ class World:
             listener=real,
             journal=journal,
             catch_up_rate=part.rate,
+            key=None if part.keys is None else self.key_of,
+            probe=ProbePolicy() if part.keys is None else _SOON_SHUT,  # of each there are few messages
         )

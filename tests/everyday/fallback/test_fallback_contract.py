@@ -9,7 +9,8 @@ from functools import partial
 
 import pytest
 
-from localdelay import QueueClosed
+from localdelay import QueueClosed, RateLimit, Route
+from localdelay.arguments import NOT_GIVEN
 from tests.kit.fallback_scenes import ANYWHERE, IN_MEMORY
 from tests.kit.fallbacks import InThreads, OnAsyncio, OnTrio, Scene, Stage, World
 
@@ -21,6 +22,24 @@ WORLDS = pytest.mark.parametrize("world", [OnTrio(), InThreads(), OnAsyncio()], 
 def test_every_world_plays_it_alike(world: World, scene: Scene) -> None:
     """Each scene says in its docstring what must be so."""
     world.play(scene)
+
+
+@WORLDS
+def test_a_fallback_shares_the_limit_of_each_key_with_its_queue(world: World) -> None:
+    """It takes its queue's key where it is given none."""
+    world.play(_share)
+
+
+async def _share(world: World) -> None:
+    options = {"key": lambda message: message.payload[:1], "limit": RateLimit(1e-6, burst=1)}
+    async with world.stage(options, limit=NOT_GIVEN) as stage:
+        routes = [(await stage.publish(name)).route for name in (b"a", b"b", b"a", b"b")]
+        assert routes == [Route.PRIMARY, Route.PRIMARY, Route.LOCAL, Route.LOCAL]
+        await stage.publish(b"c", 0.0)
+        await world.now(stage.queue.put(b"c", delay=0.0))
+        await world.now(stage.queue.put(b"d", delay=0.0))
+        await stage.until(lambda: bool(stage.sent))
+        assert [message.payload for message in stage.sent] == [b"d"]  # of `c` a publish has had the token
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing can be forked here")

@@ -88,10 +88,10 @@ def test_the_oldest_is_known_after_one_was_cancelled() -> None:
         schedule.keep(suspect(number, due, attempt=20 - number))
     schedule.lend(suspect(0)[1])
     schedule.forget(suspect(0)[1])
-    assert schedule.next_kept() == suspect(6, 4.0, attempt=14)
+    assert schedule.kept_in_turn()[0] == suspect(6, 4.0, attempt=14)
     assert schedule.oldest() == 2.0
     left = dues[1:]
-    while (entry := schedule.next_kept()) is not None:
+    while (entry := next(iter(schedule.kept_in_turn()), None)) is not None:
         assert schedule.oldest() == min(left)
         schedule.take_kept(entry)
         left.remove(entry[0])

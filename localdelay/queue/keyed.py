@@ -1,0 +1,230 @@
+"""Due sends by key: one limit and one probe for each key, over one schedule.
+
+What is not due waits in the one order there is. What is due stands in the line of its key, in due order, and
+a worker takes from the line that may go and whose first message is due first. So a key whose broker is down,
+or which is limited, keeps its own messages waiting and nobody else's. Who stands in a line waits as before,
+and is counted, cancelled and moved as before; and its key is looked up only then, so that it is that of the
+message as it is sent.
+
+A line is in one of three states, by what its valve says (`Choosing`, which is all there is of a queue without
+keys). *Ready*: it is to be asked, in due order. *Asleep*: it is not to be asked before an instant, at which
+its limit has what it owes, its next probe may go, or its batch has waited long enough for company. *Probing*:
+its probe is out, and it is looked at again as soon as that is not at work any more, however it has ended.
+Whatever else may change that, the outcome of a send or a valve that was forgotten, is news: that line is
+asked again at the next look. To ask once too often costs a moment, and so nothing here has to know what a
+change means.
+
+Valves are kept for the keys that were used last, and lines for as long as somebody stands in them. A key that
+is forgotten while there is a line begins anew: a message goes, and what that comes to says how its broker is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from heapq import heappop, heappush
+from itertools import count
+
+import trio
+
+from localdelay.entry import Entry, size_of
+from localdelay.keys import Keys
+from localdelay.limit import Limit
+from localdelay.listening import Listener
+from localdelay.probe import ProbePolicy
+
+from .batch import BatchPolicy, joining
+from .lines import NOWHERE, KeyedSchedule, Line
+from .pending import Pending
+from .schedule import Schedule
+from .taking import Choosing, Taking, Worker
+from .valve import Pace, Valve
+from .valves import KeyedValve
+
+_AT_ONCE = 4096
+"""So many messages get into their lines at most before others have their turn."""
+_RUN = 256
+
+
+class KeyedTaking(Taking):
+    """What is due, by key, for those who are to send it."""
+
+    _schedule: KeyedSchedule
+    _valve: KeyedValve
+
+    def __init__(self, pending: Pending, batch: BatchPolicy, valve: KeyedValve) -> None:
+        super().__init__(pending, batch, valve)
+        # Heaps of (when, number, turn, line); one that has another turn by now is passed over.
+        self._ready: list[tuple[float, int, int, Line]] = []
+        self._asleep: list[tuple[float, int, int, Line]] = []
+        self._turns = count(1)
+        self._probing: dict[Line, int | None] = {}  # and the number of what is out
+
+    def close(self) -> None:
+        """Nothing more comes in."""
+        super().close()
+        self._valve.news.update(self._schedule.lines)
+
+    def fill(self, worker: Worker, now: float) -> bool:
+        """Take what is due of one key and fits into a batch: that is to go now, for it had its company."""
+        if not self.bars:
+            self._look(now)
+            worker.entries += self._next(now, self._batch.max_messages) or self.suspect(now)
+            worker.size = sum(size_of(body) for _, _, body in worker.entries)
+        return True
+
+    def some(self, now: float, most: int) -> list[Entry]:
+        """Take what is due of whatever keys, as much of it as their valves let go now."""
+        self._look(now)  # once: what is taken here is at work only afterwards
+        taken: list[Entry] = []
+        while len(taken) < most and (entries := self._next(now, 1)):
+            taken += entries
+        return taken or self.suspect(now)
+
+    def until(self) -> float:
+        """Until when there is nothing to do; sets the alarm for what comes in that is due before."""
+        if "paused" in self.bars:
+            self._schedule.alarm = -math.inf
+            return math.inf
+        asleep = self._asleep
+        while asleep and asleep[0][2] != asleep[0][3].turn:
+            heappop(asleep)
+        until = min(self._schedule.next_unsorted(), self._suspects_until(), *(one[0] for one in asleep[:1]))
+        if self._ready or self._valve.news:
+            until = min(until, 0.0)  # at once: it was too much for one look, or that has changed something
+        self._schedule.alarm = until
+        return until
+
+    def _look(self, now: float) -> None:
+        """Let what is due stand in line, and put the lines in their places whose turn may have come."""
+        valve, lines, asleep = self._valve, self._schedule.lines, self._asleep
+        if valve.holds and self._space_out(now):
+            return
+        again = [lines[key] for key in valve.news if key in lines]
+        valve.news.clear()
+        if self._probing:
+            out = {entry[1] for entry in self._pending.at_work()}
+            again += [line for line, number in self._probing.items() if number not in out]
+        while asleep and asleep[0][0] <= now:
+            _, _, turn, line = heappop(asleep)
+            if turn == line.turn:
+                line.place = NOWHERE
+                again.append(line)
+        again += self._let_stand(now)
+        for line in dict.fromkeys(again):
+            self._place(line, now)
+
+    def _let_stand(self, now: float) -> list[Line]:
+        """Let what is due by now stand in line; return the lines."""
+        schedule, key_of = self._schedule, self._valve.key_of
+        lines: list[Line] = []
+        while len(lines) < _AT_ONCE and schedule.next_unsorted() <= now:
+            lines += [schedule.stand(entry, key_of(entry)) for entry in schedule.sort_out(now, _RUN)]
+        return lines
+
+    def _next(self, now: float, most: int) -> list[Entry]:
+        """What goes next: of one key, as much as one send takes."""
+        while self._ready:
+            _, _, turn, line = heappop(self._ready)
+            if turn != line.turn:
+                continue
+            line.place = NOWHERE
+            valve = self._valve.of(line.key)
+            entries = self._choosing(line, valve).some(now, most)
+            self._place(line, now, probes=bool(entries) and valve.probe.is_shut)
+            if entries:
+                return entries
+            if line.place[0]:
+                return []  # it has more to be spaced out: the others have their turn
+        return []
+
+    def _choosing(self, line: Line, valve: Valve) -> Choosing:
+        return Choosing(self._pending, self._batch, valve, line)
+
+    def _place(self, line: Line, now: float, *, probes: bool = False) -> None:
+        """Put a line where it belongs by now; if it `probes`, a message of it is about to."""
+        # Without making a valve, which would have another one forgotten, whose line had to be placed, too.
+        valve = self._valve.known(line.key)
+        self._probing.pop(line, None)
+        due = line.next_due()
+        if due == math.inf:
+            line.turn = next(self._turns)
+            self._schedule.lines.pop(line.key, None)
+            if valve is not None:
+                valve.wants_nothing()
+            return
+        until = due if valve is None else math.inf if probes else self._choosing(line, valve).until()
+        if until <= now and self._has_company_to_wait_for(line, valve):
+            until = due + self._batch.max_wait
+        if until == math.inf and valve is not None:
+            self._probing[line] = valve.probe.out
+        is_ready = until <= now
+        place = (True, due, line.slots[0][1]) if is_ready else (False, until, 0)
+        if place == line.place:
+            return
+        line.place = place
+        line.turn = next(self._turns)
+        if until < math.inf:
+            heappush(self._ready if is_ready else self._asleep, (place[1], place[2], line.turn, line))
+
+    def _has_company_to_wait_for(self, line: Line, valve: Valve | None) -> bool:
+        batch = self._batch
+        if not batch.max_wait or self.closing or (valve is not None and valve.probe.is_shut):
+            return False
+        return not joining(line.due(0.0, batch.max_messages), batch, count=0, size=0)[2]
+
+    def suspect(self, now: float) -> list[Entry]:
+        """Take a message that may have ended the last process, of a key that lets it go."""
+        schedule = self._schedule
+        if not schedule.kept or not self._is_their_turn(schedule.next_unsorted(), now):
+            return []
+        for entry in schedule.kept_in_turn():
+            key = self._valve.key_of(entry)
+            if key in schedule.lines or now < self._gate(key):
+                continue  # there are others for that, or it is not to be asked
+            valve = self._valve.of(key)
+            if valve.lets_go([entry], now):
+                schedule.take_kept(entry)
+                if valve.probe.is_shut:
+                    valve.probe.out = entry[1]
+                return [entry]
+        return []
+
+    def _gate(self, key: Hashable) -> float:
+        """When one that is kept may go by its valve, as far as is known."""
+        valve = self._valve.known(key)
+        if valve is None or not valve.probe.is_shut:
+            return -math.inf if valve is None else valve.waits_until
+        return math.inf if self._is_under_way(valve.probe.out) else valve.probe.next_at
+
+    def _suspects_until(self) -> float:
+        """When one that is kept is to be looked at, if its valve has said so."""
+        schedule, key_of = self._schedule, self._valve.key_of
+        if not schedule.kept or schedule.horizon < math.inf:
+            return math.inf
+        now = trio.current_time()
+        gates = {self._gate(key_of(entry)) for entry in schedule.kept_in_turn()}
+        return min((gate for gate in gates if gate > now), default=math.inf)
+
+
+def order_and_valve(
+    keys: Keys | None,
+    limit: Limit | None,
+    policy: ProbePolicy | None,
+    pace: Pace,
+    listener: Listener | None,
+    *,
+    indexed: bool,
+) -> tuple[Schedule, Valve]:
+    """What a queue keeps its messages in, and what lets them go, with keys or without."""
+    if keys is None:
+        return Schedule(indexed=indexed), Valve(limit, policy, pace, listener)
+    schedule = KeyedSchedule(indexed=indexed)
+    return schedule, KeyedValve(keys, limit, policy, pace, listener, schedule.lines)
+
+
+def taking_of(pending: Pending, batch: BatchPolicy, valve: Valve) -> Taking:
+    """What the workers of such a queue take from."""
+    return (
+        KeyedTaking(pending, batch, valve) if isinstance(valve, KeyedValve) else Taking(pending, batch, valve)
+    )
