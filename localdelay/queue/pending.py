@@ -131,12 +131,15 @@ class Pending:
     def lend(self, number: int, due: float | None = None) -> Entry | None:
         """Take out a waiting message for somebody who is no worker; None if it does not wait here.
 
-        `due` is when it is, where that is known; else it is taken for a message that has not failed.
+        `due` is when it is, where that is known; else it is taken for a message that has not failed (and a
+        plain one is due at 0 then: it must end, or come back under another number).
         """
         body = self.schedule.lend(number)
         if body is None:
             return None
-        return self._lent((execute_at_of(0.0, body) if due is None else due, number, body))
+        # Who has looked at it before may know a time from which the wall clock has moved it since.
+        due = execute_at_of(0.0, body) if due is None else max(due, execute_at_of(due, body))
+        return self._lent((due, number, body))
 
     def lend_later(self, now: float) -> Entry | None:
         """The same, for the next one beyond the schedule's horizon."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -97,6 +98,20 @@ def test_all_that_waits_keeps_its_place_but_for_what_moves(indexed: bool) -> Non
         schedule.take(due)
         taken += due
     assert [entry[0] for entry in taken] == sorted(expected.values())
+
+
+def test_what_was_looked_at_before_it_moved_comes_back_to_its_new_time() -> None:
+    """A hand-back takes it out by the time that it had, and the primary does not take it."""
+    pending = Pending(Schedule(indexed=True), Ledger(9, None))
+    pending.ledger.reserve(0)
+    pending.enter(message(1, 100.0, at=1100.0), 0)
+    [(due, number)] = pending.schedule.far(50.0)
+    move_all(pending, partial(moved_entry, wall=900.0, now=0.0, before=1000.0))
+    entry = pending.lend(number, due)
+    assert entry is not None
+    assert pending.schedule.next_due() == math.inf  # nothing is left in its place
+    pending.again(entry)
+    assert pending.schedule.next_due() == 200.0
 
 
 @pytest.mark.parametrize("cancellable", [False, True])
