@@ -114,7 +114,7 @@ class Delivery:
             self.lateness.record_run(now, instants)
         else:
             if doomed := self.doomed(entries, now):
-                self.valve.give_back(entries)
+                self._give_back(worker, entries)
                 await self.give_up(worker, doomed)
                 return self._read_clock() + self._clock_offset
             given = message_of(entries[0]) if self._one_by_one else [message_of(entry) for entry in entries]
@@ -167,16 +167,22 @@ class Delivery:
         wait = keeper.begins(worker.entries)
         if wait is None:
             return now
+        worker.is_paid = self.valve.limits
         # With what has ended before, or a crash would repeat more than one send a worker.
         try:
             await wait()
         except BaseException:
-            self.valve.give_back(worker.entries)
+            self._give_back(worker, worker.entries)
             raise
         if self._workers.paused:
-            self.valve.give_back(worker.entries)
+            self._give_back(worker, worker.entries)
             self._workers.put_off(worker)
         return self._read_clock() + self._clock_offset
+
+    def _give_back(self, worker: Worker, entries: Sequence[Entry]) -> None:
+        # Not to a limit that has begun since they were taken: it had nothing of them.
+        if worker.is_paid:
+            self.valve.give_back(entries)
 
     def _let_go_of_lapsed(self, worker: Worker, now: float) -> bool:
         """Let go of messages that are somebody else's by now; whether there are others."""

@@ -24,11 +24,12 @@ _SPACED_OUT = 256
 class Worker:
     """One worker's state. `expires` is when its send must end, in seconds on Trio's clock."""
 
-    __slots__ = ("began", "entries", "expires", "failure", "scope", "size", "timed_out")
+    __slots__ = ("began", "entries", "expires", "failure", "is_paid", "scope", "size", "timed_out")
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []  # what it has taken and not settled yet
         self.size = 0  # bytes of these, where they are a batch
+        self.is_paid = True  # if the limit limits now, it did so when these were taken
         self.failure: Exception | None = None
         self.began = 0.0  # the send that has failed
         self.expires = math.inf

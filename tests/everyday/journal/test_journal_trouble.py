@@ -14,6 +14,7 @@ import trio.testing
 
 import localdelay.journal.commits
 from localdelay import (
+    AdaptiveLimit,
     DelayQueue,
     JournalError,
     Message,
@@ -23,6 +24,7 @@ from localdelay import (
     Statistics,
     open_delay_queue,
 )
+from localdelay.breaker import THROTTLED
 from tests.kit.journals import Disk, Gated, nothing, until
 
 Conserved = Callable[[DelayQueue], Statistics]
@@ -70,6 +72,33 @@ async def test_a_queue_that_is_full_of_puts_that_wait_for_the_journal_says_so(co
             queue.put_nowait(b"", delay=60.0)
         await queue.drain(0.0)
     assert conserved(queue).spooled == 2
+
+
+@pytest.mark.parametrize("expires", [None, 0.5])
+async def test_a_limit_gets_no_more_back_than_it_gave(
+    expires: float | None, autojump_clock: trio.testing.MockClock, conserved: Conserved
+) -> None:
+    """One that begins while an attempt is written down had nothing of what is not sent then after all."""
+    disk, limit = Gated(), AdaptiveLimit()
+    disk.gate.set()
+    async with open_delay_queue(nothing, capacity=9, workers=5, journal=disk, limit=limit) as queue:
+        queue.pause()
+        for _ in range(5):
+            await queue.put(b"", delay=0.0, expires=expires)
+        disk.gate.clear()
+        disk.begun.clear()
+        queue.resume()
+        await until(disk.begun.is_set)
+        limit.record(THROTTLED, 0.0, None, 0.0, lately=1e-3)
+        if expires is None:
+            queue.pause()
+        else:
+            autojump_clock.jump(1.0)
+        disk.gate.set()
+        await until(lambda: queue.statistics().sending == 0)
+        assert limit.available < 0.5
+        await queue.drain(0.0)
+    conserved(queue)
 
 
 async def test_a_journal_that_hangs_holds_up_an_end_for_some_seconds(
