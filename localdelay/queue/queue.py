@@ -112,7 +112,10 @@ class DelayQueue:
         """
         # The common call is done right here, for a call costs as much as all the work of one of these
         # lines: `Admission.stamp`, `Ledger.try_reserve`, `Schedule.put` and the waking of the leader, in step
-        # with what they do. Whatever is not common, or is to be refused, goes the long way.
+        # with what they do. Whatever is not common, or is to be refused, goes the long way. What is reserved
+        # or coming is not looked at: with a journal there is no short way, and other threads, whose messages
+        # are coming, put by their `Remote` alone. The thread is, for the long way asks Trio for the time,
+        # which raises in another one, and this way does not.
         ledger = self._ledger
         if (
             type(payload) is bytes

@@ -106,6 +106,8 @@ class Schedule:
         due, number, body = entry
         self._count_in(entry)
         if number in self._lent:
+            # It has its place still, by the time with which it left. One that has another time when it comes
+            # back has another number, too (`Pending.reschedule`), or no place any more (`wall.move_all`).
             assert self._index is not None  # noqa: S101 (or it could not have been lent)
             self._lent.discard(number)
             self._index.put(number, body)

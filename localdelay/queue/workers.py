@@ -256,6 +256,8 @@ class Workers:
         try:
             await trio.lowlevel.checkpoint()
         finally:
+            # Still this one: who gathers takes the lead over from others, but nobody can begin to meanwhile,
+            # for while it is reserved nobody takes anything to gather company for.
             self._leader = None
             self._taking.bars.discard("reserved")
 
