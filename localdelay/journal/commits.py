@@ -18,6 +18,19 @@ The thread takes and writes, and the loop alone draws conclusions, all those of 
 `flush` has seen a drain finds. A put that waits is accepted in that step, and not by its task afterwards; if
 the commit has failed it is refused, and nothing of it is late. What is accepted without waiting is at risk
 until then. A message that has ended before it was taken is never written.
+
+What is written when, and what a crash before that costs; durable against a loss of power are new messages:
+
+    put          its row, awaited: before that it is no message
+    put_nowait   its row, with the next group: until then it is at risk
+    send begins  that it is being sent, awaited: what is so after a crash comes last, alone, an attempt later
+    send fails   that it is not; and its row where its attempt has changed. Not awaited, and when it is to be
+                 tried again is not written at all: it comes back by its execute-at
+    reschedule   its row, not awaited: else it comes back by its old time
+    sent         no row, awaited before the next send of the worker: else it is sent twice
+    dead         no row where a hook has it, else a mark; awaited
+    handed back  no row, awaited: else it is sent as well
+    the end      that nothing is being sent but what was so at the beginning and was not tried since
 """
 
 from __future__ import annotations
