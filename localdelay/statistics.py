@@ -57,7 +57,7 @@ class Statistics:
     handed_back: MessagesSoFar
     """Given back to the primary by `drain` or a `Fallback`, before they were due."""
     spooled: MessagesSoFar
-    """Left in the journal when the queue was drained, or ended."""
+    """Left in the journal when the queue was drained, or ended; or given back to Redis."""
     pending: MessagesNow
     """Accepted and not finished: what counts against `capacity`."""
     waiting: MessagesNow

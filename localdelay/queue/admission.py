@@ -3,8 +3,9 @@
 A put on the loop is refused here: for its arguments or its id when it is stamped, where the queue is closed,
 and where there is no room; and while it waits, by the ledger or its journal. Whoever gets in has room
 reserved first, and `Pending.enter` turns that into a pending message in the same step. A put that waits is
-cancelled while it stands in line, and then nothing has happened; or too late, when it has its room and goes
-on to its end.
+cancelled while it stands in line (as by the time limit of `DelayQueue.hold`), and then nothing has happened;
+or too late, when it has its room and goes on to its end. Of a queue that is closed `put_nowait` knows by
+`Ledger.has_short_way` alone, and comes here to be refused.
 """
 
 from __future__ import annotations

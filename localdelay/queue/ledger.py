@@ -46,7 +46,8 @@ class Ledger:
         self.largest = math.inf
         """The most bytes that a journal takes for a message."""
         self.has_short_way = True
-        """Whether a plain message may go straight into the schedule."""
+        """Whether a plain message may go straight into the schedule: not where the queue is closed, in a
+        forked child, or where a journal has to know of it first."""
         self.waiters: dict[_Waiter, None] = {}  # in the order of their calls
 
     @property
@@ -137,7 +138,9 @@ class Ledger:
         self.capacity_bytes = capacity_bytes
         self.limit_bytes = limit = math.inf if capacity_bytes is None else capacity_bytes
         for waiter in [waiter for waiter in self.waiters if waiter.size > limit]:
-            self._refuse(waiter, ValueError("payload is over the capacity_bytes that was set meanwhile"))
+            self._refuse(
+                waiter, ValueError("payload and headers are over the capacity_bytes that was set meanwhile")
+            )
         self.admit()
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """Every message that was accepted and has not ended: its order, its id, its room, its count.
 
-Each message goes through here, and nothing else changes these four books:
+Each message goes through here, and little else changes these four books: the short way of `put_nowait`, the
+counting of what other threads have put (`Remote`), what the workers take, and a move of the wall clock.
 
     enter ──▶ waiting, retrying ──take, lend──▶ taken ──▶ end
                       ▲                           │
@@ -160,21 +161,24 @@ class Pending:
         (back or self.schedule.put_back)(entry)
 
     def retry(self, entry: Entry, again: Entry) -> None:
-        """Bring back a message whose send has failed, as `again`, unless the keeper takes it back."""
+        """Bring back a message whose send has failed, as `again`, unless the keeper takes it back.
+
+        So may one whose send has not begun, after a pause, say: then it is `again` what it was.
+        """
         if self.keeper.failed(entry, again):
             self.again(again)
         else:
             self.end([entry], End.SPOOLED)
 
-    def reschedule(self, number: int, again: int, due: float, at: float | None) -> bool:
-        """Have a waiting message due then, under the number `again`: the old one is left in the order, dead.
+    def reschedule(self, number: int, new_number: int, due: float, at: float | None) -> bool:
+        """Have a waiting message due then, under a new number: the old one is left in the order, dead.
 
         `at` is the Unix time that it is put for now, if it is for one. False: it does not wait here.
         """
         entry = self.lend(number)
         if entry is None:
             return False
-        moved = rescheduled(entry, due, at, again)
+        moved = rescheduled(entry, due, at, new_number)
         self.take_id(moved)
         self.keeper.moved(entry, moved)
         self.schedule.forget(number)
@@ -192,7 +196,7 @@ class Pending:
         What is returned waits until the keeper has written that. `why` is what a dead one was given up for,
         where nobody but the keeper has it from now on.
         """
-        # The room goes last but for the keeper: who is let in by it may have an id that has just become free.
+        # The room goes last but for the keeper: who is let in by it finds all else as it is from now on.
         count = len(entries)
         ledger = self.ledger
         self.schedule.taken -= count
