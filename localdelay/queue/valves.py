@@ -94,9 +94,9 @@ class KeyedValve(Valve):
         return self._of([entry]).probe.is_shut
 
     def give_back(self, entries: Sequence[Entry]) -> None:
-        """These were let go, and are not sent."""
-        if entries:
-            self._of(entries).give_back(entries)
+        """These were let go, and are not sent: of senders elsewhere several keys come back at once."""
+        for entry in entries:
+            self._of([entry]).give_back([entry])
 
     def wants_nothing(self) -> None:
         """Nothing is to be sent after all: others may have what was owed."""

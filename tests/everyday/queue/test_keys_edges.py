@@ -317,6 +317,19 @@ def test_what_stands_in_line_moves_with_the_wall_clock(indexed: bool) -> None:
     assert schedule.waiting == len(left)
 
 
+async def test_tokens_that_come_back_go_to_the_limit_of_each_key(autojump_clock: Any) -> None:
+    """Of what was given to threads or tasks, and has not begun, there may be several keys."""
+    keys = Keys(key, RateLimit(1e-6, burst=2))
+    _, valve = order_and_valve(keys, None, None, Pace(None), None, indexed=False)
+    a, b = keys.limits.of("a"), keys.limits.of("b")
+    assert isinstance(a, RateLimit)
+    assert isinstance(b, RateLimit)
+    assert a.try_acquire(2)
+    assert b.try_acquire(2)
+    valve.give_back([(0.0, number, name) for number, name in enumerate((b"a", b"b", b"a"))])
+    assert (a.available, b.available) == (2.0, 1.0)
+
+
 async def test_a_queue_in_redis_has_no_keys() -> None:
     """It says so."""
     from localdelay.redis_plan import open_redis_delay_queue
