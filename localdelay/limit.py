@@ -80,7 +80,7 @@ class Limit(ABC):
                 return self.lines.end(), f"the limit is off again after {limited_for:.3g} s"
             level, times = self.lines.begin(self.clock())
         line = (
-            f"the broker refuses calls: it gets {rate:.3g} a second, and what is over that waits here{times}"
+            f"the broker refuses calls: it gets {rate:.3g} a second at first, and the rest waits here{times}"
         )
         return level, line
 

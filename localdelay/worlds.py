@@ -8,7 +8,10 @@ import trio
 
 _TRIOS = "localdelay.open_delay_queue"
 _ASYNCIOS = "localdelay.aio.open_delay_queue"
-_THREADS = "localdelay.threads.open_delay_queue"
+_NO_LOOP = (
+    "none runs here: open it where one does (in an application's lifespan, not while a module is imported), "
+    "or use localdelay.threads.open_delay_queue"
+)
 
 
 def is_asyncio() -> bool:
@@ -31,14 +34,14 @@ def is_trio_task() -> bool:
 def check_trio(name: str) -> None:
     """Raise a `RuntimeError` that names the right door, unless a task of Trio's calls this."""
     if not is_trio_task():
-        here = f"this is asyncio's: use {_ASYNCIOS}" if is_asyncio() else f"here is none: use {_THREADS}"
+        here = f"this is asyncio's: use {_ASYNCIOS}" if is_asyncio() else _NO_LOOP
         raise RuntimeError(f"{name} is for a loop of Trio's, and {here}")
 
 
 def check_asyncio(name: str) -> None:
     """The same for asyncio."""
     if not is_asyncio():
-        here = f"this is Trio's: use {_TRIOS}" if is_trio_task() else f"here is none: use {_THREADS}"
+        here = f"this is Trio's: use {_TRIOS}" if is_trio_task() else _NO_LOOP
         raise RuntimeError(f"{name} is for a loop of asyncio's, and {here}")
 
 

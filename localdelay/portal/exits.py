@@ -10,6 +10,8 @@ import weakref
 from contextlib import suppress
 from typing import Protocol
 
+from localdelay.units import counted, format_size
+
 logger = logging.getLogger("localdelay")
 
 
@@ -56,20 +58,24 @@ def _at_exit() -> None:
         count, size = queue.pending()
         if not count:
             continue
-        logger.warning("the interpreter exits with %d messages of %d bytes pending", count, size)
+        logger.warning("the interpreter exits with %s pending", _told(count, size))
         with suppress(Exception):
             queue.drain_on_exit()
         count, size = queue.at_risk()
         if count:
-            logger.error("%d messages of %d bytes are lost: the interpreter exits", count, size)
+            logger.error("the interpreter exits, and loses %s", _told(count, size))
+
+
+def _told(count: int, size: int) -> str:
+    return f"{counted(count, 'message')} ({format_size(size)})"
 
 
 def _before_fork() -> None:
     for queue in _all():
         count, size = queue.pending()
         if count:
-            line = "the process forks with %d messages of %d bytes pending: they stay with the parent"
-            logger.warning(line, count, size)
+            line = "the process forks with %s pending: they stay with the parent"
+            logger.warning(line, _told(count, size))
 
 
 def _in_child() -> None:

@@ -17,6 +17,7 @@ from localdelay.limit import Limit
 from localdelay.message import Message
 from localdelay.statistics import DrainReport, Statistics
 from localdelay.timer import clock_parts
+from localdelay.units import counted, format_size
 
 from .admission import Admission
 from .core import Core
@@ -358,4 +359,7 @@ class DelayQueue:
         self._ended_at = trio.current_time()
         left, size = self._ledger.pending, self._ledger.pending_bytes
         if left:
-            logger.warning("the queue was left with %d messages of %d bytes pending", left, size)
+            kept = "" if self.admission.is_kept else ", lost with this process: `journal=PATH` keeps them"
+            logger.warning(
+                "the queue was left with %s (%s) pending%s", counted(left, "message"), format_size(size), kept
+            )

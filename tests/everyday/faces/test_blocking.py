@@ -169,7 +169,7 @@ async def test_a_hanging_function_does_not_hold_up_the_way_out(
     assert function.ended == []
     assert [message.payload for message in queue.messages()] == [b"stuck"]
     assert conserved(queue).pending == 1
-    assert "1 messages of 5 bytes pending" in caplog.text
+    assert "1 message (5 B) pending" in caplog.text
 
 
 async def test_a_hanging_function_is_ended_by_send_timeout(

@@ -39,8 +39,8 @@ def test_an_exit_with_messages_pending_is_loud() -> None:
     done = run("queue.put(b'12345', delay=60)")
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
-        "the interpreter exits with 1 messages of 5 bytes pending",
-        "1 messages of 5 bytes are lost: the interpreter exits",
+        "the interpreter exits with 1 message (5 B) pending",
+        "the interpreter exits, and loses 1 message (5 B)",
     ]
 
 
@@ -48,7 +48,7 @@ def test_an_exit_may_drain_for_any_time() -> None:
     """Also for more than a thread can wait."""
     done = run("queue.put(b'x', delay=0.3)", options=", drain_on_exit=1e10")
     assert done.stdout == "sent x\n"
-    assert done.stderr == "the interpreter exits with 1 messages of 1 bytes pending\n"
+    assert done.stderr == "the interpreter exits with 1 message (1 B) pending\n"
 
 
 @pytest.mark.parametrize("kind", ["def", "async def"])
@@ -57,8 +57,8 @@ def test_an_exit_drains_if_it_was_told_to(kind: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(globals(), "PROGRAM", PROGRAM.replace("def send", f"{kind} send"))
     done = run("queue.put(b'soon', delay=0.3); queue.put(b'late', delay=60)", options=", drain_on_exit=1.0")
     assert done.stdout == "sent soon\n"
-    assert done.stderr.splitlines()[0] == "the interpreter exits with 2 messages of 8 bytes pending"
-    assert done.stderr.splitlines()[-1] == "1 messages of 4 bytes are lost: the interpreter exits"
+    assert done.stderr.splitlines()[0] == "the interpreter exits with 2 messages (8 B) pending"
+    assert done.stderr.splitlines()[-1] == "the interpreter exits, and loses 1 message (4 B)"
 
 
 def test_an_exit_without_messages_says_nothing() -> None:
@@ -184,4 +184,4 @@ def test_a_fork_is_loud_and_its_child_has_no_queue() -> None:
         """
     )
     assert done.stdout == "QueueClosed\nsent x\nsent z\n"
-    assert "the process forks with 1 messages of 1 bytes pending: they stay with the parent" in done.stderr
+    assert "the process forks with 1 message (1 B) pending: they stay with the parent" in done.stderr

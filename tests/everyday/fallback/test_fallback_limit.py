@@ -97,7 +97,7 @@ async def test_it_tells_when_it_begins_and_when_it_ends(
     assert lines == [
         (
             logging.WARNING,
-            f"the broker refuses calls: it gets {began.rate:.3g} a second, and what is over that waits here",
+            f"the broker refuses calls: it gets {began.rate:.3g} a second at first, and the rest waits here",
         ),
         (logging.INFO, f"the limit is off again after {ended.limited_for:.3g} s"),
     ]

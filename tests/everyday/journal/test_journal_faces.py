@@ -289,7 +289,7 @@ def test_an_exit_loses_nothing_that_is_in_the_journal(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=60, check=True
     )
-    assert "1 messages of 1 bytes pending" in done.stderr
+    assert "1 message (1 B) pending" in done.stderr
     assert "lost" not in done.stderr
     assert [record.id for record in SqliteJournal(path).read()] == ["a"]
 

@@ -81,7 +81,7 @@ async def test_without_a_hand_back_the_rest_remains(
     assert trio.current_time() == 5
     assert conserved(queue).pending == 2
     [line] = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert "2 messages of 4 bytes" in line
+    assert "2 messages (4 B)" in line
 
 
 async def test_what_still_runs_at_the_end_of_the_grace_remains(autojump_clock: Any, conserved: Any) -> None:

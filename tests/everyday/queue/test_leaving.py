@@ -99,7 +99,7 @@ async def test_the_blocks_own_exception_comes_out_as_it_is(
     assert (s.pending, s.waiting, s.sending, s.closed) == (2, 2, 0, True)
     assert [m.payload for m in queue.messages()] == [b"123", b"4567"]
     [line] = warnings(caplog)
-    assert "2 messages of 7 bytes" in line
+    assert "2 messages (7 B)" in line
     assert "test_leaving.py" in "".join(traceback.format_exception(error))
 
 
@@ -148,7 +148,7 @@ async def test_a_cancellation_while_leaving(autojump_clock: Any, conserved: Any,
     assert (s.sent, s.pending) == (1, 1)
     assert ["waits for the sends of 2" in warnings(caplog)[0], *warnings(caplog)[1:]] == [
         True,
-        "the queue was left with 1 messages of 0 bytes pending",
+        "the queue was left with 1 message (0 B) pending, lost with this process: `journal=PATH` keeps them",
     ]
 
 
