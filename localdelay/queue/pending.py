@@ -292,7 +292,7 @@ class Pending:
             due, number, body = entry
             return max(due, execute_at_of(due, body)), number
 
-        if taken or self.schedule.retrying:
+        if taken or self.schedule.retrying or self.schedule.next_later() < math.inf:
             entries.sort(key=when)
         return [message_of(entry) for entry in entries]
 

@@ -330,6 +330,26 @@ async def test_tokens_that_come_back_go_to_the_limit_of_each_key(autojump_clock:
     assert (a.available, b.available) == (2.0, 1.0)
 
 
+async def test_what_waits_for_its_hand_back_is_shown_in_due_order(autojump_clock: Any) -> None:
+    """Whenever that may be: it is due when it was."""
+    order: list[list[bytes]] = []
+
+    async def hand_back(message: Message, remaining: float) -> None:
+        await trio.lowlevel.checkpoint()
+
+    limit = RateLimit(1.0, burst=1)
+    async with open_delay_queue(Broker(), capacity=99, workers=1, limit=limit, key=key) as queue:
+        for number in range(5):
+            queue.put_nowait(b"a%d" % number, delay=90.0 - number)
+        queue.put_nowait(b"b", delay=1.5)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(queue.drain, 9.0, hand_back)
+            for _ in range(3):
+                await trio.sleep(0.3)
+                order.append([message.payload for message in queue.messages()])
+    assert order == [[b"b", b"a3", b"a2", b"a1", b"a0"]] * 3
+
+
 async def test_a_queue_in_redis_has_no_keys() -> None:
     """It says so."""
     from localdelay.redis_plan import open_redis_delay_queue
