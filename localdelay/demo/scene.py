@@ -29,7 +29,7 @@ LONGEST_DELAY = 3600.0
 # Traffic comes in gusts, each about one write on the wire, and the server refuses what its buffer can't
 # take of a gust: that depends less on how fast the machine is than a steady stream would.
 _GUST_EVERY = 0.02
-_MAX_BUFFERED = 40
+_MAX_BUFFERED = 20
 # With ten hand-backs, as many at once as the buffer holds: no refusals where nothing else is being published.
 _WORKERS = _MAX_BUFFERED - 10
 # A buffer that is full is empty again within milliseconds, so there is no point in waiting long.
