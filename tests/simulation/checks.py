@@ -56,10 +56,14 @@ def check_send(world: World, messages: Sequence[Message], stories: Sequence[Stor
     elif world.part.limit is None and not stories[0].tried and not world.part.rate:
         others = [other for other in world.waiting() if not (other.tried or other.busy or other.paced)]
         waits_for = [other for other in others if (its := world.key_of(other)) == key or its not in shut]
-        overtaken = sum(other.due < stories[0].due for other in waits_for)
-        # With a journal a worker that has taken a message waits until that knows: it has been taken in order.
-        taken = world.queue.statistics().sending - world.real.sending - 1
-        assert overtaken <= (taken if world.promises.journal is not None else 0), "it has overtaken another"
+        earlier = [other for other in waits_for if other.due < stories[0].due]
+        # With a journal a worker that has taken a message waits until that knows: it has been taken in order,
+        # before those that are taken now and before what was overdue already when it came in meanwhile.
+        taken = 0
+        if world.promises.journal is not None:
+            taken = world.queue.statistics().sending - world.real.sending - 1
+            earlier = [other for other in earlier if not other.late]
+        assert len(earlier) <= taken, "it has overtaken another"
 
 
 def check_rest(world: World) -> None:

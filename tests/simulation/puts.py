@@ -144,6 +144,7 @@ class Puts:
         if any(other.ends and other.id == story.id for other in self._world.stories.values()):
             hit("an id was used again")
         story.accepted = True
+        story.late = story.due < trio.current_time()
 
     async def publish(self, story: Story, options: dict[str, Any]) -> Route | None:
         route = None

@@ -34,6 +34,8 @@ class Story:
     tried: bool = False
     paced: bool = False
     """It came back overdue, and may have to wait for others."""
+    late: bool = False
+    """It was overdue when its put returned."""
     busy: bool = False
     """In a send, a hook or a hand-back."""
     attempt: int = 1
