@@ -50,6 +50,19 @@ def in_python(*args: object, given: str = "", without: str = "") -> subprocess.C
     )
 
 
+@contextmanager
+def full_disk(path: Path) -> Iterator[Path]:
+    """A directory on a disk of its own, which has room for one file or directory: a second one fails."""
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "nr_inodes=2", "tmpfs", str(path)]
+    if os.geteuid() or subprocess.run(command, check=False).returncode:
+        pytest.skip("needs root, to mount a disk")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
+
+
 def told(process: subprocess.CompletedProcess[bytes]) -> list[str]:
     """The lines that it has said on standard error."""
     return process.stderr.decode().splitlines()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.commands import FULL, at_a_keyboard, on_a_terminal, shell, told
+from tests.kit.commands import FULL, at_a_keyboard, full_disk, on_a_terminal, shell, told
 from tests.kit.journal_files import filled, held, made, record
 
 PLAN = "plan --qps 100000 --delay 120 --instances 500 --message-bytes 500 --worker-qps 10"
@@ -57,6 +57,28 @@ def test_a_full_disk_is_no_loss_to_the_demo() -> None:
     process = shell('"$@" > /dev/full', "demo", "--seconds", "0.1", "--delay", "0.1", "--json")
     assert process.returncode == 2
     assert told(process) == ["Error: standard output can't be written to: No space left on device"]
+
+
+@pytest.mark.parametrize("command", ["demo --seconds 0.1 -q", "compare --quick --only memory -q"])
+def test_a_full_disk_for_temporary_files(tmp_path: Path, command: str) -> None:
+    """One line that names the file, exit code 2, and no directory is left."""
+    with full_disk(tmp_path / "full") as full:
+        process = shell(f'TMPDIR="{full}" "$@"', *command.split())
+        assert (process.returncode, process.stdout) == (2, b"")
+        (line,) = told(process)
+        assert line.startswith("Error: ")
+        assert line.endswith("' can't be used: No space left on device")
+        assert list(full.iterdir()) == []
+
+
+@FULL
+def test_a_comparison_that_can_not_be_told(tmp_path: Path) -> None:
+    """It is made to its end, and one line says why nobody sees it; nothing is left behind."""
+    options = "--quick --rate 200 --delay 100ms --seconds 0.3 --only memory -q"
+    process = shell(f'TMPDIR="{tmp_path}" "$@" > /dev/full', "compare", *options.split())
+    assert process.returncode == 1
+    assert told(process) == ["Error: standard output can't be written to: No space left on device"]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, *TOLD, "demo", "compare"])
