@@ -23,6 +23,7 @@ _LAST_WORDS = 1.0  # seconds
 _LIVE_EVERY = 0.25  # seconds
 _LOOK_UP_EVERY = 0.1  # seconds
 _HELP_NEEDS = 54  # columns
+_COLUMNS = 80  # of a terminal that does not say
 _COLUMN = re.compile(r" *(?:\S{1,10} {2,})?")
 
 
@@ -191,7 +192,7 @@ class Teller:
     def status(self, parts: Sequence[str]) -> None:
         """How far it is, in a line: the one that changes, or one as any other."""
         if self.live and _has_room(0):
-            _write(f"\r{fitted(parts, shutil.get_terminal_size().columns - 1)}\x1b[K")
+            _write(f"\r{fitted(parts, _columns() - 1)}\x1b[K")
             self._shown = True
         elif self._status and not self.live:
             self.line(fitted(parts, _WIDTH))
@@ -277,6 +278,16 @@ def ask(question: str) -> bool | None:
     if not answer:
         tell("")
     return answer.strip().lower() in ("y", "yes") if answer else None
+
+
+def _columns() -> int:
+    """How wide the terminal is that standard error is: `shutil` asks standard output, which may be a file."""
+    told = os.environ.get("COLUMNS", "")
+    if told.isdecimal():
+        return int(told) or _COLUMNS
+    with suppress(OSError, ValueError, AttributeError):  # it is none, or gone
+        return os.get_terminal_size(sys.stderr.fileno()).columns or _COLUMNS
+    return _COLUMNS
 
 
 def _has_room(wait: float) -> bool:

@@ -8,6 +8,7 @@ import select
 import subprocess
 import sys
 import sysconfig
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,7 +110,8 @@ def on_a_terminal(
 ) -> tuple[str, int]:
     """What a command shows where this stream is a terminal, and its exit code."""
     primary, secondary = pty.openpty()
-    environment = {**os.environ, "TERM": term, "COLUMNS": str(columns)}
+    termios.tcsetwinsize(secondary, (24, columns))
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | {"TERM": term}
     shown = b""
     with running(*args, env=environment, **{stream: secondary}) as process:
         os.close(secondary)

@@ -144,7 +144,7 @@ def test_a_reader_that_leaves(tmp_path: Path, args: str) -> None:
     ],
 )
 def test_one_live_line_on_a_terminal(args: str, given: bytes, shown_meanwhile: str, last: str) -> None:
-    """It changes in place, no wider than the terminal, and makes room for what comes after it."""
+    """It changes in place, no wider than the terminal, though standard output is none, and makes room."""
     shown, code = on_a_terminal(*args.split(), columns=50, given=given)
     assert code == 0
     *states, rest = shown.split("\x1b[K")
