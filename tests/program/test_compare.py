@@ -31,8 +31,13 @@ def run(*args: str, **environ: str) -> Result:
     return commands.run("compare", *args, **environ)
 
 
-@pytest.fixture(scope="module")
+# For one test: where one has failed the next one gets another server.
+@pytest.fixture
 def redis(start_server: Callable[[str], Server]) -> RedisServer:
+    return _redis(start_server)
+
+
+def _redis(start_server: Callable[[str], Server]) -> RedisServer:
     server = start_server("redis")
     assert isinstance(server, RedisServer)
     return server
@@ -40,11 +45,11 @@ def redis(start_server: Callable[[str], Server]) -> RedisServer:
 
 @pytest.fixture(scope="module")
 def compared(
-    redis: RedisServer, tmp_path_factory: pytest.TempPathFactory
+    start_server: Callable[[str], Server], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Any], Path, Result]:
     """One run of all plans on a server of the tests'."""
     picture = tmp_path_factory.mktemp("compare") / "compare.svg"
-    url = f"redis://127.0.0.1:{redis.port}/5"
+    url = f"redis://127.0.0.1:{_redis(start_server).port}/5"
     result = run(*SMALL, "--redis", url, "--json", "--plot", str(picture))
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout), picture, result
@@ -259,9 +264,7 @@ async def test_each_plan_sends_all_and_nothing_early(
     """The four behind one face: mixed delays come in due order of each, never before they are due."""
     server = ""
     if plan.in_redis:
-        redis = start_server("redis")
-        assert isinstance(redis, RedisServer)
-        server = f"redis://127.0.0.1:{redis.port}"
+        server = f"redis://127.0.0.1:{_redis(start_server).port}"
     sent: dict[bytes, float] = {}
     stored: list[bytes] = []
     refused: list[bytes] = []
