@@ -80,7 +80,7 @@ class Lately:
 
     __slots__ = ("_at", "_counts")
 
-    _KEPT = 128
+    _KEPT = 160
 
     def __init__(self) -> None:
         self._counts = [0.0] * self._KEPT
@@ -94,7 +94,7 @@ class Lately:
         self._counts[at % self._KEPT] += count
 
     def rate(self, now: float, seconds: float) -> float:
-        """How often a second, over the last so many (12 at most) and the tenth that has begun."""
+        """How often a second, over the last so many (15 at most) and the tenth that has begun."""
         at = int(now * 10)
         self._move(at)
         tenths = round(seconds * 10)

@@ -231,7 +231,7 @@ def test_whatever_comes_the_rate_is_a_number(steps: list[tuple[str, float, float
         assert finder.shut_for(now) <= 30.001
 
 
-@given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.sampled_from([0.5, 1.0, 2.0, 10.0]))
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.sampled_from([0.5, 1.0, 2.0, 10.0, 14.0]))
 def test_what_happened_lately_is_counted_in_tenths(gaps: list[int], seconds: float) -> None:
     """As counting one by one would find it, over the same tenths of a second."""
     lately, times, tenth = Lately(), [], 0
