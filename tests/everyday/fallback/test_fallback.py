@@ -20,6 +20,7 @@ from localdelay import (
     Throttled,
     open_delay_queue,
 )
+from localdelay.listening import Event, Opened
 from localdelay.testing import RecordingSender
 from tests.kit.fakes import Primary
 
@@ -253,3 +254,20 @@ async def test_a_degraded_message_is_freed_at_once_when_it_is_cancelled(autojump
             assert [ref() for ref in seen] == [None]
     finally:
         gc.enable()
+
+
+async def test_a_listener_may_ask_how_a_key_stands_that_is_new(autojump_clock: Any) -> None:
+    """What was commanded holds for it, too, and who is told of that may look at the statistics."""
+    keys: list[list[object]] = []
+
+    class Listener:
+        def on_event(self, event: Event) -> None:
+            if isinstance(event, Opened):
+                keys.append([*fallback.statistics().keys])
+
+    async with open_delay_queue(RecordingSender(), capacity=5, workers=1) as queue:
+        fallback = Fallback(Primary(), queue, key=lambda message: message.payload, listener=Listener())
+        fallback.force_open()
+        assert (await fallback.publish(b"a", delay=1.0)).route is Route.LOCAL
+        assert (await fallback.publish(b"b", delay=1.0)).route is Route.LOCAL
+    assert keys == [[], [b"a"]]
