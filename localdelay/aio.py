@@ -252,15 +252,17 @@ async def open_delay_queue(
     remote = Remote(
         opened, lambda: is_within(errands) or is_within(tasks), drain_on_exit=drain_on_exit, clock=clock
     )
-    remote.start()
-    ended = asyncio.wrap_future(remote.ended)
+    # Awaited, for a journal of millions takes seconds, in which the loop has other things to do.
+    opens, ended = asyncio.wrap_future(remote.start()), asyncio.wrap_future(remote.ended)
     try:
+        await asyncio.shield(opens)
         yield DelayQueue(remote, errands)
         remote.leave(at_once=False)
         await asyncio.shield(ended)
         remote.result()
     except BaseException:
         remote.leave(at_once=True)
+        await awaiting.until(opens)
         await awaiting.until(ended)
         with suppress(Exception):  # what the block raised is what matters
             remote.result()

@@ -267,15 +267,16 @@ def open_delay_queue(
     remote = Remote(
         opened, lambda: pool.is_here() or hooks.is_here(), drain_on_exit=drain_on_exit, clock=clock
     )
-    remote.start()
+    opens = remote.start()
     with closing(pool), closing(hooks):
         try:
+            opens.result()
             pool.open()
             hooks.open()
             yield DelayQueue(remote, pool, hooks)
             remote.leave(at_once=False)
             remote.result()
-        except BaseException:  # also Ctrl-C while it waits for the end
+        except BaseException:  # also Ctrl-C while it opens, or waits for the end
             remote.leave(at_once=True)
             with suppress(Exception):  # what the block raised is what matters
                 remote.result()

@@ -68,7 +68,7 @@ class Remote:
         self._chosen: set[str | None] = set()  # ids on their way
         self._closed = self._ended = self._forked = False
         self._numbers = EachThreads()
-        self._ready = threading.Event()
+        self._is_open: Future[None] = Future()
         self.ended: Future[None] = Future()
         """When the thread has ended, and what it failed with."""
         self.clock: Callable[[], float]
@@ -84,13 +84,11 @@ class Remote:
         self._leave: trio.Event
         self._thread = threading.Thread(target=self._run, name="localdelay", daemon=True)
 
-    def start(self) -> None:
-        """Start the thread, and return when the queue is open. Raises as `open_delay_queue` does."""
+    def start(self) -> Future[None]:
+        """Start the thread. What is returned is done when the queue is open, or fails as opening it does."""
         check_threads()
         self._thread.start()
-        self._ready.wait()
-        if self.ended.done():
-            self.ended.result()
+        return self._is_open
 
     def stamp(
         self,
@@ -229,12 +227,17 @@ class Remote:
         """Have the queue end as leaving its block does, normally or by an exception; then `ended` is set."""
         if sys.is_finalizing():
             return  # the interpreter takes its objects apart, and lets no thread run that holds a lock
-        self.close()
-        if self._ended:
-            return
-        act = self._scope.cancel if at_once else self._leave.set
-        with suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(act)
+
+        def leave(_: Future[None]) -> None:
+            self.close()
+            if self._ended:
+                return
+            act = self._scope.cancel if at_once else self._leave.set
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(act)
+
+        # Now; but one that is not open yet can't be told anything, and must not stay when nobody is there.
+        self._is_open.add_done_callback(leave)
 
     def result(self) -> None:
         """Wait for the end, and for that of the thread; raise what it failed with."""
@@ -373,11 +376,13 @@ class Remote:
         exits.leave(self)
         with self._lock:
             self._closed = self._ended = True
-        if error is None:
-            self.ended.set_result(None)
-        else:
-            self.ended.set_exception(error)
-        self._ready.set()
+        for future in (self.ended, self._is_open):
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
 
     async def _serve(self) -> None:
         self._leave = trio.Event()
@@ -391,7 +396,7 @@ class Remote:
                     self._ledger = self.queue.core.pending.ledger
                     self._latest = LATEST if self.queue.core.keys is None else -math.inf
                     exits.watch(self)
-                    self._ready.set()
+                    self._is_open.set_result(None)
                     try:
                         await self._leave.wait()
                     finally:

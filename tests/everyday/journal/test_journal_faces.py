@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -116,11 +119,13 @@ def test_what_is_overdue_waits_for_the_threads(monkeypatch: pytest.MonkeyPatch) 
     assert len(disk.rows) == 1
     start = Remote.start
 
-    def slowly(remote: Remote) -> None:
-        start(remote)
+    def slowly(remote: Remote) -> Future[None]:
+        opens = start(remote)
+        opens.result()
         deadline = time.monotonic() + 20
         while not (statistics := remote.ask(remote.queue.statistics)).sending and not statistics.throttled:
             assert time.monotonic() < deadline, "it takes too long"
+        return opens
 
     monkeypatch.setattr(Remote, "start", slowly)
     with threads.open_delay_queue(send_batch=lambda _: None, capacity=9, workers=1, journal=disk) as queue:
@@ -324,4 +329,72 @@ async def test_what_ends_the_queue_half_way_through_the_recovery_loses_nothing()
         async with open_delay_queue(nothing, capacity=9, workers=1, journal=disk):
             raise AssertionError("it was opened")
     assert len(disk.rows) == 10_000
+    assert disk.closed == 1
+
+
+class Slow(Disk):
+    """A journal that takes its time to be opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opening, self.gate = threading.Event(), threading.Event()
+
+    def open(self) -> list[Record]:
+        self.opening.set()
+        assert self.gate.wait(20)
+        return super().open()
+
+
+def test_an_asyncio_loop_goes_on_while_a_journal_is_opened() -> None:
+    """One with millions takes seconds, in which a service has other things to do."""
+    disk = Slow()
+
+    async def main() -> None:
+        asyncio.get_running_loop().call_later(0.01, disk.gate.set)
+        async with aio.open_delay_queue(nothing, capacity=2, workers=1, journal=disk) as queue:
+            await queue.put(b"", delay=0.0)
+
+    asyncio.run(main())
+    assert (disk.rows, disk.closed) == ({}, 1)
+
+
+def test_an_opening_that_is_cancelled_leaves_no_queue() -> None:
+    """Who is cancelled meanwhile waits for it, and for its end."""
+    disk = Slow()
+
+    async def opened() -> None:
+        async with aio.open_delay_queue(nothing, capacity=2, workers=1, journal=disk):
+            pytest.fail("the block was entered")
+
+    async def main() -> None:
+        opening = asyncio.create_task(opened())
+        await asyncio.to_thread(disk.opening.wait, 20)
+        opening.cancel()
+        asyncio.get_running_loop().call_later(0.01, disk.gate.set)
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+
+    asyncio.run(main())
+    assert disk.closed == 1
+
+
+def test_ctrl_c_while_a_journal_is_opened_leaves_no_queue() -> None:
+    """It ends as soon as it is open, and nobody else need end it."""
+    disk = Slow()
+
+    def interrupt() -> None:
+        assert disk.opening.wait(20)
+        threading.Event().wait(0.05)  # until the other thread waits
+        os.kill(os.getpid(), signal.SIGINT)
+        threading.Event().wait(0.05)
+        disk.gate.set()
+
+    other = threading.Thread(target=interrupt)
+    other.start()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        threads.open_delay_queue(nothing, capacity=2, workers=1, journal=disk),
+    ):
+        pytest.fail("the block was entered")
+    other.join()
     assert disk.closed == 1
