@@ -148,6 +148,8 @@ class Taking(Choosing):
             return False
         limit = self._valve.limit
         if self._valve.holds or (limit is not None and limit.limits):
+            if worker.entries:
+                return True  # it waits for company since before that: it has let these go, and lets no more
             entries = self.some(now, self._batch.max_messages)
             worker.entries += entries
             worker.size += sum(size_of(body) for _, _, body in entries)

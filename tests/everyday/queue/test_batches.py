@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from localdelay import (
+    AdaptiveLimit,
     BatchPolicy,
     Message,
     PartialSendError,
@@ -18,6 +19,7 @@ from localdelay import (
     Throttled,
     open_delay_queue,
 )
+from localdelay.breaker import THROTTLED
 from localdelay.entry import Entry
 from localdelay.keeping import Keeper
 from localdelay.queue.batch import blame
@@ -113,6 +115,26 @@ async def test_a_batch_has_at_most_so_many_bytes(autojump_clock: Any, conserved:
         [b"abcd"],
     ]
     assert conserved(queue).sent == 7
+
+
+async def test_a_limit_that_begins_while_a_batch_waits_for_company_makes_it_no_larger(
+    autojump_clock: Any, conserved: Any
+) -> None:
+    """It goes as it is: what has come meanwhile has to wait for the limit, in a batch of its own."""
+    sender, limit = Batches(), AdaptiveLimit()
+    policy = BatchPolicy(max_messages=3, max_wait=1.0)
+    async with open_delay_queue(
+        send_batch=sender, batch=policy, capacity=100, workers=2, limit=limit
+    ) as queue:
+        for payload in (b"a", b"b"):
+            queue.put_nowait(payload, delay=1.0)
+        for payload in (b"c", b"d", b"e"):
+            queue.put_nowait(payload, delay=1.5)
+        await trio.sleep(1.2)
+        limit.record(THROTTLED, 0.0, None, 0.0, lately=100.0)  # as a fallback's call that is refused
+        await trio.sleep(3)
+    assert sender.calls == [(1.5, [b"a", b"b"]), (pytest.approx(1.53), [b"c", b"d", b"e"])]
+    assert conserved(queue).sent == 5
 
 
 async def test_waiting_for_company(autojump_clock: Any, conserved: Any) -> None:
