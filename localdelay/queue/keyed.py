@@ -204,7 +204,7 @@ class KeyedTaking(Taking):
             return math.inf
         now = trio.current_time()
         gates = {self._gate(key_of(entry)) for entry in schedule.kept_in_turn()}
-        return min((gate for gate in gates if gate > now), default=math.inf)
+        return min(self._turn, min((gate for gate in gates if gate > now), default=math.inf))
 
 
 def order_and_valve(

@@ -106,6 +106,9 @@ class Pending:
         for entry in entries:
             self.take_id(entry)
             self.schedule.keep(entry)
+        # They are no one's next due message, so that the alarm says nothing of them; and whoever takes the
+        # next message may sleep already, until one that is due in an hour.
+        self.schedule.on_earlier()
 
     def enter_claimed(self, entry: Entry) -> None:
         """Accept a message that the keeper has already, and may have seen fail, whatever the room."""

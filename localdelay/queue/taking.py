@@ -100,6 +100,8 @@ class Choosing:
     def until(self) -> float:
         """Until when there is nothing to do; sets the alarm for what comes in that is due before."""
         valve, due = self._valve, self._order.next_due()
+        if self._order.kept:
+            due = self._with_kept(due)
         probe = valve.probe
         until = max(due, valve.waits_until)
         if self._order.kept and valve.waits_until > trio.current_time():
@@ -111,6 +113,10 @@ class Choosing:
             until = max(until, probe.next_at)
         self._order.alarm = due if until == due else -math.inf
         return until
+
+    def _with_kept(self, due: float) -> float:
+        """When something may go, by its time, where what is not kept is due then; here nothing is kept."""
+        return due
 
     def _space_out(self, now: float) -> bool:
         """Give some of what is overdue a time of its own each, so that the rest goes on time meanwhile."""
@@ -135,6 +141,7 @@ class Taking(Choosing):
     def __init__(self, pending: Pending, batch: BatchPolicy, valve: Valve) -> None:
         super().__init__(pending, batch, valve, pending.schedule)
         self._schedule = pending.schedule
+        self._turn = math.inf  # when what is kept is to be looked at again, as of the last look
         self.closing = False
         """Whether nothing more comes in, and nobody waits for company."""
 
@@ -196,8 +203,23 @@ class Taking(Choosing):
 
     def _is_their_turn(self, next_due: float, now: float) -> bool:
         """Whether one that is kept may go, where others are due then."""
+        self._turn = math.inf
+        if next_due <= now or self._is_kept_barred:
+            return False
+        if now >= (last_place := self._valve.pace.last_place):
+            return True
+        self._turn = last_place  # also where all that has a place is cancelled until then
+        return False
+
+    @property
+    def _is_kept_barred(self) -> bool:
+        """Whether nothing of what is kept may go at any time: one is under way, say, or what goes before."""
         if self.bars or self._schedule.horizon < math.inf:
-            return False
-        if next_due <= now or now < self._valve.pace.last_place:
-            return False
-        return not any(entry[0] <= self._pending.began for entry in self._pending.at_work())
+            return True
+        return any(entry[0] <= self._pending.began for entry in self._pending.at_work())
+
+    def _with_kept(self, due: float) -> float:
+        probe = self._valve.probe
+        if probe.is_shut and due == math.inf and not self._is_kept_barred:
+            return probe.next_at
+        return min(due, self._turn)

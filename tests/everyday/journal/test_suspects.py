@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 import trio
 
 from localdelay import Message, RetryPolicy, open_delay_queue
+from localdelay.journal.record import Record
+from localdelay.queue import admission
 from tests.kit.faces import FACES, Face
 from tests.kit.journals import Disk, until
 
@@ -183,6 +186,43 @@ async def test_they_go_last_alone_and_one_at_a_time(monkeypatch: pytest.MonkeyPa
         gate.set()
     assert batches[-2:] == [[("y", 2)], [("x", 8)]]
     assert queue.statistics().sent == 6
+
+
+def found(*rows: tuple[str, float], sending: str) -> Disk:
+    """A journal with messages by their ids, due so many seconds from now; one was being sent."""
+    disk, now = Disk(), time.time()
+    disk.rows = {key: Record(key, now + due, 1, id, None, b"") for key, (id, due) in enumerate(rows, start=1)}
+    disk.sending = {key for key, row in disk.rows.items() if row.id == sending}
+    return disk
+
+
+async def test_they_do_not_wait_for_what_is_far_from_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much else comes back first, and though the workers sleep until that is due by then."""
+    monkeypatch.setattr(admission, "_CHUNK", 1)
+    disk = found(*((f"far {number}", 3600.0) for number in range(9)), ("x", -1.0), sending="x")
+    sent: list[str] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message.id)
+
+    async with open_delay_queue(send, capacity=99, workers=3, journal=disk) as queue:
+        await until(lambda: sent == ["x"])
+        await queue.drain(0.0)
+
+
+async def test_they_have_their_turn_where_what_was_overdue_is_cancelled() -> None:
+    """At the time that the last of it had been given, whoever has looked meanwhile."""
+    disk = found(("a", -9.0), ("b", -8.0), ("x", -7.0), sending="x")
+    sent: list[str] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message.id)
+
+    async with open_delay_queue(send, capacity=99, workers=3, journal=disk, catch_up_rate=4.0) as queue:
+        await until(lambda: sent == ["a"])
+        assert queue.cancel("b")
+        await queue.put(b"", delay=0.0, id="meanwhile")
+        await until(lambda: sent == ["a", "meanwhile", "x"])
 
 
 async def test_a_suspect_can_be_cancelled_and_is_spooled_by_a_drain() -> None:
