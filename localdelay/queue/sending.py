@@ -32,7 +32,7 @@ from localdelay.entry import (
     plain_size,
     size_of,
 )
-from localdelay.errors import Expired, LocalDelayError, PermanentSendError
+from localdelay.errors import Expired, LocalDelayError, PermanentSendError, Throttled, asked_wait
 from localdelay.keeping import End
 from localdelay.lateness import LatencyRecorder
 from localdelay.listening import DeadLetter, Listener, tell
@@ -263,7 +263,8 @@ class Delivery:
             for its_id, each in errors.items():
                 self.valve.record(now, [its[its_id]], now - worker.began, each, self._sent)
         else:
-            of_all = next((each for each in errors.values() if is_down(each)), error)
+            # The one that says most. Not `error`: that says nothing where it names each message's own.
+            of_all = max(errors.values(), key=_says)
             self.valve.failed(now, entries, of_all, now - worker.began, self._sent)
         doomed: list[tuple[Entry, Exception]] = []
         for entry, its_id in zip(entries, ids, strict=True):
@@ -367,6 +368,11 @@ def no_more(entry: Entry, now: float, attempts: float) -> LocalDelayError | None
 
 
 class _NotAsyncError(PermanentSendError):
+def _says(error: Exception) -> tuple[bool, bool, float]:
+    """How much this says of the broker, to be compared: it may be down, refuses for a while, or neither."""
+    return is_down(error), isinstance(error, Throttled), asked_wait(error) or 0.0
+
+
     """A function that was given as async is not: to call it again might well send again."""
 
 

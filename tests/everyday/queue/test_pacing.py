@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ import trio
 
 from localdelay import (
     AdaptiveLimit,
+    BatchPolicy,
     Message,
+    PartialSendError,
     ProbePolicy,
     RateLimit,
     RetryPolicy,
@@ -63,6 +66,33 @@ async def test_the_queue_finds_what_the_broker_takes(autojump_clock: Any, conser
     assert broker.refused <= 0.04 * 2_000
     assert [type(event) for event in broker.events] == [LimitBegan, LimitEnded]
     assert conserved(queue).limit_rate is None
+
+
+async def test_a_batch_whose_every_message_is_refused_is_the_limits(
+    autojump_clock: Any, conserved: Any
+) -> None:
+    """An error that names each of them, throttled, is a refusal and no sign that the broker is down."""
+    events: list[Event] = []
+
+    class Listener:
+        def on_event(self, event: Event) -> None:
+            events.append(event)
+
+    async def send_batch(messages: Sequence[Message]) -> None:
+        if trio.current_time() < 10:
+            raise PartialSendError({message.id: Throttled(retry_after=0.5) for message in messages})
+
+    policy = BatchPolicy(max_messages=2)
+    async with open_delay_queue(
+        send_batch=send_batch, batch=policy, capacity=100, workers=4, listener=Listener()
+    ) as queue:
+        for _ in range(40):
+            queue.put_nowait(b"", delay=1.0)
+        await trio.sleep(5)
+        assert conserved(queue).limit_rate is not None
+        assert conserved(queue).throttled == conserved(queue).failures > 0
+    assert [type(event) for event in events] == [LimitBegan, LimitEnded][: len(events)]
+    assert conserved(queue).sent == 40
 
 
 async def test_without_a_limit_nothing_is_paced(autojump_clock: Any, conserved: Any) -> None:
