@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Mapping
 
-logger = logging.getLogger("localdelay")
+from .logs import log
 
 _told: set[type] = set()  # kinds of `retry_after` that were ignored, and said to be
 
@@ -53,7 +53,8 @@ def _seconds_or_none(given: object) -> float | None:
         return min(given, 1e18)  # an int may be larger than any float
     if type(given) not in _told:
         _told.add(type(given))
-        logger.warning("retry_after must be a number of seconds: one that is %s is ignored", _shown(given))
+        line = "retry_after must be a number of seconds: one that is %s is ignored"
+        log(logging.WARNING, line, _shown(given))
     return None
 
 

@@ -12,7 +12,6 @@ import math
 import random
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
@@ -31,9 +30,8 @@ from .listening import (
     Reason,
     tell,
 )
+from .logs import log
 from .message import Message
-
-logger = logging.getLogger("localdelay")
 
 _T = TypeVar("_T")
 _SPARE_WAIT = 0.01
@@ -196,19 +194,11 @@ class Gate:
             self._limits_since = now
         limited_for = max(0.0, now - since)
         if (said := limit.to_say(rate, limited_for)) is not None:
-            self._log(*said)
+            log(*said)
         tell(self._listener, LimitEnded(limited_for) if rate is None else LimitBegan(rate))
 
     def _retry_in(self, now: float) -> float:
         return max(0.0, self._breaker.retry_at - now) if self._breaker.state in _SHUT else 0.0
-
-    def _say(self, level: int, line: str, event: Event) -> None:
-        self._log(level, line)
-        tell(self._listener, event)
-
-    def _log(self, level: int, line: str) -> None:
-        with suppress(Exception):  # a handler that raises: the call was made, and must count
-            logger.log(level, line)
 
     def _step(self, act: Callable[..., _T], now: float, *args: object) -> _T:
         """Have the breaker do this, at the time that it is."""
@@ -217,7 +207,9 @@ class Gate:
             if self._breaker.state is self._seen:
                 return result
             change = self._change(now)
-        self._say(*change)
+        level, line, event = change
+        log(level, line)
+        tell(self._listener, event)
         self.on_change()
         return result
 

@@ -21,9 +21,8 @@ from . import arguments
 from .breaker import Outcome
 from .costs import Cost
 from .listening import Lines
+from .logs import log
 from .message import Message
-
-logger = logging.getLogger("localdelay")
 
 _ROUNDING = 1e-9  # what filling by floats may leave out
 
@@ -64,7 +63,8 @@ class Limit(ABC):
         except Exception as error:  # noqa: BLE001 (a stranger's: the message must go out all the same)
             if not self._cost_failed:
                 self._cost_failed = True
-                logger.warning("cost must return a number: such calls are counted as 1 now (%r)", error)
+                line = "cost must return a number: such calls are counted as 1 now (%r)"
+                log(logging.WARNING, line, error)
             return 1.0
 
     def to_say(self, rate: float | None, limited_for: float) -> tuple[int, str] | None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Hashable
-from contextlib import suppress
 from enum import Enum
 from typing import Protocol
 
 import attrs
 
+from .logs import log
 from .message import Message
-
-logger = logging.getLogger("localdelay")
 
 _LINES_EVERY = 60.0
 """Seconds between two lines of the log that the same thing begins."""
@@ -129,8 +127,8 @@ def tell(listener: Listener | None, event: Event) -> None:
     try:
         listener.on_event(event)
     except Exception as error:  # noqa: BLE001 (it is a stranger's)
-        with suppress(Exception):
-            logger.error("the listener failed at %s: %s", type(event).__name__, type(error).__name__)
+        line = "the listener failed at %s: %s"
+        log(logging.ERROR, line, type(event).__name__, type(error).__name__)
 
 
 class Lines:

@@ -52,13 +52,12 @@ import trio
 from localdelay.entry import Entry, attempt_of, execute_at_of, size_of
 from localdelay.errors import JournalError
 from localdelay.keeping import End, Keeper, Wait
+from localdelay.logs import log
 from localdelay.timer import clock_parts
 
 from .group import LATE, TAKEN, Change, Group, Put
 from .record import Journal, Kept
 from .recovery import RECOVERED, record_of
-
-logger = logging.getLogger("localdelay")
 
 RETRY_EVERY: Final = 0.5
 """Seconds between two tries to write what could not be written."""
@@ -211,9 +210,10 @@ class Commits(Keeper):
                 self._news.put(None)
             await self._closed.wait()
         if timed_out.cancelled_caught:
-            logger.error("the journal does not answer, and was left open")
+            log(logging.ERROR, "the journal does not answer, and was left open")
         if left := sum(change.entry is None for change in self._unwritten.values()):
-            logger.error("%d finished messages are still in the journal: it could not be written", left)
+            line = "%d finished messages are still in the journal: it could not be written"
+            log(logging.ERROR, line, left)
 
     def _key(self, entry: Entry) -> int:
         number = entry[1]
@@ -316,10 +316,10 @@ class Commits(Keeper):
             if now >= self._next_line:
                 self._next_line = now + _FAILURES_LOGGED_EVERY
                 self._is_told = True
-                logger.error("the journal can't be written, and puts are refused: %s", group.error)
+                log(logging.ERROR, "the journal can't be written, and puts are refused: %s", group.error)
         elif self._is_told and group.durable:
             self._is_told = False
-            logger.warning("the journal can be written again")
+            log(logging.WARNING, "the journal can be written again")
 
     # From here on: in the thread.
 

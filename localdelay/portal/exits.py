@@ -10,9 +10,8 @@ import weakref
 from contextlib import suppress
 from typing import Protocol
 
+from localdelay.logs import log
 from localdelay.units import counted, format_size
-
-logger = logging.getLogger("localdelay")
 
 
 class Running(Protocol):
@@ -58,12 +57,12 @@ def _at_exit() -> None:
         count, size = queue.pending()
         if not count:
             continue
-        logger.warning("the interpreter exits with %s pending", _told(count, size))
+        log(logging.WARNING, "the interpreter exits with %s pending", _told(count, size))
         with suppress(Exception):
             queue.drain_on_exit()
         count, size = queue.at_risk()
         if count:
-            logger.error("the interpreter exits, and loses %s", _told(count, size))
+            log(logging.ERROR, "the interpreter exits, and loses %s", _told(count, size))
 
 
 def _told(count: int, size: int) -> str:
@@ -75,7 +74,7 @@ def _before_fork() -> None:
         count, size = queue.pending()
         if count:
             line = "the process forks with %s pending: they stay with the parent"
-            logger.warning(line, _told(count, size))
+            log(logging.WARNING, line, _told(count, size))
 
 
 def _in_child() -> None:

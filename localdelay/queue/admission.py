@@ -29,6 +29,7 @@ from localdelay.journal.commits import Commits
 from localdelay.journal.record import Journal, Kept
 from localdelay.journal.recovery import recovered
 from localdelay.keys import Keys
+from localdelay.logs import log
 from localdelay.message import NO_TERMS, Message, number_in, terms_of
 
 from .ledger import Ledger
@@ -36,8 +37,6 @@ from .pending import Pending
 
 Stamped: TypeAlias = tuple[Message, Entry, int]
 """(what put returns, what waits, its bytes)"""
-
-logger = logging.getLogger("localdelay")
 
 _CHUNK = 2000  # recovered messages, between which other tasks run
 _MOST_ATTEMPTS = 2**62  # a journal's numbers have 64 bits
@@ -127,10 +126,10 @@ class Admission:
             line = (
                 "%d messages were being sent when the last process ended: each goes alone, after all others"
             )
-            logger.info(line, len(suspects))
+            log(logging.INFO, line, len(suspects))
         if held:
             line = "%d messages came back from the journal, %d of them overdue; it has %d dead letters"
-            logger.info(line, len(held) - dead, overdue, dead)
+            log(logging.INFO, line, len(held) - dead, overdue, dead)
 
     def close(self) -> None:
         """Take in nothing any more; puts that wait for room raise `QueueClosed`."""

@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import trio
 
@@ -23,6 +23,7 @@ from localdelay.entry import Entry, message_of, moved
 from localdelay.errors import JournalError, QueueClosed
 from localdelay.keeping import End
 from localdelay.limit import RateLimit
+from localdelay.logs import log
 from localdelay.nurseries import bare_nursery, is_within
 from localdelay.statistics import DrainReport
 
@@ -34,9 +35,8 @@ from .sending import HandBack
 
 HAND_BACKS_IN_FLIGHT = 100
 
-logger = logging.getLogger("localdelay")
-plan_logger = logging.getLogger("localdelay.drain")
-
+_PLANS = "localdelay.drain"
+"""The logger of what a drain is going to do."""
 _SPOOL_TIMEOUT = 5.0
 
 
@@ -149,7 +149,7 @@ class Draining:
                 self._schedule.set_horizon(grace.deadline)
             plan = self._plan(grace, hands_back=hand_back is not None)
             if grace.deadline < math.inf:
-                plan_logger.info("draining, %s", plan)
+                log(logging.INFO, "draining, %s", plan, to=_PLANS)
             await self._empty(grace, hand_back)
             await self._flush()
             self._pending.spool()
@@ -233,8 +233,7 @@ class Draining:
                 is_said = max(plan.seconds, waited) >= UNSAID
                 if is_said:
                     size = self._pending.ledger.pending_bytes
-                    with suppress(Exception):  # a handler that raises must not end a drain
-                        plan_logger.warning("%s", wait_said(plan, size, time.time()))
+                    log(logging.WARNING, "%s", wait_said(plan, size, time.time()), to=_PLANS)
                 await trio.sleep(until_said_again(waited) if is_said else UNSAID)
 
     @trio.lowlevel.enable_ki_protection
@@ -300,7 +299,7 @@ class Draining:
             try:
                 await self._pending.keeper.flush()
             except JournalError as error:
-                logger.error("what is pending could not be written to the journal: %s", error)
+                log(logging.ERROR, "what is pending could not be written to the journal: %s", error)
 
 
 def report_of(plan: DrainPlan, before: Sequence[int], pending: Pending) -> DrainReport:

@@ -14,6 +14,7 @@ from localdelay.arguments import LATEST, NOT_GIVEN, Delay, NotGiven, Terms
 from localdelay.errors import QueueClosed, QueueFull
 from localdelay.journal.record import Journal
 from localdelay.limit import Limit
+from localdelay.logs import log
 from localdelay.message import Message
 from localdelay.statistics import DrainReport, Statistics
 from localdelay.timer import clock_parts
@@ -25,8 +26,6 @@ from .draining import Draining
 from .handing_back import HandBacks
 from .schedule import INBOX
 from .sending import HandBack
-
-logger = logging.getLogger("localdelay")
 
 
 class DelayQueue:
@@ -360,6 +359,5 @@ class DelayQueue:
         left, size = self._ledger.pending, self._ledger.pending_bytes
         if left:
             kept = "" if self.admission.is_kept else ", lost with this process: `journal=PATH` keeps them"
-            logger.warning(
-                "the queue was left with %s (%s) pending%s", counted(left, "message"), format_size(size), kept
-            )
+            line = "the queue was left with %s (%s) pending%s"
+            log(logging.WARNING, line, counted(left, "message"), format_size(size), kept)

@@ -36,6 +36,7 @@ from localdelay.errors import Expired, LocalDelayError, PermanentSendError, Thro
 from localdelay.keeping import End
 from localdelay.lateness import LatencyRecorder
 from localdelay.listening import DeadLetter, Listener, tell
+from localdelay.logs import log
 from localdelay.message import Message
 from localdelay.nurseries import failure_in, reraise_without_errors
 from localdelay.timer import clock_parts
@@ -44,7 +45,7 @@ from .batch import blame
 from .pending import Pending
 from .retry import RetryPolicy, after_failure
 from .taking import Worker
-from .valve import is_down, log, told
+from .valve import is_down, told
 from .workers import BringsWorkers, Workers
 
 Send: TypeAlias = Callable[[Message], Awaitable[object]]
@@ -367,12 +368,12 @@ def no_more(entry: Entry, now: float, attempts: float) -> LocalDelayError | None
     return None
 
 
-class _NotAsyncError(PermanentSendError):
 def _says(error: Exception) -> tuple[bool, bool, float]:
     """How much this says of the broker, to be compared: it may be down, refuses for a while, or neither."""
     return is_down(error), isinstance(error, Throttled), asked_wait(error) or 0.0
 
 
+class _NotAsyncError(PermanentSendError):
     """A function that was given as async is not: to call it again might well send again."""
 
 

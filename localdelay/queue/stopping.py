@@ -10,13 +10,12 @@ from collections.abc import Awaitable, Callable, Sequence
 import trio
 
 from localdelay import arguments
+from localdelay.logs import log
 from localdelay.signals import heard
 from localdelay.statistics import DrainReport
 
 from .queue import DelayQueue
 from .sending import HandBack
-
-logger = logging.getLogger("localdelay")
 
 
 async def run_until_signal(
@@ -51,10 +50,11 @@ async def run_until_signal(
             signalled = True
             deadline = min(deadline, trio.current_time() + seconds)
             left = deadline - trio.current_time()
-            logger.info("%s: stopping within %.3g s", signal.Signals(signum).name, max(0.0, left))
+            line = "%s: stopping within %.3g s"
+            log(logging.INFO, line, signal.Signals(signum).name, max(0.0, left))
             running.cancel()
         else:
-            logger.info("%s again: stopping now", signal.Signals(signum).name)
+            log(logging.INFO, "%s again: stopping now", signal.Signals(signum).name)
             again = True
             queue.cut_short()
 

@@ -6,7 +6,6 @@ in due order; so the limit owes the next send its tokens, and nothing else that 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import random
@@ -28,10 +27,9 @@ from localdelay.listening import (
     SendingShut,
     tell,
 )
+from localdelay.logs import log
 from localdelay.probe import Probe, ProbePolicy
 from localdelay.statistics import KeySends
-
-logger = logging.getLogger("localdelay")
 
 _LINES_EVERY = 60.0
 _LATELY_LEAST = 10.0
@@ -318,9 +316,3 @@ def told(error: BaseException) -> str:
         return type(error).__name__
     line = line.encode("utf-8", "backslashreplace").decode()
     return line if len(line) <= _LONGEST_TOLD else f"{line[:_LONGEST_TOLD]}..."
-
-
-def log(level: int, line: str, *values: object) -> None:
-    """Log a line."""
-    with contextlib.suppress(Exception):  # a handler that raises must not end a worker
-        logger.log(level, line, *values)

@@ -11,11 +11,12 @@ from localdelay.entry import Entry, message_of
 from localdelay.keys import ByKey, Keys
 from localdelay.limit import Limit
 from localdelay.listening import Listener
+from localdelay.logs import log
 from localdelay.probe import ProbePolicy
 from localdelay.statistics import KeySends
 
 from .lines import Line
-from .valve import Pace, Valve, log
+from .valve import Pace, Valve
 
 
 class KeyedValve(Valve):

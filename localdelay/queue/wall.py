@@ -17,10 +17,10 @@ from typing import Final
 import trio
 
 from localdelay.entry import Entry, at_of, execute_at_of, failures_of, moved_to
+from localdelay.logs import log
 from localdelay.timer import is_trios_own
 
 from .pending import Pending
-from .valve import log
 
 LOOK_EVERY: Final = 0.5
 """Seconds between two looks at the clocks."""

@@ -373,13 +373,6 @@ class BadGroup(ExceptionGroup[Exception]):
         raise RuntimeError("derive")
 
 
-class Handler(logging.Handler):
-    """A log handler that raises."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        raise RuntimeError("emit")
-
-
 @pytest.mark.parametrize(
     "error",
     [
@@ -406,19 +399,6 @@ async def test_an_odd_error_harms_its_message_only(
     assert s.dead == (2 if attempts == 1 else 0)
     assert caplog.records
     assert all(len(record.getMessage()) < 2000 for record in caplog.records)
-
-
-async def test_a_log_handler_that_raises_harms_nothing(autojump_clock: Any, conserved: Any) -> None:
-    """Neither a dead letter nor a failing send depends on the program's logging."""
-    logger, handler = logging.getLogger("localdelay"), Handler()
-    logger.addHandler(handler)
-    try:
-        sender = FailingSender(lambda: PermanentSendError("no"), times=1)
-        async with open_delay_queue(sender, capacity=10, workers=1) as queue:
-            queue.put_nowait(b"", delay=1)
-    finally:
-        logger.removeHandler(handler)
-    assert conserved(queue).dead == 1
 
 
 @pytest.mark.parametrize("hook_raises", [False, True])
