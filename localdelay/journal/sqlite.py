@@ -8,6 +8,7 @@ that is refused stays as it is.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -350,9 +351,14 @@ def journal_of(given: Journal | str | os.PathLike[str] | None) -> Journal | None
 
 
 def _in_child() -> None:
-    """A forked child must not hold the lock when its parent has ended."""
+    """A forked child must not hold the lock when its parent has ended, nor touch what is the parent's."""
     for journal in list(_open):
         journal._unlock()  # noqa: SLF001 (nobody else may)
+        connection, journal._connection = journal._connection, None  # noqa: SLF001
+        if connection is not None:
+            # It must never be closed, and at its end the interpreter would: SQLite then moves the log to the
+            # database and removes it, and what the parent writes from there on is in a file without a name.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
 
 _open: weakref.WeakSet[SqliteJournal] = weakref.WeakSet()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -232,6 +233,35 @@ async def test_what_is_no_sound_journal_is_refused(
     assert str(path) in str(refused.value)
     assert "\n" not in str(refused.value)
     assert content_of(tmp_path) == before
+
+
+FORKS = """
+import os, signal, sys, time
+from localdelay import SqliteJournal
+from localdelay.journal.record import Record
+
+def keep(*keys):
+    journal.write([Record(key, time.time() + 3600, 1, str(key), None, b"") for key in keys], [], durable=True)
+
+journal = SqliteJournal(sys.argv[1])
+journal.open()
+keep(1, 2, 3)
+child = os.fork()
+if not child:
+    journal.close()
+    sys.exit()
+os.waitpid(child, 0)
+keep(4, 5, 6)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing can be forked here")
+def test_a_forked_child_that_ends_takes_nothing_of_its_parents(path: Path) -> None:
+    """The log is the parent's, and is there when that is killed: all that it has kept is found."""
+    run = subprocess.run([sys.executable, "-c", FORKS, str(path)], capture_output=True, timeout=60)
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    assert [record.key for record in SqliteJournal(path).read()] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing can be forked here")
