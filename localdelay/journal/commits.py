@@ -134,11 +134,13 @@ class Commits(Keeper):
     def failed(self, entry: Entry, again: Entry) -> bool:
         """Write down that the message has another attempt from now on, and that it is not being sent."""
         key = self._key(entry)
-        if key in self._sending:
-            self._sending.discard(key)
-            self._called(tells=True)
+        tells = key in self._sending
+        self._sending.discard(key)
         if attempt_of(again[2]) != attempt_of(entry[2]):
-            self._add(Change(self._key(again), again, self._wall(again)))
+            # With it in one commit: a crash between two would count this attempt twice, or not at all.
+            self._add(Change(self._key(again), again, self._wall(again)), tells=tells)
+        elif tells:
+            self._called(tells=True)
         return True
 
     def begins(self, entries: Sequence[Entry]) -> Wait:
@@ -226,7 +228,7 @@ class Commits(Keeper):
         # The wall clock is read after the other one: what is written may be late by that, and never early.
         return execute_at_of(entry[0], entry[2]) - now + time.time()
 
-    def _add(self, change: Change) -> Group:
+    def _add(self, change: Change, *, tells: bool = False) -> Group:
         key = change.key
         with self._lock:
             group = self._group
@@ -247,6 +249,7 @@ class Commits(Keeper):
             group.changes.append(change)
             # Also what is newer of a message that could not be written before.
             group.durable |= change.at_risk or not change.on_disk
+            group.tells |= tells
             told, group.told = group.told, True
         if not told:
             self._news.put(None)
