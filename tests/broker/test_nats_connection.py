@@ -320,6 +320,7 @@ def open_files() -> int:
 
 async def test_nothing_is_left_behind(own: NatsServer, capfd: pytest.CaptureFixture[str]) -> None:
     """After the block there is no socket and no thread more than before, and nothing was printed."""
+    gc.collect()  # what earlier tests have left is not counted
     threads = threading.active_count()
     files = open_files()
     for end in ("", "kill", "freeze", "cancel"):
@@ -341,7 +342,7 @@ async def test_nothing_is_left_behind(own: NatsServer, capfd: pytest.CaptureFixt
         elif end == "freeze":
             own.thaw()
         gc.collect()
-        assert open_files() == files, end
+        assert open_files() <= files, end
     assert threading.active_count() == threads
     assert capfd.readouterr() == ("", "")
 
