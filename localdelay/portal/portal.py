@@ -230,11 +230,9 @@ class Remote:
 
         def leave(_: Future[None]) -> None:
             self.close()
-            if self._ended:
-                return
-            act = self._scope.cancel if at_once else self._leave.set
-            with suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(act)
+            if not self._ended:
+                with suppress(trio.RunFinishedError):
+                    self._token.run_sync_soon(self._scope.cancel if at_once else self._leave.set)
 
         # Now; but one that is not open yet can't be told anything, and must not stay when nobody is there.
         self._is_open.add_done_callback(leave)
@@ -377,12 +375,8 @@ class Remote:
         with self._lock:
             self._closed = self._ended = True
         for future in (self.ended, self._is_open):
-            if future.done():
-                continue
-            if error is None:
-                future.set_result(None)
-            else:
-                future.set_exception(error)
+            if not future.done():
+                future.set_result(None) if error is None else future.set_exception(error)
 
     async def _serve(self) -> None:
         self._leave = trio.Event()

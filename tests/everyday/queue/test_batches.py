@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +22,6 @@ from localdelay.breaker import THROTTLED
 from localdelay.entry import Entry
 from localdelay.keeping import Keeper
 from localdelay.queue.batch import blame
-from localdelay.testing import RecordingSender
 
 STEADY = RetryPolicy(wait_initial=1, wait_max=8, wait_jitter=0)
 
@@ -464,40 +462,6 @@ async def test_a_batch_sender_that_is_no_coroutine_function_is_called_once(
         queue.put_nowait(b"", delay=1)
     assert calls == [2]
     assert conserved(queue).dead == 2
-
-
-async def test_exactly_one_sender(autojump_clock: Any) -> None:
-    """Both senders, or none, is a TypeError; so is a batch policy that is none."""
-    for arguments in ({}, {"send": RecordingSender(), "send_batch": Batches()}):
-        with pytest.raises(TypeError, match="exactly one of send and send_batch"):
-            async with open_delay_queue(capacity=1, workers=1, **arguments):  # type: ignore[arg-type]
-                pytest.fail("the queue opened")
-    with pytest.raises(TypeError, match="send_batch"):
-        async with open_delay_queue(send_batch=3, capacity=1, workers=1):  # type: ignore[arg-type]
-            pytest.fail("the queue opened")
-    with pytest.raises(TypeError, match="batch"):
-        async with open_delay_queue(send_batch=Batches(), batch=500, capacity=1, workers=1):  # type: ignore[arg-type]
-            pytest.fail("the queue opened")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error"),
-    [
-        ({"max_messages": 0}, ValueError),
-        ({"max_messages": 1.5}, TypeError),
-        ({"max_bytes": 0}, ValueError),
-        ({"max_bytes": "1MB"}, TypeError),
-        ({"max_bytes": True}, TypeError),
-        ({"max_wait": -1}, ValueError),
-        ({"max_wait": math.inf}, ValueError),
-        ({"max_wait": math.nan}, ValueError),
-        ({"max_wait": None}, TypeError),
-    ],
-)
-def test_a_batch_policy_refuses_nonsense(arguments: dict[str, Any], error: type[Exception]) -> None:
-    """Each bound is checked, and named."""
-    with pytest.raises(error, match=next(iter(arguments))):
-        BatchPolicy(**arguments)
 
 
 def test_blame() -> None:
