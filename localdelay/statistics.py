@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from types import MappingProxyType
 from typing import Annotated, TypeAlias
 
 import attrs
@@ -111,7 +110,7 @@ class Statistics:
     """Confirmation minus execute-at, retries included."""
     commit_time: LatencySummary
     """Time in a commit of the journal."""
-    keys: Mapping[Hashable, KeySends] = MappingProxyType({})
+    keys: Mapping[Hashable, KeySends] = attrs.field(factory=dict)
     """How it is for each key that was used lately; all else here is of all keys together."""
 
 

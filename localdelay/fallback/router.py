@@ -75,7 +75,7 @@ class FallbackStatistics:
     """Calls of the primary a second that the limit lets through; None while it lets all through."""
     mode: Mode
     """Whether it asks the primary, as it was made."""
-    keys: Mapping[Hashable, KeyStatistics] = MappingProxyType({})
+    keys: Mapping[Hashable, KeyStatistics] = attrs.field(factory=dict)
     """The same of each key that was used lately; with keys, the above is of the one that is worst off, and
     `limit_rate` is that of all that are limited."""
 
@@ -169,7 +169,7 @@ class Router:
             retry_in=None if retry_in == math.inf else retry_in,
             limit_rate=gates.limit_rate,
             mode=self.mode,
-            keys=MappingProxyType(dict(gates.statistics())),
+            keys=dict(gates.statistics()),
         )
 
 

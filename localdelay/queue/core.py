@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import MappingProxyType
 from typing import Any, TypedDict
 
 import attrs
@@ -83,7 +82,7 @@ class Core:
             "paused": workers.paused,
             "next_due_in": None if next_due == math.inf else max(0.0, next_due - now),
             "limit_rate": delivery.valve.limit_rate,
-            "keys": MappingProxyType(dict(delivery.valve.keys(now))),
+            "keys": dict(delivery.valve.keys(now)),
             "oldest_overdue": max(0.0, now - pending.oldest()),
             "expired": delivery.expired,
             "failures": delivery.valve.failures,
