@@ -253,17 +253,19 @@ async def open_delay_queue(
         opened, lambda: is_within(errands) or is_within(tasks), drain_on_exit=drain_on_exit, clock=clock
     )
     # Awaited, for a journal of millions takes seconds, in which the loop has other things to do.
-    opens, ended = asyncio.wrap_future(remote.start()), asyncio.wrap_future(remote.ended)
+    opens = asyncio.wrap_future(remote.start())
     try:
         await asyncio.shield(opens)
         yield DelayQueue(remote, errands)
         remote.leave(at_once=False)
-        await asyncio.shield(ended)
+        if not remote.ended.done():
+            await asyncio.shield(asyncio.wrap_future(remote.ended))
         remote.result()
     except BaseException:
         remote.leave(at_once=True)
         await awaiting.until(opens)
-        await awaiting.until(ended)
+        if not remote.ended.done():
+            await awaiting.until(asyncio.wrap_future(remote.ended))
         with suppress(Exception):  # what the block raised is what matters
             remote.result()
         raise

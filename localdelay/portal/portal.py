@@ -279,6 +279,7 @@ class Remote:
         """This is a forked child, in which the thread is missing."""
         self._forked = True
         self._lock = threading.RLock()  # the thread that held it may be missing
+        self.ended = Future()  # who waits for the parent's is told on a loop, whose lock may be held likewise
         self._end(None)
 
     def _check_open(self) -> None:
