@@ -91,7 +91,7 @@ def run(scene: Scene, started: Started, progress: Progress, export: Export | Non
         return trio.run(go)
     except BaseException as raised:
         error = _first(raised)
-        if isinstance(error, nats.errors.Error | ConnectionError | TimeoutError):
+        if isinstance(error, nats.errors.Error | ConnectionError | TimeoutError | trio.BrokenResourceError):
             raise ServerError(f"the NATS server does not do what it should: {error}") from raised
         raise error from raised
 

@@ -98,9 +98,9 @@ async def test_properties_that_it_does_not_take(server: RocketServer, headers: d
 BESIDE = """
 import sys
 import trio
+import trio_asyncio
 from localdelay import Message
 from localdelay.brokers import open_broker
-from localdelay.demo.client import trio_asyncio
 
 async def main():
     async with open_broker(sys.argv[1]) as broker:

@@ -104,7 +104,7 @@ async def test_a_run_through_a_real_broker(options: list[str]) -> None:
     async with running_server(max_buffered=100_000) as server:
         from nats.aio.client import Client
 
-        from localdelay.demo.client import connected, trio_asyncio
+        from tests.kit.nats_client import connected, trio_asyncio
 
         client = Client()
         async with connected(client, server.url):
@@ -143,7 +143,7 @@ async def test_a_broker_that_takes_nothing() -> None:
 
 def test_a_broker_needs_the_extra() -> None:
     """Without the client it is said in one line; the benchmark itself needs neither it nor matplotlib."""
-    without = "nats trio_asyncio matplotlib"
+    without = "nats matplotlib"
     process = in_python("bench", "--to", "nats://host/orders", without=without)
     assert process.returncode == 2
     assert process.stderr == "Error: nats:// needs a client: pip install 'localdelay[nats]'\n"

@@ -24,7 +24,6 @@ EXTRAS = [
     "coredis",
     "greenstalk",
     "nats",
-    "trio_asyncio",
     "prometheus_client",
     "matplotlib",
 ]

@@ -22,8 +22,8 @@ from localdelay import Message, PermanentSendError, Throttled
 from localdelay.brokers import Broker, open_broker
 from localdelay.brokers.nats import header_lines, schedule_subject, stream_subjects
 from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID, rfc3339
-from localdelay.demo.client import connected
 from localdelay.demo.server import Server, running_server
+from tests.kit.nats_client import connected
 
 SUBJECT = "orders.due"
 AWKWARD_IDS = ["a b", "*", "a.>", ".", "Grüße", "x" * 3000, "🙂", "$JS.API", "a:b", "", "%00"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 
 import hypothesis.strategies as st
@@ -175,27 +174,6 @@ async def test_without_the_client_it_says_what_to_install(
     with pytest.raises(ModuleNotFoundError, match=f"^{fix}$"):
         async with open_broker(f"{scheme}://host/orders"):
             pass
-
-
-def test_a_python_without_child_watchers_is_named() -> None:
-    """From Python 3.14 on trio-asyncio 0.16 can't be imported, and the demo's error says so in a line."""
-    code = (
-        "import asyncio; asyncio.__dict__.pop('AbstractChildWatcher', None)\n"
-        "try:\n    import localdelay.demo.client\nexcept ModuleNotFoundError as error:\n    print(error)"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert run.stdout.startswith(
-        "the demo needs trio-asyncio, and the one that is installed can't be imported on"
-    )
-    assert (run.stdout.count("\n"), run.stderr) == (1, "")
-
-
-def test_no_warning_of_trio_asyncio_comes_out() -> None:
-    """Its import warns on Python 3.12 and 3.13; a program that makes errors of warnings imports ours."""
-    code = "import localdelay.demo.client"
-    command = [sys.executable, "-W", "error::DeprecationWarning", "-c", code]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (run.returncode, run.stderr) == (0, "")
 
 
 def test_the_package_offers_what_is_needed() -> None:
