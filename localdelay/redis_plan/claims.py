@@ -86,6 +86,15 @@ class Claimer:
             self._ask_at(shard, now)
         self.change()
 
+    def ask_later(self, number: int) -> None:
+        """Ask this shard soon: a put has failed, and Redis may have it, claimed by this instance.
+
+        Its own news tell an instance nothing, so that nobody here would know when that lease ends.
+        """
+        shard = self._shards.get(number)
+        if shard is not None:
+            self._ask_at(shard, min(shard.when, trio.current_time() + _after_failure()))
+
     def _hear(self, number: int, at: int | None, next_due: int, next_end: int, foreign: bool) -> None:
         shard = self._shards.get(number)
         if shard is None:
@@ -205,8 +214,7 @@ class Claimer:
             shard.asking = False
             self.change()
             self.unreserve(most)
-        again = now + _AFTER_FAILURE * random.uniform(1.0, 2.0)
-        self._ask_at(shard, again if failed else self._when(shard))
+        self._ask_at(shard, now + _after_failure() if failed else self._when(shard))
 
     def _made_room(self) -> None:
         if self._starved and self._room() >= min(100, max(1, self._limit() // 4)):
@@ -257,6 +265,10 @@ class Claimer:
                 return shard
             heappop(self._heap)
         return None
+
+
+def _after_failure() -> float:
+    return _AFTER_FAILURE * random.uniform(1.0, 2.0)
 
 
 def _earlier(one: int, other: int) -> int:

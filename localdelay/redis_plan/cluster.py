@@ -86,20 +86,20 @@ class Cluster(Link):
                         logger.debug("%s", error)
                     await trio.sleep(_LOOK_AGAIN)
 
-    async def run(self, script: Script, keys: Sequence[bytes], *arguments: bytes | int, **how: int) -> Any:
+    async def run(self, script: Script, keys: Sequence[bytes], *arguments: bytes | int, **how: Any) -> Any:
         """The reply of a script, by the master that has these keys, which have one slot. As `Link.run`."""
         return await self._ask(keys[0], lambda link, asks: link.run(script, keys, *arguments, **asks, **how))
 
-    async def call(self, command: bytes, *arguments: bytes | int, **how: int) -> Any:
+    async def call(self, command: bytes, *arguments: bytes | int, **how: Any) -> Any:
         """The reply to a command whose first argument is its key. As `Link.call`."""
         assert isinstance(arguments[0], bytes)  # noqa: S101 (each that is called has a key)
         return await self._ask(arguments[0], lambda link, asks: link.call(command, *arguments, **asks, **how))
 
-    async def _ask(self, key: bytes, ask: Callable[[Link, dict[str, int]], Awaitable[Any]]) -> Any:
+    async def _ask(self, key: bytes, ask: Callable[[Link, dict[str, Any]], Awaitable[Any]]) -> Any:
         slot = slot_of(key)
         until = trio.current_time() + self._replies
         link = self._slots[slot]
-        asks: dict[str, int] = {}
+        asks: dict[str, Any] = {}
         redirects = 0
         while True:
             try:
@@ -111,7 +111,7 @@ class Cluster(Link):
                 if redirects > _REDIRECTS:  # the nodes disagree, until they have heard of each other
                     await trio.sleep(_TRY_EVERY)
                 link = self._link_at(error.host, error.port)
-                asks = {"asking": 1}
+                asks = {"asking": True}
                 if isinstance(error, MovedError):
                     self._slots[slot], asks = link, {}
                     self._stale.set()

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+import attrs
 import trio
 from coredis.exceptions import NoScriptError, ReadOnlyError
 
@@ -35,6 +36,14 @@ _COPIED = 0.5
 """Seconds that replicas have to copy a write. All calls on the connection wait meanwhile."""
 _SHORT = 1.0
 """Seconds for which nothing is written that replicas are to have, after they have not had it in time."""
+
+
+@attrs.define
+class Copies:
+    """How many replicas are to have what a command writes, and how many had it in time."""
+
+    wanted: int
+    made: int = 0
 
 
 class RedisUnreachable(Throttled, ConnectionError):
@@ -143,7 +152,7 @@ class Link:
             logger.debug("%s", error)
             line.connection.invalidate("no news can be heard")
 
-    async def run(self, script: Script, keys: Sequence[bytes], *arguments: bytes | int, **how: int) -> Any:
+    async def run(self, script: Script, keys: Sequence[bytes], *arguments: bytes | int, **how: Any) -> Any:
         """The reply of a script. Raises like `call`, whose options are `how`."""
         text, name = script
         rest = (len(keys), *keys, *arguments)
@@ -155,19 +164,24 @@ class Link:
             self.clock.observe(reply[0], trio.current_time())
         return reply
 
-    async def call(self, command: bytes, *arguments: bytes | int, asking: int = 0, replicas: int = 0) -> Any:
-        """The reply to one command, once so many replicas have what it wrote; `asking` is for a Cluster.
+    async def call(
+        self, command: bytes, *arguments: bytes | int, asking: int = 0, copies: Copies | None = None
+    ) -> Any:
+        """The reply to one command; `asking` is for a Cluster.
+
+        With `copies` it comes once so many replicas have what the command wrote, or after `_COPIED`: how many
+        have it then stands there. That is no error here, for Redis has done it, and its reply counts.
 
         Raises `RedisUnreachable` where there is no connection, and nothing was sent; `ConnectionError` where
-        it was lost before the reply; `Throttled` where there was none in time, or Redis is out of memory, or
-        too few replicas have it; `PermanentSendError` for what can never work; and what coredis raises for
-        the rest.
+        it was lost before the reply; `Throttled` where there was none in time, Redis is out of memory, or
+        replicas were missing a moment ago; `PermanentSendError` for what can never work; and what coredis
+        raises for the rest.
         """
         unreachable = RedisUnreachable(f"there is no connection to Redis at {self._place}")
         if self._line is None:
             raise unreachable from self._why
-        if replicas and trio.current_time() < self._short_until:
-            raise RedisUnreachable(f"Redis at {self._place} had no {replicas} replicas just now")
+        if copies and trio.current_time() < self._short_until:
+            raise RedisUnreachable(f"Redis at {self._place} had no {copies.wanted} replicas just now")
         connection = self._line.connection
         options: Any = {"decode": False, "timeout": self._replies}
         asked = time.perf_counter()
@@ -176,19 +190,20 @@ class Link:
             if asking:
                 connection.create_request(b"ASKING", **options)
             request = connection.create_request(command, *arguments, **options)
-            if replicas:
+            if copies:
                 within = math.ceil(1000 * min(_COPIED, self._replies / 4))
-                copied = connection.create_request(b"WAIT", replicas, within, **options)
+                copied = connection.create_request(b"WAIT", copies.wanted, within, **options)
         except Exception as error:
             raise unreachable from error  # it has just ended
-        (self.whole or self).commands += 1 + bool(asking) + bool(replicas)
+        (self.whole or self).commands += 1 + asking + bool(copies)
         try:
             reply = await request
-            if replicas and (count := int(await copied)) < replicas:
-                self._short_until = trio.current_time() + _SHORT
-                raise Throttled(f"Redis has it, but {count} replicas do, and not {replicas}")
+            if copies:
+                copies.made = int(await copied)
+                if copies.made < copies.wanted:
+                    self._short_until = trio.current_time() + _SHORT
             return reply
-        except (NoScriptError, Throttled):
+        except NoScriptError:
             raise
         except ReadOnlyError as error:
             connection.invalidate("it is of no use any more")  # and the next one is to a master

@@ -17,13 +17,14 @@ import attrs
 import trio
 
 from localdelay import arguments
-from localdelay.errors import QueueClosed, QueueFull
+from localdelay.errors import QueueClosed, QueueFull, Throttled
 from localdelay.queue.admission import already_pending
 from localdelay.redis_plan.bodies import dated, encode
 from localdelay.redis_plan.claims import Claimer
 from localdelay.redis_plan.keys import RUN, shard_of
 from localdelay.redis_plan.layouts import Layouts
 from localdelay.redis_plan.leases import Leases
+from localdelay.redis_plan.link import Copies
 from localdelay.redis_plan.store import PUT, Store, flat, micro
 
 MOST = 250
@@ -176,8 +177,9 @@ class Putter:
         for put in puts:
             when = b"+%d" % micro(max(0.0, put.due - now)) if put.at is None else b"@%d" % put.at
             stored += (put.id.encode(), when, put.body)
+        copies = Copies(tuning.replicas) if tuning.replicas else None
         # A put that Redis refuses tells nothing: what is told must not wait for its like.
-        carries, self._went_well = MOST if self._went_well and not tuning.replicas else 0, False
+        carries, self._went_well = MOST if self._went_well and not copies else 0, False
         try:
             with trio.CancelScope(shield=True):  # or nobody could give back what it claims
                 with self._leases.telling(shard, carries) as (told, lost):
@@ -188,18 +190,22 @@ class Putter:
                         2 * len(told),
                         *flat(told),
                         *stored,
-                        replicas=tuning.replicas or 0,
+                        copies=copies,
                     )
                     lost.update(name.decode() for name in unknown)
                 self._went_well = True
                 if codes == b"M":
                     await self._layouts.refresh()
         except Exception as error:  # noqa: BLE001 (raised by the puts)
+            self._claimer.ask_later(shard)
             for put in puts:
                 put.end(_copy(error))
             return
         finally:
             self._claimer.unreserve(room)
+        short = None
+        if copies and copies.made < copies.wanted:
+            short = f"Redis has it, but {copies.made} replicas do, and not {copies.wanted}"
         if codes == b"M":
             again += puts
             return
@@ -210,12 +216,12 @@ class Putter:
             elif code == "F":
                 put.end(QueueFull(f"shard {shard} has {count} messages, or as many bytes as it may"))
             elif code == "D":
-                put.end(None if put.twice else already_pending(put.id))
+                put.end(already_pending(put.id) if not put.twice else Throttled(short) if short else None)
             else:
                 if code == "L":
                     self._leases.take_in(put.id, shard, due, dated(due, put.body), now + tuning.lease)
                 self.done += 1
-                put.end()
+                put.end(Throttled(short) if short else None)
         if any(not put.id for put in puts):  # others of this run would come to the same shard
             self._numbers = itertools.count((next(self._numbers) // RUN + 1) * RUN)
 

@@ -72,7 +72,7 @@ class Store:
         """The clock that the instants of this shard are on."""
         return self.link.clock_of(self.names.of(shard)[0])
 
-    async def run(self, script: Script, shard: int, *arguments: bytes | int, **how: int) -> list[Any]:
+    async def run(self, script: Script, shard: int, *arguments: bytes | int, **how: Any) -> list[Any]:
         """What a script answers but for the news: how many messages there are, and what it says itself."""
         told = (self.names.channel, shard, self.token.encode())
         found: list[Any] = await self.link.run(script, self.names.of(shard), *told, *arguments, **how)

@@ -68,12 +68,14 @@ async def test_what_is_no_cluster_is_a_connection_error(redis: RedisServer, addr
 
 
 async def test_without_the_replicas_a_put_is_throttled(redis: RedisServer) -> None:
-    """Redis has it all the same, and sends it."""
+    """Redis has it all the same, and the instance that claimed it with its put sends it when it is due."""
     send = Sent()
-    options = tuned(replicas=1, lease=0.3)
+    options = tuned(replicas=1, heartbeat=60.0)
     async with open_redis_delay_queue(
         send, url=redis.fresh(), workers=1, put_timeout=0.4, **options
     ) as queue:
+        await queue.count()  # what it asked at its opening is answered, and would not show it the message
         with pytest.raises(Throttled, match="0 replicas do, and not 1"):
-            await queue.put(b"x", delay=0.1)
+            await queue.put(b"x", delay=0.1, id="a")
         await send.wait(1)
+        assert (queue.statistics().put, send.ids) == (1, ["a"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 import trio
@@ -17,6 +18,7 @@ from localdelay import (
 )
 from localdelay.redis_plan import RedisUnreachable, open_redis_delay_queue
 from localdelay.redis_plan.keys import Names, shard_of
+from localdelay.redis_plan.link import Link
 from tests.kit.redis_queues import Sent, confirmed, opened, tuned
 from tests.kit.servers.process import free_port
 from tests.kit.servers.redis import RedisServer
@@ -52,6 +54,7 @@ async def test_a_silent_redis_is_given_up(own_redis: RedisServer) -> None:
     """A put that is not answered in time is Throttled, and nobody knows; later all goes on."""
     send = Sent()
     async with opened(own_redis, send, put_timeout=0.3, connect_timeout=0.3) as queue:
+        await queue.count()  # what it asked at its opening is answered, and cannot be what is given up first
         own_redis.freeze()
         with pytest.raises(Throttled):
             await queue.put(b"x", delay=0.5)
@@ -63,6 +66,26 @@ async def test_a_silent_redis_is_given_up(own_redis: RedisServer) -> None:
         with trio.fail_after(5):
             while message.id not in send.ids:  # noqa: ASYNC110
                 await trio.sleep(0.01)
+
+
+async def test_a_put_whose_answer_is_late_is_sent_when_its_lease_ends(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis has claimed it for this instance, which asks the shard again: nobody else tells it of that."""
+    send, call = Sent(), Link.call
+
+    async def late(link: Link, *arguments: Any, **how: Any) -> Any:
+        reply = await call(link, *arguments, **how)
+        if b"x" in arguments[-1]:
+            raise Throttled("no answer in time")
+        return reply
+
+    async with opened(redis, send, lease=0.6, heartbeat=60.0, linger=0.0) as queue:
+        await queue.count()
+        with monkeypatch.context() as patch, pytest.raises(Throttled):
+            patch.setattr(Link, "call", late)
+            await queue.put(b"x", delay=0.1)
+        await send.wait(1)
 
 
 async def test_a_replica_is_left(own_redis: RedisServer) -> None:

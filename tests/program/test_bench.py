@@ -98,7 +98,9 @@ def test_the_journal_is_measured(tmp_path: Path) -> None:
     assert 1 < measured["os, 64"]["group"] <= 64
     state = measured["steady"]
     assert state["rows"] == pytest.approx(state["puts"] + state["removals"], rel=0.5)
-    assert 1 < measured["bytes"]["closed"] <= measured["bytes"]["open"] < 1.5
+    # Open, its log is there, too, which SQLite empties from 1,000 pages on: whatever the last commits were.
+    assert 1 < measured["bytes"]["closed"] <= measured["bytes"]["open"]
+    assert measured["bytes"]["closed"] < 1.3
     assert json.loads(json.dumps(measured)) == measured
     assert any(line.startswith("| 64 producers, fsync |") for line in journal.lines(measured))
 
