@@ -54,7 +54,9 @@ async def test_a_silent_redis_is_given_up(own_redis: RedisServer) -> None:
     """A put that is not answered in time is Throttled, and nobody knows; later all goes on."""
     send = Sent()
     async with opened(own_redis, send, put_timeout=0.3, connect_timeout=0.3) as queue:
-        await queue.count()  # what it asked at its opening is answered, and cannot be what is given up first
+        await queue.put(
+            b"before", delay=60
+        )  # what was asked at the opening is answered, too, and cannot end first
         own_redis.freeze()
         with pytest.raises(Throttled):
             await queue.put(b"x", delay=0.5)
