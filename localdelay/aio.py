@@ -355,7 +355,7 @@ class Fallback(BaseFallback[PublishDelayed, DelayQueue, CancelDelayed]):
 
     async def _hand_back(self, message: Message, delay: float) -> None:
         handle = await awaitable("publish_delayed", self._publish_delayed(message, delay))
-        self._router.keep(message, handle)
+        self._router.remember(message, handle)
 
     def _world(self) -> World:
         queue = self._queue

@@ -358,7 +358,7 @@ class Fallback(BaseFallback[PublishDelayed, DelayQueue, CancelDelayed]):
         here = get_ident()
         self._queue.hands_back.add(here)
         try:
-            self._router.keep(message, self._publish_delayed(message, delay))
+            self._router.remember(message, self._publish_delayed(message, delay))
         finally:
             self._queue.hands_back.discard(here)
 

@@ -173,7 +173,7 @@ class Fallback(BaseFallback[PublishDelayed, Holder, CancelDelayed]):
 
     async def _hand_back(self, message: Message, delay: float) -> None:
         handle = await awaitable("publish_delayed", self._publish_delayed(message, delay))
-        self._router.keep(message, handle)
+        self._router.remember(message, handle)
 
     @trio.lowlevel.enable_ki_protection
     async def _hold(self, steps: Publish) -> None:

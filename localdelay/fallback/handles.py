@@ -30,7 +30,7 @@ class Handles:
         self._kept: dict[str, tuple[float, object]] = {}
         self._by_due: list[tuple[float, str]] = []  # a heap of these, with gone ones in it
 
-    def keep(self, id: str, due: float, handle: object, now: float) -> None:
+    def remember(self, id: str, due: float, handle: object, now: float) -> None:
         """The primary has taken this message, or may have; it is due then."""
         with self._lock:
             kept, by_due = self._kept, self._by_due

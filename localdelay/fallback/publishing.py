@@ -106,7 +106,7 @@ class Publish:
             if self._ticket is not None:
                 self._gate.record(self._ticket, TAKEN)
             if router.handles is not None:
-                router.keep(self.message, self.handle)
+                router.remember(self.message, self.handle)
         elif isinstance(raised, Exception):
             self._failed(failure_in(raised, timed_out=False) or raised)
         else:
@@ -124,7 +124,7 @@ class Publish:
         """The call has failed: it is decided whether the message is to be held, or the error raised."""
         router, ticket = self._router, self._ticket
         if isinstance(error, NO_ANSWER):
-            router.keep(self.message, None)  # it may have taken it
+            router.remember(self.message, None)  # it may have taken it
         try:
             failure = router.failure_of(error)
         except BaseException:  # `degrade_on` is a stranger's; the ticket must come back

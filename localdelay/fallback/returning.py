@@ -178,7 +178,7 @@ class Returning:
                 gate.record(ticket, outcome, error)
                 if isinstance(error, NO_ANSWER) or (error is None and outcome is Outcome.OTHER):
                     # It may have it, as well as the queue: who cancels the message has to ask it, too.
-                    self._router.keep(message_of(entry), None)
+                    self._router.remember(message_of(entry), None)
             self._settle(one, entry, error, outcome)
             self._changed.unpark_all()  # a trial that said nothing is there again, or all are to stop
             del error  # or its traceback, this frame and the payload hold each other

@@ -136,10 +136,10 @@ class Router:
                 if self.mode == "shadow" and decision.degrades and decision.reason and not again:
                     self.degraded[decision.reason] += 1
 
-    def keep(self, message: Message, handle: object) -> None:
+    def remember(self, message: Message, handle: object) -> None:
         """The primary has this message, or may have it: it can be cancelled there until it is due."""
         if self.handles is not None:
-            self.handles.keep(message.id, message.execute_at, handle, self.world.clock())
+            self.handles.remember(message.id, message.execute_at, handle, self.world.clock())
 
     def failure_of(self, error: Exception) -> Failure:
         """What a failed call of the primary says. Raises what `degrade_on` raises."""

@@ -232,7 +232,7 @@ class OutsideWorkers(Workers):
             self._delivery.sent(sent)
             if sent[-1][2] >= self.valve.next_mark:
                 self.valve.mark(sent[-1][2], self._pending.ledger.ended[End.SENT])
-        if self._is_full or self._taking.closing or self._schedule.kept:
+        if self._is_full or self._taking.closing or self._schedule.aside:
             self.wake_leader()
 
     def _fail(self, outcome: Outcome) -> None:

@@ -202,7 +202,7 @@ class Draining:
     async def _empty(self, grace: Grace, hand_back: HandBack | None) -> None:
         """Let the workers send what comes due within the grace, and end them.
 
-        What the schedule has put aside, beyond its horizon, is handed back at once, many in flight. Returns
+        What lies beyond the schedule's horizon is handed back at once, many in flight. Returns
         as soon as nothing more can be done, and at the end of the grace at the latest: whatever is still
         running then is cancelled and pending again. The same goes for a caller that is cancelled meanwhile.
         """
@@ -284,7 +284,7 @@ class Draining:
             if when < schedule.horizon:
                 self._pending.again(moved(entry, when), schedule.put_off)
             else:
-                self._pending.again(entry, schedule.keep)
+                self._pending.again(entry, schedule.set_aside)
             await trio.lowlevel.checkpoint()  # for they may be many
         return None
 

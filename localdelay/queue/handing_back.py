@@ -102,11 +102,11 @@ class HandBacks:
     async def give_or_put_off(self, entry: Entry, hand_back: HandBack) -> None:
         """Give a message beyond the horizon to the primary; where that fails, put it off for another try.
 
-        One that can never be handed back (`PermanentSendError`), or not in time, is kept: it stays pending.
+        What can never be handed back (`PermanentSendError`), or not in time, is set aside: it stays pending.
         """
         # Where it is cut off the drain is over: nobody is to hand it back again.
         began = trio.current_time()
-        error = await self._give(entry, hand_back, cut_off=self._schedule.keep)
+        error = await self._give(entry, hand_back, cut_off=self._schedule.set_aside)
         now = trio.current_time()
         self._delivery.valve.record(now, [entry], now - began, error, 0, delayed=True)
         if error is None:
@@ -115,7 +115,7 @@ class HandBacks:
         wait = wait_after(self._delivery.retry, error, failures=failures_of(again), jitter=random.random())
         when = trio.current_time() + wait
         if isinstance(error, PermanentSendError) or when >= self._schedule.horizon:
-            self._pending.again(entry, self._schedule.keep)
+            self._pending.again(entry, self._schedule.set_aside)
         else:
             self._pending.again((when, entry[1], again), self._schedule.put_off)
         del error  # or its traceback, this frame and the payload hold each other

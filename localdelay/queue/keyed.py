@@ -176,34 +176,34 @@ class KeyedTaking(Taking):
     def suspect(self, now: float) -> list[Entry]:
         """Take a message that may have ended the last process, of a key that lets it go."""
         schedule = self._schedule
-        if not schedule.kept or not self._is_their_turn(schedule.next_unsorted(), now):
+        if not schedule.aside or not self._is_their_turn(schedule.next_unsorted(), now):
             return []
-        for entry in schedule.kept_in_turn():
+        for entry in schedule.aside_in_turn():
             key = self._valve.key_of(entry)
             if key in schedule.lines or now < self._gate(key):
                 continue  # there are others for that, or it is not to be asked
             valve = self._valve.of(key)
             if valve.lets_go([entry], now):
-                schedule.take_kept(entry)
+                schedule.take_aside(entry)
                 if valve.probe.is_shut:
                     valve.probe.out = entry[1]
                 return [entry]
         return []
 
     def _gate(self, key: Hashable) -> float:
-        """When one that is kept may go by its valve, as far as is known."""
+        """When one that is set aside may go by its valve, as far as is known."""
         valve = self._valve.known(key)
         if valve is None or not valve.probe.is_shut:
             return -math.inf if valve is None else valve.waits_until
         return math.inf if self._is_under_way(valve.probe.out) else valve.probe.next_at
 
     def _suspects_until(self) -> float:
-        """When one that is kept is to be looked at, if its valve has said so."""
+        """When one that is set aside is to be looked at, if its valve has said so."""
         schedule, key_of = self._schedule, self._valve.key_of
-        if not schedule.kept or schedule.horizon < math.inf:
+        if not schedule.aside or schedule.horizon < math.inf:
             return math.inf
         now = trio.current_time()
-        gates = {self._gate(key_of(entry)) for entry in schedule.kept_in_turn()}
+        gates = {self._gate(key_of(entry)) for entry in schedule.aside_in_turn()}
         return min(self._turn, min((gate for gate in gates if gate > now), default=math.inf))
 
 

@@ -19,7 +19,7 @@ NOWHERE: Final = False, -math.inf, 0
 class Line:
     """The due messages of one key, in due order. There is one as long as somebody stands in it."""
 
-    kept: Final = ()
+    aside: Final = ()
     alarm = -math.inf
 
     def __init__(self, key: Hashable, schedule: KeyedSchedule) -> None:
@@ -93,7 +93,7 @@ class KeyedSchedule(Schedule):
 
     def drop_dead(self, slots: deque[Slot]) -> None:
         """Drop what is dead and in front."""
-        while self._dead and slots and self._is_dead(slots[0]):
+        while self._dead and slots and self._drops(slots[0]):
             slots.popleft()
             self._dead -= 1
 
@@ -101,7 +101,7 @@ class KeyedSchedule(Schedule):
         """Take these out of a line of which they are the first, but for what is dead between them."""
         for entry in entries:
             while (slot := slots.popleft())[1] != entry[1]:
-                self._dead -= self._is_dead(slot)
+                self._dead -= self._drops(slot)
         self._claim(entries)
 
     def next_due(self) -> float:
@@ -121,7 +121,7 @@ class KeyedSchedule(Schedule):
         return super().near()
 
     def set_horizon(self, horizon: float) -> None:
-        """Put aside, for `take_later`, every message due at `horizon` or after it, now and from now on."""
+        """Leave to `take_later` every message due at `horizon` or after it, now and from now on."""
         self.mix()
         super().set_horizon(horizon)
 
@@ -139,6 +139,6 @@ class KeyedSchedule(Schedule):
     def _sweep(self) -> Iterator[int]:
         for line in list(self.lines.values()):
             before = len(line.slots)
-            line.slots = deque(filterfalse(self._is_dead, line.slots))
+            line.slots = deque(filterfalse(self._drops, line.slots))
             yield before - len(line.slots)
         yield from super()._sweep()

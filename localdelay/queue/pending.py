@@ -105,7 +105,7 @@ class Pending:
         self.began = now
         for entry in entries:
             self.take_id(entry)
-            self.schedule.keep(entry)
+            self.schedule.set_aside(entry)
         # They are no one's next due message, so that the alarm says nothing of them; and whoever takes the
         # next message may sleep already, until one that is due in an hour.
         self.schedule.on_earlier()
@@ -244,7 +244,7 @@ class Pending:
         for entry in [*left, *taken]:
             self.take_id(entry)
         for entry in left:
-            self.schedule.keep(entry)
+            self.schedule.set_aside(entry)
         self.ledger.ended[End.SPOOLED] += spooled
         self.ledger.pending -= spooled
         self.ledger.pending_bytes -= size

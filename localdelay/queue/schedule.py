@@ -54,9 +54,9 @@ class Schedule:
         self._oldest_overdue: list[tuple[float, int]] = []  # a heap of these, with gone ones in it
         self.horizon = math.inf
         self._later = Piles()
-        self._lent: set[int] = set()  # numbers of what is lent and has left its pair in its place
+        self._pairs_left: set[int] = set()  # in the order, by number, of what is lent
         self._put_off: list[Slot] = []  # heaps
-        self.kept: list[Slot] = []
+        self.aside: list[Slot] = []
         """A heap: what a drain leaves, and what goes after all else. Without a horizon only the latter."""
         self.later_arrived = trio.lowlevel.ParkingLot()
         """Unparked when a message arrives beyond the horizon."""
@@ -105,11 +105,11 @@ class Schedule:
         """Take in a message that waits for another time than its execute-at, or that was here before."""
         due, number, body = entry
         self._count_in(entry)
-        if number in self._lent:
+        if number in self._pairs_left:
             # It has its place still, by the time with which it left. One that has another time when it comes
             # back has another number, too (`Pending.reschedule`), or no place any more (`wall.move_all`).
             assert self._index is not None  # noqa: S101 (or it could not have been lent)
-            self._lent.discard(number)
+            self._pairs_left.discard(number)
             self._index.put(number, body)
             self._dead -= 1
         else:
@@ -124,11 +124,11 @@ class Schedule:
         self._count_in(entry)
         heappush(self._put_off, self._slot(*entry))
 
-    def keep(self, entry: Entry) -> None:
+    def set_aside(self, entry: Entry) -> None:
         """Take in a message that nobody here is going to take out again; it stays pending."""
         due, number, body = entry
         self._count_in(entry)
-        heappush(self.kept, self._slot(max(due, execute_at_of(due, body)), number, body))
+        heappush(self.aside, self._slot(max(due, execute_at_of(due, body)), number, body))
 
     def due(self, now: float, most: int) -> list[Entry]:
         """The next messages that are due, up to `most` of them and perhaps fewer. `take` takes them out."""
@@ -186,18 +186,18 @@ class Schedule:
         self._claim(entries)
         return entries[0]
 
-    def kept_in_turn(self) -> list[Entry]:
-        """What is kept: that which was tried least comes first."""
-        before = len(self.kept)
-        self.kept[:] = filterfalse(self._is_dead, self.kept)
-        heapify(self.kept)
-        self._dead -= before - len(self.kept)
-        return sorted(self._living(self.kept), key=lambda entry: (attempt_of(entry[2]), entry))
+    def aside_in_turn(self) -> list[Entry]:
+        """What is set aside: that which was tried least comes first."""
+        before = len(self.aside)
+        self.aside[:] = filterfalse(self._drops, self.aside)
+        heapify(self.aside)
+        self._dead -= before - len(self.aside)
+        return sorted(self._living(self.aside), key=lambda entry: (attempt_of(entry[2]), entry))
 
-    def take_kept(self, entry: Entry) -> None:
+    def take_aside(self, entry: Entry) -> None:
         """Take that out."""
-        self.kept[:] = [slot for slot in self.kept if slot[1] != entry[1]]
-        heapify(self.kept)
+        self.aside[:] = [slot for slot in self.aside if slot[1] != entry[1]]
+        heapify(self.aside)
         self._claim([entry])
 
     def has_later(self, now: float) -> bool:
@@ -234,7 +234,7 @@ class Schedule:
         while overdue and overdue[0][1] not in self._overdue:
             heappop(overdue)
         next_due = self.next_due()
-        heads = (heap[0][0] for heap in (overdue, self.kept) if heap)  # what is put off is a retry
+        heads = (heap[0][0] for heap in (overdue, self.aside) if heap)  # what is put off is a retry
         return min(next_due, _due(self._later.first()), *heads)
 
     @property
@@ -261,7 +261,7 @@ class Schedule:
         if body is not None:
             self._count_out(number, body)
             self.taken += 1
-            self._lent.add(number)
+            self._pairs_left.add(number)
             self._dead += 1
             if self._dead > self.waiting + self.retrying + _FEW and self._sweeping is None:
                 self._sweeping = self._sweep()
@@ -271,7 +271,7 @@ class Schedule:
 
     def forget(self, number: int) -> None:
         """The message with this number, if it is lent, does not come back."""
-        self._lent.discard(number)
+        self._pairs_left.discard(number)
 
     def far(self, horizon: float) -> list[Slot]:
         """(due, number) of what waits until `horizon` or longer and has not failed, the latest first."""
@@ -291,14 +291,15 @@ class Schedule:
         self._near, self._later = Piles(), Piles()
         self._sweeping = None
         self._dead = self._waiting = self.retrying = 0
-        for each in (self.inbox, self._lent, self._overdue, self._oldest_overdue, self._put_off, self.kept):
+        for each in (self.inbox, self._pairs_left, self._overdue, self._oldest_overdue, self._put_off):
             each.clear()
+        self.aside.clear()
 
     def mix(self) -> None:
         """Put back into this order what was sorted out of it; here nothing is."""
 
     def set_horizon(self, horizon: float) -> None:
-        """Put aside, for `take_later`, every message due at `horizon` or after it, now and from now on."""
+        """Leave to `take_later` every message due at `horizon` or after it, now and from now on."""
         self.sort_in()
         self.horizon = horizon
         self._later = self._near
@@ -352,30 +353,30 @@ class Schedule:
         yield from self._near.slots(number)
         yield from self._later.slots(number)
         yield from self._put_off
-        yield from self.kept
+        yield from self.aside
 
-    def _is_dead(self, slot: Slot) -> bool:
+    def _drops(self, slot: Slot) -> bool:
         if self._index is None or self._index.get(slot[1]) is not None:
             return False
         # Whoever asks drops what is dead: a message that is lent and comes back needs a new place.
-        self._lent.discard(slot[1])
+        self._pairs_left.discard(slot[1])
         return True
 
     def _drop_dead_heads(self) -> None:
         if not self._dead:
             return
-        self._dead -= self._near.drop_heads(self._is_dead) + self._later.drop_heads(self._is_dead)
-        for heap in (self._put_off, self.kept):
-            while heap and self._is_dead(heap[0]):
+        self._dead -= self._near.drop_heads(self._drops) + self._later.drop_heads(self._drops)
+        for heap in (self._put_off, self.aside):
+            while heap and self._drops(heap[0]):
                 heappop(heap)
                 self._dead -= 1
 
     def _sweep(self) -> Iterator[int]:
-        yield from self._near.sweep(self._is_dead)
-        yield from self._later.sweep(self._is_dead)
-        for heap in (self._put_off, self.kept):
+        yield from self._near.sweep(self._drops)
+        yield from self._later.sweep(self._drops)
+        for heap in (self._put_off, self.aside):
             before = len(heap)
-            heap[:] = filterfalse(self._is_dead, heap)
+            heap[:] = filterfalse(self._drops, heap)
             heapify(heap)
             yield before - len(heap)
         self._sweeping = None

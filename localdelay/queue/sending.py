@@ -122,7 +122,7 @@ class Delivery:
             instants = [execute_at_of(due, body) for due, _, body in entries]
             first_sends = [execute_at_of(due, body) for due, _, body in entries if not failures_of(body)]
             self.lateness.record_run(now, first_sends)
-        worker.expires = expires = now + self.send_timeout
+        worker.send_deadline = expires = now + self.send_timeout
         if self._workers.watchdog is not None and expires < math.inf:
             self._workers.watch()
         sending: Any = _NOT_CALLED
@@ -130,7 +130,7 @@ class Delivery:
             sending = self._send(given)
             await sending
         except BaseException as raised:  # noqa: BLE001 (raised again where it is no mere error)
-            worker.expires = math.inf
+            worker.send_deadline = math.inf
             worker.began = now
             worker.failure = failure_in(raised, timed_out=worker.timed_out)
             if worker.failure is not None:
@@ -144,7 +144,7 @@ class Delivery:
                 await self.settle(worker)
             return self._read_clock() + self._clock_offset
         # The real queue has it. Until it has ended here nothing may wait: cut off, it would be sent again.
-        worker.expires = math.inf
+        worker.send_deadline = math.inf
         finished = self._read_clock() + self._clock_offset
         self.send_time.record(finished - now)
         if instants is None:
@@ -177,7 +177,7 @@ class Delivery:
             raise
         if self._workers.paused:
             self._give_back(worker, worker.entries)
-            self._workers.put_off(worker)
+            self._workers.release(worker)
         return self._read_clock() + self._clock_offset
 
     def _give_back(self, worker: Worker, entries: Sequence[Entry]) -> None:
@@ -218,7 +218,7 @@ class Delivery:
         self._pending.end(entries, End.SENT, plain_size(entries) if plain else None)
 
     def failed(self, outcome: Outcome) -> Exception | None:
-        """A send failed elsewhere than on the loop: put the message off, or return what to give it up for."""
+        """A send failed elsewhere than on the loop: have it tried again, or return what to give it up for."""
         entry, began, ended, error = outcome
         assert error is not None  # noqa: S101 (it is why this is called)
         due, _, body = entry

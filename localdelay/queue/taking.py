@@ -22,9 +22,9 @@ _SPACED_OUT = 256
 
 
 class Worker:
-    """One worker's state. `expires` is when its send must end, in seconds on Trio's clock."""
+    """One worker's state. `send_deadline` is when its send must end, in seconds on Trio's clock."""
 
-    __slots__ = ("began", "entries", "expires", "failure", "is_paid", "scope", "size", "timed_out")
+    __slots__ = ("began", "entries", "failure", "is_paid", "scope", "send_deadline", "size", "timed_out")
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []  # what it has taken and not settled yet
@@ -32,7 +32,7 @@ class Worker:
         self.is_paid = True  # if the limit limits now, it did so when these were taken
         self.failure: Exception | None = None
         self.began = 0.0  # the send that has failed
-        self.expires = math.inf
+        self.send_deadline = math.inf
         self.scope = trio.CancelScope()
         self.timed_out = False
 
@@ -43,7 +43,7 @@ class Order(Protocol):
     alarm: float
 
     @property
-    def kept(self) -> Sequence[Slot]:
+    def aside(self) -> Sequence[Slot]:
         """What goes after all else."""
 
     def next_due(self) -> float:
@@ -82,7 +82,7 @@ class Choosing:
         if most > 1 and self._one_by_one and limit is not None and limit.limits:
             most = max(1, int(min(most, limit.available)))
         entries = order.due(now, most)
-        if not entries and order.kept:
+        if not entries and order.aside:
             return self.suspect(now)
         if not self._one_by_one:
             del entries[joining(entries, self._batch, count=0, size=0)[0] :]
@@ -100,12 +100,12 @@ class Choosing:
     def until(self) -> float:
         """Until when there is nothing to do; sets the alarm for what comes in that is due before."""
         valve, due = self._valve, self._order.next_due()
-        if self._order.kept:
-            due = self._with_kept(due)
+        if self._order.aside:
+            due = self._with_aside(due)
         probe = valve.probe
         until = max(due, valve.waits_until)
-        if self._order.kept and valve.waits_until > trio.current_time():
-            # What is kept may be what waits for it; once that is over and it has not gone, it was not.
+        if self._order.aside and valve.waits_until > trio.current_time():
+            # What is set aside may be what waits for it; once that is over and it has not gone, it was not.
             until = valve.waits_until
         if "paused" in self.bars or (probe.is_shut and self._is_under_way(probe.out)):
             until = math.inf
@@ -114,8 +114,8 @@ class Choosing:
         self._order.alarm = due if until == due else -math.inf
         return until
 
-    def _with_kept(self, due: float) -> float:
-        """When something may go, by its time, where what is not kept is due then; here nothing is kept."""
+    def _with_aside(self, due: float) -> float:
+        """When something may go, by its time, where what is not set aside is due then; here nothing is."""
         return due
 
     def _space_out(self, now: float) -> bool:
@@ -141,7 +141,7 @@ class Taking(Choosing):
     def __init__(self, pending: Pending, batch: BatchPolicy, valve: Valve) -> None:
         super().__init__(pending, batch, valve, pending.schedule)
         self._schedule = pending.schedule
-        self._turn = math.inf  # when what is kept is to be looked at again, as of the last look
+        self._turn = math.inf  # when what is set aside is to be looked at again, as of the last look
         self.closing = False
         """Whether nothing more comes in, and nobody waits for company."""
 
@@ -182,14 +182,14 @@ class Taking(Choosing):
     def is_done(self) -> bool:
         """Whether nothing is left to take before the horizon."""
         schedule = self._schedule
-        return schedule.is_empty and (not schedule.kept or schedule.horizon < math.inf)
+        return schedule.is_empty and (not schedule.aside or schedule.horizon < math.inf)
 
     def suspect(self, now: float) -> list[Entry]:
         """Take a message that may have ended the last process, if it is its turn: last, and one at a time."""
         entry = self._next_suspect(now)
         if entry is None or not self._valve.lets_go([entry], now):
             return []
-        self._schedule.take_kept(entry)
+        self._schedule.take_aside(entry)
         if self._valve.probe.is_shut:
             self._valve.probe.out = entry[1]  # or its failure would let the next one go at once
         return [entry]
@@ -199,12 +199,12 @@ class Taking(Choosing):
         is_tried = valve.probe.is_shut and schedule.next_due() < math.inf  # there are others for that
         if is_tried or not self._is_their_turn(schedule.next_due(), now):
             return None
-        return next(iter(schedule.kept_in_turn()), None)
+        return next(iter(schedule.aside_in_turn()), None)
 
     def _is_their_turn(self, next_due: float, now: float) -> bool:
-        """Whether one that is kept may go, where others are due then."""
+        """Whether one that is set aside may go, where others are due then."""
         self._turn = math.inf
-        if next_due <= now or self._is_kept_barred:
+        if next_due <= now or self._is_aside_barred:
             return False
         if now >= (last_place := self._valve.pace.last_place):
             return True
@@ -212,14 +212,14 @@ class Taking(Choosing):
         return False
 
     @property
-    def _is_kept_barred(self) -> bool:
-        """Whether nothing of what is kept may go at any time: one is under way, say, or what goes before."""
+    def _is_aside_barred(self) -> bool:
+        """Whether nothing of that may go at any time: one of it is under way, say, or what goes before."""
         if self.bars or self._schedule.horizon < math.inf:
             return True
         return any(entry[0] <= self._pending.began for entry in self._pending.at_work())
 
-    def _with_kept(self, due: float) -> float:
+    def _with_aside(self, due: float) -> float:
         probe = self._valve.probe
-        if probe.is_shut and due == math.inf and not self._is_kept_barred:
+        if probe.is_shut and due == math.inf and not self._is_aside_barred:
             return probe.next_at
         return min(due, self._turn)

@@ -173,7 +173,7 @@ class Workers:
         self._scope.cancel()
 
     def watch(self) -> None:
-        """Some worker's `expires` was set while the watchdog had nothing to watch."""
+        """Some worker's `send_deadline` was set while the watchdog had nothing to watch."""
         if self.watchdog is not None:
             trio.lowlevel.reschedule(self.watchdog)
             self.watchdog = None
@@ -217,7 +217,7 @@ class Workers:
                 self.wake_leader()  # who may wait for the probe that this one has sent last
                 return
             full = fill(worker, now)
-            if not worker.entries and self._schedule.kept and not self.valve.limits:
+            if not worker.entries and self._schedule.aside and not self.valve.limits:
                 worker.entries += self._taking.suspect(now)
                 full = True
             if not worker.entries:
@@ -272,14 +272,14 @@ class Workers:
             finally:
                 self._taking.bars.discard("reserved")
             if self._taking.bars or self.valve.probe.is_shut:
-                self.put_off(worker)
+                self.release(worker)
                 return
             full = self._taking.fill(worker, trio.current_time())
 
-    def put_off(self, worker: Worker) -> None:
-        """A pause came before the send of what the worker has taken: a keeper may let others send it."""
+    def release(self, worker: Worker) -> None:
+        """Bring back what the worker has taken: a pause came before its send."""
         for entry in worker.entries:
-            self._pending.retry(entry, entry)
+            self._pending.retry(entry, entry)  # a keeper may let others send it meanwhile
         worker.entries.clear()
         worker.size = 0
 
@@ -329,7 +329,7 @@ class Workers:
     async def _watch(self) -> None:
         """End the sends that take too long: one task for the whole pool instead of a timer a send."""
         while True:
-            soonest = min((worker.expires for worker in self._workers), default=math.inf)
+            soonest = min((worker.send_deadline for worker in self._workers), default=math.inf)
             if soonest == math.inf:
                 self.watchdog = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(self._forget_watchdog)
@@ -337,8 +337,8 @@ class Workers:
             await trio.sleep_until(soonest)
             now = trio.current_time()
             for worker in self._workers:
-                if worker.expires <= now:
-                    worker.expires = math.inf
+                if worker.send_deadline <= now:
+                    worker.send_deadline = math.inf
                     worker.timed_out = True
                     worker.scope.cancel()
 

@@ -14,9 +14,9 @@ def test_one_that_is_due_late_is_not_forgotten_for_many_that_are_due_soon(
     """It stands before them, and no more than a hundred are kept at a time."""
     monkeypatch.setattr(handles, "MOST", 100)
     kept = Handles()
-    kept.keep("late", 86_400.0, "its handle", 0.0)
+    kept.remember("late", 86_400.0, "its handle", 0.0)
     for number in range(10_000):
-        kept.keep(f"m{number}", number / 10 + 5.0, number, number / 10)
+        kept.remember(f"m{number}", number / 10 + 5.0, number, number / 10)
     assert kept.get("late", 1000.0) == ("its handle",)
     assert kept.get("m9999", 1000.0) == (9999,)
     assert kept.get("m9000", 1000.0) is None
@@ -28,8 +28,8 @@ def test_what_is_due_soonest_is_forgotten_where_there_are_too_many(monkeypatch: 
     monkeypatch.setattr(handles, "MOST", 100)
     kept = Handles()
     for number in range(1_000):
-        kept.keep(f"m{number}", 2_000.0 - number, number, 0.0)
-        kept.keep("again", 5_000.0 + number, number, 0.0)
+        kept.remember(f"m{number}", 2_000.0 - number, number, 0.0)
+        kept.remember("again", 5_000.0 + number, number, 0.0)
         if number % 2:
             kept.forget(f"m{number - 1}")
         assert len(kept._kept) <= 101

@@ -60,7 +60,7 @@ class Model:
         self.indexed = indexed
         self.near: list[Entry] = []
         self.later: list[Entry] = []
-        self.kept: list[Entry] = []
+        self.aside: list[Entry] = []
         self.lent: list[Entry] = []
         self.horizon = math.inf
         self.number = 0
@@ -107,7 +107,7 @@ class Model:
         self.schedule.forget(number)
         self.lent = [entry for entry in self.lent if entry[1] != number]
         for entry in found:
-            for place in (self.near, self.later, self.kept):
+            for place in (self.near, self.later, self.aside):
                 if entry in place:
                     place.remove(entry)
 
@@ -131,8 +131,8 @@ class Model:
         if entry is None or then == "take":
             return
         if then == "keep":
-            self.schedule.keep(entry)
-            self.kept.append(entry)
+            self.schedule.set_aside(entry)
+            self.aside.append(entry)
         else:
             self.put_back(entry, wait, failed=bool(wait))
 
@@ -146,7 +146,7 @@ class Model:
 
     @property
     def everything(self) -> list[Entry]:
-        return sorted([*self.near, *self.later, *self.kept])
+        return sorted([*self.near, *self.later, *self.aside])
 
     def apply(self, operation: Operation) -> None:
         name, *rest = operation
@@ -228,10 +228,10 @@ def test_a_schedule_that_was_cleared_is_empty(indexed: bool, operations: list[Op
     for operation in operations:
         model.apply(operation)
     model.schedule.clear()
-    model.near, model.later, model.kept = [], [], []
+    model.near, model.later, model.aside = [], [], []
     model.check()
-    model.schedule.keep((1.0, 1, b"x"))
-    model.kept = [(1.0, 1, b"x")]
+    model.schedule.set_aside((1.0, 1, b"x"))
+    model.aside = [(1.0, 1, b"x")]
     model.check()
 
 

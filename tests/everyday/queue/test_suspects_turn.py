@@ -85,13 +85,13 @@ def test_the_oldest_is_known_after_one_was_cancelled() -> None:
     schedule = Schedule(indexed=True)
     dues = [1.0, 9.0, 2.0, 10.0, 11.0, 3.0, 4.0]
     for number, due in enumerate(dues):
-        schedule.keep(suspect(number, due, attempt=20 - number))
+        schedule.set_aside(suspect(number, due, attempt=20 - number))
     schedule.lend(suspect(0)[1])
     schedule.forget(suspect(0)[1])
-    assert schedule.kept_in_turn()[0] == suspect(6, 4.0, attempt=14)
+    assert schedule.aside_in_turn()[0] == suspect(6, 4.0, attempt=14)
     assert schedule.oldest() == 2.0
     left = dues[1:]
-    while (entry := next(iter(schedule.kept_in_turn()), None)) is not None:
+    while (entry := next(iter(schedule.aside_in_turn()), None)) is not None:
         assert schedule.oldest() == min(left)
-        schedule.take_kept(entry)
+        schedule.take_aside(entry)
         left.remove(entry[0])
