@@ -152,34 +152,34 @@ class RealQueue:
             if len(stories) == 1:
                 self.doom(stories[0])
             raise PermanentSendError
+        if outcome == "fail slowly":
+            await trio.sleep(TICK)
+        hangs = outcome in ("hang", "mixed")
+        try:
+            await self._fail(outcome)
+        finally:
+            # Only now: while an error passes a nursery, another one may shut the sends, at the same instant.
+            if hangs:
+                hit("a send hung until its time-out")
+            for story in stories:
+                self._failed(story, sure=not hangs)  # or all of it was cancelled
+
+    async def _fail(self, outcome: str) -> None:
         if outcome == "hang":
-            await self._hang(stories)
+            await trio.sleep_forever()
         if outcome == "mixed":  # the cancellation by send_timeout meets an error of the send's own
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(trio.sleep_forever)
                 try:
-                    await self._hang(stories)
+                    await trio.sleep_forever()
                 finally:
                     raise ValueError(outcome)
-        if outcome == "fail slowly":
-            await trio.sleep(TICK)
-        for story in stories:
-            self._failed(story)
         if outcome == "group":
             async with trio.open_nursery():
                 raise ValueError(outcome)
         if outcome == "wrong names" and self._part.batch:
             raise PartialSendError({"nobody": OSError()})
         raise OSError(outcome)
-
-    async def _hang(self, stories: list[Story]) -> None:
-        try:
-            await trio.sleep_forever()
-        except trio.Cancelled:
-            hit("a send hung until its time-out")
-            for story in stories:
-                self._failed(story, sure=False)  # or all of it was cancelled
-            raise
 
     def _finish(self, story: Story, how: str, *, told: bool = True) -> None:
         """It has ended; where a journal is `told`, it is gone from there, too, in the end."""
