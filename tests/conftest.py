@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,6 +51,12 @@ def pytest_collection_finish() -> None:
     """What has been imported and collected stays to the end: no full collection need walk all of it."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def no_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits are exact: whatever is drawn at random is 0."""
+    monkeypatch.setattr(random, "random", lambda: 0.0)
 
 
 @pytest.fixture

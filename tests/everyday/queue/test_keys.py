@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -23,19 +22,9 @@ from localdelay import (
 )
 from localdelay.listening import Event, SendingOpened, SendingShut
 from localdelay.testing import RecordingSender
+from tests.kit.probing import EXACT, STEADY, key
 
-EXACT = ProbePolicy(failures=3, wait_initial=1.0, wait_max=4.0)
-STEADY = RetryPolicy(wait_initial=100, wait_max=100, wait_jitter=0)
-
-
-@pytest.fixture(autouse=True)
-def _no_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(random, "random", lambda: 0.0)
-
-
-def key(message: Message) -> str:
-    """The letter that its payload begins with."""
-    return message.payload[:1].decode()
+pytestmark = pytest.mark.usefixtures("no_jitter")
 
 
 class Brokers:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -15,20 +14,14 @@ from localdelay import (
     BatchPolicy,
     Message,
     PermanentSendError,
-    ProbePolicy,
     RetryPolicy,
     Throttled,
     open_delay_queue,
 )
 from localdelay.listening import Event, SendingOpened, SendingShut
+from tests.kit.probing import EXACT, STEADY
 
-EXACT = ProbePolicy(failures=3, wait_initial=1.0, wait_max=4.0)
-STEADY = RetryPolicy(wait_initial=100, wait_max=100, wait_jitter=0)
-
-
-@pytest.fixture(autouse=True)
-def _no_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(random, "random", lambda: 0.0)
+pytestmark = pytest.mark.usefixtures("no_jitter")
 
 
 class Broker:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import pytest
 import trio
 
-from localdelay import DelayQueue, Message, ProbePolicy, RateLimit, RetryPolicy, open_delay_queue
+from localdelay import DelayQueue, Message, ProbePolicy, RateLimit, open_delay_queue
 from localdelay.entry import Entry
 from localdelay.queue.schedule import Schedule
 from localdelay.testing import RecordingSender
+from tests.kit.probing import STEADY
 
 
 def suspect(number: int, due: float = 0.0, attempt: int = 2) -> Entry:
@@ -56,11 +56,11 @@ async def test_a_drain_while_one_waits_for_the_limit_sleeps(autojump_clock: Any,
     assert conserved(queue).pending == 1
 
 
+@pytest.mark.usefixtures("no_jitter")
 async def test_one_that_is_tried_while_the_broker_is_down_lets_the_next_wait(
-    autojump_clock: Any, conserved: Any, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: Any, conserved: Any
 ) -> None:
     """It is the probe where nothing else is due, and the wait after it grows as after any other."""
-    monkeypatch.setattr(random, "random", lambda: 0.0)
     times: list[float] = []
 
     async def send(message: Message) -> None:
@@ -69,8 +69,7 @@ async def test_one_that_is_tried_while_the_broker_is_down_lets_the_next_wait(
             raise ConnectionError
 
     probe = ProbePolicy(failures=2, wait_initial=1.0, wait_max=8.0)
-    retry = RetryPolicy(wait_initial=100.0, wait_max=100.0, wait_jitter=0)
-    async with open_delay_queue(send, capacity=9, workers=3, probe=probe, retry=retry) as queue:
+    async with open_delay_queue(send, capacity=9, workers=3, probe=probe, retry=STEADY) as queue:
         others = [queue.put_nowait(b"", delay=0.0) for _ in range(2)]
         await trio.sleep(0.5)
         assert [queue.cancel(message.id) for message in others] == [True, True]
