@@ -25,7 +25,6 @@ import trio
 
 from localdelay.entry import Entry, all_plain
 from localdelay.hops import Hop
-from localdelay.keeping import End
 from localdelay.queue.batch import ONE
 from localdelay.queue.pending import Pending
 from localdelay.queue.sending import Delivery, Outcome
@@ -231,7 +230,7 @@ class OutsideWorkers(Workers):
         if sent:
             self._delivery.sent(sent)
             if sent[-1][2] >= self.valve.next_mark:
-                self.valve.mark(sent[-1][2], self._pending.ledger.ended[End.SENT])
+                self.valve.mark(sent[-1][2])
         if self._is_full or self._taking.closing or self._schedule.aside:
             self.wake_leader()
 

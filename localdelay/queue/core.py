@@ -160,10 +160,11 @@ def make_core(
     arguments.check_kind("probe", probe, ProbePolicy | None, "a ProbePolicy or None")
     check_listener(listener)
     keys = None if key is None else Keys(key, limit)
+    ledger, pace = Ledger(capacity, capacity_bytes), Pace(catch_up_rate)
     schedule, valve = order_and_valve(
-        keys, limit, probe, Pace(catch_up_rate), listener, indexed=bool(cancellable)
+        keys, limit, probe, pace, listener, lambda: ledger.ended[End.SENT], indexed=bool(cancellable)
     )
-    pending = Pending(schedule, Ledger(capacity, capacity_bytes))
+    pending = Pending(schedule, ledger)
     if isinstance(given, BringsWorkers):
         pool = given.make_workers(pending, valve, timer, workers)
     else:

@@ -21,7 +21,7 @@ is forgotten while there is a line begins anew: a message goes, and what that co
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from heapq import heappop, heappush
 from itertools import count
 
@@ -213,12 +213,13 @@ def order_and_valve(
     policy: ProbePolicy | None,
     pace: Pace,
     listener: Listener | None,
+    count: Callable[[], int],
     *,
     indexed: bool,
 ) -> tuple[Schedule, Valve]:
-    """What a queue keeps its messages in, and what lets them go, with keys or without."""
+    """What a queue has its messages in, and what lets them go, with keys or without; `count` is the valve's."""
     if keys is None:
-        return Schedule(indexed=indexed), Valve(limit, policy, pace, listener)
+        return Schedule(indexed=indexed), Valve(limit, policy, pace, listener, count)
     schedule = KeyedSchedule(indexed=indexed)
     return schedule, KeyedValve(keys, limit, policy, pace, listener, schedule.lines)
 

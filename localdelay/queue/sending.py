@@ -153,7 +153,7 @@ class Delivery:
             self.total.record_run(finished, instants)
         valve = self.valve
         if valve.probe.row or (valve.limit is not None and valve.limit.limits):
-            valve.sent(finished, entries, finished - now, self._sent)
+            valve.sent(finished, entries, finished - now)
         # Nobody waits until that is kept: the next send of this worker does, before it begins.
         self._pending.end(entries, _SENT, size)
         entries.clear()
@@ -214,7 +214,7 @@ class Delivery:
         valve = self.valve
         if valve.probe.row or (valve.limit is not None and valve.limit.limits):
             for entry, began, ended, _ in outcomes:
-                valve.sent(ended, [entry], ended - began, self._sent)
+                valve.sent(ended, [entry], ended - began)
         self._pending.end(entries, End.SENT, plain_size(entries) if plain else None)
 
     def failed(self, outcome: Outcome) -> Exception | None:
@@ -233,7 +233,7 @@ class Delivery:
         if failures == 1:
             self.lateness.record(began - execute_at_of(due, body))
         self.send_time.record(ended - began)
-        self.valve.failed(ended, [entry], error, ended - began, self._sent)
+        self.valve.failed(ended, [entry], error, ended - began)
         if self._retry(entry, error, ended, failures, random.random(), alone=blamed is not None):
             return None
         self.valve.count_failure(ended, error)
@@ -260,13 +260,13 @@ class Delivery:
         if len(errors) < len(entries):
             its = dict(zip(ids, entries, strict=True))
             sent = [entry for its_id, entry in its.items() if its_id not in errors]
-            self.valve.sent(now, sent, now - worker.began, self._sent)
+            self.valve.sent(now, sent, now - worker.began)
             for its_id, each in errors.items():
-                self.valve.record(now, [its[its_id]], now - worker.began, each, self._sent)
+                self.valve.record(now, [its[its_id]], now - worker.began, each)
         else:
             # The one that says most. Not `error`: that says nothing where it names each message's own.
             of_all = max(errors.values(), key=_says)
-            self.valve.failed(now, entries, of_all, now - worker.began, self._sent)
+            self.valve.failed(now, entries, of_all, now - worker.began)
         doomed: list[tuple[Entry, Exception]] = []
         for entry, its_id in zip(entries, ids, strict=True):
             its_error = errors.get(its_id)
@@ -313,10 +313,6 @@ class Delivery:
         worker.size = 0
         worker.failure = None
         await self._pending.keeper.written()
-
-    @property
-    def _sent(self) -> int:
-        return self._pending.ledger.ended[_SENT]
 
     def _retry(
         self, entry: Entry, error: Exception, now: float, failures: int, jitter: float, *, alone: bool

@@ -76,10 +76,11 @@ class Valve:
         policy: ProbePolicy | None,
         pace: Pace,
         listener: Listener | None,
+        count: Callable[[], int] | None = None,
         lines: Lines | None = None,
         key: Hashable = None,
     ) -> None:
-        """With `lines`, which all keys share, it is of one `key`."""
+        """`count` says how many were sent. With `lines`, which all keys share, it is of one `key`."""
         self.limit = limit
         self.probe = Probe(policy)
         self._listener = listener
@@ -106,7 +107,8 @@ class Valve:
         self.failures = 0
         self.throttled = 0
         self.count = 0
-        """Messages of this key that were sent, where there are keys."""
+        """Messages that were sent, where there is no such `count`."""
+        self._count_sent = count or (lambda: self.count)
         self._next_hand_back = -math.inf
         self.on_change: Callable[[], None] = lambda: None
         """Called when something else may be taken than before."""
@@ -195,17 +197,17 @@ class Valve:
         """All that was overdue has a time of its own."""
         self.backlog, self.holds = -math.inf, self.probe.is_shut
 
-    def mark(self, now: float, count: int) -> None:
-        """So many have been sent in all; a limit that begins has to know how many are, lately."""
-        self._marks.append((now, count))
+    def mark(self, now: float) -> None:
+        """Note how many have been sent by now: a limit that begins has to know how many are, lately."""
+        self._marks.append((now, self._count_sent()))
         self.next_mark = now + _MARK_EVERY
         if self._limits and self.limit is not None:
             self._look_at_limit(self.limit, now)  # a fallback that shares it may have seen its end
 
-    def sent(self, now: float, entries: Sequence[Entry], age: float, sent: int) -> None:
-        """These were sent, `sent` before them. To be told after failures, and while the limit limits."""
+    def sent(self, now: float, entries: Sequence[Entry], age: float) -> None:
+        """These were sent. To be told after failures, and while the limit limits."""
         if self.limit is not None and self.limit.limits:
-            self.record(now, entries, age, None, sent)
+            self.record(now, entries, age, None)
         shut_since = self.probe.since
         if self.probe.sent():
             shut_for = max(0.0, now - shut_since)
@@ -214,11 +216,11 @@ class Valve:
             self.catch_up(now)
             self._say(self._shut_lines.end(), line, SendingOpened(shut_for, self._key))
 
-    def failed(self, now: float, entries: Sequence[Entry], error: Exception, age: float, sent: int) -> None:
-        """A send of these has failed, and none of them was sent; `sent` others were."""
+    def failed(self, now: float, entries: Sequence[Entry], error: Exception, age: float) -> None:
+        """A send of these has failed, and none of them was sent."""
         numbers = [number for _, number, _ in entries]
         if not is_down(error):
-            self.record(now, entries, age, error, sent)
+            self.record(now, entries, age, error)
             if isinstance(error, Throttled):
                 self.probe.throttled(now, numbers, random.random())
                 self.on_change()
@@ -248,7 +250,6 @@ class Valve:
         entries: Sequence[Entry],
         age: float,
         error: Exception | None,
-        sent: int,
         *,
         delayed: bool = False,
     ) -> None:
@@ -260,12 +261,13 @@ class Valve:
         if error is None:
             limit.record(TAKEN, age, None, 0.0, price)
         else:
-            lately = 0.0 if limit.limits else self._lately(now, sent) * price / len(entries)
+            lately = 0.0 if limit.limits else self._lately(now) * price / len(entries)
             limit.record(THROTTLED, age, asked_wait(error), random.random(), price, lately=lately)
         self._look_at_limit(limit, now)
 
-    def _lately(self, now: float, sent: int) -> float:
+    def _lately(self, now: float) -> float:
         """How many were sent a second, over the last second or since the last one before that."""
+        sent = self._count_sent()
         at, count = next((mark for mark in self._marks if mark[0] > now - 1.5), (now - 1.0, sent))
         return max(_LATELY_LEAST, (sent - count) / max(_MARK_EVERY, now - at))
 

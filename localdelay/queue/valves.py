@@ -105,18 +105,17 @@ class KeyedValve(Valve):
             valve.wants_nothing()
             self.news.add(key)
 
-    def sent(self, now: float, entries: Sequence[Entry], age: float, sent: int) -> None:
+    def sent(self, now: float, entries: Sequence[Entry], age: float) -> None:
         """These were sent."""
         valve = self._of(entries)
         if now >= valve.next_mark:
-            valve.mark(now, valve.count)
-        valve.sent(now, entries, age, valve.count)
+            valve.mark(now)
+        valve.sent(now, entries, age)
         valve.count += len(entries)
 
-    def failed(self, now: float, entries: Sequence[Entry], error: Exception, age: float, sent: int) -> None:
+    def failed(self, now: float, entries: Sequence[Entry], error: Exception, age: float) -> None:
         """A send of these has failed, and none of them was sent."""
-        valve = self._of(entries)
-        valve.failed(now, entries, error, age, valve.count)
+        self._of(entries).failed(now, entries, error, age)
 
     def given_up(self, entries: Sequence[Entry]) -> None:
         """These are not sent any more: if one of them was the probe of its key, another is."""
@@ -129,13 +128,11 @@ class KeyedValve(Valve):
         entries: Sequence[Entry],
         age: float,
         error: Exception | None,
-        sent: int,
         *,
         delayed: bool = False,
     ) -> None:
         """Tell the limit of their key what a call with these came to."""
-        valve = self._of(entries)
-        valve.record(now, entries, age, error, valve.count, delayed=delayed)
+        self._of(entries).record(now, entries, age, error, delayed=delayed)
 
     def next_hand_back(self, entry: Entry, now: float) -> float:
         """When this may be handed back: now, or at its place behind the others of its key."""
@@ -143,7 +140,7 @@ class KeyedValve(Valve):
 
     def _make(self, key: Hashable) -> Valve:
         limit = self._keys.limits.of(key)
-        valve = Valve(limit, self._policy, self.pace, self._listener, self._shut_lines, key)
+        valve = Valve(limit, self._policy, self.pace, self._listener, None, self._shut_lines, key)
         valve.on_change = partial(self._note, key)
         return valve
 

@@ -24,7 +24,6 @@ from typing import Protocol, runtime_checkable
 import trio
 
 from localdelay.entry import Entry
-from localdelay.keeping import End
 from localdelay.nurseries import is_within
 from localdelay.timer import Timer, TimerKind, clock_parts, open_timer
 
@@ -230,7 +229,7 @@ class Workers:
                 now = began = read_clock() + offset
                 turn = 0
                 if now >= self.valve.next_mark:
-                    self.valve.mark(now, self._pending.ledger.ended[End.SENT])
+                    self.valve.mark(now)
                 continue
             if not full and self._batch.max_wait and not self._taking.closing:
                 await self._gather(worker)

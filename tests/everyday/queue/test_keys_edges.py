@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import random
 from functools import partial
 from typing import Any
 
+import attrs
 import pytest
 import trio
 from prometheus_client import CollectorRegistry, generate_latest
@@ -19,7 +19,6 @@ from localdelay import (
     PermanentSendError,
     ProbePolicy,
     RateLimit,
-    RetryPolicy,
     Route,
     Throttled,
     open_delay_queue,
@@ -35,20 +34,11 @@ from localdelay.queue.wall import move_all, moved_entry
 from localdelay.testing import RecordingSender
 from tests.kit.journal_copies import EPOCH
 from tests.kit.journals import Disk
+from tests.kit.probing import EXACT, STEADY, key
 from tests.simulation.clock import run
 
-EXACT = ProbePolicy(failures=2, wait_initial=1.0, wait_max=4.0)
-STEADY = RetryPolicy(wait_initial=100, wait_max=100, wait_jitter=0)
-
-
-@pytest.fixture(autouse=True)
-def _no_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(random, "random", lambda: 0.0)
-
-
-def key(message: Message) -> str:
-    """The letter that its payload begins with."""
-    return message.payload[:1].decode()
+EXACT = attrs.evolve(EXACT, failures=2)
+pytestmark = pytest.mark.usefixtures("no_jitter")
 
 
 class Broker:
@@ -184,7 +174,7 @@ async def test_a_put_whose_message_has_no_key_raises(
         with pytest.raises(error, match=told):
             queue.put_nowait(b"", delay=0.0, id="a")
         with pytest.raises(error, match=told):
-            await queue.put_message(Message("b", b"", 0.0))
+            await queue.hold(Message("b", b"", 0.0))
         fallback = Fallback(Throttles(), queue)
         with pytest.raises((KeyError, TypeError)):
             await fallback.publish(b"", delay=0.0)
@@ -300,7 +290,7 @@ async def test_metrics_are_of_all_keys_together(autojump_clock: Any) -> None:
 @pytest.mark.parametrize("indexed", [False, True])
 def test_what_stands_in_line_moves_with_the_wall_clock(indexed: bool) -> None:
     """And is in line again, or waits, as it is due then; it is counted once all the while."""
-    schedule, _ = order_and_valve(Keys(key, None), None, None, Pace(None), None, indexed=indexed)
+    schedule, _ = order_and_valve(Keys(key, None), None, None, Pace(None), None, int, indexed=indexed)
     pending = Pending(schedule, Ledger(99, None))
     for number in range(6):
         at = 1e6 + number if number % 2 else None
@@ -320,7 +310,7 @@ def test_what_stands_in_line_moves_with_the_wall_clock(indexed: bool) -> None:
 async def test_tokens_that_come_back_go_to_the_limit_of_each_key(autojump_clock: Any) -> None:
     """Of what was given to threads or tasks, and has not begun, there may be several keys."""
     keys = Keys(key, RateLimit(1e-6, burst=2))
-    _, valve = order_and_valve(keys, None, None, Pace(None), None, indexed=False)
+    _, valve = order_and_valve(keys, None, None, Pace(None), None, int, indexed=False)
     a, b = keys.limits.of("a"), keys.limits.of("b")
     assert isinstance(a, RateLimit)
     assert isinstance(b, RateLimit)
