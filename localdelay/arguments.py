@@ -176,14 +176,6 @@ def check_seconds(name: str, value: float | None, *, zero: bool) -> float:
     return seconds
 
 
-def check_instant(name: str, value: float) -> float:
-    """A finite instant on Trio's clock, in seconds."""
-    instant = number(name, value, "a number of seconds")
-    if not abs(instant) <= LATEST:
-        raise ValueError(f"{name} must be a number of seconds that a clock can show, not {instant!r}")
-    return instant
-
-
 def is_async(function: object) -> bool:
     """Whether this is an async function, or an object that is called like one."""
     return any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None))))  # noqa: B004

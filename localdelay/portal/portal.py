@@ -119,7 +119,7 @@ class Remote:
         if id is not None:
             self._check_id(id, asks)  # None: the caller asks the loop
         payload, keys = arguments.check_payload(payload), self.queue.core.keys
-        return stamp(self._numbers.take(), payload, due, id, headers, terms, keys=keys)
+        return stamp(self._numbers.take(), payload, due, id, headers, terms, keys)
 
     def reschedule(self, id: str, delay: Delay | None, at: datetime | None) -> Callable[[], bool]:
         """Check the arguments of a `reschedule`, and return what is to be asked."""

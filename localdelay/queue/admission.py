@@ -39,7 +39,6 @@ Stamped: TypeAlias = tuple[Message, Entry, int]
 """(what put returns, what waits, its bytes)"""
 
 _CHUNK = 2000  # recovered messages, between which other tasks run
-_MOST_ATTEMPTS = 2**62  # a journal's numbers have 64 bits
 
 
 def stamp(
@@ -49,15 +48,13 @@ def stamp(
     id: str | None,
     headers: Mapping[str, str] | None,
     terms: Terms | None,
-    *,
-    attempt: int = 1,
-    keys: Keys | None = None,
+    keys: Keys | None,
 ) -> Stamped:
     """What a put makes of its arguments, of which all but headers and key were checked. In any thread."""
     copy = None if headers is None else arguments.check_headers(headers)
     body: Body = payload
     if id is not None or copy is not None or terms is not None:
-        body = (payload, copy, id, attempt, 0, due, False, *(terms or NO_TERMS))
+        body = (payload, copy, id, 1, 0, due, False, *(terms or NO_TERMS))
     entry = due, number, body
     message = message_of(entry)
     if keys is not None:
@@ -158,29 +155,14 @@ class Admission:
         payload = arguments.check_payload(payload)
         return self._stamped(next(self._numbers), payload, due, id, headers, terms)
 
-    def stamp_message(self, message: Message) -> Stamped:
-        """Check a message that is to keep its id, its execute-at and its attempt."""
-        arguments.check_kind("message", message, Message, "a Message")
-        payload = arguments.check_payload(message.payload)
-        due = arguments.check_instant("execute_at", message.execute_at)
-        try:
-            known = message.id
-        except (IndexError, TypeError):
-            raise TypeError("message must have an id that is a string") from None
-        attempt = arguments.count("attempt", message.attempt)
-        if attempt > _MOST_ATTEMPTS:
-            raise ValueError(f"attempt must be at most {_MOST_ATTEMPTS}, not {attempt}")
-        terms = terms_of(message)
-        return self._stamped(next(self._numbers), payload, due, known, message.headers, terms, attempt)
-
     def stamp_held(self, message: Message) -> Stamped:
-        """A message that was checked before. If it has a number for an id, no queue has seen that yet."""
-        number = number_in(message)
+        """A new message that was checked, but for its id; one that was made of a number is new, too."""
+        number, chosen = number_in(message), None
         if number is None:
-            return self.stamp_message(message)
-        headers = message.headers or None  # checked already: most messages have none
+            number, chosen = next(self._numbers), message.id
+        headers = message.headers or None  # most messages have none
         terms = None if (given := terms_of(message)) == NO_TERMS else given
-        return self._stamped(number, message.payload, message.execute_at, None, headers, terms)
+        return self._stamped(number, message.payload, message.execute_at, chosen, headers, terms)
 
     def _stamped(
         self,
@@ -190,11 +172,10 @@ class Admission:
         id: str | None,
         headers: Mapping[str, str] | None,
         terms: Terms | None,
-        attempt: int = 1,
     ) -> Stamped:
         if id is not None and self._pending.number(id) is not None:
             raise already_pending(id)
-        stamped = stamp(number, payload, due, id, headers, terms, attempt=attempt, keys=self._keys)
+        stamped = stamp(number, payload, due, id, headers, terms, self._keys)
         self._ledger.check_size(stamped[2])
         return stamped
 

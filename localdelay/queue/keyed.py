@@ -217,7 +217,7 @@ def order_and_valve(
     *,
     indexed: bool,
 ) -> tuple[Schedule, Valve]:
-    """What a queue has its messages in, and what lets them go, with keys or without; `count` is the valve's."""
+    """The order and the valve of a queue, with keys or without; `count` is as for `Valve`."""
     if keys is None:
         return Schedule(indexed=indexed), Valve(limit, policy, pace, listener, count)
     schedule = KeyedSchedule(indexed=indexed)

@@ -145,16 +145,6 @@ class DelayQueue:
         return self.admission.accept(self.admission.stamp(payload, delay, at, id, headers, expires))
 
     @trio.lowlevel.enable_ki_protection
-    async def put_message(self, message: Message) -> Message:
-        """Accept a message as it is, with its id and its execute-at, like `put`."""
-        return await self.admission.accept_or_wait(self.admission.stamp_message(message))
-
-    @trio.lowlevel.enable_ki_protection
-    def put_message_nowait(self, message: Message) -> Message:
-        """Accept a message as it is, with its id and its execute-at, like `put_nowait`."""
-        return self.admission.accept(self.admission.stamp_message(message))
-
-    @trio.lowlevel.enable_ki_protection
     async def hold(self, message: Message, timeout: float = 0.0) -> None:  # noqa: ASYNC109 (for room alone)
         """For `Fallback`, which has stamped and checked this message: take it in, with its id.
 

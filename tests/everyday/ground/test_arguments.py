@@ -74,7 +74,6 @@ CHECKS: dict[str, Callable[[Any], object]] = {
     "capacity": lambda value: arguments.count("capacity", value),
     "grace": lambda value: arguments.check_seconds("grace", value, zero=True),
     "send_timeout": lambda value: arguments.check_seconds("send_timeout", value, zero=False),
-    "execute_at": lambda value: arguments.check_instant("execute_at", value),
 }
 every_check = pytest.mark.parametrize("name", CHECKS)
 
@@ -102,7 +101,6 @@ def test_a_number_that_is_no_time_and_no_count_is_refused(name: str, value: Any)
         ("capacity", [0, -1, LikeInt(0)]),
         ("grace", [-0.001, -1]),
         ("send_timeout", [-0.001, 0, -0.0]),
-        ("execute_at", [math.inf, HUGE]),
     ],
     ids=list(CHECKS),
 )
@@ -313,12 +311,6 @@ def test_zero_seconds_are_allowed_where_they_mean_something(value: float) -> Non
     assert arguments.check_seconds("grace", value, zero=True) == 0
     with pytest.raises(ValueError, match=r"^send_timeout must be more than 0"):
         arguments.check_seconds("send_timeout", value, zero=False)
-
-
-@pytest.mark.parametrize("value", [0, -5, 1.5, LikeFloat64(2.5), LikeInt(3), -1e15])
-def test_an_instant_is_any_finite_number(value: float) -> None:
-    """An instant may lie before the clock's zero."""
-    assert arguments.check_instant("execute_at", value) == value
 
 
 @pytest.mark.parametrize("value", [None, "send", b"x", 5, {}])

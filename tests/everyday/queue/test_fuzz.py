@@ -105,7 +105,7 @@ def _check_line(line: bytes, parse: lines.Parse) -> None:
     wall = datetime.fromtimestamp(WALL, UTC)
     due = arguments.execute_at(CLOCK, options.get("delay"), options.get("at"), wall=wall)
     assert CLOCK <= due < math.inf
-    message, *_ = stamp(7, payload, due, options.get("id"), options.get("headers"), None)
+    message, *_ = stamp(7, payload, due, options.get("id"), options.get("headers"), None, None)
     _check_record(message, *NOW)
 
 

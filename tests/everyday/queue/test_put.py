@@ -98,35 +98,6 @@ async def test_a_wrong_argument_is_refused_at_the_call(
         assert conserved(queue).accepted == 1
 
 
-@pytest.mark.parametrize(
-    ("changes", "error", "match"),
-    [
-        ({"payload": "text"}, TypeError, "payload"),
-        ({"execute_at": math.nan}, ValueError, "execute_at"),
-        ({"execute_at": "soon"}, TypeError, "execute_at"),
-        ({"execute_at": -1e305}, ValueError, "execute_at"),
-        ({"attempt": 0}, ValueError, "attempt"),
-        ({"id": ""}, ValueError, "id"),
-        ({"id": None}, TypeError, "id"),
-        ({"id": 1 << 62}, TypeError, "id"),
-        ({"headers": {"k": 1}}, TypeError, "headers"),
-    ],
-)
-async def test_a_wrong_message_is_refused(
-    changes: dict[str, Any], error: type[Exception], match: str, autojump_clock: Any, conserved: Any
-) -> None:
-    """`put_message` checks what it is given as `put` does."""
-    async with open_delay_queue(RecordingSender(), capacity=10, workers=1) as queue:
-        fields: dict[str, Any] = {"id": "m", "payload": b"", "execute_at": 1.0} | changes
-        with pytest.raises(error, match=match):
-            queue.put_message_nowait(Message(**fields))
-        with pytest.raises(error, match=match):
-            await queue.put_message(Message(**fields))
-        with pytest.raises(TypeError, match="message"):
-            queue.put_message_nowait(b"m")  # type: ignore[arg-type]
-        assert conserved(queue).accepted == 0
-
-
 @pytest.mark.parametrize("cancellable", [True, False])
 async def test_an_id_that_was_made_here_cannot_be_pending_twice(
     cancellable: bool, autojump_clock: Any, conserved: Any
