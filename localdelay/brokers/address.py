@@ -32,6 +32,15 @@ class Form:
     """Whether several hosts may be given, with commas between them."""
 
 
+def of_redis(form: Form) -> dict[str, Form]:
+    """The URLs of Redis, with and without TLS: of one server, and of a cluster, which has one database."""
+    example = form.example.replace("redis:", "redis+cluster:")
+    cluster = attrs.evolve(
+        form, example=example, options=(form.options or frozenset()) - {"db"}, many_hosts=True
+    )
+    return {"redis": form, "rediss": form, "redis+cluster": cluster, "rediss+cluster": cluster}
+
+
 @attrs.frozen
 class Address:
     """Where a broker is, and what to publish to."""

@@ -11,7 +11,7 @@ import attrs
 import trio
 
 from localdelay.brokers import address
-from localdelay.brokers.address import Address, Form, hide_secrets
+from localdelay.brokers.address import Address, Form, hide_secrets, of_redis
 from localdelay.brokers.broker import Broker
 from localdelay.brokers.checks.finding import Finding
 from localdelay.brokers.publisher import in_a_line, open_publisher
@@ -44,8 +44,7 @@ _FORMS: Mapping[str, Form] = {
     ),
     "amqp": _AMQP,
     "amqps": attrs.evolve(_AMQP, default_port=5671),
-    "redis": _REDIS,
-    "rediss": _REDIS,
+    **of_redis(_REDIS),
     "beanstalkd": Form(
         "beanstalkd://host:11300/TUBE",
         _TUBE,
@@ -74,7 +73,7 @@ _FORMS: Mapping[str, Form] = {
     ),
 }
 """What a URL of each scheme looks like."""
-_MODULES = {"amqps": "amqp", "rediss": "redis"}
+_MODULES = {"amqps": "amqp", **dict.fromkeys(of_redis(_REDIS), "redis")}
 """The module that knows a scheme, and the extra that it needs, where they are not called like it."""
 _CLIENTS: Mapping[str, tuple[str, ...]] = {
     "kafka": ("confluent_kafka",),
@@ -98,11 +97,11 @@ async def open_broker(
     """Connect to the broker at `url`, for the length of an `async with` block.
 
     It has a host and what to publish to, as in `nats://[user:password@]host[:port]/SUBJECT`, after `amqp:`,
-    `beanstalkd:`, `kafka:`, `nats:`, `nsq:`, `redis:` or `rocketmq:`; and `stdout:`. `brokers/README.md` says
-    what each carries, how it confirms, and what its options are. What is not confirmed within
-    `confirm_timeout` seconds has failed: 10, or 15 with Kafka, unless it is given. A broker that lets less
-    through without refusing anything (a quota of Kafka's) is reported to the `limit`, which should be that of
-    the queue.
+    `beanstalkd:`, `kafka:`, `nats:`, `nsq:`, `redis:`, `redis+cluster:` or `rocketmq:`; and `stdout:`.
+    `brokers/README.md` says what each carries, how it confirms, and what its options are. What is not
+    confirmed within `confirm_timeout` seconds has failed: 10, or 15 with Kafka, unless it is given. A broker
+    that lets less through without refusing anything (a quota of Kafka's) is reported to the `limit`, which
+    should be that of the queue.
     Raises `ValueError` for a URL that `check_url` refuses, `ModuleNotFoundError` where the broker's extra
     is not installed, and `ConnectionError` where no broker answers. None of them shows a password.
     """

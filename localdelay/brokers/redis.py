@@ -1,7 +1,12 @@
-"""Redis streams, by coredis, which runs on Trio. Needs the extra `redis`; Redis 6.0 or later."""
+"""Redis streams, by coredis, which runs on Trio. Needs the extra `redis`; Redis 6.0 or later.
+
+In a Redis Cluster a stream has one master at a time, and the connection is to that one. Who says that it is
+not the one (any more) has not taken the message: it goes to the next connection, with all that came after it.
+"""
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
@@ -10,10 +15,13 @@ from typing import Any
 
 import trio
 from coredis.exceptions import (
+    AskError,
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
+    ClusterDownError,
     InvalidResponse,
+    MovedError,
     ReadOnlyError,
     RedisError,
     ResponseError,
@@ -25,7 +33,8 @@ from coredis.exceptions import ConnectionError as RedisConnectionError
 from localdelay.brokers.address import Address
 from localdelay.brokers.driver import Driver
 from localdelay.brokers.outbox import Outbox, Parcel
-from localdelay.brokers.redis_line import LARGEST, QUOTES, Line, place_of, reach
+from localdelay.brokers.redis_cluster import CLUSTER, Nodes
+from localdelay.brokers.redis_line import LARGEST, QUOTES, Line, Place, places_of, reach
 from localdelay.brokers.wire import headers_of
 from localdelay.errors import PermanentSendError, Throttled
 from localdelay.message import Message
@@ -43,6 +52,8 @@ _PERMANENT = {
 _TOO_LARGE = ("invalid bulk length", "elements are too large", "string exceeds maximum allowed size")
 _TOO_MANY_CLIENTS = "max number of clients reached"
 _HANGS_UP = "Protocol error"
+_ASKS = 1.0
+"""Seconds for which a node is taken to be getting a slot; it says itself where it has not got it by then."""
 
 
 def classified(error: Exception) -> Exception:
@@ -95,15 +106,34 @@ class Command:
         self.serialized_arguments = arguments
 
 
+class _Asking(Command):
+    """What a node that is getting a slot is to hear before each command for it."""
+
+    __slots__ = ()
+
+    name = b"ASKING"
+
+
+_ASKING = _Asking(())
+
+
 class _Connection:
     """Hands over pipelines, many at a time, and settles what Redis answers, in its order."""
 
-    def __init__(self, line: Line, outbox: Outbox) -> None:
+    def __init__(self, line: Line, outbox: Outbox, nodes: Nodes | None, *, asks: bool) -> None:
+        """`nodes` is the cluster that it is a part of; `asks` is for a slot that is on its way to it."""
         self._line = line
         self._client = line.connection
         self._outbox = outbox
+        self._nodes = nodes
+        self._asks_until = trio.current_time() + _ASKS if asks else -math.inf
         self._under_way: deque[tuple[Any, Sequence[Parcel]]] = deque()
+        self._refused: list[Parcel] = []
+        self._kept: list[Parcel] = []
+        self._ends: Exception | None = None
         self._handed = trio.lowlevel.ParkingLot()
+        self.named: tuple[Place, bool] | None = None
+        """Which node it has named instead, and whether the slot is still on its way there."""
 
     @property
     def heard(self) -> float:
@@ -111,52 +141,60 @@ class _Connection:
         return trio.current_time() - time.perf_counter() + self._client.statistics.last_byte_received_at
 
     def write(self, parcels: Sequence[Parcel]) -> None:
-        """Hand over one pipeline."""
+        """Hand over one pipeline, or keep it for the next connection where this one is of no use."""
         if not self._client.usable:
             raise ConnectionError("it has ended")
-        reply = self._client.create_request_batch([parcel.content for parcel in parcels])
+        if self._ends is not None:
+            self._kept += parcels
+            return
+        commands = [parcel.content for parcel in parcels]
+        if trio.current_time() < self._asks_until:
+            commands = [one for command in commands for one in (_ASKING, command)]
+        reply = self._client.create_request_batch(commands)
         reply.disconnect_on_cancellation = False
         self._under_way.append((reply, parcels))
         self._handed.unpark()
 
     async def lost(self) -> Exception:
         """Settle what is answered; why nothing is any more."""
-        reason: list[Exception] = [ConnectionError("it has closed the connection")]
-
-        async def settle() -> None:
-            reason[0] = await self._settle()
-            self._line.end()
-
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(settle)
+            nursery.start_soon(self._settle)
             await self._line.ended.wait()
             await trio.lowlevel.checkpoint()  # what was answered before is settled still
             nursery.cancel_scope.cancel()
-        return reason[0]
+        return self._ends or ConnectionError("it has closed the connection")
 
-    async def _settle(self) -> Exception:
-        while True:
-            while not self._under_way:
-                await self._handed.park()
-            reply, parcels = self._under_way.popleft()
-            ends: Exception | None = None
-            untaken: list[Parcel] = []
-            for parcel, said in zip(parcels, await reply, strict=True):
-                if isinstance(said, ReadOnlyError):
-                    ends = ConnectionError("it has become a replica, and takes no writes (READONLY)")
-                    untaken.append(parcel)
-                elif isinstance(said, RedisConnectionError) and not isinstance(said, BusyLoadingError):
-                    ends = said  # and the publisher says of the rest that it is lost
-                elif isinstance(said, Exception):
-                    parcel.settle(said)
-                    if _HANGS_UP in str(said):
-                        ends = said  # it ends the connection a little later: nothing more is for it
-                else:
-                    parcel.settle()
-            if ends is not None:
-                self._client.invalidate("it is of no use any more")  # before anything is written again
-                self._outbox.again(untaken)
-                return ends
+    async def _settle(self) -> None:
+        """Settle what Redis answers; end the connection once it is of no use and nothing is under way."""
+        try:
+            while self._under_way or self._ends is None:
+                while not self._under_way:
+                    await self._handed.park()
+                reply, parcels = self._under_way.popleft()
+                answers = await reply
+                each = len(answers) // len(parcels)
+                for parcel, said in zip(parcels, answers[each - 1 :: each], strict=True):
+                    self._judge(parcel, said)
+        finally:
+            self._client.invalidate("it is of no use any more")  # before anything is written again
+            self._outbox.again((*self._refused, *self._kept))
+            self._line.end()
+
+    def _judge(self, parcel: Parcel, said: Any) -> None:
+        is_elsewhere = isinstance(said, AskError | ClusterDownError) and self._nodes is not None
+        if is_elsewhere or isinstance(said, ReadOnlyError):
+            self._refused.append(parcel)
+            self._ends = ConnectionError(f"it takes no more of these ({type(said).__name__}: {said})")
+            if self._nodes is not None and isinstance(said, AskError):
+                self.named = self._nodes.at(said.host, said.port), not isinstance(said, MovedError)
+        elif isinstance(said, RedisConnectionError) and not isinstance(said, BusyLoadingError):
+            self._ends = said  # and the publisher says of the rest that it is lost
+        elif isinstance(said, Exception):
+            parcel.settle(said)
+            if _HANGS_UP in str(said):
+                self._ends = said  # it ends the connection a little later: nothing more is for it
+        else:
+            parcel.settle()
 
 
 class _Driver(Driver):
@@ -165,8 +203,10 @@ class _Driver(Driver):
     verdict = staticmethod(classified)
 
     def __init__(self, where: Address) -> None:
-        self._place = place_of(where)
-        self.where = f"Redis at {self._place}"
+        self._place, *_ = places = places_of(where)
+        self._nodes = Nodes(places) if where.scheme.endswith(CLUSTER) else None
+        self._named: tuple[Place, bool] | None = None
+        self._all = self.where = f"Redis{' Cluster' if self._nodes else ''} at {where.place}"
         most = where.count("max_length", 0)
         trim = (b"MAXLEN", b"~", b"%d" % most) if most else ()
         self._head = (where.target.encode(), *trim, b"*", PAYLOAD.encode())
@@ -182,13 +222,25 @@ class _Driver(Driver):
 
     @asynccontextmanager
     async def connect(self, outbox: Outbox) -> AsyncIterator[_Connection]:
+        place, asks = await self._master()
         async with bare_nursery() as nursery:
-            line = await reach(nursery, self._place)
+            line = await reach(nursery, place)
             self._largest = line.largest
+            connection = _Connection(line, outbox, self._nodes, asks=asks)
             try:
-                yield _Connection(line, outbox)
+                yield connection
             finally:
                 line.end()
+                self._named = connection.named
+
+    async def _master(self) -> tuple[Place, bool]:
+        """Who takes writes, and whether the stream's slot is still on its way there."""
+        if self._nodes is None:
+            return self._place, False
+        self.where, named, self._named = self._all, self._named, None
+        place, asks = named or (await self._nodes.owner(self._head[0]), False)
+        self.where = f"{self._all} (node {place})"
+        return place, asks
 
 
 driver_at = _Driver

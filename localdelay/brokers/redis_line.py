@@ -42,23 +42,21 @@ class Place:
     ssl_context: ssl.SSLContext | None = attrs.field(default=None, repr=False)
     evicting: bool = False
     """Whether a Redis will do that may evict what it has confirmed."""
-    may_be_replica: bool = False
-    """Whether one will do that takes no writes."""
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
 
 
 OPTIONS = frozenset({"db", "eviction"})
-"""What `place_of` takes from a URL."""
+"""What `places_of` takes from a URL."""
 
 
-def place_of(where: Address) -> Place:
+def places_of(where: Address) -> list[Place]:
     """Where a URL points to. Raises `ValueError` for an option that is none."""
     context = ssl.create_default_context() if where.scheme.startswith("rediss") else None
     evicting = where.choice("eviction", "allowed") is not None
-    db = where.count("db", 0, 10**9)
-    return Place(where.host, where.port, where.username or None, where.password, db, context, evicting)
+    who = (where.username or None, where.password, where.count("db", 0, 10**9), context, evicting)
+    return [Place(host, port, *who) for host, port in where.hosts]
 
 
 class _Connection(TCPConnection):
@@ -115,7 +113,7 @@ class Line:
             info = await self.connection.create_request(b"INFO", decode=False)
             lines = info.decode(errors="replace").splitlines() if isinstance(info, bytes) else []
             told = dict(line.split(":", 1) for line in lines if ":" in line)
-        if told.get("role") == "slave" and not place.may_be_replica:
+        if told.get("role") == "slave":
             raise ConnectionError("it is a replica, which takes no writes that last (READONLY)")
         policy = told.get("maxmemory_policy", "noeviction")
         if policy != "noeviction" and not place.evicting:
@@ -125,8 +123,8 @@ class Line:
             )
 
 
-async def reach(nursery: trio.Nursery, place: Place) -> Line:
-    """A connection that lives in the nursery, and takes commands.
+async def reach(nursery: trio.Nursery, place: Place, *, fit: bool = True) -> Line:
+    """A connection that lives in the nursery, and takes commands; unless `fit` is asked for, maybe no writes.
 
     Raises what was wrong in the end, in one line and without the password.
     """
@@ -138,9 +136,10 @@ async def reach(nursery: trio.Nursery, place: Place) -> Line:
             if line.connection.hello is not None:
                 await line.connection.hello  # raises what Redis has said
             raise
-        with suppress(AuthorizationError):  # some may do nothing but add
-            await line.connection.create_request(b"PING")
-        await line.check(place)
+        if fit:
+            with suppress(AuthorizationError):  # some may do nothing but add
+                await line.connection.create_request(b"PING")
+            await line.check(place)
     except BaseException as error:
         line.end()
         if not isinstance(error, Exception):
@@ -152,11 +151,11 @@ async def reach(nursery: trio.Nursery, place: Place) -> Line:
     return line
 
 
-async def connect(nursery: trio.Nursery, place: Place, within: float) -> Line:
+async def connect(nursery: trio.Nursery, place: Place, within: float, *, fit: bool = True) -> Line:
     """`reach`, within so many seconds. Raises `ConnectionError` in one line that says where."""
     try:
         with trio.fail_after(within):
-            return await reach(nursery, place)
+            return await reach(nursery, place, fit=fit)
     except Exception as error:
         reason = f"no answer within {within:g} s" if isinstance(error, trio.TooSlowError) else str(error)
         raise ConnectionError(f"no connection to Redis at {place}: {reason}") from error

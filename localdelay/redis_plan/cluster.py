@@ -8,33 +8,25 @@ one side. Where there is no master, calls fail until another has taken over.
 
 from __future__ import annotations
 
-from binascii import crc_hqx
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
-import attrs
 import trio
-from coredis.exceptions import AskError, ClusterDownError, MovedError, RedisError, TryAgainError
+from coredis.exceptions import AskError, ClusterDownError, MovedError, TryAgainError
 
-from localdelay.brokers.redis_line import Place, connect
+from localdelay.brokers.redis_cluster import SLOTS, Nodes, slot_of
+from localdelay.brokers.redis_line import Place
 from localdelay.nurseries import bare_nursery
 from localdelay.redis_plan.clock import RedisClock
 from localdelay.redis_plan.link import Link, RedisUnreachable, Script, logger
 
-SLOTS = 16384
 _LOOK_EVERY = 10.0
 """Seconds between two looks at who has which slot, where nothing says that it is wrong."""
 _LOOK_AGAIN = 0.1
-_ANSWER = 1.0
-"""Seconds for one node to say who has which slot."""
 _TRY_EVERY = 0.02
 _REDIRECTS = 2
 """So many in a row are followed at once: to who has the slot, and to who is getting it."""
-
-
-def slot_of(key: bytes) -> int:
-    """The slot of a key, by its hash tag."""
-    return crc_hqx(key.partition(b"{")[2].partition(b"}")[0], 0) % SLOTS
 
 
 class Cluster(Link):
@@ -42,8 +34,8 @@ class Cluster(Link):
 
     def __init__(self, places: Sequence[Place], channel: bytes, connects: float, replies: float) -> None:
         super().__init__(places[0], channel, connects, replies)
-        self._places = places
-        self._links: dict[tuple[str, int], Link] = {}
+        self._nodes = Nodes(places)
+        self._links: dict[Place, Link] = {}
         self._slots: list[Link | None] = [None] * SLOTS
         self._nursery: trio.Nursery
         self._stale = trio.Event()
@@ -110,7 +102,7 @@ class Cluster(Link):
                 redirects += 1
                 if redirects > _REDIRECTS:  # the nodes disagree, until they have heard of each other
                     await trio.sleep(_TRY_EVERY)
-                link = self._link_at(error.host, error.port)
+                link = self._link_at(self._nodes.at(error.host, error.port))
                 asks = {"asking": True}
                 if isinstance(error, MovedError):
                     self._slots[slot], asks = link, {}
@@ -130,42 +122,19 @@ class Cluster(Link):
 
     async def _look(self) -> None:
         """Learn who has which slot, and have a link to each of them, and to no node that is gone."""
-        for first, last, master, *_ in await self._ask_around():
-            link = self._link_at(bytes(master[0] or b"").decode(), int(master[1]))
-            self._slots[first : last + 1] = [link] * (last + 1 - first)
+        asks = [partial(Link.call, link) for link in self._links.values()]
+        for first, last, place in await self._nodes.look(asks):
+            self._slots[first : last + 1] = [self._link_at(place)] * (last + 1 - first)
         used = set(self._slots)
-        for address, link in [*self._links.items()]:
+        for place, link in [*self._links.items()]:
             if link not in used and not link.is_connected:  # who gets its first slot is asked before
-                del self._links[address]
+                del self._links[place]
                 link.end()
 
-    async def _ask_around(self) -> Any:
-        why: Exception | None = None
-        for link in [*self._links.values()]:  # meanwhile there may be others
-            with trio.move_on_after(_ANSWER):
-                try:
-                    return await Link.call(link, b"CLUSTER SLOTS")
-                except (ConnectionError, RedisError) as error:
-                    why = error
-        for place in self._places:
-            any_role = attrs.evolve(place, may_be_replica=True)
-            try:
-                async with bare_nursery() as nursery:
-                    line = await connect(nursery, any_role, self._connects)
-                    try:
-                        return await line.connection.create_request(b"CLUSTER SLOTS", decode=False)
-                    finally:
-                        line.end()
-            except (ConnectionError, RedisError) as error:
-                why = error
-        raise ConnectionError(f"no node of the Redis Cluster at {self._place} answers: {why}") from why
-
-    def _link_at(self, host: str, port: int) -> Link:
-        address = (host or self._place.host, port)
-        link = self._links.get(address)
+    def _link_at(self, place: Place) -> Link:
+        link = self._links.get(place)
         if link is None:
-            place = attrs.evolve(self._place, host=address[0], port=port)
-            link = self._links[address] = Link(place, self._channel, self._connects, self._replies)
+            link = self._links[place] = Link(place, self._channel, self._connects, self._replies)
             link.whole = self
             link.on_news = self.on_news
             link.on_connected = self._connected

@@ -6,12 +6,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Unpack
 
-import attrs
-
 from localdelay import arguments
-from localdelay.brokers.address import Form, parse
+from localdelay.brokers import redis_line
+from localdelay.brokers.address import Form, of_redis, parse
+from localdelay.brokers.redis_cluster import CLUSTER
 from localdelay.brokers.redis_line import OPTIONS, Place
-from localdelay.brokers.redis_line import place_of as place_at
 from localdelay.nurseries import bare_nursery
 from localdelay.queue.core import CoreOptions, make_core
 from localdelay.queue.sending import DeadLetterHook, Send, SendBatch
@@ -23,18 +22,15 @@ from localdelay.redis_plan.settings import RedisTuning
 from localdelay.redis_plan.store import Store
 from localdelay.worlds import check_trio
 
-_FORM = Form(
-    "redis://host:6379/NAME",
-    "the name of the queue",
-    r"[^\s{}\x00-\x1f\x7f]{1,200}",  # braces would be the keys' hash tag
-    default_port=6379,
-    options=OPTIONS,
+_FORMS = of_redis(
+    Form(
+        "redis://host:6379/NAME",
+        "the name of the queue",
+        r"[^\s{}\x00-\x1f\x7f]{1,200}",  # braces would be the keys' hash tag
+        default_port=6379,
+        options=OPTIONS,
+    )
 )
-_CLUSTER = "+cluster"
-_OF_CLUSTER = attrs.evolve(
-    _FORM, example="redis+cluster://host:6379/NAME", options=OPTIONS - {"db"}, many_hosts=True
-)
-_FORMS = {"redis": _FORM, "rediss": _FORM, "redis+cluster": _OF_CLUSTER, "rediss+cluster": _OF_CLUSTER}
 
 
 @asynccontextmanager
@@ -86,7 +82,7 @@ async def open_redis_delay_queue(
     hook = on_dead_letter
     core = make_core(send, send_batch, workers=workers, capacity=capacity, on_dead_letter=hook, **options)
     how = (names.channel, connect_timeout, put_timeout)
-    is_cluster = url.partition(":")[0].lower().endswith(_CLUSTER)
+    is_cluster = url.partition(":")[0].lower().endswith(CLUSTER)
     link = Cluster(places, *how) if is_cluster else Link(places[0], *how)
     queue = RedisDelayQueue(core, Store(link, names, tuning))
     async with bare_nursery() as connection:
@@ -117,8 +113,7 @@ def places_of(url: str) -> tuple[list[Place], Names]:
     form = _FORMS.get(scheme)
     if form is None or not url[len(scheme) :].startswith("://"):
         raise ValueError(
-            f"url must begin with redis:// or rediss://, or redis+cluster://, like {_FORM.example}"
+            f"url must begin with redis:// or rediss://, or redis+cluster://, like {_FORMS['redis'].example}"
         )
     where = parse(url, form)
-    place = place_at(where)
-    return [attrs.evolve(place, host=host, port=port) for host, port in where.hosts], Names(where.target)
+    return redis_line.places_of(where), Names(where.target)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,7 +22,7 @@ from localdelay import (
 )
 from localdelay.brokers import ConnectionLost, open_broker
 from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID
-from tests.kit.servers.process import NotInstalled, free_port, program
+from tests.kit.servers.process import free_port
 from tests.kit.servers.redis import RedisServer
 from tests.kit.servers.redis_faults import Proxy, listening
 
@@ -444,23 +442,6 @@ async def test_db_that_is_not_there(server: RedisServer) -> None:
 
 
 # ---------------------------------------------------------------- TLS
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """A certificate for 127.0.0.1 that nobody has signed but itself; its key is beside it."""
-    try:
-        openssl = program("openssl", "openssl")
-    except NotInstalled as missing:
-        if os.environ.get("LOCALDELAY_REQUIRE_BROKERS") == "1":
-            pytest.fail(str(missing))
-        pytest.skip(str(missing))
-    made = tmp_path / "certificate.pem"
-    command = f"{openssl} req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
-    subject = "-subj /CN=test -addext subjectAltName=IP:127.0.0.1"
-    files = f"-keyout {tmp_path}/key.pem -out {made}"
-    subprocess.run(f"{command} {subject} {files}".split(), check=True, capture_output=True)
-    return made
 
 
 async def test_tls(

@@ -9,8 +9,8 @@ import pytest
 import trio
 
 from localdelay import Throttled
+from localdelay.brokers.redis_cluster import SLOTS, slot_of
 from localdelay.redis_plan import open_redis_delay_queue
-from localdelay.redis_plan.cluster import SLOTS, slot_of
 from localdelay.redis_plan.keys import Names
 from tests.kit.redis_clusters import SHARDS, opened_on, running
 from tests.kit.redis_queues import Sent, confirmed, tuned
@@ -53,7 +53,7 @@ async def test_messages_are_sent_when_they_are_due(cluster: RedisCluster) -> Non
 @pytest.mark.parametrize(
     ("address", "says"),
     [
-        ("127.0.0.1:1", "no node of the Redis Cluster at 127.0.0.1:1 answers"),
+        ("127.0.0.1:1", "no node of the cluster answers: no connection to Redis at 127.0.0.1:1"),
         ("", "cluster support disabled"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A queue in a Redis Cluster, while masters die or freeze and slots move."""
+"""A queue, or a stream, in a Redis Cluster, while masters die or freeze and slots move."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 import pytest
 import trio
 
-from tests.kit.redis_clusters import SEED, World, opened_on, running, shards_of
+from localdelay import Message
+from localdelay.brokers import open_broker
+from tests.kit.redis_clusters import SEED, World, arrived_in, opened_on, running, shards_of, streaming
 from tests.kit.redis_plan_worker import real_time
 from tests.kit.servers.redis_cluster import RedisCluster
 
@@ -68,3 +70,55 @@ async def test_a_frozen_master_is_left_and_comes_back_as_a_replica(cluster: Redi
     assert not world.lost
     assert world.earliest >= 0
     assert frozen not in cluster.masters()
+
+
+@pytest.mark.parametrize("blow", ["kill", "freeze"])
+async def test_the_master_of_a_stream_goes(cluster: RedisCluster, blow: str) -> None:
+    """Lost is only what was confirmed just before and not copied; twice there is what was under way."""
+    url, count = cluster.fresh(), 2000
+    victim = cluster.owner(url)
+
+    def strike() -> None:
+        getattr(victim.process, blow)()
+
+    async with streaming(url, count, over=1.5, connect_timeout=1.0) as confirmed:
+        await trio.sleep(0.5)
+        await trio.to_thread.run_sync(strike)
+        struck = real_time()
+        await trio.to_thread.run_sync(cluster.wait_until_taken_over, victim)
+    if blow == "freeze":
+        victim.process.thaw()
+    assert cluster.owner(url) is not victim
+    arrived = await arrived_in(cluster, url, count - 100)
+    lost = confirmed.keys() - arrived.keys()
+    twice = arrived.total() - len(arrived)
+    print(f"{len(lost)} lost, {twice} twice")
+    assert arrived.keys() <= confirmed.keys()
+    assert all(struck - 0.5 <= confirmed[id] <= struck + 0.1 for id in lost)
+    assert len(lost) <= 100
+    assert twice <= 50  # one a worker
+
+
+async def test_while_the_cluster_is_down_sends_wait(cluster: RedisCluster) -> None:
+    """Without most of its masters it refuses all (CLUSTERDOWN): nothing is lost by that, or there twice."""
+    url = cluster.fresh()
+    owner = cluster.owner(url)
+    others = [node for node in cluster.masters() if node is not owner]
+    async with open_broker(url, confirm_timeout=30.0) as broker:
+        await broker.send(Message("before", b"", 0.0))
+        for node in others:
+            await trio.to_thread.run_sync(node.process.kill)
+        await trio.to_thread.run_sync(cluster.wait_until_down, owner)
+        async with trio.open_nursery() as nursery:
+            for number in range(100):
+                nursery.start_soon(broker.send, Message(f"m{number}", b"", 0.0))
+            one = f"redis+cluster://127.0.0.1:{owner.port}/{url.rpartition('/')[2]}"
+            async with open_broker(one, confirm_timeout=0.5) as impatient:
+                with pytest.raises(
+                    (ConnectionError, TimeoutError)
+                ):  # between two tries to connect, or in one
+                    await impatient.send(Message("never", b"", 0.0))
+            for node in others:
+                await trio.to_thread.run_sync(cluster.run, node)
+    expected = {"before": 1} | {f"m{number}": 1 for number in range(100)}
+    assert await arrived_in(cluster, url, 101) == expected

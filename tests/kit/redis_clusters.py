@@ -1,4 +1,4 @@
-"""A queue in a Redis Cluster for a test, and who counts what becomes of its messages."""
+"""A queue in a Redis Cluster, or one that sends there, and who counts what becomes of its messages."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from contextlib import asynccontextmanager, contextmanager
 
 import trio
 
-from localdelay import Message, Throttled
+from localdelay import Message, RetryPolicy, Throttled, open_delay_queue
+from localdelay.brokers import open_broker
+from localdelay.brokers.redis_cluster import slot_of
+from localdelay.brokers.wire import ID
 from localdelay.redis_plan import RedisDelayQueue, open_redis_delay_queue
-from localdelay.redis_plan.cluster import slot_of
 from localdelay.redis_plan.keys import Names
+from tests.kit.conserving import conserved
 from tests.kit.redis_plan_worker import real_time
 from tests.kit.redis_queues import conserve, tuned
 from tests.kit.servers.redis_cluster import Node, RedisCluster
@@ -103,6 +106,36 @@ class World:
     def show(self) -> str:
         twice = sum(times > 1 for times in self.sent.values())
         return f"{len(self.put)} put, {self.refused} refused, {len(self.lost)} lost, {twice} sent twice"
+
+
+@asynccontextmanager
+async def streaming(url: str, count: int, over: float, **options: float) -> AsyncIterator[dict[str, float]]:
+    """Send so many messages to a stream, due one after the other over so many seconds.
+
+    Gives when each was confirmed; all are when the block has been left.
+    """
+    confirmed: dict[str, float] = {}
+
+    async def send(message: Message) -> None:
+        await broker.send(message)
+        confirmed[message.id] = real_time()
+
+    retry = RetryPolicy(wait_initial=0.05, wait_max=0.5)
+    with trio.fail_after(60):
+        async with (
+            open_broker(url, **options) as broker,
+            open_delay_queue(send, capacity=count, workers=50, retry=retry) as queue,
+        ):
+            for number in range(count):
+                queue.put_nowait(b"m%d" % number, delay=over * number / count, id=f"m{number}")
+            yield confirmed
+    assert conserved(queue.statistics()).sent == len(confirmed) == count
+
+
+async def arrived_in(cluster: RedisCluster, url: str, count: int) -> Counter[str]:
+    """How often each id is in the stream, once it has so many entries."""
+    received = await trio.to_thread.run_sync(cluster.read, url, count)
+    return Counter(one.headers[ID] for one in received)
 
 
 def shards_of(cluster: RedisCluster, node: Node, url: str) -> list[int]:

@@ -91,6 +91,7 @@ def test_the_table_names_every_broker() -> None:
         "rocketmq",
         "amqp",
         "redis",
+        "redis+cluster",
         "beanstalkd",
         "nats",
         "nsq",

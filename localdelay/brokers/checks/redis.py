@@ -7,16 +7,20 @@ from coredis.exceptions import ResponseError
 
 from localdelay.brokers.address import Address
 from localdelay.brokers.checks.finding import NO_DELAY, Finding
-from localdelay.brokers.redis_line import Line, place_of, reach
+from localdelay.brokers.redis_cluster import CLUSTER, Nodes
+from localdelay.brokers.redis_line import Line, places_of, reach
 from localdelay.nurseries import bare_nursery
 
 
 async def look(where: Address) -> list[Finding]:
     """Look at the server, and at the key of the stream."""
-    place = place_of(where)
+    places = [attrs.evolve(place, evicting=True) for place in places_of(where)]
+    may_evict = where.choice("eviction", "allowed") is not None
+    is_cluster = where.scheme.endswith(CLUSTER)
     async with bare_nursery() as nursery:
+        place = await Nodes(places).owner(where.target.encode()) if is_cluster else places[0]
         try:
-            line = await reach(nursery, attrs.evolve(place, evicting=True))
+            line = await reach(nursery, place)
         except ConnectionError as error:
             if "READONLY" not in str(error):
                 raise
@@ -25,7 +29,7 @@ async def look(where: Address) -> list[Finding]:
         kind = await _asked(line, b"TYPE", where.target.encode())
         line.end()
     told = dict(one.split(":", 1) for one in (info or "").splitlines() if ":" in one)
-    return findings(told, kind, where.target, may_evict=place.evicting, most=where.count("max_length", 0))
+    return findings(told, kind, where.target, may_evict=may_evict, most=where.count("max_length", 0))
 
 
 async def _asked(line: Line, *command: bytes) -> str | None:
@@ -67,6 +71,12 @@ def findings(
         found.append(Finding("confirms", False, said, change))
     else:
         found.append(Finding("confirms", True, "an append-only file; appendfsync says how soon"))
+    if told.get("cluster_enabled") == "1":
+        if told.get("connected_slaves", "0") != "0":
+            found.append(Finding("replica", True, "there is one, which takes over where this master dies"))
+        else:
+            change = "redis-cli --cluster add-node HOST:PORT NODE --cluster-slave"
+            found.append(Finding("replica", False, "none: without this master nothing is taken", change))
     if most:
         said = f"?max_length={most}: Redis drops the oldest entries, read or not"
         found.append(Finding("overflow", None, said))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 from confluent_kafka import KafkaError
 
-from localdelay.brokers.checks import amqp, kafka, nats
+from localdelay.brokers.checks import amqp, kafka, nats, redis
 from localdelay.brokers.checks.finding import Finding
 from localdelay.cli.check import report
 from localdelay.cli.output import laid_out
@@ -105,6 +105,15 @@ def test_streams_of_nats() -> None:
     found = nats.findings("orders", "2.11.3", {**config, "no_ack": True, "max_age": 60 * 10**9})
     assert (wrong(found), unseen(found)) == (["confirms"], ["age", "native delay"])
     assert wrong(nats.findings("orders", "2.12.0-RC.1", {**config, "allow_msg_schedules": True})) == []
+
+
+@pytest.mark.parametrize(("replicas", "amiss"), [("0", ["replica"]), ("1", [])])
+def test_a_master_of_a_redis_cluster_needs_a_replica(replicas: str, amiss: list[str]) -> None:
+    """Without one nothing is taken once it has gone; a Redis of its own is not asked for one."""
+    told = {"maxmemory_policy": "noeviction", "aof_enabled": "1", "connected_slaves": replicas}
+    assert wrong(redis.findings(told, "none", "orders", may_evict=False, most=0)) == []
+    told["cluster_enabled"] = "1"
+    assert wrong(redis.findings(told, "none", "orders", may_evict=False, most=0)) == amiss
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,18 @@ from localdelay.brokers import address, check_url, hide_secrets, open_broker, wi
 from localdelay.brokers.address import Address, Form
 
 GOOD = "nats://127.0.0.1:4222/orders.due"
-SCHEMES = ["kafka", "amqp", "amqps", "redis", "rediss", "beanstalkd", "nats", "nsq", "rocketmq"]
+SCHEMES = [
+    "kafka",
+    "amqp",
+    "amqps",
+    "redis",
+    "rediss",
+    "redis+cluster",
+    "beanstalkd",
+    "nats",
+    "nsq",
+    "rocketmq",
+]
 FORM = Form("x://host:1/T", "the thing", "[a-z]+", default_port=99)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from binascii import crc_hqx
 from collections import Counter
 
 import pytest
@@ -12,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localdelay import Throttled
+from localdelay.brokers.redis_cluster import slot_of
 from localdelay.brokers.redis_line import Place
 from localdelay.redis_plan import RedisUnreachable
 from localdelay.redis_plan.bodies import OVERHEAD, decode, encode, note
 from localdelay.redis_plan.clock import RedisClock
-from localdelay.redis_plan.cluster import Cluster, slot_of
+from localdelay.redis_plan.cluster import Cluster
 from localdelay.redis_plan.keys import (
     MOST_FORMER,
     MOST_SHARDS,
@@ -105,8 +107,11 @@ def test_a_number_of_shards_is_checked(shards: int, error: type[Exception]) -> N
 
 
 def test_the_slot_of_a_key_is_redis_own() -> None:
-    """CRC16 of the hash tag, as the specification's example has it."""
-    assert slot_of(b"localdelay:{123456789}:due") == 0x31C3 % 16384
+    """CRC16 of the hash tag, or of all where there is none, as the specification's examples have it."""
+    assert slot_of(b"localdelay:{123456789}:due") == slot_of(b"123456789") == 0x31C3 % 16384
+    assert slot_of(b"foo{{bar}}zap") == slot_of(b"{bar")
+    assert len({slot_of(b"foo{}{bar}"), slot_of(b"bar"), slot_of(b"foo")}) == 3
+    assert slot_of(b"a}{b") == crc_hqx(b"a}{b", 0) % 16384
 
 
 def test_instances_differ_in_eagerness() -> None:
@@ -201,7 +206,7 @@ async def test_nodes_that_send_a_call_to_each_other_are_not_hammered(
     """What they say is followed at once, and then fifty times a second, until they agree or it takes long."""
     cluster = Cluster([Place("127.0.0.1", 1)], b"", 1.0, 1.0)
     link = Link(Place("127.0.0.1", 2), b"", 1.0, 1.0)
-    monkeypatch.setattr(cluster, "_link_at", lambda host, port: link)
+    monkeypatch.setattr(cluster, "_link_at", lambda place: link)
     cluster._slots[:] = [link] * len(cluster._slots)
     asked: list[float] = []
     agree_at = trio.current_time() + 0.5

@@ -43,13 +43,8 @@ class RedisServer(OneProcess):
         return f"redis://127.0.0.1:{self.port}/stream{next(self._numbers)}"
 
     def read(self, url: str, count: int, timeout: float = 30.0) -> list[Received]:
-        stream = urlsplit(url).path[1:]
-        until = time.monotonic() + timeout
         with self.client() as client:
-            while client.xlen(stream) < count and time.monotonic() < until:
-                time.sleep(_POLL)
-            time.sleep(_SETTLE)
-            return [_received(id, fields) for id, fields in client.xrange(stream)]
+            return read_stream(client, url, count, timeout)
 
     @contextmanager
     def throttled(self, url: str) -> Iterator[None]:
@@ -70,6 +65,16 @@ class RedisServer(OneProcess):
         with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
             connection.sendall(b"PING\r\n")
             return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
+
+
+def read_stream(client: Redis, url: str, count: int, timeout: float) -> list[Received]:
+    """As `Server.read`, by this client."""
+    stream = urlsplit(url).path[1:]
+    until = time.monotonic() + timeout
+    while client.xlen(stream) < count and time.monotonic() < until:
+        time.sleep(_POLL)
+    time.sleep(_SETTLE)
+    return [_received(id, fields) for id, fields in client.xrange(stream)]
 
 
 def _received(id: bytes, fields: dict[bytes, bytes]) -> Received:

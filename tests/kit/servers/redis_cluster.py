@@ -6,12 +6,14 @@ import itertools
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import attrs
 from redis import Redis, RedisError
 
-from tests.kit.servers.process import Process, free_port, program
+from tests.kit.servers.process import Process, Received, free_port, program
+from tests.kit.servers.redis import read_stream
 
 _NODES = 6
 _BUS = 10_000
@@ -68,7 +70,7 @@ class RedisCluster:
             node.process.stop()
 
     def fresh(self) -> str:
-        """The URL of a queue that is new and empty."""
+        """The URL of a queue, or a stream, that is new and empty."""
         hosts = ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[:2])
         return f"redis+cluster://{hosts}/queue{next(self._names)}"
 
@@ -82,17 +84,51 @@ class RedisCluster:
             found = client.execute_command("CLUSTER SLOTS")
         return [range(first, last + 1) for first, last, master, *_ in found if master[1] == node.port]
 
+    def owner(self, url: str) -> Node:
+        """The master of the stream of this URL."""
+        key = url.partition("?")[0].rpartition("/")[2]
+        masters = self.masters()
+        with masters[0].client() as client:
+            slot = client.cluster("KEYSLOT", key)
+        return next(node for node in masters if any(slot in some for some in self.slots_of(node)))
+
+    def replica_of(self, master: Node) -> Node:
+        """The node that copies this one."""
+        for node in self.nodes:
+            with node.client() as client:
+                if client.info("replication").get("master_port") == master.port:
+                    return node
+        raise RuntimeError("it has no replica")
+
+    def everywhere(self, *command: str | int) -> None:
+        """Have every node run this command."""
+        for node in self.nodes:
+            with node.client() as client:
+                client.execute_command(*command)
+
+    def read(self, url: str, count: int, timeout: float = 10.0) -> list[Received]:
+        """What the stream has, as of a single Redis."""
+        with self.owner(url).client() as client:
+            return read_stream(client, url, count, timeout)
+
     def move_slots(self, source: Node, target: Node, slots: Sequence[int]) -> None:
         """Move these slots, one after the other, as `redis-cli` does."""
+        for slot in slots:
+            with self.moving(source, target, slot):
+                pass
+
+    @contextmanager
+    def moving(self, source: Node, target: Node, slot: int) -> Iterator[None]:
+        """In this block the slot's keys are on the target, and the slot is still the source's."""
         with source.client() as one, target.client() as other:
             names = [client.cluster("MYID").decode() for client in (one, other)]
-            for slot in slots:
-                other.cluster("SETSLOT", slot, "IMPORTING", names[0])
-                one.cluster("SETSLOT", slot, "MIGRATING", names[1])
-                while keys := one.cluster("GETKEYSINSLOT", slot, 10):
-                    one.migrate("127.0.0.1", target.port, keys, 0, 5000)
-                for client in (other, one):
-                    client.cluster("SETSLOT", slot, "NODE", names[1])
+            other.cluster("SETSLOT", slot, "IMPORTING", names[0])
+            one.cluster("SETSLOT", slot, "MIGRATING", names[1])
+            while keys := one.cluster("GETKEYSINSLOT", slot, 10):
+                one.migrate("127.0.0.1", target.port, keys, 0, 5000)
+            yield
+            for client in (other, one):
+                client.cluster("SETSLOT", slot, "NODE", names[1])
 
     def wait_until_taken_over(self, victim: Node) -> None:
         """Wait until every slot has a master that is not this node, in the eyes of all that run."""
@@ -103,6 +139,15 @@ class RedisCluster:
                 return
             time.sleep(_POLL)
         raise RuntimeError("nobody takes over")
+
+    def wait_until_down(self, node: Node) -> None:
+        """Wait until this node takes the cluster to be down."""
+        until = time.monotonic() + _TIMEOUT
+        with node.client() as client:
+            while client.cluster("INFO")["cluster_state"] == "ok":
+                if time.monotonic() > until:
+                    raise RuntimeError("the cluster does not go down")
+                time.sleep(_POLL)
 
     def wait_until_well(self) -> None:
         """Wait until all that run agree that every slot is served and that each master has a replica."""
