@@ -359,7 +359,7 @@ class Remote:
         with self._lock:  # nobody may see the room of what is neither coming nor pending
             self._ledger.accept(size, len(arrivals))
             self._ledger.arrive(size, len(arrivals))
-        self.queue.admission.accept_counted(arrivals)
+        self.queue.core.pending.enter_counted([entry for _, entry, _ in arrivals])
         if self._chosen:
             self._chosen.difference_update(chosen_id(stamped[1][2]) for stamped in arrivals)
 

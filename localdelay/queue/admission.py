@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from operator import itemgetter
@@ -196,10 +196,6 @@ class Admission:
         self._reserve(stamped)
         self._pending.enter_at_risk(stamped[1], stamped[2])
         return stamped[0]
-
-    def accept_counted(self, arrivals: Iterable[Stamped]) -> None:
-        """Take in messages that were accepted and counted in before they came here, in their order."""
-        self._pending.enter_counted([entry for _, entry, _ in arrivals])
 
     async def accept_safely(self, stamped: Stamped) -> Message:
         """Take the message in, or raise `QueueFull`; return when the journal has it, if there is one."""

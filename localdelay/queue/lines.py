@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterator
 from itertools import filterfalse, islice
 from typing import Final
 
@@ -83,13 +83,9 @@ class KeyedSchedule(Schedule):
         line.add(entry if self._index is None else entry[:2])
         return line
 
-    def living(self, slots: Iterable[Slot]) -> list[Entry]:
-        """The messages that these stand for, as far as they are still there."""
-        return self._living(slots)
-
     def count(self, slots: deque[Slot]) -> int:
         """How many these are."""
-        return len(self._living(slots)) if self._dead else len(slots)
+        return len(self.living(slots)) if self._dead else len(slots)
 
     def drop_dead(self, slots: deque[Slot]) -> None:
         """Drop what is dead and in front."""
@@ -109,21 +105,12 @@ class KeyedSchedule(Schedule):
         return min([super().next_due(), *(line.next_due() for line in self.lines.values())])
 
     def mix(self) -> None:
-        """Put what stands in lines back into the order, to be sorted out again."""
+        """Put all there is into this order: also what stands in lines, to be sorted out again."""
+        super().mix()
         for line in self.lines.values():
             for slot in line.slots:
                 self._near.push(slot)
             line.slots.clear()
-
-    def near(self) -> tuple[int, float]:
-        """How many messages are due before the horizon, and when the last of them is; -inf without any."""
-        self.mix()
-        return super().near()
-
-    def set_horizon(self, horizon: float) -> None:
-        """Leave to `take_later` every message due at `horizon` or after it, now and from now on."""
-        self.mix()
-        super().set_horizon(horizon)
 
     def clear(self) -> None:
         """Forget everything: a journal has it."""

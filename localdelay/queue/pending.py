@@ -92,23 +92,24 @@ class Pending:
 
     def enter_kept(self, entries: Sequence[Entry]) -> None:
         """Accept messages in due order that the keeper has already, whatever the room."""
-        self.ledger.accept(sum(size_of(body) for _, _, body in entries), len(entries))
-        self.ledger.recovered += len(entries)
-        for entry in entries:
-            self.take_id(entry)
+        self._count_kept(entries)
         self.schedule.put_all(entries)
 
     def enter_suspects(self, entries: Sequence[Entry], now: float) -> None:
         """Accept messages that the keeper has, and that were being sent when the last process ended."""
-        self.ledger.accept(sum(size_of(body) for _, _, body in entries), len(entries))
-        self.ledger.recovered += len(entries)
+        self._count_kept(entries)
         self.began = now
         for entry in entries:
-            self.take_id(entry)
             self.schedule.set_aside(entry)
         # They are no one's next due message, so that the alarm says nothing of them; and whoever takes the
         # next message may sleep already, until one that is due in an hour.
         self.schedule.on_earlier()
+
+    def _count_kept(self, entries: Sequence[Entry]) -> None:
+        self.ledger.accept(sum(size_of(body) for _, _, body in entries), len(entries))
+        self.ledger.recovered += len(entries)
+        for entry in entries:
+            self.take_id(entry)
 
     def enter_claimed(self, entry: Entry) -> None:
         """Accept a message that the keeper has already, and may have seen fail, whatever the room."""

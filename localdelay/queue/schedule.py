@@ -182,7 +182,7 @@ class Schedule:
             self._later.drop(1)
         else:
             return None
-        entries = self._living([slot])
+        entries = self.living([slot])
         self._claim(entries)
         return entries[0]
 
@@ -192,7 +192,7 @@ class Schedule:
         self.aside[:] = filterfalse(self._drops, self.aside)
         heapify(self.aside)
         self._dead -= before - len(self.aside)
-        return sorted(self._living(self.aside), key=lambda entry: (attempt_of(entry[2]), entry))
+        return sorted(self.living(self.aside), key=lambda entry: (attempt_of(entry[2]), entry))
 
     def take_aside(self, entry: Entry) -> None:
         """Take that out."""
@@ -210,10 +210,10 @@ class Schedule:
 
         Those that were cancelled and not swept yet count for the second.
         """
-        self.sort_in()
+        self.mix()
         count, last = self._near.extent()
         if self._dead:
-            count = len(self._living(self._near.slots()))
+            count = len(self.living(self._near.slots()))
         return count, last
 
     def next_due(self) -> float:
@@ -247,7 +247,7 @@ class Schedule:
         self.sort_in()
         if self._index is not None:
             return self._index.get(number)
-        return next((entry[2] for entry in self._living(self._slots(number)) if entry[1] == number), None)
+        return next((entry[2] for entry in self.living(self._slots(number)) if entry[1] == number), None)
 
     def lend(self, number: int) -> Body | None:
         """Take out the message with this number, or None if it is not here. Needs an index.
@@ -282,7 +282,7 @@ class Schedule:
     def entries(self) -> list[Entry]:
         """Every message, in due order."""
         self.sort_in()
-        return sorted(self._living(self._slots()))
+        return sorted(self.living(self._slots()))
 
     def clear(self) -> None:
         """Forget everything: a journal has it."""
@@ -296,11 +296,12 @@ class Schedule:
         self.aside.clear()
 
     def mix(self) -> None:
-        """Put back into this order what was sorted out of it; here nothing is."""
+        """Put all there is into this order: what is new, and what was sorted out of it."""
+        self.sort_in()
 
     def set_horizon(self, horizon: float) -> None:
         """Leave to `take_later` every message due at `horizon` or after it, now and from now on."""
-        self.sort_in()
+        self.mix()
         self.horizon = horizon
         self._later = self._near
         self._near = self._later.cut(horizon)
@@ -311,7 +312,8 @@ class Schedule:
         self._index.put(number, body)
         return (due, number)
 
-    def _living(self, slots: Iterable[Slot]) -> list[Entry]:
+    def living(self, slots: Iterable[Slot]) -> list[Entry]:
+        """The messages that these stand for, as far as they are still there."""
         index = self._index
         if index is None:
             return list(slots)  # type: ignore[arg-type]  # as in `due`
