@@ -278,7 +278,7 @@ class Draining:
         """The same by key: what a limit does not let go is put off, so that it holds up no other key's."""
         schedule, valve = self._schedule, self._core.delivery.valve
         while (entry := self._pending.lend_later(now := trio.current_time())) is not None:
-            when = valve.next_hand_back(entry, now)
+            when = valve.of([entry]).next_hand_back(entry, now)
             if when <= now:
                 return entry
             if when < schedule.horizon:

@@ -108,7 +108,7 @@ class HandBacks:
         began = trio.current_time()
         error = await self._give(entry, hand_back, cut_off=self._schedule.set_aside)
         now = trio.current_time()
-        self._delivery.valve.record(now, [entry], now - began, error, delayed=True)
+        self._delivery.valve.of([entry]).record(now, [entry], now - began, error, delayed=True)
         if error is None:
             return
         again = after_failing(entry, attempt_of(entry[2]), alone=False)

@@ -21,11 +21,9 @@ is forgotten while there is a line begins anew: a message goes, and what that co
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import count
-
-import trio
 
 from localdelay.entry import Entry, size_of
 from localdelay.keys import Keys
@@ -39,7 +37,7 @@ from .pending import Pending
 from .schedule import Schedule
 from .taking import Choosing, Taking, Worker
 from .valve import Pace, Valve
-from .valves import KeyedValve
+from .valves import Valves
 
 _AT_ONCE = 4096
 """So many messages get into their lines at most before others have their turn."""
@@ -50,9 +48,9 @@ class KeyedTaking(Taking):
     """What is due, by key, for those who are to send it."""
 
     _schedule: KeyedSchedule
-    _valve: KeyedValve
+    _valve: Valves
 
-    def __init__(self, pending: Pending, batch: BatchPolicy, valve: KeyedValve) -> None:
+    def __init__(self, pending: Pending, batch: BatchPolicy, valve: Valves) -> None:
         super().__init__(pending, batch, valve)
         # Heaps of (when, number, turn, line); one that has another turn by now is passed over.
         self._ready: list[tuple[float, int, int, Line]] = []
@@ -129,7 +127,7 @@ class KeyedTaking(Taking):
             if turn != line.turn:
                 continue
             line.place = NOWHERE
-            valve = self._valve.of(line.key)
+            valve = self._valve.of_key(line.key)
             entries = self._choosing(line, valve).some(now, most)
             self._place(line, now, probes=bool(entries) and valve.probe.is_shut)
             if entries:
@@ -144,7 +142,7 @@ class KeyedTaking(Taking):
     def _place(self, line: Line, now: float, *, probes: bool = False) -> None:
         """Put a line where it belongs by now; if it `probes`, a message of it is about to."""
         # Without making a valve, which would have another one forgotten, whose line had to be placed, too.
-        valve = self._valve.known(line.key)
+        valve = self._valve.known_key(line.key)
         self._probing.pop(line, None)
         due = line.next_due()
         if due == math.inf:
@@ -173,38 +171,11 @@ class KeyedTaking(Taking):
             return False
         return not joining(line.due(0.0, batch.max_messages), batch, count=0, size=0)[2]
 
-    def suspect(self, now: float) -> list[Entry]:
-        """Take a message that may have ended the last process, of a key that lets it go."""
-        schedule = self._schedule
-        if not schedule.aside or not self._is_their_turn(schedule.next_unsorted(), now):
-            return []
-        for entry in schedule.aside_in_turn():
-            key = self._valve.key_of(entry)
-            if key in schedule.lines or now < self._gate(key):
-                continue  # there are others for that, or it is not to be asked
-            valve = self._valve.of(key)
-            if valve.lets_go([entry], now):
-                schedule.take_aside(entry)
-                if valve.probe.is_shut:
-                    valve.probe.out = entry[1]
-                return [entry]
-        return []
+    def _has_others_to_try(self, entry: Entry) -> bool:
+        return self._valve.key_of(entry) in self._schedule.lines
 
-    def _gate(self, key: Hashable) -> float:
-        """When one that is set aside may go by its valve, as far as is known."""
-        valve = self._valve.known(key)
-        if valve is None or not valve.probe.is_shut:
-            return -math.inf if valve is None else valve.waits_until
-        return math.inf if self._is_under_way(valve.probe.out) else valve.probe.next_at
-
-    def _suspects_until(self) -> float:
-        """When one that is set aside is to be looked at, if its valve has said so."""
-        schedule, key_of = self._schedule, self._valve.key_of
-        if not schedule.aside or schedule.horizon < math.inf:
-            return math.inf
-        now = trio.current_time()
-        gates = {self._gate(key_of(entry)) for entry in schedule.aside_in_turn()}
-        return min(self._turn, min((gate for gate in gates if gate > now), default=math.inf))
+    def _next_other(self) -> float:
+        return self._schedule.next_unsorted()
 
 
 def order_and_valve(
@@ -221,11 +192,9 @@ def order_and_valve(
     if keys is None:
         return Schedule(indexed=indexed), Valve(limit, policy, pace, listener, count)
     schedule = KeyedSchedule(indexed=indexed)
-    return schedule, KeyedValve(keys, limit, policy, pace, listener, schedule.lines)
+    return schedule, Valves(keys, limit, policy, pace, listener, schedule.lines)
 
 
 def taking_of(pending: Pending, batch: BatchPolicy, valve: Valve) -> Taking:
     """What the workers of such a queue take from."""
-    return (
-        KeyedTaking(pending, batch, valve) if isinstance(valve, KeyedValve) else Taking(pending, batch, valve)
-    )
+    return KeyedTaking(pending, batch, valve) if isinstance(valve, Valves) else Taking(pending, batch, valve)

@@ -153,7 +153,7 @@ class Delivery:
             self.total.record_run(finished, instants)
         valve = self.valve
         if valve.probe.row or (valve.limit is not None and valve.limit.limits):
-            valve.sent(finished, entries, finished - now)
+            valve.of(entries).sent(finished, entries, finished - now)
         # Nobody waits until that is kept: the next send of this worker does, before it begins.
         self._pending.end(entries, _SENT, size)
         entries.clear()
@@ -214,7 +214,7 @@ class Delivery:
         valve = self.valve
         if valve.probe.row or (valve.limit is not None and valve.limit.limits):
             for entry, began, ended, _ in outcomes:
-                valve.sent(ended, [entry], ended - began)
+                valve.of([entry]).sent(ended, [entry], ended - began)
         self._pending.end(entries, End.SENT, plain_size(entries) if plain else None)
 
     def failed(self, outcome: Outcome) -> Exception | None:
@@ -233,7 +233,7 @@ class Delivery:
         if failures == 1:
             self.lateness.record(began - execute_at_of(due, body))
         self.send_time.record(ended - began)
-        self.valve.failed(ended, [entry], error, ended - began)
+        self.valve.of([entry]).failed(ended, [entry], error, ended - began)
         if self._retry(entry, error, ended, failures, random.random(), alone=blamed is not None):
             return None
         self.valve.count_failure(ended, error)
@@ -257,16 +257,17 @@ class Delivery:
         refused = isinstance(error, PermanentSendError) and not isinstance(error, _NotAsyncError)
         split = refused and blamed is None and len(entries) > 1
         failures = 1 + max(failures_of(body) for _, _, body in entries)
+        valve, age = self.valve.of(entries), now - worker.began
         if len(errors) < len(entries):
             its = dict(zip(ids, entries, strict=True))
             sent = [entry for its_id, entry in its.items() if its_id not in errors]
-            self.valve.sent(now, sent, now - worker.began)
+            valve.sent(now, sent, age)
             for its_id, each in errors.items():
-                self.valve.record(now, [its[its_id]], now - worker.began, each)
+                valve.record(now, [its[its_id]], age, each)
         else:
             # The one that says most. Not `error`: that says nothing where it names each message's own.
             of_all = max(errors.values(), key=_says)
-            self.valve.failed(now, entries, of_all, now - worker.began)
+            valve.failed(now, entries, of_all, age)
         doomed: list[tuple[Entry, Exception]] = []
         for entry, its_id in zip(entries, ids, strict=True):
             its_error = errors.get(its_id)
@@ -302,7 +303,8 @@ class Delivery:
         entries[:] = given_up
         for entry in left:
             self._pending.retry(entry, entry)
-        self.valve.given_up(given_up)
+        if given_up:
+            self.valve.of(given_up).given_up(given_up)
         for entry, its_error in doomed:
             message = message_of(entry)
             is_taken = await self._bury(message, its_error)
@@ -319,7 +321,7 @@ class Delivery:
     ) -> bool:
         """Have a message that has failed tried again; False where it is to be given up."""
         attempt = attempt_of(entry[2])
-        if self.valve.is_shut_for(entry) and is_down(error):
+        if is_down(error) and self.valve.of([entry]).probe.is_shut:
             # That is not the message's fault: it goes on after what is due already, and has lost no attempt.
             when, again = now, after_failing(entry, attempt, alone=alone, counts=False)
         else:

@@ -6,16 +6,15 @@ Nothing here awaits: a message is in the order, or in the `entries` of the worke
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Protocol
 
 import trio
 
 from localdelay.entry import Entry, has_expired, moved, size_of
 
 from .batch import BatchPolicy, joining
-from .lanes import Slot
+from .lines import Line
 from .pending import Pending
+from .schedule import Schedule
 from .valve import Valve
 
 _SPACED_OUT = 256
@@ -37,29 +36,10 @@ class Worker:
         self.timed_out = False
 
 
-class Order(Protocol):
-    """What is waiting to be taken: a queue's schedule, or a part of it."""
-
-    alarm: float
-
-    @property
-    def aside(self) -> Sequence[Slot]:
-        """What goes after all else."""
-
-    def next_due(self) -> float:
-        """When the next message is due, in seconds on Trio's clock; infinite if there is none."""
-
-    def due(self, now: float, most: int) -> list[Entry]:
-        """The next messages that are due, up to `most` of them and perhaps fewer."""
-
-    def take(self, entries: list[Entry]) -> None:
-        """Take out the first of the messages that `due` has just returned, as many as are given."""
-
-
 class Choosing:
     """What goes next of an order before which there is a valve."""
 
-    def __init__(self, pending: Pending, batch: BatchPolicy, valve: Valve, order: Order) -> None:
+    def __init__(self, pending: Pending, batch: BatchPolicy, valve: Valve, order: Schedule | Line) -> None:
         self._pending = pending
         self._batch = batch
         self._one_by_one = batch.max_messages == 1
@@ -100,23 +80,14 @@ class Choosing:
     def until(self) -> float:
         """Until when there is nothing to do; sets the alarm for what comes in that is due before."""
         valve, due = self._valve, self._order.next_due()
-        if self._order.aside:
-            due = self._with_aside(due)
         probe = valve.probe
         until = max(due, valve.waits_until)
-        if self._order.aside and valve.waits_until > trio.current_time():
-            # What is set aside may be what waits for it; once that is over and it has not gone, it was not.
-            until = valve.waits_until
         if "paused" in self.bars or (probe.is_shut and self._is_under_way(probe.out)):
             until = math.inf
         elif probe.is_shut:
             until = max(until, probe.next_at)
         self._order.alarm = due if until == due else -math.inf
         return until
-
-    def _with_aside(self, due: float) -> float:
-        """When something may go, by its time, where what is not set aside is due then; here nothing is."""
-        return due
 
     def _space_out(self, now: float) -> bool:
         """Give some of what is overdue a time of its own each, so that the rest goes on time meanwhile."""
@@ -165,6 +136,8 @@ class Taking(Choosing):
             entry = self._schedule.take_one(now)
             if entry is not None:
                 worker.entries.append(entry)
+            elif self._schedule.aside:
+                worker.entries += self.suspect(now)
             return True
         batch, schedule, entries = self._batch, self._schedule, worker.entries
         while due := schedule.due(now, batch.max_messages - len(entries)):
@@ -176,7 +149,14 @@ class Taking(Choosing):
                 worker.size += size
             if full:
                 return True
+        if not entries and schedule.aside:
+            entries += self.suspect(now)
+            return True
         return False
+
+    def until(self) -> float:
+        """Until when there is nothing to do; sets the alarm for what comes in that is due before."""
+        return min(super().until(), self._suspects_until())
 
     @property
     def is_done(self) -> bool:
@@ -186,25 +166,48 @@ class Taking(Choosing):
 
     def suspect(self, now: float) -> list[Entry]:
         """Take a message that may have ended the last process, if it is its turn: last, and one at a time."""
-        entry = self._next_suspect(now)
-        if entry is None or not self._valve.lets_go([entry], now):
+        schedule = self._schedule
+        if not schedule.aside or not self._is_their_turn(now):
             return []
-        self._schedule.take_aside(entry)
-        if self._valve.probe.is_shut:
-            self._valve.probe.out = entry[1]  # or its failure would let the next one go at once
-        return [entry]
+        for entry in schedule.aside_in_turn():
+            if now < self._gate(entry) or self._has_others_to_try(entry):
+                continue
+            valve = self._valve.of([entry])
+            if valve.lets_go([entry], now):
+                schedule.take_aside(entry)
+                if valve.probe.is_shut:
+                    valve.probe.out = entry[1]  # or its failure would let the next one go at once
+                return [entry]
+        return []
 
-    def _next_suspect(self, now: float) -> Entry | None:
-        schedule, valve = self._schedule, self._valve
-        is_tried = valve.probe.is_shut and schedule.next_due() < math.inf  # there are others for that
-        if is_tried or not self._is_their_turn(schedule.next_due(), now):
-            return None
-        return next(iter(schedule.aside_in_turn()), None)
+    def _has_others_to_try(self, entry: Entry) -> bool:
+        """Whether there are others to go before this one, and to be the next probe."""
+        return self._valve.probe.is_shut and self._schedule.next_due() < math.inf
 
-    def _is_their_turn(self, next_due: float, now: float) -> bool:
-        """Whether one that is set aside may go, where others are due then."""
+    def _next_other(self) -> float:
+        """When the next message is due that goes before these."""
+        return self._schedule.next_due()
+
+    def _gate(self, entry: Entry) -> float:
+        """When one that is set aside may go by its valve, as far as is known."""
+        valve = self._valve.known(entry)
+        if valve is None or not valve.probe.is_shut:
+            return -math.inf if valve is None else valve.waits_until
+        return math.inf if self._is_under_way(valve.probe.out) else valve.probe.next_at
+
+    def _suspects_until(self) -> float:
+        """When one that is set aside is to be looked at, if its valve has said so."""
+        schedule = self._schedule
+        if not schedule.aside or schedule.horizon < math.inf or self.bars:
+            return math.inf
+        now = trio.current_time()
+        gates = {self._gate(entry) for entry in schedule.aside_in_turn()}
+        return min(self._turn, min((gate for gate in gates if gate > now), default=math.inf))
+
+    def _is_their_turn(self, now: float) -> bool:
+        """Whether one that is set aside may go, where others are due as they are."""
         self._turn = math.inf
-        if next_due <= now or self._is_aside_barred:
+        if self._next_other() <= now or self._is_aside_barred:
             return False
         if now >= (last_place := self._valve.pace.last_place):
             return True
@@ -217,9 +220,3 @@ class Taking(Choosing):
         if self.bars or self._schedule.horizon < math.inf:
             return True
         return any(entry[0] <= self._pending.began for entry in self._pending.at_work())
-
-    def _with_aside(self, due: float) -> float:
-        probe = self._valve.probe
-        if probe.is_shut and due == math.inf and not self._is_aside_barred:
-            return probe.next_at
-        return min(due, self._turn)

@@ -76,11 +76,9 @@ class Valve:
         policy: ProbePolicy | None,
         pace: Pace,
         listener: Listener | None,
-        count: Callable[[], int] | None = None,
-        lines: Lines | None = None,
-        key: Hashable = None,
+        count: Callable[[], int],
     ) -> None:
-        """`count` says how many were sent. With `lines`, which all keys share, it is of one `key`."""
+        """`count` says how many were sent."""
         self.limit = limit
         self.probe = Probe(policy)
         self._listener = listener
@@ -98,20 +96,26 @@ class Valve:
         """When to `mark` again."""
         self._limits = False  # as it was said last
         self._limits_since = -math.inf
-        self._shut_lines = lines or Lines()
-        self._key = key
-        self._whose = "" if lines is None else " of one key"
+        self._shut_lines = Lines()
+        self._key: Hashable = None
+        self._whose = ""
         self._next_failure_line = -math.inf
         self._has_warned = False
         self._failures_logged = 0
         self.failures = 0
         self.throttled = 0
-        self.count = 0
-        """Messages that were sent, where there is no such `count`."""
-        self._count_sent = count or (lambda: self.count)
+        self._count_sent = count
         self._next_hand_back = -math.inf
         self.on_change: Callable[[], None] = lambda: None
         """Called when something else may be taken than before."""
+
+    def of(self, entries: Sequence[Entry]) -> Valve:
+        """The one that these go through together, which is used now: this one, where there are no keys."""
+        return self
+
+    def known(self, entry: Entry) -> Valve | None:
+        """The same for one message without using it, if there is one."""
+        return self
 
     def price(self, entries: Sequence[Entry], *, delayed: bool = False) -> float:
         """What a call with each of these takes of the limit."""
@@ -179,10 +183,6 @@ class Valve:
     def limit_rate(self) -> float | None:
         """Messages a second that the limit lets go; None while it lets all go, or there is none."""
         return None if self.limit is None else self.limit.limit_rate
-
-    def is_shut_for(self, entry: Entry) -> bool:
-        """Whether this message may only go as a probe."""
-        return self.probe.is_shut
 
     def keys(self, now: float) -> Mapping[Hashable, KeySends]:
         """How the sends of each key go, where there are keys."""

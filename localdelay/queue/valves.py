@@ -10,7 +10,7 @@ from functools import partial
 from localdelay.entry import Entry, message_of
 from localdelay.keys import ByKey, Keys
 from localdelay.limit import Limit
-from localdelay.listening import Listener
+from localdelay.listening import Lines, Listener
 from localdelay.logs import log
 from localdelay.probe import ProbePolicy
 from localdelay.statistics import KeySends
@@ -19,7 +19,33 @@ from .lines import Line
 from .valve import Pace, Valve
 
 
-class KeyedValve(Valve):
+class ValveOfKey(Valve):
+    """That of one key: it counts what was sent of it, and has the lines of the log in common with others."""
+
+    def __init__(
+        self,
+        limit: Limit | None,
+        policy: ProbePolicy | None,
+        pace: Pace,
+        listener: Listener | None,
+        shut_lines: Lines,
+        key: Hashable,
+    ) -> None:
+        super().__init__(limit, policy, pace, listener, lambda: self._count)
+        self._count = 0
+        self._shut_lines = shut_lines
+        self._key = key
+        self._whose = " of one key"
+
+    def sent(self, now: float, entries: Sequence[Entry], age: float) -> None:
+        """These were sent. To be told always."""
+        if now >= self.next_mark:
+            self.mark(now)
+        super().sent(now, entries, age)
+        self._count += len(entries)
+
+
+class Valves(Valve):
     """All valves of a queue, of which each has a limit and a probe; the pace is the queue's."""
 
     def __init__(
@@ -31,7 +57,7 @@ class KeyedValve(Valve):
         listener: Listener | None,
         lines: Mapping[Hashable, Line],
     ) -> None:
-        super().__init__(limit, policy, pace, listener)
+        super().__init__(limit, policy, pace, listener, int)
         self.probe.row.add(0)  # or nobody would tell of what was sent
         self.next_mark = math.inf  # each of them counts for itself
         self._keys = keys
@@ -55,16 +81,21 @@ class KeyedValve(Valve):
             return None
         return key
 
-    def of(self, key: Hashable) -> Valve:
+    def of(self, entries: Sequence[Entry]) -> Valve:
+        """The valve of the key of these, which is used now: what is sent together has one key."""
+        return self.of_key(self.key_of(entries[0]))
+
+    def known(self, entry: Entry) -> Valve | None:
+        """The same for one message without using it, if there is one."""
+        return self.known_key(self.key_of(entry))
+
+    def of_key(self, key: Hashable) -> Valve:
         """The valve of this key, which is used now."""
         return self._valves.of(key)
 
-    def known(self, key: Hashable) -> Valve | None:
+    def known_key(self, key: Hashable) -> Valve | None:
         """The same without using it, if there is one."""
         return self._valves.known(key)
-
-    def _of(self, entries: Sequence[Entry]) -> Valve:
-        return self.of(self.key_of(entries[0]))  # what is sent together has one key
 
     @property
     def limits(self) -> bool:
@@ -90,14 +121,10 @@ class KeyedValve(Valve):
             )
         return found
 
-    def is_shut_for(self, entry: Entry) -> bool:
-        """Whether this message may only go as a probe."""
-        return self._of([entry]).probe.is_shut
-
     def give_back(self, entries: Sequence[Entry]) -> None:
         """These were let go, and are not sent: of senders elsewhere several keys come back at once."""
         for entry in entries:
-            self._of([entry]).give_back([entry])
+            self.of([entry]).give_back([entry])
 
     def wants_nothing(self) -> None:
         """Nothing is to be sent after all: others may have what was owed."""
@@ -105,42 +132,9 @@ class KeyedValve(Valve):
             valve.wants_nothing()
             self.news.add(key)
 
-    def sent(self, now: float, entries: Sequence[Entry], age: float) -> None:
-        """These were sent."""
-        valve = self._of(entries)
-        if now >= valve.next_mark:
-            valve.mark(now)
-        valve.sent(now, entries, age)
-        valve.count += len(entries)
-
-    def failed(self, now: float, entries: Sequence[Entry], error: Exception, age: float) -> None:
-        """A send of these has failed, and none of them was sent."""
-        self._of(entries).failed(now, entries, error, age)
-
-    def given_up(self, entries: Sequence[Entry]) -> None:
-        """These are not sent any more: if one of them was the probe of its key, another is."""
-        if entries:
-            self._of(entries).given_up(entries)
-
-    def record(
-        self,
-        now: float,
-        entries: Sequence[Entry],
-        age: float,
-        error: Exception | None,
-        *,
-        delayed: bool = False,
-    ) -> None:
-        """Tell the limit of their key what a call with these came to."""
-        self._of(entries).record(now, entries, age, error, delayed=delayed)
-
-    def next_hand_back(self, entry: Entry, now: float) -> float:
-        """When this may be handed back: now, or at its place behind the others of its key."""
-        return self._of([entry]).next_hand_back(entry, now)
-
     def _make(self, key: Hashable) -> Valve:
         limit = self._keys.limits.of(key)
-        valve = Valve(limit, self._policy, self.pace, self._listener, None, self._shut_lines, key)
+        valve = ValveOfKey(limit, self._policy, self.pace, self._listener, self._shut_lines, key)
         valve.on_change = partial(self._note, key)
         return valve
 

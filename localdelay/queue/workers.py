@@ -216,9 +216,6 @@ class Workers:
                 self.wake_leader()  # who may wait for the probe that this one has sent last
                 return
             full = fill(worker, now)
-            if not worker.entries and self._schedule.aside and not self.valve.limits:
-                worker.entries += self._taking.suspect(now)
-                full = True
             if not worker.entries:
                 # While something is being sent, it may fail, and then there is work for all again.
                 if self._taking.closing and self._taking.is_done and not self.busy:
