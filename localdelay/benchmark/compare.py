@@ -32,6 +32,8 @@ from localdelay.signals import heard
 
 _CHILD = "localdelay.benchmark.child"
 _REMOVE_WITHIN = 10.0
+_BEGINS_WITHIN = 30.0
+_LOOK = 0.01
 
 
 Step: TypeAlias = Callable[[Plan | None, str], object]
@@ -114,8 +116,8 @@ async def _result(
 ) -> Any:
     """Run a process for this, and what it has come to; `told` gets the numbers of messages that it tells.
 
-    It may be killed so many seconds after its first step, and has come to None then. Raises `BenchError` for
-    an error of its, and where it has ended without a word.
+    It may be killed so many seconds after its first step, once it has a message, and has come to None then.
+    Raises `BenchError` for an error of its, and where it has ended without a word.
     """
     log = directory / f"{job.plan}.log"
     with log.open("ab") as stderr:
@@ -132,6 +134,11 @@ async def _result(
 
     async def kill(after: float) -> None:
         await trio.sleep(after)
+        with trio.move_on_after(
+            _BEGINS_WITHIN
+        ):  # on a busy machine it may have nothing yet that a kill loses
+            while not any(told.values()):  # noqa: ASYNC110
+                await trio.sleep(_LOOK)
         said["killed"] = ""
         process.kill()
 

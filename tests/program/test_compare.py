@@ -16,6 +16,7 @@ import pytest
 import trio
 from click.testing import Result
 
+from localdelay.benchmark import compare as comparing
 from localdelay.benchmark.comparison import Comparison, Job, Plan
 from localdelay.benchmark.contenders import Opening, open_plan
 from localdelay.cli.compare import NAMES
@@ -25,6 +26,13 @@ from tests.kit.servers.process import Server
 from tests.kit.servers.redis import RedisServer
 
 SMALL = ["--quick", "--rate", "200", "--delay", "100ms", "--seconds", "0.3", "--shards", "8"]
+LATE = """\
+import time
+print("step begun", flush=True)
+time.sleep(1.0)
+print("stored 7", flush=True)
+time.sleep(60.0)
+"""
 
 
 def run(*args: str, **environ: str) -> Result:
@@ -78,12 +86,10 @@ def test_measured_commands_are_those_of_the_formula(compared: tuple[dict[str, An
     shown, _, _ = compared
     literal, ours, *in_memory = shown["plans"]
     assert shown["formula"]["setnx"] == shown["formula"]["zrange"] == 40
-    idle = literal["idle"]
-    assert idle["sent_per_s"] == pytest.approx(80, rel=0.3)
-    assert literal["busy"]["cost"]["sent_per_message"] > 2
-    assert ours["busy"]["cost"]["sent_per_message"] < 2
+    # One that gets no processor polls less often, and never more often; no put and no removal is spared.
+    assert 20 < literal["idle"]["sent_per_s"] < 80 * 1.3
     assert ours["idle"]["sent_per_s"] < 5
-    assert ours["busy"]["cost"]["sent_per_s"] < literal["busy"]["cost"]["sent_per_s"]
+    assert ours["busy"]["cost"]["sent_per_message"] < literal["busy"]["cost"]["sent_per_message"]
     for plan in in_memory:
         assert plan["idle"]["sent_per_s"] == plan["busy"]["cost"]["sent_per_s"] == 0
 
@@ -225,18 +231,31 @@ def test_nothing_is_left_behind(signum: signal.Signals, redis: RedisServer, tmp_
         assert "waiting and idle" in process.stderr.readline()
         assert len(_processes_of(tmp_path)) >= 4, "itself, Redis, its guard, and the plan"
         process.send_signal(signum)
-        printed, told = process.communicate(timeout=20)
+        printed, told = process.communicate(timeout=200)
     assert printed == ""
     if signum != signal.SIGKILL:
         assert process.returncode == 128 + signum
         assert told.splitlines()[-1] == "Stopped. No Redis, process or file is left behind."
         assert _processes_of(tmp_path) == []
         assert _files_in(tmp_path) == []
-    until = time.monotonic() + 10
+    until = time.monotonic() + 100
     while (_processes_of(tmp_path) or _files_in(tmp_path)) and time.monotonic() < until:
         time.sleep(0.02)
     assert _processes_of(tmp_path) == []
     assert _files_in(tmp_path) == []
+
+
+async def test_a_process_that_begins_late_is_killed_once_it_has_a_message(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On a busy machine half the time may be over before it has any, and there would be nothing to lose."""
+    (tmp_path / "late.py").write_text(LATE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(comparing, "_CHILD", "late")
+    told: dict[str, list[int]] = {"stored": [], "sent": []}
+    job = Job(Plan.MEMORY, Comparison(), "", "", "be killed")
+    assert await comparing._result(job, tmp_path, lambda *_: None, told, kill_after=0.0) is None
+    assert told == {"stored": [7], "sent": []}
 
 
 def _files_in(directory: Path) -> list[str]:
@@ -285,7 +304,7 @@ async def test_each_plan_sends_all_and_nothing_early(
         begun = trio.current_time()
         for payload, delay in delays.items():
             opened.put_nowait(payload, delay=delay)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while len(sent) < 20 or await opened.left():  # noqa: ASYNC110 (Redis tells nobody)
                 await trio.sleep(0.01)
         assert (opened.commands() > 0) == plan.in_redis
