@@ -19,7 +19,7 @@ from tests.kit.faults.scale import Scale, Watch, directory
 from tests.kit.faults.scale import broker as server_of
 from tests.kit.servers.process import Server
 
-_READ_TIMEOUT = 20.0
+_READ_TIMEOUT = 100.0
 
 
 def _open(name: str, port: int, url: str) -> AbstractAsyncContextManager[Broker]:

@@ -16,11 +16,11 @@ _LOW, _HIGH = 0.2, 7.0
 _PUTTING = 1.5
 _GRACE = 3.0
 _RATE = 400.0
-_END_TIMEOUT = 30.0
+_END_TIMEOUT = 150.0
 _ANY_NUMBER = 1 << 30
 _SLACK = 2.0
 """Seconds that a broker may be late, one more where its delays are whole seconds; it is read so long."""
-_PATIENCE = 30.0
+_PATIENCE = 100.0
 """Seconds after which what is due and not there is lost; less, and a busy machine's delay would be a loss."""
 _HAND_BACKS_IN_FLIGHT = 100
 _SETTLE = 0.5

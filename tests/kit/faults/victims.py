@@ -19,7 +19,7 @@ import attrs
 from tests.kit.faults.victim import BEGUN, CANCELLED, CANCELLING, MARKS, NOT_CANCELLED
 
 _ROOT = Path(__file__).parents[2]
-_START_TIMEOUT = 30.0
+_START_TIMEOUT = 150.0
 
 T = TypeVar("T", bound="Child")
 
