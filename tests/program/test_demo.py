@@ -66,9 +66,11 @@ def runs(pid: int) -> bool:
 def test_json_of_a_real_run() -> None:
     """Both runs have all keys in order; the plain one has lost what was refused, the other nothing.
 
-    What the other tells of what it held and handed back adds up to its counts.
+    A rate is found, and what is over it goes back; all that is told of it adds up to the counts. How much the
+    broker gets of what it takes plain is asserted in virtual time, in `test_demo_natively`: here it is nearly
+    all on a quiet machine, and less on a busy one. In `test_valve` the rate is that of the primary.
     """
-    result = run(*SMALL, "--json")
+    result = run("--seconds", "0.4", "--delay", "2.5", "--json")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert list(report) == ["plain", "fallback"]
@@ -87,34 +89,15 @@ def test_json_of_a_real_run() -> None:
     assert fallback["accepted"] + fallback["degraded"] == 1200
     assert fallback["lost"] == 0
     assert fallback["degraded"] >= fallback["refused"] > 0
-    assert fallback["degraded"] >= fallback["handed_back"]
+    assert fallback["degraded"] >= fallback["handed_back"] > 0
     # A hand-back that a busy machine did not get confirmed in time may have arrived all the same.
     assert fallback["duplicates"] <= fallback["degraded"] - fallback["handed_back"]
-    assert_adds_up(fallback)
     assert result.stderr == ""
-
-
-def assert_adds_up(fallback: dict[str, Any]) -> None:
     buckets = fallback["timeline"]
+    assert any(bucket["found"] is not None and bucket["found"] > 0 for bucket in buckets)
     step = buckets[1]["at"] - buckets[0]["at"]
     for rate, count in (("primary", "accepted"), ("local", "degraded"), ("handed_back", "handed_back")):
         assert sum(bucket[rate] for bucket in buckets) * step == pytest.approx(fallback[count])
-
-
-def test_a_rate_is_found_and_what_is_over_it_goes_back() -> None:
-    """The broker gets at least half of what it takes plain, whatever else this machine does; nothing is lost.
-
-    On a quiet machine it is nearly all; nine of ten are asserted in virtual time, in `test_demo_natively`,
-    and in `test_valve` that the rate which is found is that of the primary.
-    """
-    result = run("--seconds", "1", "--delay", "3", "--json")
-    assert result.exit_code == 0, result.output
-    plain, fallback = json.loads(result.stdout).values()
-    assert fallback["lost"] == 0
-    assert fallback["accepted"] + fallback["handed_back"] >= 0.5 * plain["accepted"]
-    found = [bucket["found"] for bucket in fallback["timeline"]]
-    assert any(rate is not None and rate > 0 for rate in found)
-    assert_adds_up(fallback)
 
 
 def test_table_of_a_real_run(temporary: Path) -> None:
@@ -123,7 +106,7 @@ def test_table_of_a_real_run(temporary: Path) -> None:
         [COMMAND, "demo", *SMALL],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
         env={**os.environ, "TMPDIR": str(temporary), "COLUMNS": "80"},
     )
@@ -303,17 +286,17 @@ def test_a_server_that_does_not_start(monkeypatch: pytest.MonkeyPatch, temporary
     [
         (signal.SIGINT, 130, 0.0),
         (signal.SIGINT, 130, 0.1),
-        (signal.SIGINT, 130, 1.2),
+        (signal.SIGINT, 130, 1.2),  # when all is published, and nothing is due yet
         (signal.SIGTERM, 143, 0.5),
     ],
 )
 def test_a_signal_ends_it(temporary: Path, signum: signal.Signals, code: int, pause: float) -> None:
     """Ctrl-C in the first run, or a SIGTERM: one line, no traceback, no server and no files left."""
-    with started(temporary, "--seconds", "1", "--delay", "1") as process:
+    with started(temporary, "--seconds", "1", "--delay", "60") as process:
         pid = server_pid(temporary)
         time.sleep(pause)
         process.send_signal(signum)
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=200)
     assert process.returncode == code
     assert said.splitlines()[-1] == "Stopped. No NATS server is left behind."
     assert all(line.startswith("plain: ") for line in said.splitlines()[:-1])
@@ -322,16 +305,18 @@ def test_a_signal_ends_it(temporary: Path, signum: signal.Signals, code: int, pa
 
 def test_ctrl_c_while_messages_wait_here(temporary: Path) -> None:
     """Ctrl-C in the second run, when the local queue holds messages, ends it in the same way."""
-    with started(temporary, "--seconds", "0.5", "--delay", "1") as process:
+    with started(temporary, "--seconds", "0.5", "--delay", "1.5") as process:
         pid = server_pid(temporary)
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("with localdelay: "):
                 break
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=200)
     assert process.returncode == 130
-    assert said == "Stopped. No NATS server is left behind.\n"
+    *progress, last = said.splitlines()
+    assert last == "Stopped. No NATS server is left behind."
+    assert all(line.startswith("with localdelay: ") for line in progress)
     assert not runs(pid)
 
 
@@ -340,8 +325,8 @@ def test_nothing_is_left_of_a_demo_that_was_killed(temporary: Path) -> None:
     with started(temporary) as process:
         pid = server_pid(temporary)
         process.kill()
-        process.communicate(timeout=20)
-    deadline = time.monotonic() + 10
+        process.communicate(timeout=200)
+    deadline = time.monotonic() + 100
     while (runs(pid) or list(temporary.iterdir())) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not runs(pid)
@@ -351,12 +336,13 @@ def test_a_server_that_dies(temporary: Path) -> None:
     """When the server ends in mid-run, so does the demo, in one line."""
     with started(temporary) as process:
         os.kill(server_pid(temporary), signal.SIGKILL)
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=200)
     assert process.returncode == 2
-    assert said.startswith(
+    *progress, last = said.splitlines()
+    assert last.startswith(
         "Error: the demo could not run: the NATS server has ended by itself; its last words: "
     )
-    assert said.count("\n") == 1
+    assert all(line.startswith("plain: ") for line in progress)
 
 
 def test_reader_gone() -> None:
