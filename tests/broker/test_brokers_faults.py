@@ -19,7 +19,6 @@ from localdelay.brokers import Broker, open_broker
 from tests.kit.servers.all import NAMES
 from tests.kit.servers.process import Received, Server, free_port
 
-pytestmark = pytest.mark.timeout(180)  # some servers take their time to start on a busy machine
 SECRET = "hunter2"
 GIVEN_UP = (TimeoutError, ConnectionError, Throttled)
 """What a send may come to while its server is away; what a client's own errors are besides is named below."""
@@ -39,7 +38,7 @@ def message(id: str, payload: bytes | None = None) -> Message:
     return Message(id, id.encode() if payload is None else payload, trio.current_time())
 
 
-async def bodies(server: Server, url: str, count: int, wait: float = 20.0) -> list[bytes]:
+async def bodies(server: Server, url: str, count: int, wait: float = 60.0) -> list[bytes]:
     def read() -> list[Received]:
         return server.read(url, count, wait)
 
@@ -75,57 +74,62 @@ async def test_a_batch_keeps_its_order(server: Server, url: str) -> None:
     assert (arrived if server.keeps_order else sorted(arrived, key=int)) == expected
 
 
-async def test_a_restart_while_nobody_sends_goes_unnoticed(server: Server, url: str) -> None:
-    """The connection is made again without a send that pays for it; what comes too early waits."""
-    async with open_broker(url, confirm_timeout=60.0) as broker:
-        await broker.send(message("before"))
-        await in_thread(server.kill)
-        async with trio.open_nursery() as nursery:
-            await trio.sleep(0.2)
-            nursery.start_soon(broker.send, message("meanwhile"))
-            await trio.sleep(0.1)
-            await in_thread(server.restart)
-        await broker.send(message("after"))
-    assert await bodies(server, url, 3) == [b"before", b"meanwhile", b"after"]
+async def test_while_a_server_is_away(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """Who may wait hears nothing of it: the connection is made again without a send that pays for it.
 
-
-async def test_without_a_server_sends_fail_in_time(server: Server, url: str) -> None:
-    """Each has failed after the time limit, in one line that says where, and none of it is sent later."""
-    limit = 3.0  # a busy machine's first send is slow, too
-    async with open_broker(url, confirm_timeout=limit) as broker:
-        await broker.send(message("before"))
+    Who may not hears of it in time, in one line that says where, and none of that is sent later. It is news
+    for nobody else: what is logged is for debugging at most, and a payload is never in it.
+    """
+    caplog.set_level(logging.DEBUG)
+    limit = 3.0
+    waits, hurries = [await trio.to_thread.run_sync(server.fresh) for _ in range(2)]
+    async with (
+        open_broker(waits, confirm_timeout=200.0) as patient,
+        open_broker(hurries, confirm_timeout=limit) as broker,
+        trio.open_nursery() as nursery,
+    ):
+        await patient.send(message("before"))
+        await _until_taken(broker, message("before", SECRET.encode()))
         await in_thread(server.kill)
         try:
             await trio.sleep(0.3)
+            nursery.start_soon(patient.send, message("meanwhile"))
             begun = trio.current_time()
             with pytest.raises(GIVEN_UP) as raised:
-                await broker.send(message("lost"))
+                await broker.send(message("lost", SECRET.encode()))
             with pytest.raises((*GIVEN_UP, PartialSendError)):
                 await broker.send_batch([message("a"), message("b")])
-            assert 1.5 * limit < trio.current_time() - begun < 6 * limit
-            assert "\n" not in str(raised.value)
+            assert 1.5 * limit < trio.current_time() - begun < 10 * limit
             with trio.move_on_after(0.1):
                 await broker.send(message("cancelled"))
         finally:
             await in_thread(server.restart)
-        with trio.fail_after(60):
-            await _until_taken(broker, message("last"))
-    assert await bodies(server, url, 2) == [b"before", b"last"]
+        await _until_taken(broker, message("last"))
+    async with open_broker(waits, confirm_timeout=200.0) as patient:
+        await patient.send(message("after"))
+    assert await bodies(server, waits, 3) == [b"before", b"meanwhile", b"after"]
+    # A server that has just begun may answer too late, so that what it has is sent to it again.
+    assert set(await bodies(server, hurries, 2)) == {SECRET.encode(), b"last"}
+    assert "\n" not in str(raised.value)
+    assert SECRET not in caplog.text + repr(raised.value)
+    loud = [record for record in caplog.records if record.levelno > logging.INFO]
+    assert not loud, loud[0].getMessage()
 
 
 async def _until_taken(broker: Broker, one: Message) -> None:
     """Send until it is confirmed: a server that is back may refuse for a moment."""
-    while True:
-        try:
-            await broker.send(one)
-        except GIVEN_UP:
-            await trio.sleep(0.1)
-        else:
-            return
+    with trio.fail_after(200):
+        while True:
+            try:
+                await broker.send(one)
+            except GIVEN_UP:
+                await trio.sleep(0.1)
+            else:
+                return
 
 
 async def test_killed_again_and_again(server: Server, url: str) -> None:
-    """Sends, some cancelled, while the server dies three times: what was confirmed is there."""
+    """Sends, some cancelled, while the server dies, and dies again: what was confirmed is there."""
     seed = 20261121
     print("seed", seed)
     rng = random.Random(seed)
@@ -151,18 +155,19 @@ async def test_killed_again_and_again(server: Server, url: str) -> None:
             await trio.sleep(0.03)  # a test that writes less has less to read back
 
     async with open_broker(url) as broker:
-        with trio.fail_after(120):  # a JVM takes its time to start
+        with trio.fail_after(300):  # a JVM takes its time to start
             async with trio.open_nursery() as nursery:
                 for _ in range(30):
                     nursery.start_soon(publish)
-                for _ in range(3):
+                for _ in range(2):
                     await trio.sleep(rng.uniform(0.1, 0.4))
                     await in_thread(server.kill)
                     await in_thread(server.restart)
-                await trio.sleep(0.5)
+                back = len(confirmed)
+                while len(confirmed) < back + 30:  # noqa: ASYNC110 (clients come back in their own time)
+                    await trio.sleep(0.05)
                 stopping = True
     print(server.name, "confirmed", len(confirmed), "begun", len(begun))
-    assert len(confirmed) > 30
     arrived = await everything(server, url, len(confirmed))
     assert confirmed <= arrived <= begun
 
@@ -177,11 +182,11 @@ async def test_frozen_for_longer_than_the_time_limit(server: Server, url: str) -
         except Exception as error:  # noqa: BLE001 (looked at below)
             ended.append(error)
 
-    async with open_broker(url, confirm_timeout=1.0, connect_timeout=1.0) as broker:
-        await broker.send(message("before"))
+    async with open_broker(url, confirm_timeout=1.0) as broker:
+        await _until_taken(broker, message("before"))
         await in_thread(server.freeze)
         try:
-            with trio.fail_after(10):
+            with trio.fail_after(20):
                 async with trio.open_nursery() as nursery:
                     for number in range(10):
                         nursery.start_soon(send, number)
@@ -189,8 +194,7 @@ async def test_frozen_for_longer_than_the_time_limit(server: Server, url: str) -
             server.thaw()
         assert len(ended) == 10
         assert all(isinstance(error, GIVEN_UP) for error in ended), ended
-        with trio.fail_after(60):
-            await _until_taken(broker, message("last"))
+        await _until_taken(broker, message("last"))
     assert {b"before", b"last"} <= set(await bodies(server, url, 2))
 
 
@@ -246,7 +250,7 @@ async def test_nothing_is_left_open(server: Server, url: str) -> None:
     with pytest.raises(ConnectionError):
         async with open_broker(at(url, free_port()), connect_timeout=2.0):
             pass
-    with trio.move_on_after(2):  # a client may end what it has in its own time
+    with trio.move_on_after(20):  # a client may end what it has in its own time
         while left_open() - before:  # noqa: ASYNC110 (nobody tells)
             await trio.sleep(0.02)
     assert not left_open() - before
@@ -254,7 +258,7 @@ async def test_nothing_is_left_open(server: Server, url: str) -> None:
 
 async def test_where_there_is_no_such_host(server: Server, url: str) -> None:
     """The error says so in one line."""
-    with trio.fail_after(20), pytest.raises(ConnectionError, match=r"nowhere\.invalid") as raised:
+    with trio.fail_after(60), pytest.raises(ConnectionError, match=r"nowhere\.invalid") as raised:
         async with open_broker(url.replace("127.0.0.1", "nowhere.invalid"), connect_timeout=3.0):
             pass
     assert "\n" not in str(raised.value)
@@ -282,30 +286,12 @@ async def test_somebody_who_is_no_such_broker(server: Server, url: str, says: by
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, serve, listeners)
         wrong = at(url, listeners[0].socket.getsockname()[1])
-        with trio.fail_after(15), pytest.raises(ConnectionError) as raised:
+        with trio.fail_after(60), pytest.raises(ConnectionError) as raised:
             async with open_broker(wrong, connect_timeout=1.0):
                 pass
         nursery.cancel_scope.cancel()
     assert "127.0.0.1" in str(raised.value)
     assert "\n" not in str(raised.value)
-
-
-async def test_nothing_is_logged_and_no_secret_shown(
-    server: Server, url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """What is got over is news for nobody: at most for debugging; and a payload is never in it."""
-    caplog.set_level(logging.DEBUG)
-    async with open_broker(url, confirm_timeout=1.0) as broker:
-        await broker.send(message("before", SECRET.encode()))
-        await in_thread(server.kill)
-        with pytest.raises(GIVEN_UP) as raised:
-            await broker.send(message("lost", SECRET.encode()))
-        await in_thread(server.restart)
-        with trio.fail_after(60):
-            await _until_taken(broker, message("last"))
-    assert SECRET not in caplog.text + repr(raised.value)
-    loud = [record for record in caplog.records if record.levelno > logging.INFO]
-    assert not loud, loud[0].getMessage()
 
 
 async def test_an_option_that_it_does_not_know_is_named(server: Server, url: str) -> None:
