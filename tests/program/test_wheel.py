@@ -16,6 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+pytestmark = pytest.mark.xdist_group("wheel")  # which is built once
 HERE = Path(__file__).parents[2]
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 EXTRAS = [
@@ -38,7 +39,7 @@ print(*{name.partition(".")[0] for name, module in sys.modules.items() if module
 
 def run(*command: str | Path) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
