@@ -68,7 +68,7 @@ def early(received: list[Received]) -> list[float]:
     return [seconds for seconds in by if seconds > CLOCK_STEP]
 
 
-async def read(server: Server, url: str, count: int, wait: float = 30.0) -> list[Received]:
+async def read(server: Server, url: str, count: int, wait: float = 60.0) -> list[Received]:
     return await trio.to_thread.run_sync(lambda: server.read(url, count, wait))
 
 
@@ -106,13 +106,13 @@ async def queue_to(broker: Broker, *, batches: bool = False, workers: int = 50) 
         if batches
         else {"send": broker.send}
     )
-    with trio.fail_after(90):
+    with trio.fail_after(200):
         async with open_delay_queue(
             **sender,  # type: ignore[arg-type]
             capacity=10_000,
             workers=workers,
             retry=RETRY,
-            send_timeout=30.0,
+            send_timeout=60.0,
         ) as queue:
             yield queue
 
@@ -121,8 +121,10 @@ async def test_it_carries_payload_headers_and_id(server: Server, url: str) -> No
     """Bytes arrive as they are, and the id, the attempt and execute-at with them where there are headers."""
     payload = random.Random(4).randbytes(500)
     async with open_broker(url) as broker:
+        begun = time.time()
         sent = message("one", payload, -1.5, headers={"Trace": "ü 1"}, attempt=7)
         await broker.send(sent)
+        ended = time.time()
         if server.takes_empty:
             await broker.send(message("none", b""))
         else:
@@ -135,7 +137,7 @@ async def test_it_carries_payload_headers_and_id(server: Server, url: str) -> No
         headers = dict(received.headers)
         due = datetime.fromisoformat(headers.pop(EXECUTE_AT)).timestamp()
         assert headers == {ID: "one", ATTEMPT: "7", "Trace": "ü 1"}
-        assert received.at - due == pytest.approx(1.5, abs=5.0)
+        assert begun - 1.5 - CLOCK_STEP <= due <= ended - 1.5 + CLOCK_STEP
 
 
 @pytest.mark.parametrize("batches", [False, True], ids=["send", "send_batch"])
@@ -163,7 +165,7 @@ async def test_mixed_delays_arrive_exactly_once(
 async def test_two_hundred_sends_at_once(server: Server, url: str) -> None:
     """Sends do not wait for one another."""
     async with open_broker(url) as broker:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 for number in range(200):
                     nursery.start_soon(broker.send, message(f"m{number}"))
@@ -174,9 +176,9 @@ async def test_a_message_that_is_too_large_can_never_work(server: Server, url: s
     """It is a PermanentSendError, again and again, and the messages after it go through."""
     async with open_broker(url) as broker:
         for _ in range(2):
-            with trio.fail_after(20), pytest.raises(PermanentSendError):
+            with trio.fail_after(60), pytest.raises(PermanentSendError):
                 await broker.send(message("large", bytes(server.too_large)))
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await broker.send(message("small"))
     assert ids(await read(server, url, 1)) == Counter(["small"])
 
@@ -188,7 +190,7 @@ async def test_a_batch_names_what_failed(server: Server, url: str) -> None:
         # Twice: a broker that says by an error of the connection what was too large knows by then.
         for attempt in range(2):
             batch = [message("a"), message("large", bytes(server.too_large)), message("b")]
-            with trio.fail_after(20), pytest.raises(PartialSendError) as raised:
+            with trio.fail_after(60), pytest.raises(PartialSendError) as raised:
                 await broker.send_batch(batch)
             assert raised.value.failed is not None
             if attempt:
@@ -222,7 +224,7 @@ async def test_native_delay_or_none(server: Server, url: str) -> None:
                 await broker.publish_delayed(message("late"), 1.2)
             return
         begun = time.time()
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             await broker.publish_delayed(message("late", delay=1.0), 1.0)
             await broker.publish_delayed(message("now"), 0.0)
         looks = [await read(server, url, count) for count in (1, 2)]  # the first while it is delayed
@@ -239,16 +241,18 @@ async def test_native_delay_or_none(server: Server, url: str) -> None:
 async def test_killed_and_restarted_nothing_is_lost(
     servers: list[Server], conserved: Callable[[DelayQueue], Statistics]
 ) -> None:
-    """2,000 messages fall due over 1.5 seconds, in the midst of which the broker dies and comes back."""
+    """2,000 messages fall due, in the midst of which the broker dies and comes back."""
 
     async def scene(server: Server, url: str) -> None:
         async with open_broker(url) as broker, queue_to(broker) as queue:
-            for number in range(MANY):
-                queue.put_nowait(b"m%d" % number, delay=1.5 * number / MANY, id=f"m{number}")
-            await trio.sleep(0.5)
+            for number in range(MANY // 2):
+                queue.put_nowait(b"m%d" % number, delay=0.8 * number / MANY, id=f"m{number}")
+            await trio.sleep(0.2)
             await trio.to_thread.run_sync(server.kill)
+            for number in range(MANY // 2, MANY):
+                queue.put_nowait(b"m%d" % number, delay=0.8 * number / MANY, id=f"m{number}")
             await trio.sleep(0.3)
-            assert conserved(queue).pending > 0
+            assert conserved(queue).pending >= MANY // 2
             await trio.to_thread.run_sync(server.restart)
         assert conserved(queue).sent == MANY
         arrived = ids(await read(server, url, MANY))
@@ -266,7 +270,7 @@ async def test_throttling_is_recognised(
     """At its limit: Throttled, caused by the client's own; when that is over the messages go through."""
     async with open_broker(url, confirm_timeout=5.0) as broker:
         with server.throttled(url):
-            with trio.fail_after(40), pytest.raises(Throttled) as raised:
+            with trio.fail_after(200), pytest.raises(Throttled) as raised:
                 for number in range(1000):  # some let a few pass first
                     if server.throttles_delayed:
                         await broker.publish_delayed(message(f"before{number}"), 5.0)
@@ -274,7 +278,7 @@ async def test_throttling_is_recognised(
                         await broker.send(message(f"before{number}"))
             assert raised.value.__cause__ is not None
             if not server.throttles_delayed:
-                with trio.fail_after(40), pytest.raises((Throttled, PartialSendError)):
+                with trio.fail_after(200), pytest.raises((Throttled, PartialSendError)):
                     for batch in range(100):
                         await broker.send_batch([message(f"batch{batch}-{number}") for number in range(100)])
         async with queue_to(broker) as queue:
@@ -293,13 +297,15 @@ async def test_frozen_for_three_seconds(
 
     async def scene(server: Server, url: str) -> None:
         async with open_broker(url) as broker, queue_to(broker) as queue:
-            for number in range(count):
+            for number in range(count // 2):
                 queue.put_nowait(b"m%d" % number, delay=2.0 * number / count, id=f"m{number}")
             await trio.sleep(0.5)
             await trio.to_thread.run_sync(server.freeze)
             try:
+                for number in range(count // 2, count):
+                    queue.put_nowait(b"m%d" % number, delay=2.0 * number / count, id=f"m{number}")
                 await trio.sleep(FROZEN)
-                assert conserved(queue).pending > 0
+                assert conserved(queue).pending >= count // 2
             finally:
                 server.thaw()
         assert conserved(queue).sent == count
@@ -318,7 +324,7 @@ async def test_a_cancelled_send_leaves_the_broker_usable(server: Server, url: st
                 await broker.send_batch([message(f"batch{wait}-{number}") for number in range(50)])
             with trio.move_on_after(wait):
                 await broker.send(message(f"single{wait}"))
-        with trio.fail_after(20):
+        with trio.fail_after(100):
             await broker.send(message("last"))
     assert "last" in ids(await read(server, url, 1))
 
@@ -336,7 +342,7 @@ async def test_sends_under_way_end_with_the_block(server: Server, url: str) -> N
             ended.append("confirmed")
 
     try:
-        with trio.fail_after(30):
+        with trio.fail_after(100):
             async with trio.open_nursery() as nursery:
                 async with open_broker(url) as broker:
                     await trio.to_thread.run_sync(server.freeze)
@@ -353,7 +359,7 @@ async def test_used_after_its_block_it_fails_at_once(server: Server, url: str) -
     """A broker that was closed raises an error, and neither hangs nor sends."""
     async with open_broker(url) as broker:
         await broker.send(message("in time"))
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         for _ in range(2):
             with pytest.raises(Exception, match="closed"):
                 await broker.send(message("late"))
@@ -374,7 +380,7 @@ async def test_an_error_of_the_block_comes_out_as_it_is(server: Server, url: str
 async def test_where_nobody_listens_the_error_is_one_line(name: str) -> None:
     """A ConnectionError within seconds, that says where and shows no password."""
     user = "" if name == "beanstalkd" else "user:hunter2@"
-    with trio.fail_after(30), pytest.raises(ConnectionError) as refused:
+    with trio.fail_after(100), pytest.raises(ConnectionError) as refused:
         async with open_broker(f"{name}://{user}127.0.0.1:{free_port()}/orders"):
             pass
     assert "hunter2" not in str(refused.value)

@@ -68,7 +68,7 @@ async def test_payloads_of_many_frames_arrive_whole(rabbit: RabbitServer, url: s
     payloads = [chosen.randbytes(size) for size in sizes]
     async with opened(url) as broker:
         await broker.send_batch([message(f"m{number}", payload) for number, payload in enumerate(payloads)])
-    received = await trio.to_thread.run_sync(rabbit.read, url, len(sizes), 10.0)
+    received = await trio.to_thread.run_sync(rabbit.read, url, len(sizes))
     assert [one.payload for one in received] == payloads
 
 
@@ -92,7 +92,7 @@ async def test_user_virtual_host_and_queue_come_out_of_the_url(rabbit: RabbitSer
         channel = connection.channel()
         channel.queue_declare("queue / 1", durable=True)
         url = rabbit.url("queue / 1", "o%3Ax:p%40ss%2Fw%3Ard%3F", "?vhost=a/b%20c")
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             async with open_broker(url) as broker:
                 await broker.send(message("one"))
         assert channel.basic_get("queue / 1")[1].message_id == "one"
@@ -127,7 +127,7 @@ async def test_a_blocked_connection_throttles_at_once(rabbit: RabbitServer, url:
                 for number in range(1000):
                     await broker.send(message(f"before{number}"))
             assert isinstance(raised.value.__cause__, TimeoutError | pika.exceptions.ConnectionBlockedTimeout)
-            with trio.fail_after(1):
+            with trio.fail_after(20):  # and not a second for each
                 for number in range(500):
                     with pytest.raises(Throttled):
                         await broker.send(message(f"refused{number}"))
@@ -156,11 +156,11 @@ async def test_what_was_written_before_it_was_blocked(rabbit: RabbitServer, url:
 
     What was not written yet is throttled at once, and does not arrive.
     """
-    async with opened(url, confirm_timeout=0.5) as broker:
+    async with opened(url, confirm_timeout=2.0) as broker:
         with rabbit.blocked():
             ended = await outcomes(broker, messages("m", 1000, 20_000))
         confirmed = {id for id, error in ended.items() if error is None}
-        waited = {id for id, error in ended.items() if "did not answer within 0.5 s" in str(error)}
+        waited = {id for id, error in ended.items() if "did not answer within 2 s" in str(error)}
         refused = ended.keys() - confirmed - waited
         assert {type(ended[id]) for id in waited} == {type(ended[id]) for id in refused} == {Throttled}
         assert all("low on memory" in str(ended[id]) for id in waited | refused)
@@ -192,20 +192,29 @@ async def test_only_what_comes_back_fails(rabbit: RabbitServer) -> None:
     """The queue comes into being in the midst of it: what is confirmed is there, and the rest is not."""
     queue = f"late{random.randrange(10**9)}"
     ended: dict[str, Exception | None] = {}
+    begun, declared = trio.Event(), trio.Event()
+
+    def declare() -> None:
+        with rabbit.connection() as connection:
+            connection.channel().queue_declare(queue, durable=True)
+
     async with opened(rabbit.url(queue)) as broker:
 
         async def go_on() -> None:
-            for number in range(40):
-                ended.update(await outcomes(broker, messages(f"m{number}-", 50)))
+            rounds_after = 0
+            while rounds_after < 3:
+                rounds_after += declared.is_set()
+                ended.update(await outcomes(broker, messages(f"m{len(ended)}-", 50)))
+                begun.set()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(go_on)
-            await trio.sleep(0.05)
-            with rabbit.connection() as connection:
-                connection.channel().queue_declare(queue, durable=True)
+            await begun.wait()
+            await trio.to_thread.run_sync(declare)
+            declared.set()
     confirmed = {id for id, error in ended.items() if error is None}
     assert all(error is None or type(error) is PermanentSendError for error in ended.values())
-    assert 0 < len(confirmed) < len(ended) == 2000
+    assert 150 <= len(confirmed) < len(ended)
     assert await arrived(rabbit, rabbit.url(queue), len(confirmed)) == Counter(confirmed)
 
 
@@ -293,6 +302,6 @@ async def test_what_amqp_can_not_carry_harms_nobody_else(
 async def test_a_message_that_is_none_fails_and_does_not_hang(url: str) -> None:
     """Headers that are no text are the caller's error, raised by its send."""
     async with opened(url) as broker:
-        with trio.fail_after(5), pytest.raises(AttributeError):
+        with trio.fail_after(20), pytest.raises(AttributeError):
             await broker.send(message("bad", headers={"number": 7}))
         await broker.send(message("good"))

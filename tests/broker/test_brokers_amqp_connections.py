@@ -102,7 +102,7 @@ async def test_heartbeats_find_a_connection_that_is_dead(rabbit: RabbitServer, u
         proxy.stall()
         with pytest.raises(ConnectionError, match="No activity"):
             await broker.send(message("one"))
-        assert await send_until_confirmed(broker, "two") == 1
+        await send_until_confirmed(broker, "two")
     assert "two" in await arrived(rabbit, url, 1)
 
 

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -36,7 +37,7 @@ def queue(rabbit: RabbitServer) -> str:
 
 @asynccontextmanager
 async def opened(rabbit: RabbitServer, queue: str, options: str = "") -> AsyncIterator[Broker]:
-    with trio.fail_after(90):
+    with trio.fail_after(200):
         async with open_broker(f"amqp://127.0.0.1:{rabbit.port}/{queue}{options}") as broker:
             yield broker
 
@@ -75,7 +76,7 @@ async def arrivals(
 
 
 async def wait_for(got: list[Any], count: int) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while len(got) < count:  # noqa: ASYNC110 (time passes on the server)
             await trio.sleep(0.01)
 
@@ -95,34 +96,34 @@ def is_there(rabbit: RabbitServer, name: str) -> bool:
 
 
 async def test_a_long_delay_holds_up_no_short_one(rabbit: RabbitServer, queue: str) -> None:
-    """Many delays in one go: each message comes at its own time, never early, with its headers."""
+    """Many delays in one go: each message comes when its time is over, never early, with its headers."""
     seed = 9
     print("seed", seed)
-    delays = {f"m{n}": d for n, d in enumerate(random.Random(seed).choices([1.5, 1.0, 0.7, 0.3, 0.1], k=60))}
+    drawn = random.Random(seed).choices([300.0, 1.0, 0.7, 0.3, 0.1], k=60)
+    delays = {f"m{number}": delay for number, delay in enumerate(drawn)}
+    short = {id for id, delay in delays.items() if delay < 300.0}
     published: dict[str, float] = {}
     async with arrivals(rabbit, queue) as got, opened(rabbit, queue) as broker:
 
         async def publish(id: str, delay: float) -> None:
             published[id] = time.monotonic()
-            wall = time.time()
+            begun = time.time()
             await broker.publish_delayed(message(id, headers={"Trace": id}, attempt=3), delay)
-            dues[id] = wall + delay
+            dues[id] = (begun + delay, time.time() + delay)
 
-        dues: dict[str, float] = {}
+        dues: dict[str, tuple[float, float]] = {}
         async with trio.open_nursery() as nursery:
             for id, delay in delays.items():
                 nursery.start_soon(publish, id, delay)
-        await wait_for(got, len(delays))
-    assert Counter(id for id, _, _ in got) == Counter(delays.keys())
-    late = [at - published[id] - delays[id] for id, at, _ in got]
-    assert min(late) >= 0
-    assert max(late) < 1.0  # behind the longest, the shortest would be late by 1.4 s
+        await wait_for(got, len(short))
+    assert Counter(id for id, _, _ in got) == Counter(short)  # and none is behind one of five minutes
+    assert min(at - published[id] - delays[id] for id, at, _ in got) >= 0
     for id, _, headers in got:
         assert headers["Trace"] == id
         assert headers["Localdelay-Attempt"] == "3"
         assert headers["x-death"][0]["reason"] == "expired"
-        due = time.mktime(time.strptime(headers[EXECUTE_AT][:19], "%Y-%m-%dT%H:%M:%S")) - time.timezone
-        assert due == pytest.approx(dues[id], abs=1.1)
+        least, most = dues[id]
+        assert least - 0.01 <= datetime.fromisoformat(headers[EXECUTE_AT]).timestamp() <= most + 0.01
 
 
 async def test_each_delay_has_a_queue_of_its_own(rabbit: RabbitServer, queue: str) -> None:
@@ -254,7 +255,7 @@ async def test_a_queue_that_may_not_be_declared_is_permanent(rabbit: RabbitServe
         nursery.start_soon(refused)
         for number in range(300):
             nursery.start_soon(broker.send, message(f"m{number}"))
-    got = await trio.to_thread.run_sync(rabbit.read, rabbit.url(queue), 300, 10.0)
+    got = await trio.to_thread.run_sync(rabbit.read, rabbit.url(queue), 300)
     assert len(got) == 300
 
 
@@ -262,15 +263,15 @@ async def test_full_delay_queues_throttle_and_do_not_deliver_early(rabbit: Rabbi
     """Under an operator's policy that bounds every queue: a nack; RabbitMQ would else drop the oldest."""
     name = delay_queue(queue, 700, "classic")
     async with arrivals(rabbit, queue) as got, opened(rabbit, queue) as broker:
-        await broker.publish_delayed(message("first"), 0.7)
         begun = time.monotonic()
+        await broker.publish_delayed(message("first"), 0.7)
         with rabbit.policy(name, {"max-length": 1}):
             with pytest.raises(Throttled):
                 for number in range(100):
                     await broker.publish_delayed(message(f"m{number}"), 0.7)
             await wait_for(got, 1)
     assert got[0][0] == "first"
-    assert got[0][1] - begun > 0.6
+    assert got[0][1] - begun >= 0.7
 
 
 async def test_quorum_delay_queues_dead_letter_at_least_once(rabbit: RabbitServer, queue: str) -> None:

@@ -57,7 +57,7 @@ async def test_what_is_wrong_with_a_connection_is_one_line(
 async def test_tls(rabbit: RabbitServer, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """amqps:// trusts what the system trusts; messages, large ones too, go through."""
     monkeypatch.setenv("SSL_CERT_FILE", str(rabbit.certificate))
-    with trio.fail_after(20):
+    with trio.fail_after(100):
         async with open_broker(f"amqps://127.0.0.1:{rabbit.tls_port}/{queue_of(url)}") as broker:
             await broker.send_batch([message("large", bytes(LIMIT)), *messages("m", 500, 2000)])
             await broker.send(message("last"))

@@ -59,7 +59,7 @@ def message(id: str, payload: bytes = b"payload", **fields: object) -> Message:
 
 
 def stored(server: NatsServer, subject: str, count: int) -> list[bytes]:
-    return [one.payload for one in server.read(f"nats://{server.host}/{subject}", count, 5.0)]
+    return [one.payload for one in server.read(f"nats://{server.host}/{subject}", count)]
 
 
 async def refusal(broker: Broker, id: str = "x", payload: bytes = b"payload") -> Exception:
@@ -173,7 +173,7 @@ async def test_a_subject_that_no_stream_holds(server: NatsServer) -> None:
         assert {type(one) for one in partial.value.failed.values()} == {PermanentSendError}
         assert len(partial.value.failed) == 300
         server.make_stream("nobody.holds")
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await broker.send(message("now it is there"))
     assert stored(server, "nobody.holds", 1) == [b"payload"]
 
@@ -195,7 +195,7 @@ async def test_a_user_who_may_not_publish(own: Callable[..., NatsServer]) -> Non
     server.make_stream(SUBJECT)
     server.make_stream("denied")
     async with open_broker(f"nats://u:p@{server.host}/{SUBJECT}", confirm_timeout=30.0) as broker:
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             error = await refusal(broker)
             assert isinstance(error, PermanentSendError)
             assert str(error) == f"the server does not let this user publish to {SUBJECT}"
@@ -206,7 +206,7 @@ async def test_a_user_who_may_not_publish(own: Callable[..., NatsServer]) -> Non
             assert len(partial.value.failed) == 200
             await broker.publish_delayed(message("late"), 0.0)  # this is another subject
     async with open_broker(f"nats://u:p@{server.host}/denied", confirm_timeout=30.0) as broker:
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await broker.send(message("fine"))
             with pytest.raises(PermanentSendError, match=schedule_subject("denied", "late")):
                 await broker.publish_delayed(message("late"), 1.0)
@@ -236,7 +236,7 @@ async def test_a_user_who_may_not_listen(own: Callable[..., NatsServer]) -> None
         async with open_broker(f"nats://hearer:unheard@{server.host}/{SUBJECT}"):
             pass
     async with open_broker(f"nats://hearer:unheard@{server.host}/{SUBJECT}?inbox_prefix=mine") as broker:
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await broker.send(message("x"))
 
 
@@ -263,14 +263,14 @@ async def test_a_message_cannot_say_where_its_schedule_goes(server: NatsServer, 
     forged = {"Nats-Schedule-Target": "elsewhere", "nats-schedule": "@at 2999-01-01T00:00:00Z", "A": "b"}
     async with open_broker(url) as broker:
         await broker.publish_delayed(message("x", headers=forged), 0.1)
-    (received,) = server.read(url, 1, 5.0)
+    (received,) = server.read(url, 1)
     assert received.headers["A"] == "b"
 
 
 async def test_a_batch_keeps_its_order(server: NatsServer, url: str) -> None:
     """Several batches at once, of more than is written in one go: each is stored in its own order."""
     subject = urlsplit(url).path[1:]
-    async with open_broker(url) as broker:
+    async with open_broker(url, confirm_timeout=60.0) as broker:
         async with trio.open_nursery() as nursery:
             for batch in range(3):
                 messages = [message("x", b"%d %d " % (batch, number) + bytes(900)) for number in range(500)]
@@ -313,7 +313,7 @@ async def test_who_may_come_in(
         await broker.send(message("x"))
         assert AWKWARD not in repr(broker)
     for refused in (wrong, ""):
-        with trio.fail_after(5), pytest.raises(ConnectionError) as raised:
+        with trio.fail_after(20), pytest.raises(ConnectionError) as raised:
             async with open_broker(f"nats://{refused}{server.host}/{SUBJECT}"):
                 pass
         said = f"no connection to NATS at {server.host}: Authorization Violation"
@@ -371,7 +371,7 @@ async def test_tls(
             pass
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     for asked in (url, f"{url}?tls=required"):
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             async with open_broker(asked) as broker:
                 large = [message("large", bytes(1_000_000)) for _ in range(4)]
                 await broker.send_batch([message(str(number)) for number in range(300)] + large)

@@ -6,7 +6,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import coredis.exceptions
@@ -20,13 +20,15 @@ from localdelay import (
     PermanentSendError,
     Throttled,
 )
-from localdelay.brokers import ConnectionLost, open_broker
+from localdelay.brokers import Broker, ConnectionLost, open_broker
 from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID
 from tests.kit.servers.process import free_port
 from tests.kit.servers.redis import RedisServer
 from tests.kit.servers.redis_faults import Proxy, listening
 
 SEED = 20261121
+SOON = 60.0
+"""Seconds: what a busy machine may need."""
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def message(id: str, payload: bytes | None = None, **fields: object) -> Message:
 
 
 async def ids(server: RedisServer, url: str, count: int) -> Counter[str]:
-    received = await trio.to_thread.run_sync(lambda: server.read(url, count, 10.0))
+    received = await trio.to_thread.run_sync(lambda: server.read(url, count))
     return Counter(one.headers[ID] for one in received)
 
 
@@ -65,6 +67,16 @@ def asked(server: RedisServer, *command: str | int) -> Iterator[redis.Redis]:
     with server.client() as client:
         client.execute_command(*command)
         yield client
+
+
+async def send_until_taken(broker: Broker, id: str) -> None:
+    with trio.fail_after(SOON):
+        while True:
+            try:
+                await broker.send(message(id))
+            except Throttled:
+                continue
+            break
 
 
 def drop_clients(client: redis.Redis) -> None:
@@ -142,17 +154,18 @@ async def test_max_number_of_clients(own: Callable[..., RedisServer]) -> None:
     async with open_broker(url) as broker:
         with asked(server, "CONFIG", "SET", "maxclients", 1) as client:
             drop_clients(client)
-            await trio.sleep(0.1)
-            with trio.fail_after(3), pytest.raises(Throttled, match="max number of clients") as raised:
-                await broker.send(message("one"))
+            with trio.fail_after(SOON), pytest.raises(Throttled, match="max number of clients") as raised:
+                while True:
+                    with suppress(ConnectionLost):  # it has not seen that yet
+                        await broker.send(message("one"))
             assert raised.value.__cause__ is not None
-            with trio.fail_after(3), pytest.raises(Throttled, match="max number of clients"):
+            with trio.fail_after(SOON), pytest.raises(Throttled, match="max number of clients"):
                 await broker.send_batch([message("a"), message("b")])
             with pytest.raises(ConnectionError, match="max number of clients"):
                 async with open_broker(url):
                     pass
             client.config_set("maxclients", 100)
-        with trio.fail_after(5):
+        with trio.fail_after(SOON):
             await broker.send(message("after"))
     assert await ids(server, url, 1) == Counter(["after"])
 
@@ -162,24 +175,18 @@ async def test_client_pause_is_throttled(own: Callable[..., RedisServer], mode: 
     """Silence for `confirm_timeout` is Throttled, caused by a TimeoutError; when it is over all goes on."""
     server = own()
     url = server.fresh()
-    async with open_broker(url, confirm_timeout=0.2, connect_timeout=0.2) as broker:
-        await broker.send(message("before"))
-        with asked(server, "CLIENT", "PAUSE", 1500, mode):
-            for number in range(3):
+    async with open_broker(url, confirm_timeout=0.4) as broker:
+        await send_until_taken(broker, "before")
+        with asked(server, "CLIENT", "PAUSE", 2500, mode):
+            for number in range(2):
                 begun = trio.current_time()
                 with pytest.raises(Throttled, match="answer") as raised:
                     await broker.send(message(f"m{number}"))
-                assert 0.19 <= trio.current_time() - begun < 2.0
+                assert trio.current_time() - begun >= 0.39
                 assert isinstance(raised.value.__cause__, TimeoutError)
             with pytest.raises(Throttled, match="answer"):
                 await broker.send_batch([message("a"), message("b")])
-        with trio.fail_after(5):
-            while True:
-                try:
-                    await broker.send(message("after"))
-                except Throttled:
-                    continue
-                break
+        await send_until_taken(broker, "after")
     arrived = await ids(server, url, 2)
     assert set(arrived) >= {"before", "after"}
 
@@ -211,9 +218,10 @@ async def test_one_key_of_many_is_refused(own: Callable[..., RedisServer]) -> No
                 if stream == "allowed":
                     await broker.send(message("one"))
                     # It can't ask how much the server takes, and the server ends the connection.
-                    with trio.fail_after(5), pytest.raises(PermanentSendError, match="invalid bulk length"):
+                    refused = pytest.raises(PermanentSendError, match="invalid bulk length")
+                    with trio.fail_after(SOON), refused:
                         await broker.send(message("large", bytes(server.too_large)))
-                    with trio.fail_after(5):
+                    with trio.fail_after(SOON):
                         await broker.send(message("two"))
                     continue
                 with pytest.raises(PermanentSendError, match="NOPERM") as raised:
@@ -232,8 +240,10 @@ async def test_access_refused_after_a_reconnect(own: Callable[..., RedisServer])
             await broker.send(message("one"))
             client.config_set("requirepass", "new")
             drop_clients(client)
-            await trio.sleep(0.2)  # until it has seen that: what is written before that is lost
-            with trio.fail_after(20):
+            with trio.fail_after(SOON):  # what is written before it has seen that is lost
+                while "errorstat_WRONGPASS" not in client.info("errorstats"):  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+            with trio.fail_after(SOON):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(broker.send, message("two"))
                     await trio.sleep(0.3)
@@ -277,9 +287,9 @@ async def test_a_limit_that_is_lowered_later(own: Callable[..., RedisServer]) ->
     async with open_broker(url) as broker:
         await broker.send(message("first", bytes(server.too_large)))
         with asked(server, "CONFIG", "SET", "proto-max-bulk-len", "1mb"):
-            with trio.fail_after(5), pytest.raises(PermanentSendError, match="invalid bulk length"):
+            with trio.fail_after(SOON), pytest.raises(PermanentSendError, match="invalid bulk length"):
                 await broker.send(message("second", bytes(server.too_large)))
-            with trio.fail_after(5):
+            with trio.fail_after(SOON):
                 await broker.send(message("small"))  # not over a connection that is about to end
             with pytest.raises(PermanentSendError, match="at most"):
                 await broker.send(message("third", bytes(server.too_large)))
@@ -350,9 +360,9 @@ async def test_a_busy_script(own: Callable[..., RedisServer]) -> None:
     async with open_broker(server.fresh()) as broker:
         script = threading.Thread(target=run_script)
         script.start()
-        await trio.sleep(0.2)
-        with pytest.raises(coredis.exceptions.ResponseError, match="BUSY"):
-            await broker.send(message("one"))
+        with trio.fail_after(SOON), pytest.raises(coredis.exceptions.ResponseError, match="BUSY"):
+            while True:
+                await broker.send(message("one"))
         with server.client() as client:
             client.execute_command("SCRIPT", "KILL")
         await trio.to_thread.run_sync(script.join)
@@ -361,7 +371,7 @@ async def test_a_busy_script(own: Callable[..., RedisServer]) -> None:
 
 async def test_while_it_loads_its_disk_sends_wait(own: Callable[..., RedisServer]) -> None:
     """After a restart Redis is there before its data is: what is sent meanwhile waits, and is confirmed."""
-    server = own("--key-load-delay", "200")  # µs; it looks after its clients after every 1,024 commands
+    server = own("--key-load-delay", "400")  # µs; it looks after its clients after every 1,024 commands
     url = server.fresh()
     async with open_broker(url) as broker:
         for start in range(0, 5000, 1000):
@@ -369,11 +379,15 @@ async def test_while_it_loads_its_disk_sends_wait(own: Callable[..., RedisServer
         await trio.to_thread.run_sync(server.kill)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.to_thread.run_sync, server.restart)
-            await trio.sleep(0.3)
-            with pytest.raises(ConnectionError, match=r"127\.0\.0\.1.* loading"):
-                async with open_broker(url):
-                    pass
-            with trio.fail_after(10):
+            said = ""
+            with trio.fail_after(SOON):
+                while " loading" not in said:
+                    with pytest.raises(ConnectionError, match=r"127\.0\.0\.1") as raised:
+                        async with open_broker(url):
+                            pass
+                    said = str(raised.value)
+                    assert " loading" in said or "refused" in said  # it is not there yet
+            with trio.fail_after(SOON):
                 await broker.send(message("after"))
     assert (await ids(server, url, 5001)).total() == 5001
 
@@ -395,7 +409,7 @@ async def test_resets_in_the_middle_of_batches(server: RedisServer) -> None:
                 batch = [message(f"m{round}-{number}", bytes(500)) for number in range(200)]
                 sent |= {one.id for one in batch}
                 proxy.reset_after = chance.randrange(1, 120_000)
-                with trio.fail_after(5):
+                with trio.fail_after(SOON):
                     try:
                         await broker.send_batch(batch)
                     except PartialSendError as error:
@@ -462,10 +476,10 @@ async def test_tls(
         await broker.send_batch([message(f"m{number}", bytes(500)) for number in range(1000)])
         await trio.to_thread.run_sync(server.kill)
         await trio.to_thread.run_sync(server.restart)
-        with trio.fail_after(5):
+        with trio.fail_after(SOON):
             await broker.send(message("after"))
         server.freeze()
         begun = trio.current_time()
-    assert trio.current_time() - begun < 2.0
+    assert trio.current_time() - begun < 5.0  # no confirm_timeout, which is 10
     server.thaw()
     assert (await ids(server, "redis://127.0.0.1/s", 1001)).total() == 1001

@@ -34,7 +34,7 @@ class OnRedis(World):
             sent.append(message)
 
         url = self._server.fresh()
-        tuning = RedisTuning(confirm_within=0.02, linger=0.0)
+        tuning = RedisTuning(confirm_within=0.02, linger=0.0, claim_ahead=60.0)
         return open_redis_delay_queue(send, url=url, shards=4, tuning=tuning, **options)
 
     def fallback(self, primary: Primary, queue: Any, **options: Any) -> BaseFallback[Any, Any, Any]:

@@ -51,7 +51,7 @@ def message(id: str, payload: bytes | None = None) -> Message:
     return Message(id, id.encode() if payload is None else payload, trio.current_time())
 
 
-async def arrived(server: KafkaServer, url: str, count: int, wait: float = 10.0) -> Counter[str]:
+async def arrived(server: KafkaServer, url: str, count: int, wait: float = 30.0) -> Counter[str]:
     received = await trio.to_thread.run_sync(lambda: server.read(url, count, wait))
     return Counter(one.headers[ID] for one in received)
 
@@ -62,8 +62,8 @@ async def in_thread(call: Callable[[], object]) -> None:
 
 async def test_a_topic_that_is_missing(server: KafkaServer) -> None:
     """The block is not entered, and the error names the topic."""
-    with trio.fail_after(20), pytest.raises(ConnectionError, match=r"'nowhere'.*UNKNOWN_TOPIC_OR_PART"):
-        async with open_broker(server.url("nowhere"), connect_timeout=10.0):
+    with trio.fail_after(200), pytest.raises(ConnectionError, match=r"'nowhere'.*UNKNOWN_TOPIC_OR_PART"):
+        async with open_broker(server.url("nowhere"), connect_timeout=60.0):
             pass
 
 
@@ -74,7 +74,7 @@ async def test_a_topic_that_is_deleted_in_mid_run(server: KafkaServer) -> None:
     async with open_broker(f"{url}?{options}", confirm_timeout=10.0) as broker:
         await broker.send(message("first"))
         await in_thread(lambda: server.delete_topic(url))
-        with trio.fail_after(40), pytest.raises(PermanentSendError, match=r"_UNKNOWN_|UNKNOWN_TOPIC"):
+        with trio.fail_after(100), pytest.raises(PermanentSendError, match=r"_UNKNOWN_|UNKNOWN_TOPIC"):
             while True:
                 try:
                     await broker.send(message("on its way"))
@@ -89,7 +89,7 @@ async def test_a_leader_that_is_killed(
     """Another node leads: 2,000 messages arrive, none is lost and none is there twice."""
     url = three.fresh()
     async with open_broker(url, confirm_timeout=40.0) as broker:
-        with trio.fail_after(90):
+        with trio.fail_after(200):
             async with open_delay_queue(
                 send=broker.send, capacity=3000, workers=50, retry=RETRY, send_timeout=60.0
             ) as queue:
@@ -110,9 +110,9 @@ async def test_given_up_while_the_broker_is_away_it_may_be_stored(server: KafkaS
         await in_thread(server.kill)
         try:
             begun = time.monotonic()
-            with trio.fail_after(10), pytest.raises(TimeoutError, match=r"_MSG_TIMED_OUT.*refused"):
+            with trio.fail_after(30), pytest.raises(TimeoutError, match=r"_MSG_TIMED_OUT.*refused"):
                 await broker.send(message("away"))
-            assert 1.0 < time.monotonic() - begun < 5.0
+            assert 1.0 < time.monotonic() - begun < 14.0  # confirm_timeout is 15
         finally:
             await in_thread(server.restart)
 
@@ -122,7 +122,7 @@ async def test_given_up_while_the_broker_is_away_it_may_be_stored(server: KafkaS
             except TimeoutError:
                 outcomes[f"m{number}"] += 1
 
-        with trio.fail_after(30):  # until it has found the broker again
+        with trio.fail_after(200):  # until it has found the broker again
             while True:
                 try:
                     await broker.send(message("back"))
@@ -139,6 +139,7 @@ async def test_given_up_while_the_broker_is_away_it_may_be_stored(server: KafkaS
     found = await arrived(server, url, 502 - len(outcomes))
     print("given up", len(outcomes), "of them stored", sum(found[id] for id in outcomes))
     assert set(found) >= {"first", "back", *(f"m{number}" for number in range(500))} - set(outcomes)
+    del found["back"]  # which may have been stored each time
     assert set(found.values()) == {1}
 
 
@@ -147,7 +148,7 @@ async def test_a_wrong_password(server: KafkaServer) -> None:
     url = server.fresh()
     topic = url.rpartition("/")[2]
     with (
-        trio.fail_after(10),
+        trio.fail_after(60),
         pytest.raises(ConnectionError, match=r"_AUTHENTICATION.*[Aa]uthentication") as raised,
     ):
         async with open_broker(server.sasl_url(topic, "sesame")):
@@ -163,9 +164,9 @@ async def test_sizes(server: KafkaServer) -> None:
     url = server.fresh(max_message_bytes="1000")
     good = [f"m{number}" for number in range(200)]
     async with open_broker(url) as broker:
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             await broker.send_batch([message(id, bytes(100)) for id in good])
-        with trio.fail_after(30), pytest.raises(PartialSendError) as raised:
+        with trio.fail_after(60), pytest.raises(PartialSendError) as raised:
             await broker.send_batch([message("a"), message("large", bytes(2000)), message("b")])
         assert isinstance((raised.value.failed or {})["large"], PermanentSendError)
         assert set(raised.value.failed or {}) == {"large"}
@@ -191,7 +192,7 @@ async def test_a_limit_hears_of_a_quota(
             try:
                 for number in range(100):
                     queue.put_nowait(noise.randbytes(1000), delay=number / 50, id=f"m{number}")
-                with trio.fail_after(20):
+                with trio.fail_after(60):
                     while not limit.wait:  # noqa: ASYNC110 (it tells nobody)
                         await trio.sleep(0.02)
             finally:
@@ -208,7 +209,7 @@ async def test_what_a_quota_holds_back_for_too_long_is_throttled(server: KafkaSe
         quota = server.quota(10)
         await in_thread(quota.__enter__)
         try:
-            with trio.fail_after(20), pytest.raises(Throttled, match="quota") as raised:
+            with trio.fail_after(60), pytest.raises(Throttled, match="quota") as raised:
                 while True:
                     await broker.send(message("m"))
             assert raised.value.retry_after is not None

@@ -55,7 +55,7 @@ def code(name: str) -> int:
 
 
 async def arrived(server: MockKafka, url: str, count: int) -> Counter[str]:
-    received = await trio.to_thread.run_sync(lambda: server.read(url, count, 10.0))
+    received = await trio.to_thread.run_sync(lambda: server.read(url, count))
     return Counter(one.headers[ID] for one in received)
 
 
@@ -65,14 +65,14 @@ async def test_a_refusing_cluster_throttles(server: MockKafka) -> None:
     async with open_broker(f"{url}?retries=1") as broker:
         for name in THROTTLED:
             with server.failing(PRODUCE, [code(name)] * 20):
-                with trio.fail_after(10), pytest.raises(Throttled, match=name) as raised:
+                with trio.fail_after(60), pytest.raises(Throttled, match=name) as raised:
                     await broker.send(message("refused"))
                 cause = raised.value.__cause__
                 assert isinstance(cause, KafkaException)
                 assert cause.args[0].code() == code(name)
-                with trio.fail_after(10), pytest.raises(Throttled, match=name):
+                with trio.fail_after(60), pytest.raises(Throttled, match=name):
                     await broker.send_batch([message("a"), message("b")])
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 await broker.send(message(name))
     assert set(await arrived(server, url, len(THROTTLED))) >= set(THROTTLED)
 
@@ -82,7 +82,7 @@ async def test_a_hesitating_cluster_is_waited_for(server: MockKafka) -> None:
     url = server.fresh()
     async with open_broker(f"{url}?retry.backoff.max.ms=200") as broker:
         codes = [code("NOT_ENOUGH_REPLICAS"), code("REQUEST_TIMED_OUT"), TRANSPORT, TRANSPORT]
-        with server.failing(PRODUCE, codes), trio.fail_after(14):
+        with server.failing(PRODUCE, codes), trio.fail_after(60):
             await broker.send_batch([message(f"m{number}") for number in range(100)])
     assert await arrived(server, url, 100) == Counter(f"m{number}" for number in range(100))
 
@@ -106,10 +106,10 @@ async def test_a_cluster_that_never_takes_it_is_permanent(server: MockKafka) -> 
     """A refusal for good comes at once, and the messages after it go through."""
     async with open_broker(server.fresh()) as broker:
         for name in PERMANENT:
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 await broker.send(message("fine"))
             with server.failing(PRODUCE, [code(name)]):
-                with trio.fail_after(10), pytest.raises(PermanentSendError, match=name) as raised:
+                with trio.fail_after(60), pytest.raises(PermanentSendError, match=name) as raised:
                     await broker.send(message("refused"))
             assert isinstance(raised.value.__cause__, KafkaException)
 
@@ -119,10 +119,10 @@ async def test_what_is_too_large_in_company_is_tried_alone(server: MockKafka) ->
     url = server.fresh()
     async with open_broker(url) as broker:
         await broker.send(message("first"))
-        with server.failing(PRODUCE, [code("MSG_SIZE_TOO_LARGE")]), trio.fail_after(10):
+        with server.failing(PRODUCE, [code("MSG_SIZE_TOO_LARGE")]), trio.fail_after(60):
             await broker.send_batch([message(f"m{number}") for number in range(20)])
         with server.failing(PRODUCE, [code("RECORD_LIST_TOO_LARGE")] * 2):
-            with trio.fail_after(10), pytest.raises(PermanentSendError, match="RECORD_LIST_TOO_LARGE"):
+            with trio.fail_after(60), pytest.raises(PermanentSendError, match="RECORD_LIST_TOO_LARGE"):
                 await broker.send(message("large"))
     sent = ["first", *(f"m{number}" for number in range(20))]
     assert await arrived(server, url, 21) == Counter(sent)
@@ -137,7 +137,7 @@ async def test_after_a_fatal_error_a_new_producer_goes_on(
     async with open_broker(url) as broker:
         await broker.send(message("first"))
         with server.failing(PRODUCE, [code(name)]):
-            with trio.fail_after(10), pytest.raises((ConnectionError, KafkaException), match=name):
+            with trio.fail_after(60), pytest.raises((ConnectionError, KafkaException), match=name):
                 await broker.send(message("lost count"))
         with trio.fail_after(60):
             async with open_delay_queue(send=broker.send, capacity=1000, workers=50, retry=RETRY) as queue:
@@ -156,7 +156,7 @@ async def test_not_let_in_as_a_producer(server: MockKafka) -> None:
     url = server.fresh()
     refusals: list[str] = []
     is_sent = False
-    with server.failing(INIT_PRODUCER_ID, [code("CLUSTER_AUTHORIZATION_FAILED")] * 2), trio.fail_after(25):
+    with server.failing(INIT_PRODUCER_ID, [code("CLUSTER_AUTHORIZATION_FAILED")] * 2), trio.fail_after(90):
         while not is_sent:
             try:
                 async with open_broker(url) as broker:
@@ -198,7 +198,7 @@ async def test_one_of_several_hosts_is_enough(server: MockKafka) -> None:
     url = server.fresh()
     topic = url.rpartition("/")[2]
     options = "enable.idempotence=false&acks=1&compression.type=gzip"
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with open_broker(f"kafka://127.0.0.1:{free_port()},{server.hosts}/{topic}?{options}") as broker:
             await broker.send_batch([message(f"m{number}", bytes(1000)) for number in range(50)])
     assert await arrived(server, url, 50) == Counter(f"m{number}" for number in range(50))
@@ -218,7 +218,7 @@ async def test_no_connection_is_one_line(
 ) -> None:
     """It says where and why, soon; no password, and nothing of librdkafka's on standard error."""
     where = url.format(closed=f"127.0.0.1:{free_port()}", hosts=server.hosts)
-    with trio.fail_after(10), pytest.raises(ConnectionError, match=says) as refused:
+    with trio.fail_after(60), pytest.raises(ConnectionError, match=says) as refused:
         async with open_broker(where):
             pass
     assert "hunter2" not in repr(refused.value)
@@ -230,7 +230,7 @@ async def test_a_topic_that_it_does_not_show_is_no_connection(server: MockKafka)
     """Once the cluster has said so; where it makes topics for the asking, it is there a moment later."""
     for topic, name in (("nowhere", "UNKNOWN_TOPIC_OR_PART"), ("forbidden", "TOPIC_AUTHORIZATION_FAILED")):
         server.do("topic_error", topic, code(name))
-        with trio.fail_after(10), pytest.raises(ConnectionError, match=rf"'{topic}'.*{name}"):
+        with trio.fail_after(60), pytest.raises(ConnectionError, match=rf"'{topic}'.*{name}"):
             async with open_broker(server.url(topic)):
                 pass
     async with open_broker(server.url("brand-new")) as broker:

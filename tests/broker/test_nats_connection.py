@@ -27,7 +27,10 @@ from tests.kit.servers.nats import NatsServer, stream_of
 from tests.kit.servers.process import free_port
 
 SUBJECT = "orders.due"
-SOON = 10.0
+SOON = 60.0
+"""Seconds: what a busy machine may need, and no more than what hangs."""
+AT_ONCE = 5.0
+"""Seconds: long before `confirm_timeout`, which is 10, is over."""
 LAME_DUCK = 'lame_duck_duration: "30s"\nlame_duck_grace_period: "1ms"'
 USER = "{user: user, password: one}"
 
@@ -60,7 +63,7 @@ def message(id: str, payload: bytes = b"payload", **fields: object) -> Message:
 
 
 def ids(server: NatsServer, url: str, count: int) -> list[str]:
-    return [one.headers["Localdelay-Id"] for one in server.read(url, count, 5.0)]
+    return [one.headers["Localdelay-Id"] for one in server.read(url, count)]
 
 
 async def send_until_taken(broker: Broker, id: str) -> list[Exception]:
@@ -94,7 +97,7 @@ async def test_what_is_under_way_fails_at_once_when_the_server_dies(own: NatsSer
             failed.append(raised.value)
 
         own.freeze()
-        with trio.fail_after(2):
+        with trio.fail_after(AT_ONCE):
             async with trio.open_nursery() as nursery:
                 for number in range(10):
                     nursery.start_soon(send, number)
@@ -125,14 +128,14 @@ async def test_sends_do_not_wait_for_ever(own: NatsServer) -> None:
     async with opened(own, confirm_timeout=0.3) as (broker, url):
         own.kill()
         await until_lost(broker)
-        with trio.fail_after(2), pytest.raises(ConnectionError, match="no connection") as raised:
+        with trio.fail_after(SOON), pytest.raises(ConnectionError, match="no connection") as raised:
             await broker.send(message("given up"))
         assert raised.value.__cause__ is not None
         with trio.move_on_after(0.05):
             await broker.send(message("cancelled"))
         await in_thread(own.restart)
         await send_until_taken(broker, "last")
-        assert ids(own, url, 1) == ["last"]
+        assert set(ids(own, url, 1)) == {"last"}
 
 
 async def test_a_delayed_publish_does_not_wait_for_the_connection(own: NatsServer) -> None:
@@ -142,7 +145,7 @@ async def test_a_delayed_publish_does_not_wait_for_the_connection(own: NatsServe
         for number in range(3):  # so much that the rest has to wait
             with trio.move_on_after(0.1):
                 await broker.send_batch([message(f"{number}", bytes(1_000_000)) for _ in range(10)])
-        with trio.fail_after(2):
+        with trio.fail_after(AT_ONCE):
             async with trio.open_nursery() as nursery:
 
                 async def publish() -> None:
@@ -192,9 +195,11 @@ async def test_again_and_again(own: NatsServer) -> None:
                 own.kill()
                 await trio.sleep(pauses.uniform(0.0, 0.2))
                 await in_thread(own.restart)
-            await trio.sleep(0.5)
+            back = len(confirmed)
+            with trio.fail_after(SOON):
+                while len(confirmed) < back + 100:  # noqa: ASYNC110 (each worker finds it by itself)
+                    await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
-        assert len(confirmed) > 100
         assert set(ids(own, url, len(confirmed))) >= set(confirmed)
 
 
@@ -222,7 +227,7 @@ async def test_streams_may_come_back_after_their_server(
     own: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stream in memory is gone when the server is back: that is permanent only when some time is over."""
-    monkeypatch.setattr(nats_line, "_STREAMS_BACK_WITHIN", 1.0)
+    monkeypatch.setattr(nats_line, "_STREAMS_BACK_WITHIN", 2.0)
     await in_thread(lambda: own.make_stream(SUBJECT, storage="memory"))
     async with open_broker(f"nats://user:one@{own.host}/{SUBJECT}") as broker:
         await broker.send(message("before"))
@@ -231,7 +236,7 @@ async def test_streams_may_come_back_after_their_server(
         await in_thread(own.restart)
         with pytest.raises(nats.js.errors.NoStreamResponseError):
             await broker.send(message("after"))
-        await trio.sleep(1.1)
+        await trio.sleep(2.0)
         monkeypatch.setattr(nats_line, "_LOOKUP_HOLDS", 0.2)
         with pytest.raises(PermanentSendError, match="no stream holds"):
             await broker.send(message("after"))
@@ -247,7 +252,7 @@ async def test_a_server_that_stops_answering_is_left(
     monkeypatch.setattr(nats_line, "_PING_EVERY", 0.1)
     async with opened(own, connect_timeout=0.5) as (broker, url):
         own.freeze()
-        with trio.fail_after(5):
+        with trio.fail_after(AT_ONCE):
             async with trio.open_nursery() as nursery:
 
                 async def send() -> None:
@@ -259,9 +264,9 @@ async def test_a_server_that_stops_answering_is_left(
                 with trio.move_on_after(0.1):
                     await broker.send_batch([message("large", bytes(1_000_000)) for _ in range(20)])
         await trio.sleep(1.0)  # nor do new ones get an answer
+        monkeypatch.undo()
         own.thaw()
-        with trio.fail_after(SOON):
-            await broker.send(message("after"))
+        await send_until_taken(broker, "after")
         assert "after" in ids(own, url, 1)
 
 
@@ -296,7 +301,7 @@ async def until_lost(broker: Broker) -> None:
 async def test_leaving_takes_no_time_though_the_server_is_frozen(own: NatsServer) -> None:
     """What is under way is told, and nothing is waited for."""
     failed: list[str] = []
-    with trio.fail_after(8):
+    with trio.fail_after(SOON):
         async with trio.open_nursery() as nursery:
 
             async def send() -> None:
@@ -309,7 +314,7 @@ async def test_leaving_takes_no_time_though_the_server_is_frozen(own: NatsServer
                 nursery.start_soon(send)
                 await trio.testing.wait_all_tasks_blocked(0.1)
                 left = trio.current_time()
-            assert trio.current_time() - left < 2.5
+            assert trio.current_time() - left < AT_ONCE
             own.thaw()
     assert failed == ["closed"]
 
@@ -343,7 +348,7 @@ async def test_nothing_is_left_behind(own: NatsServer, capfd: pytest.CaptureFixt
             own.thaw()
         gc.collect()
         assert open_files() <= files, end
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
     assert capfd.readouterr() == ("", "")
 
 
@@ -416,7 +421,7 @@ async def test_a_cluster(cluster: list[NatsServer]) -> None:
 
 async def make_stream(cluster: list[NatsServer]) -> NatsServer:
     """Make a stream as soon as the cluster has agreed on a leader; the server that the stream is on."""
-    with trio.fail_after(30):
+    with trio.fail_after(100):
         while True:
             with suppress(AssertionError, nats.errors.Error):
                 await in_thread(lambda: cluster[0].ask("INFO", timeout=0.3))

@@ -43,7 +43,7 @@ async def test_through_a_real_broker() -> None:
         assert process.stdin is not None
         assert process.stderr is not None
         await process.stdin.send_all("".join(json.dumps(line) + "\n" for line in lines).encode())
-        sent = await trio_asyncio.aio_as_trio(arrived.next_msg)(timeout=20)
+        sent = await trio_asyncio.aio_as_trio(arrived.next_msg)(timeout=100)
         process.send_signal(signal.SIGTERM)
         said = b"".join([chunk async for chunk in process.stderr]).decode()
         code = await process.wait()
@@ -84,7 +84,7 @@ def test_a_broker_that_is_down() -> None:
         [COMMAND, "relay", "--to", "nats://user:hunter2@127.0.0.1:1/orders", "--delay", "1"],
         stdin=reader,
         capture_output=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
     assert process.returncode == 2

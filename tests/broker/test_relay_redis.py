@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import trio
 
 from localdelay.relay.run import check
 from localdelay.relay.settings import Settings
+from tests.kit.redis_queues import until
 from tests.kit.relay_stage import Script, Sink, Stage
 from tests.kit.servers.redis import RedisServer
 
@@ -32,7 +34,7 @@ def own(start_server: Callable[[str], RedisServer]) -> Iterator[RedisServer]:
 async def test_lines_wait_in_redis(stage: Stage, own: RedisServer) -> None:
     """Each is sent when it is due, with all that it says; the relay ends when Redis has no more."""
     lines = [
-        {"payload": "slow", "delay": 0.4},
+        {"payload": "slow", "delay": 1.0},
         {"payload_base64": "/w==", "delay": 0.1, "id": "chosen", "headers": {"k": "v"}},
         {"wrong": 1},
     ]
@@ -43,7 +45,7 @@ async def test_lines_wait_in_redis(stage: Stage, own: RedisServer) -> None:
     assert sink.payloads == [b"\xff", b"slow"]
     assert sink.got[0][1].id == "chosen"
     assert dict(sink.got[0][1].headers) == {"k": "v"}
-    assert sink.got[1][0] - began >= 0.4
+    assert sink.got[1][0] - began >= 1.0
     assert (outcome.lines, outcome.wrong, outcome.unsent, outcome.input_ended) == (3, 1, 0, True)
     assert outcome.queue is not None
     assert (outcome.queue.sent, outcome.queue.at_risk) == (2, 0)
@@ -60,8 +62,12 @@ async def test_a_stopped_relay_leaves_its_messages_in_redis(stage: Stage, own: R
     """What comes due within the grace is sent; the next relay sends the rest, and nothing is in a file."""
     hold = own.fresh()
     sink = Sink()
-    script = Script(b"".join(b"%d\n" % number for number in range(20)), ends=False)
-    outcome = await stage.relay(script, sink, signals=[0.9], hold=hold, delay=1.8, grace=0.2)
+
+    async def stop() -> None:
+        stage.stop(signal.SIGTERM)
+
+    script = Script(b"".join(b"%d\n" % number for number in range(20)), stop, ends=False)
+    outcome = await stage.relay(script, sink, hold=hold, delay=2.0, grace=0.2)
     assert (sink.payloads, outcome.lines, outcome.unsent) == ([], 20, 0)
     assert not stage.unsent.exists()
     await stage.relay(Script(b"more\n"), sink, hold=hold, delay=0.0)
@@ -73,26 +79,27 @@ async def test_lines_wait_while_redis_is_gone(stage: Stage, own: RedisServer) ->
     sink = Sink()
     hold = own.fresh()
 
-    async def outage() -> None:
-        await trio.sleep(0.3)
-        await trio.to_thread.run_sync(own.kill)
+    async def later(do: Callable[[], object]) -> None:
         await trio.sleep(0.5)
-        await trio.to_thread.run_sync(own.restart)
+        await trio.to_thread.run_sync(do)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(outage)
-        await stage.relay(Script(b"a\n", 0.5, b"b\nc\n"), sink, hold=hold, delay=0.1)
+
+        async def outage() -> None:
+            await until(lambda: sink.payloads == [b"a"] and not stage.watched.queue.statistics().unconfirmed)
+            await trio.to_thread.run_sync(own.kill)
+            nursery.start_soon(later, own.restart)
+
+        await stage.relay(Script(b"a\n", outage, b"b\nc\n"), sink, hold=hold, delay=0.1)
     assert sink.payloads == [b"a", b"b", b"c"]
 
-    async def end() -> None:
-        await trio.sleep(0.3)
-        await trio.to_thread.run_sync(own.kill)
-
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(end)
-        outcome = await stage.relay(
-            Script(0.5, b"d\ne\n", ends=False), sink, signals=[1.0], hold=hold, delay=0.1, grace=0.1
-        )
+
+        async def end() -> None:
+            await trio.to_thread.run_sync(own.kill)
+            nursery.start_soon(later, lambda: trio.from_thread.run_sync(stage.stop, signal.SIGTERM))
+
+        outcome = await stage.relay(Script(end, b"d\ne\n", ends=False), sink, hold=hold, delay=0.1, grace=0.1)
     assert (outcome.lines, outcome.unsent) == (2, 2)
     assert [json.loads(line)["payload"] for line in stage.unsent.read_text().splitlines()] == ["d", "e"]
 

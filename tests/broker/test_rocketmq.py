@@ -36,7 +36,7 @@ async def arrived(server: RocketServer, url: str, count: int) -> Counter[str]:
 
 async def test_a_topic_that_is_missing(server: RocketServer) -> None:
     """The block is not entered, and the error has the command that makes the topic."""
-    with trio.fail_after(30), pytest.raises(ConnectionError, match=r"updateTopic .* -t nowhere .*=MIXED"):
+    with trio.fail_after(100), pytest.raises(ConnectionError, match=r"updateTopic .* -t nowhere .*=MIXED"):
         async with open_broker(server.url("nowhere"), connect_timeout=20.0):
             pass
 
@@ -64,7 +64,7 @@ async def test_the_timer_takes_so_many_of_one_second(server: RocketServer) -> No
         try:
             due = time.time() + 30
             taken = 0
-            with trio.fail_after(30), pytest.raises(Throttled, match="flow control"):
+            with trio.fail_after(100), pytest.raises(Throttled, match="flow control"):
                 for taken in range(1000):
                     await broker.publish_delayed(message(f"m{taken}"), due - time.time())
             assert 1 <= taken < 100
@@ -115,5 +115,5 @@ print(type(RpcClient.get_channel_io_loop()).__module__)
 def test_beside_trio_asyncio(server: RocketServer) -> None:
     """The client runs on a loop of asyncio's own, also where trio-asyncio makes those that one asks for."""
     command = [sys.executable, "-c", BESIDE, server.fresh()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "asyncio.unix_events\n", "")

@@ -8,7 +8,7 @@ from pathlib import Path
 from signal import Signals
 
 
-def until_it_catches(pid: int, signum: Signals, timeout: float = 20.0) -> None:
+def until_it_catches(pid: int, signum: Signals, timeout: float = 100.0) -> None:
     """Wait until it has a handler for this signal: a process that says nothing tells only the kernel."""
     until = time.monotonic() + timeout
     while True:

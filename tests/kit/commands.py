@@ -35,7 +35,7 @@ def shell(line: str, *args: object, cwd: Path | None = None) -> subprocess.Compl
     return subprocess.run(
         ["/bin/sh", "-c", line, "sh", COMMAND, *map(str, args)],
         capture_output=True,
-        timeout=60,
+        timeout=200,
         check=False,
         cwd=cwd,
         env={**os.environ, "L": COMMAND},
@@ -47,7 +47,7 @@ def in_python(*args: object, given: str = "", without: str = "") -> subprocess.C
     code = "import sys; sys.modules.update(dict.fromkeys(sys.argv.pop(1).split()))"
     command = [sys.executable, "-c", f"{code}; from localdelay.cli import main; main()", without]
     return subprocess.run(
-        [*command, *map(str, args)], input=given, capture_output=True, text=True, timeout=60, check=False
+        [*command, *map(str, args)], input=given, capture_output=True, text=True, timeout=200, check=False
     )
 
 
@@ -90,7 +90,7 @@ def at_a_keyboard(*args: object, shown: str, keys: bytes) -> tuple[str, int]:
     os.close(secondary)
     found, pressed = b"", False
     try:
-        while select.select([primary], [], [], 20)[0]:
+        while select.select([primary], [], [], 100)[0]:
             try:
                 found += os.read(primary, 4096)
             except OSError:  # the other end is closed
@@ -98,7 +98,7 @@ def at_a_keyboard(*args: object, shown: str, keys: bytes) -> tuple[str, int]:
             if not pressed and shown.encode() in found:
                 os.write(primary, keys)
                 pressed = True
-        return found.decode().replace("\r\n", "\n"), process.wait(20)
+        return found.decode().replace("\r\n", "\n"), process.wait(100)
     finally:
         process.kill()
         process.wait()
@@ -119,11 +119,11 @@ def on_a_terminal(
         process.stdin.write(given)
         process.stdin.close()
         process.stdin = None
-        while select.select([primary], [], [], 20)[0]:
+        while select.select([primary], [], [], 100)[0]:
             try:
                 shown += os.read(primary, 4096)
             except OSError:  # the other end is closed
                 break
         os.close(primary)
-        code = process.wait(20)
+        code = process.wait(100)
     return shown.decode().replace("\r\n", "\n"), code

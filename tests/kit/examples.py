@@ -57,7 +57,7 @@ def serving(
     """The same, once it listens."""
     need(command[0], *needs)
     with running(directory, command, **environ) as process:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not _listens(port):
             ended = process.poll() is not None
             if ended or time.monotonic() > deadline:
@@ -89,10 +89,10 @@ class Orders:
             connection.channel().queue_delete(queue)
 
     def take(self, ids: Set[str] = frozenset(), at_least: int = 0) -> list[str]:
-        """Take messages until these have come, and so many; or for 20 s. Their ids, in their order."""
+        """Take messages until these have come, and so many; or for 100 s. Their ids, in their order."""
         taken: list[str] = []
         with self.server.connection() as connection:
-            channel, deadline = connection.channel(), time.monotonic() + 20
+            channel, deadline = connection.channel(), time.monotonic() + 100
             channel.queue_declare("orders", durable=True)
             while (len(taken) < at_least or ids - set(taken)) and time.monotonic() < deadline:
                 method, properties, payload = channel.basic_get("orders", auto_ack=True)

@@ -87,7 +87,7 @@ class World:
         while len(self.put) < count:  # noqa: ASYNC110
             await trio.sleep(0.01)
 
-    async def until_empty(self, queue: RedisDelayQueue, *, within: float = 60.0) -> None:
+    async def until_empty(self, queue: RedisDelayQueue, *, within: float = 200.0) -> None:
         """Wait until Redis holds nothing any more."""
         with trio.fail_after(within):
             while True:

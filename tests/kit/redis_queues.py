@@ -36,10 +36,15 @@ class Sent:
     def ids(self) -> list[str]:
         return [message.id for message in self.messages]
 
-    async def wait(self, count: int, within: float = 10.0) -> None:
-        with trio.fail_after(within):
-            while len(self.messages) < count:  # noqa: ASYNC110
-                await trio.sleep(0.005)
+    async def wait(self, count: int) -> None:
+        await until(lambda: len(self.messages) >= count)
+
+
+async def until(done: Callable[[], bool]) -> None:
+    """Wait until this is so: as long as a busy machine takes, but not for ever."""
+    with trio.fail_after(60):
+        while not done():  # noqa: ASYNC110 (others tell nobody)
+            await trio.sleep(0.005)
 
 
 def tuned(**options: object) -> Any:
@@ -72,6 +77,6 @@ def conserve(queue: RedisDelayQueue) -> RedisStatistics:
 
 async def confirmed(queue: RedisDelayQueue) -> None:
     """Wait until Redis holds nothing any more."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while await queue.count():  # noqa: ASYNC110
             await trio.sleep(0.01)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,14 @@ from localdelay.relay.settings import AnyQueue, Outcome, Progress, Settings
 
 
 class Script:
-    """An input: bytes that come, seconds that pass, an error; then the end, or nothing any more."""
+    """An input: bytes that come, seconds that pass, an error; then the end, or nothing any more.
+
+    A function among these is called once the lines before it are taken in.
+    """
 
     def __init__(
         self,
-        *steps: bytes | float | Exception,
+        *steps: bytes | float | Exception | Callable[[], Awaitable[None]],
         rest: bytes = b"",
         ends: bool = True,
         keeps: bool = False,
@@ -42,7 +45,10 @@ class Script:
                 return step
             if isinstance(step, Exception):
                 raise step
-            await trio.sleep(step)
+            if callable(step):
+                await step()
+            else:
+                await trio.sleep(step)
         if not self._ends:
             await trio.sleep_forever()
         await trio.lowlevel.checkpoint()
@@ -145,6 +151,7 @@ class Stage:
         files = {"unsent": self.unsent, "dead_letters": self.letters}
         options = {"to": "stdout:", "delay": 1.0, "workers": 1, **files, **settings}
         one = Relay(Settings(**options), script, self.watched, sink or Sink())
+        self.stop = one.stop
 
         async def stop() -> None:
             began = trio.current_time()

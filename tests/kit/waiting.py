@@ -12,7 +12,7 @@ from typing import Any
 
 def until(done: Callable[[], bool]) -> None:
     """Wait, in a thread, until this is so."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 100
     while not done():
         assert time.monotonic() < deadline, "it takes too long"
         threading.Event().wait(0.002)

@@ -24,7 +24,7 @@ TO_STDOUT = ["relay", "--to", "stdout:"]
 
 def relay(*args: str, given: bytes = b"", cwd: Path | None = None) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [COMMAND, *TO_STDOUT, *args], input=given, capture_output=True, timeout=60, check=False, cwd=cwd
+        [COMMAND, *TO_STDOUT, *args], input=given, capture_output=True, timeout=200, check=False, cwd=cwd
     )
 
 
@@ -120,7 +120,7 @@ def test_a_signal_leaves_a_file_that_is_read_back(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.stdout.read() == b"soon\n"
         lines = told(process)
-        assert process.wait(20) == 143
+        assert process.wait(100) == 143
     assert "Stopped by SIGTERM: the input was read up to line 4." in lines
     assert "The line after it was cut off: its first 6 bytes are kept, and no message." in lines
     assert lines[-1] == f"  localdelay relay --format jsonl --to stdout: < {unsent}"
@@ -139,7 +139,7 @@ def test_other_signals(signum: signal.Signals, code: int, tmp_path: Path) -> Non
         begin(process, '{"payload": "later", "delay": "1h"}')
         process.send_signal(signum)
         assert f"Stopped by {signum.name}: the input was read up to line 2." in told(process)
-        assert process.wait(20) == code
+        assert process.wait(100) == code
     assert [record["payload"] for record in records(unsent)] == ["later"]
 
 
@@ -153,7 +153,7 @@ def test_a_terminal_that_is_closed_under_nohup(tmp_path: Path) -> None:
         begin(process)
         process.send_signal(signal.SIGTERM)
         assert "Stopped by SIGTERM: the input was read up to line 3." in told(process)
-        assert process.wait(20) == 143
+        assert process.wait(100) == 143
 
 
 def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
         assert process.stderr.readline().startswith(b"stopping, 2")
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 143
+        assert process.wait(100) == 143
         assert time.monotonic() - began < 5
     assert [record["payload"] for record in records(unsent)] == ["a"]
 
@@ -180,7 +180,7 @@ def test_a_third_signal_does_no_harm(tmp_path: Path) -> None:
             process.send_signal(signal.SIGINT)
             time.sleep(0.02)
         lines = told(process)
-        process.wait(20)
+        process.wait(100)
     assert lines[-1] == f"  localdelay relay --format jsonl --to stdout: < {unsent}"
     assert not any("Traceback" in line for line in lines)
     assert len(records(unsent)) == 20_000
@@ -196,7 +196,7 @@ def test_a_signal_while_the_last_are_waited_for() -> None:
         process.stdin = None
         process.send_signal(signal.SIGTERM)
         assert process.stdout.read() == b"a\n"
-        assert process.wait(20) == 0
+        assert process.wait(100) == 0
         assert told(process) == []
 
 
@@ -208,7 +208,7 @@ def test_a_reader_that_leaves(tmp_path: Path) -> None:
         assert process.stdout is not None
         process.stdout.close()
         process.stdout = None
-        assert process.wait(20) == 1
+        assert process.wait(100) == 1
         lines = told(process)
     assert "Error: nobody reads standard output any more: broken pipe" in lines
     assert not any("Traceback" in line for line in lines)
@@ -230,7 +230,7 @@ def test_it_reads_no_faster_than_there_is_room(tmp_path: Path) -> None:
             if select.select([], [writer], [], 0.05)[1]:
                 written += os.write(writer, b"x" * 99 + b"\n" * 1)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 143
+        assert process.wait(100) == 143
         with pytest.raises(BrokenPipeError):
             os.write(writer, b"x")
         os.close(writer)
@@ -279,7 +279,7 @@ def test_a_standard_error_that_nobody_reads() -> None:
         process.stdin.write(b"longer\n" * 5_000 + b"good\n")
         process.stdin.close()
         assert process.stdout.read() == b"good\n"
-        assert process.wait(20) == 1
+        assert process.wait(100) == 1
         process.stdin = None
 
 
@@ -291,7 +291,7 @@ def test_an_unsent_file_that_is_full(tmp_path: Path) -> None:
         begin(process, '{"payload": "a", "delay": "1h"}')
         process.send_signal(signal.SIGTERM)
         lines = told(process)
-        assert process.wait(20) == 143
+        assert process.wait(100) == 143
     (file,) = tmp_path.iterdir()
     assert "Error: '/dev/full' can't be written: No space left on device" in lines
     assert f"Not sent, and kept in {file}: 1 line. To go on:" in lines

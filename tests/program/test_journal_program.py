@@ -90,7 +90,7 @@ def test_ctrl_c(tmp_path: Path) -> None:
         fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
         assert process.stdout.read(10) == b'{"payload"'
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(100) == 130
         assert process.stderr.read() == b"Stopped by SIGINT.\n"
 
 
@@ -100,7 +100,7 @@ def test_ctrl_c_at_the_question(full: Path) -> None:
         assert process.stderr is not None
         assert process.stderr.read(6) == b"Remove"
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 1
+        assert process.wait(100) == 1
         assert b"Traceback" not in process.stderr.read()
     assert len(held(full)) == 7
 
@@ -116,5 +116,5 @@ def test_purge_keeps_others_out_while_it_asks(full: Path) -> None:
         process.stdin.write(b"y\n")
         process.stdin.close()
         process.stdin = None
-        assert process.wait(20) == 0
+        assert process.wait(100) == 0
     assert len(held(full)) == 4

@@ -39,7 +39,7 @@ def test_relay_from_the_shell(scheme: str, start_server: Callable[[str], Server]
     url = server.fresh()
     command = re.sub(r"--to \S+ --delay 2m", f"--to {url} --delay 200ms", command_for(scheme))
     command = command.replace("producer |", "seq 1 100 |")
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     received = server.read(url, 100)
     assert sorted(int(one.payload) for one in received) == list(range(1, 101))
@@ -49,7 +49,7 @@ def test_relay_to_standard_output() -> None:
     """Lines go out as they came in, when they are due, and nothing else does."""
     command = command_for("stdout").replace("--delay 2m | consumer", "--delay 200ms | sort -n")
     command = command.replace("producer |", "seq 1 100 |")
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(number) for number in range(1, 101)]
 
@@ -59,7 +59,7 @@ def test_the_program_sends_to_each(scheme: str, start_server: Callable[[str], Se
     """The README's program, as printed, with the URL of a server of the test's own."""
     server = start_server(scheme)
     url = server.fresh()
-    subprocess.run([sys.executable, "-W", "error", "-c", PROGRAM, url], check=True, timeout=60)
+    subprocess.run([sys.executable, "-W", "error", "-c", PROGRAM, url], check=True, timeout=200)
     (received,) = server.read(url, 1)
     assert received.payload == b"close order 7 if it is unpaid"
 
@@ -68,7 +68,7 @@ def test_the_check(start_server: Callable[[str], Server]) -> None:
     """The manual's command, on a RabbitMQ of the test's own."""
     command = CHECK.replace("localdelay check", f"{shlex.quote(sys.executable)} -m localdelay check")
     command = re.sub(r"amqp://\S+", start_server("amqp").fresh(), command)
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("It is fit.\n")
 
@@ -109,7 +109,7 @@ def test_the_json_line_is_one_that_relay_reads() -> None:
         input=line.replace("90s", "10ms"),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
     )
     assert (done.returncode, done.stdout) == (0, "close order 7\n"), done.stderr
 
@@ -123,7 +123,7 @@ def test_the_settings_file_is_read(tmp_path: Path) -> None:
         input="close order 7\n",
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
     )
     assert (done.returncode, done.stdout) == (0, "close order 7\n"), done.stderr
 
@@ -135,7 +135,7 @@ def orders(start_server: Callable[[str], Server]) -> Orders:
 
 def run(program: str, url: str) -> tuple[subprocess.CompletedProcess[str], list[list[str]]]:
     """A RabbitMQ program that has ended, and the words of its lines: the route and the id of each message."""
-    done = subprocess.run([sys.executable, "-c", program, url], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program, url], capture_output=True, text=True, timeout=200)
     return done, [line.split() for line in done.stdout.splitlines()]
 
 
@@ -190,7 +190,7 @@ def test_a_missing_queue_is_an_error_and_then_declared_anew(program: str, orders
     assert process.stdout is not None
     first = process.stdout.readline()
     orders.delete("orders.after.1s")
-    rest, errors = process.communicate(timeout=60)
+    rest, errors = process.communicate(timeout=200)
     error, again = rest.splitlines()
     assert error == ("PublishError" if program is AIO_PIKA else "UnroutableError"), errors
     assert (first.split()[0], again.split()[0], process.returncode) == ("Route.PRIMARY", "Route.PRIMARY", 0)

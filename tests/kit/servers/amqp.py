@@ -96,7 +96,7 @@ class RabbitServer(Server):
         self.restart()
 
     def restart(self) -> None:
-        self._broker.start([str(_SERVER)], self._answers, timeout=60.0, **self._environ)
+        self._broker.start([str(_SERVER)], self._answers, **self._environ)
 
     def stop(self) -> None:
         self._broker.kill()  # a gentle end takes seconds, and nothing of it is kept
@@ -123,7 +123,7 @@ class RabbitServer(Server):
         """The URL of a queue that need not be there."""
         return f"amqp://{user}@127.0.0.1:{self.port}/{quote(queue, safe='')}{options}"
 
-    def read(self, url: str, count: int, timeout: float = 30.0) -> list[Received]:
+    def read(self, url: str, count: int, timeout: float = 60.0) -> list[Received]:
         """Nothing is taken out: what is not acknowledged goes back to its place."""
         got: list[Received] = []
         queue = unquote(urlsplit(url).path[1:])
@@ -178,7 +178,7 @@ class RabbitServer(Server):
     def call(self, expression: str) -> str:
         """Have the node evaluate an Erlang expression, in 10 ms; rabbitmqctl takes one or two seconds."""
         at = ["-address", f"127.0.0.1:{self._dist_port}", "-c", _COOKIE]
-        answer = _run([program("erl_call", "erlang-base"), *at, "-timeout", "10", "-e"], f"{expression}.\n")
+        answer = _run([program("erl_call", "erlang-base"), *at, "-timeout", "60", "-e"], f"{expression}.\n")
         if not answer.startswith("{ok, ") or answer.startswith("{ok, {error"):
             raise RuntimeError(f"{expression}: {answer or 'no answer'}")
         return answer
@@ -201,7 +201,7 @@ def make_certificate(directory: Path) -> None:
 
 
 def _run(command: Sequence[str], input: str = "") -> str:
-    ended = subprocess.run(command, input=input, capture_output=True, text=True, timeout=30, check=False)
+    ended = subprocess.run(command, input=input, capture_output=True, text=True, timeout=100, check=False)
     if ended.returncode:
         raise RuntimeError(f"{command[0]}: {ended.stderr or ended.stdout}")
     return ended.stdout.strip()

@@ -40,7 +40,7 @@ class BeanstalkdServer(OneProcess):
     def fresh(self) -> str:
         return f"beanstalkd://127.0.0.1:{self.port}/tube{next(self._numbers)}"
 
-    def read(self, url: str, count: int, timeout: float = 30.0) -> list[Received]:
+    def read(self, url: str, count: int, timeout: float = 60.0) -> list[Received]:
         tube = unquote(urlsplit(url).path[1:])
         # To read takes out: what earlier calls have read is kept here.
         received = self._received.setdefault(tube, [])

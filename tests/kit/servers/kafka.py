@@ -165,7 +165,7 @@ class KafkaServer(Server):
         replicas = [[node.number for node in self.nodes]] * partitions
         new = NewTopic(topic, num_partitions=partitions, replica_assignment=replicas, config=config)
         admin = self._admin()  # a name of its own: one that nobody keeps never answers
-        admin.create_topics([new], request_timeout=5)[topic].result(10)
+        admin.create_topics([new], request_timeout=20)[topic].result(30)
 
     def delete_topic(self, url: str) -> None:
         admin = self._admin()
@@ -180,7 +180,7 @@ class KafkaServer(Server):
         hosts = ",".join(f"127.0.0.1:{node.sasl_port}" for node in self.nodes)
         return f"kafka://{USER}:{password}@{hosts}/{topic}?security.protocol=SASL_PLAINTEXT"
 
-    def read(self, url: str, count: int, timeout: float = 30.0) -> list[Received]:
+    def read(self, url: str, count: int, timeout: float = 60.0) -> list[Received]:
         return [received(record) for record in records(self.hosts, topic_of(url), count, timeout)]
 
     @contextmanager
@@ -207,7 +207,7 @@ class KafkaServer(Server):
         """Metadata are answered long before."""
         from confluent_kafka import KafkaException, Producer
 
-        until = time.monotonic() + 90
+        until = time.monotonic() + 150
         taken: list[bool] = []
         producer = Producer({**self._settings(), "linger.ms": 0, "message.timeout.ms": 2000})
         while True:
@@ -234,7 +234,7 @@ class KafkaServer(Server):
 
     def _java(self, *command: str) -> None:
         done = subprocess.run(
-            self._command(*command), capture_output=True, text=True, timeout=60, check=False
+            self._command(*command), capture_output=True, text=True, timeout=150, check=False
         )
         if done.returncode:
             raise RuntimeError(f"{command[0]}: {done.stdout}{done.stderr}")

@@ -57,7 +57,7 @@ class MockKafka(Server):
         """The URL of a topic that may be there or not."""
         return f"kafka://{self.hosts}/{topic}"
 
-    def read(self, url: str, count: int, timeout: float = 30.0) -> list[Received]:
+    def read(self, url: str, count: int, timeout: float = 60.0) -> list[Received]:
         return [received(record) for record in self.records(url, count, timeout)]
 
     def records(self, url: str, count: int, timeout: float = 30.0) -> list[Any]:

@@ -31,7 +31,7 @@ _ACCOUNTS = "accounts {{ TEST {{ jetstream: {{ max_file: {most} }}, users: [{use
 _ANYBODY = "{user: anybody, password: anybody}"
 _AS_ANYBODY = "no_auth_user: anybody"
 _NO_LIMIT, _FULL = "-1", "100"
-_TIMEOUT = 10.0
+_TIMEOUT = 60.0
 _POLL = 0.01
 _SETTLE = 0.1
 
@@ -101,7 +101,7 @@ class NatsServer(OneProcess):
         }
         self.ask(f"STREAM.CREATE.{stream_of(subject)}", config)
 
-    def read(self, url: str, count: int, timeout: float = 30.0) -> list[Received]:
+    def read(self, url: str, count: int, timeout: float = 60.0) -> list[Received]:
         subject = urlsplit(url).path[1:]
 
         async def read(client: Client) -> list[Received]:

@@ -57,7 +57,7 @@ class NsqServer(OneProcess):
         """The URL of a topic that need not be there."""
         return f"nsq://127.0.0.1:{self.port}/{topic}{options}"
 
-    def read(self, url: str, count: int, timeout: float = 30.0) -> list[Received]:
+    def read(self, url: str, count: int, timeout: float = 60.0) -> list[Received]:
         topic = unquote(urlsplit(url).path[1:])
         # To read takes out: what earlier calls have read is kept here.
         received = self._received.setdefault(topic, [])

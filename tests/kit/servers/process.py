@@ -63,7 +63,7 @@ class Server(Protocol):
     def fresh(self) -> str:
         """The URL, for `open_broker`, of a queue, topic, stream or subject that is new and empty."""
 
-    def read(self, url: str, count: int, timeout: float = 30.0) -> list[Received]:
+    def read(self, url: str, count: int, timeout: float = 60.0) -> list[Received]:
         """What has arrived there, through a client or connection of its own, in order of arrival.
 
         Waits until `count` have, or for `timeout` seconds, and then a little longer for what is too many.
@@ -104,7 +104,7 @@ class Process:
         return self._child is not None and self._child.poll() is None
 
     def start(
-        self, command: Sequence[str], answers: Callable[[], bool], *, timeout: float = 30.0, **environ: str
+        self, command: Sequence[str], answers: Callable[[], bool], *, timeout: float = 150.0, **environ: str
     ) -> None:
         """Start it, and wait until `answers()` is true; a connection that is refused means not yet."""
         with self.log.open("ab") as log:

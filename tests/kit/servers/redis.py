@@ -42,7 +42,7 @@ class RedisServer(OneProcess):
     def fresh(self) -> str:
         return f"redis://127.0.0.1:{self.port}/stream{next(self._numbers)}"
 
-    def read(self, url: str, count: int, timeout: float = 30.0) -> list[Received]:
+    def read(self, url: str, count: int, timeout: float = 60.0) -> list[Received]:
         with self.client() as client:
             return read_stream(client, url, count, timeout)
 

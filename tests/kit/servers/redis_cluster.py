@@ -19,7 +19,7 @@ _NODES = 6
 _BUS = 10_000
 """The port of a node's bus is beyond its own by so much."""
 _POLL = 0.05
-_TIMEOUT = 30.0
+_TIMEOUT = 150.0
 
 
 @attrs.define
@@ -32,7 +32,7 @@ class Node:
 
     def client(self) -> Redis:
         """An independent client, to be closed by the caller."""
-        return Redis(host="127.0.0.1", port=self.port, socket_timeout=2.0, retry=None)
+        return Redis(host="127.0.0.1", port=self.port, socket_timeout=10.0, retry=None)
 
     def answers(self) -> bool:
         with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:

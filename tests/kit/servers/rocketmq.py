@@ -114,7 +114,6 @@ class RocketServer(Server):
         self._names.start(
             [*command, "-c", str(names)],
             listening(self._names_port),
-            timeout=60.0,
             ROCKETMQ_HOME=str(self._names.directory),
         )
         self.restart()
@@ -138,7 +137,6 @@ class RocketServer(Server):
         self._broker.start(
             [*proxy, "-pm", "local", "-n", f"127.0.0.1:{self._names_port}", *files],
             lambda: "rocketmq-proxy startup successfully" in self._broker.log.read_text(errors="replace"),
-            timeout=90.0,
             ROCKETMQ_HOME=str(directory),
         )
         self._until_it_takes_messages()
@@ -158,7 +156,7 @@ class RocketServer(Server):
         """The URL of a topic that may be there or not."""
         return f"rocketmq://127.0.0.1:{self.port}/{topic}{options}"
 
-    def read(self, url: str, count: int, timeout: float = 30.0) -> list[Received]:
+    def read(self, url: str, count: int, timeout: float = 60.0) -> list[Received]:
         topic = urlsplit(url).path[1:]
         # To read takes out: what earlier calls have read is kept here.
         received = self._received.setdefault(topic, [])
@@ -204,14 +202,14 @@ class RocketServer(Server):
             value,
         ]
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=60, cwd=self._names.directory, check=False
+            command, capture_output=True, text=True, timeout=150, cwd=self._names.directory, check=False
         )
         if "success" not in done.stdout:
             raise RuntimeError(f"{done.stdout}{done.stderr}")
 
     def _until_it_takes_messages(self) -> None:
         """It says that it has started some time before."""
-        until = time.monotonic() + 30
+        until = time.monotonic() + 150
         while True:
             configuration = _client().ClientConfiguration(f"127.0.0.1:{self.port}", _client().Credentials())
             producer = _client().Producer(configuration)
