@@ -104,7 +104,7 @@ class Process:
         return self._child is not None and self._child.poll() is None
 
     def start(
-        self, command: Sequence[str], answers: Callable[[], bool], *, timeout: float = 150.0, **environ: str
+        self, command: Sequence[str], answers: Callable[[], bool], *, timeout: float = 300.0, **environ: str
     ) -> None:
         """Start it, and wait until `answers()` is true; a connection that is refused means not yet."""
         with self.log.open("ab") as log:
