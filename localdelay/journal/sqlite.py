@@ -124,19 +124,19 @@ class SqliteJournal:
 
     def read(self) -> list[Record]:
         """What it holds, without changing anything: for a journal that no queue uses."""
-        self.check()
-        with self._errors(), self._locked():
-            held = [Record(*kept) for kept in self._held(self._read_all)]
-        self.close()
-        return held
+        return [Record(*kept) for kept in self._look(self._read_all)]
 
     def salvage(self) -> tuple[list[Record], list[str]]:
         """What is sound of one that is damaged, without changing anything, and the rest in words."""
+        held, lost = self._look(salvage)
+        return [Record(*kept) for kept in held], lost
+
+    def _look(self, read: Callable[[sqlite3.Connection], _T]) -> _T:
         self.check()
         with self._errors(), self._locked():
-            held, lost = self._held(salvage)
+            found = self._held(read)
         self.close()
-        return [Record(*kept) for kept in held], lost
+        return found
 
     def check(self) -> None:
         """Raise a `JournalError` unless there is a file that may be a journal. Nothing is made beside it."""

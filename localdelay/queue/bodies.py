@@ -57,11 +57,21 @@ class Index:
 
     def put_all(self, numbers: list[int], bodies: list[Body]) -> None:
         """Keep each of these bodies under its number."""
-        if _follow_each_other(numbers):
-            self._put_run(numbers[0], bodies)
-        else:
+        if not _follow_each_other(numbers):
             for number, body in zip(numbers, bodies, strict=True):
                 self.put(number, body)
+            return
+        number, start = numbers[0], 0
+        while start < len(bodies):
+            page = self._pages.get(number >> _BITS)
+            if page is None:
+                page = self._pages[number >> _BITS] = [*_NOTHING, 0]
+            low = number & _MASK
+            here = bodies[start : start + _SIZE - low]
+            page[low : low + len(here)] = here
+            page[_SIZE] += len(here)
+            start += len(here)
+            number += len(here)
 
     def get_all(self, numbers: list[int]) -> list[Body | None]:
         """The body under each of these numbers, or None."""
@@ -78,27 +88,11 @@ class Index:
 
     def drop_all(self, numbers: list[int]) -> None:
         """Take out the bodies under these numbers, which are all there."""
-        if _follow_each_other(numbers):
-            self._clear_run(numbers[0], len(numbers))
-        else:
+        if not _follow_each_other(numbers):
             for number in numbers:
                 self.pop(number)
-
-    def _put_run(self, number: int, bodies: list[Body]) -> None:
-        start = 0
-        while start < len(bodies):
-            page = self._pages.get(number >> _BITS)
-            if page is None:
-                page = self._pages[number >> _BITS] = [*_NOTHING, 0]
-            low = number & _MASK
-            here = bodies[start : start + _SIZE - low]
-            page[low : low + len(here)] = here
-            page[_SIZE] += len(here)
-            start += len(here)
-            number += len(here)
-
-    def _clear_run(self, number: int, count: int) -> None:
-        end = number + count
+            return
+        number, end = numbers[0], numbers[-1] + 1
         while number < end:
             page = self._pages[number >> _BITS]
             low = number & _MASK
