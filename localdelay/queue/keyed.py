@@ -79,15 +79,14 @@ class KeyedTaking(Taking):
             taken += entries
         return taken or self.suspect(now)
 
-    def until(self) -> float:
-        """Until when there is nothing to do; sets the alarm for what comes in that is due before."""
-        if "paused" in self.bars:
-            self._schedule.alarm = -math.inf
-            return math.inf
+    def order_until(self) -> float:
+        """Until when there is nothing to take of any line; sets the alarm likewise."""
         asleep = self._asleep
         while asleep and asleep[0][2] != asleep[0][3].turn:
             heappop(asleep)
-        until = min(self._schedule.next_unsorted(), self._suspects_until(), *(one[0] for one in asleep[:1]))
+        until = self._schedule.next_unsorted()
+        if asleep:
+            until = min(until, asleep[0][0])
         if self._ready or self._valve.news:
             until = min(until, 0.0)  # at once: it was too much for one look, or that has changed something
         self._schedule.alarm = until
@@ -151,7 +150,7 @@ class KeyedTaking(Taking):
             if valve is not None:
                 valve.wants_nothing()
             return
-        until = due if valve is None else math.inf if probes else self._choosing(line, valve).until()
+        until = due if valve is None else math.inf if probes else self._choosing(line, valve).order_until()
         if until <= now and self._has_company_to_wait_for(line, valve):
             until = due + self._batch.max_wait
         if until == math.inf and valve is not None:

@@ -45,8 +45,6 @@ class Choosing:
         self._one_by_one = batch.max_messages == 1
         self._valve = valve
         self._order = order
-        self.bars: set[str] = set()
-        """Why nothing is taken: "paused", "stopped", or "reserved" for one worker until it looks again."""
 
     def some(self, now: float, most: int) -> list[Entry]:
         """Take what is due, as much of it as the valve lets go now."""
@@ -77,15 +75,13 @@ class Choosing:
         """Take a message that may have ended the last process, if it is its turn; here there is none."""
         return []
 
-    def until(self) -> float:
-        """Until when there is nothing to do; sets the alarm for what comes in that is due before."""
+    def order_until(self) -> float:
+        """Until when there is nothing to take of it; sets the alarm for what comes in that is due before."""
         valve, due = self._valve, self._order.next_due()
         probe = valve.probe
         until = max(due, valve.waits_until)
-        if "paused" in self.bars or (probe.is_shut and self._is_under_way(probe.out)):
-            until = math.inf
-        elif probe.is_shut:
-            until = max(until, probe.next_at)
+        if probe.is_shut:
+            until = math.inf if self._is_under_way(probe.out) else max(until, probe.next_at)
         self._order.alarm = due if until == due else -math.inf
         return until
 
@@ -112,6 +108,8 @@ class Taking(Choosing):
     def __init__(self, pending: Pending, batch: BatchPolicy, valve: Valve) -> None:
         super().__init__(pending, batch, valve, pending.schedule)
         self._schedule = pending.schedule
+        self.bars: set[str] = set()
+        """Why nothing is taken: "paused", "stopped", or "reserved" for one worker until it looks again."""
         self._turn = math.inf  # when what is set aside is to be looked at again, as of the last look
         self.closing = False
         """Whether nothing more comes in, and nobody waits for company."""
@@ -156,7 +154,11 @@ class Taking(Choosing):
 
     def until(self) -> float:
         """Until when there is nothing to do; sets the alarm for what comes in that is due before."""
-        return min(super().until(), self._suspects_until())
+        if "paused" in self.bars:
+            self._schedule.alarm = -math.inf
+            return math.inf
+        until = self.order_until()
+        return min(until, self._suspects_until()) if self._schedule.aside else until
 
     @property
     def is_done(self) -> bool:
@@ -198,25 +200,20 @@ class Taking(Choosing):
     def _suspects_until(self) -> float:
         """When one that is set aside is to be looked at, if its valve has said so."""
         schedule = self._schedule
-        if not schedule.aside or schedule.horizon < math.inf or self.bars:
+        if schedule.horizon < math.inf or self.bars:
             return math.inf
         now = trio.current_time()
         gates = {self._gate(entry) for entry in schedule.aside_in_turn()}
         return min(self._turn, min((gate for gate in gates if gate > now), default=math.inf))
 
     def _is_their_turn(self, now: float) -> bool:
-        """Whether one that is set aside may go, where others are due as they are."""
+        """Whether one that is set aside may go as far as others are concerned: it is the last, and alone."""
         self._turn = math.inf
-        if self._next_other() <= now or self._is_aside_barred:
+        if self.bars or self._schedule.horizon < math.inf or self._next_other() <= now:
             return False
+        if any(entry[0] <= self._pending.began for entry in self._pending.at_work()):
+            return False  # one of them, or what goes before them
         if now >= (last_place := self._valve.pace.last_place):
             return True
         self._turn = last_place  # also where all that has a place is cancelled until then
         return False
-
-    @property
-    def _is_aside_barred(self) -> bool:
-        """Whether nothing of that may go at any time: one of it is under way, say, or what goes before."""
-        if self.bars or self._schedule.horizon < math.inf:
-            return True
-        return any(entry[0] <= self._pending.began for entry in self._pending.at_work())
