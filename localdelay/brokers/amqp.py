@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 import pika
-import trio
 from pika.exceptions import ConnectionBlockedTimeout
 
 from localdelay.brokers.address import Address
@@ -25,8 +24,8 @@ from localdelay.message import Message
 LONGEST_CONFIRM_TIMEOUT = 300.0
 # RabbitMQ takes further routing keys from these, and closes the channel where they are no list.
 _ROUTING = frozenset({"CC", "BCC"})
-_FRAME_BESIDES = 300
-"""Bytes of a header frame besides the headers and the id, at most."""
+_FRAME_BESIDES = 450
+"""Bytes of a header frame besides the message's own headers and its id, at most."""
 
 
 class Publish(NamedTuple):
@@ -38,15 +37,14 @@ class Publish(NamedTuple):
     """Milliseconds."""
 
 
-def checked(headers: dict[str, str]) -> dict[str, str]:
-    """The headers. Raises `PermanentSendError` for what AMQP can't carry."""
+def check(headers: Mapping[str, str]) -> None:
+    """Raise `PermanentSendError` for headers that AMQP can't carry."""
     if not _ROUTING.isdisjoint(headers):
         raise PermanentSendError("RabbitMQ takes no text as the header CC or BCC: they are for routing")
     if any(len(name.encode()) > SHORT for name in headers):
         raise PermanentSendError(
             f"the name of a header takes more than {SHORT} bytes, which AMQP does not take"
         )
-    return headers
 
 
 def parameters_of(where: Address) -> pika.ConnectionParameters:
@@ -82,7 +80,7 @@ class _Driver(Driver):
         self.target = Target(where.target, "quorum" if kind == "quorum" else "classic")
         self._parameters = parameters_of(where)
 
-    def encode(self, message: Message, delay: float | None) -> Publish:
+    def encode(self, message: Message, delay: float | None, now: float) -> Publish:
         if self.blocked is not None:
             raise ConnectionBlockedTimeout(self.blocked)
         target, milliseconds = self.target, 0
@@ -90,10 +88,14 @@ class _Driver(Driver):
             milliseconds = quantised(delay)
             if len(delay_queue(target.queue, milliseconds, target.delay_type).encode()) > SHORT:
                 raise PermanentSendError(f"the name of the delay queue would take more than {SHORT} bytes")
-        due = wall_clock(message.execute_at if delay is None else trio.current_time() + delay)
-        headers = checked(headers_of(message, rfc3339(due)))
-        size = sum(len(name.encode()) + len(value.encode()) + 6 for name, value in headers.items())
-        id_size = len(message.id.encode())
+        due = None if delay is None else rfc3339(wall_clock(now + delay, now))
+        headers = headers_of(message, now, due)
+        size = id_size = len(message.id.encode())
+        if message.headers:
+            check(message.headers)
+            size += sum(
+                len(name.encode()) + len(value.encode()) + 6 for name, value in message.headers.items()
+            )
         if size + _FRAME_BESIDES > target.frame_max:
             raise PermanentSendError(
                 f"id and headers take {size} bytes; this broker takes {target.frame_max} at most"

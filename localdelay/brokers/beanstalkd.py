@@ -106,7 +106,7 @@ class _Driver(Driver):
         self._head = b"put %d " % where.count("priority", greenstalk.DEFAULT_PRIORITY, _MAX_UINT32)
         self._middle = b" %d " % where.count("time_to_run", greenstalk.DEFAULT_TTR, _MAX_UINT32)
 
-    def encode(self, message: Message, delay: float | None) -> bytes:
+    def encode(self, message: Message, delay: float | None, now: float) -> bytes:
         """The command, with its body."""
         payload = message.payload
         seconds = math.ceil(delay or 0)

@@ -55,8 +55,10 @@ class Driver:
     """Messages under way at once: what a broker does not answer must not fill the memory."""
     most_bytes_under_way: ClassVar[int] = 8 * 1024 * 1024
 
-    def encode(self, message: Message, delay: float | None) -> Any:
+    def encode(self, message: Message, delay: float | None, now: float) -> Any:
         """What is written for a message, which the broker is to delay by so many seconds unless None.
+
+        `now` is on Trio's clock: to ask it costs more than many a message.
 
         It becomes `parcel.content`. Raises `PermanentSendError` for what can never work: what would end the
         connection above all; and `Throttled` where it is known that the broker takes nothing now.

@@ -49,8 +49,8 @@ class _Driver(Driver):
         if milliseconds is not None:
             self.confirm_timeout = int(milliseconds) / 1000
 
-    def encode(self, message: Message, delay: float | None) -> tuple[bytes, Headers]:
-        return message.payload, kafka_headers(message)
+    def encode(self, message: Message, delay: float | None, now: float) -> tuple[bytes, Headers]:
+        return message.payload, kafka_headers(message, now)
 
     @asynccontextmanager
     async def connect(self, outbox: Outbox) -> AsyncIterator[Connection]:
@@ -66,11 +66,11 @@ class _Driver(Driver):
         return classified(error, held_back=self._news.held_back_for, trouble=self._news.trouble)
 
 
-def kafka_headers(message: Message) -> Headers:
+def kafka_headers(message: Message, now: float) -> Headers:
     """What travels with a message, in UTF-8 already: confluent-kafka would end a text at a NUL."""
-    if any("\0" in name for name in message.headers):
+    if message.headers and any("\0" in name for name in message.headers):
         raise PermanentSendError("the name of a Kafka header can't have a NUL in it")
-    return [(name, value.encode()) for name, value in headers_of(message).items()]
+    return [(name, value.encode()) for name, value in headers_of(message, now).items()]
 
 
 def check_options(options: Mapping[str, str]) -> None:

@@ -1,4 +1,9 @@
-"""A producer of confluent-kafka's, in a thread that makes it, polls it and ends it."""
+"""A producer of confluent-kafka's, made and ended in a thread, which also waits for what it reports.
+
+Its reports are taken on the Trio thread, in each turn of the loop. The thread only waits for the first of
+them, while the loop has nothing to do: to call back from there costs a change of threads for each message,
+and up to 5 ms where the loop is busy.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +35,9 @@ from localdelay.brokers.kafka_errors import (
 from localdelay.brokers.outbox import Outbox, Parcel
 
 logger = logging.getLogger("localdelay.brokers.kafka")
+
+_MOST_REPORTS = 1000
+"""Of one turn of the loop: what they wake is to run meanwhile."""
 
 # In seconds.
 _POLL = 0.1
@@ -70,8 +78,12 @@ class News:
         return event.throttle_time > 0 and not told
 
 
-class Connection:
-    """One producer, and the thread that makes it, polls it and ends it."""
+class _Enough(Exception):
+    """Raised by what `poll` calls, which then returns and keeps the rest for the next poll."""
+
+
+class Connection(trio.abc.Instrument):
+    """One producer, and its thread."""
 
     def __init__(
         self,
@@ -93,6 +105,11 @@ class Connection:
         self._gone = trio.Event()
         self._ended = trio.Event()
         self._all_down = self._not_let_in = False
+        self._confirmed: list[Parcel] = []
+        self._watches = True
+        """Whether it is the thread that polls, and not the loop."""
+        self._watch = threading.Lock()
+        self._watch.acquire()
         # A daemon: librdkafka may hang at its end, and the process must not.
         self._thread = threading.Thread(target=self._run, name="localdelay-kafka", daemon=True)
 
@@ -102,10 +119,16 @@ class Connection:
         await self._opened.wait()
         if self._reason is not None:
             raise self._reason
+        self._watches = False
+        trio.lowlevel.add_instrument(self)
 
     async def close(self) -> None:
         """End it."""
+        with suppress(KeyError):
+            trio.lowlevel.remove_instrument(self)
         self._closing.set()
+        with suppress(RuntimeError):  # it has been let go already
+            self._watch.release()
         with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
             await self._ended.wait()
             self._thread.join()
@@ -136,6 +159,41 @@ class Connection:
             except Exception as error:  # noqa: BLE001 (such as its BufferError: it is this message's alone)
                 parcel.settle(error)
 
+    @trio.lowlevel.enable_ki_protection
+    def before_io_wait(self, timeout: float) -> None:
+        """Take what is reported; where there is nothing the thread waits for it. Trio calls it each turn."""
+        if self._watches:
+            return
+        if self._take_reports() or self._gone.is_set():
+            self._outbox.call_soon(self._take_reports)
+        elif timeout:
+            self._watches = True
+            self._watch.release()
+
+    def _found(self) -> None:
+        """The thread has seen a report, and waits."""
+        self._watches = False
+        self._take_reports()
+
+    def _take_reports(self) -> bool:
+        """Whether there were any, as far as one turn of the loop goes."""
+        if self._closing.is_set() or self._gone.is_set():
+            return False
+        try:
+            self._producer.poll(0)
+        except _Enough:
+            pass
+        except Exception as error:  # noqa: BLE001 (whatever it is: another producer is the way out of it)
+            self._reason = self._reason or error
+            self._gone.set()
+        return self._settle_confirmed()
+
+    def _settle_confirmed(self) -> bool:
+        confirmed, self._confirmed = self._confirmed, []
+        for parcel in confirmed:
+            parcel.settle()
+        return bool(confirmed)
+
     # From here on: in the thread.
 
     def _run(self) -> None:
@@ -144,7 +202,12 @@ class Connection:
             self._find_topic()
             self._outbox.call_soon(self._opened.set)
             while not self._closing.is_set():
-                self._producer.poll(_POLL)
+                self._watch.acquire()
+                try:
+                    while not self._closing.is_set():
+                        self._producer.poll(_POLL)
+                except _Enough:
+                    self._outbox.call_soon(self._found)
         except Exception as error:  # noqa: BLE001 (the publisher says it: what librdkafka can't get over, mostly)
             self._reason = self._reason or error
         self._outbox.call_soon(self._gone.set)
@@ -160,8 +223,9 @@ class Connection:
         producer.purge()
         until = time.monotonic() + _GIVE_UP_TIMEOUT
         while len(producer) and time.monotonic() < until:
-            with suppress(KafkaException):
+            with suppress(KafkaException, _Enough):
                 producer.poll(_POLL)
+        self._outbox.call_soon(self._settle_confirmed)
 
     def _make(self) -> None:
         """Make the producer. Raises `ValueError` for options that librdkafka does not take."""
@@ -197,9 +261,11 @@ class Connection:
                 raise ConnectionError(f"topic {topic!r}: {shown(fault)}")
             self._closing.wait(_POLL)
 
+    # From here on: in the thread or on the loop, whichever polls.
+
     def _report(self, parcel: Parcel, error: KafkaError | None, _: object) -> None:
         if error is None:
-            self._outbox.settle_soon(parcel)
+            self._confirmed.append(parcel)
         elif error.code() in GIVEN_UP:
             return  # it ends, and the publisher says why
         elif error.code() in TOO_LARGE and not parcel.alone:
@@ -207,6 +273,8 @@ class Connection:
         else:
             self._outbox.settle_soon(parcel, KafkaException(error))
             self._ends(error)
+        if self._watches or len(self._confirmed) >= _MOST_REPORTS:
+            raise _Enough
 
     def _ends(self, error: KafkaError) -> bool:
         """Whether the producer can't go on; another one is then made."""

@@ -80,10 +80,10 @@ class _Driver(Driver):
         self._most = _MAX_PAYLOAD
         self._connected_before = False
 
-    def encode(self, message: Message, delay: float | None) -> Publication:
+    def encode(self, message: Message, delay: float | None, now: float) -> Publication:
         subject = held_by = self._subject
         if delay is None:
-            headers = headers_of(message)
+            headers = headers_of(message, now)
         else:
             due = time.time() + delay
             try:
@@ -92,7 +92,9 @@ class _Driver(Driver):
                 raise ValueError(f"delay must end before the year 10000, not {delay:g} s from now") from None
             ours = (_SCHEDULE.lower(), _TARGET.lower())
             headers = {
-                name: value for name, value in headers_of(message, at).items() if name.lower() not in ours
+                name: value
+                for name, value in headers_of(message, now, at).items()
+                if name.lower() not in ours
             }
             headers |= {_SCHEDULE: f"@at {at}", _TARGET: subject}
             held_by = stream_subjects(subject)[1]

@@ -183,7 +183,7 @@ class _Driver(Driver):
                 self.limits = {**self.limits, name: min(self.limits[name], int(found[1]))}
                 self._has_learned = True
 
-    def encode(self, message: Message, delay: float | None) -> bytes:
+    def encode(self, message: Message, delay: float | None, now: float) -> bytes:
         size = len(message.payload)
         if not size:
             raise PermanentSendError("NSQ takes no empty payload")

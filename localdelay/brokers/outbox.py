@@ -22,7 +22,6 @@ from trio.lowlevel import reschedule as wake
 
 from localdelay.hops import Hop
 from localdelay.message import Message
-from localdelay.settling import raise_failures
 
 # So much is written in one go: it stops the loop, and what is written together is often confirmed together.
 _MESSAGES_AT_ONCE = 256
@@ -70,10 +69,16 @@ class Parcel:
     def settle(self, error: Exception | None = None) -> None:
         """It is confirmed, or has failed. The first call counts: an answer may come after the time limit."""
         sending = self.sending
-        if sending is not None:
-            self.sending = None  # and so no circle is left for the collector
-            sending.outbox.forget(self)
-            sending.settle(self.position, error)
+        if sending is None:
+            return
+        self.sending = None  # and so no circle is left for the collector
+        sending.outbox.forget(self)
+        if error is not None:
+            sending.fail(self.position, error)
+        sending.unsettled -= 1
+        if sending.unsettled == 0 and sending.task is not None:
+            wake(sending.task)
+            sending.task = None
 
 
 class Sending:
@@ -82,44 +87,32 @@ class Sending:
     The task is woken without a `trio.Event` between, which would take half as long again.
     """
 
-    __slots__ = ("_failed", "_task", "_unsettled", "outbox", "parcels")
+    __slots__ = ("failed", "outbox", "parcels", "task", "unsettled")
 
     def __init__(self, outbox: Outbox, count: int = 1) -> None:
         self.outbox = outbox
         self.parcels: Sequence[Parcel] = ()
-        self._unsettled = count
-        self._failed: dict[int, Exception] = {}
-        self._task: Task | None = None
+        self.unsettled = count
+        self.failed: dict[int, Exception] | None = None
+        """By position."""
+        self.task: Task | None = None
 
-    def settle(self, position: int, error: Exception | None) -> None:
-        """The message at this position is confirmed, or has failed. Once for each position."""
-        if error is not None:
-            self._failed[position] = self.outbox.verdict(error)
-        self._unsettled -= 1
-        if self._unsettled == 0 and self._task is not None:
-            wake(self._task)
-            self._task = None
+    def fail(self, position: int, error: Exception) -> None:
+        """The message at this position has failed."""
+        if self.failed is None:
+            self.failed = {}
+        self.failed[position] = self.outbox.verdict(error)
 
-    async def of_one(self) -> None:
-        """Wait for the only message, and raise what it failed with."""
-        await self._all_settled()
-        if self._failed:
-            raise self._failed.pop(0)
-
-    async def of_all(self, messages: Sequence[Message]) -> None:
-        """Wait for all of them; raise as `Broker.send_batch` does."""
-        await self._all_settled()
-        raise_failures(messages, self._failed)
-
-    async def _all_settled(self) -> None:
-        if self._unsettled:
-            self._task = current_task()
+    async def settled(self) -> None:
+        """Wait until all of them are confirmed or have failed."""
+        if self.unsettled:
+            self.task = current_task()
             await wait_task_rescheduled(self._abandon)
         else:
             await checkpoint()
 
     def _abandon(self, _: RaiseCancelT) -> Abort:
-        self._task = None
+        self.task = None
         self.outbox.withdraw(self.parcels)
         return Abort.SUCCEEDED
 
@@ -136,15 +129,12 @@ class Gauges:
 class Outbox:
     """Messages that wait, and messages under way, within what may be under way at once."""
 
-    def __init__(
-        self, verdict: Callable[[Exception], Exception], room: Callable[[], object], messages: int, size: int
-    ) -> None:
-        """`verdict` says what to raise for an error; `room` is called when more may be written again.
+    def __init__(self, verdict: Callable[[Exception], Exception], messages: int, size: int) -> None:
+        """`verdict` says what to raise for an error.
 
         At most so many messages are under way, and so many bytes unless one message has more.
         """
         self.verdict = verdict
-        self._room = room
         self._most = messages
         self._most_bytes = size
         self._waiting: OrderedDict[Parcel, None] = OrderedDict()
@@ -170,7 +160,6 @@ class Outbox:
             parcel.alone = parcel.alone or alone
             self._waiting[parcel] = None
             self._waiting.move_to_end(parcel, last=False)
-        self._room()
 
     def refuse(self, error: Callable[[], Exception], *, only_now: bool = False) -> None:
         """Fail what waits, or what of it does not wait for a connection: the broker takes nothing now."""
@@ -201,12 +190,17 @@ class Outbox:
             size += sum(len(name) + len(value) for name, value in message.headers.items())
         return Parcel(content, size, sending, position, now)
 
-    def put(self, parcels: Sequence[Parcel]) -> bool:
-        """Let messages wait. Whether nothing else is on its way, so that there is nobody to gather with."""
-        idle = not (self._waiting or self._under_way)
-        for parcel in parcels:
-            self._waiting[parcel] = None
-        return idle
+    def put(self, parcel: Parcel) -> None:
+        """Let a message wait."""
+        self._waiting[parcel] = None
+
+    def has_work(self) -> bool:
+        """Whether anything waits that there is room for."""
+        return (
+            bool(self._waiting)
+            and not self._alone
+            and (len(self._under_way) < self._most and self._bytes < self._most_bytes)
+        )
 
     def take(self, now: float) -> list[Parcel]:
         """What is to be written next, as far as there is room; it is under way from here on."""
@@ -239,8 +233,6 @@ class Outbox:
             del under_way[parcel]
             self._bytes -= parcel.size
             self._alone = self._alone and not parcel.alone
-            if self._waiting:
-                self._room()
 
     def withdraw(self, parcels: Iterable[Parcel]) -> None:
         """Nobody waits for these any more: what is not written yet is not sent."""

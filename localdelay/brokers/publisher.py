@@ -23,37 +23,37 @@ from localdelay.errors import DelayNotSupported, PermanentSendError, Throttled
 from localdelay.limit import Limit
 from localdelay.message import Message
 from localdelay.nurseries import bare_nursery
-from localdelay.settling import caused_by
+from localdelay.settling import caused_by, raise_failures
 
 logger = logging.getLogger("localdelay.brokers")
 
 _SHORTEST = 0.001
 """Seconds: the shortest time limit that there may be."""
-_FRESH = 0.002
-"""Seconds after a write in which nobody asks whether there still is a connection."""
+_STUCK = 0.005
+"""Seconds: in a turn of the loop that took longer a connection may have been lost, and nobody has looked."""
 _TURNS = 3
 """Of the loop, which a client may take to notice that there is none."""
 _SETTLED = 1.0
 """Seconds: the next attempt after a connection that held so long is made almost at once."""
 
 
-class Publisher:
+class Publisher(trio.abc.Instrument):
     """A broker, on a driver; `open_publisher` makes it."""
 
     def __init__(self, driver: Driver, connect_timeout: float) -> None:
         self._driver = driver
         self._confirm_timeout = driver.confirm_timeout
         self._connect_timeout = connect_timeout
-        self._filled = trio.lowlevel.ParkingLot()
-        self._outbox = Outbox(
-            self._verdict, self._filled.unpark, driver.most_under_way, driver.most_bytes_under_way
-        )
+        self._outbox = Outbox(self._verdict, driver.most_under_way, driver.most_bytes_under_way)
         self._connection: Connection | None = None
         self._scope = trio.CancelScope()
         self._dropped: Exception | None = None
         self._trouble: Exception | None = None
         self._closed = False
-        self._latest = -math.inf
+        self._awake_since = -math.inf
+        self._turns = 0
+        """Of the loop in which nothing is written yet: a connection that was lost is to say so first."""
+        self._token = trio.lowlevel.current_trio_token()
 
     @property
     def native_delay(self) -> bool:
@@ -63,7 +63,10 @@ class Publisher:
     @enable_ki_protection
     async def send(self, message: Message) -> None:
         """Publish a message now, as `Broker.send` does."""
-        await self._send(message, None)
+        sending = self._begin(message, None)
+        await sending.settled()
+        if sending.failed is not None:
+            raise sending.failed.pop(0)
 
     @enable_ki_protection
     async def send_batch(self, messages: Sequence[Message]) -> None:
@@ -74,17 +77,21 @@ class Publisher:
         for message in messages:
             _check_payload(message)
         parcels: list[Parcel] = []
-        encode, parcel_of, now = self._driver.encode, self._outbox.parcel, trio.current_time()
+        outbox, encode, now = self._outbox, self._driver.encode, trio.current_time()
         for position, message in enumerate(messages):
             try:
-                content = encode(message, None)
+                content = encode(message, None, now)
             except Exception as error:  # noqa: BLE001 (whatever it is: it is this message's alone)
-                sending.settle(position, error)
+                sending.fail(position, error)
+                sending.unsettled -= 1
             else:
-                parcels.append(parcel_of(message, content, sending, position, now))
+                parcel = outbox.parcel(message, content, sending, position, now)
+                parcels.append(parcel)
+                outbox.put(parcel)
         sending.parcels = parcels
-        self._put(parcels)
-        await sending.of_all(messages)
+        await sending.settled()
+        if sending.failed is not None:
+            raise_failures(messages, sending.failed)
 
     @enable_ki_protection
     async def publish_delayed(self, message: Message, delay: float) -> object:
@@ -98,7 +105,12 @@ class Publisher:
             raise DelayNotSupported(f"{self._driver.where}: {self._driver.no_delay}")
         if self._connection is None:
             raise self._verdict(self._not_connected())
-        return await self._send(message, delay)
+        sending = self._begin(message, delay)
+        (parcel,) = sending.parcels
+        await sending.settled()
+        if sending.failed is not None:
+            raise sending.failed.pop(0)
+        return parcel.handle
 
     async def cancel_delayed(self, id: str, handle: object) -> None:
         """Ask the broker not to publish a message, as `Broker.cancel_delayed` does."""
@@ -117,37 +129,53 @@ class Publisher:
         """How much is on its way."""
         return self._outbox.gauges()
 
-    async def _send(self, message: Message, delay: float | None) -> object:
+    def _begin(self, message: Message, delay: float | None) -> Sending:
+        """Put a message; it is written at the end of this turn of the loop."""
         self._check_open()
         _check_payload(message)
-        outbox = self._outbox
-        sending = Sending(outbox)
+        outbox, now = self._outbox, trio.current_time()
         try:
-            content = self._driver.encode(message, delay)
+            content = self._driver.encode(message, delay, now)
         except Exception as error:  # noqa: BLE001 (raised again, as what it means)
             verdict = self._verdict(error)
             raise verdict from verdict.__cause__
-        parcel = outbox.parcel(message, content, sending, 0, trio.current_time())
+        sending = Sending(outbox)
+        parcel = outbox.parcel(message, content, sending, 0, now)
         parcel.only_now = delay is not None
         sending.parcels = (parcel,)
-        self._put((parcel,))
-        await sending.of_one()
-        return parcel.handle
+        outbox.put(parcel)
+        return sending
 
-    def _put(self, parcels: Sequence[Parcel]) -> None:
-        # What has nobody to be gathered with would gain nothing by another turn of the loop.
-        lone = self._outbox.put(parcels) or len(parcels) > 1
-        if lone and self._connection is not None and trio.current_time() - self._latest < _FRESH:
-            self._pump()
-        else:
-            self._filled.unpark()
+    def after_io_wait(self, timeout: float) -> None:
+        """Trio calls it when a turn of the loop begins. Must not raise."""
+        self._awake_since = trio.current_time()
 
-    def _pump(self) -> bool:
-        """Write what there is room for, as far as one turn of the loop goes. Whether anything was written."""
-        connection, now = self._connection, trio.current_time()
-        if connection is None or not (parcels := self._outbox.take(now)):
-            return False
-        self._latest = now
+    @enable_ki_protection
+    def before_io_wait(self, timeout: float) -> None:
+        """Write what the tasks of this turn of the loop have put; Trio calls it, and then waits for so long.
+
+        So no task of ours has to run for it, and what comes in one turn goes in one write. Must not raise.
+        """
+        if self._connection is None or not self._outbox.has_work():
+            return
+        now = trio.current_time()
+        if self._turns == 0 and now - self._awake_since >= _STUCK:
+            self._turns = _TURNS
+        if self._turns > 1:
+            self._turns -= 1
+            self._token.run_sync_soon(_nothing)
+            return
+        self._turns = 0
+        self._write(now)
+        # Trio has decided already for how long it waits, and does not look again what has become runnable.
+        if timeout and (trio.lowlevel.current_statistics().tasks_runnable or self._outbox.has_work()):
+            self._token.run_sync_soon(_nothing)
+
+    def _write(self, now: float) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        parcels = self._outbox.take(now)
         try:
             connection.write(parcels)
         except ConnectionError as error:
@@ -157,26 +185,12 @@ class Publisher:
             for parcel in parcels:
                 parcel.settle(error)
             self._drop(error)
-        return True
 
     def _drop(self, reason: Exception) -> None:
         """Give the connection up, and have another made."""
         self._connection = None
         self._dropped = reason
         self._scope.cancel()
-
-    @enable_ki_protection
-    async def write(self) -> None:
-        """Write what is put, gathered for a turn of the loop. To be run as a task."""
-        while True:
-            while self._pump():
-                await trio.lowlevel.checkpoint()
-            await self._filled.park()
-            if trio.current_time() - self._latest >= _FRESH:
-                for _ in range(
-                    _TURNS
-                ):  # so that a connection that was lost meanwhile says so, and costs nobody
-                    await trio.lowlevel.checkpoint()
 
     @enable_ki_protection
     async def expire(self) -> None:
@@ -259,7 +273,6 @@ class Publisher:
                     self._connection = connection
                     self._trouble = None
                     connected()
-                    self._filled.unpark()
                     try:
                         reason = await connection.lost()
                     except Exception as error:  # noqa: BLE001 (whatever it raises ends the connection, no more)
@@ -348,15 +361,18 @@ async def open_publisher(
     if limit is not None:
         driver.slow_down = limit.slow_down
     publisher = Publisher(driver, connect_timeout)
-    async with bare_nursery() as nursery:
-        try:
-            await nursery.start(publisher.keep_connected)
-            nursery.start_soon(publisher.write)
-            nursery.start_soon(publisher.expire)
-            yield publisher
-        finally:
-            publisher.close()
-            nursery.cancel_scope.cancel()
+    trio.lowlevel.add_instrument(publisher)
+    try:
+        async with bare_nursery() as nursery:
+            try:
+                await nursery.start(publisher.keep_connected)
+                nursery.start_soon(publisher.expire)
+                yield publisher
+            finally:
+                publisher.close()
+                nursery.cancel_scope.cancel()
+    finally:
+        trio.lowlevel.remove_instrument(publisher)
 
 
 def in_a_line(error: BaseException) -> str:
@@ -366,6 +382,10 @@ def in_a_line(error: BaseException) -> str:
         inner = inner.exceptions[0] if isinstance(inner, BaseExceptionGroup) else inner.__cause__
     text = inner.strerror if isinstance(inner, OSError) else None
     return " ".join((text or str(error)).split()) or type(error).__name__
+
+
+def _nothing() -> None:
+    """What is called so that the loop goes round once more."""
 
 
 def _check_payload(message: Message) -> None:

@@ -81,10 +81,10 @@ def classified(error: Exception) -> Exception:
     return error
 
 
-def fields_of(message: Message) -> tuple[list[bytes], int]:
+def fields_of(message: Message, now: float) -> tuple[list[bytes], int]:
     """What an entry has besides the payload: names and values; and the longest of them, in bytes."""
     fields: list[bytes] = []
-    for name, value in headers_of(message).items():
+    for name, value in headers_of(message, now).items():
         fields += (escaped(name).encode(), value.encode())
     return fields, max(map(len, fields))
 
@@ -212,8 +212,8 @@ class _Driver(Driver):
         self._head = (where.target.encode(), *trim, b"*", PAYLOAD.encode())
         self._largest = LARGEST
 
-    def encode(self, message: Message, delay: float | None) -> Command:
-        fields, longest = fields_of(message)
+    def encode(self, message: Message, delay: float | None, now: float) -> Command:
+        fields, longest = fields_of(message, now)
         longest = max(longest, len(message.payload))
         if longest > self._largest:
             # Redis would not just refuse it: it would end the connection.

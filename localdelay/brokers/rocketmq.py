@@ -155,7 +155,7 @@ class _Driver(Driver):
         self._max_delay = where.count("max_delay", _DAY)
         where.choice("tls", "on")  # what is none is refused before it connects
 
-    def encode(self, message: Message, delay: float | None) -> Any:
+    def encode(self, message: Message, delay: float | None, now: float) -> Any:
         if delay is not None and delay > self._max_delay:
             most = f"{self._max_delay} s at most (?max_delay=)"
             raise DelayNotSupported(f"a delay of {delay:g} s; RocketMQ takes {most}")
@@ -163,7 +163,7 @@ class _Driver(Driver):
         content.topic = self._delay_topic if delay else self._topic
         content.body = message.payload
         content.keys = message.id
-        for name, value in headers_of(message).items():
+        for name, value in headers_of(message, now).items():
             content.add_property(name, value)
         if delay:
             content.delivery_timestamp = math.ceil(time.time() + delay)

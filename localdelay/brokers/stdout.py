@@ -120,7 +120,7 @@ class _Driver(Driver):
     def __init__(self, descriptor: int | None) -> None:
         self._given = descriptor
 
-    def encode(self, message: Message, delay: float | None) -> bytes:
+    def encode(self, message: Message, delay: float | None, now: float) -> bytes:
         """Its line."""
         return message.payload + b"\n"
 

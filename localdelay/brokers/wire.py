@@ -11,8 +11,6 @@ import time
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
-import trio
-
 from localdelay.message import Message
 
 ID = "Localdelay-Id"
@@ -24,19 +22,19 @@ OWN = frozenset({ID, ATTEMPT, EXECUTE_AT})
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def headers_of(message: Message, due: str | None = None) -> dict[str, str]:
-    """What travels with a message; `due` is RFC 3339, and execute-at unless it is given."""
+def headers_of(message: Message, now: float, due: str | None = None) -> dict[str, str]:
+    """What travels with a message, `now` on Trio's clock; `due` is RFC 3339, and execute-at unless given."""
     if due is None:
-        due = rfc3339(wall_clock(message.execute_at))
+        due = rfc3339(wall_clock(message.execute_at, now))
     headers = {ID: message.id, ATTEMPT: str(message.attempt), EXECUTE_AT: due}
     if message.headers:
         headers |= {name: value for name, value in message.headers.items() if name not in OWN}
     return headers
 
 
-def wall_clock(instant: float) -> float:
+def wall_clock(instant: float, now: float) -> float:
     """The Unix time in seconds of an instant on Trio's clock, as the wall clock stands now."""
-    return time.time() + instant - trio.current_time()
+    return time.time() + (instant - now)
 
 
 def rfc3339(timestamp: float) -> str:

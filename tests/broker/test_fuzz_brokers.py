@@ -247,7 +247,7 @@ def test_amqp_confirms(told: list[tuple[Any, ...]]) -> None:
     """Whatever the broker says, each message is settled once, at the latest when it confirms all at last."""
 
     async def scene() -> None:
-        outbox = Outbox(lambda error: error, lambda: None, 1000, 10**9)
+        outbox = Outbox(lambda error: error, 1000, 10**9)
         world = FakeAmqp(outbox)
         channel = Channel(world, 1)
         sendings: list[Ends] = []
@@ -302,7 +302,7 @@ _any_messages = st.builds(
 def test_nats_headers(message: Message) -> None:
     """No id or header can be taken for another one: they are read back as they were, or refused for good."""
     try:
-        sent = header_lines(headers_of(message, "then"))
+        sent = header_lines(headers_of(message, 0.0, "then"))
     except (PermanentSendError, UnicodeEncodeError) as error:
         assert is_clear(error)
         return
@@ -319,7 +319,7 @@ def test_amqp_headers(message: Message) -> None:
     driver = amqp.driver_at(Address("amqp", (("host", 1),), "q"))
 
     async def encoded() -> amqp.Publish:
-        publish: amqp.Publish = driver.encode(message, None)
+        publish: amqp.Publish = driver.encode(message, None, 0.0)
         return publish
 
     try:
@@ -341,10 +341,10 @@ def test_redis_and_kafka_fields(message: Message) -> None:
     """What travels besides the payload has each header once, or the message is refused for good."""
 
     async def fields() -> list[bytes]:
-        return redis.fields_of(message)[0]
+        return redis.fields_of(message, 0.0)[0]
 
     async def headers() -> list[tuple[str, bytes]]:
-        return kafka.kafka_headers(message)
+        return kafka.kafka_headers(message, 0.0)
 
     others = {name: value for name, value in message.headers.items() if name not in (ID, ATTEMPT, EXECUTE_AT)}
     try:

@@ -17,7 +17,7 @@ _SCHEDULES_SINCE = (2, 12)
 
 async def look(where: Address) -> list[Finding]:
     """Look at the server and at the stream."""
-    outbox = Outbox(lambda error: error, lambda: None, 0, 0)
+    outbox = Outbox(lambda error: error, 0, 0)
     async with driver_at(where).connect(outbox) as connection, bare_nursery() as nursery:
         nursery.start_soon(connection.lost)
         try:

@@ -164,7 +164,7 @@ def test_a_delay_queue_outlives_what_is_in_it() -> None:
 
 
 def encoded(message: Message) -> Publish:
-    content: Publish = driver_at(Address("amqp", (("127.0.0.1", 5672),), "orders")).encode(message, None)
+    content: Publish = driver_at(Address("amqp", (("127.0.0.1", 5672),), "orders")).encode(message, None, 0.0)
     return content
 
 

@@ -137,7 +137,7 @@ def test_a_user_is_one_of_sasl_over_tls() -> None:
 async def test_what_travels() -> None:
     """The id, the attempt and execute-at, beside the message's own, which can't take their names."""
     for attempt in (1, 2, 10):
-        headers = dict(kafka_headers(Message("ü", b"", 0.0, {ID: "mine", "a": "b"}, attempt)))
+        headers = dict(kafka_headers(Message("ü", b"", 0.0, {ID: "mine", "a": "b"}, attempt), 0.0))
         assert headers.pop(EXECUTE_AT)
         assert headers == {ID: "ü".encode(), ATTEMPT: b"%d" % attempt, "a": b"b"}
 

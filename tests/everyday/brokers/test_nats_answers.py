@@ -19,7 +19,7 @@ NOBODY = b"NATS/1.0 503\r\n\r\n"
 
 def lines(id: str, headers: dict[str, str]) -> bytes:
     """What a message with this id and these headers goes out with."""
-    return header_lines(headers_of(Message(id, b"", 0.0, headers=MappingProxyType(headers)), "2026"))
+    return header_lines(headers_of(Message(id, b"", 0.0, headers=MappingProxyType(headers)), 0.0, "2026"))
 
 
 def test_headers_are_what_the_protocol_says() -> None:

@@ -135,7 +135,7 @@ def test_frames() -> None:
 
 async def test_what_goes_as_one_command() -> None:
     """In their order: a delayed one by itself, the others together up to so many bytes, a large one alone."""
-    sending = Sending(Outbox(lambda error: error, lambda: None, 9, 9), 9)
+    sending = Sending(Outbox(lambda error: error, 9, 9), 9)
 
     def parcel(content: bytes, *, delayed: bool = False) -> Parcel:
         made = Parcel(content, 1, sending, 0, 0.0)

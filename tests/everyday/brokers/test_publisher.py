@@ -68,7 +68,7 @@ class FakeDriver(Driver):
     def connection(self) -> FakeConnection:
         return self.connections[-1]
 
-    def encode(self, message: Message, delay: float | None) -> str:
+    def encode(self, message: Message, delay: float | None, now: float) -> str:
         if message.id.startswith("bad"):
             raise PermanentSendError(message.id)
         message.id.encode()
@@ -153,10 +153,10 @@ async def sends(broker: Publisher) -> AsyncIterator[Sends]:
         nursery.cancel_scope.cancel()
 
 
-async def test_a_lone_send_is_written_at_once_and_others_together(
+async def test_what_comes_in_one_turn_of_the_loop_goes_in_one_write(
     autojump_clock: MockClock, broker: Publisher, driver: FakeDriver
 ) -> None:
-    """Shortly after another it waits for no turn of the loop; what comes meanwhile goes in one write."""
+    """Whoever puts it, and however soon after what was written before."""
     async with trio.open_nursery() as nursery:
         for _ in range(2):
             for id in ("a", "b", "c"):
@@ -164,7 +164,7 @@ async def test_a_lone_send_is_written_at_once_and_others_together(
             await wait_all_tasks_blocked()
             driver.settle("a", "b", "c")
             await wait_all_tasks_blocked()
-    assert [len(write) for write in driver.writes] == [3, 1, 2]
+    assert [len(write) for write in driver.writes] == [3, 3]
     assert broker.gauges() == Gauges(0, 0, 0)
 
 

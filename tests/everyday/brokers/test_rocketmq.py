@@ -77,7 +77,7 @@ def test_what_grpc_says() -> None:
 async def test_what_travels() -> None:
     """Id, attempt and execute-at are properties beside the message's own; the id is the key, too."""
     message = Message("m", b"body", 0.0, {"Trace": "ü", ID: "mine"}, attempt=3)
-    content = driver().encode(message, None)
+    content = driver().encode(message, None, 0.0)
     assert (content.topic, content.body, content.keys) == ("orders", b"body", {"m"})
     properties = dict(content.properties)
     assert properties.pop(EXECUTE_AT)
@@ -89,15 +89,15 @@ async def test_delays_are_whole_seconds_rounded_up() -> None:
     """Never early, less than a second late; none is an ordinary message; a day is the most unless told."""
     message = Message("m", b"body", 0.0)
     due = time.time() + 1.5
-    content = driver(delay_topic="later").encode(message, 1.5)
+    content = driver(delay_topic="later").encode(message, 1.5, 0.0)
     assert content.topic == "later"
     assert isinstance(content.delivery_timestamp, int)
     assert math.ceil(due) <= content.delivery_timestamp <= due + 1.1
-    now = driver(delay_topic="later").encode(message, 0.0)
+    now = driver(delay_topic="later").encode(message, 0.0, 0.0)
     assert (now.topic, now.delivery_timestamp) == ("orders", None)
     with pytest.raises(DelayNotSupported, match="86400"):
-        driver().encode(message, 86_401.0)
-    assert driver(max_delay="172800").encode(message, 86_401.0).delivery_timestamp
+        driver().encode(message, 86_401.0, 0.0)
+    assert driver(max_delay="172800").encode(message, 86_401.0, 0.0).delivery_timestamp
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
-import trio
 
 from localdelay.brokers.wire import rfc3339, wall_clock
 
@@ -29,7 +28,7 @@ def test_a_time_is_written_with_microseconds_and_never_earlier(timestamp: float,
 
 async def test_an_instant_on_trios_clock_is_one_on_the_wall() -> None:
     """Ten seconds from now on the one is ten seconds from now on the other."""
-    assert wall_clock(trio.current_time() + 10) == pytest.approx(time.time() + 10, abs=0.5)
+    assert wall_clock(17.0, 7.0) == pytest.approx(time.time() + 10, abs=0.5)
 
 
 def test_a_time_that_no_calendar_has_is_an_error() -> None:
