@@ -34,7 +34,7 @@ _NAMES = [f"{route} {turn}" for route in ("primary", "local") for turn in ("at a
 
 def due_second(message: Message) -> int:
     """What the timer counts by: it takes whole seconds, rounded up."""
-    return math.ceil(wall_clock(message.execute_at))
+    return math.ceil(wall_clock(message.execute_at, trio.current_time()))
 
 
 async def publish(

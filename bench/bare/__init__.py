@@ -1,7 +1,14 @@
-"""The clients without localdelay: what `bench.brokers` compares with. One module a broker."""
+"""The clients without localdelay: what `bench.brokers` compares with. One module a broker.
+
+Each has `bare`, the fastest there is, and where nobody waits for anything in that one, `awaited`: the same
+client for a program that does, task by task.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import attrs
@@ -26,3 +33,22 @@ class Bare(Protocol):
         Each is confirmed. At most `at_once` publishes are under way at any time; with `batch`, each publish
         is one of so many messages, in the way in which this client and its protocol do it best.
         """
+
+
+async def in_tasks(publish: Callable[[], Awaitable[object]], *, count: int, at_once: int, batch: int) -> Sent:
+    """So many asyncio tasks publish, and each waits until what it has published is confirmed."""
+    times: list[float] = []
+    turns = iter(range(count // batch))
+
+    async def in_turn() -> None:
+        for _ in turns:
+            begun = time.perf_counter()
+            if batch == 1:
+                await publish()
+            else:
+                await asyncio.gather(*[publish() for _ in range(batch)])
+            times.append(time.perf_counter() - begun)
+
+    begun = time.perf_counter()
+    await asyncio.gather(*[in_turn() for _ in range(at_once)])
+    return Sent(time.perf_counter() - begun, times)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from urllib.parse import unquote, urlsplit
 
 import pika
 from pika import frame, spec
+from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
 
-from bench.bare import Sent
+from bench.bare import Sent, in_tasks
 
 
 def bare(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) -> Sent:
@@ -30,12 +32,8 @@ class _Run:
         self._group_of: dict[int, list[float]] = {}
         self._times: list[float] = []
         self._begun = self._ended = 0.0
-        credentials = pika.PlainCredentials(
-            unquote(parts.username or "guest"), unquote(parts.password or "guest")
-        )
-        parameters = pika.ConnectionParameters(parts.hostname, parts.port or 5672, credentials=credentials)
         self._connection = pika.SelectConnection(
-            parameters,
+            _parameters(url),
             on_open_callback=lambda connection: connection.channel(on_open_callback=self._opened),
             on_close_callback=lambda connection, _: connection.ioloop.stop(),
         )
@@ -84,3 +82,57 @@ class _Run:
         if not self._group_of and not self._left:
             self._ended = time.perf_counter()
             self._connection.close()
+
+
+def _parameters(url: str) -> pika.ConnectionParameters:
+    parts = urlsplit(url)
+    user, password = unquote(parts.username or "guest"), unquote(parts.password or "guest")
+    credentials = pika.PlainCredentials(user, password)
+    return pika.ConnectionParameters(parts.hostname, parts.port or 5672, credentials=credentials)
+
+
+def awaited(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) -> Sent:
+    """An AsyncioConnection of pika's, with a future for each message."""
+    return asyncio.run(_awaited(url, payload, count, at_once, batch))
+
+
+async def _awaited(url: str, payload: bytes, count: int, at_once: int, batch: int) -> Sent:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[Channel] = loop.create_future()
+    closed: asyncio.Future[None] = loop.create_future()
+    under_way: dict[int, asyncio.Future[None]] = {}
+    tag = confirmed = 0
+
+    def on_open(channel: Channel) -> None:
+        channel.confirm_delivery(on_confirm, callback=lambda _: ready.set_result(channel))
+
+    def on_confirm(confirm: frame.Method) -> None:
+        nonlocal confirmed
+        method = confirm.method
+        assert isinstance(method, spec.Basic.Ack), "refused"
+        last: int = method.delivery_tag
+        for one in range(confirmed + 1, last + 1) if method.multiple else (last,):
+            if (future := under_way.pop(one, None)) is not None:
+                future.set_result(None)
+        confirmed = last if method.multiple else confirmed
+
+    connection = AsyncioConnection(
+        _parameters(url),
+        on_open_callback=lambda made: made.channel(on_open_callback=on_open),
+        on_close_callback=lambda *_: closed.set_result(None),
+    )
+    channel = await ready
+    queue = unquote(urlsplit(url).path[1:])
+
+    def publish() -> asyncio.Future[None]:
+        nonlocal tag
+        tag += 1
+        under_way[tag] = future = loop.create_future()
+        properties = pika.BasicProperties(delivery_mode=2, message_id=str(tag))
+        channel.basic_publish("", queue, payload, properties, mandatory=True)
+        return future
+
+    sent = await in_tasks(publish, count=count, at_once=at_once, batch=batch)
+    connection.close()
+    await closed
+    return sent

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from urllib.parse import unquote, urlsplit
 
 import greenstalk
 
-from bench.bare import Sent
+from bench.bare import Sent, in_tasks
 
 # More threads than this send no more than these do: they wait for each other and for one core of the server.
 MOST_THREADS = 8
@@ -47,3 +50,25 @@ def bare(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) 
             thread.join()
         seconds = time.perf_counter() - begun
     return Sent(seconds, times)
+
+
+def awaited(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) -> Sent:
+    """The same in asyncio's threads, a batch at a time: each has a connection of its own."""
+    return asyncio.run(_awaited(url, payload, count, at_once, batch))
+
+
+async def _awaited(url: str, payload: bytes, count: int, at_once: int, batch: int) -> Sent:
+    parts = urlsplit(url)
+    own = threading.local()
+
+    def connect() -> None:
+        address = (parts.hostname or "", parts.port or 11300)
+        own.client = greenstalk.Client(address, encoding=None, use=unquote(parts.path[1:]))
+
+    def publish() -> None:
+        for _ in range(batch):
+            own.client.put(payload)
+
+    with ThreadPoolExecutor(min(at_once, MOST_THREADS), initializer=connect) as pool:
+        in_thread = partial(asyncio.get_running_loop().run_in_executor, pool, publish)
+        return await in_tasks(in_thread, count=count // batch, at_once=at_once, batch=1)
