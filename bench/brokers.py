@@ -18,7 +18,9 @@ from tests.kit.servers.process import NotInstalled, Server
 
 from .samples import Result, facts, heading, in_process, load, median, medians, or_failed, save, shown, table
 
-LOCALDELAY, BARE = "localdelay", "bare"
+LOCALDELAY, BARE, AWAITED = "localdelay", "bare", "awaited"
+NOBODY_WAITS = frozenset(NAMES) - {"nats", "redis"}
+"""Where the fastest program of the bare client has no task that waits: there is another one that has."""
 TARGET = 0.8
 """At least this share of the bare client's rate."""
 
@@ -79,11 +81,12 @@ def _measure_broker(
     progress: Callable[[str], None],
 ) -> Result:
     shapes: Result = {}
+    contenders = (LOCALDELAY, BARE, *((AWAITED,) if name in NOBODY_WAITS else ()))
     for shape in SHAPES:
-        samples: dict[str, list[Result]] = {LOCALDELAY: [], BARE: []}
+        samples: dict[str, list[Result]] = {who: [] for who in contenders}
         for number in range(settings.rounds):
             # Turn and turn about, so that neither always has the warm or the quiet machine.
-            for who in (LOCALDELAY, BARE) if number % 2 == 0 else (BARE, LOCALDELAY):
+            for who in contenders if number % 2 == 0 else contenders[::-1]:
                 progress(f"{name}, {shape.title}, round {number + 1}/{settings.rounds}: {who}")
                 arguments = {
                     "broker": name,
@@ -100,14 +103,18 @@ def _measure_broker(
 
 
 def combined(samples: dict[str, list[Result]]) -> Result:
-    """The medians of both, the median of the rounds' ratios, and the rates that they come from.
+    """The medians of all, those of the rounds' ratios to ours, and the rates that they come from.
 
     A round in which one of the two failed has no ratio, and counts as the worst.
     """
-    rounds = zip(samples[LOCALDELAY], samples[BARE], strict=True)
+    ratios = {
+        who: [_ratio(ours, theirs) for ours, theirs in zip(samples[LOCALDELAY], results, strict=True)]
+        for who, results in samples.items()
+        if who != LOCALDELAY
+    }
     return {
         **{who: medians(results, frozenset({"rate"})) for who, results in samples.items()},
-        "ratio": median([_ratio(ours, bare) for ours, bare in rounds], highest_is_best=True),
+        "ratios": {who: median(of_rounds, highest_is_best=True) for who, of_rounds in ratios.items()},
         "rates": {who: [result.get("rate") for result in results] for who, results in samples.items()},
     }
 
@@ -125,7 +132,7 @@ def lines(measured: Result) -> Iterator[str]:
         f"raw: [results/brokers.json](results/brokers.json)."
     )
     yield ""
-    head = ["", "", "localdelay", "bare", "ratio", "p99", "bare p99"]
+    head = ["", "", "localdelay", "bare", "ratio", "awaited", "ratio", "p99", "bare p99"]
     rows = [
         [name, title, *_cells(shape)]
         for name, shapes in measured["brokers"].items()
@@ -135,12 +142,20 @@ def lines(measured: Result) -> Iterator[str]:
 
 
 def _cells(shape: Result) -> Sequence[str]:
-    ours, bare, ratio = shape[LOCALDELAY], shape[BARE], shape["ratio"]
-    rates = [shown(one.get("rate"), ",.0f", "/s") for one in (ours, bare)]
-    missed = f" < {TARGET:g}" if ratio is not None and ratio < TARGET else ""
-    p99s = [one.get("p99") for one in (ours, bare)]
-    times = [shown(None if p99 is None else 1e3 * p99, ".2f", " ms") for p99 in p99s]
-    return [*rates, f"{shown(ratio, '.2f')}{missed}", *times]
+    cells = [_rate(shape[LOCALDELAY])]
+    for who in (BARE, AWAITED):
+        if who in shape:
+            ratio = shape["ratios"][who]
+            missed = f" < {TARGET:g}" if ratio is not None and ratio < TARGET else ""
+            cells += [_rate(shape[who]), f"{shown(ratio, '.2f')}{missed}"]
+        else:
+            cells += ["", ""]
+    p99s = [shape[who].get("p99") for who in (LOCALDELAY, BARE)]
+    return [*cells, *(shown(None if p99 is None else 1e3 * p99, ".2f", " ms") for p99 in p99s)]
+
+
+def _rate(figures: Result) -> str:
+    return shown(figures.get("rate"), ",.0f", "/s")
 
 
 def _sample(arguments: dict[str, Any]) -> Result:

@@ -12,7 +12,7 @@ from typing import Any
 import trio
 
 from bench.bare import Bare, Sent
-from bench.brokers import BARE
+from bench.brokers import LOCALDELAY
 from bench.samples import Result, distribution
 from localdelay import Message
 from localdelay.brokers import Broker, open_broker
@@ -58,8 +58,8 @@ def main(arguments: dict[str, Any]) -> None:
     """Run it, and print the figures as JSON."""
     url, payload = arguments["url"], bytes(arguments["size"])
     load = {name: arguments[name] for name in ("count", "at_once", "batch")}
-    if arguments["who"] == BARE:
-        bare: Bare = import_module(f"bench.bare.{arguments['broker']}").bare
+    if arguments["who"] != LOCALDELAY:
+        bare: Bare = getattr(import_module(f"bench.bare.{arguments['broker']}"), arguments["who"])
         sent = bare(url, payload, **load)
     else:
 

@@ -8,10 +8,10 @@ from typing import TypeAlias
 
 from localdelay.brokers.address import Address
 from localdelay.brokers.driver import Driver
-from localdelay.brokers.kafka_errors import classified
-from localdelay.brokers.kafka_producer import Connection, News
+from localdelay.brokers.kafka_errors import News, classified
+from localdelay.brokers.kafka_producer import Connection
 from localdelay.brokers.outbox import Outbox
-from localdelay.brokers.wire import headers_of
+from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID, OWN, rfc3339, wall_clock
 from localdelay.errors import PermanentSendError
 from localdelay.message import Message
 
@@ -70,7 +70,11 @@ def kafka_headers(message: Message, now: float) -> Headers:
     """What travels with a message, in UTF-8 already: confluent-kafka would end a text at a NUL."""
     if message.headers and any("\0" in name for name in message.headers):
         raise PermanentSendError("the name of a Kafka header can't have a NUL in it")
-    return [(name, value.encode()) for name, value in headers_of(message, now).items()]
+    due = rfc3339(wall_clock(message.execute_at, now))
+    headers = [(ID, message.id.encode()), (ATTEMPT, b"%d" % message.attempt), (EXECUTE_AT, due.encode())]
+    if message.headers:
+        headers += [(name, value.encode()) for name, value in message.headers.items() if name not in OWN]
+    return headers
 
 
 def check_options(options: Mapping[str, str]) -> None:

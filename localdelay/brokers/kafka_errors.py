@@ -1,11 +1,14 @@
-"""What Kafka's errors mean for a message. Pure.
+"""What Kafka's errors mean for a message, and what a cluster says of itself.
 
 By code: `KafkaError.retriable()` is False for all of them, since librdkafka has tried again what it can.
 """
 
 from __future__ import annotations
 
-from confluent_kafka import KafkaError, KafkaException
+import math
+import time
+
+from confluent_kafka import KafkaError, KafkaException, ThrottleEvent
 
 from localdelay.errors import PermanentSendError, Throttled
 
@@ -111,3 +114,34 @@ def classified(error: Exception, *, held_back: float = 0.0, trouble: str = "") -
 def shown(error: KafkaError) -> str:
     """Its name and what it says, in one line."""
     return " ".join(f"{error.name()}: {error.str()}".split())
+
+
+_RECENT = 30.0  # seconds
+
+
+class News:
+    """What a cluster has said of itself, whatever the connection."""
+
+    def __init__(self) -> None:
+        self._trouble = ""
+        self._trouble_at = self._held_back_until = -math.inf
+
+    @property
+    def trouble(self) -> str:
+        """The latest that librdkafka has said of its connections, where that is not long ago."""
+        return self._trouble if time.monotonic() - self._trouble_at < _RECENT else ""
+
+    def note(self, text: str) -> None:
+        """Librdkafka says something of its connections."""
+        self._trouble, self._trouble_at = text, time.monotonic()
+
+    @property
+    def held_back_for(self) -> float:
+        """Seconds for which no broker listens."""
+        return max(0.0, self._held_back_until - time.monotonic())
+
+    def held_back(self, event: ThrottleEvent) -> bool:
+        """A broker does not listen to this client for so long. Whether that is news."""
+        told = self.held_back_for > 0  # the same is said with each answer
+        self._held_back_until = time.monotonic() + event.throttle_time
+        return event.throttle_time > 0 and not told

@@ -28,6 +28,7 @@ from localdelay.brokers.kafka_errors import (
     NOT_LET_IN,
     NOT_THERE,
     TOO_LARGE,
+    News,
     ends_producer,
     kafka_error,
     shown,
@@ -47,35 +48,6 @@ _ALL_DOWN_AFTER = 1.0  # a name may have an address that nobody listens at besid
 _TOPIC_APPEARS = 2.0
 _GIVE_UP_TIMEOUT = 1.0
 _CLOSE_TIMEOUT = 2.5
-_RECENT = 30.0
-
-
-class News:
-    """What a cluster has said of itself, whatever the connection."""
-
-    def __init__(self) -> None:
-        self._trouble = ""
-        self._trouble_at = self._held_back_until = -math.inf
-
-    @property
-    def trouble(self) -> str:
-        """The latest that librdkafka has said of its connections, where that is not long ago."""
-        return self._trouble if time.monotonic() - self._trouble_at < _RECENT else ""
-
-    def note(self, text: str) -> None:
-        """Librdkafka says something of its connections."""
-        self._trouble, self._trouble_at = text, time.monotonic()
-
-    @property
-    def held_back_for(self) -> float:
-        """Seconds for which no broker listens."""
-        return max(0.0, self._held_back_until - time.monotonic())
-
-    def held_back(self, event: ThrottleEvent) -> bool:
-        """A broker does not listen to this client for so long. Whether that is news."""
-        told = self.held_back_for > 0  # the same is said with each answer
-        self._held_back_until = time.monotonic() + event.throttle_time
-        return event.throttle_time > 0 and not told
 
 
 class _Enough(Exception):

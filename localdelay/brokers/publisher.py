@@ -166,15 +166,12 @@ class Publisher(trio.abc.Instrument):
             self._token.run_sync_soon(_nothing)
             return
         self._turns = 0
-        self._write(now)
+        self._write(self._connection, now)
         # Trio has decided already for how long it waits, and does not look again what has become runnable.
         if timeout and (trio.lowlevel.current_statistics().tasks_runnable or self._outbox.has_work()):
             self._token.run_sync_soon(_nothing)
 
-    def _write(self, now: float) -> None:
-        connection = self._connection
-        if connection is None:
-            return
+    def _write(self, connection: Connection, now: float) -> None:
         parcels = self._outbox.take(now)
         try:
             connection.write(parcels)

@@ -245,7 +245,7 @@ def test_a_round_of_a_broker_that_failed_is_in_its_ratio() -> None:
     ours = [{"rate": rate, "p50": 1.0, "p99": 2.0, "max": 3.0} for rate in (80.0, 90.0, 100.0)]
     bare: list[Result] = [{"rate": 100.0, "p50": 1.0, "p99": 2.0, "max": 3.0}] * 2
     shape = brokers.combined({"localdelay": ours, "bare": [*bare, FAILED]})
-    assert shape["ratio"] == 0.8
+    assert shape["ratios"]["bare"] == 0.8
     assert shape["rates"]["bare"] == [100.0, 100.0, None]
 
 
