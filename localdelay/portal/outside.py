@@ -181,7 +181,7 @@ class OutsideWorkers(Workers):
         """Until the next message is due, or until something changes."""
         self._is_full = self._room() <= 0
         try:  # where it is full, nothing that comes is to wake it
-            await self._timer.sleep_until(math.inf if self._is_full else self._taking.until())
+            await self._timer.sleep_until(math.inf if self._is_full else self._until())
         finally:
             self._is_full = False
             self._schedule.alarm = -math.inf

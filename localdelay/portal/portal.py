@@ -1,9 +1,6 @@
 """A delay queue on a Trio loop in a thread of its own, as every other thread sees it.
 
-A message is accepted in the thread that puts it, and comes over with all that gathered between two turns of
-the loop: a hop a message would cost ten times the message. The room is the queue's own (`Ledger`): what is on
-its way to the loop counts there as `coming`. Whoever has to wait for room does so on the loop: while somebody
-does, nothing is accepted past him.
+What is put comes to it by its `Intake`. All else is done on the loop, after all that was put before.
 """
 
 from __future__ import annotations
@@ -21,14 +18,12 @@ import trio
 
 from localdelay import arguments, forks
 from localdelay.arguments import LATEST, Delay
-from localdelay.entry import chosen_id
 from localdelay.errors import QueueClosed, QueueFull
 from localdelay.fallback.router import World
-from localdelay.hops import Hop, for_a_thread
+from localdelay.hops import for_a_thread
 from localdelay.message import Message, number_of
 from localdelay.nurseries import bare_nursery
 from localdelay.queue.admission import Stamped, already_pending, full_inside, stamp
-from localdelay.queue.ledger import Ledger
 from localdelay.queue.queue import DelayQueue
 from localdelay.queue.sending import HandBack
 from localdelay.statistics import DrainReport
@@ -37,12 +32,10 @@ from localdelay.worlds import check_threads
 
 from . import exits
 from .calls import Call, Cut, EachThreads
+from .intake import Intake
 from .movable import MovableClock
 
 _T = TypeVar("_T")
-
-_AT_ONCE = 512
-"""So much comes over in one turn of the loop: what is due must not wait for it."""
 
 
 class Remote:
@@ -61,12 +54,9 @@ class Remote:
         self.is_inside = is_inside  # whether this is asked from inside a send, or a hook
         self._drain_on_exit = arguments.check_seconds("drain_on_exit", drain_on_exit, zero=False)
         self._opened = opened
-        # Whoever accepts a message holds this, from looking for room until the message is on its way. It can
-        # be taken twice, for a handler of signals may come in the midst of a put.
-        self._lock = threading.RLock()
-        self._waiting = 0  # puts that wait for room
-        self._chosen: set[str | None] = set()  # ids on their way
-        self._closed = self._ended = self._forked = False
+        self.intake = Intake()
+        """How messages come in."""
+        self._ended = False
         self._numbers = EachThreads()
         self._is_open: Future[None] = Future()
         self.ended: Future[None] = Future()
@@ -75,9 +65,9 @@ class Remote:
         """The loop's clock, in seconds, to be read from any thread."""
         self.queue: DelayQueue
         """The queue, for its loop's thread."""
+        self._read_clock: Callable[[], float]
+        self._offset: float
         self._latest: float  # a delay below it goes the short way: none where each message has a key
-        self._ledger: Ledger
-        self._hop: Hop[Stamped]
         self._scope: trio.CancelScope
         self._token: trio.lowlevel.TrioToken
         self._calls: trio.Nursery
@@ -111,7 +101,7 @@ class Remote:
             and (type(delay) is float or type(delay) is int)
             and 0 <= delay < self._latest
         ):  # the common call, in a third of the time
-            number, due = self._numbers.take(), self.clock() + delay
+            number, due = self._numbers.take(), self._read_clock() + self._offset + delay
             return Message(number, payload, due), (due, number, payload), len(payload)
         wall = arguments.wall_clock(at)
         due = arguments.execute_at(self.clock(), delay, at, wall=wall)
@@ -129,8 +119,8 @@ class Remote:
 
     def accept(self, stamped: Stamped) -> Message:
         """Accept what was stamped, or raise `QueueFull`, `QueueClosed` or `ValueError`."""
-        if not self._try_accept(stamped):
-            raise QueueFull(self._ledger.describe())
+        if not self.intake.try_accept(stamped):
+            raise QueueFull(self.intake.ledger.describe())
         return stamped[0]
 
     def accept_or_wait(self, stamped: Stamped, *, waits: bool) -> Call[Message] | None:
@@ -140,23 +130,23 @@ class Remote:
         the message.
         """
         if not self.queue.admission.is_kept:
-            if self._try_accept(stamped):
+            if self.intake.try_accept(stamped):
                 return None
-        elif self._try_accept(stamped, comes=False):
-            return self.begin(lambda: self._commit(stamped))
-        with self._lock:
-            self._check_open()
+        elif self.intake.try_accept(stamped, comes=False):
+            return self.begin(lambda: self.intake.commit(stamped))
+        with self.intake.lock:
+            self.intake.check_open()
             if not waits or self.is_inside():
-                raise full_inside(self._ledger) if waits else QueueFull(self._ledger.describe())
-            self._claim_id(chosen_id(stamped[1][2]))
-            self._waiting += 1
-            return self.begin(lambda: self._wait(stamped))
+                ledger = self.intake.ledger
+                raise full_inside(ledger) if waits else QueueFull(ledger.describe())
+            self.intake.line_up(stamped)
+            return self.begin(lambda: self.intake.wait_for_room(stamped))
 
     def put(self, stamped: Stamped, timeout: float) -> Message:
         """Accept what was stamped, blocking for room, for `timeout` seconds at most; then `QueueFull`."""
         if self._is_here():  # nobody could wait on its own loop, on which nothing runs but sends and hooks
-            if not self._try_accept(stamped):
-                raise full_inside(self._ledger)
+            if not self.intake.try_accept(stamped):
+                raise full_inside(self.intake.ledger)
             return stamped[0]
         if (call := self.accept_or_wait(stamped, waits=timeout > 0)) is None:
             return stamped[0]
@@ -178,7 +168,7 @@ class Remote:
 
     def is_alone(self) -> bool:
         """Whether its thread is gone, and any other may be at the queue. `QueueClosed` in a forked child."""
-        if self._forked:
+        if self.intake.is_forked:
             raise forks.not_ours()
         return self._ended
 
@@ -207,7 +197,8 @@ class Remote:
                 raise trio.RunFinishedError
             self._token.run_sync_soon(self._begin, call)
         except trio.RunFinishedError:
-            call.done.set_exception(forks.not_ours() if self._forked else QueueClosed("the queue has ended"))
+            is_forked = self.intake.is_forked
+            call.done.set_exception(forks.not_ours() if is_forked else QueueClosed("the queue has ended"))
         return call
 
     def cancel(self, call: Call[Any]) -> None:
@@ -217,9 +208,7 @@ class Remote:
 
     def close(self) -> None:
         """Take no more messages. Those that were accepted arrive."""
-        with self._lock:
-            was_closed, self._closed = self._closed, True
-        if (clock := self._test_clock) is not None and not was_closed:
+        if not self.intake.close() and (clock := self._test_clock) is not None:
             # From here on the test waits for the queue, and can't move it.
             _: Call[None] = self.begin(lambda: clock.run_on(self.queue.core.workers.finished.wait))
 
@@ -249,7 +238,7 @@ class Remote:
 
     def pending(self) -> tuple[int, int]:
         """Messages that are accepted and not finished, and their bytes, nearly: others go on meanwhile."""
-        ledger = self._ledger
+        ledger = self.intake.ledger
         return ledger.pending + ledger.coming, ledger.pending_bytes + ledger.coming_bytes
 
     def world(self, hand_back: HandBack) -> World:
@@ -260,7 +249,7 @@ class Remote:
     def at_risk(self) -> tuple[int, int]:
         """Those of them that a crash would lose, and their bytes."""
         at_risk, at_risk_bytes = self.queue.core.pending.keeper.at_risk
-        return at_risk + self._ledger.coming, at_risk_bytes + self._ledger.coming_bytes
+        return at_risk + self.intake.ledger.coming, at_risk_bytes + self.intake.ledger.coming_bytes
 
     def drain_on_exit(self) -> None:
         """Drain it, for as long as its user has allowed, if he has."""
@@ -277,54 +266,13 @@ class Remote:
 
     def forget(self) -> None:
         """This is a forked child, in which the thread is missing."""
-        self._forked = True
-        self._lock = threading.RLock()  # the thread that held it may be missing
+        self.intake.forget()
         self.ended = Future()  # who waits for the parent's is told on a loop, whose lock may be held likewise
         self._end(None)
 
-    def _check_open(self) -> None:
-        if self._closed:
-            self.is_alone()  # where the queue is the parent's that is why
-            raise QueueClosed("the queue takes no more messages")
-
-    def _try_accept(self, stamped: Stamped, *, comes: bool = True) -> bool:
-        """Take room for a message, if there is any, and send it over, unless a call is to bring it."""
-        size, ledger = stamped[2], self._ledger
-        ledger.check_size(size)
-        with self._lock:
-            self._check_open()
-            if self._waiting or not ledger.fits(size):
-                return False
-            if type(stamped[1][2]) is not bytes:
-                self._claim_id(chosen_id(stamped[1][2]))
-            ledger.come(size)
-            if comes:  # in the same step, or the loop might end in between and never see it
-                self._hop.add(stamped)
-        if comes:
-            with suppress(trio.RunFinishedError):  # it has taken all there was on its way out
-                self._hop.call()
-        return True
-
-    async def _wait(self, stamped: Stamped) -> Message:
-        try:
-            return await self.queue.admission.accept_or_wait(stamped)
-        finally:
-            with self._lock:
-                self._waiting -= 1
-                self._chosen.discard(chosen_id(stamped[1][2]))
-
-    async def _commit(self, stamped: Stamped) -> Message:
-        try:
-            with self._lock:  # nobody may see the room of one that is neither coming nor reserved
-                self._ledger.reserve(stamped[2])
-                self._ledger.arrive(stamped[2])
-            return await self.queue.admission.accept_claimed(stamped)
-        finally:
-            self._chosen.discard(chosen_id(stamped[1][2]))
-
     def _check_id(self, id: str, asks: float | None) -> None:
         arguments.check_id(id)
-        is_known = self._is_known(id)
+        is_known = self.intake.is_chosen(id)
         if asks is not None and number_of(id) is not None and not is_known:
             try:
                 is_known = self.ask(lambda: self.queue.is_pending(id), asks)
@@ -336,32 +284,12 @@ class Remote:
         if is_known:
             raise already_pending(id)
 
-    def _claim_id(self, id: str | None) -> None:
-        if id is not None:
-            if self._is_known(id):
-                raise already_pending(id)
-            self._chosen.add(id)
-
     def _is_here(self) -> bool:
         return threading.current_thread() is self._thread
 
-    def _is_known(self, id: str) -> bool:
-        return id in self._chosen or self.queue.core.pending.is_chosen(id)
-
     def _begin(self, call: Call[Any]) -> None:
-        self._arrive(self._hop.take())
+        self.intake.bring_in(math.inf)
         call.begin(self._calls)
-
-    def _arrive(self, arrivals: list[Stamped]) -> None:
-        if not arrivals:
-            return
-        size = sum(stamped[2] for stamped in arrivals)
-        with self._lock:  # nobody may see the room of what is neither coming nor pending
-            self._ledger.accept(size, len(arrivals))
-            self._ledger.arrive(size, len(arrivals))
-        self.queue.core.pending.enter_counted([entry for _, entry, _ in arrivals])
-        if self._chosen:
-            self._chosen.difference_update(chosen_id(stamped[1][2]) for stamped in arrivals)
 
     def _run(self) -> None:
         error: BaseException | None = None
@@ -373,8 +301,8 @@ class Remote:
 
     def _end(self, error: BaseException | None) -> None:
         exits.leave(self)
-        with self._lock:
-            self._closed = self._ended = True
+        self.intake.close()
+        self._ended = True
         for future in (self.ended, self._is_open):
             if not future.done():
                 future.set_result(None) if error is None else future.set_exception(error)
@@ -382,13 +310,12 @@ class Remote:
     async def _serve(self) -> None:
         self._leave = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
-        self._hop = Hop(self._token.run_sync_soon, self._arrive, most=_AT_ONCE)
-        read_clock, offset = clock_parts()
+        self._read_clock, self._offset = read_clock, offset = clock_parts()
         self.clock = lambda: read_clock() + offset
         async with bare_nursery() as self._calls:
             with trio.CancelScope() as self._scope:
                 async with self._opened() as self.queue:
-                    self._ledger = self.queue.core.pending.ledger
+                    self.intake.open(self.queue, self._token.run_sync_soon)
                     self._latest = LATEST if self.queue.core.keys is None else -math.inf
                     exits.watch(self)
                     self._is_open.set_result(None)
@@ -396,5 +323,5 @@ class Remote:
                         await self._leave.wait()
                     finally:
                         self.close()
-                        self._arrive(self._hop.take())  # what was accepted is in the queue when it ends
+                        self.intake.bring_in(math.inf)  # what was accepted is in the queue when it ends
             self._calls.cancel_scope.cancel()

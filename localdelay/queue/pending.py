@@ -26,6 +26,7 @@ from localdelay.entry import (
     CHOSEN_ID,
     Body,
     Entry,
+    all_plain,
     chosen_id,
     execute_at_of,
     failures_of,
@@ -82,13 +83,15 @@ class Pending:
         self._accept(entry, size)
         self.keeper.entered(entry)
 
-    def enter_counted(self, entries: Iterable[Entry]) -> None:
+    def enter_counted(self, entries: Sequence[Entry]) -> None:
         """Accept messages that the ledger has counted in already; the keeper has them later."""
-        for entry in entries:
-            if type(entry[2]) is not bytes:
+        if not all_plain(entries):
+            for entry in entries:
                 self.take_id(entry)
-            self.schedule.put(entry)
-            self.keeper.entered(entry)
+        self.schedule.put_all(entries)
+        if self.keeper.writes:
+            for entry in entries:
+                self.keeper.entered(entry)
 
     def enter_kept(self, entries: Sequence[Entry]) -> None:
         """Accept messages in due order that the keeper has already, whatever the room."""

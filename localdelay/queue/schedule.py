@@ -74,7 +74,7 @@ class Schedule:
             self.on_earlier()
 
     def put_all(self, entries: Sequence[Entry]) -> None:
-        """Take in many new messages, which are in due order."""
+        """Take in many new messages, at once."""
         for begin in range(0, len(entries), INBOX):
             self.inbox += entries[begin : begin + INBOX]
             self.sort_in()

@@ -17,7 +17,7 @@ the other tasks run. Then what is due is "reserved": nobody else takes anything 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Protocol, runtime_checkable
 
@@ -83,6 +83,8 @@ class Workers:
         schedule.on_earlier = self.wake_leader
         valve.on_change = self.wake_leader
         pending.at_work = self.taken
+        self.bring_in: Callable[[], bool] = bool
+        """Takes in what other threads have put; whether there was anything."""
         self.count = count
         self.finished = trio.Event()
 
@@ -286,12 +288,22 @@ class Workers:
         worker.size = 0
         worker.failure = None
 
+    def _until(self) -> float:
+        """Until when there is nothing to do, with all that other threads have put; sets the alarm."""
+        until = self._taking.until()
+        # Now that the alarm is set, and not before: who puts after this look looks at that.
+        if self.bring_in():
+            until = self._taking.until()
+            if self.bring_in():
+                return 0.0  # at once: there may be more
+        return until
+
     async def _lead(self, worker: Worker, at_most: float = math.inf) -> None:
         if self._leader is not None:
             self.wake_leader()  # who gathers takes over from a leader that is about to wake anyway
         self._leader = worker
         try:
-            await self._timer.sleep_until(min(at_most, self._taking.until()))
+            await self._timer.sleep_until(min(at_most, self._until()))
         finally:
             if self._leader is worker:
                 self._leader = None

@@ -252,7 +252,7 @@ async def test_a_forked_child_has_no_queue_to_ask(monkeypatch: pytest.MonkeyPatc
     """Nor an answer from what it has copied of it."""
     async with aio.open_delay_queue(Sent(), capacity=1, workers=1) as queue:
         with monkeypatch.context() as child:
-            child.setattr(queue.remote, "_forked", True)
+            child.setattr(queue.remote.intake, "is_forked", True)
             with pytest.raises(QueueClosed, match="forked"):
                 await queue.statistics()
         assert (await queue.statistics()).pending == 0

@@ -15,7 +15,7 @@ import pytest
 
 from localdelay import QueueFull, SqliteJournal, threads
 
-LOOKED_AT = ("ledger.py", "admission.py", "portal.py")
+LOOKED_AT = ("ledger.py", "admission.py", "intake.py")
 
 
 class Intruder:
@@ -44,7 +44,7 @@ class Intruder:
 
     def _work(self) -> None:
         while self._begun.get():
-            lock = self.queue.remote._lock
+            lock = self.queue.remote.intake.lock
             if lock.acquire(
                 blocking=False
             ):  # else the loop's thread holds it, and nobody could come in between

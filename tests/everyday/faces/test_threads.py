@@ -138,7 +138,7 @@ def test_a_drain_is_cut_short_in_the_midst_of_a_put() -> None:
     with threads.open_delay_queue(print, capacity=10, workers=1) as queue:
 
         def put() -> None:
-            with queue.remote._lock:
+            with queue.remote.intake.lock:
                 queue.cut_short()
 
         thread = in_thread(put)
