@@ -27,7 +27,7 @@ class Hop(Generic[_T]):
     `arrive` is called there with what has gathered, at most `most` of it in one turn of the loop.
     """
 
-    __slots__ = ("_arrive", "_called", "_items", "_most", "_post")
+    __slots__ = ("_arrive", "_called", "_items", "_most", "_post", "add")
 
     def __init__(
         self,
@@ -40,11 +40,12 @@ class Hop(Generic[_T]):
         self._arrive = arrive
         self._most = most
         self._items: deque[_T] = deque()
+        self.add: Callable[[_T], object] = self._items.append  # itself: a call more would cost as much again
+        """Lets an item go with the next one that is sent, or with the next `call`."""
         self._called = False  # whether the loop knows that there is something
 
-    def add(self, item: _T) -> None:
-        """Let an item go with the next one that is sent, or with the next `call`."""
-        self._items.append(item)
+    def __len__(self) -> int:
+        return len(self._items)
 
     def send(self, item: _T) -> None:
         """Send an item over. Raises what `post` raises where the loop has ended; the item stays here."""

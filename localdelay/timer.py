@@ -24,8 +24,9 @@ import trio
 TimerKind: TypeAlias = Literal["auto", "trio"]
 
 MERGED = 200e-6
-"""Seconds: the precise timer wakes no sooner than this after it has woken last. What comes due in between
-is sent with what comes due after it, which saves most of the wake-ups of a busy queue."""
+"""Seconds: the precise timer wakes no sooner than this after it has woken last, unless its user says
+otherwise. What comes due in between is sent with what comes due after it, which saves most of the wake-ups
+of a busy queue."""
 
 _LONGEST = 1e9  # seconds; who is woken early looks at the clock, and waits again
 
@@ -62,9 +63,11 @@ class Timer:
     One task waits at a time. That it woke says nothing: what is due is decided by the clock.
     """
 
-    __slots__ = ("_scope",)
+    __slots__ = ("_scope", "merged")
 
     def __init__(self) -> None:
+        self.merged = 0.0
+        """Seconds that it may wake late, to wake less often."""
         self._scope: trio.CancelScope | None = None
 
     async def sleep_until(self, when: float) -> None:
@@ -90,11 +93,12 @@ class PreciseTimer(Timer):
         super().__init__()
         self._descriptor = _create()
         self._woke = -math.inf
+        self.merged = MERGED
 
     async def sleep_until(self, when: float) -> None:
-        """Return at `when`, up to `MERGED` later, or earlier if `wake` is called."""
+        """Return at `when`, up to `merged` later, or earlier if `wake` is called."""
         # Setting it also takes back that it was readable, so there is no need to read it.
-        _set(self._descriptor, max(when, self._woke + MERGED) - trio.current_time())
+        _set(self._descriptor, max(when, self._woke + self.merged) - trio.current_time())
         # A scope, and not a timer that is set to now: the waiting must end before somebody else may wait.
         with trio.CancelScope() as self._scope:
             await trio.lowlevel.wait_readable(self._descriptor)

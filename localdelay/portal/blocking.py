@@ -44,13 +44,18 @@ def in_threads(fn: Callable[..., object], limiter: trio.CapacityLimiter) -> Call
 
 
 def error_of(fn: Callable[..., object], *args: Any) -> Exception | None:
-    """Call it, and return what it raised. What is no `Exception` (`sys.exit()`, say) would end the thread."""
+    """Call it, and return what it raised, as an error."""
     try:
         fn(*args)
-    except Exception as raised:  # noqa: BLE001 (it is the message's)
-        return raised
-    except BaseException as raised:  # noqa: BLE001 (so is this)
-        error = LocalDelayError(f"the call ended in {type(raised).__name__}")
-        error.__cause__ = raised
-        return error
+    except BaseException as raised:  # noqa: BLE001 (it is the message's)
+        return as_error(raised)
     return None
+
+
+def as_error(raised: BaseException) -> Exception:
+    """What a call has raised. What is no `Exception` (`sys.exit()`, say) would end the thread."""
+    if isinstance(raised, Exception):
+        return raised
+    error = LocalDelayError(f"the call ended in {type(raised).__name__}")
+    error.__cause__ = raised
+    return error

@@ -20,6 +20,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
+from operator import itemgetter
+from typing import Final
 
 import trio
 
@@ -31,12 +33,19 @@ from localdelay.queue.sending import Delivery, Outcome
 from localdelay.queue.taking import Worker
 from localdelay.queue.valve import Valve
 from localdelay.queue.workers import Workers
-from localdelay.timer import TimerKind, clock_parts
+from localdelay.timer import MERGED, TimerKind, clock_parts
 
 _AHEAD = 0.002
 _MOST = 2048
+_REST = 4
+_LONGEST_REST = 0.002
+"""Seconds. After each look it rests so many times as long as that took, and no longer than this: to wake the
+loop, and who sends, costs what ten messages or more cost, and the busier all are the more come at once."""
 _STALL = 0.02
 """Seconds: so often it is looked whether all senders hang while there are messages ahead of them."""
+_NUMBER: Final = itemgetter(1)  # of an entry
+_BEGAN: Final = itemgetter(1)  # of an outcome, as are these
+_ENDED: Final = itemgetter(2)
 TELL_EVERY = 0.0005
 """Seconds: what is sent while more waits to be sent is told of so often, for each time stops who sends."""
 
@@ -57,17 +66,20 @@ class Senders(ABC):
     def __init__(self, count: int) -> None:
         self._count = count
         self._seats: Iterable[Seat]
-        self._clock: Callable[[], float]
+        self._read_clock: Callable[[], float]
+        self._offset: float
         self._done: Hop[Outcome]
         self._told_at = 0.0
+        self.asleep_until = -math.inf
+        """Whoever feeds them need not be told before this what has come of a message: it looks by itself."""
 
     def make_workers(self, pending: Pending, valve: Valve, timer: TimerKind, count: int) -> Workers:
         """The workers of a queue that has these."""
         return OutsideWorkers(pending, valve, timer, count, self)
 
-    def begin(self, clock: Callable[[], float], done: Hop[Outcome]) -> None:
-        """The queue has begun: what comes of each message goes there, with times of this clock."""
-        self._clock = clock
+    def begin(self, read_clock: Callable[[], float], offset: float, done: Hop[Outcome]) -> None:
+        """The queue has begun: what comes of each message goes there, with times of its clock."""
+        self._read_clock, self._offset = read_clock, offset  # the time is their sum (`clock_parts`)
         self._done = done
 
     def under_way(self) -> list[tuple[Entry, float]]:
@@ -148,10 +160,12 @@ class OutsideWorkers(Workers):
         read_clock, offset = clock_parts()
         post = trio.lowlevel.current_trio_token().run_sync_soon
         self._done = Hop(post, self._settle)
-        self._senders.begin(lambda: read_clock() + offset, self._done)
+        self._senders.begin(read_clock, offset, self._done)
         try:
+            now = read_clock() + offset
             while True:
-                entries = self._fill_up(read_clock() + offset)
+                # All that is due now, and not what comes due meanwhile: that would be a few at a time.
+                entries = self._fill_up(now)
                 wait = self._pending.keeper.begins(entries) if entries else None
                 if wait is not None:
                     # With what has ended before, or a crash would repeat more than one message a sender.
@@ -166,12 +180,18 @@ class OutsideWorkers(Workers):
                 elif self._taking.closing and self._taking.is_done and not self._out and not super().busy:
                     return
                 else:
+                    if self._timer.merged:
+                        took = read_clock() + offset - now
+                        self._timer.merged = min(max(MERGED, _REST * took), _LONGEST_REST)
                     await self._sleep()
+                    now = read_clock() + offset
+                    self._settle(self._done.take())
         finally:
             # The senders first: what they have not begun must not begin after it is pending again. Then what
             # has come of others and was not told yet: what was sent must not be brought back, and sent again.
             self._senders.take_back()
             self._settle(self._done.take())
+            self._given_up += len(self._out)
             for entry in self._out.values():
                 self._senders.give_up(entry)
                 self._pending.again(entry)
@@ -180,9 +200,16 @@ class OutsideWorkers(Workers):
     async def _sleep(self) -> None:
         """Until the next message is due, or until something changes."""
         self._is_full = self._room() <= 0
-        try:  # where it is full, nothing that comes is to wake it
-            await self._timer.sleep_until(math.inf if self._is_full else self._until())
+        until = math.inf if self._is_full else self._until()  # where it is full, nothing is to wake it
+        self._senders.asleep_until = until - self._timer.merged
+        try:
+            # Who has sent something before this has told nothing, for nobody was asleep.
+            if self._done and self._is_full:
+                await trio.lowlevel.checkpoint()
+            else:
+                await self._timer.sleep_until(0.0 if self._done else until)
         finally:
+            self._senders.asleep_until = -math.inf
             self._is_full = False
             self._schedule.alarm = -math.inf
 
@@ -205,12 +232,34 @@ class OutsideWorkers(Workers):
                 entries.remove(entry)
                 self.valve.give_back([entry])
                 self._give_up(entry, error)
-        self._out.update((entry[1], entry) for entry in entries)
+        self._out.update(zip(map(_NUMBER, entries), entries, strict=True))
         return entries
 
     def _settle(self, outcomes: list[Outcome]) -> None:
         """What has come of these is known."""
+        if not outcomes:
+            return
         out, count = self._out, len(outcomes)
+        if self._given_up or any(outcome[3] is not None for outcome in outcomes):
+            sent = self._sent_of(outcomes)
+        else:
+            sent = outcomes
+            for outcome in outcomes:
+                del out[outcome[0][1]]
+        self._settled += count
+        self._recent = self._recent / 2 + count
+        took = sum(map(_ENDED, outcomes)) - sum(map(_BEGAN, outcomes))
+        self._recent_seconds = self._recent_seconds / 2 + took
+        if sent:
+            self._delivery.sent(sent)
+            if sent[-1][2] >= self.valve.next_mark:
+                self.valve.mark(sent[-1][2])
+        if self._is_full or self._taking.closing or self._schedule.aside:
+            self.wake_leader()
+
+    def _sent_of(self, outcomes: list[Outcome]) -> list[Outcome]:
+        """Those of these messages that were sent; all others are dealt with."""
+        out = self._out
         sent: list[Outcome] = []
         for outcome in outcomes:
             entry = outcome[0]
@@ -222,17 +271,7 @@ class OutsideWorkers(Workers):
                 sent.append(outcome)
             else:
                 self._fail(outcome)
-        self._settled += count
-        self._recent = self._recent / 2 + count
-        self._recent_seconds = self._recent_seconds / 2 + sum(
-            ended - began for _, began, ended, _ in outcomes
-        )
-        if sent:
-            self._delivery.sent(sent)
-            if sent[-1][2] >= self.valve.next_mark:
-                self.valve.mark(sent[-1][2])
-        if self._is_full or self._taking.closing or self._schedule.aside:
-            self.wake_leader()
+        return sent
 
     def _fail(self, outcome: Outcome) -> None:
         error = self._delivery.failed(outcome)

@@ -16,7 +16,7 @@ from localdelay.errors import Throttled
 from localdelay.message import Message
 from localdelay.settling import Confirmation, Settling
 
-from .blocking import error_of
+from .blocking import as_error, error_of
 from .outside import TELL_EVERY, Seat, Senders
 
 
@@ -155,13 +155,18 @@ class Threads(Senders):
         self._seats.remove(seat)
 
     def _send_one(self, seat: _Seat, entry: Entry) -> None:
-        clock, done = self._clock, self._done
-        seat.began = began = clock()
+        due, number, body = entry
+        message = Message(number, body, due) if type(body) is bytes else message_of(entry)
+        error: Exception | None = None
+        seat.began = began = self._read_clock() + self._offset
         seat.item = entry
-        error = error_of(self._send, message_of(entry))
-        ended = clock()
+        try:
+            self._send(message)
+        except BaseException as raised:  # noqa: BLE001 (it is the message's)
+            error = as_error(raised)
+        ended = self._read_clock() + self._offset
         seat.item = None
-        done.add((entry, began, ended, error))
+        self._done.add((entry, began, ended, error))
         del error  # or its traceback, this frame and the payload hold each other
-        if ended > self._told_at + TELL_EVERY or self._to_do.empty():
+        if ended < self.asleep_until and (ended > self._told_at + TELL_EVERY or self._to_do.empty()):
             self._tell(ended)

@@ -20,6 +20,7 @@ from localdelay import arguments
 from localdelay.entry import Entry, message_of
 from localdelay.errors import LocalDelayError
 from localdelay.hops import Hop
+from localdelay.message import Message
 from localdelay.queue.sending import not_awaitable
 
 from .errands import WITHIN
@@ -64,7 +65,7 @@ class Tasks(Senders):
         try:
             self._arriving.send_all(entries)
         except RuntimeError as error:  # the loop is closed
-            now = self._clock()
+            now = self._read_clock() + self._offset
             for entry in self.take_back():
                 self._done.send((entry, now, now, error))
 
@@ -111,8 +112,8 @@ class Tasks(Senders):
         seat.task = asyncio.current_task()
         WITHIN.set(seat)
         before = contextvars.copy_context()
-        clock, to_do, send, done = self._clock, self._to_do, self._send, self._done
-        turn = clock()
+        read_clock, offset, to_do, done = self._read_clock, self._offset, self._to_do, self._done
+        turn = read_clock() + offset
         try:
             while to_do and len(self._seats) <= self._count:
                 try:
@@ -120,10 +121,12 @@ class Tasks(Senders):
                 except IndexError:  # it was taken back in this very instant
                     return
                 error: Exception | None = None
-                seat.began = began = clock()
+                due, number, body = entry
+                message = Message(number, body, due) if type(body) is bytes else message_of(entry)
+                seat.began = began = read_clock() + offset
                 seat.item = entry
                 try:
-                    sending = send(message_of(entry))
+                    sending = self._send(message)
                     if type(sending) is not CoroutineType and not inspect.isawaitable(sending):
                         raise not_awaitable("send", sending)
                     await sending
@@ -136,17 +139,17 @@ class Tasks(Senders):
                     if not cancelled or not seat.is_given_up:
                         raise
                 finally:
-                    ended = clock()
+                    ended = read_clock() + offset
                     seat.item = None
                     done.add((entry, began, ended, error))
                     del error  # or its traceback, this frame and the payload hold each other
-                    if not to_do or ended > self._told_at + TELL_EVERY:
+                    if ended < self.asleep_until and (not to_do or ended > self._told_at + TELL_EVERY):
                         self._tell(ended)
                 if seat.is_given_up or contextvars.copy_context() != before:
                     return
                 if ended > turn + _TURN:
                     await self._yield()
-                    turn = clock()
+                    turn = read_clock() + offset
         finally:
             del self._seats[seat]
             self._loop.call_soon(self._more)

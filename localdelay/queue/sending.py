@@ -14,6 +14,7 @@ import logging
 import math
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from operator import itemgetter, sub
 from typing import Any, Final, TypeAlias
 
 import trio
@@ -58,6 +59,7 @@ Outcome: TypeAlias = tuple[Entry, float, float, Exception | None]
 # Found once, for to look a member up takes a tenth of a send; an exact int, which indexes a list faster.
 _SENT: Final[End] = int(End.SENT)  # type: ignore[assignment]
 _NOT_CALLED = object()
+_DUE: Final = itemgetter(0)
 
 
 class Delivery:
@@ -199,18 +201,19 @@ class Delivery:
 
     def sent(self, outcomes: Sequence[Outcome]) -> None:
         """Messages were sent, each on its own, elsewhere than on the loop."""
-        entries = [outcome[0] for outcome in outcomes]
+        entries, began_at, ended_at, _ = map(list, zip(*outcomes, strict=True))
         plain = all_plain(entries)
         if plain:
-            self.lateness.record_each([began - entry[0] for entry, began, _, _ in outcomes])
-            self.total.record_each([ended - entry[0] for entry, _, ended, _ in outcomes])
+            dues = list(map(_DUE, entries))
+            self.lateness.record_each(list(map(sub, began_at, dues)))
+            self.total.record_each(list(map(sub, ended_at, dues)))
         else:
             for (due, _, body), began, ended, _ in outcomes:
                 execute_at = execute_at_of(due, body)
                 self.total.record(ended - execute_at)
                 if not failures_of(body):
                     self.lateness.record(began - execute_at)
-        self.send_time.record_each([ended - began for _, began, ended, _ in outcomes])
+        self.send_time.record_each(list(map(sub, ended_at, began_at)))
         valve = self.valve
         if valve.probe.row or (valve.limit is not None and valve.limit.limits):
             for entry, began, ended, _ in outcomes:

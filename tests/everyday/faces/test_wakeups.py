@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -64,6 +65,23 @@ def test_much_comes_in_although_it_is_due_later() -> None:
             queue.put_nowait(b"", delay=61.0)
         until(lambda: queue.remote.queue.core.pending.ledger.pending > 500)
         queue.drain(grace=0.0)
+
+
+def test_a_busy_queue_is_not_called_for_each_message() -> None:
+    """Neither by who puts nor by who has sent: it looks when the next message is due."""
+    count = 2000
+    with threads.open_delay_queue(lambda message: None, capacity=count, workers=20) as queue:
+        intake, done = queue.remote.intake, queue.remote.queue.core.workers._done  # type: ignore[attr-defined]
+        intake._post = puts = Calls(intake._post)
+        done._post = sends = Calls(done._post)
+        start = time.perf_counter()
+        for number in range(count):
+            while time.perf_counter() < start + number * 1e-4:
+                time.sleep(0)
+            queue.put_nowait(b"", delay=0.05)
+        until(lambda: queue.statistics().sent == count)
+    assert puts.count < count / 10
+    assert sends.count < count / 4
 
 
 @pytest.mark.skipif(sys.gettrace() is not None, reason="who traces makes threads stop anywhere")
