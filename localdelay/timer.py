@@ -127,8 +127,10 @@ elif sys.platform == "linux":
     _Itimerspec = ctypes.c_long * 4  # interval and first expiry, in seconds and nanoseconds each
 
     @functools.cache
-    def _library() -> ctypes.CDLL:
-        return ctypes.CDLL(None, use_errno=True)
+    def _library() -> ctypes.PyDLL:
+        # Keeps the interpreter meanwhile: it takes a microsecond to set a timer, and milliseconds to get the
+        # interpreter back from a thread that has work to do.
+        return ctypes.PyDLL(None, use_errno=True)
 
     def _create() -> int:
         descriptor = _library().timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
