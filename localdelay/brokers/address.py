@@ -86,8 +86,18 @@ class _WrongPort(ValueError):
     """The port is none. Nothing is said of it: it may be a part of a password."""
 
 
-def parse(url: str, form: Form) -> Address:
-    """Take a URL apart. Raises a `ValueError` that says what is wrong, and nothing that may be secret."""
+def parse(url: str, forms: Mapping[str, Form], or_be: str = "") -> Address:
+    """Take a URL apart, by the form of its scheme; `or_be` is what else it might be.
+
+    Raises a `ValueError` that says what is wrong, and nothing that may be secret.
+    """
+    if not isinstance(url, str):
+        raise TypeError(f"url must be a string, not {type(url).__name__}")
+    scheme = url.partition(":")[0].lower()
+    form = forms.get(scheme)
+    if form is None or not url[len(scheme) :].startswith("://"):
+        known = ", ".join(f"{known}://" for known in forms)
+        raise ValueError(f"url must begin with one of {known}{or_be}")
     like = f"like {form.example}"
     try:
         parts = urlsplit(url)

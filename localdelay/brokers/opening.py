@@ -165,12 +165,8 @@ def _parse(url: str) -> Address | None:
     """Where the URL points to; None is standard output."""
     if url == STDOUT:
         return None
-    scheme = url.partition(":")[0].lower()
-    if scheme not in _FORMS or not url[len(scheme) :].startswith("://"):
-        known = ", ".join(f"{known}://" for known in _FORMS)
-        hint = f"; did you mean {STDOUT}" if f"{url}:" == STDOUT else ""
-        raise ValueError(f"url must begin with one of {known}, or be {STDOUT}{hint}")
-    return address.parse(url, _FORMS[scheme])
+    hint = f"; did you mean {STDOUT}" if f"{url}:" == STDOUT else ""
+    return address.parse(url, _FORMS, f", or be {STDOUT}{hint}")
 
 
 def _module(scheme: str) -> Any:

@@ -107,13 +107,5 @@ def check_url(url: str) -> None:
 
 def places_of(url: str) -> tuple[list[Place], Names]:
     """The servers, of which one will do, and the name of the queue; raises as `check_url` does."""
-    if not isinstance(url, str):
-        raise TypeError(f"url must be a string, not {type(url).__name__}")
-    scheme = url.partition(":")[0].lower()
-    form = _FORMS.get(scheme)
-    if form is None or not url[len(scheme) :].startswith("://"):
-        raise ValueError(
-            f"url must begin with redis:// or rediss://, or redis+cluster://, like {_FORMS['redis'].example}"
-        )
-    where = parse(url, form)
+    where = parse(url, _FORMS)
     return redis_line.places_of(where), Names(where.target)

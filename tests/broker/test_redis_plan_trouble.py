@@ -290,7 +290,7 @@ async def _send(_: object) -> None:
 @pytest.mark.parametrize(
     ("wrong", "error", "says"),
     [
-        ({"url": "http://h/q"}, ValueError, "url must begin with redis://"),
+        ({"url": "http://h/q"}, ValueError, "url must begin with one of redis://"),
         ({"url": "redis://h/"}, ValueError, "url must end with"),
         ({"url": "redis://h/a{b}"}, ValueError, "url must end with"),
         ({"url": "redis://h/a}b"}, ValueError, "url must end with"),

@@ -107,7 +107,7 @@ async def test_lines_wait_while_redis_is_gone(stage: Stage, own: RedisServer) ->
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"hold": "http://h/q"}, "hold must begin with redis://"),
+        ({"hold": "http://h/q"}, "hold must begin with one of redis://"),
         ({"hold": "redis://h/"}, "hold must end with"),
     ],
 )

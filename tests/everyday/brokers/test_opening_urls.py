@@ -106,7 +106,7 @@ def test_an_error_shows_a_url_that_is_right(scheme: str) -> None:
 def test_a_url_is_taken_apart(url: str, parsed: Address) -> None:
     """Hosts, target, user and options come out decoded, and a port that is not given is the usual one."""
     form = Form("x://host", "T", FORM.target, 99, options=None, many_hosts=True)
-    assert address.parse(url, form) == parsed
+    assert address.parse(url, {"x": form}) == parsed
     assert (parsed.host, parsed.port) == parsed.hosts[0]
 
 
