@@ -99,6 +99,18 @@ class Line:
         """End it, in whatever state it is."""
         self._scope.cancel()
 
+    async def asked(self, *command: bytes) -> str | None:
+        """The text that Redis answers; None where this user may not ask."""
+        with suppress(ResponseError):
+            answer: bytes = await self.connection.create_request(*command, decode=False)
+            return answer.decode(errors="replace")
+        return None
+
+    async def told(self) -> dict[str, str]:
+        """What Redis says of itself, as far as this user may ask."""
+        info = await self.asked(b"INFO") or ""
+        return dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+
     async def check(self, place: Place) -> None:
         """Ask whether it takes commands and keeps what it takes, and how large that may be.
 
@@ -108,11 +120,7 @@ class Line:
             answer = await self.connection.create_request(b"CONFIG GET", b"proto-max-bulk-len", decode=False)
             if isinstance(answer, dict) and answer:
                 self.largest = int(next(iter(answer.values())))
-        told: dict[str, str] = {}
-        with suppress(ResponseError):
-            info = await self.connection.create_request(b"INFO", decode=False)
-            lines = info.decode(errors="replace").splitlines() if isinstance(info, bytes) else []
-            told = dict(line.split(":", 1) for line in lines if ":" in line)
+        told = await self.told()
         if told.get("role") == "slave":
             raise ConnectionError("it is a replica, which takes no writes that last (READONLY)")
         policy = told.get("maxmemory_policy", "noeviction")

@@ -109,8 +109,7 @@ class Store:
         firsts = []
         for key in self.names.of(shard)[:2]:
             found = await self.link.call(b"ZRANGE", key, 0, 0, b"WITHSCORES")
-            pair = found[0] if found and isinstance(found[0], list | tuple) else found  # as RESP3 has it
-            firsts.append(int(float(pair[1])) if pair else NOTHING)
+            firsts.append(int(float(found[0][1])) if found else NOTHING)  # pairs, as RESP3 has them
         self.on_news(shard, None, firsts[0], firsts[1], True)
 
     def _hear(self, data: bytes, link: Link) -> None:

@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-import attrs
-from coredis.exceptions import ResponseError
-
 from localdelay.brokers.address import Address
 from localdelay.brokers.checks.finding import NO_DELAY, Finding
 from localdelay.brokers.redis_cluster import CLUSTER, Nodes
-from localdelay.brokers.redis_line import Line, places_of, reach
+from localdelay.brokers.redis_line import places_of, reach
 from localdelay.nurseries import bare_nursery
 
 
 async def look(where: Address) -> list[Finding]:
     """Look at the server, and at the key of the stream."""
-    places = [attrs.evolve(place, evicting=True) for place in places_of(where)]
-    may_evict = where.choice("eviction", "allowed") is not None
-    is_cluster = where.scheme.endswith(CLUSTER)
+    places, stream = places_of(where), where.target.encode()
     async with bare_nursery() as nursery:
-        place = await Nodes(places).owner(where.target.encode()) if is_cluster else places[0]
-        try:
-            line = await reach(nursery, place)
-        except ConnectionError as error:
-            if "READONLY" not in str(error):
-                raise
-            return [Finding("role", False, "a replica, which takes no writes", "give the primary's address")]
-        info = await _asked(line, b"INFO")
-        kind = await _asked(line, b"TYPE", where.target.encode())
+        place = await Nodes(places).owner(stream) if where.scheme.endswith(CLUSTER) else places[0]
+        line = await reach(nursery, place, fit=False)
+        told, kind = await line.told(), await line.asked(b"TYPE", stream)
         line.end()
-    told = dict(one.split(":", 1) for one in (info or "").splitlines() if ":" in one)
-    return findings(told, kind, where.target, may_evict=may_evict, most=where.count("max_length", 0))
-
-
-async def _asked(line: Line, *command: bytes) -> str | None:
-    """What Redis answers; None where this user may not ask."""
-    try:
-        answer: bytes = await line.connection.create_request(*command, decode=False)
-    except ResponseError:
-        return None
-    return answer.decode(errors="replace")
+    return findings(told, kind, where.target, may_evict=place.evicting, most=where.count("max_length", 0))
 
 
 def findings(
     told: dict[str, str], kind: str | None, stream: str, *, may_evict: bool, most: int
 ) -> list[Finding]:
     """What the server's INFO and the type of the key come to. Pure."""
+    if told.get("role") == "slave":
+        return [Finding("role", False, "a replica, which takes no writes", "give the primary's address")]
     policy = told.get("maxmemory_policy")
     found = [Finding("role", True, "a primary")] if told else []
     if kind is None:
