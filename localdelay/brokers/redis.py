@@ -181,20 +181,21 @@ class _Connection:
             self._line.end()
 
     def _judge(self, parcel: Parcel, said: Any) -> None:
-        is_elsewhere = isinstance(said, AskError | ClusterDownError) and self._nodes is not None
-        if is_elsewhere or isinstance(said, ReadOnlyError):
+        if not isinstance(said, Exception):
+            parcel.settle()
+        elif isinstance(said, ReadOnlyError) or (
+            self._nodes is not None and isinstance(said, AskError | ClusterDownError)
+        ):
             self._refused.append(parcel)
             self._ends = ConnectionError(f"it takes no more of these ({type(said).__name__}: {said})")
             if self._nodes is not None and isinstance(said, AskError):
                 self.named = self._nodes.at(said.host, said.port), not isinstance(said, MovedError)
         elif isinstance(said, RedisConnectionError) and not isinstance(said, BusyLoadingError):
-            self._ends = said  # and the publisher says of the rest that it is lost
-        elif isinstance(said, Exception):
+            self._ends = self._ends or said  # and the publisher says of the rest that it is lost
+        else:
             parcel.settle(said)
             if _HANGS_UP in str(said):
                 self._ends = said  # it ends the connection a little later: nothing more is for it
-        else:
-            parcel.settle()
 
 
 class _Driver(Driver):
