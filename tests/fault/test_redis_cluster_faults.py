@@ -88,13 +88,14 @@ async def test_the_master_of_a_stream_goes(cluster: RedisCluster, blow: str) -> 
         await trio.to_thread.run_sync(cluster.wait_until_taken_over, victim)
     if blow == "freeze":
         victim.process.thaw()
+        await trio.to_thread.run_sync(cluster.wait_until_well)  # until then it takes itself for the master
     assert cluster.owner(url) is not victim
     arrived = await arrived_in(cluster, url, count - 100)
     lost = confirmed.keys() - arrived.keys()
     twice = arrived.total() - len(arrived)
     print(f"{len(lost)} lost, {twice} twice")
     assert arrived.keys() <= confirmed.keys()
-    assert all(struck - 0.5 <= confirmed[id] <= struck + 0.1 for id in lost)
+    assert all(struck - 0.5 <= confirmed[id] <= struck + 0.5 for id in lost)
     assert len(lost) <= 100
     assert twice <= 50  # one a worker
 

@@ -121,7 +121,7 @@ async def streaming(url: str, count: int, over: float, **options: float) -> Asyn
         confirmed[message.id] = real_time()
 
     retry = RetryPolicy(wait_initial=0.05, wait_max=0.5)
-    with trio.fail_after(60):
+    with trio.fail_after(100):
         async with (
             open_broker(url, **options) as broker,
             open_delay_queue(send, capacity=count, workers=50, retry=retry) as queue,
