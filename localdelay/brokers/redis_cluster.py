@@ -14,7 +14,7 @@ import trio
 from coredis.exceptions import RedisError
 
 from localdelay.brokers.redis_line import Place, connect
-from localdelay.errors import Throttled
+from localdelay.errors import LocalDelayError
 from localdelay.nurseries import bare_nursery
 
 SLOTS = 16384
@@ -57,7 +57,7 @@ class Nodes:
             with trio.move_on_after(_ANSWER):
                 try:
                     said = await ask(b"CLUSTER SLOTS")
-                except (ConnectionError, RedisError, Throttled) as error:
+                except (ConnectionError, RedisError, LocalDelayError) as error:
                     why = error
                 else:
                     return self._read(said)
