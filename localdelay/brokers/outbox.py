@@ -195,12 +195,13 @@ class Outbox:
         self._waiting[parcel] = None
 
     def has_work(self) -> bool:
-        """Whether anything waits that there is room for."""
-        return (
-            bool(self._waiting)
-            and not self._alone
-            and (len(self._under_way) < self._most and self._bytes < self._most_bytes)
-        )
+        """Whether anything waits that may be written now."""
+        first = self.oldest_waiting()
+        if first is None or self._alone:
+            return False
+        if first.alone:
+            return not self._under_way
+        return len(self._under_way) < self._most and self._bytes < self._most_bytes
 
     def take(self, now: float) -> list[Parcel]:
         """What is to be written next, as far as there is room; it is under way from here on."""

@@ -384,6 +384,19 @@ async def test_what_was_refused_in_company_is_written_alone(
     assert [sends.error(id) is None for id in ("a", "b", "c", "d")] == [True, False, True, True]
 
 
+async def test_what_is_to_go_alone_waits_without_work(
+    autojump_clock: MockClock, broker: Publisher, driver: FakeDriver, sends: Sends
+) -> None:
+    """While others are under way nothing is written, and the loop stands still."""
+    await sends.begin("a", "b")
+    driver.outbox.again(driver.parcels[:1], alone=True)
+    await trio.sleep(1)  # for ever, where the loop goes round and round
+    assert driver.writes == [["a"], ["b"]]
+    driver.settle("b")
+    await wait_all_tasks_blocked()
+    assert driver.writes[2:] == [["a"]]
+
+
 async def test_a_cancelled_send_is_not_written_any_more(
     autojump_clock: MockClock, broker: Publisher, driver: FakeDriver, sends: Sends
 ) -> None:
