@@ -194,6 +194,10 @@ class Outbox:
         """Let a message wait."""
         self._waiting[parcel] = None
 
+    def is_idle(self) -> bool:
+        """Whether nothing is on its way."""
+        return not (self._waiting or self._under_way)
+
     def has_work(self) -> bool:
         """Whether anything waits that may be written now."""
         first = self.oldest_waiting()

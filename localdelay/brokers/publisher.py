@@ -51,6 +51,8 @@ class Publisher(trio.abc.Instrument):
         self._trouble: Exception | None = None
         self._closed = False
         self._awake_since = -math.inf
+        self._lone = False
+        """Whether one message was all that was written last: the next one need not wait for company then."""
         self._turns = 0
         """Of the loop in which nothing is written yet: a connection that was lost is to say so first."""
         self._token = trio.lowlevel.current_trio_token()
@@ -130,7 +132,7 @@ class Publisher(trio.abc.Instrument):
         return self._outbox.gauges()
 
     def _begin(self, message: Message, delay: float | None) -> Sending:
-        """Put a message; it is written at the end of this turn of the loop."""
+        """Put a message; it is written at the end of this turn of the loop, or where it is alone at once."""
         self._check_open()
         _check_payload(message)
         outbox, now = self._outbox, trio.current_time()
@@ -143,7 +145,10 @@ class Publisher(trio.abc.Instrument):
         parcel = outbox.parcel(message, content, sending, 0, now)
         parcel.only_now = delay is not None
         sending.parcels = (parcel,)
+        lone = self._lone and outbox.is_idle()
         outbox.put(parcel)
+        if lone and self._connection is not None and now - self._awake_since < _STUCK:
+            self._write(self._connection, now)
         return sending
 
     def after_io_wait(self, timeout: float) -> None:
@@ -173,6 +178,7 @@ class Publisher(trio.abc.Instrument):
 
     def _write(self, connection: Connection, now: float) -> None:
         parcels = self._outbox.take(now)
+        self._lone = len(parcels) == 1
         try:
             connection.write(parcels)
         except ConnectionError as error:
