@@ -134,7 +134,7 @@ class HandBacks:
                 # Cut off: nobody knows whether the primary has it. It is pending, and sent twice at worst.
                 self._pending.again(entry, cut_off)
                 reraise_without_errors(raised)
-            self._delivery.valve.count_failure(trio.current_time(), error)
+            self._delivery.failures.add(trio.current_time(), error)
             try:
                 return error
             finally:

@@ -43,10 +43,10 @@ from localdelay.nurseries import failure_in, reraise_without_errors
 from localdelay.timer import clock_parts
 
 from .batch import blame
+from .failures import Failures, is_down, told
 from .pending import Pending
 from .retry import RetryPolicy, after_failure
 from .taking import Worker
-from .valve import is_down, told
 from .workers import BringsWorkers, Workers
 
 Send: TypeAlias = Callable[[Message], Awaitable[object]]
@@ -87,6 +87,7 @@ class Delivery:
         self._on_dead_letter = on_dead_letter
         self._listener = listener
         self._read_clock, self._clock_offset = clock_parts()
+        self.failures = Failures()
         self.dead_letter_errors = 0
         self.expired = 0
         self.lateness = LatencyRecorder()
@@ -239,7 +240,7 @@ class Delivery:
         self.valve.of([entry]).failed(ended, [entry], error, ended - began)
         if self._retry(entry, error, ended, failures, random.random(), alone=blamed is not None):
             return None
-        self.valve.count_failure(ended, error)
+        self.failures.add(ended, error)
         return error
 
     async def settle(self, worker: Worker) -> None:
@@ -278,11 +279,11 @@ class Delivery:
                 self.total.record(now - execute_at_of(entry[0], entry[2]))
                 self._pending.end([entry], End.SENT)
             elif split:
-                self.valve.count_failure(now, its_error)
+                self.failures.add(now, its_error)
                 again = after_failing(entry, attempt_of(entry[2]), alone=True)
                 self._pending.retry(entry, (now, entry[1], again))
             elif not self._retry(entry, its_error, now, failures, jitter, alone=blamed is not None):
-                self.valve.count_failure(now, its_error)
+                self.failures.add(now, its_error)
                 doomed.append((entry, its_error))
         entries[:] = [entry for entry, _ in doomed]
         await self.give_up(worker, doomed)
@@ -332,7 +333,7 @@ class Delivery:
             if retry is None:
                 return False
             when, again = now + retry.wait, after_failing(entry, retry.attempt, alone=alone)
-        self.valve.count_failure(now, error)
+        self.failures.add(now, error)
         self._pending.retry(entry, (when, entry[1], again))
         return True
 

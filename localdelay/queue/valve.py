@@ -6,16 +6,14 @@ in due order; so the limit owes the next send its tokens, and nothing else that 
 
 from __future__ import annotations
 
-import logging
 import math
 import random
-import traceback
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from localdelay.breaker import TAKEN, THROTTLED
 from localdelay.entry import Entry, message_of
-from localdelay.errors import PermanentSendError, Throttled, asked_wait
+from localdelay.errors import Throttled, asked_wait
 from localdelay.limit import Limit
 from localdelay.listening import (
     Event,
@@ -31,19 +29,13 @@ from localdelay.logs import log
 from localdelay.probe import Probe, ProbePolicy
 from localdelay.statistics import KeySends
 
-_LINES_EVERY = 60.0
+from .failures import is_down, told
+
 _LATELY_LEAST = 10.0
 """A second: so much is taken to be possible where little was sent, and the first that is has been refused."""
 _MARK_EVERY = 0.1
 _MARKS = 11
 """So many counts are kept of what was sent: a second's."""
-_LONGEST_TOLD = 1000  # characters
-_FRAMES = 5  # of a traceback, the innermost
-
-
-def is_down(error: Exception) -> bool:
-    """Whether the broker may be down that made a send fail so."""
-    return not isinstance(error, Throttled | PermanentSendError)
 
 
 class Pace:
@@ -99,11 +91,6 @@ class Valve:
         self._shut_lines = Lines()
         self._key: Hashable = None
         self._whose = ""
-        self._next_failure_line = -math.inf
-        self._has_warned = False
-        self._failures_logged = 0
-        self.failures = 0
-        self.throttled = 0
         self._count_sent = count
         self._next_hand_back = -math.inf
         self.on_change: Callable[[], None] = lambda: None
@@ -286,35 +273,7 @@ class Valve:
         tell(self._listener, LimitEnded(limited_for) if rate is None else LimitBegan(rate))
         self.on_change()
 
-    def count_failure(self, now: float, error: Exception) -> None:
-        """A send or a hand-back of a message has failed: a warning says so once, then a line a minute."""
-        self.failures += 1
-        self.throttled += isinstance(error, Throttled)
-        if not self._has_warned and is_down(error):
-            self._has_warned = True
-            # As text: a record may be kept, and the frames of a traceback hold the payload.
-            frames = "".join(traceback.format_tb(error.__traceback__, limit=-_FRAMES))
-            line = "a send has failed; others are told of once a minute: %s\nTraceback:\n%s"
-            log(logging.WARNING, line, told(error), frames)
-        elif now >= self._next_failure_line:
-            count = self.failures - self._failures_logged
-            log(logging.INFO, "%d failed since the last such line, the latest with %s", count, told(error))
-        else:
-            return
-        self._next_failure_line = now + _LINES_EVERY
-        self._failures_logged = self.failures
-
     def _say(self, level: int, line: str, event: Event) -> None:
         log(level, "%s", line)
         tell(self._listener, event)
         self.on_change()
-
-
-def told(error: BaseException) -> str:
-    """The error in a line of bounded length, whatever its `repr` does."""
-    try:
-        line = repr(error)
-    except Exception:  # noqa: BLE001 (it is a stranger's)
-        return type(error).__name__
-    line = line.encode("utf-8", "backslashreplace").decode()
-    return line if len(line) <= _LONGEST_TOLD else f"{line[:_LONGEST_TOLD]}..."
