@@ -46,7 +46,10 @@ class ValveOfKey(Valve):
 
 
 class Valves(Valve):
-    """All valves of a queue, of which each has a limit and a probe; the pace is the queue's."""
+    """All valves of a queue, of which each has a limit and a probe; the pace is the queue's.
+
+    What comes of sends and hand-backs is for the valve of their key, which `of` finds, and never for this.
+    """
 
     def __init__(
         self,
