@@ -117,7 +117,7 @@ def bench(
     quiet = quiet or form is not None
     with (
         naming_options(settings.to),
-        measuring(picture, quiet, "Stopped before anything was measured.") as teller,
+        measuring(quiet, "Stopped before anything was measured.", picture) as teller,
     ):
         status = Status(teller, every=_LINE_EVERY)
         result = run(settings, lambda now: status.show(now.elapsed, partial(parts, now, settings, status)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
 
 import attrs
@@ -13,7 +12,7 @@ from localdelay.brokers import without_secrets
 from localdelay.brokers.checks.finding import Finding
 from localdelay.brokers.opening import look_at
 from localdelay.cli.options import option
-from localdelay.cli.output import WIDTH, Block, Lines, Output, Styled
+from localdelay.cli.output import WIDTH, Block, Lines, Output, Styled, filled
 from localdelay.cli.terminal import Failed, printable
 from localdelay.units import counted
 
@@ -51,8 +50,6 @@ def check(ctx: click.Context, url: str, *, as_json: bool) -> None:
     except ValueError as error:
         reason = str(error).removeprefix("url ")
         raise click.BadParameter(reason, param_hint="'URL'") from error
-    except (ConnectionError, ModuleNotFoundError) as error:
-        raise Failed(str(error)) from error
     is_fit = all(one.is_well is not False for one in found)
     findings = [attrs.asdict(one) for one in found]
     output.report(
@@ -66,15 +63,11 @@ def check(ctx: click.Context, url: str, *, as_json: bool) -> None:
 def report(url: str, found: Sequence[Finding], width: int) -> Iterator[Block]:
     """The findings, each with its mark, and below them what to change."""
     yield Lines([Styled(printable(url), "bold")])
+    hanging = " " * (_INDENT - 2 if width >= 2 * _INDENT else 2)
     for one in found:
         mark, style = _MARKS[one.is_well]
-        label = f"  {one.what:<13} {mark:<6}"
-        if width < 2 * _INDENT:
-            text = textwrap.wrap(printable(one.found), width, initial_indent="    ", subsequent_indent="    ")
-            yield Lines([Styled(label, style), *text])
-        else:
-            first, *rest = textwrap.wrap(printable(one.found), min(width, WIDTH) - _INDENT)
-            yield Lines([Styled(f"{label} {first}", style), *(f"{'':{_INDENT}}{line}" for line in rest)])
+        text = f"  {one.what:<13} {mark:<6} {printable(one.found)}"
+        yield Lines(filled(text, style, min(width, WIDTH), hanging))
     yield ""
     wrong = [one for one in found if one.is_well is False]
     if not wrong:

@@ -80,7 +80,7 @@ def compare(
     output, begun = Output(), time.monotonic()
     quiet = quiet or form is not None
     with (
-        measuring(picture, quiet, "Stopped. No Redis, process or file is left behind.") as teller,
+        measuring(quiet, "Stopped. No Redis, process or file is left behind.", picture) as teller,
         naming_options(),
     ):
 

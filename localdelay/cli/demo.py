@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import sys
 import time
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import attrs
@@ -15,9 +13,8 @@ import click
 from localdelay.cli.demo_report import TITLES, never_throttled, report, timeline_lines
 from localdelay.cli.options import DURATION, metrics_option, naming_options, option, run_options
 from localdelay.cli.output import WIDTH, Output
-from localdelay.cli.running import exporter
-from localdelay.cli.terminal import Failed, Status, Teller, can_be_live, reason, stopped, tell
-from localdelay.signals import Stopped
+from localdelay.cli.running import exporter, measuring
+from localdelay.cli.terminal import Failed, Status, tell
 from localdelay.units import counted, format_duration, format_number, format_size
 
 if TYPE_CHECKING:  # what these import comes with the extra; `localdelay plan` has to work without it
@@ -82,18 +79,17 @@ def demo(
     broker takes, holds the others, and hands them back to it or sends them when they are due. A consumer
     reads back what arrives.
     """
-    scenes = _load()
-    # The table, or the one line of an error, tells what the library and its client would log.
-    for name in ("localdelay", "nats"):
-        logging.getLogger(name).addHandler(logging.NullHandler())
+    try:
+        from localdelay.demo import scene as scenes
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "nats":
+            raise
+        raise Failed("the demo needs a NATS client and server: pip install 'localdelay[demo]'") from error
     output = Output(Failed)  # 1 would say that messages were lost
     with exporter(metrics, "demo") as export:
         with naming_options():
             messages = _messages(rate, seconds, file, scenes.MAX_MESSAGES, scenes.MAX_MESSAGE_BYTES)
             scene = scenes.Scene(messages=messages, rate=rate, delay=delay)
-        quiet = quiet or form is not None
-        teller = Teller(live=not quiet and can_be_live(), status=not quiet)
-        began, status = time.monotonic(), Status(teller, every=_LINE_EVERY, first=_LINE_EVERY)
 
         def started(server: Server) -> None:
             opening = (
@@ -104,17 +100,17 @@ def demo(
             if form is None:
                 output.report(None, opening, None)
 
-        def progress(run: Run) -> None:
-            status.show(time.monotonic() - began, lambda: parts(run), at_once=run.finished)
+        def play() -> Report:
+            with measuring(quiet or form is not None, "Stopped. No NATS server is left behind.") as teller:
+                began, status = time.monotonic(), Status(teller, every=_LINE_EVERY, first=_LINE_EVERY)
+
+                def progress(run: Run) -> None:
+                    status.show(time.monotonic() - began, lambda: parts(run), at_once=run.finished)
+
+                return scenes.run(scene, started, progress, export)
 
         while True:
-            try:
-                with teller:
-                    found = scenes.run(scene, started, progress, export)
-            except Stopped as error:
-                stopped(error.signum, "Stopped. No NATS server is left behind.")
-            except (scenes.ServerError, OSError) as error:
-                raise Failed(f"the demo could not run: {reason(error)}") from error
+            found = play()
             timeline = timeline_lines(found.fallback.timeline, output.encoding)
             if max(map(len, timeline), default=0) > (output.columns or WIDTH):
                 timeline = []  # cut into pieces it would say nothing
@@ -131,16 +127,6 @@ def exit_code(found: Report) -> int:
     if found.fallback.lost:
         return 1
     return 0 if found.throttled else 3
-
-
-def _load() -> ModuleType:
-    try:
-        from localdelay.demo import scene
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "nats":
-            raise
-        raise Failed("the demo needs a NATS client and server: pip install 'localdelay[demo]'") from error
-    return scene
 
 
 def _messages(

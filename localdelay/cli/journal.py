@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -16,7 +16,7 @@ from localdelay import arguments
 from localdelay.cli import journal_report as report
 from localdelay.cli.options import OUTPUT, naming_options, option, report_options
 from localdelay.cli.output import Block, Output, pieces
-from localdelay.cli.terminal import BrokeOff, Commands, Failed, ask, printable, tell
+from localdelay.cli.terminal import BrokeOff, Commands, ask, printable, tell
 from localdelay.errors import JournalError
 from localdelay.journal.contents import Amount, contents, size
 from localdelay.journal.layout import VERSION
@@ -98,24 +98,23 @@ def show(ctx: click.Context, path: str, *, listed: bool, limit: int | None, form
     if limit is not None:
         with naming_options():
             arguments.count("limit", limit)
-    with _failing_well():
-        output = Output()
-        source = _journal(path)
-        held = source.read()
-        now = time.time()
-        looked = report.Looked(
-            path=source.path,
-            version=VERSION,
-            disk_bytes=sum(file.stat().st_size for file in _files(source, _LASTING_FILES) if file.exists()),
-            now=now,
-            contents=contents(held, now),
-        )
-        rows = sorted(held, key=attrgetter("due"))[:limit] if listed else None
-        if form == "csv" and rows is not None:
-            blocks: Iterable[Block] = [report.message_table(rows)]
-        else:
-            blocks = report.report(looked, rows, len(held), output.columns)
-        output.report(form, blocks, report.as_json(looked, rows))
+    output = Output()
+    source = _journal(path)
+    held = source.read()
+    now = time.time()
+    looked = report.Looked(
+        path=source.path,
+        version=VERSION,
+        disk_bytes=sum(file.stat().st_size for file in _files(source, _LASTING_FILES) if file.exists()),
+        now=now,
+        contents=contents(held, now),
+    )
+    rows = sorted(held, key=attrgetter("due"))[:limit] if listed else None
+    if form == "csv" and rows is not None:
+        blocks: Iterable[Block] = [report.message_table(rows)]
+    else:
+        blocks = report.report(looked, rows, len(held), output.columns)
+    output.report(form, blocks, report.as_json(looked, rows))
 
 
 @journal.command(epilog=_EXPORT)
@@ -128,39 +127,38 @@ def export(ctx: click.Context, path: str, *, file: Path | None, dead: bool, dead
     """Write the messages as the JSON lines that the relay reads."""
     if dead and dead_only:
         raise click.UsageError("only one of --dead and --dead-only can be given", ctx)
-    with _failing_well():
-        output = Output() if file is None else None
-        source = _journal(path)
-        own = _files(source, _OWN_FILES)
-        if file.resolve() in own if file else output is not None and output.is_one_of(own):
-            raise click.BadParameter("must not be a file of the journal", ctx, param_hint="'--output'")
-        held = source.read()
-        chosen = [record for record in held if dead or (record.dead is not None) == dead_only]
-        left_out = 0 if dead_only else len(held) - len(chosen)
-        del held
-        chosen.sort(key=attrgetter("due"))
-        longest, now = 0, time.time()
+    output = Output() if file is None else None
+    source = _journal(path)
+    own = _files(source, _OWN_FILES)
+    if file.resolve() in own if file else output is not None and output.is_one_of(own):
+        raise click.BadParameter("must not be a file of the journal", ctx, param_hint="'--output'")
+    held = source.read()
+    chosen = [record for record in held if dead or (record.dead is not None) == dead_only]
+    left_out = 0 if dead_only else len(held) - len(chosen)
+    del held
+    chosen.sort(key=attrgetter("due"))
+    longest, now = 0, time.time()
 
-        def line(record: Record) -> bytes:
-            nonlocal longest
-            content = of_journal(record, now)
-            longest = max(longest, len(content) - 1)
-            return content
+    def line(record: Record) -> bytes:
+        nonlocal longest
+        content = of_journal(record, now)
+        longest = max(longest, len(content) - 1)
+        return content
 
-        if output is not None:
-            for piece in pieces(map(line, chosen)):
-                output.write(b"".join(piece))
-        elif file is not None:
-            count = counted(len(chosen), "message")
-            saved = save(chosen, line, [(file, partial(open_lines, file))])
-            for _, reason in saved.failures:
-                written = f"it has {len(chosen) - saved.lost:,} of {count}"
-                raise BrokeOff(f"'{file}' can't be written: {reason}; {written}")
-            tell(f"Appended {count} to {printable(str(file))}.")
-        if left_out:
-            tell(f"Left out {counted(left_out, 'dead letter')}: --dead exports them, too.")
-        if longest > _MAX_LINE:
-            tell(f"The longest line has {longest:,} bytes: the relay needs --max-line {longest}.")
+    if output is not None:
+        for piece in pieces(map(line, chosen)):
+            output.write(b"".join(piece))
+    elif file is not None:
+        count = counted(len(chosen), "message")
+        saved = save(chosen, line, [(file, partial(open_lines, file))])
+        for _, reason in saved.failures:
+            written = f"it has {len(chosen) - saved.lost:,} of {count}"
+            raise BrokeOff(f"'{file}' can't be written: {reason}; {written}")
+        tell(f"Appended {count} to {printable(str(file))}.")
+    if left_out:
+        tell(f"Left out {counted(left_out, 'dead letter')}: --dead exports them, too.")
+    if longest > _MAX_LINE:
+        tell(f"The longest line has {longest:,} bytes: the relay needs --max-line {longest}.")
 
 
 @journal.command(epilog=_SALVAGE)
@@ -169,7 +167,7 @@ def export(ctx: click.Context, path: str, *, file: Path | None, dead: bool, dead
 @click.pass_context
 def salvage(ctx: click.Context, path: str, *, to: str) -> None:
     """Take what is sound out of a journal that is damaged."""
-    with _failing_well(), closing(_journal(to)) as new:
+    with closing(_journal(to)) as new:
         output = Output()
         if new.path.exists():
             raise click.BadParameter("must not be there yet", ctx, param_hint="'--to'")
@@ -197,7 +195,7 @@ def purge(
     """Remove messages for good."""
     if dead + bool(ids) + everything != 1:
         raise click.UsageError("exactly one of --dead, --id and --all must be given", ctx)
-    with _failing_well(), closing(_journal(path)) as store:
+    with closing(_journal(path)) as store:
         output = Output()
         store.check()  # what is not there would be made
         held = [Record(*kept) for kept in store.open()]
@@ -255,11 +253,3 @@ def _remove(store: SqliteJournal, keys: Sequence[int]) -> None:
             if begin:
                 tell(f"Removed {counted(begin, 'message')}, and no more.")
             raise
-
-
-@contextmanager
-def _failing_well() -> Iterator[None]:
-    try:
-        yield
-    except JournalError as error:
-        raise Failed(str(error)) from error

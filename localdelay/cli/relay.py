@@ -108,8 +108,6 @@ def relay(*, quiet: bool, metrics: int | None, **options: Any) -> None:
                 outcome = run(settings, display)
         except InputError as error:
             raise Failed(f"standard input can't be read: {error}") from error
-        except (ConnectionError, ModuleNotFoundError) as error:
-            raise Failed(str(error)) from error
         for line in [*([] if quiet else summary(outcome, settings)), *problems(outcome, settings)]:
             teller.last(line)
         sys.exit(exit_code(outcome))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from localdelay.benchmark import plot
-from localdelay.benchmark.result import BenchError
 from localdelay.cli.output import Block, Output
 from localdelay.cli.terminal import Failed, Teller, can_be_live, reason, stopped, tell
 from localdelay.signals import Stopped
@@ -24,10 +23,8 @@ def exporter(port: int | None, name: str) -> Iterator[Export | None]:
     if port is None:
         yield None
         return
-    try:
-        from localdelay.metrics import Collector, serve
-    except ModuleNotFoundError as error:
-        raise Failed(str(error)) from error
+    from localdelay.metrics import Collector, serve
+
     collector, exported = Collector(), list[Any]()
 
     def export(queue: Any, fallback: Any) -> None:
@@ -46,7 +43,7 @@ def exporter(port: int | None, name: str) -> Iterator[Export | None]:
 
 
 @contextmanager
-def measuring(picture: Path | None, quiet: bool, stopped_text: str) -> Iterator[Teller]:
+def measuring(quiet: bool, stopped_text: str, picture: Path | None = None) -> Iterator[Teller]:
     """A measurement, with who tells of its progress; what ends it is said in a line."""
     # What the library would log is in the report.
     logging.getLogger("localdelay").addHandler(logging.NullHandler())
@@ -58,7 +55,7 @@ def measuring(picture: Path | None, quiet: bool, stopped_text: str) -> Iterator[
             yield teller
     except Stopped as error:
         stopped(error.signum, stopped_text)
-    except (BenchError, OSError, ModuleNotFoundError) as error:
+    except OSError as error:
         raise Failed(reason(error)) from error
 
 

@@ -17,6 +17,8 @@ from typing import Any, NoReturn, TextIO
 
 import click
 
+from localdelay.errors import LocalDelayError
+
 _LONGEST = 1000  # characters; less than what a pipe takes at once
 _WIDTH = 200  # of a line about how far it is, where there is no terminal
 _LAST_WORDS = 1.0  # seconds
@@ -75,7 +77,7 @@ class Commands(click.Group):
             else:
                 error.show()
             code = error.exit_code
-        except OSError as error:
+        except (LocalDelayError, ModuleNotFoundError, OSError) as error:
             code = _failed(error)
         sys.exit(code)
 
@@ -139,13 +141,17 @@ def reason(error: Exception) -> str:
     return error.strerror if error.filename is None else f"{error.filename!r} can't be used: {error.strerror}"
 
 
-def _failed(error: OSError) -> int:
-    """Tell an error that no command has told, and find its exit code; without a file it is of --help, say."""
+def _failed(error: Exception) -> int:
+    """Tell an error that no command has told, and find its exit code."""
+    is_broken_pipe = isinstance(error, BrokenPipeError)
+    if not isinstance(error, OSError) or (isinstance(error, ConnectionError) and not is_broken_pipe):
+        tell(f"Error: {error}")  # the library says it in a sentence
+        return Failed.exit_code
     if error.filename is not None:
         tell(f"Error: {reason(error)}")
         return BrokeOff.exit_code
-    abandon(sys.stdout)
-    if not isinstance(error, BrokenPipeError):
+    abandon(sys.stdout)  # it is of --help, say
+    if not is_broken_pipe:
         tell(f"Error: {no_output(error)}")
     return Failed.exit_code if error.errno == errno.EBADF else BrokeOff.exit_code
 

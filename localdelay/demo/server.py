@@ -13,6 +13,7 @@ from typing import NoReturn
 import attrs
 import trio
 
+from localdelay.errors import LocalDelayError
 from localdelay.programs import Guarded, last_words
 
 _START_TIMEOUT = 15.0
@@ -26,7 +27,7 @@ jetstream {{ store_dir: {store}, max_buffered_msgs: {max_buffered} }}
 """
 
 
-class ServerError(Exception):
+class ServerError(LocalDelayError):
     """The NATS server is not installed, does not start, or has ended."""
 
 
