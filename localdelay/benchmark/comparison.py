@@ -9,10 +9,9 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from localdelay import arguments
 from localdelay.benchmark.load import Delays
 from localdelay.benchmark.process import Machine
-from localdelay.benchmark.result import Settings
+from localdelay.benchmark.result import Settings, within
 from localdelay.brokers.address import without_secrets
 from localdelay.capacity import polling_rates, redis_queue_commands
 from localdelay.lateness import Latencies
@@ -23,8 +22,6 @@ CARRIED_P99 = 0.3
 It is not "held", which is 10 ms: sorted sets that are polled every 200 ms would hold no rate at all.
 """
 _LONGEST = 600.0
-_HIGHEST = 1_000_000.0
-_MOST_SHARDS = 16_384
 _POLLED_BY = 0.25
 """Seconds: a poll, and a little."""
 _HIDDEN = frozenset({"intervals", "redis"})
@@ -53,14 +50,14 @@ class Plan(StrEnum):
 class Comparison:
     """What is to be compared. A number that is out of its range is a `ValueError` that names it."""
 
-    rate: float = 1000.0
+    rate: float = attrs.field(default=1000.0, validator=within(1, 1_000_000))
     """Messages/s that are put."""
     delays: Delays = attrs.field(default=Delays((2.0,)))
     size: int = 500
     """Bytes of each payload."""
-    seconds: float = 2.0
+    seconds: float = attrs.field(default=2.0, validator=within(0.1, _LONGEST))
     """How long is measured, once messages come due."""
-    shards: int = 64
+    shards: int = attrs.field(default=64, validator=within(1, 16_384))
     """Sorted sets, of both Redis plans."""
     workers: int = 20
     redis: str | None = attrs.field(default=None, repr=False)
@@ -72,13 +69,8 @@ class Comparison:
 
     def __attrs_post_init__(self) -> None:
         """Refuse what can't be run."""
-        arguments.at_least("rate", self.rate, 1.0)
-        arguments.at_least("seconds", self.seconds, 0.1)
-        _at_most("rate", self.rate, _HIGHEST)
-        _at_most("seconds", self.seconds, _LONGEST)
-        _at_most("shards", arguments.count("shards", self.shards), _MOST_SHARDS)
-        load = self.load()  # checks the rest
-        _at_most("delay", load.delays.longest, _LONGEST)
+        if self.load().delays.longest > _LONGEST:  # a load checks the rest
+            raise ValueError(f"delay must be at most {_LONGEST:,.0f}, not {self.delays.longest:,.10g}")
         if self.redis is not None:
             _check_redis(self.redis)
 
@@ -149,11 +141,6 @@ def _check_redis(server: str) -> None:
     path = parts.path.strip("/")
     if path and not (path.isascii() and path.isdigit()):
         raise ValueError(f"redis must have nothing after the host but the number of a database, {form}")
-
-
-def _at_most(name: str, value: float, most: float) -> None:
-    if value > most:
-        raise ValueError(f"{name} must be at most {most:,.0f}, not {value:,.10g}")
 
 
 @attrs.frozen(kw_only=True)

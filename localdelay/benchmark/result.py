@@ -31,14 +31,14 @@ class BenchError(LocalDelayError):
     """The benchmark could not run."""
 
 
-def _within(low: float, most: float = _LONGEST_RUN) -> Any:
+def within(low: float, most: float = _LONGEST_RUN) -> Any:
     """A validator: the name of the argument, and the range that it is out of."""
 
     def check(_: object, attribute: Any, value: float | None) -> None:
         if value is not None:
             arguments.at_least(attribute.name, value, low)
             if value > most:
-                raise ValueError(f"{attribute.name} must be at most {most:,.0f}, not {value:,.0f}")
+                raise ValueError(f"{attribute.name} must be at most {most:,.0f}, not {value:,.10g}")
 
     return check
 
@@ -65,14 +65,14 @@ class Settings:
     """The broker's URL; None: a send that does nothing."""
     rate: tuple[float, float] = attrs.field(default=(10_000.0, 10_000.0), validator=_check_rate)
     """Messages/s at the beginning and at the end."""
-    seconds: float = attrs.field(default=10.0, validator=_within(0.001))
+    seconds: float = attrs.field(default=10.0, validator=within(0.001))
     delays: Delays = attrs.field(default=Delays((2.0,)), validator=_check_delays)
-    size: int = attrs.field(default=500, validator=_within(NUMBER_BYTES, 100_000_000))
+    size: int = attrs.field(default=500, validator=within(NUMBER_BYTES, 100_000_000))
     """Bytes of each payload."""
-    workers: int = attrs.field(default=20, validator=_within(1, _MOST_WORKERS))
-    batch: int | None = attrs.field(default=None, validator=_within(1, 1_000_000))
+    workers: int = attrs.field(default=20, validator=within(1, _MOST_WORKERS))
+    batch: int | None = attrs.field(default=None, validator=within(1, 1_000_000))
     """The most messages of one send; None: one message a send, without batches."""
-    warmup: float = attrs.field(default=1.0, validator=_within(0))
+    warmup: float = attrs.field(default=1.0, validator=within(0))
     """Seconds of a load before the rest, through a queue of its own, of which nothing is recorded."""
     seed: int = 1
     cancellable: bool = True

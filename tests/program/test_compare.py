@@ -174,7 +174,7 @@ def test_the_table_says_formula_beside_measurement(redis: RedisServer) -> None:
 @pytest.mark.parametrize(
     ("args", "reason"),
     [
-        (["--rate", "0"], "Invalid value for '--rate': must be finite and at least 1.0, not 0.0"),
+        (["--rate", "0"], "Invalid value for '--rate': must be finite and at least 1, not 0.0"),
         (["--rate", "1k..2k"], "Invalid value for '--rate': '1k..2k' is no number"),
         (["--delay", "20m"], "Invalid value for '--delay': must be at most 600, not 1,200"),
         (["--redis", "http://host"], "Invalid value for '--redis': must be a server, like redis://host:6379"),

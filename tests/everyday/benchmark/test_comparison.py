@@ -44,12 +44,12 @@ used_cpu_user:0.250000
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rate": 0.5}, "rate must be finite and at least 1.0"),
+        ({"rate": 0.5}, "rate must be finite and at least 1"),
         ({"rate": float("nan")}, "rate must be finite"),
         ({"rate": 2e6}, "rate must be at most 1,000,000"),
         ({"seconds": 0.0}, "seconds must be finite and at least 0.1"),
         ({"seconds": 601.0}, "seconds must be at most 600, not 601"),
-        ({"shards": 0}, "shards must be at least 1"),
+        ({"shards": 0}, "shards must be finite and at least 1"),
         ({"shards": 16_385}, "shards must be at most 16,384, not 16,385"),
         ({"workers": 0}, "workers must be finite and at least 1"),
         ({"size": 7}, "size must be finite and at least 8"),
