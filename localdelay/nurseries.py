@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import NoReturn
 
 import trio
@@ -52,18 +52,16 @@ def is_within(nursery: trio.Nursery | None) -> bool:
 
 
 @asynccontextmanager
-async def bare_nursery(
-    opened: AbstractAsyncContextManager[trio.Nursery] | None = None,
-) -> AsyncIterator[trio.Nursery]:
+async def bare_nursery() -> AsyncIterator[trio.Nursery]:
     """A nursery that nobody sees from outside: what its block raises leaves it as it is, in no group.
 
     Its tasks are cancelled where the block raises, and waited for where it ends well. What one of them raises
-    leaves without the groups around it, too. `opened` is one that comes with more around it.
+    leaves without the groups around it, too.
     """
     from_block: BaseException | None = None
     from_tasks: BaseException | None = None
     try:
-        async with opened or trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:
             try:
                 yield nursery
             except BaseException as raised:

@@ -9,8 +9,6 @@ import trio
 import trio_asyncio
 from nats.aio.client import Client
 
-from localdelay.nurseries import bare_nursery
-
 
 async def _ignore(_: Exception) -> None:
     """Left to itself, nats-py prints it."""
@@ -19,14 +17,8 @@ async def _ignore(_: Exception) -> None:
 @asynccontextmanager
 async def connected(client: Client, url: str) -> AsyncIterator[None]:
     """Connect a client for the length of a block, where `trio_asyncio.aio_as_trio` calls its methods."""
-
-    @asynccontextmanager
-    async def on_a_loop() -> AsyncIterator[trio.Nursery]:
-        async with trio_asyncio.open_loop() as loop, trio.open_nursery() as nursery:
-            loop.set_exception_handler(lambda *_: None)  # else a failed task of nats-py's would end the block
-            yield nursery
-
-    async with bare_nursery(on_a_loop()):
+    async with trio_asyncio.open_loop() as loop:
+        loop.set_exception_handler(lambda *_: None)  # else a failed task of nats-py's would end the block
         try:
             await trio_asyncio.aio_as_trio(client.connect)(url, allow_reconnect=False, error_cb=_ignore)
             yield
