@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -14,6 +13,7 @@ import trio
 from localdelay import Message, PermanentSendError, Throttled
 from localdelay.brokers import open_broker
 from localdelay.brokers.wire import ID
+from tests.kit.programs import ran
 from tests.kit.servers.process import Server
 from tests.kit.servers.rocketmq import RocketServer
 
@@ -115,5 +115,5 @@ print(type(RpcClient.get_channel_io_loop()).__module__)
 def test_beside_trio_asyncio(server: RocketServer) -> None:
     """The client runs on a loop of asyncio's own, also where trio-asyncio makes those that one asks for."""
     command = [sys.executable, "-c", BESIDE, server.fresh()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    done = ran(*command)
     assert (done.returncode, done.stdout, done.stderr) == (0, "asyncio.unix_events\n", "")

@@ -58,15 +58,6 @@ def test_progress_that_can_not_be_shown(redirected: str, args: list[str]) -> Non
 
 
 @FULL
-def test_an_error_that_can_not_be_shown() -> None:
-    """The exit code tells it, and nothing else gets into the report."""
-    for redirected in ("2>&-", "2>/dev/full"):
-        process = shell(f'"$@" {redirected}', *SMALL, "--json", "--hlog", "/dev/full")
-        assert process.returncode == 2
-        assert json.loads(process.stdout)["sent"] == 300
-
-
-@FULL
 @pytest.mark.parametrize("args", [[], ["--json"]])
 def test_a_report_that_can_not_be_printed(args: list[str], tmp_path: Path) -> None:
     """One line with the reason, and exit code 1; the files are written."""

@@ -88,20 +88,6 @@ def told(process: subprocess.Popen[bytes]) -> list[str]:
     return process.stderr.read().decode().splitlines()
 
 
-def test_strict(tmp_path: Path) -> None:
-    """It stops at the first wrong line, sends what came before it, and ends with 1."""
-    options = ["--delay", "100ms", "--max-line", "4", "--strict", "-q"]
-    process = relay(*options, given=b"a\nwrong\nb\n", cwd=tmp_path)
-    assert process.stdout == b"a\n"
-    assert process.returncode == 1
-    assert process.stderr.decode().splitlines()[:2] == [
-        "line 2: is longer than 4 bytes",
-        "Stopped by a wrong line: the input was read up to line 3.",
-    ]
-    (file,) = tmp_path.iterdir()
-    assert [record["payload"] for record in records(file)] == ["b"]
-
-
 def test_a_signal_leaves_a_file_that_is_read_back(tmp_path: Path) -> None:
     """What comes due within the grace is sent, the rest is written, and another relay goes on with it."""
     unsent = tmp_path / "unsent.jsonl"
@@ -154,21 +140,6 @@ def test_a_terminal_that_is_closed_under_nohup(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert "Stopped by SIGTERM: the input was read up to line 3." in told(process)
         assert process.wait(100) == 143
-
-
-def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
-    """It ends at once, though something would still come due, and writes it."""
-    unsent = tmp_path / "unsent.jsonl"
-    with running("--format", "jsonl", "--unsent", str(unsent)) as process:
-        begin(process, '{"payload": "a", "delay": 20}')
-        process.send_signal(signal.SIGTERM)
-        assert process.stderr is not None
-        assert process.stderr.readline().startswith(b"stopping, 2")
-        began = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(100) == 143
-        assert time.monotonic() - began < 5
-    assert [record["payload"] for record in records(unsent)] == ["a"]
 
 
 def test_a_third_signal_does_no_harm(tmp_path: Path) -> None:
@@ -281,21 +252,6 @@ def test_a_standard_error_that_nobody_reads() -> None:
         assert process.stdout.read() == b"good\n"
         assert process.wait(100) == 1
         process.stdin = None
-
-
-@FULL
-def test_an_unsent_file_that_is_full(tmp_path: Path) -> None:
-    """What it has no room for is in a temporary file, and both are told."""
-    options = ["--format", "jsonl", "--unsent", "/dev/full"]
-    with running(*options, env={**os.environ, "TMPDIR": str(tmp_path)}) as process:
-        begin(process, '{"payload": "a", "delay": "1h"}')
-        process.send_signal(signal.SIGTERM)
-        lines = told(process)
-        assert process.wait(100) == 143
-    (file,) = tmp_path.iterdir()
-    assert "Error: '/dev/full' can't be written: No space left on device" in lines
-    assert f"Not sent, and kept in {file}: 1 line. To go on:" in lines
-    assert [record["payload"] for record in records(file)] == ["a"]
 
 
 def test_files_that_would_feed_themselves(tmp_path: Path) -> None:

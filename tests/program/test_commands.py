@@ -81,8 +81,13 @@ def test_a_comparison_that_can_not_be_told(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *TOLD, "demo", "compare"])
-@pytest.mark.parametrize("redirected", [">&-", ">&- <&-", ">&- 2>&-"])
+@pytest.mark.parametrize(
+    ("command", "redirected"),
+    [
+        *((command, ">&-") for command in [*COMMANDS, *TOLD, "demo", "compare"]),
+        *((command, redirected) for command in COMMANDS[-2:] for redirected in (">&- <&-", ">&- 2>&-")),
+    ],
+)
 def test_a_standard_output_that_is_closed(full: Path, command: str, redirected: str) -> None:
     """Nothing is done where it could not be told, and no file of the journal is written to instead."""
     process = shell(f'"$@" {redirected}', *words(command, full))

@@ -18,6 +18,7 @@ import pytest
 
 from tests.kit.examples import Orders, need, running, serving
 from tests.kit.manuals import ROOT
+from tests.kit.programs import python, ran
 from tests.kit.servers.process import Server, free_port
 
 EXAMPLES = ROOT / "tests" / "examples"
@@ -125,14 +126,7 @@ def test_plain_functions(orders: Orders) -> None:
     """What was published is sent before the process exits, where RabbitMQ refuses its delay as well."""
     need("flask")
     with orders.server.policy("orders.after.1s", {"max-length": 1}):
-        done = subprocess.run(
-            [sys.executable, "plain.py", "1", "2", "3"],
-            cwd=EXAMPLES,
-            env=os.environ | {"AMQP_URL": orders.url()},
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
+        done = python("plain.py", "1", "2", "3", cwd=EXAMPLES, env=os.environ | {"AMQP_URL": orders.url()})
     ids = set(done.stdout.split())
     assert (done.returncode, len(ids)) == (0, 3), done.stderr
     assert ids - set(orders.take(ids)) == set()
@@ -147,7 +141,7 @@ def test_a_journal_survives_kill_9(tmp_path: Path) -> None:
         process.kill()
         lines += process.stdout.readlines()
     assert process.returncode == -signal.SIGKILL
-    again = subprocess.run([*program, "0"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    again = ran(*program, "0", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     whole = [line.split() for line in (*lines, *again.stdout.splitlines(True)) if line.endswith("\n")]
     held, sent = ({id for did, id in whole if did == what} for what in ("held", "sent"))
@@ -159,12 +153,6 @@ def test_the_tests_of_a_users_own(tmp_path: Path) -> None:
     """A file for each world: they pass where there is nothing of this repository beside them."""
     for file in EXAMPLES.glob("test_with_*.py"):
         shutil.copy(file, tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--quiet", "-W", "error"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    done = python("-m", "pytest", "--quiet", "-W", "error", cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     assert "3 passed" in done.stdout

@@ -19,6 +19,7 @@ import pytest
 from localdelay import SqliteJournal
 from tests.kit.examples import serving
 from tests.kit.manuals import PAGES, ROOT, block, blocks, claimed, text
+from tests.kit.programs import python, ran
 from tests.kit.servers.process import free_port
 
 HELD = r"Route\.LOCAL (\S+) 429: .*\nsent \1 b'close order 7.*'\n"
@@ -41,9 +42,7 @@ METRICS, PORTS = block("localdelay", "python", "REGISTRY"), block("localdelay", 
 
 
 def run(*command: str, input: str | None = None, timeout: float = 200.0) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, input=input, capture_output=True, text=True, timeout=timeout, check=False, cwd=ROOT
-    )
+    return ran(*command, input=input, timeout=timeout, cwd=ROOT)
 
 
 def run_printed(command: str) -> subprocess.CompletedProcess[str]:
@@ -116,15 +115,7 @@ def test_the_program_that_survives(tmp_path: Path) -> None:
         if number == 2:
             command = command.replace("relay ", "relay --quiet --grace 0s --unsent unsent ")
             command = f"timeout --signal=TERM 3 sh -c {shlex.quote(command)}; true"
-        done = subprocess.run(
-            ["bash", "-c", command],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
+        done = ran("bash", "-c", command, cwd=tmp_path, env=environment)
         assert (done.returncode, "Traceback" in done.stderr) == (0, False), (command, done.stderr)
     assert SqliteJournal(tmp_path / "orders.journal").read() == []
 
@@ -133,14 +124,7 @@ def test_each_worker_finds_a_journal(tmp_path: Path) -> None:
     """As printed, by two at a time; who comes later takes the first again."""
     both = f"first, second = {{}}, {{}}\nexec({WORKER!r}, first)\nexec({WORKER!r}, second)\n"
     for program in (f"{both}first['queue'].close()\nsecond['queue'].close()", f"{WORKER}\nqueue.close()"):
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", program],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
+        done = python("-W", "error", "-c", program, cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
         names = ["orders-0.journal 0", "orders-1.journal 0"][: 1 + ("second" in program)]
         assert done.stdout.splitlines() == names

@@ -15,6 +15,7 @@ import pytest
 from localdelay.brokers import check_url
 from tests.kit.examples import Orders
 from tests.kit.manuals import block, text
+from tests.kit.programs import python, ran
 from tests.kit.servers.all import NAMES
 from tests.kit.servers.process import Server
 
@@ -39,7 +40,7 @@ def test_relay_from_the_shell(scheme: str, start_server: Callable[[str], Server]
     url = server.fresh()
     command = re.sub(r"--to \S+ --delay 2m", f"--to {url} --delay 200ms", command_for(scheme))
     command = command.replace("producer |", "seq 1 100 |")
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=200)
+    done = ran("sh", "-c", command)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     received = server.read(url, 100)
     assert sorted(int(one.payload) for one in received) == list(range(1, 101))
@@ -49,7 +50,7 @@ def test_relay_to_standard_output() -> None:
     """Lines go out as they came in, when they are due, and nothing else does."""
     command = command_for("stdout").replace("--delay 2m | consumer", "--delay 200ms | sort -n")
     command = command.replace("producer |", "seq 1 100 |")
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=200)
+    done = ran("sh", "-c", command)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(number) for number in range(1, 101)]
 
@@ -68,7 +69,7 @@ def test_the_check(start_server: Callable[[str], Server]) -> None:
     """The manual's command, on a RabbitMQ of the test's own."""
     command = CHECK.replace("localdelay check", f"{shlex.quote(sys.executable)} -m localdelay check")
     command = re.sub(r"amqp://\S+", start_server("amqp").fresh(), command)
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=200)
+    done = ran("sh", "-c", command)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("It is fit.\n")
 
@@ -76,9 +77,7 @@ def test_the_check(start_server: Callable[[str], Server]) -> None:
 def test_the_program_with_redis_and_memory(start_server: Callable[[str], Server]) -> None:
     """Redis takes the message, and it is sent once it is due; without Redis it is refused in one line."""
     url = start_server("redis").fresh()
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", IN_REDIS, url], capture_output=True, text=True, timeout=60
-    )
+    done = python("-W", "error", "-c", IN_REDIS, url)
     assert (done.returncode, done.stderr) == (0, "")
     assert re.fullmatch(r"Route\.PRIMARY (\S+)\nsent \1 b'close order 7.*'\n", done.stdout)
 
@@ -104,12 +103,8 @@ def test_the_table_names_every_broker() -> None:
 def test_the_json_line_is_one_that_relay_reads() -> None:
     """The example of a line goes through."""
     [line] = re.findall(r'`(\{"payload".*?\})`', text("localdelay/relay"))
-    done = subprocess.run(
-        [sys.executable, "-m", "localdelay", "relay", "--to", "stdout:", "--format", "jsonl"],
-        input=line.replace("90s", "10ms"),
-        capture_output=True,
-        text=True,
-        timeout=200,
+    done = python(
+        "-m", "localdelay", "relay", "--to", "stdout:", "--format", "jsonl", input=line.replace("90s", "10ms")
     )
     assert (done.returncode, done.stdout) == (0, "close order 7\n"), done.stderr
 
@@ -118,13 +113,7 @@ def test_the_settings_file_is_read(tmp_path: Path) -> None:
     """As printed, but for the broker and the delay."""
     file = tmp_path / "settings.toml"
     file.write_text(SETTINGS.replace("nats://127.0.0.1:4222/orders", "stdout:").replace("2m", "10ms"))
-    done = subprocess.run(
-        [sys.executable, "-m", "localdelay", "--config", str(file), "relay"],
-        input="close order 7\n",
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    done = python("-m", "localdelay", "--config", str(file), "relay", input="close order 7\n")
     assert (done.returncode, done.stdout) == (0, "close order 7\n"), done.stderr
 
 
@@ -135,7 +124,7 @@ def orders(start_server: Callable[[str], Server]) -> Orders:
 
 def run(program: str, url: str) -> tuple[subprocess.CompletedProcess[str], list[list[str]]]:
     """A RabbitMQ program that has ended, and the words of its lines: the route and the id of each message."""
-    done = subprocess.run([sys.executable, "-c", program, url], capture_output=True, text=True, timeout=200)
+    done = python("-c", program, url)
     return done, [line.split() for line in done.stdout.splitlines()]
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
+
+from tests.kit.programs import python
 
 PROGRAM = """
 from localdelay import Message, RateLimit, aio, threads
@@ -32,11 +32,13 @@ def test_wrong_options_of_the_faces_are_seen(tmp_path: Path) -> None:
     """By name, at the line that is wrong, and nothing else is complained of."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), str(program)],
-        check=False,
-        capture_output=True,
-        text=True,
+    done = python(
+        "-m",
+        "mypy",
+        "--strict",
+        "--cache-dir",
+        str(tmp_path / "cache"),
+        str(program),
         timeout=250,
         cwd=tmp_path,
     )

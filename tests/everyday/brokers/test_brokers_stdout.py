@@ -29,6 +29,7 @@ from localdelay import (
 )
 from localdelay.brokers import open_broker
 from localdelay.brokers.stdout import classified, cut, open_stdout
+from tests.kit.programs import ran
 
 PIPE_BYTES = 65_536
 
@@ -472,13 +473,7 @@ def test_as_a_program_it_ends_with_its_reader() -> None:
 
 def test_as_a_program_with_standard_output_closed() -> None:
     """A ConnectionError in one line, though the descriptor's number is somebody else's by then."""
-    run = subprocess.run(
-        ["sh", "-c", 'exec "$0" -c "$1" 1 >&-', sys.executable, PROGRAM],
-        capture_output=True,
-        timeout=30,
-        check=False,
-        text=True,
-    )
+    run = ran("sh", "-c", 'exec "$0" -c "$1" 1 >&-', sys.executable, PROGRAM, timeout=30)
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1] == (
         "ConnectionError: no connection to standard output: it can't be written to: it is closed"

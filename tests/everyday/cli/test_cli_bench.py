@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from pathlib import Path
 
 import pytest
 from click.testing import Result
 
-from localdelay.benchmark import hlog, plot
+from localdelay.benchmark import plot
 from localdelay.benchmark.load import Delays
 from localdelay.cli.options import parse_delays, parse_rate
 from tests.kit import commands
@@ -72,20 +71,6 @@ def test_json_of_a_real_run() -> None:
     assert 0 < shown["cpu_share"] < 4
     assert shown["compare"] == []
     assert "intervals" not in shown
-
-
-def test_a_file_that_can_not_be_written_after_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The report is printed, the file is named in one line, and the exit code is 2."""
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(hlog, "write", full)
-    result = run(*SMALL, "--hlog", str(tmp_path / "run.hlog"))
-    assert result.exit_code == 2
-    said = f"Error: '{tmp_path / 'run.hlog'}' can't be written: No space left on device"
-    assert result.stderr.splitlines()[-1] == said
-    assert "latency" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -122,10 +122,16 @@ def test_completion(shell: str) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["plam"], "Did you mean 'plan'?"),
-        (["relay", "--forma", "x"], "Did you mean '--format'?"),
+        ("plam", "Did you mean 'plan'?"),
+        ("relay --forma x", "Did you mean '--format'?"),
+        ("plan --qqps 1", "--qqps"),
+        ("plan --qps", "'--qps'"),
+        ("--verbos", "--verbos"),
     ],
 )
-def test_a_slip_has_a_suggestion(args: list[str], said: str) -> None:
-    """Where click has one."""
-    assert said in run(*args).stderr
+def test_a_slip_is_one_line(args: str, said: str) -> None:
+    """It names what is wrong, of the group and of a command, with a suggestion where there is one."""
+    result = run(*args.split())
+    assert (result.exit_code, result.output.count("\n")) == (2, 1)
+    assert result.output.startswith("Error: ")
+    assert said in result.output

@@ -231,25 +231,6 @@ def test_on_a_narrow_terminal_a_row_has_lines_of_its_own() -> None:
     assert "\n  natively 20,000/s, held 80,000/s; 0/s\n  and 100,000/s" in click.unstyle(shown)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["plan", "--qqps", "1"], "--qqps"),
-        (["plan", *EXAMPLE, "more"], "(more)."),
-        (["plan", "--qps"], "'--qps'"),
-        (["plam"], "'plam'"),
-        (["--verbos"], "--verbos"),
-    ],
-)
-def test_every_other_slip_is_one_line_too(arguments: list[str], named: str) -> None:
-    """Unknown options and commands, of the group and of the command."""
-    result = commands.run(*arguments)
-    assert result.exit_code == 2
-    assert result.output.startswith("Error: ")
-    assert result.output.count("\n") == 1
-    assert named in result.output
-
-
 def test_help_is_not_taken_for_an_error() -> None:
     """The bare command and `--help` print help, with an example that works as it stands."""
     assert commands.run().output.startswith("Usage: ")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -23,6 +21,7 @@ from localdelay import (
 )
 from localdelay.testing import RecordingSender
 from tests.kit.conserving import conserved
+from tests.kit.programs import python
 from tests.kit.waiting import on_asyncio
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -243,7 +242,7 @@ def test_the_package_has_it_without_importing_asyncio_first() -> None:
         "import sys, localdelay; assert 'asyncio' not in sys.modules; "
         "print(localdelay.aio.open_delay_queue.__name__)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = python("-c", code)
     assert (done.stdout, done.stderr) == ("open_delay_queue\n", "")
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+
+from tests.kit.programs import python
 
 PROGRAM = """
 import os, sys, time
@@ -25,13 +26,7 @@ queue = opened.__enter__()
 
 def run(body: str, options: str = "") -> subprocess.CompletedProcess[str]:
     program = PROGRAM.format(options=options, body=textwrap.dedent(body))
-    return subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "PYTHONWARNINGS": "default"},
-    )
+    return python("-c", program, env={**os.environ, "PYTHONWARNINGS": "default"})
 
 
 def test_an_exit_with_messages_pending_is_loud() -> None:
@@ -156,7 +151,7 @@ def test_in_a_forked_child_the_first_call_fails(world: str, journal: bool, tmp_p
         journal=repr(str(tmp_path / "journal")) if journal else None
     )
     program = CHILD.format(body=body)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    done = python("-c", program)
     calls = ["put_nowait", "put", "publish", "drain", "cancel", "reschedule", "flush", "pause"]
     assert done.stdout.splitlines() == [*calls, "sent x"], done.stderr
     assert "Traceback" not in done.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import localdelay
 import localdelay.metrics
 from localdelay import BreakerPolicy, FallbackStatistics, Message, Reason, Statistics, Throttled, threads
 from localdelay.metrics import Collector
+from tests.kit.programs import python
 from tests.kit.scraping import (
     HISTOGRAMS,
     OF_FALLBACKS,
@@ -249,7 +249,7 @@ async def test_bad_arguments_are_refused() -> None:
 def test_a_missing_package_is_named() -> None:
     """Without the extra, the import says in one line what to install."""
     code = "import sys; sys.modules['prometheus_client'] = None; import localdelay.metrics"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    run = python("-c", code)
     last = run.stderr.strip().splitlines()[-1]
     assert last == (
         "ModuleNotFoundError: localdelay.metrics needs prometheus-client: "
@@ -271,5 +271,5 @@ def test_only_one_module_knows_prometheus() -> None:
 def test_metrics_load_no_asyncio() -> None:
     """A threaded program that exports metrics does not load the face for asyncio programs."""
     code = "import sys, localdelay.metrics; print('localdelay.aio' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    run = python("-c", code, check=True)
     assert run.stdout.strip() == "False"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from importlib import import_module
 from types import FunctionType
 from typing import Any
@@ -12,6 +10,7 @@ import pytest
 import trio
 
 import localdelay
+from tests.kit.programs import python
 
 PUBLIC = {
     "localdelay": """
@@ -69,7 +68,7 @@ def _stripped(text: str) -> str:
 def test_help_begins_with_what_it_is() -> None:
     """`help(localdelay)` begins with a sentence and an example, and has no table for developers."""
     code = "import pydoc, localdelay; print(pydoc.plain(pydoc.render_doc(localdelay)))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    run = python("-c", code, check=True)
     first = run.stdout.partition("PACKAGE CONTENTS")[0]
     assert "Hold the delayed messages that a throttled queue refuses, and send each when it is due." in first
     assert _stripped(EXAMPLE) in _stripped(first)

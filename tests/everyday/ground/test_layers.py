@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import localdelay
+from tests.kit.programs import python
 
 PACKAGE = Path(localdelay.__file__).parent
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
@@ -147,7 +146,7 @@ def test_pure_modules_know_no_clock() -> None:
 def test_importing_the_library_imports_no_extra() -> None:
     """A service that imports `localdelay` loads no command line, no broker's client and no asyncio."""
     code = "import sys, localdelay; print(*{name.partition('.')[0] for name in sys.modules}, sep='\\n')"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    run = python("-c", code, check=True)
     loaded = set(run.stdout.split())
     assert {"localdelay", "trio", "hdrh"} <= loaded
     assert not loaded & {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
+
+from tests.kit.programs import ran
 
 TAKEN_AWAY = """
 import os, signal, sys
@@ -16,7 +17,7 @@ del os.fork, os.register_at_fork, signal.SIGHUP
 
 def run(code: str) -> str:
     command = [sys.executable, "-W", "error", "-c", TAKEN_AWAY + code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = ran(*command)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 

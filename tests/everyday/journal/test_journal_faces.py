@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -36,6 +34,7 @@ from localdelay import (
 from localdelay.journal.record import Record
 from localdelay.portal.portal import Remote
 from tests.kit.journals import Disk, Gated, nothing, until
+from tests.kit.programs import python
 from tests.kit.waiting import until as wait_until
 
 Conserved = Callable[[DelayQueue], Statistics]
@@ -291,9 +290,7 @@ def test_an_exit_loses_nothing_that_is_in_the_journal(tmp_path: Path) -> None:
         "queue = threads.open_delay_queue(print, capacity=9, workers=1, journal=SqliteJournal(sys.argv[1]))\n"
         "queue.__enter__().put(b'x', delay=60.0, id='a')\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=60, check=True
-    )
+    done = python("-c", program, str(path), check=True)
     assert "1 message (1 B) pending" in done.stderr
     assert "lost" not in done.stderr
     assert [record.id for record in SqliteJournal(path).read()] == ["a"]

@@ -17,6 +17,7 @@ import pytest
 from localdelay import JournalError, SqliteJournal, open_delay_queue
 from localdelay.journal.record import Record
 from tests.kit.journals import content_of, nothing
+from tests.kit.programs import python
 
 FULL = """
 import resource, sys, time
@@ -61,9 +62,7 @@ trio.run(main)
 
 def test_a_real_file_that_can_not_grow(path: Path) -> None:
     """The kernel refuses to write more: puts fail, sends go on, and afterwards the journal is in order."""
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = python("-c", FULL, str(path))
     assert done.returncode == 0, done.stderr
     accepted, refused = map(int, done.stdout.split())
     assert accepted > 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from localdelay.journal.record import Record
 from localdelay.queue import admission
 from tests.kit.faces import FACES, Face
 from tests.kit.journals import Disk, until
+from tests.kit.programs import ran
 
 PROGRAM = """
 import os, signal, sys
@@ -88,7 +88,7 @@ def test_a_message_that_kills_its_process_is_given_up_after_its_attempts(world: 
     codes: list[int] = []
     for _ in range(6):
         command = [sys.executable, "-c", PROGRAM, world, str(tmp_path / "journal"), "3"]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        run = ran(*command)
         outputs.append(run.stdout.splitlines())
         codes.append(run.returncode)
     assert codes == [-9, -9, -9, 0, 0, 0], outputs
@@ -107,7 +107,7 @@ def test_a_message_that_kills_its_process_keeps_nothing_else_from_being_sent(tmp
     command = [sys.executable, "-c", PROGRAM, "trio", str(journal), "0"]
     outputs = []
     for _ in range(4):
-        run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        run = ran(*command)
         assert run.returncode == -9
         outputs.append(run.stdout.splitlines())
     assert [output[-1] for output in outputs[1:]] == ["poison 2", "poison 3", "poison 4"]

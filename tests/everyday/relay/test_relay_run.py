@@ -13,10 +13,9 @@ import trio
 from trio.testing import MockClock
 
 from localdelay import Message, PermanentSendError, Throttled
-from localdelay.relay.run import check, run
+from localdelay.relay.run import check
 from localdelay.relay.settings import Phase, Settings
-from localdelay.relay.source import InputError
-from tests.kit.relay_stage import Script, Sink, Stage, Watched
+from tests.kit.relay_stage import Script, Sink, Stage
 
 
 @pytest.fixture
@@ -268,12 +267,6 @@ def test_what_is_refused(tmp_path: Path) -> None:
         check(Settings(to="stdout:", delay=1.0, unsent=tmp_path / "other"), file.fileno())
     with Path("/dev/null").open("rb") as nothing:
         check(Settings(to="stdout:", delay=1.0, unsent=Path("/dev/null")), nothing.fileno())
-
-
-def test_there_must_be_something_to_read() -> None:
-    """Else it does not begin."""
-    with pytest.raises(InputError, match="it is closed"):
-        run(Settings(to="stdout:", delay=1.0), Watched(), 987_654)
 
 
 @pytest.mark.parametrize(

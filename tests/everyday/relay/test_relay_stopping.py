@@ -16,7 +16,7 @@ from trio.testing import MockClock
 
 from localdelay import Message, PartialSendError, PermanentSendError
 from localdelay.relay import run as runs
-from localdelay.relay.run import NoDelay, Relay
+from localdelay.relay.run import Relay
 from localdelay.relay.settings import Outcome, Phase, Settings
 from tests.kit.relay_stage import Script, Sink, Stage, conserve
 
@@ -138,15 +138,6 @@ async def test_without_hand_back_nothing_is_handed_back(stage: Stage, autojump_c
     await stage.relay(Script(b"a\n", ends=False), sink, signals=[5.0], delay=60.0)
     assert sink.delayed == []
     assert len(stage.records()) == 1
-
-
-async def test_hand_back_to_a_broker_that_has_no_delay(stage: Stage, autojump_clock: MockClock) -> None:
-    """It is refused before anything is read."""
-    script = Script(b"a\n")
-    settings = Settings(to="stdout:", delay=1.0, hand_back=True)
-    with pytest.raises(NoDelay, match="needs a broker that has a delay of its own"):
-        await Relay(settings, script, stage.watched, Sink()).go()
-    assert script.reads == 0
 
 
 def gone() -> PermanentSendError:
