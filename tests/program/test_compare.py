@@ -171,25 +171,6 @@ def test_the_table_says_formula_beside_measurement(redis: RedisServer) -> None:
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
-@pytest.mark.parametrize(
-    ("args", "reason"),
-    [
-        (["--rate", "0"], "Invalid value for '--rate': must be finite and at least 1, not 0.0"),
-        (["--rate", "1k..2k"], "Invalid value for '--rate': '1k..2k' is no number"),
-        (["--delay", "20m"], "Invalid value for '--delay': must be at most 600, not 1,200"),
-        (["--redis", "http://host"], "Invalid value for '--redis': must be a server, like redis://host:6379"),
-        (["--plot", "x.gif"], "Invalid value for '--plot': 'x.gif' must end in .svg or .png"),
-        (["--only", "kafka"], "Invalid value for '--only': 'kafka' is not one of"),
-    ],
-)
-def test_nonsense_is_one_line_that_names_the_option(args: list[str], reason: str) -> None:
-    """Exit code 2 and one line, before anything is started; what else is refused: `test_comparison`."""
-    result = run(*args)
-    assert result.exit_code == 2
-    assert result.output.startswith(f"Error: {reason}")
-    assert result.output.count("\n") == 1
-
-
 def test_without_a_redis_server_one_line_says_what_to_install() -> None:
     """The package's name, and the ways around it."""
     result = run(PATH="/nonexistent")

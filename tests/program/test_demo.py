@@ -172,38 +172,6 @@ def test_made_up_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {len(message) for message in messages} == {500}
 
 
-@pytest.mark.parametrize(
-    ("args", "said"),
-    [
-        (["--rate", "0"], "'--rate': must be a finite number over 0, not 0"),
-        (["--rate", "-1"], "'--rate': must be a finite number over 0, not -1"),
-        (["--rate", "nan"], "'--rate': 'nan' is no number"),
-        (["--rate", "inf"], "'--rate': 'inf' is no number"),
-        (["--rate", "fast"], "'--rate': 'fast' is no number"),
-        (["--seconds", "0"], "'--seconds': must be a finite number over 0, not 0"),
-        (["--seconds", "-1"], "'--seconds': a duration can't be negative"),
-        (["--seconds", "nan"], "'--seconds': 'nan' is no duration"),
-        (["--seconds", "1h"], "'--seconds': must be 333.333 at most at this rate"),
-        (["--seconds", "1e300"], "'--seconds': must be 333.333 at most at this rate"),
-        (["--delay", "0"], "'--delay': must be a finite number over 0 and at most 3600, not 0"),
-        (["--delay", "61m"], "'--delay': must be a finite number over 0 and at most 3600, not 3660"),
-        (["--delay", "soon"], "'--delay': 'soon' is no duration"),
-        (["--input", "/no/such"], "'--input': '/no/such': No such file"),
-        (["--input", os.devnull], "'--input': has no lines"),
-        (["--input"], "'--input' requires an argument"),
-        (["--colour"], "No such option '--colour'"),
-        (["more"], "unexpected extra argument"),
-    ],
-)
-def test_bad_options(args: list[str], said: str) -> None:
-    """What is wrong is said in one line that names the option, with exit code 2."""
-    result = run(*args)
-    assert result.exit_code == 2
-    assert said in result.stderr
-    assert result.stderr.count("\n") == 1
-    assert result.stdout == ""
-
-
 def test_a_line_too_long() -> None:
     """A line that no NATS message can hold is named by its number, and is not read to its end."""
     file = io.BytesIO(b"short\n" + b"x" * 1_000_001 + b"y" * 1_000_000)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 
 import pytest
@@ -71,64 +70,6 @@ def test_json_of_a_real_run() -> None:
     assert 0 < shown["cpu_share"] < 4
     assert shown["compare"] == []
     assert "intervals" not in shown
-
-
-@pytest.mark.parametrize(
-    ("args", "said"),
-    [
-        (["--rate", "0"], "'--rate': must be over 0 and at most 100,000,000 a second, not 0"),
-        (["--rate", "-1"], "'--rate': must be over 0 and at most 100,000,000 a second, not -1"),
-        (["--rate", "fast"], "'--rate': 'fast' is no number; write 500, 10k or 1.5M"),
-        (["--rate", "1k.."], "'--rate': '' is no number"),
-        (["--rate", "1k..2k..3k"], "'--rate': '2k..3k' is no number"),
-        (["--rate", "1..200M"], "'--rate': must be over 0 and at most"),
-        (["--seconds", "0"], "'--seconds': must be finite and at least 0.001"),
-        (["--seconds", "2d"], "'--seconds': must be at most 86,400, not 172,800"),
-        (["--seconds", "soon"], "'--seconds': 'soon' is no duration"),
-        (["--delay", "-1"], "'--delay': a duration can't be negative"),
-        (["--delay", "1s,"], "'--delay': '' is no duration"),
-        (["--delay", "1s..soon"], "'--delay': 'soon' is no duration"),
-        (["--delay", "5s..1s"], "'--delay': must be a range from the shorter to the longer"),
-        (["--delay", "2d"], "'--delay': must be at most 86,400 seconds"),
-        (["--size", "7"], "'--size': must be finite and at least 8"),
-        (["--size", "big"], "'--size': 'big' is no size"),
-        (["--workers", "0"], "'--workers': must be finite and at least 1"),
-        (["--workers", "many"], "'--workers': 'many' is no number"),
-        (["--to", "stdout:"], "'--to': must be a broker: standard output is for the report"),
-        (["--batch", "0"], "'--batch': must be finite and at least 1"),
-        (["--warmup", "-1"], "'--warmup': a duration can't be negative"),
-        (["--seed", "x"], "'--seed': 'x' is no number"),
-        (["--timer", "sundial"], "'--timer': 'sundial' is not one of"),
-        (["--to", "mqtt://host/topic"], "'--to': must begin with one of kafka://"),
-        (["--to", "nats://user:hunter2@host"], "'--to': must end with the subject to publish to"),
-        (["--to", "nats://127.0.0.1:1/orders"], "no connection to NATS at"),
-        (["--hlog", "/no/such/run.hlog"], "'--hlog': '/no/such/run.hlog' is no file in a directory"),
-        (["--hlog", "/"], "'--hlog': '/' is no file in a directory"),
-        (["--plot", "run.jpeg"], "'--plot': 'run.jpeg' must end in .svg or .png"),
-        (["--plot", "/no/such/run.svg"], "'--plot': '/no/such/run.svg' is no file"),
-        (["--compare", "/no/such"], "'--compare': '/no/such' can't be read: No such file"),
-        (
-            ["--compare", os.devnull],
-            "'--compare': '/dev/null' can't be used: it is no regular file",
-        ),
-        (["--compare", "/dev/zero"], "'--compare': '/dev/zero' can't be used: it is no regular file"),
-        (["--compare", __file__], "can't be used: it is no log of localdelay bench"),
-        (
-            ["--rate", "1M", "--delay", "1d", "--seconds", "1d"],
-            "'--delay': is too long for this rate and size",
-        ),
-        (["--colour"], "No such option '--colour'"),
-        (["more"], "unexpected extra argument"),
-    ],
-)
-def test_bad_options(args: list[str], said: str) -> None:
-    """What is wrong is said in one line that names the option, with exit code 2, and nothing runs."""
-    result = run(*args)
-    assert result.exit_code == 2
-    assert said in result.stderr
-    assert result.stderr.count("\n") == 1
-    assert result.stdout == ""
-    assert "hunter2" not in result.stderr
 
 
 def test_a_picture_needs_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,21 +117,3 @@ def test_completion(shell: str) -> None:
         "_LOCALDELAY_COMPLETE": "bash_complete",
     }
     assert run(**asked).output == "plain,--dead-letters\n"
-
-
-@pytest.mark.parametrize(
-    ("args", "said"),
-    [
-        ("plam", "Did you mean 'plan'?"),
-        ("relay --forma x", "Did you mean '--format'?"),
-        ("plan --qqps 1", "--qqps"),
-        ("plan --qps", "'--qps'"),
-        ("--verbos", "--verbos"),
-    ],
-)
-def test_a_slip_is_one_line(args: str, said: str) -> None:
-    """It names what is wrong, of the group and of a command, with a suggestion where there is one."""
-    result = run(*args.split())
-    assert (result.exit_code, result.output.count("\n")) == (2, 1)
-    assert result.output.startswith("Error: ")
-    assert said in result.output

@@ -145,48 +145,6 @@ def test_options_reach_the_plan(options: str, arguments: dict[str, float]) -> No
     assert json.loads(result.output) == {name: value for name, value in expected.items() if value is not None}
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "reason"),
-    [
-        ("--instances", "0", "must be at least 1, not 0"),
-        ("--instances", "-3", "must be at least 1, not -3"),
-        ("--instances", "1.5", "'1.5' is no whole number"),
-        ("--qps", "-1", "must be more than 0, not -1.0"),
-        ("--qps", "0", "must be more than 0, not 0.0"),
-        ("--qps", "nan", "'nan' is no number; write 500, 10k or 1.5M"),
-        ("--qps", "inf", "'inf' is no number; write 500, 10k or 1.5M"),
-        ("--qps", "many", "'many' is no number; write 500, 10k or 1.5M"),
-        ("--qps", "1e16", "must be at most 1,000,000,000,000,000"),
-        ("--delay", "-1", "a duration can't be negative, as '-1' is"),
-        ("--delay", "0s", "must be more than 0, not 0.0"),
-        ("--delay", "nan", "'nan' is no duration; write 120, 120s, 2m, 1.5h, 1d or 100ms"),
-        ("--message-bytes", "0", "must be at least 1, not 0"),
-        ("--message-bytes", "12M", "'12M' is no size; write 500, 500B, 12kB, 12MB, 12MiB or 1GB"),
-        ("--message-bytes", "-1B", "a size can't be negative, as '-1B' is"),
-        ("--worker-qps", "0", "must be more than 0, not 0.0"),
-        ("--worker-qps", "1e-9", "is too small: an instance would need more than 100,000,000 workers"),
-        ("--target-p99", "0", "must be more than 0, not 0.0"),
-        ("--degraded-share", "0", "must be more than 0, not 0.0"),
-        ("--degraded-share", "1.5", "must be at most 1"),
-        ("--degraded-share", "nan", "'nan' is no share; write 30% or 0.3"),
-        ("--outage", "-5", "a duration can't be negative, as '-5' is"),
-    ],
-)
-def test_nonsense_is_one_line_that_names_the_option(option: str, value: str, reason: str) -> None:
-    """Exit code 2, one line, no usage, whichever of the parser and the library refuses."""
-    result = run(*EXAMPLE, option, value)
-    assert result.exit_code == 2
-    assert result.output == f"Error: Invalid value for '{option}': {reason}\n"
-
-
-@pytest.mark.parametrize("missing", list(FIGURES)[:-1])
-def test_a_missing_figure_is_one_line_that_names_it(missing: str) -> None:
-    """These figures have no sensible default; the line says where to read about them."""
-    result = run(*(word for option in FIGURES.items() if option[0] != missing for word in option))
-    assert result.exit_code == 2
-    assert result.output == f"Error: Missing option '{missing}'. See 'localdelay plan --help'.\n"
-
-
 def test_a_worker_is_told_by_its_speed_or_by_the_time_of_a_send() -> None:
     """By one of them: 100 ms a send are 10 sends/s."""
     by_time = [*EXAMPLE[:-2], "--send-time", "100ms"]
