@@ -31,11 +31,10 @@ from localdelay.cli.options import (
 )
 from localdelay.cli.output import Block, Output, Row, Styled, Table
 from localdelay.cli.running import measuring, told
-from localdelay.cli.terminal import Status, stopped
+from localdelay.cli.terminal import Teller, stopped
 from localdelay.lateness import Latencies
 from localdelay.units import counted, format_duration, format_number
 
-_LINE_EVERY = 1.0  # seconds
 _COLUMNS = {
     "p50": "p50",
     "p90": "p90",
@@ -119,8 +118,7 @@ def bench(
         naming_options(settings.to),
         measuring(quiet, "Stopped before anything was measured.", picture) as teller,
     ):
-        status = Status(teller, every=_LINE_EVERY)
-        result = run(settings, lambda now: status.show(now.elapsed, partial(parts, now, settings, status)))
+        result = run(settings, lambda now: teller.show(now.elapsed, partial(parts, now, settings, teller)))
     compared = [(name, Distribution.of(Latencies.together(log.intervals))) for name, log in others]
     shown = result.as_json()
     shown["settings"]["to"] = None if settings.to is None else without_secrets(settings.to)
@@ -130,11 +128,11 @@ def bench(
         stopped(result.stopped_by, f"Stopped after {format_duration(result.seconds)}.")
 
 
-def parts(now: Progress, settings: Settings, status: Status) -> list[str]:
+def parts(now: Progress, settings: Settings, teller: Teller) -> list[str]:
     """How far a run is."""
     parts = [
         f"{now.elapsed:.1f} of {settings.expected_seconds:.1f} s",
-        f"{status.rate(now.elapsed, now.put):,.0f}/s put",
+        f"{teller.rate(now.elapsed, now.put):,.0f}/s put",
         f"{now.pending:,} pending",
         f"{now.sent:,} sent",
     ]

@@ -14,7 +14,7 @@ from localdelay.cli.demo_report import TITLES, never_throttled, report, timeline
 from localdelay.cli.options import DURATION, metrics_option, naming_options, option, run_options
 from localdelay.cli.output import WIDTH, Output
 from localdelay.cli.running import exporter, measuring
-from localdelay.cli.terminal import Failed, Status, tell
+from localdelay.cli.terminal import Failed, tell
 from localdelay.units import counted, format_duration, format_number, format_size
 
 if TYPE_CHECKING:  # what these import comes with the extra; `localdelay plan` has to work without it
@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # what these import comes with the extra; `localdelay plan` h
 _SECONDS = 2.0
 _MESSAGE_BYTES = 500
 _MAX_INPUT_BYTES = 500_000_000
-_LINE_EVERY = 1.0
 
 _EPILOG = """\b
 Exit codes:
@@ -102,10 +101,10 @@ def demo(
 
         def play() -> Report:
             with measuring(quiet or form is not None, "Stopped. No NATS server is left behind.") as teller:
-                began, status = time.monotonic(), Status(teller, every=_LINE_EVERY, first=_LINE_EVERY)
+                began = time.monotonic()
 
                 def progress(run: Run) -> None:
-                    status.show(time.monotonic() - began, lambda: parts(run), at_once=run.finished)
+                    teller.show(time.monotonic() - began, lambda: parts(run), at_once=run.finished)
 
                 return scenes.run(scene, started, progress, export)
 

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import attrs
 import click
 
 from localdelay.brokers import STDOUT, hide_secrets, without_secrets
 from localdelay.cli.options import DURATION, OUTPUT, SIZE, metrics_option, naming_options, option
 from localdelay.cli.running import Export, exporter
-from localdelay.cli.terminal import Failed, Status, Teller, can_be_live, is_terminal
+from localdelay.cli.terminal import Failed, Teller, can_be_live, is_terminal
 from localdelay.message import Message
 from localdelay.relay.run import check, run, stops
 from localdelay.relay.settings import FORMATS, AnyQueue, Outcome, Phase, Progress, Settings
@@ -97,7 +98,8 @@ def relay(*, quiet: bool, metrics: int | None, **options: Any) -> None:
         check(settings)
     if sys.stdin is None:  # it was closed before Python began, and its number may be another file's by now
         raise Failed("standard input can't be read: it is closed")
-    teller = Teller(live=not quiet and has_the_terminal(settings), status=not quiet)
+    live = not quiet and has_the_terminal(settings)
+    teller = Teller(live=live, status=not quiet, every=_LINE_EVERY, first=_LINE_EVERY)
     with exporter(metrics, "relay") as export, ExitStack() as stack:
         reads = not quiet and is_terminal(sys.stdin)
         display = Display(teller, settings, export, reads_terminal=reads)
@@ -201,25 +203,17 @@ def problems(outcome: Outcome, settings: Settings) -> Iterator[str]:
         yield f"Error: {_lines(outcome.saved.lost)} LOST: not sent, and in no file."
 
 
+@attrs.define
 class Display:
     """Shows what happens to a relay."""
 
-    def __init__(
-        self,
-        teller: Teller,
-        settings: Settings,
-        export: Export | None = None,
-        *,
-        reads_terminal: bool = False,
-    ) -> None:
-        self._teller = teller
-        self._status = Status(teller, every=_LINE_EVERY, first=_LINE_EVERY)
-        self._url = settings.to
-        self._export = export
-        self._stopping = False
-        self._letters = 0
-        self._opened = False
-        self._reads_terminal = reads_terminal
+    _teller: Teller
+    _settings: Settings
+    _export: Export | None = None
+    _reads_terminal: bool = attrs.field(default=False, kw_only=True)
+    _stopping: bool = attrs.field(default=False, init=False)
+    _opened: bool = attrs.field(default=False, init=False)
+    _letters: int = attrs.field(default=0, init=False)
 
     def signal(self, signum: int, _: object) -> None:
         """What a signal does while the relay does not listen to them.
@@ -241,11 +235,11 @@ class Display:
         """Show how far it is, unless that was just shown."""
 
         def parts() -> list[str]:
-            return status_parts(progress, self._status.rate(progress.elapsed, progress.queue.sent))
+            return status_parts(progress, self._teller.rate(progress.elapsed, progress.queue.sent))
 
         stops = progress.phase is Phase.STOPPING and not self._stopping
         self._stopping |= stops
-        self._status.show(progress.elapsed, parts, at_once=stops)
+        self._teller.show(progress.elapsed, parts, at_once=stops)
 
     def wrong_line(self, number: int, reason: str) -> None:
         """Report a line that was skipped."""
@@ -262,7 +256,7 @@ class Display:
 
     def notice(self, text: str) -> None:
         """Say something that is not of this command's own making."""
-        self._teller.line(hide_secrets(text, self._url))
+        self._teller.line(hide_secrets(text, self._settings.to))
 
 
 def _lines(count: int) -> str:

@@ -171,10 +171,18 @@ class Teller:
     It may be closed, full, or a pipe that nobody empties: none of that is to hold up a message.
     """
 
-    def __init__(self, *, live: bool = False, status: bool = True) -> None:
-        """Live: the status is one line that changes. Elsewhere there are lines of it, if at all."""
+    def __init__(
+        self, *, live: bool = False, status: bool = True, every: float = 1.0, first: float = 0.0
+    ) -> None:
+        """Live: the status is one line that changes, for the eye.
+
+        Elsewhere there are lines of it, if at all: `every` so many seconds one, from the `first` on.
+        """
         self.live = live
         self._status = status or live
+        self._every = _LIVE_EVERY if live else every
+        self._next = 0.0 if live else first
+        self._before = (0.0, 0)
         self._shown = False
         self._dropped = 0
         self._gave_up = False
@@ -203,6 +211,17 @@ class Teller:
         elif self._status and not self.live:
             self.line(fitted(parts, _WIDTH))
 
+    def show(self, now: float, parts: Callable[[], Sequence[str]], *, at_once: bool = False) -> None:
+        """The status, if it is time to; `now` is in seconds since the beginning."""
+        if now >= self._next or at_once:
+            self._next = now + self._every
+            self.status(parts())
+
+    def rate(self, now: float, count: int) -> float:
+        """How many a second since this was asked before."""
+        (before, counted), self._before = self._before, (now, count)
+        return (count - counted) / max(1e-9, now - before)
+
     def __enter__(self) -> Teller:
         return self
 
@@ -215,27 +234,6 @@ class Teller:
     def last(self, text: str) -> None:
         """One of the lines at the end, when there is nothing to hold up any more."""
         self.line(text, wait=_LAST_WORDS)
-
-
-class Status:
-    """Shows how far it is, now and then: for the eye on a terminal, every so many seconds elsewhere."""
-
-    def __init__(self, teller: Teller, *, every: float, first: float = 0.0) -> None:
-        self._teller = teller
-        self._every = _LIVE_EVERY if teller.live else every
-        self._next = 0.0 if teller.live else first
-        self._before = (0.0, 0)
-
-    def rate(self, now: float, count: int) -> float:
-        """How many a second since this was asked before."""
-        (before, counted), self._before = self._before, (now, count)
-        return (count - counted) / max(1e-9, now - before)
-
-    def show(self, now: float, parts: Callable[[], Sequence[str]], *, at_once: bool = False) -> None:
-        """Show these parts if it is time to; `now` is in seconds since the beginning."""
-        if now >= self._next or at_once:
-            self._next = now + self._every
-            self._teller.status(parts())
 
 
 def tell(text: str) -> None:

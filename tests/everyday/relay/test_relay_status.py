@@ -195,7 +195,7 @@ def test_a_live_line_gives_way_to_others(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_without_a_terminal_there_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
     """Every ten seconds, and one when it begins to stop."""
-    display = Display(Teller(), SETTINGS)
+    display = Display(Teller(every=10.0, first=10.0), SETTINGS)
     for half_seconds in range(50):
         display.progress(progress(elapsed=half_seconds / 2, sent=half_seconds))
     for half_seconds in range(50, 60):
