@@ -19,7 +19,6 @@ from typing import Any
 from localdelay import arguments
 from localdelay.entry import Entry, message_of
 from localdelay.errors import LocalDelayError
-from localdelay.hops import Hop
 from localdelay.message import Message
 from localdelay.queue.sending import not_awaitable
 
@@ -58,12 +57,12 @@ class Tasks(Senders):
         self._to_do: deque[Entry] = deque()
         self._seats: dict[_Seat, None] = {}
         self._yields = False  # whether a task has given its turn away and goes on in the next one
-        self._arriving: Hop[Entry] = Hop(self._loop.call_soon_threadsafe, self._arrive)
 
     def give(self, entries: list[Entry]) -> None:
         """Send these, each on its own, in this order."""
+        self._to_do.extend(entries)
         try:
-            self._arriving.send_all(entries)
+            self._loop.call_soon_threadsafe(self._more)
         except RuntimeError as error:  # the loop is closed
             now = self._read_clock() + self._offset
             for entry in self.take_back():
@@ -71,7 +70,7 @@ class Tasks(Senders):
 
     def take_back(self) -> list[Entry]:
         """Those whose sends have not begun: they will not."""
-        taken = self._arriving.take()
+        taken: list[Entry] = []
         with suppress(IndexError):
             while True:
                 taken.append(self._to_do.popleft())
@@ -89,10 +88,6 @@ class Tasks(Senders):
             self._loop.call_soon_threadsafe(self._more)
 
     # What follows runs on the asyncio loop.
-
-    def _arrive(self, entries: list[Entry]) -> None:
-        self._to_do += entries
-        self._more()
 
     def _more(self) -> None:
         """Start a task if there is something for it to do, and look again after that one's first turn."""
