@@ -83,7 +83,7 @@ def test_json_of_a_real_run() -> None:
     for figures in report.values():
         assert figures["published"] == 1200
         assert figures["received"] + figures["lost"] == 1200
-        assert 0 <= figures["lateness_p50"] <= figures["lateness_p99"] <= figures["lateness_max"] < 30
+        assert 0 <= figures["lateness_p50"] <= figures["lateness_p99"] <= figures["lateness_max"]
     assert plain["degraded"] == plain["duplicates"] == 0
     assert plain["accepted"] + plain["refused"] == 1200
     assert plain["lost"] == plain["refused"] > 0

@@ -150,17 +150,17 @@ def test_a_full_delay_queue_degrades(program: str, orders: Orders) -> None:
 
 
 def published(program: str, wait: float, times: int = 2) -> str:
-    """The same program, which publishes so often, says what is raised, and waits after each."""
+    """The same program, which publishes so often, says what is raised, and waits in between."""
     sleep = "await asyncio.sleep" if program is AIO_PIKA else "__import__('time').sleep"
 
     def loop(found: re.Match[str]) -> str:
         body = textwrap.indent(textwrap.dedent(found[2]), " " * 8)
         lines = (
-            f"for delay in [1.0] * {times}:\n"
+            f"for delay, wait in [(1.0, 0.0), *[(1.0, {wait})] * {times - 1}]:\n"
+            f"    {sleep}(wait)\n"
             f"    try:\n{body}"
             "    except Exception as error:\n"
             "        print(type(error).__name__, flush=True)\n"
-            f"    {sleep}({wait})\n"
         )
         return textwrap.indent(lines, found[1])
 
