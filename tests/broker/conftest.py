@@ -1,16 +1,50 @@
-"""A Redis for the tests of queues in it, and what TLS needs."""
+"""The server that a file's tests are about, and servers of a test's own."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
-from tests.kit.servers.process import NotInstalled, program
+from tests.kit.servers.amqp import RabbitServer
+from tests.kit.servers.process import NotInstalled, Server, program
 from tests.kit.servers.redis import RedisServer
+
+AnyServer = TypeVar("AnyServer", bound=Server)
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest, start_server: Callable[[str], Server]) -> Server:
+    """The one that the file names as its `SERVER`."""
+    return start_server(request.module.SERVER)
+
+
+@pytest.fixture
+def url(server: Server) -> str:
+    return server.fresh()
+
+
+@pytest.fixture
+def begin() -> Iterator[Callable[[AnyServer], AnyServer]]:
+    """`begin(server)` starts one that the test may spoil, and that ends with it."""
+    with ExitStack() as stack:
+
+        def begun(one: AnyServer) -> AnyServer:
+            stack.callback(one.stop)
+            one.start()
+            return one
+
+        yield begun
+
+
+@pytest.fixture
+def rabbit(start_server: Callable[[str], RabbitServer]) -> RabbitServer:
+    return start_server("amqp")
 
 
 @pytest.fixture
@@ -19,12 +53,9 @@ def redis(start_server: Callable[[str], RedisServer]) -> RedisServer:
 
 
 @pytest.fixture
-def own_redis(redis: RedisServer) -> Iterator[RedisServer]:
+def own_redis(redis: RedisServer, begin: Callable[[RedisServer], RedisServer]) -> RedisServer:
     """A server that the test may spoil."""
-    one = RedisServer()
-    one.start()
-    yield one
-    one.stop()
+    return begin(RedisServer())
 
 
 @pytest.fixture

@@ -368,12 +368,18 @@ async def test_used_after_its_block_it_fails_at_once(server: Server, url: str) -
 
 
 async def test_an_error_of_the_block_comes_out_as_it_is(server: Server, url: str) -> None:
-    """What the caller's own block raises is neither wrapped nor renamed."""
-    own = ConnectionError("user of the block")
-    with pytest.raises(ConnectionError) as raised:
+    """What the caller's own block raises is neither wrapped nor renamed, and a cancellation is Trio's."""
+    for own in (ConnectionError("user of the block"), ExceptionGroup("mine", [ValueError(), KeyError()])):
+        with pytest.raises(type(own)) as raised:
+            async with open_broker(url):
+                raise own
+        assert raised.value is own
+        assert raised.value.__cause__ is None
+    with trio.CancelScope() as scope:
         async with open_broker(url):
-            raise own
-    assert raised.value is own
+            scope.cancel()
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
-from typing import Any, cast
 
 import pika
 import pika.exceptions
@@ -28,18 +26,8 @@ from tests.kit.amqp_world import (
     user,
 )
 from tests.kit.servers.amqp import RabbitServer
-from tests.kit.servers.process import Server
 
-
-@pytest.fixture
-def rabbit(start_server: Callable[[str], Server]) -> RabbitServer:
-    return cast(RabbitServer, start_server("amqp"))
-
-
-@pytest.fixture
-def url(rabbit: RabbitServer) -> str:
-    return rabbit.fresh()
-
+SERVER = "amqp"
 
 # What travels.
 
@@ -281,22 +269,6 @@ async def test_two_sizes_that_are_too_large_are_both_found(rabbit: RabbitServer,
     assert failed.keys() == {"large0", "large1", "large2"}
     assert {type(error) for error in failed.values()} == {PermanentSendError}
     assert len(await arrived(rabbit, url, 50)) == 50
-
-
-@pytest.mark.parametrize(
-    "fields", [{"headers": {"CC": "x"}}, {"headers": {"n" * 256: ""}}, {"headers": {"n": "\ud800"}}]
-)
-async def test_what_amqp_can_not_carry_harms_nobody_else(
-    rabbit: RabbitServer, url: str, fields: dict[str, Any]
-) -> None:
-    """It is refused here; the others, and the channel, know nothing of it."""
-    async with opened(url) as broker:
-        bad = message("bad", **fields)
-        with pytest.raises(PartialSendError) as raised:
-            await broker.send_batch([*messages("a", 10), bad, *messages("b", 10)])
-        assert failures_of(raised.value).keys() == {"bad"}
-        assert type(failures_of(raised.value)["bad"]) is PermanentSendError
-    assert len(await arrived(rabbit, url, 20)) == 20
 
 
 async def test_a_message_that_is_none_fails_and_does_not_hang(url: str) -> None:

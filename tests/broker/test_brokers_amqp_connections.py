@@ -6,15 +6,12 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable
-from pathlib import Path
-from typing import cast
 
 import pytest
 import trio
 
 from localdelay import RetryPolicy, open_delay_queue
-from localdelay.brokers import Broker, ConnectionLost
+from localdelay.brokers import ConnectionLost
 from tests.kit.amqp_world import (
     arrived,
     message,
@@ -25,18 +22,8 @@ from tests.kit.amqp_world import (
 )
 from tests.kit.servers.amqp import RabbitServer
 from tests.kit.servers.amqp_proxy import proxied
-from tests.kit.servers.process import Server
 
-
-@pytest.fixture
-def rabbit(start_server: Callable[[str], Server]) -> RabbitServer:
-    return cast(RabbitServer, start_server("amqp"))
-
-
-@pytest.fixture
-def url(rabbit: RabbitServer) -> str:
-    return rabbit.fresh()
-
+SERVER = "amqp"
 
 # Connections that are lost.
 
@@ -86,12 +73,6 @@ async def test_resets_in_the_midst_of_batches_lose_nothing(rabbit: RabbitServer,
     assert got.total() - 2000 <= 8 * 40
 
 
-async def self_cancelling(broker: Broker, id: str, after: float) -> None:
-    with trio.move_on_after(after):
-        with pytest.raises(TimeoutError):
-            await broker.send(message(id, bytes(200_000)))
-
-
 async def test_heartbeats_find_a_connection_that_is_dead(rabbit: RabbitServer, url: str) -> None:
     """Nothing comes from the broker any more, and no end of the connection either."""
     limits = {"confirm_timeout": 25.0}  # pika looks every heartbeat and five seconds
@@ -104,12 +85,6 @@ async def test_heartbeats_find_a_connection_that_is_dead(rabbit: RabbitServer, u
             await broker.send(message("one"))
         await send_until_confirmed(broker, "two")
     assert "two" in await arrived(rabbit, url, 1)
-
-
-def held() -> tuple[int, int, int]:
-    """How many descriptors, threads and tasks there are."""
-    tasks = trio.lowlevel.current_statistics().tasks_living
-    return len(list(Path("/proc/self/fd").iterdir())), threading.active_count(), tasks
 
 
 def test_an_interrupt_comes_out_and_ends_it(rabbit: RabbitServer, url: str) -> None:

@@ -7,10 +7,10 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 import pika.channel
@@ -22,12 +22,6 @@ from localdelay.brokers import Broker, amqp_channel, open_broker
 from localdelay.brokers.amqp_delays import delay_queue
 from localdelay.brokers.wire import EXECUTE_AT, ID
 from tests.kit.servers.amqp import RabbitServer
-from tests.kit.servers.process import Server
-
-
-@pytest.fixture
-def rabbit(start_server: Callable[[str], Server]) -> RabbitServer:
-    return cast(RabbitServer, start_server("amqp"))
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import cast
 
 import pika
 import pika.exceptions
@@ -26,17 +24,9 @@ from tests.kit.amqp_world import (
 )
 from tests.kit.servers.amqp import RabbitServer
 from tests.kit.servers.amqp_proxy import proxied
-from tests.kit.servers.process import Server, free_port
+from tests.kit.servers.process import free_port
 
-
-@pytest.fixture
-def rabbit(start_server: Callable[[str], Server]) -> RabbitServer:
-    return cast(RabbitServer, start_server("amqp"))
-
-
-@pytest.fixture
-def url(rabbit: RabbitServer) -> str:
-    return rabbit.fresh()
+SERVER = "amqp"
 
 
 async def test_what_is_wrong_with_a_connection_is_one_line(

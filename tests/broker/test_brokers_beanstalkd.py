@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,43 +14,21 @@ import trio
 
 from localdelay import Message, PartialSendError, PermanentSendError, Throttled
 from localdelay.brokers import open_broker
-from localdelay.brokers.beanstalkd import MAX_DELAY, MAX_JOB_BYTES, answer_error, classified
+from localdelay.brokers.beanstalkd import MAX_DELAY, MAX_JOB_BYTES
 from tests.kit.servers.beanstalkd import BeanstalkdServer
-from tests.kit.servers.process import NotInstalled, Received, Server, free_port
+from tests.kit.servers.process import Received, free_port
+
+SERVER = "beanstalkd"
 
 LARGE = 60_000
 
 
 @pytest.fixture
-def server(start_server: Callable[[str], Server]) -> BeanstalkdServer:
-    server = start_server("beanstalkd")
-    assert isinstance(server, BeanstalkdServer)
-    return server
-
-
-@pytest.fixture
-def url(server: BeanstalkdServer) -> str:
-    return server.fresh()
-
-
-@pytest.fixture
-def own_server() -> Iterator[Callable[..., BeanstalkdServer]]:
-    """`own_server("-z", "100")` is one that no other test has."""
-    servers: list[BeanstalkdServer] = []
-
-    def started(*options: str, durable: bool = True) -> BeanstalkdServer:
-        servers.append(BeanstalkdServer(*options, durable=durable))
-        try:
-            servers[-1].start()
-        except NotInstalled as missing:
-            if os.environ.get("LOCALDELAY_REQUIRE_BROKERS") == "1":
-                pytest.fail(str(missing))
-            pytest.skip(str(missing))
-        return servers[-1]
-
-    yield started
-    for server in servers:
-        server.stop()
+def own(
+    server: BeanstalkdServer, begin: Callable[[BeanstalkdServer], BeanstalkdServer]
+) -> Callable[..., BeanstalkdServer]:
+    """`own("-z", "100")` is one that no other test has."""
+    return lambda *options, durable=True: begin(BeanstalkdServer(*options, durable=durable))
 
 
 def message(id: str, payload: bytes | None = None) -> Message:
@@ -70,72 +47,6 @@ def bodies(received: list[Received]) -> list[bytes]:
     return [one.payload for one in received]
 
 
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (greenstalk.DrainingError(), Throttled),
-        (greenstalk.OutOfMemoryError(), Throttled),
-        (greenstalk.BuriedError([b"5"]), Throttled),
-        (greenstalk.JobTooBigError(), PermanentSendError),
-        (greenstalk.BadFormatError(), PermanentSendError),
-        (greenstalk.UnknownCommandError(), PermanentSendError),
-        (greenstalk.InternalError(), None),
-        (greenstalk.ExpectedCrlfError(), None),
-        (greenstalk.UnknownResponseError(b"HOT", []), None),
-        (ConnectionError("lost"), None),
-    ],
-)
-def test_errors(error: Exception, expected: type[Exception] | None) -> None:
-    """Throttling, what can never work, and the rest as greenstalk has it."""
-    if expected is None:
-        assert classified(error) is error
-    else:
-        assert type(classified(error)) is expected
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        (b"INSERTED 1", None),
-        (b"BURIED 5", greenstalk.BuriedError),
-        (b"DRAINING", greenstalk.DrainingError),
-        (b"OUT_OF_MEMORY", greenstalk.OutOfMemoryError),
-        (b"JOB_TOO_BIG", greenstalk.JobTooBigError),
-        (b"EXPECTED_CRLF", greenstalk.ExpectedCrlfError),
-        (b"BAD_FORMAT", greenstalk.BadFormatError),
-        (b"INTERNAL_ERROR", greenstalk.InternalError),
-        (b"UNKNOWN_COMMAND", greenstalk.UnknownCommandError),
-        (b"HTTP/1.1 400 Bad Request", greenstalk.UnknownResponseError),
-        (b"BURIED", greenstalk.BuriedError),
-        (b"INSERTED", greenstalk.UnknownResponseError),
-        (b"BURIED x", greenstalk.UnknownResponseError),
-        (b"", greenstalk.UnknownResponseError),
-        (b"\xff\x00", greenstalk.UnknownResponseError),
-    ],
-)
-def test_answers(answer: bytes, expected: type[Exception] | None) -> None:
-    """Every answer that the protocol has for a put, and some that it has not."""
-    error = answer_error(answer)
-    assert error is None if expected is None else type(error) is expected
-
-
-async def test_draining_is_throttling(server: BeanstalkdServer, url: str) -> None:
-    """In drain mode each kind of publish raises Throttled; after a restart it works without opening anew."""
-    async with open_broker(url) as broker:
-        with server.throttled(url):
-            with pytest.raises(Throttled, match="draining") as raised:
-                await broker.send(message("one"))
-            assert isinstance(raised.value.__cause__, greenstalk.DrainingError)
-            assert raised.value.retry_after is None
-            with pytest.raises(Throttled, match="draining"):
-                await broker.send_batch([message("a"), message("b")])
-            with pytest.raises(Throttled, match="draining"):
-                await broker.publish_delayed(message("later"), 1.0)
-        with trio.fail_after(60):
-            await broker.send(message("last"))
-    assert bodies(await read(server, url, 1)) == [b"last"]
-
-
 @contextmanager
 def out_of_memory(pid: int) -> Iterator[None]:
     """The process gets no more memory than it has."""
@@ -148,9 +59,9 @@ def out_of_memory(pid: int) -> Iterator[None]:
         resource.prlimit(pid, resource.RLIMIT_AS, (soft, hard))
 
 
-async def test_out_of_memory_is_throttling(own_server: Callable[..., BeanstalkdServer]) -> None:
+async def test_out_of_memory_is_throttling(own: Callable[..., BeanstalkdServer]) -> None:
     """A server that gets no more memory refuses the large ones, and the connection stays in step."""
-    server = own_server(durable=False)
+    server = own(durable=False)
     url = server.fresh()
     async with open_broker(url) as broker:
         with out_of_memory(server.pid):
@@ -168,9 +79,9 @@ async def test_out_of_memory_is_throttling(own_server: Callable[..., BeanstalkdS
     assert [body[:4].strip(b"\0") for body in received if body[:4] != bytes(4)] == [b"a", b"b", b"last"]
 
 
-async def test_a_log_that_cannot_grow_is_throttling(own_server: Callable[..., BeanstalkdServer]) -> None:
+async def test_a_log_that_cannot_grow_is_throttling(own: Callable[..., BeanstalkdServer]) -> None:
     """Where the server can't write its log any more it says that it is out of memory, until it can."""
-    server = own_server("-s", "16384")
+    server = own("-s", "16384")
     url = server.fresh()
     away = server.directory.with_name(server.directory.name + "-away")
     async with open_broker(url) as broker:
@@ -185,9 +96,9 @@ async def test_a_log_that_cannot_grow_is_throttling(own_server: Callable[..., Be
         await broker.send(message("last"))
 
 
-async def test_too_large_for_this_server(own_server: Callable[..., BeanstalkdServer]) -> None:
+async def test_too_large_for_this_server(own: Callable[..., BeanstalkdServer]) -> None:
     """One byte over its limit can never work, at its limit it does, and what is written behind it as well."""
-    server = own_server("-z", "1000", durable=False)
+    server = own("-z", "1000", durable=False)
     url = server.fresh()
     async with open_broker(url) as broker:
         with pytest.raises(PermanentSendError, match="too large") as raised:
@@ -314,14 +225,3 @@ async def test_a_tube_may_have_any_name_that_there_is(server: BeanstalkdServer) 
             job = client.reserve(timeout=60)
             assert job.body == b"one"
             client.delete(job)
-
-
-async def test_large_batches_go_through(own_server: Callable[..., BeanstalkdServer]) -> None:
-    """Many times what sockets hold, and more messages than may be under way: each is there once, in order."""
-    server = own_server(durable=False)
-    url = server.fresh()
-    payloads = [b"%d " % number + bytes(LARGE if number % 10 == 0 else 100) for number in range(5000)]
-    async with open_broker(url) as broker:
-        with trio.fail_after(100):
-            await broker.send_batch([message(f"{n}", payload) for n, payload in enumerate(payloads)])
-    assert bodies(await read(server, url, len(payloads))) == payloads

@@ -7,9 +7,7 @@ connections are lost and left.
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,7 +20,8 @@ from localdelay import Message, PartialSendError, PermanentSendError, Throttled
 from localdelay.brokers import Broker, nats_line, open_broker
 from localdelay.brokers.nats import schedule_subject
 from tests.kit.servers.nats import NatsServer, stream_of
-from tests.kit.servers.process import NotInstalled, program
+
+SERVER = "nats"
 
 SUBJECT = "orders.due"
 OWNER = "owner:secret@"
@@ -30,28 +29,9 @@ _OWNER = "{user: owner, password: secret}"
 
 
 @pytest.fixture
-def server(start_server: Callable[[str], NatsServer]) -> NatsServer:
-    return start_server("nats")
-
-
-@pytest.fixture
-def url(server: NatsServer) -> str:
-    return server.fresh()
-
-
-@pytest.fixture
-def own(server: NatsServer) -> Iterator[Callable[..., NatsServer]]:
+def own(server: NatsServer, begin: Callable[[NatsServer], NatsServer]) -> Callable[..., NatsServer]:
     """`own(...)` is a running server of the test's own; there is a program for it, since `server` runs."""
-    started: list[NatsServer] = []
-
-    def start(**settings: str) -> NatsServer:
-        started.append(NatsServer(durable=False, **settings))  # type: ignore[arg-type]
-        started[-1].start()
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.stop()
+    return lambda **settings: begin(NatsServer(durable=False, **settings))
 
 
 def message(id: str, payload: bytes = b"payload", **fields: object) -> Message:
@@ -240,24 +220,6 @@ async def test_a_user_who_may_not_listen(own: Callable[..., NatsServer]) -> None
             await broker.send(message("x"))
 
 
-async def test_payload_and_delay_are_checked(server: NatsServer, url: str) -> None:
-    """What is no bytes, and a time that no clock knows, are refused by their names."""
-    async with open_broker(url) as broker:
-        with pytest.raises(TypeError, match="payload"):
-            await broker.send(message("x", "text"))  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match="payload"):
-            await broker.send_batch([message("never"), message("x", bytearray(1))])  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match="delay"):
-            await broker.publish_delayed(message("x"), "1")  # type: ignore[arg-type]
-        for delay in (-0.001, float("nan"), 1e12):
-            with pytest.raises(ValueError, match="delay"):
-                await broker.publish_delayed(message("x"), delay)
-        with pytest.raises(PermanentSendError, match="Unicode"):
-            await broker.publish_delayed(message("\ud800"), 1.0)
-        await broker.send(message("good"))
-    assert stored(server, urlsplit(url).path[1:], 1) == [b"payload"]
-
-
 async def test_a_message_cannot_say_where_its_schedule_goes(server: NatsServer, url: str) -> None:
     """The headers of the schedule are the broker's, in whatever letters the message has its own."""
     forged = {"Nats-Schedule-Target": "elsewhere", "nats-schedule": "@at 2999-01-01T00:00:00Z", "A": "b"}
@@ -265,20 +227,6 @@ async def test_a_message_cannot_say_where_its_schedule_goes(server: NatsServer, 
         await broker.publish_delayed(message("x", headers=forged), 0.1)
     (received,) = server.read(url, 1)
     assert received.headers["A"] == "b"
-
-
-async def test_a_batch_keeps_its_order(server: NatsServer, url: str) -> None:
-    """Several batches at once, of more than is written in one go: each is stored in its own order."""
-    subject = urlsplit(url).path[1:]
-    async with open_broker(url, confirm_timeout=60.0) as broker:
-        async with trio.open_nursery() as nursery:
-            for batch in range(3):
-                messages = [message("x", b"%d %d " % (batch, number) + bytes(900)) for number in range(500)]
-                nursery.start_soon(broker.send_batch, messages)
-    arrived = [payload.split()[:2] for payload in stored(server, subject, 1500)]
-    for batch in range(3):
-        numbers = [int(number) for of, number in arrived if int(of) == batch]
-        assert numbers == list(range(500))
 
 
 # Users and secrets.
@@ -339,23 +287,6 @@ async def test_the_first_of_several_hosts_that_answers(server: NatsServer, url: 
     async with open_broker(f"nats://127.0.0.1:1,127.0.0.1:{server.port}/{subject}") as broker:
         await broker.send(message("x"))
     assert stored(server, subject, 1) == [b"payload"]
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """A certificate for 127.0.0.1 that nobody has signed but itself; its key is beside it."""
-    try:
-        openssl = program("openssl", "openssl")
-    except NotInstalled as missing:
-        if os.environ.get("LOCALDELAY_REQUIRE_BROKERS") == "1":
-            pytest.fail(str(missing))
-        pytest.skip(str(missing))
-    made = tmp_path / "certificate.pem"
-    command = f"{openssl} req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
-    subject = "-subj /CN=test -addext subjectAltName=IP:127.0.0.1"
-    files = f"-keyout {tmp_path}/key.pem -out {made}"
-    subprocess.run(f"{command} {subject} {files}".split(), check=True, capture_output=True)
-    return made
 
 
 async def test_tls(

@@ -26,29 +26,17 @@ from tests.kit.servers.process import free_port
 from tests.kit.servers.redis import RedisServer
 from tests.kit.servers.redis_faults import Proxy, listening
 
+SERVER = "redis"
+
 SEED = 20261121
 SOON = 60.0
 """Seconds: what a busy machine may need."""
 
 
 @pytest.fixture
-def server(start_server: Callable[[str], RedisServer]) -> RedisServer:
-    return start_server("redis")
-
-
-@pytest.fixture
-def own() -> Iterator[Callable[..., RedisServer]]:
+def own(server: RedisServer, begin: Callable[[RedisServer], RedisServer]) -> Callable[..., RedisServer]:
     """`own(*settings)` is a server that the test may spoil."""
-    servers: list[RedisServer] = []
-
-    def started(*settings: str) -> RedisServer:
-        servers.append(RedisServer(*settings))
-        servers[-1].start()
-        return servers[-1]
-
-    yield started
-    for one in servers:
-        one.stop()
+    return lambda *settings: begin(RedisServer(*settings))
 
 
 def message(id: str, payload: bytes | None = None, **fields: object) -> Message:
@@ -130,21 +118,6 @@ async def test_db_of_the_url(server: RedisServer) -> None:
 
 
 # ---------------------------------------------------------------- throttled
-
-
-async def test_out_of_memory_names_each_message(server: RedisServer) -> None:
-    """OOM is Throttled for a send, for a batch as a whole, and nothing was added."""
-    url = server.fresh()
-    async with open_broker(url) as broker:
-        with server.throttled(url):
-            for _ in range(3):
-                with pytest.raises(Throttled, match="OOM") as raised:
-                    await broker.send(message("one"))
-                assert isinstance(raised.value.__cause__, coredis.exceptions.ResponseError)
-                with pytest.raises(Throttled, match="OOM"):
-                    await broker.send_batch([message("a"), message("b")])
-        await broker.send(message("after"))
-    assert await ids(server, url, 1) == Counter(["after"])
 
 
 async def test_max_number_of_clients(own: Callable[..., RedisServer]) -> None:

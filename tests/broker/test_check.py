@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.kit.commands import run
+from tests.kit.servers.all import make
 from tests.kit.servers.process import Server
 
 
@@ -88,18 +89,12 @@ def test_redis_that_is_not_fit(start_server: Callable[[str], Any], own_redis: An
         assert list(looked(url, 1)) == ["role"]
 
 
-def test_beanstalkd_that_is_not_fit() -> None:
+def test_beanstalkd_that_is_not_fit(begin: Callable[[Server], Any]) -> None:
     """One without a binlog, which drains."""
-    from tests.kit.servers.beanstalkd import BeanstalkdServer
-
-    server = BeanstalkdServer(durable=False)
-    server.start()
-    try:
-        assert list(looked(server.fresh(), 1)) == ["confirms"]
-        server.drain()
-        assert list(looked(server.fresh(), 1)) == ["jobs", "confirms"]
-    finally:
-        server.stop()
+    server = begin(make("beanstalkd", durable=False))
+    assert list(looked(server.fresh(), 1)) == ["confirms"]
+    server.drain()
+    assert list(looked(server.fresh(), 1)) == ["jobs", "confirms"]
 
 
 def test_nats_that_is_not_fit(start_server: Callable[[str], Any]) -> None:

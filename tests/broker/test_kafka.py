@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -24,27 +24,16 @@ from localdelay import (
 from localdelay.brokers import open_broker
 from localdelay.brokers.wire import ID
 from tests.kit.servers.kafka import KafkaServer
-from tests.kit.servers.process import Server
+
+SERVER = "kafka"
 
 RETRY = RetryPolicy(wait_initial=0.05, wait_max=0.5)
 
 
 @pytest.fixture
-def server(start_server: Callable[[str], Server]) -> KafkaServer:
-    found = start_server("kafka")
-    assert isinstance(found, KafkaServer)
-    return found
-
-
-@pytest.fixture
-def three(start_server: Callable[[str], Server]) -> Iterator[KafkaServer]:
-    start_server("kafka")  # skips, or fails, where it is not there
-    cluster = KafkaServer(3)
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
+def three(server: KafkaServer, begin: Callable[[KafkaServer], KafkaServer]) -> KafkaServer:
+    """A cluster; there is a program for it, since `server` runs."""
+    return begin(KafkaServer(3))
 
 
 def message(id: str, payload: bytes | None = None) -> Message:

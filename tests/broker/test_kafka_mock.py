@@ -22,7 +22,9 @@ from localdelay import (
 from localdelay.brokers import open_broker
 from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID
 from tests.kit.servers.kafka_mock_cluster import INIT_PRODUCER_ID, PRODUCE, MockKafka
-from tests.kit.servers.process import Server, free_port
+from tests.kit.servers.process import free_port
+
+SERVER = "kafka_mock_cluster"
 
 THROTTLED = ["THROTTLING_QUOTA_EXCEEDED", "NOT_ENOUGH_REPLICAS", "NOT_ENOUGH_REPLICAS_AFTER_APPEND"]
 PERMANENT = [
@@ -36,13 +38,6 @@ PERMANENT = [
 ]
 RETRY = RetryPolicy(wait_initial=0.05, wait_max=0.5)
 TRANSPORT = -195
-
-
-@pytest.fixture
-def server(start_server: Callable[[str], Server]) -> MockKafka:
-    found = start_server("kafka_mock_cluster")
-    assert isinstance(found, MockKafka)
-    return found
 
 
 def message(id: str, payload: bytes | None = None, **fields: object) -> Message:

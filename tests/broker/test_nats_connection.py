@@ -5,13 +5,9 @@ Against real servers; test_nats_odd_servers.py has what real ones do not do.
 
 from __future__ import annotations
 
-import gc
-import random
 import signal
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import nats.errors
@@ -33,16 +29,13 @@ AT_ONCE = 5.0
 """Seconds: long before `confirm_timeout`, which is 10, is over."""
 LAME_DUCK = 'lame_duck_duration: "30s"\nlame_duck_grace_period: "1ms"'
 USER = "{user: user, password: one}"
+SERVER = "nats"
 
 
 @pytest.fixture
-def own(start_server: Callable[[str], NatsServer]) -> Iterator[NatsServer]:
+def own(server: NatsServer, begin: Callable[[NatsServer], NatsServer]) -> NatsServer:
     """A server of the test's own, to be killed; there is a program for it, since another one runs."""
-    start_server("nats")
-    server = NatsServer(more=LAME_DUCK, users=USER, owner="user:one@", durable=False)
-    server.start()
-    yield server
-    server.stop()
+    return begin(NatsServer(more=LAME_DUCK, users=USER, owner="user:one@", durable=False))
 
 
 @asynccontextmanager
@@ -83,61 +76,6 @@ async def send_until_taken(broker: Broker, id: str) -> list[Exception]:
 # Lost and made again.
 
 
-async def test_what_is_under_way_fails_at_once_when_the_server_dies(own: NatsServer) -> None:
-    """Each send raises a ConnectionError of its own, long before its time is over."""
-    failed: list[BaseException] = []
-    async with opened(own) as (broker, _):
-
-        async def send(number: int) -> None:
-            with pytest.raises(ConnectionError, match="lost") as raised:
-                if number:
-                    await broker.send(message(f"m{number}"))
-                else:
-                    await broker.send_batch([message("a"), message("b")])
-            failed.append(raised.value)
-
-        own.freeze()
-        with trio.fail_after(AT_ONCE):
-            async with trio.open_nursery() as nursery:
-                for number in range(10):
-                    nursery.start_soon(send, number)
-                await trio.testing.wait_all_tasks_blocked()
-                own.kill()
-    assert len({id(error) for error in failed}) == 10
-
-
-async def test_sends_wait_for_the_connection(own: NatsServer) -> None:
-    """While there is no server they wait; as soon as it is back, they go out, each once."""
-    async with opened(own) as (broker, url):
-        own.kill()
-        await until_lost(broker)
-        async with trio.open_nursery() as nursery:
-            for number in range(100):
-                nursery.start_soon(broker.send, message(f"m{number}"))
-            nursery.start_soon(broker.send_batch, [message(f"b{number}") for number in range(100)])
-            await trio.testing.wait_all_tasks_blocked(0.2)
-            await in_thread(own.restart)
-            with trio.fail_after(SOON):
-                await broker.send(message("last"))
-        expected = [f"m{number}" for number in range(100)] + [f"b{number}" for number in range(100)]
-        assert sorted(ids(own, url, 201)) == sorted([*expected, "last"])
-
-
-async def test_sends_do_not_wait_for_ever(own: NatsServer) -> None:
-    """After confirm_timeout a send without a connection was not sent, says so, and is not sent later."""
-    async with opened(own, confirm_timeout=0.3) as (broker, url):
-        own.kill()
-        await until_lost(broker)
-        with trio.fail_after(SOON), pytest.raises(ConnectionError, match="no connection") as raised:
-            await broker.send(message("given up"))
-        assert raised.value.__cause__ is not None
-        with trio.move_on_after(0.05):
-            await broker.send(message("cancelled"))
-        await in_thread(own.restart)
-        await send_until_taken(broker, "last")
-        assert set(ids(own, url, 1)) == {"last"}
-
-
 async def test_a_delayed_publish_does_not_wait_for_the_connection(own: NatsServer) -> None:
     """Its caller may have another way: it fails at once, also where it waits already."""
     async with opened(own) as (broker, _):
@@ -170,37 +108,6 @@ async def test_however_the_server_ends(own: NatsServer, how: signal.Signals) -> 
         await in_thread(own.restart)
         await send_until_taken(broker, "after")
         assert set(ids(own, url, 2)) == {"before", "after"}
-
-
-async def test_again_and_again(own: NatsServer) -> None:
-    """Six times killed and restarted, with sends all the time: all that was confirmed is there."""
-    seed = 5
-    print("seed", seed)
-    pauses = random.Random(seed)
-    confirmed: list[str] = []
-    async with opened(own) as (broker, url):
-
-        async def send(worker: int) -> None:
-            for number in range(10_000):
-                id = f"{worker}-{number}"
-                await send_until_taken(broker, id)
-                confirmed.append(id)
-                await trio.sleep(0.01)
-
-        async with trio.open_nursery() as nursery:
-            for worker in range(20):
-                nursery.start_soon(send, worker)
-            for _ in range(6):
-                await trio.sleep(pauses.uniform(0.02, 0.2))
-                own.kill()
-                await trio.sleep(pauses.uniform(0.0, 0.2))
-                await in_thread(own.restart)
-            back = len(confirmed)
-            with trio.fail_after(SOON):
-                while len(confirmed) < back + 100:  # noqa: ASYNC110 (each worker finds it by itself)
-                    await trio.sleep(0.01)
-            nursery.cancel_scope.cancel()
-        assert set(ids(own, url, len(confirmed))) >= set(confirmed)
 
 
 async def test_a_server_that_says_why_it_hangs_up(own: NatsServer) -> None:
@@ -317,54 +224,6 @@ async def test_leaving_takes_no_time_though_the_server_is_frozen(own: NatsServer
             assert trio.current_time() - left < AT_ONCE
             own.thaw()
     assert failed == ["closed"]
-
-
-def open_files() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
-async def test_nothing_is_left_behind(own: NatsServer, capfd: pytest.CaptureFixture[str]) -> None:
-    """After the block there is no socket and no thread more than before, and nothing was printed."""
-    gc.collect()  # what earlier tests have left is not counted
-    threads = threading.active_count()
-    files = open_files()
-    for end in ("", "kill", "freeze", "cancel"):
-        with trio.CancelScope() as scope:
-            async with open_broker(f"nats://user:one@{own.host}/{SUBJECT}") as broker:
-                with pytest.raises(PermanentSendError):
-                    await broker.send(message("x"))
-                if end == "kill":
-                    own.kill()
-                    await until_lost(broker)
-                    await trio.sleep(0.3)
-                elif end == "freeze":
-                    own.freeze()
-                elif end == "cancel":
-                    scope.cancel()
-                    await trio.sleep_forever()
-        if end == "kill":
-            own.restart()
-        elif end == "freeze":
-            own.thaw()
-        gc.collect()
-        assert open_files() <= files, end
-    assert threading.active_count() <= threads
-    assert capfd.readouterr() == ("", "")
-
-
-async def test_the_blocks_own_exceptions_come_out_as_they_are(own: NatsServer) -> None:
-    """An error, a group of the caller's, and a cancellation."""
-    for raised in (LookupError("mine"), ExceptionGroup("mine", [ValueError(), KeyError()])):
-        with pytest.raises(type(raised)) as caught:
-            async with opened(own):
-                raise raised
-        assert caught.value is raised
-        assert caught.value.__cause__ is None
-    with trio.CancelScope() as scope:
-        async with opened(own):
-            scope.cancel()
-            await trio.sleep_forever()
-    assert scope.cancelled_caught
 
 
 # Several servers.

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
-
 import nats.errors
 import pytest
 import trio
 
 from localdelay import DelayNotSupported, Message
 from localdelay.brokers import open_broker
-from localdelay.brokers.outbox import Gauges
 from tests.kit.servers.nats_fake import Received, fake_server
-from tests.kit.servers.process import free_port
 
 SUBJECT = "orders.due"
 SOON = 60.0
@@ -23,48 +18,20 @@ def message(id: str) -> Message:
     return Message(id, b"payload", trio.current_time())
 
 
-async def hang_up(stream: trio.SocketStream) -> None:
-    await stream.aclose()
-
-
-async def say_nothing(_: trio.SocketStream) -> None:
-    await trio.sleep_forever()
-
-
-async def speak_http(stream: trio.SocketStream) -> None:
-    await stream.send_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n" + bytes(100_000))
-
-
 async def hang_up_after_info(stream: trio.SocketStream) -> None:
     await stream.send_all(b'INFO {"server_id":"x","version":"2.15.0","max_payload":1000}\r\n')
     await stream.receive_some()
     await stream.aclose()
 
 
-@pytest.mark.parametrize("greet", [hang_up, say_nothing, speak_http, hang_up_after_info])
-async def test_what_is_no_server(greet: Callable[[trio.SocketStream], object]) -> None:
+async def test_a_server_that_hangs_up_after_its_greeting() -> None:
     """Opening ends in time, with a ConnectionError of one line that says where."""
-    async with fake_server(greet=greet) as at:  # type: ignore[arg-type]
+    async with fake_server(greet=hang_up_after_info) as at:
         with trio.fail_after(SOON), pytest.raises(ConnectionError) as raised:
             async with open_broker(f"nats://{at}/{SUBJECT}", connect_timeout=0.5):
                 pass
     assert str(raised.value).startswith(f"no connection to NATS at {at}: ")
     assert "\n" not in str(raised.value)
-
-
-async def test_nobody_listens() -> None:
-    """It is said at once."""
-    refused = pytest.raises(ConnectionError, match=r"127\.0\.0\.1:\d+: .*refused|111")
-    with trio.fail_after(30), refused:
-        async with open_broker(f"nats://127.0.0.1:{free_port()}/{SUBJECT}", connect_timeout=60.0):
-            pass
-
-
-async def test_a_host_that_is_none() -> None:
-    """A name that cannot even be looked up is a ConnectionError too."""
-    with trio.fail_after(SOON), pytest.raises(ConnectionError, match="no connection to NATS at"):
-        async with open_broker(f"nats://{'x' * 70}.invalid/{SUBJECT}", connect_timeout=2.0):
-            pass
 
 
 @pytest.mark.parametrize(
@@ -134,45 +101,3 @@ async def test_cut_off_in_the_midst_of_an_answer() -> None:
                 await broker.send(message("x"))
             with trio.fail_after(SOON):
                 await broker.send(message("x"))
-
-
-async def test_sends_that_are_cancelled_leave_nothing() -> None:
-    """Ten thousand sends, cancelled whenever: nothing waits any more, and all others are confirmed."""
-    seed = 7
-    print("seed", seed)
-    draw = random.Random(seed)
-    most = 50
-    confirmed: set[str] = set()
-    waiting: list[Received] = []
-
-    async def reply(received: Received) -> None:
-        waiting.append(received)
-        if len(waiting) >= draw.randrange(1, most + 1):
-            draw.shuffle(waiting)
-            for one in waiting:
-                await one.answer()
-            waiting.clear()
-
-    async with fake_server(reply) as at:
-        async with open_broker(f"nats://{at}/{SUBJECT}") as broker:
-
-            async def send(worker: int) -> None:
-                for number in range(200):
-                    wait = draw.choice([0.0, 0.001, 0.01, 0.1, 1.0])
-                    with trio.move_on_after(wait):
-                        if number % 10:
-                            await broker.send(message(f"{worker}-{number}"))
-                        else:
-                            await broker.send_batch([message(f"{worker}-{number}-{i}") for i in range(5)])
-                        confirmed.add(f"{worker}-{number}")
-
-            with trio.fail_after(60):
-                async with trio.open_nursery() as nursery:
-                    for worker in range(50):
-                        nursery.start_soon(send, worker)
-            most = 1
-            with trio.fail_after(SOON):
-                await broker.send(message("last"))
-                while broker.gauges() != Gauges(0, 0, 0):  # type: ignore[attr-defined]  # noqa: ASYNC110
-                    await trio.sleep(0.01)
-    assert len(confirmed) > 100

@@ -33,13 +33,9 @@ WORKER = Path(redis_plan_worker.__file__)
 
 
 @pytest.fixture
-def server(start_server: Callable[[str], RedisServer]) -> Iterator[RedisServer]:
+def server(redis: RedisServer, begin: Callable[[RedisServer], RedisServer]) -> RedisServer:
     """A server that writes nothing to disk, for these tests do much and restart nothing."""
-    start_server("redis")  # or the test is skipped where there is none
-    one = RedisServer(durable=False)
-    one.start()
-    yield one
-    one.stop()
+    return begin(RedisServer(durable=False))
 
 
 @attrs.define

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -111,19 +112,15 @@ async def test_a_replica_is_left(own_redis: RedisServer) -> None:
         assert queue.statistics().connections == 2
 
 
-async def test_a_redis_that_evicts_is_refused() -> None:
+async def test_a_redis_that_evicts_is_refused(begin: Callable[[RedisServer], RedisServer]) -> None:
     """At the opening, by the setting's name, and not where it is allowed."""
-    server = RedisServer("--maxmemory-policy", "allkeys-lru")
-    server.start()
-    try:
-        url = server.fresh()
-        with pytest.raises(ConnectionError, match=r"maxmemory-policy is allkeys-lru.*\?eviction=allowed"):
-            async with opened(server, None, url):
-                pass
-        async with opened(server, None, f"{url}?eviction=allowed") as queue:
-            await queue.put(b"x", delay=0)
-    finally:
-        server.stop()
+    server = begin(RedisServer("--maxmemory-policy", "allkeys-lru"))
+    url = server.fresh()
+    with pytest.raises(ConnectionError, match=r"maxmemory-policy is allkeys-lru.*\?eviction=allowed"):
+        async with opened(server, None, url):
+            pass
+    async with opened(server, None, f"{url}?eviction=allowed") as queue:
+        await queue.put(b"x", delay=0)
 
 
 async def test_everything_flushed(redis: RedisServer) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,16 +22,7 @@ def stage(tmp_path: Path) -> Stage:
     return Stage(tmp_path)
 
 
-@pytest.fixture
-def own(start_server: Callable[[str], RedisServer]) -> Iterator[RedisServer]:
-    start_server("redis")  # or the test is skipped where there is none
-    one = RedisServer()
-    one.start()
-    yield one
-    one.stop()
-
-
-async def test_lines_wait_in_redis(stage: Stage, own: RedisServer) -> None:
+async def test_lines_wait_in_redis(stage: Stage, own_redis: RedisServer) -> None:
     """Each is sent when it is due, with all that it says; the relay ends when Redis has no more."""
     lines = [
         {"payload": "slow", "delay": 1.0},
@@ -41,7 +32,7 @@ async def test_lines_wait_in_redis(stage: Stage, own: RedisServer) -> None:
     sink = Sink()
     script = Script("\n".join(map(json.dumps, lines)).encode())
     began = trio.current_time()
-    outcome = await stage.relay(script, sink, format="jsonl", hold=own.fresh(), delay=None)
+    outcome = await stage.relay(script, sink, format="jsonl", hold=own_redis.fresh(), delay=None)
     assert sink.payloads == [b"\xff", b"slow"]
     assert sink.got[0][1].id == "chosen"
     assert dict(sink.got[0][1].headers) == {"k": "v"}
@@ -51,16 +42,16 @@ async def test_lines_wait_in_redis(stage: Stage, own: RedisServer) -> None:
     assert (outcome.queue.sent, outcome.queue.at_risk) == (2, 0)
 
 
-async def test_a_last_line_that_redis_can_never_hold_is_wrong(stage: Stage, own: RedisServer) -> None:
+async def test_a_last_line_that_redis_can_never_hold_is_wrong(stage: Stage, own_redis: RedisServer) -> None:
     """And nothing more: it is not given again when the relay ends."""
     script = Script(b"first\n" + bytes(1024 * 1024 + 1) + b"\n")
-    outcome = await stage.relay(script, Sink(), hold=own.fresh(), delay=0.0, max_line=1 << 21)
+    outcome = await stage.relay(script, Sink(), hold=own_redis.fresh(), delay=0.0, max_line=1 << 21)
     assert (outcome.lines, outcome.wrong, outcome.unsent, outcome.input_ended) == (2, 1, 0, True)
 
 
-async def test_a_stopped_relay_leaves_its_messages_in_redis(stage: Stage, own: RedisServer) -> None:
+async def test_a_stopped_relay_leaves_its_messages_in_redis(stage: Stage, own_redis: RedisServer) -> None:
     """What comes due within the grace is sent; the next relay sends the rest, and nothing is in a file."""
-    hold = own.fresh()
+    hold = own_redis.fresh()
     sink = Sink()
 
     async def stop() -> None:
@@ -74,10 +65,10 @@ async def test_a_stopped_relay_leaves_its_messages_in_redis(stage: Stage, own: R
     assert sorted(sink.payloads) == sorted([b"more", *(b"%d" % number for number in range(20))])
 
 
-async def test_lines_wait_while_redis_is_gone(stage: Stage, own: RedisServer) -> None:
+async def test_lines_wait_while_redis_is_gone(stage: Stage, own_redis: RedisServer) -> None:
     """The input waits, and each line arrives once; what it has not taken when stopped is in the file."""
     sink = Sink()
-    hold = own.fresh()
+    hold = own_redis.fresh()
 
     async def later(do: Callable[[], object]) -> None:
         await trio.sleep(0.5)
@@ -87,8 +78,8 @@ async def test_lines_wait_while_redis_is_gone(stage: Stage, own: RedisServer) ->
 
         async def outage() -> None:
             await until(lambda: sink.payloads == [b"a"] and not stage.watched.queue.statistics().unconfirmed)
-            await trio.to_thread.run_sync(own.kill)
-            nursery.start_soon(later, own.restart)
+            await trio.to_thread.run_sync(own_redis.kill)
+            nursery.start_soon(later, own_redis.restart)
 
         await stage.relay(Script(b"a\n", outage, b"b\nc\n"), sink, hold=hold, delay=0.1)
     assert sink.payloads == [b"a", b"b", b"c"]
@@ -96,7 +87,7 @@ async def test_lines_wait_while_redis_is_gone(stage: Stage, own: RedisServer) ->
     async with trio.open_nursery() as nursery:
 
         async def end() -> None:
-            await trio.to_thread.run_sync(own.kill)
+            await trio.to_thread.run_sync(own_redis.kill)
             nursery.start_soon(later, lambda: trio.from_thread.run_sync(stage.stop, signal.SIGTERM))
 
         outcome = await stage.relay(Script(end, b"d\ne\n", ends=False), sink, hold=hold, delay=0.1, grace=0.1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 
 import pytest
 import trio
@@ -14,15 +13,9 @@ from localdelay import Message, PermanentSendError, Throttled
 from localdelay.brokers import open_broker
 from localdelay.brokers.wire import ID
 from tests.kit.programs import ran
-from tests.kit.servers.process import Server
 from tests.kit.servers.rocketmq import RocketServer
 
-
-@pytest.fixture
-def server(start_server: Callable[[str], Server]) -> RocketServer:
-    found = start_server("rocketmq")
-    assert isinstance(found, RocketServer)
-    return found
+SERVER = "rocketmq"
 
 
 def message(id: str, **fields: object) -> Message:

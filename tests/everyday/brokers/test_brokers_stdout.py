@@ -20,7 +20,6 @@ import trio.testing
 
 from localdelay import (
     BatchPolicy,
-    DelayNotSupported,
     Message,
     PartialSendError,
     PermanentSendError,
@@ -123,15 +122,6 @@ async def test_many_sends_at_once_come_in_order(pipe: Pipe) -> None:
     assert lines.pop() == b""
     assert lines[200:] == payloads[200:]
     assert sorted(lines[:200]) == sorted(payloads[:200])  # Trio shuffles which task begins
-
-
-async def test_one_after_the_other_keeps_the_order(pipe: Pipe) -> None:
-    """Sends that were begun in an order are written in it."""
-    async with open_stdout(pipe.writer) as stdout, trio.open_nursery() as nursery:
-        for number in range(1000):
-            nursery.start_soon(stdout.send, message(b"%d" % number))
-            await trio.lowlevel.checkpoint()
-        assert await pipe.read_until(b"999\n") == b"".join(b"%d\n" % number for number in range(1000))
 
 
 async def test_a_reader_that_stands_still_holds_up_nobody_else(pipe: Pipe) -> None:
@@ -356,19 +346,6 @@ async def test_leaving_in_the_midst_of_a_batch(pipe: Pipe) -> None:
     assert failed == [f"m{n}" for n in range(len(pipe.read().splitlines()), 1000)]
 
 
-async def test_used_after_its_block_it_fails_at_once(pipe: Pipe) -> None:
-    """A send after the end raises an error, an empty batch too."""
-    async with open_stdout(pipe.writer) as stdout:
-        pass
-    with pytest.raises(ConnectionError, match="closed"):
-        await stdout.send(message(b"late"))
-    with pytest.raises(ConnectionError, match="closed"):
-        await stdout.send_batch([message(b"late")])
-    with pytest.raises(ConnectionError, match="closed"):
-        await stdout.send_batch([])
-    assert pipe.read() == b""
-
-
 async def test_an_error_of_the_block_comes_out_as_it_is(pipe: Pipe) -> None:
     """What the caller's own block raises is neither wrapped nor renamed, a cancellation included."""
     own = ConnectionError("user of the block")
@@ -393,25 +370,6 @@ async def test_what_is_not_open_for_writing_is_refused_at_once(pipe: Pipe) -> No
         async with open_stdout(pipe.writer):
             pass
     assert threads() == []
-
-
-async def test_a_payload_that_is_no_bytes_harms_no_other(pipe: Pipe) -> None:
-    """A TypeError that names the argument, alone and in a batch, of which nothing is written then."""
-    text = message("text")  # type: ignore[arg-type]
-    async with open_stdout(pipe.writer) as stdout:
-        with pytest.raises(TypeError, match="payload must be bytes, not str"):
-            await stdout.send(text)
-        with pytest.raises(TypeError, match="payload must be bytes, not str"):
-            await stdout.send_batch([message(b"unwritten"), text])
-        await stdout.send(message(b"last"))
-    assert pipe.read() == b"last\n"
-
-
-async def test_no_delay_of_its_own(pipe: Pipe) -> None:
-    """publish_delayed raises DelayNotSupported."""
-    async with open_stdout(pipe.writer) as stdout:
-        with pytest.raises(DelayNotSupported, match="stdout"):
-            await stdout.publish_delayed(message(b"one"), 1.0)
 
 
 @pytest.mark.parametrize("batches", [False, True], ids=["send", "send_batch"])

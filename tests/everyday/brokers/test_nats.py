@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import datetime
 
 import nats.js.errors
 import pytest
@@ -80,43 +78,6 @@ def message(id: str, payload: bytes = b"payload", *, delay: float = 0.0, **field
     return Message(id, payload, trio.current_time() + delay, **fields)  # type: ignore[arg-type]
 
 
-def execute_at(received: Msg) -> float:
-    return datetime.fromisoformat((received.headers or {})[EXECUTE_AT]).timestamp()
-
-
-async def test_send_carries_payload_headers_and_id() -> None:
-    """What is sent arrives once, with its bytes, its own headers, id, attempt and execute-at."""
-    payload = random.Random(1).randbytes(1000)
-    async with opened() as (_, broker, stream):
-        due = time.time() - 1.5
-        await broker.send(message("one", payload, delay=-1.5, headers={"Trace": "ü 1"}, attempt=7))
-        await stream.wait_for(1)
-    (_, received), *others = stream.got
-    assert not others
-    assert received.data == payload
-    headers = dict(received.headers or {})
-    assert execute_at(received) == pytest.approx(due, abs=0.05)
-    del headers[EXECUTE_AT]
-    assert headers == {ID: "one", ATTEMPT: "7", "Trace": "ü 1"}
-
-
-async def test_delayed_publish_is_delivered_when_due() -> None:
-    """The server delivers it at its time and not before, with the same headers as a send."""
-    async with opened() as (_, broker, stream):
-        due = time.time() + 0.5
-        await broker.publish_delayed(message("late", b"\0\xff", delay=0.5, headers={"Trace": "2"}), 0.5)
-        confirmed = time.time()
-        await stream.wait_for(1)
-    assert confirmed < due
-    (at, received), *others = stream.got
-    assert not others
-    assert received.data == b"\0\xff"
-    assert (received.headers or {})["Trace"] == "2"
-    assert stream.ids() == ["late"]
-    assert execute_at(received) == pytest.approx(due, abs=0.05)
-    assert at >= execute_at(received)
-
-
 async def test_any_id_can_be_scheduled_and_sent() -> None:
     """An id with blanks, dots, wildcards or letters beyond ASCII in it arrives as it is."""
     async with opened() as (_, broker, stream):
@@ -179,15 +140,6 @@ async def test_a_refused_publish_is_throttled(kind: str) -> None:
     assert str(refused[0]) == "429 too many requests (err_code 10167)"
 
 
-async def test_a_full_stream_is_throttled() -> None:
-    """A stream that is at its limit and discards what is new refuses with a 503."""
-    async with opened(allow_msg_schedules=False, max_msgs=2, discard="new") as (_, broker, _stream):
-        await broker.send(message("1"))
-        await broker.send(message("2"))
-        with pytest.raises(Throttled, match="10077"):
-            await broker.send(message("3"))
-
-
 async def test_too_large_is_permanent_and_harms_nothing_else() -> None:
     """What is over the server's limit with its headers is never sent; the limit itself passes."""
     async with opened() as (_, broker, stream):
@@ -231,20 +183,6 @@ async def test_a_stream_without_schedules_is_permanent() -> None:
             await broker.publish_delayed(message("x", delay=1), 1.0)
 
 
-async def test_a_frozen_server_times_out() -> None:
-    """A publish that is not confirmed in time fails, and one after the thaw works."""
-    async with opened(confirm_timeout=0.3) as (server, broker, stream):
-        freeze(server)
-        try:
-            with pytest.raises(TimeoutError, match=r"0\.3 s"):
-                await broker.send(message("frozen"))
-        finally:
-            os.kill(server.pid, signal.SIGCONT)
-        await broker.send(message("thawed"))
-        await stream.wait_for(2)
-    assert stream.ids() == ["frozen", "thawed"]
-
-
 async def test_a_lost_connection_fails_what_is_under_way() -> None:
     """When the server dies, publishes that wait for it fail at once, and later delayed ones too."""
     failed: list[Exception] = []
@@ -265,40 +203,6 @@ async def test_a_lost_connection_fails_what_is_under_way() -> None:
             assert len(failed) == 10
             with pytest.raises(ConnectionError, match="no connection to NATS"):
                 await broker.publish_delayed(message("after"), 1.0)
-
-
-async def test_a_cancelled_send_leaves_nothing_behind() -> None:
-    """A send that is cut off forgets that it waited; the answer that comes later is ignored."""
-    async with opened() as (server, broker, stream):
-        freeze(server)
-        with trio.move_on_after(0.1):
-            await broker.send(message("cut off"))
-        os.kill(server.pid, signal.SIGCONT)
-        await broker.send(message("next"))
-        await stream.wait_for(2)
-    assert stream.ids() == ["cut off", "next"]
-
-
-async def test_no_server() -> None:
-    """Where nobody listens, that is a `ConnectionError` at once, and no reconnecting for ever."""
-    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    port = listener.socket.getsockname()[1]
-    await listener.aclose()
-    with trio.fail_after(5):
-        with pytest.raises(ConnectionError, match="no connection to NATS at"):
-            async with open_broker(f"nats://127.0.0.1:{port}/x"):
-                pass
-
-
-async def test_the_blocks_own_exception_comes_out_bare() -> None:
-    """An exception raised inside `open_broker` is not wrapped in a group."""
-    async with running_server(max_buffered=100) as server:
-        own = LookupError("mine")
-        with pytest.raises(LookupError) as caught:
-            async with open_broker(f"{server.url}/x"):
-                raise own
-        assert caught.value is own
-        assert caught.value.__cause__ is None
 
 
 def test_schedule_subjects_differ_and_are_safe() -> None:
