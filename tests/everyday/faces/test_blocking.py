@@ -99,22 +99,6 @@ async def test_the_function_runs_in_another_thread(mock_clock: Any, conserved: A
     assert called[0][1] != threading.get_ident()
 
 
-async def test_an_exception_is_a_failed_send(mock_clock: Any, conserved: Any) -> None:
-    """What the function raises fails the message, which is then sent again under the same id."""
-    attempts: list[tuple[str, int]] = []
-
-    def send(message: Message) -> None:
-        attempts.append((message.id, message.attempt))
-        if len(attempts) < 3:
-            raise OSError("broken pipe")
-
-    policy = RetryPolicy(wait_initial=0, wait_jitter=0)
-    async with open_delay_queue(blocking(send), capacity=5, workers=1, retry=policy) as queue:
-        message = queue.put_nowait(b"a", delay=0)
-    assert attempts == [(message.id, 1), (message.id, 2), (message.id, 3)]
-    assert conserved(queue).failures == 2
-
-
 @pytest.mark.parametrize("error", [StopIteration, StopAsyncIteration, TimeoutError, SystemExit])
 async def test_an_odd_exception_harms_its_message_only(
     error: type[BaseException], mock_clock: Any, conserved: Any

@@ -15,7 +15,6 @@ import trio.testing
 from localdelay import (
     Fallback,
     Message,
-    Receipt,
     Route,
     Throttled,
     open_delay_queue,
@@ -27,48 +26,6 @@ from tests.kit.fakes import Primary
 
 class Quota(Throttled):
     """A child of the error that degrades."""
-
-
-async def test_what_the_primary_takes_is_not_held(autojump_clock: Any, conserved: Any) -> None:
-    """The primary is tried first, with the message and its delay; the receipt has no reason."""
-    primary, sender = Primary(), RecordingSender()
-    async with open_delay_queue(sender, capacity=5, workers=1) as queue:
-        await trio.sleep(7)
-        receipt = await Fallback(primary, queue).publish(b"p", delay=120.0, id="order 7", headers={"k": "v"})
-        assert conserved(queue).accepted == 0
-    assert receipt == Receipt(Route.PRIMARY, receipt.message, None)
-    assert primary.calls == [(7, receipt.message, 120.0)]
-    message = receipt.message
-    assert (message.id, message.payload, message.execute_at) == ("order 7", b"p", 127.0)
-    assert (message.headers, message.attempt) == ({"k": "v"}, 1)
-    assert sender.sent == []
-
-
-@pytest.mark.parametrize("error", [Throttled(), Throttled("429", retry_after=9.0), Quota("quota")])
-@pytest.mark.parametrize(
-    "chosen", [{}, {"id": "order 7"}, {"headers": {"k": "v"}}, {"id": "7", "headers": {"k": ""}}]
-)
-async def test_what_the_primary_refuses_is_sent_locally_on_time(
-    error: Throttled, chosen: Any, autojump_clock: Any, conserved: Any
-) -> None:
-    """The same message, with its id, headers and execute-at, is held and sent exactly when it is due."""
-    primary, sender = Primary(error), RecordingSender()
-    async with open_delay_queue(sender, capacity=5, workers=1) as queue:
-        await trio.sleep(7)
-        receipt = await Fallback(primary, queue).publish(b"p", delay=120.0, **chosen)
-        assert trio.current_time() == 7
-        assert queue.messages() == [receipt.message]
-        assert conserved(queue).waiting == 1
-    assert receipt.route is Route.LOCAL
-    assert receipt.reason is error
-    [(_, tried, delay)] = primary.calls
-    assert tried == receipt.message
-    assert delay == 120.0
-    assert sender.sent == [(127.0, receipt.message)]
-    sent = sender.sent[0][1]
-    assert (sent.id, sent.headers, sent.attempt) == (tried.id, chosen.get("headers", {}), 1)
-    assert sent.id == chosen.get("id", sent.id)
-    assert conserved(queue).sent == 1
 
 
 async def test_the_time_that_the_primary_took_is_not_added(autojump_clock: Any, conserved: Any) -> None:
@@ -126,21 +83,6 @@ async def test_ids_are_unique_on_both_routes(autojump_clock: Any, conserved: Any
         conserved(queue)
     assert len(set(ids)) == 40
     assert set(sender.ids) <= set(ids)
-
-
-async def test_a_degraded_message_can_be_cancelled(autojump_clock: Any, conserved: Any) -> None:
-    """The receipt's id is the id by which the queue knows it, and it is free again afterwards."""
-    sender = RecordingSender()
-    async with open_delay_queue(sender, capacity=5, workers=1) as queue:
-        fallback = Fallback(Primary(Throttled()), queue)
-        receipt = await fallback.publish(b"", delay=5)
-        named = await fallback.publish(b"", delay=5, id="order 7")
-        assert queue.cancel(receipt.message.id)
-        assert queue.cancel("order 7")
-        assert conserved(queue).cancelled == 2
-        again = await fallback.publish(b"", delay=5, id="order 7")
-    assert sender.ids == [again.message.id] == [named.message.id]
-    conserved(queue)
 
 
 async def test_the_primary_cannot_change_what_is_held(autojump_clock: Any, conserved: Any) -> None:

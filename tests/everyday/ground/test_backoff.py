@@ -11,22 +11,6 @@ def test_waits_grow_up_to_the_bound() -> None:
     assert waits == [0.05, 0.1, 0.2, 0.8, 1.0, 1.0]
 
 
-def test_another_base() -> None:
-    """The base says how fast they grow; with 1 they stay as they are, for ever."""
-    assert [grown(failures, first=0.1, most=9.0, base=10) for failures in (1, 2, 3)] == [0.1, 1.0, 9.0]
-    assert grown(10**9, first=0.1, most=9.0, base=1) == 0.1
-
-
-def test_nothing_does_not_grow() -> None:
-    """Where the first wait is 0 all are, also where the power is too large for a number."""
-    assert [grown(failures, first=0.0, most=30.0) for failures in (1, 2, 100_000)] == [0.0, 0.0, 0.0]
-
-
-def test_no_first_wait_over_the_bound() -> None:
-    """The bound holds from the first wait on."""
-    assert grown(1, first=5.0, most=2.0) == 2.0
-
-
 def test_jitter_takes_up_to_a_half(monkeypatch: pytest.MonkeyPatch) -> None:
     """The draw is between one half and the whole of the wait, and each wait has its own."""
     drawn: list[tuple[float, float]] = []

@@ -231,11 +231,6 @@ def test_a_wrong_policy_is_refused_by_name(name: str, wrong: object, error: type
         BreakerPolicy(**{name: wrong})  # type: ignore[arg-type]
 
 
-def test_a_wait_grows_without_overflowing() -> None:
-    """However often it has opened."""
-    assert BreakerPolicy(wait_max=60.0).wait(10**6, 0.0) == 60.0
-
-
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(["ask", "taken", "failed", "other", "force", "close", "disable", "reset"]),

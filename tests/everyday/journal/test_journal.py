@@ -15,13 +15,9 @@ from localdelay import (
     DelayQueue,
     JournalError,
     Message,
-    PermanentSendError,
-    QueueClosed,
     QueueFull,
-    RetryPolicy,
     SqliteJournal,
     Statistics,
-    Throttled,
     open_delay_queue,
 )
 from localdelay.journal.record import Record
@@ -80,85 +76,6 @@ def test_what_the_journal_holds_comes_back(path: Path, conserved: Conserved) -> 
     assert [(when, message.id) for when, message in arrived] == [(0.125, put[2].id), (0.375, put[0].id)]
     assert arrived[0][1].headers == {"n": "1"}
     assert SqliteJournal(path).read() == []
-
-
-async def test_a_finished_message_is_removed(conserved: Conserved) -> None:
-    """Sent, cancelled, handed back, or taken by the dead-letter hook."""
-    disk = Disk()
-
-    async def send(message: Message) -> None:
-        if message.payload == b"bad":
-            raise PermanentSendError
-
-    async def hook(message: Message, _: Exception) -> None:
-        pass
-
-    async with open_delay_queue(send, capacity=10, workers=1, journal=disk, on_dead_letter=hook) as queue:
-        await queue.put(b"good", delay=0.0)
-        await queue.put(b"bad", delay=0.0)
-        cancelled = await queue.put(b"", delay=50.0)
-        await queue.put(b"", delay=60.0, id="back")
-        assert queue.cancel(cancelled.id)
-        await until(lambda: conserved(queue).pending == 1)
-        await queue.flush()
-        assert disk.ids == ["back"]
-
-        async def hand_back(message: Message, _: float) -> None:
-            pass
-
-        report = await queue.drain(1.0, hand_back)
-    assert report.handed_back == 1
-    assert disk.rows == {}
-    found = conserved(queue)
-    assert (found.sent, found.dead, found.cancelled, found.handed_back) == (1, 1, 1, 1)
-
-
-async def test_dead_letters_that_nobody_took_stay(conserved: Conserved) -> None:
-    """Marked with the error, and not taken in again; so do those whose hook failed."""
-    disk = Disk()
-
-    async def send(message: Message) -> None:
-        raise PermanentSendError("no such queue")
-
-    async def hook(message: Message, error: Exception) -> None:
-        raise OSError("disk full")
-
-    async with open_delay_queue(send, capacity=10, workers=1, journal=disk) as queue:
-        await queue.put(b"x", delay=0.0, id="a")
-    async with open_delay_queue(send, capacity=10, workers=1, journal=disk, on_dead_letter=hook) as queue:
-        assert conserved(queue).recovered == 0
-        await queue.put(b"x", delay=0.0, id="b")
-    assert conserved(queue).dead == 1
-    assert disk.ids == ["a", "b"]
-    assert {record.dead for record in disk.rows.values()} == {"PermanentSendError('no such queue')"}
-
-
-async def test_attempts_are_kept() -> None:
-    """A message that has failed twice begins with its third attempt after a crash; throttling counts not."""
-    disk = Disk()
-    errors: list[Exception] = [OSError(), Throttled(), OSError()]
-
-    async def send(message: Message) -> None:
-        if errors:
-            raise errors.pop()
-        await trio.sleep_forever()
-
-    retry = RetryPolicy(wait_initial=0.001, wait_jitter=0.0, wait_exp_base=1.0)
-    with trio.CancelScope() as scope:
-        async with open_delay_queue(send, capacity=10, workers=1, journal=disk, retry=retry) as queue:
-            await queue.put(b"x", delay=0.0)
-            await until(lambda: queue.statistics().sending and not errors)
-            scope.cancel()
-    [record] = disk.rows.values()
-    assert record.attempt == 3
-    attempts: list[int] = []
-
-    async def note(message: Message) -> None:
-        attempts.append(message.attempt)
-
-    async with open_delay_queue(note, capacity=10, workers=1, journal=disk):
-        pass
-    assert attempts == [3]
 
 
 async def test_put_nowait_is_at_risk_until_it_is_flushed(conserved: Conserved) -> None:
@@ -242,20 +159,6 @@ async def test_a_full_disk_refuses_puts_and_harms_nothing_else(
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
 
 
-async def test_what_could_not_be_written_is_left_to_the_caller(conserved: Conserved) -> None:
-    """With a disk that stays full a drain spools what is on it; the rest is in `remaining`."""
-    disk = Disk()
-    async with open_delay_queue(nothing, capacity=10, workers=1, journal=disk) as queue:
-        await queue.put(b"", delay=60.0, id="safe")
-        disk.error = JournalError("the disk is full")
-        queue.put_nowait(b"", delay=60.0, id="lost")
-        report = await queue.drain(0.0)
-    assert (report.spooled, [message.id for message in report.remaining]) == (1, ["lost"])
-    found = conserved(queue)
-    assert (found.spooled, found.pending, found.at_risk) == (1, 1, 1)
-    assert [message.id for message in queue.messages()] == ["lost"]
-
-
 async def test_a_worker_takes_nothing_new_before_its_removal_is_written(conserved: Conserved) -> None:
     """While the disk is slow, one worker sends one message, not the next."""
     disk = Gated()
@@ -281,89 +184,6 @@ async def test_a_worker_takes_nothing_new_before_its_removal_is_written(conserve
         disk.gate.set()
     assert sent == ["a", "b"]
     assert disk.rows == {}
-
-
-async def test_a_cancellation_waits_for_the_end_of_the_commit(conserved: Conserved) -> None:
-    """A put that is cancelled during its commit is accepted, and nobody is left in doubt."""
-    disk = Gated()
-    async with open_delay_queue(nothing, capacity=1, workers=1, journal=disk) as queue:
-        with trio.CancelScope() as scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(lambda: queue.put(b"", delay=60.0, id="a"))
-                nursery.start_soon(lambda: queue.put(b"", delay=60.0, id="b"))
-                await trio.testing.wait_all_tasks_blocked()
-                found = conserved(queue)
-                assert (found.accepted, found.committing, found.puts_waiting) == (0, 1, 1)
-                scope.cancel()
-                disk.gate.set()
-        assert [message.id for message in queue.messages()] in (["a"], ["b"])
-        assert conserved(queue).accepted == 1
-        await queue.drain(0.0)
-    assert len(disk.rows) == 1
-
-
-async def test_a_refused_commit_gives_its_room_to_who_waits_for_it(conserved: Conserved) -> None:
-    """The put that fails has had the only room: with its end the one behind it is accepted."""
-    disk = Gated(fails=True)
-    refused: list[JournalError] = []
-    async with open_delay_queue(nothing, capacity=1, workers=1, journal=disk) as queue:
-
-        async def first() -> None:
-            with pytest.raises(JournalError, match="once") as raised:
-                await queue.put(b"", delay=60.0, id="first")
-            refused.append(raised.value)
-
-        with trio.fail_after(20):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(first)
-                await trio.testing.wait_all_tasks_blocked()
-                nursery.start_soon(lambda: queue.put(b"", delay=60.0, id="second"))
-                await trio.testing.wait_all_tasks_blocked()
-                assert conserved(queue).puts_waiting == 1
-                disk.gate.set()
-        assert len(refused) == 1
-        assert [message.id for message in queue.messages()] == disk.ids == ["second"]
-        await queue.drain(0.0)
-
-
-async def test_a_drain_takes_along_what_is_being_committed(conserved: Conserved) -> None:
-    """A put whose commit is under way when a drain begins is accepted, and spooled; no later one is."""
-    disk = Gated()
-    async with open_delay_queue(nothing, capacity=10, workers=1, journal=disk) as queue:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(lambda: queue.put(b"", delay=60.0))
-            await trio.testing.wait_all_tasks_blocked()
-            assert conserved(queue).committing == 1
-
-            @nursery.start_soon
-            async def drain() -> None:
-                report = await queue.drain(5.0)
-                assert report.spooled == 1
-
-            await trio.testing.wait_all_tasks_blocked()
-            with pytest.raises(QueueClosed):
-                await queue.put(b"", delay=1.0)
-            disk.gate.set()
-    assert conserved(queue).spooled == 1
-
-
-async def test_leaving_by_an_exception_leaves_all_in_the_journal(conserved: Conserved) -> None:
-    """Sends that were cut off, and what waits, count as spooled, and nothing is pending any more."""
-    disk = Disk()
-
-    async def send(_: Message) -> None:
-        await trio.sleep_forever()
-
-    with pytest.raises(KeyError):
-        async with open_delay_queue(send, capacity=10, workers=1, journal=disk) as queue:
-            await queue.put(b"", delay=0.0, id="sending")
-            await queue.put(b"", delay=60.0, id="waiting")
-            queue.put_nowait(b"", delay=60.0, id="new")
-            await until(lambda: queue.statistics().sending)
-            raise KeyError
-    found = conserved(queue)
-    assert (found.spooled, found.pending) == (3, 0)
-    assert disk.ids == ["sending", "waiting", "new"]
 
 
 def test_overdue_messages_are_paced() -> None:

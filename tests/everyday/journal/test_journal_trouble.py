@@ -216,31 +216,6 @@ async def test_nothing_waits_for_a_journal_that_is_closed() -> None:
         await queue.flush()
 
 
-async def test_a_put_that_has_just_got_its_room_is_sent(conserved: Conserved) -> None:
-    """It is accepted, though the block is left before its commit has begun, and sent like all others."""
-    disk = Disk()
-    arrived: list[bytes] = []
-
-    async def send(message: Message) -> None:
-        arrived.append(message.payload)
-
-    async with (
-        trio.open_nursery() as nursery,
-        open_delay_queue(send, capacity=1, workers=1, journal=disk) as queue,
-    ):
-        first = await queue.put(b"first", delay=100.0)
-
-        async def put() -> None:
-            await queue.put(b"second", delay=0.1)
-
-        nursery.start_soon(put)
-        await until(lambda: queue.statistics().puts_waiting)
-        assert queue.cancel(first.id)
-    assert arrived == [b"second"]
-    assert not disk.rows
-    assert conserved(queue).pending == 0
-
-
 def move_away(path: Path, *, replaced: bool) -> None:
     path.rename(path.with_name("elsewhere"))
     if replaced:

@@ -47,20 +47,6 @@ class Batches:
 
 
 @pytest.mark.parametrize("cancellable", [True, False])
-async def test_what_is_due_together_goes_together(
-    cancellable: bool, autojump_clock: Any, conserved: Any
-) -> None:
-    """All that is due at one instant is one batch, in due order; what is due later is another."""
-    sender = Batches()
-    async with open_delay_queue(send_batch=sender, capacity=100, workers=3, cancellable=cancellable) as queue:
-        for delay in (2, 1, 3, 1, 2, 1):
-            queue.put_nowait(b"%d" % delay, delay=delay)
-    assert sender.calls == [(1, [b"1"] * 3), (2, [b"2"] * 2), (3, [b"3"])]
-    s = conserved(queue)
-    assert (s.sent, s.lateness.count, s.lateness.max, s.total.count, s.send_time.count) == (6, 6, 0, 6, 3)
-
-
-@pytest.mark.parametrize("cancellable", [True, False])
 async def test_messages_that_enter_after_later_numbers_go_once(
     cancellable: bool, autojump_clock: Any, conserved: Any
 ) -> None:
@@ -77,23 +63,6 @@ async def test_messages_that_enter_after_later_numbers_go_once(
         await trio.sleep(30)
         assert conserved(queue).sent == 4
     assert [payload for _, batch in sender.calls for payload in batch] == [b"1", b"5", b"7", b"2"]
-
-
-async def test_a_batch_has_at_most_so_many_messages(autojump_clock: Any, conserved: Any) -> None:
-    """A run of due messages is cut into batches, which the workers send at the same time."""
-    sender = Batches(duration=1)
-    policy = BatchPolicy(max_messages=4)
-    async with open_delay_queue(send_batch=sender, batch=policy, capacity=100, workers=2) as queue:
-        for i in range(10):
-            queue.put_nowait(b"%d" % i, delay=1)
-        await trio.sleep(1.5)
-        s = conserved(queue)
-        assert (s.sending, s.workers_busy, s.waiting) == (8, 2, 2)
-    assert sender.calls == [
-        (1, [b"0", b"1", b"2", b"3"]),
-        (1, [b"4", b"5", b"6", b"7"]),
-        (2, [b"8", b"9"]),
-    ]
 
 
 async def test_a_batch_has_at_most_so_many_bytes(autojump_clock: Any, conserved: Any) -> None:
@@ -206,24 +175,6 @@ async def test_a_pause_lets_others_send_what_waits_for_company(autojump_clock: A
         assert conserved(queue).pending == 0
 
 
-async def test_pausing_while_a_batch_waits_for_company(autojump_clock: Any, conserved: Any) -> None:
-    """The messages of a batch that has not gone yet are waiting again, and go after the resume."""
-    sender = Batches()
-    policy = BatchPolicy(max_wait=5)
-    async with open_delay_queue(send_batch=sender, batch=policy, capacity=100, workers=2) as queue:
-        first = queue.put_nowait(b"a", delay=1)
-        queue.put_nowait(b"b", delay=2)
-        await trio.sleep(3)
-        assert conserved(queue).sending == 2
-        queue.pause()
-        await trio.sleep(7)
-        assert conserved(queue).waiting == 2
-        assert sender.calls == []
-        assert queue.cancel(first.id)
-        queue.resume()
-    assert sender.calls == [(10, [b"b"])]
-
-
 async def test_a_drain_waits_for_no_company(autojump_clock: Any, conserved: Any) -> None:
     """What comes due within the grace is sent when it is due, however long a batch might wait for more."""
     sender = Batches()
@@ -236,21 +187,6 @@ async def test_a_drain_waits_for_no_company(autojump_clock: Any, conserved: Any)
         report = await queue.drain(grace=5)
     assert sender.calls == [(1, [b"gathering"]), (3, [b"due in the grace"])]
     assert (report.sent, report.remaining) == (2, [])
-
-
-async def test_leaving_by_a_cancellation_while_a_batch_waits(autojump_clock: Any, conserved: Any) -> None:
-    """Nothing of a batch that has not gone yet, or is being sent, is lost by a cancellation."""
-    sender = Batches(duration=50)
-    policy = BatchPolicy(max_messages=2, max_wait=5)
-    with trio.move_on_after(3):
-        async with open_delay_queue(send_batch=sender, batch=policy, capacity=100, workers=2) as queue:
-            for _ in range(3):
-                queue.put_nowait(b"a", delay=1)
-            await trio.sleep(2)
-            assert conserved(queue).sending == 3
-            await trio.sleep_forever()
-    s = conserved(queue)
-    assert (s.pending, s.waiting) == (3, 3)
 
 
 async def test_a_partial_failure_retries_the_failed_ones_alone(autojump_clock: Any, conserved: Any) -> None:
@@ -335,64 +271,6 @@ async def test_an_outage_does_not_turn_into_single_sends(
     assert [len(call) for _, call in sender.calls] == [50, 50, 50]
     s = conserved(queue)
     assert (s.sent, s.failures, s.throttled) == (50, 100, 100 if error is Throttled else 0)
-
-
-async def test_a_refused_batch_is_split(autojump_clock: Any, conserved: Any) -> None:
-    """A batch that is permanently refused is tried one by one at once; only the guilty message dies."""
-
-    def fail(messages: Sequence[Message]) -> None:
-        if any(m.payload == b"bad" for m in messages):
-            raise PermanentSendError
-
-    sender = Batches(fail=fail)
-    retry = RetryPolicy(attempts=1)
-    async with open_delay_queue(send_batch=sender, capacity=100, workers=1, retry=retry) as queue:
-        for payload in (b"1", b"bad", b"2"):
-            queue.put_nowait(payload, delay=1)
-    assert sender.calls == [(1, [b"1", b"bad", b"2"]), (1, [b"1"]), (1, [b"bad"]), (1, [b"2"])]
-    s = conserved(queue)
-    assert (s.sent, s.dead, s.lateness.count) == (2, 1, 3)
-
-
-async def test_a_partial_failure_that_names_strangers_is_not_believed(
-    autojump_clock: Any, conserved: Any
-) -> None:
-    """A sender that names ids that were not in its batch may have lost anything: all is tried again."""
-    first = True
-
-    def fail(messages: Sequence[Message]) -> None:
-        nonlocal first
-        if first:
-            first = False
-            raise PartialSendError({"who?": OSError()})
-
-    sender = Batches(fail=fail)
-    async with open_delay_queue(send_batch=sender, capacity=100, workers=1, retry=STEADY) as queue:
-        queue.put_nowait(b"1", delay=1)
-        queue.put_nowait(b"2", delay=1)
-    assert sender.calls == [(1, [b"1", b"2"]), (2, [b"1", b"2"])]
-    assert conserved(queue).sent == 2
-
-
-async def test_a_batch_that_hangs_has_failed(autojump_clock: Any, conserved: Any) -> None:
-    """`send_timeout` holds for a batch as for a message, and the next batch goes on time."""
-    hangs = True
-
-    async def send(messages: Sequence[Message]) -> None:
-        nonlocal hangs
-        calls.append((trio.current_time(), len(messages)))
-        if hangs:
-            hangs = False
-            await trio.sleep_forever()
-
-    calls: list[tuple[float, int]] = []
-    async with open_delay_queue(
-        send_batch=send, capacity=100, workers=2, retry=STEADY, send_timeout=5
-    ) as queue:
-        for delay in (1, 1, 3):
-            queue.put_nowait(b"", delay=delay)
-    assert calls == [(1, 2), (3, 1), (7, 2)]
-    assert conserved(queue).failures == 2
 
 
 async def test_dead_letters_of_a_batch_come_one_by_one(autojump_clock: Any, conserved: Any) -> None:

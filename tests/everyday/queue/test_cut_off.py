@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import attrs
 import pytest
 import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import MockClock
 
 from localdelay import DelayQueue, Message, RetryPolicy, Statistics, open_delay_queue
 from localdelay.queue import lanes as piles
@@ -109,71 +109,6 @@ async def test_a_group_at_the_end_of_the_grace_is_a_cancellation(
         assert trio.current_time() == 3.0
     assert [message.payload for message in report.remaining] == [b"a", b"b"]
     assert conserved(queue).pending == 2
-
-
-@pytest.mark.parametrize("seed", SCHEDULES)
-def test_a_put_that_is_cancelled_as_room_is_found_is_accepted_or_not(seed: int, conserved: Conserved) -> None:
-    """It never raises `Cancelled` for a message that was accepted, nor returns one that was not."""
-    trio._core._run._r.seed(seed)
-    returned: list[str] = []
-    scopes = [trio.CancelScope() for _ in range(6)]
-
-    async def send(message: Message) -> None:
-        await trio.sleep_forever()
-
-    async def put(queue: DelayQueue, scope: trio.CancelScope) -> None:
-        with scope:
-            returned.append((await queue.put(b"x", delay=9.0)).id)
-
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            with trio.CancelScope() as whole:
-                async with open_delay_queue(send, capacity=1, workers=1) as queue:
-                    first = queue.put_nowait(b"first", delay=9.0)
-                    for scope in scopes:
-                        nursery.start_soon(put, queue, scope)
-                        await wait_all_tasks_blocked()
-                    queue.cancel(first.id)  # room for one
-                    for scope in scopes[:4]:
-                        scope.cancel()
-                    await wait_all_tasks_blocked()
-                    assert [message.id for message in queue.messages()] == returned
-                    assert conserved(queue).puts_waiting == 2
-                    for scope in scopes[4:]:
-                        scope.cancel()
-                    whole.cancel()
-                    await trio.lowlevel.checkpoint()
-            assert [message.id for message in queue.messages()] == returned
-            assert conserved(queue).accepted == 2
-
-    trio.run(main, clock=MockClock(autojump_threshold=0))
-    assert len(returned) == 1
-
-
-async def test_a_put_that_gives_up_lets_a_smaller_one_behind_it_in(
-    conserved: Conserved, autojump_clock: MockClock
-) -> None:
-    """The one that waited first was too large for the room there is; the next is not."""
-    returned: list[bytes] = []
-
-    async def send(message: Message) -> None:
-        await trio.lowlevel.checkpoint()
-
-    async def put(payload: bytes) -> None:
-        returned.append((await queue.put(payload, delay=9.0)).payload)
-
-    async with open_delay_queue(send, capacity=9, capacity_bytes=10, workers=1) as queue:
-        queue.put_nowait(b"seven..", delay=9.0)
-        async with trio.open_nursery() as nursery, trio.open_nursery() as inner:
-            inner.start_soon(put, b"four")
-            await wait_all_tasks_blocked()
-            nursery.start_soon(put, b"two")
-            await wait_all_tasks_blocked()
-            assert returned == []
-            inner.cancel_scope.cancel()
-        assert returned == [b"two"]
-        assert trio.current_time() == 0.0
-        assert conserved(queue).puts_waiting == 0
 
 
 @pytest.mark.parametrize("look", ["messages", "statistics"])

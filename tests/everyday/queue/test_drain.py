@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 import pytest
 import trio
 
-from localdelay import Message, PermanentSendError, QueueClosed, RetryPolicy, Throttled, open_delay_queue
-from localdelay.testing import FailingSender, RecordingSender
+from localdelay import Message, RetryPolicy, Throttled, open_delay_queue
+from localdelay.testing import RecordingSender
 
 
 class HandBack:
@@ -55,16 +54,6 @@ async def test_due_within_the_grace_is_sent_and_the_rest_handed_back(
     assert conserved(queue).sent == 3
 
 
-async def test_a_drain_without_a_grace_sends_all(autojump_clock: Any, conserved: Any) -> None:
-    """Without a grace `drain` waits until all is sent, like leaving the block."""
-    sender = RecordingSender()
-    async with open_delay_queue(sender, capacity=10, workers=2) as queue:
-        queue.put_nowait(b"", delay=1000)
-        report = await queue.drain()
-        assert trio.current_time() == 1000
-    assert (report.sent, report.remaining) == (1, [])
-
-
 async def test_without_a_hand_back_the_rest_remains(
     autojump_clock: Any, conserved: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -84,37 +73,6 @@ async def test_without_a_hand_back_the_rest_remains(
     assert "2 messages (4 B)" in line
 
 
-async def test_what_still_runs_at_the_end_of_the_grace_remains(autojump_clock: Any, conserved: Any) -> None:
-    """Sends, hooks, retries and hand-backs that outlast the grace are ended; their messages remain."""
-
-    async def send(message: Message) -> None:
-        if message.id == "fails":
-            raise OSError
-        if message.id == "dead":
-            raise PermanentSendError
-        await trio.sleep_forever()
-
-    async def hook(message: Message, error: Exception) -> None:
-        await trio.sleep_forever()
-
-    async def hand_back(message: Message, remaining: float) -> None:
-        await trio.sleep_forever()
-
-    retry = RetryPolicy(wait_initial=9, wait_max=9, wait_jitter=0)
-    async with open_delay_queue(
-        send, capacity=10, workers=5, retry=retry, on_dead_letter=hook, send_timeout=None
-    ) as queue:
-        for id in ("fails", "dead", "hangs"):
-            queue.put_nowait(b"", delay=1, id=id)
-        queue.put_nowait(b"", delay=99, id="far")
-        report = await queue.drain(grace=5, hand_back=hand_back)
-        assert trio.current_time() == 5
-        s = conserved(queue)
-        assert (s.pending, s.sending, s.workers_busy) == (4, 0, 0)
-    assert {m.id for m in report.remaining} == {"fails", "dead", "hangs", "far"}
-    assert trio.current_time() == 5
-
-
 async def test_hand_backs_are_many_in_flight(autojump_clock: Any) -> None:
     """A thousand hand-backs of a second each take ten seconds, a hundred at a time."""
     hand_back = HandBack(duration=1)
@@ -123,59 +81,6 @@ async def test_hand_backs_are_many_in_flight(autojump_clock: Any) -> None:
             queue.put_nowait(b"", delay=120)
         report = await queue.drain(grace=25, hand_back=hand_back)
     assert (report.handed_back, hand_back.most_at_once, trio.current_time()) == (1000, 100, 10)
-
-
-async def test_what_is_overdue_when_handed_back_carries_zero(autojump_clock: Any) -> None:
-    """The remaining delay is measured when the hand-back begins, and is never negative."""
-    sender = FailingSender(OSError)
-    given: list[float] = []
-
-    async def hand_back(message: Message, remaining: float) -> None:
-        given.append(remaining)
-
-    retry = RetryPolicy(wait_initial=50, wait_max=50, wait_jitter=0)
-    async with open_delay_queue(sender, capacity=10, workers=1, retry=retry) as queue:
-        queue.put_nowait(b"", delay=1)
-        await trio.sleep(2)  # failed, and to be tried again at 51
-        report = await queue.drain(grace=10, hand_back=hand_back)
-    assert given == [0.0]
-    assert (report.handed_back, report.remaining) == (1, [])
-
-
-async def test_a_failing_hand_back_is_tried_again(autojump_clock: Any, conserved: Any) -> None:
-    """A throttled primary gets each message again, after the wait it asked for, within the grace."""
-    calls: list[float] = []
-
-    async def hand_back(message: Message, remaining: float) -> None:
-        calls.append(trio.current_time())
-        assert conserved(queue).sending == 1
-        if len(calls) < 3:
-            raise Throttled(retry_after=2)
-
-    async with open_delay_queue(RecordingSender(), capacity=10, workers=1, limit=None) as queue:
-        queue.put_nowait(b"", delay=60)
-        report = await queue.drain(grace=10, hand_back=hand_back)
-    assert calls == [0, 2, 4]
-    assert report.handed_back == 1
-
-
-async def test_a_hand_back_that_can_never_work_remains(autojump_clock: Any, conserved: Any) -> None:
-    """`PermanentSendError` from a hand-back is not tried again; the message remains."""
-    calls: list[str] = []
-
-    async def hand_back(message: Message, remaining: float) -> None:
-        calls.append(message.id)
-        if message.id == "bad":
-            raise PermanentSendError
-
-    async with open_delay_queue(RecordingSender(), capacity=10, workers=1) as queue:
-        queue.put_nowait(b"", delay=60, id="bad")
-        queue.put_nowait(b"", delay=61, id="good")
-        report = await queue.drain(grace=10, hand_back=hand_back)
-        assert trio.current_time() == 0
-    assert sorted(calls) == ["bad", "good"]
-    assert [m.id for m in report.remaining] == ["bad"]
-    assert conserved(queue).handed_back == 1
 
 
 async def test_a_hand_back_that_is_no_coroutine_function_is_called_once(
@@ -190,104 +95,6 @@ async def test_a_hand_back_that_is_no_coroutine_function_is_called_once(
     assert [m.id for m in report.remaining] == ["x"]
 
 
-async def test_a_message_is_cancelled_while_others_are_handed_back(
-    autojump_clock: Any, conserved: Any
-) -> None:
-    """What waits for its hand-back can still be cancelled, what is being handed back can't."""
-    hand_back = HandBack(duration=1)
-    async with open_delay_queue(RecordingSender(), capacity=1000, workers=1) as queue:
-        messages = [queue.put_nowait(b"%d" % i, delay=60) for i in range(150)]
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(queue.drain, 10, hand_back)
-            await trio.sleep(0.5)
-            s = conserved(queue)
-            assert (s.sending, s.waiting) == (100, 50)
-            assert not queue.cancel(messages[0].id)
-            assert queue.cancel(messages[149].id)
-    s = conserved(queue)
-    assert (s.handed_back, s.cancelled, s.pending) == (149, 1, 0)
-
-
-async def test_drain_closes_the_queue_to_puts(autojump_clock: Any, conserved: Any) -> None:
-    """Puts are refused from the call on, waiting ones too; the queue can't be paused; cancel still works."""
-    outcomes: list[str] = []
-
-    async with (
-        open_delay_queue(RecordingSender(), capacity=1, workers=1) as queue,
-        trio.open_nursery() as nursery,
-    ):
-        first = queue.put_nowait(b"", delay=10)
-
-        async def put() -> None:
-            with pytest.raises(QueueClosed):
-                await queue.put(b"", delay=1, id="x")
-            outcomes.append("refused")
-
-        nursery.start_soon(put)
-        await trio.testing.wait_all_tasks_blocked()
-        nursery.start_soon(queue.drain)
-        await trio.testing.wait_all_tasks_blocked()
-        assert outcomes == ["refused"]
-        with pytest.raises(QueueClosed):
-            queue.put_nowait(b"", delay=1)
-        with pytest.raises(QueueClosed):
-            queue.pause()
-        assert conserved(queue).closed
-        assert queue.cancel(first.id)
-        await trio.sleep(20)
-    assert conserved(queue).accepted == 1
-
-
-async def test_drain_resumes_a_paused_queue(autojump_clock: Any) -> None:
-    """A paused queue sends what comes due within the grace."""
-    sender = RecordingSender()
-    async with open_delay_queue(sender, capacity=10, workers=1) as queue:
-        queue.pause()
-        queue.put_nowait(b"", delay=1)
-        await trio.sleep(2)
-        report = await queue.drain(grace=10)
-    assert report.sent == 1
-    assert sender.times == [2]
-
-
-async def test_a_second_drain_raises(autojump_clock: Any) -> None:
-    """A queue can be drained once, also when the first drain still runs."""
-    async with open_delay_queue(RecordingSender(), capacity=10, workers=1) as queue:
-        queue.put_nowait(b"", delay=5)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(queue.drain)
-            await trio.sleep(1)
-            with pytest.raises(QueueClosed):
-                await queue.drain()
-        with pytest.raises(QueueClosed):
-            await queue.drain()
-    with pytest.raises(QueueClosed):
-        await queue.drain()
-
-
-async def test_leaving_the_block_waits_for_a_drain_that_runs(autojump_clock: Any) -> None:
-    """A drain in another task goes on to its own end when the block is left."""
-    hand_back = HandBack(duration=8)
-    async with trio.open_nursery() as nursery:
-        async with open_delay_queue(RecordingSender(), capacity=10, workers=1) as queue:
-            queue.put_nowait(b"", delay=60)
-            nursery.start_soon(queue.drain, 10, hand_back)
-            await trio.sleep(1)
-        assert trio.current_time() == 8
-    assert queue.statistics().handed_back == 1
-
-
-async def test_a_grace_of_zero(autojump_clock: Any, conserved: Any) -> None:
-    """Nothing is waited for, and everything is in the report."""
-    async with open_delay_queue(RecordingSender(duration=1), capacity=10, workers=1) as queue:
-        queue.put_nowait(b"", delay=0)
-        queue.put_nowait(b"", delay=9)
-        report = await queue.drain(grace=0, hand_back=HandBack())
-        assert trio.current_time() == 0
-        assert len(report.remaining) == 2
-        assert conserved(queue).pending == 2
-
-
 async def test_due_at_the_very_end_of_the_grace_is_handed_back(autojump_clock: Any) -> None:
     """There would be no time left to send it in."""
     hand_back = HandBack()
@@ -296,60 +103,6 @@ async def test_due_at_the_very_end_of_the_grace_is_handed_back(autojump_clock: A
         report = await queue.drain(grace=10, hand_back=hand_back)
     assert hand_back.given == [(0, b"", 10)]
     assert report.handed_back == 1
-
-
-async def test_a_cancelled_drain_ends_the_workers_and_loses_nothing(
-    autojump_clock: Any, conserved: Any
-) -> None:
-    """Whoever cancels a drain gets the queue back ended, with all that is unfinished in `messages()`."""
-    sender = RecordingSender(duration=50)
-    async with open_delay_queue(sender, capacity=10, workers=1, send_timeout=None) as queue:
-        for delay in (1, 5, 60):
-            queue.put_nowait(b"%d" % delay, delay=delay)
-        with trio.move_on_after(3) as scope:
-            await queue.drain(grace=20, hand_back=HandBack(duration=50))
-        assert scope.cancelled_caught
-        s = conserved(queue)
-        assert (s.pending, s.sending) == (3, 0)
-        assert [m.payload for m in queue.messages()] == [b"1", b"5", b"60"]
-    assert trio.current_time() == 3
-
-
-async def test_the_report_counts_the_drain_alone(autojump_clock: Any) -> None:
-    """What was sent, died or was cancelled before is not in it."""
-
-    async def send(message: Message) -> None:
-        if message.payload == b"bad":
-            raise PermanentSendError
-
-    async with open_delay_queue(send, capacity=10, workers=1) as queue:
-        for _ in range(2):
-            queue.put_nowait(b"good", delay=1)
-            queue.put_nowait(b"bad", delay=1)
-            queue.cancel(queue.put_nowait(b"cancelled", delay=1).id)
-            if trio.current_time() == 0:
-                await trio.sleep(5)
-        report = await queue.drain(grace=5)
-    assert (report.sent, report.dead, report.cancelled) == (1, 1, 0)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "match"),
-    [
-        ({"grace": -1}, ValueError, "grace"),
-        ({"grace": math.nan}, ValueError, "grace"),
-        ({"grace": "10"}, TypeError, "grace"),
-        ({"grace": 1, "hand_back": "primary"}, TypeError, "hand_back"),
-    ],
-)
-async def test_drain_refuses_bad_arguments(
-    arguments: dict[str, Any], error: type[Exception], match: str, autojump_clock: Any
-) -> None:
-    """A wrong argument of `drain` is named, and the queue is not closed by it."""
-    async with open_delay_queue(RecordingSender(), capacity=10, workers=1) as queue:
-        with pytest.raises(error, match=match):
-            await queue.drain(**arguments)
-        queue.put_nowait(b"", delay=1)
 
 
 async def test_failing_hand_backs_hold_up_no_others(autojump_clock: Any, conserved: Any) -> None:

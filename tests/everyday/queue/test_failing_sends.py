@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from localdelay import Message, PermanentSendError, RetryPolicy, Throttled, open_delay_queue
+from localdelay import Message, PermanentSendError, RetryPolicy, open_delay_queue
 from localdelay.testing import FailingSender, RecordingSender
 
 STEADY = RetryPolicy(wait_initial=1, wait_max=8, wait_jitter=0)
@@ -37,45 +37,6 @@ async def test_a_failed_message_is_tried_again_for_ever(autojump_clock: Any, con
     assert (s.send_time.count, s.total.count, s.total.max) == (7, 1, 31)
 
 
-async def test_a_retry_holds_no_worker(autojump_clock: Any) -> None:
-    """While one message waits to be tried again, the only worker sends others."""
-
-    class Sender(RecordingSender):
-        async def __call__(self, message: Message) -> None:
-            if message.payload == b"bad" and message.attempt == 1:
-                raise OSError
-            await super().__call__(message)
-
-    sender = Sender()
-    async with open_delay_queue(sender, capacity=10, workers=1, retry=STEADY) as queue:
-        queue.put_nowait(b"bad", delay=1)
-        queue.put_nowait(b"good", delay=1)
-        queue.put_nowait(b"later", delay=1.5)
-    assert list(zip(sender.times, sender.payloads, strict=True)) == [
-        (1, b"good"),
-        (1.5, b"later"),
-        (2, b"bad"),
-    ]
-
-
-async def test_throttling_uses_up_no_attempt(autojump_clock: Any, conserved: Any) -> None:
-    """A throttled send waits for what the broker asks, or backs off, and is still the first attempt."""
-    waits = iter([5.0, None, None, 0.5])
-
-    async def send(message: Message) -> None:
-        sent.append((trio.current_time(), message.attempt))
-        if (wait := next(waits, "over")) != "over":
-            raise Throttled(retry_after=wait)
-
-    sent: list[tuple[float, int]] = []
-    retry = RetryPolicy(attempts=1, wait_initial=1, wait_max=100, wait_jitter=0)
-    async with open_delay_queue(send, capacity=10, workers=1, retry=retry, limit=None) as queue:
-        queue.put_nowait(b"", delay=1)
-    assert sent == [(1, 1), (6, 1), (8, 1), (12, 1), (12.5, 1)]
-    s = conserved(queue)
-    assert (s.sent, s.failures, s.throttled) == (1, 4, 4)
-
-
 async def test_jitter_spreads_the_retries(autojump_clock: Any) -> None:
     """Messages that fail together are not tried again together."""
     sender = FailingSender(OSError, times=1)
@@ -85,27 +46,6 @@ async def test_jitter_spreads_the_retries(autojump_clock: Any) -> None:
             queue.put_nowait(b"", delay=1)
     assert all(2 <= when <= 3 for when in sender.times)
     assert len(set(sender.times)) > 40
-
-
-async def test_a_send_that_hangs_has_failed(autojump_clock: Any, conserved: Any) -> None:
-    """A send is ended at `send_timeout` to the instant, tried again, and the others go on meanwhile."""
-    attempts: list[tuple[float, bytes]] = []
-
-    async def send(message: Message) -> None:
-        attempts.append((trio.current_time(), message.payload))
-        if message.payload == b"hangs" and message.attempt < 3:
-            await trio.sleep_forever()
-
-    async with open_delay_queue(send, capacity=10, workers=2, retry=STEADY, send_timeout=5) as queue:
-        queue.put_nowait(b"hangs", delay=1)
-        queue.put_nowait(b"a", delay=2)
-        queue.put_nowait(b"b", delay=4)
-        await trio.sleep(6.5)
-        assert conserved(queue).retrying == 1
-    assert attempts == [(1, b"hangs"), (2, b"a"), (4, b"b"), (7, b"hangs"), (14, b"hangs")]
-    s = conserved(queue)
-    assert (s.sent, s.failures) == (3, 2)
-    assert s.send_time.max == 5
 
 
 async def test_many_hanging_sends_end_each_at_its_own_time(autojump_clock: Any) -> None:
@@ -154,45 +94,6 @@ async def test_a_send_that_ignores_its_timeout_and_returns_has_sent(
     assert conserved(queue).failures == 0
 
 
-async def test_giving_up_calls_the_hook(autojump_clock: Any, conserved: Any) -> None:
-    """After its attempts a message goes to the hook with its last error, and is dead when that has ended."""
-    dead: list[tuple[float, Message, Exception]] = []
-    errors = iter([OSError("1"), OSError("2"), OSError("3")])
-
-    async def hook(message: Message, error: Exception) -> None:
-        await trio.sleep(10)
-        dead.append((trio.current_time(), message, error))
-
-    sender = FailingSender(lambda: next(errors))
-    retry = RetryPolicy(attempts=3, wait_initial=1, wait_jitter=0)
-    async with open_delay_queue(sender, capacity=10, workers=1, retry=retry, on_dead_letter=hook) as queue:
-        message = queue.put_nowait(b"x", delay=1)
-        await trio.sleep(6)
-        s = conserved(queue)
-        assert (s.sending, s.dead, s.workers_busy) == (1, 0, 1)
-        assert not queue.cancel(message.id)
-    [(when, given, error)] = dead
-    assert (when, given.id, given.payload, given.attempt, str(error)) == (14, message.id, b"x", 3, "3")
-    s = conserved(queue)
-    assert (s.dead, s.sent, s.dead_letter_errors) == (1, 0, 0)
-
-
-async def test_a_permanent_error_is_not_tried_again(autojump_clock: Any, conserved: Any) -> None:
-    """`PermanentSendError` goes to the dead letters at once, however many attempts there are."""
-    dead: list[str] = []
-
-    async def hook(message: Message, error: Exception) -> None:
-        assert isinstance(error, PermanentSendError)
-        dead.append(message.id)
-
-    sender = FailingSender(lambda: PermanentSendError("too large"))
-    async with open_delay_queue(sender, capacity=10, workers=1, on_dead_letter=hook) as queue:
-        message = queue.put_nowait(b"", delay=1)
-    assert dead == [message.id]
-    assert len(sender.attempts) == 1
-    assert conserved(queue).dead == 1
-
-
 async def test_a_hook_that_raises_harms_nothing(
     autojump_clock: Any, conserved: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -217,25 +118,6 @@ async def test_a_hook_that_raises_harms_nothing(
     assert "the hook is broken" in line
     assert "bad" in line
     assert "secret" not in caplog.text
-
-
-async def test_a_hook_that_hangs_is_ended(autojump_clock: Any, conserved: Any) -> None:
-    """A hook over `send_timeout` counts as one that raised: it can't take the workers away."""
-
-    async def hook(message: Message, error: Exception) -> None:
-        await trio.sleep_forever()
-
-    async with open_delay_queue(
-        FailingSender(lambda: PermanentSendError("no")),
-        capacity=10,
-        workers=1,
-        on_dead_letter=hook,
-        send_timeout=5,
-    ) as queue:
-        queue.put_nowait(b"", delay=1)
-    assert trio.current_time() == 6
-    s = conserved(queue)
-    assert (s.dead, s.dead_letter_errors) == (1, 1)
 
 
 async def test_without_a_hook_a_dead_letter_is_one_error_line(
@@ -272,24 +154,6 @@ async def test_payloads_never_appear_in_a_log(autojump_clock: Any, caplog: pytes
     assert "secret" not in caplog.text
 
 
-async def test_a_retry_can_be_cancelled(autojump_clock: Any, conserved: Any) -> None:
-    """A message that waits for its retry is cancelled like any other, and never sent again."""
-    sender = FailingSender(OSError)
-    async with open_delay_queue(sender, capacity=10, workers=1, retry=STEADY) as queue:
-        message = queue.put_nowait(b"", delay=1)
-        named = queue.put_nowait(b"", delay=1, id="named")
-        await trio.sleep(1.5)
-        assert conserved(queue).retrying == 2
-        assert queue.cancel(message.id)
-        assert queue.cancel(named.id)
-        s = conserved(queue)
-        assert (s.retrying, s.cancelled, s.oldest_overdue) == (0, 2, 0)
-        queue.put_nowait(b"", delay=0, id="named")
-        await trio.sleep(0.5)
-        queue.cancel("named")
-    assert len(sender.attempts) == 3
-
-
 async def test_a_send_that_is_no_coroutine_function_is_loud(autojump_clock: Any, conserved: Any) -> None:
     """A blocking send given by mistake, and not seen to be one, has sent already: it is not called again."""
     calls: list[str] = []
@@ -303,18 +167,6 @@ async def test_a_send_that_is_no_coroutine_function_is_loud(autojump_clock: Any,
         queue.put_nowait(b"", delay=1)
     assert len(calls) == 1
     assert "localdelay.blocking" in str(dead[0])
-    assert conserved(queue).dead == 1
-
-
-async def test_an_error_in_a_group_counts_as_itself(autojump_clock: Any, conserved: Any) -> None:
-    """A send that opens a nursery raises a group: with one exception in it, it is that exception."""
-
-    async def send(message: Message) -> None:
-        async with trio.open_nursery():
-            raise PermanentSendError("no")
-
-    async with open_delay_queue(send, capacity=10, workers=1) as queue:
-        queue.put_nowait(b"", delay=1)
     assert conserved(queue).dead == 1
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from localdelay import Message, QueueClosed, open_delay_queue
+from localdelay import Message, open_delay_queue
 from localdelay.testing import RecordingSender
 
 
@@ -111,32 +111,6 @@ async def test_an_exception_with_nothing_pending_warns_of_nothing(autojump_clock
     assert warnings(caplog) == []
 
 
-async def test_a_cancellation_goes_through(autojump_clock: Any, conserved: Any, caplog: Any) -> None:
-    """Cancelling the block from outside ends it at once; what is pending is there and warned of once."""
-    with trio.move_on_after(5) as scope:
-        async with open_delay_queue(RecordingSender(duration=9), capacity=10, workers=1) as queue:
-            queue.put_nowait(b"123", delay=1)
-            queue.put_nowait(b"4567", delay=100)
-            await trio.sleep_forever()
-    assert scope.cancelled_caught
-    assert trio.current_time() == 5
-    assert conserved(queue).pending == 2
-    assert len(warnings(caplog)) == 1
-
-
-async def test_the_block_sees_cancelled_bare(autojump_clock: Any) -> None:
-    """What a cancellation raises out of the block is `Cancelled` itself and no group of it."""
-    with trio.move_on_after(5):
-        try:
-            async with open_delay_queue(RecordingSender(duration=9), capacity=10, workers=3) as queue:
-                for _ in range(3):
-                    queue.put_nowait(b"", delay=1)
-                await trio.sleep_forever()
-        except BaseException as raised:
-            assert type(raised) is trio.Cancelled
-            raise
-
-
 async def test_a_cancellation_while_leaving(autojump_clock: Any, conserved: Any, caplog: Any) -> None:
     """The wait at the end of the block can be cancelled, too; nothing is lost by it."""
     with trio.move_on_after(5) as scope:
@@ -150,23 +124,6 @@ async def test_a_cancellation_while_leaving(autojump_clock: Any, conserved: Any,
         True,
         "the queue was left with 1 message (0 B) pending, lost with this process: `journal=PATH` keeps them",
     ]
-
-
-async def test_an_interrupt_in_a_send_comes_out_bare(
-    autojump_clock: Any, conserved: Any, caplog: Any
-) -> None:
-    """What is no Exception is not swallowed: it ends the block, bare, and the messages are pending again."""
-
-    async def send(message: Message) -> None:
-        raise Interrupt
-
-    with pytest.raises(Interrupt):
-        async with open_delay_queue(send, capacity=10, workers=3) as queue:
-            queue.put_nowait(b"", delay=1)
-            queue.put_nowait(b"", delay=100)
-            await trio.sleep_forever()
-    assert conserved(queue).pending == 2
-    assert len(warnings(caplog)) == 1
 
 
 async def test_both_come_out_when_both_raise(autojump_clock: Any) -> None:
@@ -202,36 +159,6 @@ async def test_what_the_block_adds_to_its_cancellation_is_not_lost(autojump_cloc
     assert caught.group_contains(Interrupt)
     assert caught.group_contains(ZeroDivisionError)
     assert not caught.group_contains(trio.Cancelled)
-
-
-async def test_a_put_that_waits_is_refused_when_the_block_is_left(
-    autojump_clock: Any, conserved: Any
-) -> None:
-    """A put in another task does not wait for ever for a queue that has ended."""
-    outcomes: list[str] = []
-    async with trio.open_nursery() as nursery:
-        async with open_delay_queue(RecordingSender(), capacity=1, workers=1) as queue:
-            queue.put_nowait(b"", delay=10)
-
-            async def put() -> None:
-                with pytest.raises(QueueClosed):
-                    await queue.put(b"", delay=1)
-                outcomes.append("refused")
-
-            nursery.start_soon(put)
-            await trio.testing.wait_all_tasks_blocked()
-    assert outcomes == ["refused"]
-    assert conserved(queue).accepted == 1
-
-
-async def test_no_task_is_left(autojump_clock: Any) -> None:
-    """After the block there are as many tasks as before."""
-    before = trio.lowlevel.current_statistics().tasks_living
-    async with open_delay_queue(RecordingSender(), capacity=10, workers=9) as queue:
-        queue.put_nowait(b"", delay=1)
-        await trio.sleep(2)
-        assert trio.lowlevel.current_statistics().tasks_living > before + 9
-    assert trio.lowlevel.current_statistics().tasks_living == before
 
 
 def test_statistics_can_be_read_after_the_run() -> None:
