@@ -21,7 +21,7 @@ from tests.kit.amqp_world import (
     send_until_confirmed,
 )
 from tests.kit.servers.amqp import RabbitServer
-from tests.kit.servers.amqp_proxy import proxied
+from tests.kit.servers.network import network_to
 
 SERVER = "amqp"
 
@@ -57,15 +57,15 @@ async def test_resets_in_the_midst_of_batches_lose_nothing(rabbit: RabbitServer,
     seed = 7
     print("seed", seed)
     chosen = random.Random(seed)
-    async with proxied(rabbit.port) as proxy, opened(url, port=proxy.port) as broker:
+    async with network_to(rabbit.port) as network, opened(url, port=network.port) as broker:
         retry = RetryPolicy(wait_initial=0.01, wait_max=0.1, wait_jitter=0.1)
         async with open_delay_queue(broker.send, capacity=5000, workers=40, retry=retry) as queue:
             for number in range(2000):
                 queue.put_nowait(bytes(chosen.randrange(2000)), delay=chosen.uniform(0, 1.0), id=f"m{number}")
             for _ in range(8):
-                proxy.reset_after = chosen.randrange(100_000)
+                network.reset_after = chosen.randrange(100_000)
                 await trio.sleep(0.1)
-            proxy.reset_after = None
+            network.reset_after = None
         assert queue.statistics().sent == 2000
     got = await arrived(rabbit, url, 2000)
     assert set(got) == {f"m{number}" for number in range(2000)}
@@ -77,10 +77,10 @@ async def test_heartbeats_find_a_connection_that_is_dead(rabbit: RabbitServer, u
     """Nothing comes from the broker any more, and no end of the connection either."""
     limits = {"confirm_timeout": 25.0}  # pika looks every heartbeat and five seconds
     async with (
-        proxied(rabbit.port) as proxy,
-        opened(url, "?heartbeat=1", port=proxy.port, **limits) as broker,
+        network_to(rabbit.port) as network,
+        opened(url, "?heartbeat=1", port=network.port, **limits) as broker,
     ):
-        proxy.stall()
+        network.stall()
         with pytest.raises(ConnectionError, match="No activity"):
             await broker.send(message("one"))
         await send_until_confirmed(broker, "two")

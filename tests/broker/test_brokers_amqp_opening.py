@@ -23,7 +23,7 @@ from tests.kit.amqp_world import (
     user,
 )
 from tests.kit.servers.amqp import RabbitServer
-from tests.kit.servers.amqp_proxy import proxied
+from tests.kit.servers.network import network_to
 from tests.kit.servers.process import free_port
 
 SERVER = "amqp"
@@ -62,10 +62,10 @@ async def test_pika_is_quiet_and_nothing_tells_a_secret(
     with user(rabbit) as name:
         await refusal(port=rabbit.port)
         await refusal(port=free_port())
-        async with proxied(rabbit.port) as proxy:
-            async with opened(url, port=proxy.port, user=f"{name}:{name}") as broker:
+        async with network_to(rabbit.port) as network:
+            async with opened(url, port=network.port, user=f"{name}:{name}") as broker:
                 await broker.send(message("one", b"hunter2"))
-                proxy.reset()
+                network.reset()
                 await send_until_confirmed(broker, "two")
                 await outcomes(broker, [message("large", bytes(LIMIT + 1))])
     assert {record.levelname for record in caplog.records} == {"DEBUG"}

@@ -18,6 +18,7 @@ from localdelay import Message, PartialSendError, Throttled
 from localdelay.brokers import Broker, open_broker
 from localdelay.brokers.outbox import Gauges
 from tests.kit.servers.all import NAMES
+from tests.kit.servers.network import listening
 from tests.kit.servers.process import Received, Server, free_port
 
 SECRET = "hunter2"
@@ -294,14 +295,10 @@ async def _is_no_such_broker(url: str, says: bytes | None) -> None:
         except trio.BrokenResourceError:
             pass
 
-    async with trio.open_nursery() as nursery:
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(trio.serve_listeners, serve, listeners)
-        wrong = at(url, listeners[0].socket.getsockname()[1])
+    async with listening(serve) as port:
         with trio.fail_after(60), pytest.raises(ConnectionError) as raised:
-            async with open_broker(wrong, connect_timeout=1.0):
+            async with open_broker(at(url, port), connect_timeout=1.0):
                 pass
-        nursery.cancel_scope.cancel()
     assert "127.0.0.1" in str(raised.value)
     assert "\n" not in str(raised.value)
 

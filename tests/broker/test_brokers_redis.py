@@ -22,9 +22,9 @@ from localdelay import (
 )
 from localdelay.brokers import Broker, ConnectionLost, open_broker
 from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID
+from tests.kit.servers.network import network_to
 from tests.kit.servers.process import free_port
 from tests.kit.servers.redis import RedisServer
-from tests.kit.servers.redis_faults import Proxy, listening
 
 SERVER = "redis"
 
@@ -373,15 +373,14 @@ async def test_resets_in_the_middle_of_batches(server: RedisServer) -> None:
     print("seed", SEED)
     chance = random.Random(SEED)
     url = server.fresh()
-    proxy = Proxy(server.port)
     doubtful: set[str] = set()
     sent: set[str] = set()
-    async with listening(proxy.handle) as port:
-        async with open_broker(f"redis://127.0.0.1:{port}/{url.rpartition('/')[2]}") as broker:
+    async with network_to(server.port) as network:
+        async with open_broker(f"redis://127.0.0.1:{network.port}/{url.rpartition('/')[2]}") as broker:
             for round in range(30):
                 batch = [message(f"m{round}-{number}", bytes(500)) for number in range(200)]
                 sent |= {one.id for one in batch}
-                proxy.reset_after = chance.randrange(1, 120_000)
+                network.reset_after = chance.randrange(1, 120_000)
                 with trio.fail_after(SOON):
                     try:
                         await broker.send_batch(batch)
@@ -392,7 +391,7 @@ async def test_resets_in_the_middle_of_batches(server: RedisServer) -> None:
                     except ConnectionError:
                         doubtful |= {one.id for one in batch}
     arrived = await ids(server, url, len(sent - doubtful))
-    assert proxy.resets == 30
+    assert network.resets == 30
     assert set(arrived) >= sent - doubtful
     assert max(arrived.values()) == 1
 

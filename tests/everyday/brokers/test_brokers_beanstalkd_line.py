@@ -14,6 +14,7 @@ import trio.testing
 from localdelay import Message, PartialSendError, PermanentSendError, Throttled
 from localdelay.brokers import ConnectionLost, open_broker
 from localdelay.brokers.publisher import Publisher
+from tests.kit.servers.network import listening
 from tests.kit.servers.process import free_port
 
 CONFIRMED = b"INSERTED 1\r\n"
@@ -75,14 +76,10 @@ class FakeServer:
 
 @pytest.fixture
 async def fake() -> AsyncIterator[FakeServer]:
-    async with trio.open_nursery() as nursery:
-        server = FakeServer()
-        server.reading.set()
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(trio.serve_listeners, server.serve, listeners)
-        server.port = listeners[0].socket.getsockname()[1]
+    server = FakeServer()
+    server.reading.set()
+    async with listening(server.serve) as server.port:
         yield server
-        nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager

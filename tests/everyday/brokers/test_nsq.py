@@ -16,6 +16,7 @@ from localdelay.brokers import Broker, open_broker
 from localdelay.brokers.line import OutOfStep
 from localdelay.brokers.nsq import NsqError, classified, commands, frames
 from localdelay.brokers.outbox import Outbox, Parcel, Sending
+from tests.kit.servers.network import listening
 from tests.kit.servers.process import free_port
 
 OK, HEARTBEAT = (0, b"OK"), (0, b"_heartbeat_")
@@ -74,13 +75,9 @@ class FakeServer:
 
 @pytest.fixture
 async def fake() -> AsyncIterator[FakeServer]:
-    async with trio.open_nursery() as nursery:
-        server = FakeServer()
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(trio.serve_listeners, server.serve, listeners)
-        server.port = listeners[0].socket.getsockname()[1]
+    server = FakeServer()
+    async with listening(server.serve) as server.port:
         yield server
-        nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager

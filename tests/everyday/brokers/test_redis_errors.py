@@ -10,8 +10,9 @@ from coredis.parser import Parser
 from localdelay import Message, PermanentSendError, Throttled
 from localdelay.brokers import open_broker
 from localdelay.brokers.redis import classified, escaped
+from tests.kit.servers.network import listening
 from tests.kit.servers.process import free_port
-from tests.kit.servers.redis_faults import SlowRedis, listening
+from tests.kit.servers.redis_faults import SlowRedis
 
 
 def message(id: str) -> Message:

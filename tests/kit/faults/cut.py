@@ -13,10 +13,10 @@ from localdelay.brokers import Broker, open_broker
 from tests.kit.faults import broken, underway
 from tests.kit.faults.broken import CONFIRM_TIMEOUT
 from tests.kit.faults.counting import count, in_broker
-from tests.kit.faults.proxy import Network, network_to
 from tests.kit.faults.row import Row
 from tests.kit.faults.scale import Scale, Watch, directory
 from tests.kit.faults.scale import broker as server_of
+from tests.kit.servers.network import Network, network_to
 from tests.kit.servers.process import Server
 
 _READ_TIMEOUT = 100.0

@@ -10,6 +10,8 @@ from functools import partial
 import attrs
 import trio
 
+from tests.kit.servers.network import listening
+
 INFO = {
     "server_id": "FAKE",
     "version": "2.15.0",
@@ -48,11 +50,8 @@ async def fake_server(
 
     Gives its host and port. `info` is what it says of itself.
     """
-    async with trio.open_nursery() as nursery:
-        handler = greet or partial(_serve, published, {**INFO, **info})
-        listeners = await nursery.start(partial(trio.serve_tcp, handler, 0, host="127.0.0.1"))
-        yield f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
-        nursery.cancel_scope.cancel()
+    async with listening(greet or partial(_serve, published, {**INFO, **info})) as port:
+        yield f"127.0.0.1:{port}"
 
 
 async def _serve(published: Published, info: dict[str, object], stream: trio.SocketStream) -> None:

@@ -1,60 +1,8 @@
-"""What stands between a client and Redis, or in place of it, and misbehaves."""
+"""What stands in place of Redis, and misbehaves."""
 
 from __future__ import annotations
 
-import socket
-import struct
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from functools import partial
-
 import trio
-
-
-@asynccontextmanager
-async def listening(handle: Callable[[trio.SocketStream], object]) -> AsyncIterator[int]:
-    """A loopback port where each connection is given to an async function, until the block is left."""
-    async with trio.open_nursery() as nursery:
-        listeners = await nursery.start(partial(trio.serve_tcp, handle, 0, host="127.0.0.1"))
-        yield listeners[0].socket.getsockname()[1]
-        nursery.cancel_scope.cancel()
-
-
-class Proxy:
-    """Passes on what comes, and resets a connection after so many bytes have gone to the server."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self.reset_after: int | None = None
-        self.resets = 0
-
-    async def handle(self, client: trio.SocketStream) -> None:
-        async with client:
-            try:
-                server = await trio.open_tcp_stream("127.0.0.1", self._port)
-            except OSError:
-                return
-            async with server, trio.open_nursery() as nursery:
-                nursery.start_soon(self._pass_on, client, server, nursery, True)
-                await self._pass_on(server, client, nursery, False)
-
-    async def _pass_on(
-        self, source: trio.SocketStream, sink: trio.SocketStream, nursery: trio.Nursery, forth: bool
-    ) -> None:
-        try:
-            async for data in source:
-                if forth and self.reset_after is not None:
-                    self.reset_after -= len(data)
-                    if self.reset_after < 0:
-                        await sink.send_all(data[: self.reset_after])
-                        self.reset_after = None
-                        self.resets += 1
-                        source.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                        break
-                await sink.send_all(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
-        nursery.cancel_scope.cancel()
 
 
 class SlowRedis:

@@ -1,10 +1,10 @@
-"""The network to a broker, on loopback: it holds back, slows down, swallows and resets."""
+"""The network to a broker, on loopback: it holds back, slows down, swallows, stalls and resets."""
 
 from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 
@@ -20,6 +20,7 @@ class _Link:
 
     client: trio.SocketStream
     server: trio.SocketStream
+    flows: trio.Event
 
 
 class Network:
@@ -37,6 +38,10 @@ class Network:
         """New connections are closed at once."""
         self.swallows = False
         """What comes is gone. Such a connection must be reset: TCP never goes on behind a gap."""
+        self.reset_after: int | None = None
+        """Bytes to the server after which the connections are reset, once."""
+        self.resets = 0
+        """How often that was."""
 
     def hold(self) -> None:
         """From now on nothing passes."""
@@ -45,6 +50,11 @@ class Network:
     def flow(self) -> None:
         """What was held back passes."""
         self._flows.set()
+
+    def stall(self) -> None:
+        """From now on nothing passes on the connections that there are; new ones are not concerned."""
+        for link in self._links:
+            link.flows = trio.Event()
 
     def reset(self) -> None:
         """Reset the connections that there are."""
@@ -60,21 +70,31 @@ class Network:
             with suppress(OSError):
                 server = await trio.open_tcp_stream("127.0.0.1", self._server_port)
                 async with server:
-                    link = _Link(client, server)
+                    link = _Link(client, server, trio.Event())
+                    link.flows.set()
                     self._links.append(link)
                     async with trio.open_nursery() as nursery:
-                        nursery.start_soon(self._pass_on, client, server, nursery)
-                        await self._pass_on(server, client, nursery)
+                        nursery.start_soon(self._pass_on, link, client, server, nursery)
+                        await self._pass_on(link, server, client, nursery)
                     self._links.remove(link)
 
     async def _pass_on(
-        self, source: trio.SocketStream, sink: trio.SocketStream, nursery: trio.Nursery
+        self, link: _Link, source: trio.SocketStream, sink: trio.SocketStream, nursery: trio.Nursery
     ) -> None:
         with suppress(*_GONE):
             while data := await source.receive_some():
                 if self.delay:
                     await trio.sleep(self.delay)
                 await self._flows.wait()
+                await link.flows.wait()
+                if source is link.client and self.reset_after is not None:
+                    self.reset_after -= len(data)
+                    if self.reset_after < 0:
+                        await sink.send_all(data[: self.reset_after])
+                        self.reset_after = None
+                        self.resets += 1
+                        self.reset()
+                        break
                 if not self.swallows:
                     await sink.send_all(data)
         nursery.cancel_scope.cancel()
@@ -84,10 +104,16 @@ class Network:
 async def network_to(server_port: int) -> AsyncIterator[Network]:
     """The way to this port, until the block is left."""
     network = Network(server_port)
+    async with listening(network.handle) as network.port:
+        yield network
+
+
+@asynccontextmanager
+async def listening(handle: Callable[[trio.SocketStream], object]) -> AsyncIterator[int]:
+    """A loopback port where each connection is given to an async function, until the block is left."""
     async with trio.open_nursery() as nursery:
-        listeners = await nursery.start(partial(trio.serve_tcp, network.handle, 0, host="127.0.0.1"))
-        network.port = listeners[0].socket.getsockname()[1]
+        listeners = await nursery.start(partial(trio.serve_tcp, handle, 0, host="127.0.0.1"))
         try:
-            yield network
+            yield listeners[0].socket.getsockname()[1]
         finally:
             nursery.cancel_scope.cancel()
