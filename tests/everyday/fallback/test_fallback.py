@@ -28,21 +28,6 @@ class Quota(Throttled):
     """A child of the error that degrades."""
 
 
-async def test_the_time_that_the_primary_took_is_not_added(autojump_clock: Any, conserved: Any) -> None:
-    """execute-at is stamped at the call: a primary that refuses slowly makes nothing later than it must."""
-    primary, sender = Primary(Throttled(), duration=5.0), RecordingSender()
-    async with open_delay_queue(sender, capacity=5, workers=1) as queue:
-        fallback = Fallback(primary, queue, limit=None)
-        early = await fallback.publish(b"", delay=6)
-        late = await fallback.publish(b"", delay=2)
-    assert (early.message.execute_at, late.message.execute_at) == (6, 7)
-    assert sorted(sender.sent, key=lambda sent: sent[1].execute_at) == [
-        (6, early.message),
-        (10, late.message),
-    ]
-    assert conserved(queue).lateness.max == 3
-
-
 @pytest.mark.parametrize("delay", [0.1, 0.3, 1.7, 120, 86400.7])
 @pytest.mark.parametrize("start", [0.1, 345678.123, 987654.321])
 async def test_the_primary_gets_the_delay_that_was_given(
@@ -156,27 +141,6 @@ async def test_the_predicate_is_asked_once_and_with_the_exception(
             await fallback.publish(b"", delay=5)
         assert asked == [error, other]
         conserved(queue)
-
-
-async def test_bytes_of_another_type_are_plain_bytes_for_both(autojump_clock: Any, conserved: Any) -> None:
-    """A child of bytes reaches the primary and the queue as bytes."""
-
-    class Odd(bytes):
-        pass
-
-    primary = Primary(Throttled())
-    async with open_delay_queue(RecordingSender(), capacity=5, workers=1) as queue:
-        receipt = await Fallback(primary, queue).publish(Odd(b"x"), delay=5)
-        assert type(receipt.message.payload) is type(primary.calls[0][1].payload) is bytes
-        conserved(queue)
-
-
-async def test_the_arguments_of_the_fallback_that_are_pinned(autojump_clock: Any) -> None:
-    """`degrade_on` and `room_timeout` are given by name only."""
-    async with open_delay_queue(RecordingSender(), capacity=5, workers=1) as queue:
-        with pytest.raises(TypeError):
-            Fallback(Primary(), queue, (Throttled,))  # type: ignore[call-arg]
-        Fallback(Primary(), queue, degrade_on=(), room_timeout=None)
 
 
 async def test_a_degraded_message_is_freed_at_once_when_it_is_cancelled(autojump_clock: Any) -> None:

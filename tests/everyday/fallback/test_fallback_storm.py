@@ -161,18 +161,6 @@ async def test_due_sends_come_first_where_the_limit_is_shared(
     assert conserved(queue).lateness.max == pytest.approx(0.9, rel=0.01)
 
 
-async def test_without_a_breaker_the_primary_is_always_called(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    """`breaker=None`: every publish tries it."""
-    primary = always(DOWN)
-    async with open_delay_queue(RecordingSender(), capacity=50, workers=1) as queue:
-        fallback = Fallback(primary, queue, breaker=None, ambiguous="degrade")
-        for _ in range(20):
-            await fallback.publish(b"", delay=1.0)
-    assert len(primary.calls) == 20
-
-
 async def test_what_is_far_from_due_goes_back(autojump_clock: trio.testing.MockClock, conserved: Any) -> None:
     """When the storm is over, messages return with the delay that is left, paced by the limit."""
     primary = Weather(lambda now, number: DOWN if now < 10 else None)
@@ -203,20 +191,6 @@ async def test_what_is_far_from_due_goes_back(autojump_clock: trio.testing.MockC
     assert all(later - earlier >= 0.0499 for earlier, later in itertools.pairwise(times))
 
 
-async def test_the_breaker_closes_though_nobody_publishes(
-    autojump_clock: trio.testing.MockClock, conserved: Any
-) -> None:
-    """Messages that go back are the trial calls, when there are no others."""
-    primary = Weather(lambda now, number: DOWN if now < 5 else None)
-    async with open_delay_queue(RecordingSender(), capacity=500, workers=2) as queue:
-        fallback = Fallback(primary, queue, **STEADY, hand_back=True, hand_back_after=10.0)
-        for _ in range(50):
-            await fallback.publish(b"", delay=300.0)
-        await trio.sleep(30)
-        assert fallback.statistics().breaker is BreakerState.CLOSED
-        assert conserved(queue).handed_back == 50
-
-
 async def test_after_the_trials_many_go_back_at_once(
     autojump_clock: trio.testing.MockClock, conserved: Any
 ) -> None:
@@ -237,26 +211,6 @@ async def test_after_the_trials_many_go_back_at_once(
         assert conserved(queue).sending == 10
         await trio.sleep(5.0)
         assert conserved(queue).handed_back == 103
-
-
-async def test_a_trial_that_says_nothing_does_not_hold_up_the_others(
-    autojump_clock: trio.testing.MockClock, conserved: Any
-) -> None:
-    """One of three trials loses its connection: another takes its place, and all go back."""
-
-    def weather(now: float, number: int) -> Exception | None:
-        if now < 5:
-            return DOWN
-        return ConnectionResetError() if len(trials) == 0 and trials.append(number) is None else None
-
-    trials: list[int] = []
-    async with open_delay_queue(RecordingSender(), capacity=500, workers=2) as queue:
-        fallback = Fallback(Weather(weather), queue, **STEADY, hand_back=True, hand_back_after=10.0)
-        for _ in range(50):
-            await fallback.publish(b"", delay=300.0)
-        await trio.sleep(60)
-        assert fallback.statistics().breaker is BreakerState.CLOSED
-        assert conserved(queue).handed_back == 50
 
 
 async def test_a_predicate_that_raises_harms_nobody_else(
@@ -283,20 +237,6 @@ async def test_a_predicate_that_raises_harms_nobody_else(
         await trio.sleep(60)
         assert fallback.statistics().breaker is BreakerState.CLOSED
         assert conserved(queue).handed_back == 5
-
-
-async def test_while_it_stays_refused_nothing_is_lost(
-    autojump_clock: trio.testing.MockClock, conserved: Any
-) -> None:
-    """Hand-backs that are refused leave their messages where they were, and those are sent on time."""
-    primary, sender = always(DOWN), RecordingSender()
-    async with open_delay_queue(sender, capacity=500, workers=2) as queue:
-        fallback = Fallback(primary, queue, **STEADY, hand_back=True, hand_back_after=5.0)
-        for number in range(30):
-            await fallback.publish(b"", delay=60.0 + number)
-        await trio.sleep(50)
-        assert conserved(queue).waiting == 30
-    assert [when for when, _ in sender.sent] == [60.0 + number for number in range(30)]
 
 
 @pytest.mark.parametrize(
@@ -340,26 +280,6 @@ async def test_a_drain_waits_for_the_hand_backs_under_way(
     statistics = conserved(queue)
     assert (statistics.handed_back, statistics.sent) == (handed_back, 3 - handed_back)
     assert [when for when, _ in sender.sent] == [delay] * (3 - handed_back)
-
-
-async def test_a_drain_with_a_grace_cuts_hand_backs_off(
-    autojump_clock: trio.testing.MockClock, conserved: Any
-) -> None:
-    """At its end those under way are cancelled, and their messages remain."""
-
-    async def primary(message: Message, delay: float) -> None:
-        if trio.current_time() < 1:
-            raise Throttled("429")
-        await trio.sleep_forever()
-
-    async with open_delay_queue(RecordingSender(), capacity=500, workers=2) as queue:
-        fallback = Fallback(primary, queue, **STEADY, limit=None, hand_back=True, hand_back_after=10.0)
-        kept = [(await fallback.publish(b"", delay=60.0)).message.id for _ in range(3)]
-        await trio.sleep(5)
-        report = await queue.drain(grace=4.0)
-        assert trio.current_time() == 9.0
-        assert {message.id for message in report.remaining} == set(kept)
-        assert conserved(queue).pending == 3
 
 
 async def test_one_log_line_for_each_change(
@@ -427,11 +347,3 @@ async def test_a_listener_that_fails_harms_nobody(
         assert receipt.route is Route.LOCAL
     assert conserved(queue).sent == 1
     assert caplog.records[0].getMessage() == "the listener failed at Degraded: RuntimeError"
-
-
-@pytest.mark.parametrize("arguments", [{"limit": 5}, {"listener": print}])
-async def test_the_queue_refuses_a_wrong_limit_or_listener(arguments: dict[str, Any]) -> None:
-    """By name, before anything runs."""
-    with pytest.raises(TypeError, match=next(iter(arguments))):
-        async with open_delay_queue(RecordingSender(), capacity=6, workers=2, **arguments):
-            pass

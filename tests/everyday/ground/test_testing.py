@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import trio
 
-from localdelay import Fallback, Message, PermanentSendError, RetryPolicy, Route, Throttled, open_delay_queue
+from localdelay import Message, PermanentSendError, RetryPolicy, Throttled, open_delay_queue
 from localdelay.testing import FailingSender, RecordingSender, ThrottledPrimary
 
 
@@ -116,31 +116,9 @@ async def test_the_throttled_primary_takes_so_many_a_second(autojump_clock: Any)
     ]
 
 
-async def test_what_one_second_left_over_is_not_saved_up(autojump_clock: Any) -> None:
-    """The limit is one of each second: a quiet second makes no room in the next."""
-    primary = ThrottledPrimary(1)
-    await trio.sleep_until(10)
-    await primary(message("a"), 0.0)
-    with pytest.raises(Throttled):
-        await primary(message("b"), 0.0)
-
-
 async def test_a_primary_without_room_takes_nothing(autojump_clock: Any) -> None:
     """A limit of 0 throttles everything."""
     primary = ThrottledPrimary(0)
     with pytest.raises(Throttled, match="more than 0"):
         await primary(message("a"), 0.0)
     assert (primary.published, primary.refused) == ([], 1)
-
-
-async def test_the_fakes_fit_together(autojump_clock: Any, conserved: Any) -> None:
-    """Primary, queue and sender: what the primary refuses is sent locally, at its time, and nothing twice."""
-    primary, sender = ThrottledPrimary(3), RecordingSender()
-    async with open_delay_queue(sender, capacity=50, workers=2) as queue:
-        fallback = Fallback(primary, queue, limit=None)
-        receipts = [await fallback.publish(b"%d" % i, delay=5) for i in range(10)]
-        conserved(queue)
-    assert [receipt.route for receipt in receipts] == [Route.PRIMARY] * 3 + [Route.LOCAL] * 7
-    assert [m.id for _, m in primary.published] + sender.ids == [receipt.message.id for receipt in receipts]
-    assert sender.times == [5] * 7
-    assert primary.refused == conserved(queue).sent == 7

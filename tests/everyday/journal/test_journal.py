@@ -78,21 +78,6 @@ def test_what_the_journal_holds_comes_back(path: Path, conserved: Conserved) -> 
     assert SqliteJournal(path).read() == []
 
 
-async def test_put_nowait_is_at_risk_until_it_is_flushed(conserved: Conserved) -> None:
-    """It is accepted at once; after `flush` it is on disk."""
-    disk = Disk()
-    async with open_delay_queue(nothing, capacity=10, workers=1, journal=disk) as queue:
-        queue.put_nowait(b"123", delay=60.0, id="a")
-        found = conserved(queue)
-        assert (found.accepted, found.at_risk, found.at_risk_bytes) == (1, 1, 3)
-        await queue.flush()
-        assert disk.ids == ["a"]
-        found = conserved(queue)
-        assert (found.at_risk, found.at_risk_bytes) == (0, 0)
-        await queue.drain(0.0)
-    assert disk.closed == 1
-
-
 async def test_a_message_that_is_finished_first_is_never_written(conserved: Conserved) -> None:
     """What is cancelled before its commit begins needs no place on disk."""
     disk = Gated()

@@ -17,13 +17,9 @@ import trio.testing
 
 from localdelay import (
     DelayQueue,
-    Fallback,
-    JournalError,
     Message,
-    QueueClosed,
     QueueFull,
     RateLimit,
-    Route,
     SqliteJournal,
     Statistics,
     Throttled,
@@ -42,46 +38,6 @@ Conserved = Callable[[DelayQueue], Statistics]
 
 async def throttled(*_: object) -> None:
     raise Throttled
-
-
-async def test_what_degrades_is_in_the_journal(conserved: Conserved) -> None:
-    """The receipt comes when the message is on disk, and says that nothing is at risk."""
-    disk = Disk()
-    async with open_delay_queue(nothing, capacity=2, workers=1, journal=disk) as queue:
-        fallback = Fallback(throttled, queue)
-        receipt = await fallback.publish(b"x", delay=60.0, headers={"a": "b"})
-        assert (receipt.route, receipt.at_risk) == (Route.LOCAL, 0)
-        assert disk.ids == [receipt.message.id]
-        chosen = await fallback.publish(b"y", delay=60.0, id="mine")
-        assert {*disk.ids} == {receipt.message.id, chosen.message.id}
-        with pytest.raises(QueueFull):
-            await fallback.publish(b"z", delay=60.0)
-        disk.error = JournalError("the disk is full")
-        assert queue.cancel("mine")
-        with pytest.raises(JournalError, match="full"):
-            await fallback.publish(b"z", delay=60.0)
-        assert conserved(queue).pending == 1
-        await queue.drain(0.0)
-
-
-async def test_what_is_handed_back_while_the_queue_runs_is_removed(conserved: Conserved) -> None:
-    """Also a message whose hand-back has failed before, and that has another number since."""
-    disk = Disk()
-    errors: list[Exception] = [ConnectionError(), Throttled(), Throttled()]
-
-    async def primary(_: Message, __: float) -> None:
-        if errors:
-            raise errors.pop()
-
-    async with open_delay_queue(nothing, capacity=9, workers=1, journal=disk) as queue:
-        for _ in range(2):
-            await queue.put(b"x", delay=100.0)
-        await Fallback(primary, queue, hand_back=True, breaker=None).publish(b"x", delay=100.0)
-        await until(lambda: conserved(queue).handed_back)
-        await queue.flush()
-        assert len(disk.rows) == conserved(queue).pending
-        await queue.drain(0.0)
-    assert len(disk.rows) == conserved(queue).spooled
 
 
 async def test_a_message_with_another_number_is_removed_when_it_is_sent() -> None:
@@ -187,40 +143,6 @@ def test_a_crash_repeats_one_message_a_worker_on_asyncio() -> None:
 
     asyncio.run(main())
     assert disk.most <= 7
-
-
-def test_threads_wait_for_the_commit() -> None:
-    """`put` returns when the message is on disk; many share a commit; `flush` waits for the rest."""
-    disk = Disk()
-    with threads.open_delay_queue(lambda _: None, capacity=1000, workers=2, journal=disk) as queue:
-
-        def produce() -> None:
-            for _ in range(20):
-                message = queue.put(b"x", delay=60.0)
-                assert message.id in disk.ids
-
-        producers = [threading.Thread(target=produce) for _ in range(10)]
-        for producer in producers:
-            producer.start()
-        for producer in producers:
-            producer.join()
-        statistics = queue.statistics()
-        assert (statistics.accepted, statistics.at_risk) == (200, 0)
-        queue.put_nowait(b"", delay=60.0, id="a")
-        queue.flush()
-        assert "a" in disk.ids
-        with pytest.raises(ValueError, match="pending already"):
-            queue.put(b"", delay=60.0, id="a")
-        disk.error = JournalError("the disk is full")
-        with pytest.raises(JournalError, match="full"):
-            queue.put(b"", delay=60.0)
-        queue.put_nowait(b"", delay=60.0)
-        with pytest.raises(JournalError, match="full"):
-            queue.flush()
-        disk.error = None
-        assert queue.drain(0.0).spooled == 202
-        with pytest.raises(QueueClosed):
-            queue.put(b"", delay=60.0)
 
 
 def test_room_in_a_threaded_queue_with_a_journal() -> None:

@@ -131,36 +131,6 @@ async def test_a_flush_waits_for_what_is_late(conserved: Conserved, monkeypatch:
         await queue.drain(0.0)
 
 
-async def test_what_is_late_is_what_is_known_last(conserved: Conserved) -> None:
-    """A message that fails, or is finished, while it can't be written is written so, or never."""
-
-    async def send(message: Message) -> None:
-        if message.payload == b"bad":
-            raise OSError("refused")
-
-    disk = Disk()
-    disk.error = JournalError("the disk is full")
-    retry = RetryPolicy(wait_initial=0.01, wait_max=0.01)
-    async with open_delay_queue(send, capacity=10, workers=2, journal=disk, retry=retry) as queue:
-        queue.put_nowait(b"bad", delay=0.0, id="bad")
-        queue.put_nowait(b"good", delay=0.1, id="good")
-        cancelled = queue.put_nowait(b"later", delay=100.0)
-        await until(lambda: queue.statistics().sent and queue.statistics().journal_failures > 2)
-        assert queue.cancel(cancelled.id)
-        queue.pause()
-        await until(lambda: not queue.statistics().sending)
-        with pytest.raises(JournalError):
-            await queue.flush()
-        disk.error = None
-        await queue.flush()
-        [message] = queue.messages()
-        [record] = disk.rows.values()
-        assert (record.id, record.attempt) == ("bad", message.attempt)
-        assert message.attempt > 1
-        assert conserved(queue).at_risk == 0
-        await queue.drain(0.0)
-
-
 async def test_what_was_late_is_durable_also_in_its_newer_form(monkeypatch: pytest.MonkeyPatch) -> None:
     """A message that fails before it could be written is new to the disk, and not merely changed."""
     monkeypatch.setattr(localdelay.journal.commits, "RETRY_EVERY", 1e6)
@@ -182,23 +152,6 @@ async def test_what_was_late_is_durable_also_in_its_newer_form(monkeypatch: pyte
         assert disk.writes == [(["a"], [], True)]
         assert [record.attempt for record in disk.rows.values()] == [2]
         await queue.drain(0.0)
-
-
-async def test_what_remains_has_the_attempts_that_it_had() -> None:
-    """What was tried while it could not be written is in the report as it was tried last."""
-
-    async def refuse(_: Message) -> None:
-        raise OSError("refused")
-
-    disk = Disk()
-    disk.error = JournalError("the disk is full")
-    retry = RetryPolicy(wait_initial=0.01, wait_max=0.01)
-    async with open_delay_queue(refuse, capacity=10, workers=1, journal=disk, retry=retry) as queue:
-        queue.put_nowait(b"x", delay=0.0)
-        await until(lambda: queue.messages()[0].attempt > 2)
-        report = await queue.drain(0.0)
-    assert report.spooled == 0
-    assert report.remaining[0].attempt > 2
 
 
 async def test_nothing_waits_for_a_journal_that_is_closed() -> None:

@@ -13,7 +13,6 @@ from localdelay import (
     BatchPolicy,
     Message,
     PartialSendError,
-    PermanentSendError,
     RetryPolicy,
     Throttled,
     open_delay_queue,
@@ -227,29 +226,6 @@ async def test_a_partial_failure_retries_the_failed_ones_alone(autojump_clock: A
     assert (s.sent, s.dead) == (3, 2)
 
 
-async def test_a_partial_failure_that_names_nobody_is_one_of_all(autojump_clock: Any, conserved: Any) -> None:
-    """A child of `PartialSendError` that never calls its `__init__` says nothing about what was sent."""
-
-    class Partial(PartialSendError):
-        def __init__(self) -> None:
-            pass
-
-    first = True
-
-    def fail(messages: Sequence[Message]) -> None:
-        nonlocal first
-        if first:
-            first = False
-            raise Partial
-
-    sender = Batches(fail=fail)
-    async with open_delay_queue(send_batch=sender, capacity=100, workers=1, retry=STEADY) as queue:
-        queue.put_nowait(b"1", delay=1)
-        queue.put_nowait(b"2", delay=1)
-    assert sender.calls == [(1, [b"1", b"2"]), (2, [b"1", b"2"])]
-    assert conserved(queue).sent == 2
-
-
 @pytest.mark.parametrize("error", [OSError, Throttled])
 async def test_an_outage_does_not_turn_into_single_sends(
     error: type[Exception], autojump_clock: Any, conserved: Any
@@ -271,62 +247,6 @@ async def test_an_outage_does_not_turn_into_single_sends(
     assert [len(call) for _, call in sender.calls] == [50, 50, 50]
     s = conserved(queue)
     assert (s.sent, s.failures, s.throttled) == (50, 100, 100 if error is Throttled else 0)
-
-
-async def test_dead_letters_of_a_batch_come_one_by_one(autojump_clock: Any, conserved: Any) -> None:
-    """Each message given up counts when its own hook has ended; a cut leaves the rest pending."""
-
-    async def hook(message: Message, error: Exception) -> None:
-        await trio.sleep(2)
-
-    def fail(messages: Sequence[Message]) -> None:
-        raise OSError
-
-    with trio.move_on_after(6):
-        async with open_delay_queue(
-            send_batch=Batches(fail=fail),
-            capacity=10,
-            workers=1,
-            retry=RetryPolicy(attempts=1),
-            on_dead_letter=hook,
-        ) as queue:
-            for _ in range(4):
-                queue.put_nowait(b"", delay=1)
-            await trio.sleep(4)
-            s = conserved(queue)
-            assert (s.dead, s.sending) == (1, 3)
-            await trio.sleep_forever()
-    s = conserved(queue)
-    assert (s.dead, s.pending) == (2, 2)
-
-
-async def test_a_hook_holds_up_no_other_message_of_the_batch(autojump_clock: Any, conserved: Any) -> None:
-    """What was confirmed is sent, and what is to be tried again is, while the hook of another hangs."""
-
-    async def hook(message: Message, error: Exception) -> None:
-        await trio.sleep(25)
-
-    def fail(messages: Sequence[Message]) -> None:
-        failed: dict[str, Exception] = {}
-        for message in messages:
-            if message.payload == b"bad":
-                failed[message.id] = PermanentSendError()
-            if message.payload == b"later" and message.attempt == 1:
-                failed[message.id] = OSError()
-        if failed:
-            raise PartialSendError(failed)
-
-    async with open_delay_queue(
-        send_batch=Batches(fail=fail), capacity=10, workers=2, retry=STEADY, on_dead_letter=hook
-    ) as queue:
-        for payload in (b"good", b"bad", b"later", b"good"):
-            queue.put_nowait(payload, delay=1)
-        await trio.sleep(1.5)
-        s = conserved(queue)
-        assert (s.sent, s.sending, s.retrying) == (2, 1, 1)
-        await trio.sleep(1)
-        assert conserved(queue).sent == 3
-    assert conserved(queue).dead == 1
 
 
 async def test_a_batch_sender_that_is_no_coroutine_function_is_called_once(

@@ -148,25 +148,3 @@ async def test_what_a_hand_back_raises_that_is_no_exception_leaves_drain_bare(
 
 async def send_back(message: Message, remaining: float) -> None:
     await trio.lowlevel.checkpoint()
-
-
-@pytest.mark.parametrize("where", ["leaving", "drain"])
-async def test_a_cancelled_comes_out_of_leaving_and_of_drain_bare(
-    where: str, conserved: Conserved, autojump_clock: MockClock
-) -> None:
-    """Code that catches `trio.Cancelled` to clean up sees it, and not a group."""
-
-    async def send(message: Message) -> None:
-        await trio.lowlevel.checkpoint()
-
-    with trio.move_on_after(1.0) as scope:
-        with pytest.raises(trio.Cancelled):
-            async with open_delay_queue(send, capacity=10, workers=3) as queue:
-                queue.put_nowait(b"a", delay=9.0)
-                if where == "drain":
-                    with pytest.raises(trio.Cancelled):
-                        await queue.drain(20.0, send_back)
-                    await trio.lowlevel.checkpoint()
-        await trio.lowlevel.checkpoint()
-    assert scope.cancelled_caught
-    assert conserved(queue).waiting == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import pytest
@@ -54,25 +53,6 @@ async def test_due_within_the_grace_is_sent_and_the_rest_handed_back(
     assert conserved(queue).sent == 3
 
 
-async def test_without_a_hand_back_the_rest_remains(
-    autojump_clock: Any, conserved: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    """What nobody took is in the report in due order, stays pending, and is warned of once."""
-    sender = RecordingSender()
-    async with open_delay_queue(sender, capacity=10, workers=2) as queue:
-        for delay in (50, 5, 40):
-            queue.put_nowait(b"%d" % delay, delay=delay)
-        report = await queue.drain(grace=10)
-        assert trio.current_time() == 5
-        assert [m.payload for m in report.remaining] == [b"40", b"50"]
-        assert queue.messages() == report.remaining
-        assert conserved(queue).pending == 2
-    assert trio.current_time() == 5
-    assert conserved(queue).pending == 2
-    [line] = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert "2 messages (4 B)" in line
-
-
 async def test_hand_backs_are_many_in_flight(autojump_clock: Any) -> None:
     """A thousand hand-backs of a second each take ten seconds, a hundred at a time."""
     hand_back = HandBack(duration=1)
@@ -93,16 +73,6 @@ async def test_a_hand_back_that_is_no_coroutine_function_is_called_once(
         report = await queue.drain(grace=10, hand_back=lambda message, left: calls.append(message.id))  # type: ignore[arg-type,return-value,func-returns-value]
     assert calls == ["x"]
     assert [m.id for m in report.remaining] == ["x"]
-
-
-async def test_due_at_the_very_end_of_the_grace_is_handed_back(autojump_clock: Any) -> None:
-    """There would be no time left to send it in."""
-    hand_back = HandBack()
-    async with open_delay_queue(RecordingSender(), capacity=10, workers=1) as queue:
-        queue.put_nowait(b"", delay=10)
-        report = await queue.drain(grace=10, hand_back=hand_back)
-    assert hand_back.given == [(0, b"", 10)]
-    assert report.handed_back == 1
 
 
 async def test_failing_hand_backs_hold_up_no_others(autojump_clock: Any, conserved: Any) -> None:

@@ -77,14 +77,3 @@ async def test_statistics_say_what_is_next_and_what_is_overdue(autojump_clock: A
         assert conserved(queue).oldest_overdue == 10
     s = conserved(queue)
     assert (s.next_due_in, s.oldest_overdue) == (None, 0)
-
-
-async def test_the_next_due_message_is_a_living_one(autojump_clock: Any) -> None:
-    """A cancelled message is not what `next_due_in` speaks of, and nothing wakes up for it."""
-    sender = RecordingSender()
-    async with open_delay_queue(sender, capacity=10, workers=1) as queue:
-        first = queue.put_nowait(b"", delay=1)
-        queue.put_nowait(b"", delay=5)
-        queue.cancel(first.id)
-        assert queue.statistics().next_due_in == 5
-    assert sender.times == [5]

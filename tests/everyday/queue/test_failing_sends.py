@@ -170,28 +170,6 @@ async def test_a_send_that_is_no_coroutine_function_is_loud(autojump_clock: Any,
     assert conserved(queue).dead == 1
 
 
-async def test_a_timeout_inside_a_nursery_of_the_send(autojump_clock: Any, conserved: Any) -> None:
-    """A send that hangs in a nursery and fails while it is ended harms its message only."""
-
-    async def send(message: Message) -> None:
-        async def child() -> None:
-            try:
-                await trio.sleep_forever()
-            finally:
-                raise ValueError("while being cancelled")
-
-        if message.attempt == 1:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(child)
-                await trio.sleep_forever()
-
-    async with open_delay_queue(send, capacity=10, workers=1, send_timeout=2, retry=STEADY) as queue:
-        queue.put_nowait(b"", delay=1)
-    s = conserved(queue)
-    assert (s.sent, s.failures) == (1, 1)
-    assert trio.current_time() == 4
-
-
 async def test_failures_are_logged_once_a_minute(
     autojump_clock: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,9 @@ import trio
 from localdelay import (
     BatchPolicy,
     Expired,
-    Fallback,
     Message,
     RetryPolicy,
     SqliteJournal,
-    Throttled,
     open_delay_queue,
 )
 from localdelay.testing import FailingSender, RecordingSender
@@ -150,27 +147,6 @@ async def test_an_expired_message_without_a_hook_stays_in_the_journal(tmp_path: 
     assert (record.id, record.expires) == ("a", 1e-6)
     assert record.dead is not None
     assert record.dead.startswith("Expired('")
-
-
-async def test_a_degraded_message_keeps_its_terms(autojump_clock: object) -> None:
-    """What the primary refuses expires here; the primary may read when, off the message."""
-    seen: list[tuple[float | None, float | None, float]] = []
-
-    async def publish_delayed(message: Message, delay: float) -> None:
-        seen.append((message.expires, message.at, delay))
-        raise Throttled
-
-    async with open_delay_queue(nothing, capacity=10, workers=1) as queue:
-        fallback = Fallback(publish_delayed, queue, limit=None)
-        queue.pause()
-        await fallback.publish(b"", delay=timedelta(seconds=1), expires=0.5)
-        at = datetime.now(UTC) - timedelta(seconds=5)
-        await fallback.publish(b"", at=at)
-        assert [(m.expires, m.at) for m in queue.messages()] == [(None, at.timestamp()), (0.5, None)]
-        await trio.sleep(2.0)
-        queue.resume()
-    assert seen == [(0.5, None, 1.0), (None, at.timestamp(), 0.0)]
-    assert (queue.statistics().expired, queue.statistics().sent) == (1, 1)
 
 
 def test_a_message_that_is_pickled_keeps_its_terms() -> None:

@@ -134,20 +134,6 @@ async def test_due_sends_come_before_what_shares_the_limit(autojump_clock: Any, 
     conserved(queue)
 
 
-async def test_what_is_cancelled_gives_its_token_back(autojump_clock: Any, conserved: Any) -> None:
-    """The next message has it."""
-    limit = RateLimit(1.0, burst=1)
-    sender = RecordingSender()
-    async with open_delay_queue(sender, capacity=10, workers=2, limit=limit) as queue:
-        queue.put_nowait(b"", delay=0)
-        waiting = queue.put_nowait(b"", delay=0)
-        await trio.sleep(0.5)
-        assert queue.cancel(waiting.id)
-        await trio.sleep(1.0)
-        assert limit.available == 1.0
-    conserved(queue)
-
-
 async def test_what_is_overdue_after_an_outage_catches_up_at_its_rate(
     autojump_clock: Any, conserved: Any
 ) -> None:

@@ -106,56 +106,11 @@ async def test_ids_are_unique_across_queues(autojump_clock: Any) -> None:
     assert len(set(sender.ids)) == 200
 
 
-async def test_a_cancelled_put_lets_a_smaller_one_behind_it_pass(autojump_clock: Any, conserved: Any) -> None:
-    """Room in bytes that the first waiter could not use goes to the next when the first gives up."""
-    sender = RecordingSender()
-    async with (
-        open_delay_queue(sender, capacity=10, workers=1, capacity_bytes=10) as queue,
-        trio.open_nursery() as nursery,
-    ):
-        queue.put_nowait(b"12345", delay=100)
-
-        async def large() -> None:
-            with trio.move_on_after(1):
-                await queue.put(b"1234567890", delay=1)
-
-        async def small() -> None:
-            await queue.put(b"1", delay=1)
-            assert trio.current_time() == 1.0
-
-        nursery.start_soon(large)
-        await trio.testing.wait_all_tasks_blocked()
-        nursery.start_soon(small)
-        await trio.testing.wait_all_tasks_blocked()
-        assert conserved(queue).puts_waiting == 2
-    assert sender.payloads == [b"1", b"12345"]
-
-
 async def test_put_with_room_is_one_checkpoint(autojump_clock: Any) -> None:
     """`await put` always lets other tasks run."""
     async with open_delay_queue(RecordingSender(), capacity=1, workers=1) as queue:
         with trio.testing.assert_checkpoints():
             await queue.put(b"", delay=1)
-
-
-async def test_cancel_is_exact(autojump_clock: Any, conserved: Any) -> None:
-    """A cancelled message is never sent; a second cancel, an unknown id and a sent one are False."""
-    sender = RecordingSender(duration=1)
-    async with open_delay_queue(sender, capacity=10, workers=1) as queue:
-        kept = queue.put_nowait(b"kept", delay=1)
-        gone = queue.put_nowait(b"gone", delay=1)
-        named = queue.put_nowait(b"named", delay=1, id="named")
-        assert queue.cancel(gone.id)
-        assert not queue.cancel(gone.id)
-        assert queue.cancel("named")
-        assert not queue.cancel("never heard of")
-        assert conserved(queue).cancelled == 2
-        await trio.sleep(1.5)
-        assert not queue.cancel(kept.id)  # being sent
-        await trio.sleep(1)
-        assert not queue.cancel(kept.id)  # finished
-        assert named.id == "named"
-    assert sender.payloads == [b"kept"]
 
 
 async def test_the_number_behind_a_chosen_id_is_not_an_id(autojump_clock: Any, conserved: Any) -> None:
