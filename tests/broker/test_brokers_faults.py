@@ -112,6 +112,8 @@ async def test_while_a_server_is_away(server: Server, caplog: pytest.LogCaptureF
     assert "\n" not in str(raised.value)
     assert SECRET not in caplog.text + repr(raised.value)  # before it is read: others may log what they read
     loud = [record for record in caplog.records if record.levelno > logging.INFO]
+    # RocketMQ's client leaves a heartbeat that fails, one every ten seconds, to the futures it waits with.
+    loud = [record for record in loud if "heartbeat_callback" not in (record.exc_text or "")]
     assert not loud, loud[0].getMessage()
     assert await bodies(server, waits, 3) == [b"before", b"meanwhile", b"after"]
     # A server that has just begun may answer too late, so that what it has is sent to it again.
