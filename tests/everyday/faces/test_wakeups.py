@@ -71,7 +71,9 @@ def test_a_busy_queue_is_not_called_for_each_message() -> None:
     """Neither by who puts nor by who has sent: it looks when the next message is due."""
     count = 2000
     with threads.open_delay_queue(lambda message: None, capacity=count, workers=20) as queue:
-        intake, done = queue.remote.intake, queue.remote.queue.core.workers._done  # type: ignore[attr-defined]
+        intake, workers = queue.remote.intake, queue.remote.queue.core.workers
+        until(lambda: hasattr(workers, "_done"))  # the workers have begun
+        done = workers._done  # type: ignore[attr-defined]
         intake._post = puts = Calls(intake._post)
         done._post = sends = Calls(done._post)
         start = time.perf_counter()
