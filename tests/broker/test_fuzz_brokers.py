@@ -263,7 +263,7 @@ def test_amqp_confirms(told: list[tuple[Any, ...]]) -> None:
                 id = str(len(sendings))
                 content = Publish(spec.BasicProperties(headers={ID: id}), bytes(first), second)
                 message = Message(id, content.payload, 0.0)
-                outbox.put([outbox.parcel(message, content, sendings[-1], 0, 0.0)])
+                outbox.put(outbox.parcel(message, content, sendings[-1], 0, 0.0))
             else:
                 world.tell(what, first, second)
             turn()
