@@ -209,11 +209,21 @@ class Ends(Sending):
     """What a message has come to, each time."""
 
     def __init__(self, outbox: Outbox) -> None:
-        super().__init__(outbox)
         self.ends: list[Exception | None] = []
+        self._error: Exception | None = None
+        super().__init__(outbox)
 
-    def settle(self, position: int, error: Exception | None) -> None:
-        self.ends.append(error)
+    def fail(self, position: int, error: Exception) -> None:
+        self._error = error
+
+    @property
+    def unsettled(self) -> int:
+        return 1 - len(self.ends)
+
+    @unsettled.setter
+    def unsettled(self, count: int) -> None:
+        if count < 1:
+            self.ends.append(self._error)
 
 
 _tags = st.sampled_from([0, 1, 1, 2, 3, 4, 7, 1000, 2**31, 2**63, 2**64 - 1])
