@@ -86,7 +86,7 @@ class Intake:
         with self.lock:
             # In here nothing is called, if it can be helped. The interpreter changes threads at calls: if one
             # had to stop while it holds the lock, all others would soon stand in line for it, and from then
-            # on each put would wake a thread. So this is `Ledger.fits` and `Ledger.come`, in step with them.
+            # on each put would wake a thread. So this is `Ledger.fits`, and in step with it.
             fits = (
                 not self.is_closed
                 and not self._waiting

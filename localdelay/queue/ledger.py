@@ -163,14 +163,9 @@ class Ledger:
             and reserved_bytes + self.coming_bytes + self.pending_bytes + size <= self.limit_bytes
         )
 
-    def come(self, size: int) -> None:
-        """Count in a message that another thread has accepted. Under that thread's lock, with `fits`."""
-        self.coming += 1
-        self.coming_bytes += size
-
-    def arrive(self, size: int, count: int = 1) -> None:
-        """So many of these have come here, and are accepted or reserved. Under the same lock."""
-        self.coming -= count
+    def arrive(self, size: int) -> None:
+        """A message that another thread has let come is here, and reserved. Under that thread's lock."""
+        self.coming -= 1
         self.coming_bytes -= size
 
     def reserve(self, size: int) -> None:
