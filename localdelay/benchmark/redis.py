@@ -79,10 +79,10 @@ async def _answers(port: int) -> bool:
 async def open_link(server: str) -> AsyncIterator[Link]:
     """A connection to this server; `ConnectionError` where there is none."""
     from localdelay.redis_plan.link import Link
-    from localdelay.redis_plan.opening import places_of
+    from localdelay.redis_plan.opening import masters_of
 
-    (place, *_), _ = places_of(queue_url(server, "compare"))
-    link = Link(place, b"localdelay:compare", _TIMEOUT, _TIMEOUT)
+    masters, _ = masters_of(queue_url(server, "compare"))
+    link = Link(masters, b"localdelay:compare", _TIMEOUT, _TIMEOUT)
     async with bare_nursery() as nursery:
         await nursery.start(link.keep)
         try:

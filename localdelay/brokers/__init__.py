@@ -13,7 +13,7 @@ does stands in README.md.
     line        a socket with answers in order
     checks      whether a broker is set up for this
     stdout      lines on standard output
-    redis       by coredis; redis_line: the connection; redis_cluster: which node has what
+    redis       by coredis; redis_line: the connection; redis_masters: who takes writes
     beanstalkd  on a line of its own; nsq: likewise
     amqp        RabbitMQ, by pika; amqp_session: the connection; amqp_channel: confirms; amqp_delays: queues
                 that delay; amqp_loop: pika's loop on Trio's; amqp_errors: what is throttling

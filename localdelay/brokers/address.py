@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from urllib.parse import SplitResult, parse_qsl, quote, unquote, unquote_plus, urlsplit
+from functools import partial
+from urllib.parse import parse_qsl, quote, unquote, unquote_plus, urlsplit
 
 import attrs
 
@@ -18,14 +19,13 @@ class Form:
     """What the URLs of one kind of broker look like."""
 
     example: str
-    """Such a URL, as errors quote it; it ends with what `named` says."""
+    """Such a URL, with the port that is meant where none is given; errors quote it."""
     named: str
-    """The word for what stands after the host, as in "the topic to publish to"."""
+    """The words for what stands after the host, as in "the topic to publish to"."""
     target: str
     """What that may be, decoded: a regular expression."""
-    default_port: int
-    options: frozenset[str] | None = frozenset()
-    """The names that may stand after the `?`; None: any."""
+    options: str | None = ""
+    """The names that may stand after the `?`, with blanks between; None: any."""
     authenticates: bool = True
     """Whether it knows users, so that one may stand before the host."""
     many_hosts: bool = False
@@ -33,12 +33,23 @@ class Form:
 
 
 def of_redis(form: Form) -> dict[str, Form]:
-    """The URLs of Redis, with and without TLS: of one server, and of a cluster, which has one database."""
-    example = form.example.replace("redis:", "redis+cluster:")
-    cluster = attrs.evolve(
-        form, example=example, options=(form.options or frozenset()) - {"db"}, many_hosts=True
+    """The URLs of Redis, with and without TLS: of one server, of a cluster, and of a sentinels' service."""
+    *_, last = form.example.split("/")
+    cluster = attrs.evolve(  # which has one database
+        form,
+        example=f"redis+cluster://host:6379/{last}",
+        options=" ".join(name for name in (form.options or "").split() if name != "db"),
+        many_hosts=True,
     )
-    return {"redis": form, "rediss": form, "redis+cluster": cluster, "rediss+cluster": cluster}
+    sentinels = attrs.evolve(
+        form,
+        example=f"redis+sentinel://host:26379/SERVICE/{last}",
+        named=f"the service, and {form.named}",
+        target=rf"[^\s/]+/{form.target}",
+        many_hosts=True,
+    )
+    kinds = {"": form, "+cluster": cluster, "+sentinel": sentinels}
+    return {f"{scheme}{kind}": one for kind, one in kinds.items() for scheme in ("redis", "rediss")}
 
 
 @attrs.frozen
@@ -101,35 +112,38 @@ def parse(url: str, forms: Mapping[str, Form], or_be: str = "") -> Address:
     like = f"like {form.example}"
     try:
         parts = urlsplit(url)
-        if not url.isprintable():  # a surrogate can't be sent, and `urlsplit` drops line breaks and tabs
+        user, at, hosts = parts.netloc.rpartition("@")
+        name, colon, password = user.partition(":")
+        # A surrogate can't be sent, and `urlsplit` drops line breaks and tabs. In a password `/` must be
+        # %2F, or what follows is taken for the path.
+        if not url.isprintable() or parts.fragment or ("@" in parts.path and not at):
             raise ValueError(url)
-        if parts.fragment or ("@" in parts.path and "@" not in parts.netloc):
-            # In a password `/` must be %2F, or what follows is taken for the path.
-            raise ValueError(url)
-        hosts = tuple(_host(text, form) for text in _hosts_of(parts, form))
-        options = dict(
-            parse_qsl(parts.query, strict_parsing=True, keep_blank_values=True) if parts.query else ()
+        address = Address(
+            scheme,
+            tuple(_host(text, form) for text in (hosts.split(",") if form.many_hosts else [hosts])),
+            unquote(parts.path[1:], errors="strict"),
+            unquote(name, errors="strict") if at else None,
+            unquote(password, errors="strict") if colon else None,
+            dict(parse_qsl(parts.query, strict_parsing=True, keep_blank_values=True)) if parts.query else {},
         )
-        target, user = unquote(parts.path[1:], errors="strict"), _user_of(parts)
     except _WrongPort:
         raise ValueError(f"url must have a port from 1 to 65535, {like}") from None
     except ValueError:
         # What the exception says may be a part of a password.
         raise ValueError(f"url must be a broker's, {like}") from None
-    if not all(host for host, _ in hosts):
+    if not all(host for host, _ in address.hosts):
         raise ValueError(f"url must name a host, {like}")
-    if not re.fullmatch(form.target, target):
+    if not re.fullmatch(form.target, address.target):
         raise ValueError(f"url must end with {form.named}, {like}")
-    if not form.authenticates and user != (None, None):
-        raise ValueError(f"url can't have a user: {parts.scheme}:// knows none, {like}")
-    unknown = set() if form.options is None else options.keys() - form.options
-    if unknown:
-        known = ", ".join(sorted(form.options or ())) or "none"
-        what = ", ".join(sorted(unknown))
+    if not form.authenticates and at:
+        raise ValueError(f"url can't have a user: {scheme}:// knows none, {like}")
+    known_options = sorted(address.options if form.options is None else form.options.split())
+    if unknown := ", ".join(sorted(address.options.keys() - known_options)):
+        known = ", ".join(known_options) or "none"
         raise ValueError(
-            f"url has an option that {parts.scheme}:// does not know, {what}; it knows {known}: {like}"
+            f"url has an option that {scheme}:// does not know, {unknown}; it knows {known}: {like}"
         )
-    return Address(parts.scheme, hosts, target, *user, options)
+    return address
 
 
 def host_and_port(host: str, port: int) -> str:
@@ -156,21 +170,15 @@ def hide_secrets(text: str, url: str) -> str:
     ]
     name, _, password = user.partition(":")
     written = {user, password or name, *options}  # a name on its own is a token
-    readings = (
-        unquote,
-        unquote_plus,
-        lambda part: quote(unquote(part), safe=""),
-        lambda part: quote(unquote_plus(part), safe=""),
-    )
-    forms = {reading(part) for part in written for reading in readings} | written
+    forms = written | {
+        again(once(part))
+        for part in written
+        for once in (unquote, unquote_plus)
+        for again in (str, partial(quote, safe=""))
+    }
     for form in sorted(forms - {""}, key=len, reverse=True):
         text = text.replace(form, HIDDEN)
     return text
-
-
-def _hosts_of(parts: SplitResult, form: Form) -> list[str]:
-    hosts = parts.netloc.rpartition("@")[2]
-    return hosts.split(",") if form.many_hosts else [hosts]
 
 
 def _host(text: str, form: Form) -> tuple[str, int]:
@@ -179,14 +187,8 @@ def _host(text: str, form: Form) -> tuple[str, int]:
         port = parts.port
     except ValueError as error:
         raise (error if "," in text else _WrongPort()) from None
-    if port == 0:
+    if port is None:
+        port = urlsplit(form.example).port
+    if not port:
         raise _WrongPort
-    return parts.hostname or "", form.default_port if port is None else port
-
-
-def _user_of(parts: SplitResult) -> tuple[str | None, str | None]:
-    user, at, _ = parts.netloc.rpartition("@")
-    if not at:
-        return None, None
-    name, colon, password = user.partition(":")
-    return unquote(name, errors="strict"), unquote(password, errors="strict") if colon else None
+    return parts.hostname or "", port

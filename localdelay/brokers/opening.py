@@ -22,58 +22,55 @@ STDOUT = "stdout:"
 _LOOK_TIMEOUT = 15.0
 
 
-def _of(names: str) -> frozenset[str]:
-    return frozenset(names.split())
-
-
-_TOPIC, _QUEUE, _SUBJECT = "the topic to publish to", "the queue to publish to", "the subject to publish to"
-_STREAM, _TUBE = "the stream to add to", "the tube to put into"
 _AMQP = Form(
     "amqp://user:password@host:5672/QUEUE",
-    _QUEUE,
+    "the queue to publish to",
     r"[^\x00-\x1f\x7f]{1,200}",
-    5672,
-    _of("delay_queue heartbeat vhost"),
+    "delay_queue heartbeat vhost",
 )
-_REDIS = Form(
-    "redis://host:6379/STREAM", _STREAM, r"[^\s\x00-\x1f\x7f]+", 6379, _of("db eviction max_length")
+_OF_REDIS = of_redis(
+    Form("redis://host:6379/STREAM", "the stream to add to", r"[^\s\x00-\x1f\x7f]+", "db eviction max_length")
 )
 _FORMS: Mapping[str, Form] = {
     "kafka": Form(
-        "kafka://host:9092/TOPIC", _TOPIC, r"[A-Za-z0-9._-]{1,249}", 9092, options=None, many_hosts=True
+        "kafka://host:9092/TOPIC",
+        "the topic to publish to",
+        r"[A-Za-z0-9._-]{1,249}",
+        options=None,
+        many_hosts=True,
     ),
     "amqp": _AMQP,
-    "amqps": attrs.evolve(_AMQP, default_port=5671),
-    **of_redis(_REDIS),
+    "amqps": attrs.evolve(_AMQP, example="amqps://user:password@host:5671/QUEUE"),
+    **_OF_REDIS,
     "beanstalkd": Form(
         "beanstalkd://host:11300/TUBE",
-        _TUBE,
+        "the tube to put into",
         r"[A-Za-z0-9+/;.$_()][A-Za-z0-9+/;.$_()-]{0,199}",
-        11300,
-        _of("priority time_to_run"),
+        "priority time_to_run",
         authenticates=False,
     ),
     "nsq": Form(
         "nsq://host:4150/TOPIC",
-        _TOPIC,
+        "the topic to publish to",
         r"(?=.{1,64}\Z)[.a-zA-Z0-9_-]+(#ephemeral)?",
-        4150,
-        _of("delay max_msg_size max_req_timeout tls"),
+        "delay max_msg_size max_req_timeout tls",
     ),
     "rocketmq": Form(
-        "rocketmq://host:8081/TOPIC", _TOPIC, r"[%a-zA-Z0-9_-]{1,127}", 8081, _of("delay_topic max_delay tls")
+        "rocketmq://host:8081/TOPIC",
+        "the topic to publish to",
+        r"[%a-zA-Z0-9_-]{1,127}",
+        "delay_topic max_delay tls",
     ),
     "nats": Form(
         "nats://host:4222/SUBJECT",
-        _SUBJECT,
+        "the subject to publish to",
         r"[^\s.*>]+(\.[^\s.*>]+)*",
-        4222,
-        _of("inbox_prefix tls"),
+        "inbox_prefix tls",
         many_hosts=True,
     ),
 }
 """What a URL of each scheme looks like."""
-_MODULES = {"amqps": "amqp", **dict.fromkeys(of_redis(_REDIS), "redis")}
+_MODULES = {"amqps": "amqp", **dict.fromkeys(_OF_REDIS, "redis")}
 """The module that knows a scheme, and the extra that it needs, where they are not called like it."""
 _CLIENTS: Mapping[str, tuple[str, ...]] = {
     "kafka": ("confluent_kafka",),
@@ -97,7 +94,8 @@ async def open_broker(
     """Connect to the broker at `url`, for the length of an `async with` block.
 
     It has a host and what to publish to, as in `nats://[user:password@]host[:port]/SUBJECT`, after `amqp:`,
-    `beanstalkd:`, `kafka:`, `nats:`, `nsq:`, `redis:`, `redis+cluster:` or `rocketmq:`; and `stdout:`.
+    `beanstalkd:`, `kafka:`, `nats:`, `nsq:`, `redis:`, `redis+cluster:`, `redis+sentinel:` or `rocketmq:`;
+    and `stdout:`.
     `brokers/README.md` says what each carries, how it confirms, and what its options are. What is not
     confirmed within `confirm_timeout` seconds has failed: 10, or 15 with Kafka, unless it is given. A broker
     that lets less through without refusing anything (a quota of Kafka's) is reported to the `limit`, which

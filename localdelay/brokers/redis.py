@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 from coredis.exceptions import (
@@ -19,10 +19,8 @@ from coredis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
-    ClusterDownError,
     InvalidResponse,
     MovedError,
-    ReadOnlyError,
     RedisError,
     ResponseError,
     UnknownCommandError,
@@ -33,12 +31,11 @@ from coredis.exceptions import ConnectionError as RedisConnectionError
 from localdelay.brokers.address import Address
 from localdelay.brokers.driver import Driver
 from localdelay.brokers.outbox import Outbox, Parcel
-from localdelay.brokers.redis_cluster import CLUSTER, Nodes
-from localdelay.brokers.redis_line import LARGEST, QUOTES, Line, Place, places_of, reach
+from localdelay.brokers.redis_line import LARGEST, QUOTES, Line, Place, reached
+from localdelay.brokers.redis_masters import Masters, masters_of
 from localdelay.brokers.wire import headers_of
 from localdelay.errors import PermanentSendError, Throttled
 from localdelay.message import Message
-from localdelay.nurseries import bare_nursery
 
 PAYLOAD = "payload"
 ESCAPE = "header:"
@@ -94,38 +91,27 @@ def escaped(name: str) -> str:
     return ESCAPE + name if name == PAYLOAD or name.startswith(ESCAPE) else name
 
 
-class Command:
-    """One XADD, with the attributes that coredis reads."""
+class Command(NamedTuple):
+    """One command of a pipeline, with the attributes that coredis reads."""
 
-    __slots__ = ("serialized_arguments",)
-
-    name = b"XADD"
-    decode = False
-
-    def __init__(self, arguments: tuple[bytes, ...]) -> None:
-        self.serialized_arguments = arguments
+    serialized_arguments: tuple[bytes, ...]
+    name: bytes = b"XADD"
+    decode: bool = False
 
 
-class _Asking(Command):
-    """What a node that is getting a slot is to hear before each command for it."""
-
-    __slots__ = ()
-
-    name = b"ASKING"
-
-
-_ASKING = _Asking(())
+_ASKING = Command((), b"ASKING")
+"""What a node that is getting a slot is to hear before each command for it."""
 
 
 class _Connection:
     """Hands over pipelines, many at a time, and settles what Redis answers, in its order."""
 
-    def __init__(self, line: Line, outbox: Outbox, nodes: Nodes | None, *, asks: bool) -> None:
-        """`nodes` is the cluster that it is a part of; `asks` is for a slot that is on its way to it."""
+    def __init__(self, line: Line, outbox: Outbox, masters: Masters, *, asks: bool) -> None:
+        """`asks` is for a slot that is on its way to it."""
         self._line = line
         self._client = line.connection
         self._outbox = outbox
-        self._nodes = nodes
+        self._masters = masters
         self._asks_until = trio.current_time() + _ASKS if asks else -math.inf
         self._under_way: deque[tuple[Any, Sequence[Parcel]]] = deque()
         self._refused: list[Parcel] = []
@@ -183,13 +169,11 @@ class _Connection:
     def _judge(self, parcel: Parcel, said: Any) -> None:
         if not isinstance(said, Exception):
             parcel.settle()
-        elif isinstance(said, ReadOnlyError) or (
-            self._nodes is not None and isinstance(said, AskError | ClusterDownError)
-        ):
+        elif isinstance(said, self._masters.refusals):
             self._refused.append(parcel)
             self._ends = ConnectionError(f"it takes no more of these ({type(said).__name__}: {said})")
-            if self._nodes is not None and isinstance(said, AskError):
-                self.named = self._nodes.at(said.host, said.port), not isinstance(said, MovedError)
+            if isinstance(said, AskError):
+                self.named = self._masters.at(said.host, said.port), not isinstance(said, MovedError)
         elif isinstance(said, RedisConnectionError) and not isinstance(said, BusyLoadingError):
             self._ends = self._ends or said  # and the publisher says of the rest that it is lost
         else:
@@ -204,13 +188,12 @@ class _Driver(Driver):
     verdict = staticmethod(classified)
 
     def __init__(self, where: Address) -> None:
-        self._place, *_ = places = places_of(where)
-        self._nodes = Nodes(places) if where.scheme.endswith(CLUSTER) else None
+        self._masters, stream = masters_of(where)
+        self.where = self._masters.where
         self._named: tuple[Place, bool] | None = None
-        self._all = self.where = f"Redis{' Cluster' if self._nodes else ''} at {where.place}"
         most = where.count("max_length", 0)
         trim = (b"MAXLEN", b"~", b"%d" % most) if most else ()
-        self._head = (where.target.encode(), *trim, b"*", PAYLOAD.encode())
+        self._head = (stream.encode(), *trim, b"*", PAYLOAD.encode())
         self._largest = LARGEST
 
     def encode(self, message: Message, delay: float | None, now: float) -> Command:
@@ -223,25 +206,18 @@ class _Driver(Driver):
 
     @asynccontextmanager
     async def connect(self, outbox: Outbox) -> AsyncIterator[_Connection]:
-        place, asks = await self._master()
-        async with bare_nursery() as nursery:
-            line = await reach(nursery, place)
+        masters, named, self._named = self._masters, self._named, None
+        self.where = masters.where
+        place, asks = named or (await masters.owner(self._head[0]), False)
+        if place not in masters.places:
+            self.where = f"{masters.where} (node {place})"
+        async with reached(place) as line:
             self._largest = line.largest
-            connection = _Connection(line, outbox, self._nodes, asks=asks)
+            connection = _Connection(line, outbox, masters, asks=asks)
             try:
                 yield connection
             finally:
-                line.end()
                 self._named = connection.named
-
-    async def _master(self) -> tuple[Place, bool]:
-        """Who takes writes, and whether the stream's slot is still on its way there."""
-        if self._nodes is None:
-            return self._place, False
-        self.where, named, self._named = self._all, self._named, None
-        place, asks = named or (await self._nodes.owner(self._head[0]), False)
-        self.where = f"{self._all} (node {place})"
-        return place, asks
 
 
 driver_at = _Driver

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import ssl
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -17,7 +18,8 @@ import trio
 from coredis.connection import TCPConnection, TCPLocation
 from coredis.exceptions import AuthorizationError, ResponseError
 
-from localdelay.brokers.address import Address
+from localdelay.brokers.address import Address, host_and_port
+from localdelay.nurseries import bare_nursery
 
 LARGEST = 512 * 1024 * 1024
 """Redis's own `proto-max-bulk-len`, in bytes, where nobody has set another."""
@@ -44,11 +46,7 @@ class Place:
     """Whether a Redis will do that may evict what it has confirmed."""
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
-
-
-OPTIONS = frozenset({"db", "eviction"})
-"""What `places_of` takes from a URL."""
+        return host_and_port(self.host, self.port)
 
 
 def places_of(where: Address) -> list[Place]:
@@ -99,27 +97,28 @@ class Line:
         """End it, in whatever state it is."""
         self._scope.cancel()
 
-    async def asked(self, *command: bytes) -> str | None:
-        """The text that Redis answers; None where this user may not ask."""
+    async def asked(self, *command: bytes) -> Any:
+        """What Redis answers; None where this user may not ask."""
         with suppress(ResponseError):
-            answer: bytes = await self.connection.create_request(*command, decode=False)
-            return answer.decode(errors="replace")
+            return await self.connection.create_request(*command, decode=False)
         return None
 
     async def told(self) -> dict[str, str]:
         """What Redis says of itself, as far as this user may ask."""
-        info = await self.asked(b"INFO") or ""
-        return dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+        info: bytes = await self.asked(b"INFO") or b""
+        lines = info.decode(errors="replace").splitlines()
+        return dict(line.split(":", 1) for line in lines if ":" in line)
 
     async def check(self, place: Place) -> None:
         """Ask whether it takes commands and keeps what it takes, and how large that may be.
 
         Not everybody may ask these, and not everywhere. Raises what coredis raises, and `ConnectionError`.
         """
-        with suppress(ResponseError):
-            answer = await self.connection.create_request(b"CONFIG GET", b"proto-max-bulk-len", decode=False)
-            if isinstance(answer, dict) and answer:
-                self.largest = int(next(iter(answer.values())))
+        with suppress(AuthorizationError):  # some may do nothing but add
+            await self.connection.create_request(b"PING")
+        answer = await self.asked(b"CONFIG GET", b"proto-max-bulk-len")
+        if isinstance(answer, dict) and answer:
+            self.largest = int(next(iter(answer.values())))
         told = await self.told()
         if told.get("role") == "slave":
             raise ConnectionError("it is a replica, which takes no writes that last (READONLY)")
@@ -131,50 +130,48 @@ class Line:
             )
 
 
-async def reach(nursery: trio.Nursery, place: Place, *, fit: bool = True) -> Line:
-    """A connection that lives in the nursery, and takes commands; unless `fit` is asked for, maybe no writes.
+@asynccontextmanager
+async def reached(place: Place, *, fit: bool = True) -> AsyncIterator[Line]:
+    """A connection that takes commands; unless it is to be `fit`, maybe no writes.
 
-    Raises what was wrong in the end, in one line and without the password.
+    Entering raises what was wrong in the end, in one line and without the password.
     """
-    line = Line(place)
-    try:
+    async with bare_nursery() as nursery:
+        line = Line(place)
         try:
-            await nursery.start(line.live)
-        except Exception:
-            if line.connection.hello is not None:
-                await line.connection.hello  # raises what Redis has said
-            raise
-        if fit:
-            with suppress(AuthorizationError):  # some may do nothing but add
-                await line.connection.create_request(b"PING")
-            await line.check(place)
-    except BaseException as error:
-        line.end()
-        if not isinstance(error, Exception):
-            raise
-        cause = _innermost(error)
+            with _bared():
+                try:
+                    await nursery.start(line.live)
+                except Exception:
+                    if line.connection.hello is not None:
+                        await line.connection.hello  # raises what Redis has said
+                    raise
+                if fit:
+                    await line.check(place)
+            yield line
+        finally:
+            line.end()
+
+
+@contextmanager
+def _bared() -> Iterator[None]:
+    """Raise what an error in this block was raised for in the end, in one line and without the password."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 (raised again)
+        cause: BaseException = error
+        within = _within(error)
+        while within is not None:
+            cause, within = within, _within(within)
         # Redis quotes the command that it does not know, and HELLO has the password in it.
         cause.args = (" ".join(str(cause).partition(QUOTES)[0].split()) or type(cause).__name__,)
         raise cause from None
-    return line
 
 
-async def connect(nursery: trio.Nursery, place: Place, within: float, *, fit: bool = True) -> Line:
-    """`reach`, within so many seconds. Raises `ConnectionError` in one line that says where."""
-    try:
-        with trio.fail_after(within):
-            return await reach(nursery, place, fit=fit)
-    except Exception as error:
-        reason = f"no answer within {within:g} s" if isinstance(error, trio.TooSlowError) else str(error)
-        raise ConnectionError(f"no connection to Redis at {place}: {reason}") from error
+def _within(error: BaseException) -> BaseException | None:
+    return error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__
 
 
-def _innermost(error: BaseException) -> BaseException:
-    """What an exception was raised for in the end."""
-    while True:
-        if isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        elif error.__cause__ is not None:
-            error = error.__cause__
-        else:
-            return error
+def no_connection(where: str, error: Exception) -> ConnectionError:
+    """What `reached` has raised, with where that was."""
+    return ConnectionError(f"no connection to {where}: {error}")

@@ -20,7 +20,7 @@ from localdelay.queue.core import Core
 from localdelay.redis_plan.keys import lead
 from localdelay.redis_plan.leases import Leases
 from localdelay.redis_plan.link import logger
-from localdelay.redis_plan.store import NOTHING, Store, each
+from localdelay.redis_plan.store import Store, each
 
 MOST = 200
 """Messages of one claim."""
@@ -39,12 +39,12 @@ _FEW_EACH = 4
 
 @attrs.define(eq=False)
 class Shard:
-    """What is known of a shard. Instants are microseconds of Redis's clock; -1: none."""
+    """What is known of a shard. Instants are microseconds of Redis's clock, infinite for none."""
 
     number: int
     at: int = 0
-    next_due: int = NOTHING
-    next_end: int = NOTHING
+    next_due: float = math.inf
+    next_end: float = math.inf
     when: float = math.inf
     """When to ask, seconds on Trio's clock."""
     asking: bool = False
@@ -95,14 +95,14 @@ class Claimer:
         if shard is not None:
             self._ask_at(shard, min(shard.when, trio.current_time() + _after_failure()))
 
-    def _hear(self, number: int, at: int | None, next_due: int, next_end: int, foreign: bool) -> None:
+    def _hear(self, number: int, at: int | None, next_due: float, next_end: float, foreign: bool) -> None:
         shard = self._shards.get(number)
         if shard is None:
             return
         if at is not None and (at >= shard.at or at < shard.at - _STEPPED):
             shard.at, shard.next_due, shard.next_end = at, next_due, next_end
         else:  # it comes late, but what it says may be what was not known
-            earlier = _earlier(shard.next_due, next_due), _earlier(shard.next_end, next_end)
+            earlier = min(shard.next_due, next_due), min(shard.next_end, next_end)
             if at is None and (shard.asking or earlier == (shard.next_due, shard.next_end)):
                 return
             shard.next_due, shard.next_end = earlier
@@ -113,13 +113,19 @@ class Claimer:
         return min(map(self._due, self._shards.values()), default=math.inf)
 
     def _due(self, shard: Shard) -> float:
-        clock = self._store.clock(shard.number)
-        return math.inf if shard.next_due == NOTHING else clock.local(shard.next_due)
+        return self._store.clock(shard.number).local(shard.next_due)
 
     def reserve(self, most: int) -> int:
         """Keep room for messages that are being put and may be claimed at once; for how many there is."""
-        closed = self._leases.is_paused or self._until < math.inf
-        granted = 0 if closed else max(0, min(most, self._room()))
+        return self._reserve(most) if self._claims_any else 0
+
+    @property
+    def _claims_any(self) -> bool:
+        """Whether whatever comes due is claimed here: it is neither paused nor draining."""
+        return not self._leases.is_paused and self._until == math.inf
+
+    def _reserve(self, most: int) -> int:
+        granted = max(0, min(most, self._room()))
         self._ledger.reserved += granted
         return granted
 
@@ -182,7 +188,8 @@ class Claimer:
         shard = self._shards.get(number)
         if (
             shard is not None
-            and not (shard.asking or self._leases.is_paused or self._until < math.inf)
+            and not shard.asking
+            and self._claims_any
             and self._due(shard) <= trio.current_time() + self._store.tuning.claim_ahead
             and (most := self._reserve_for(shard))
         ):
@@ -192,9 +199,8 @@ class Claimer:
 
     def _reserve_for(self, shard: Shard) -> int:
         """Keep room for a claim that is about to begin; for how many messages."""
-        most = max(0, min(MOST, self._room()))
+        most = self._reserve(MOST)
         if most:
-            self._ledger.reserved += most
             self._in_flight += 1
             shard.asking = True
             shard.when = math.inf
@@ -233,17 +239,13 @@ class Claimer:
         return min(capacity, _FEW_EACH * core.workers.count * core.batch)
 
     def _when(self, shard: Shard, *, foreign: bool = False) -> float:
-        now = trio.current_time()
-        when = math.inf
+        now, due = trio.current_time(), self._due(shard)
         early = lead(self._store.token, shard.number)
-        clock = self._store.clock(shard.number)
-        if shard.next_due != NOTHING and (due := self._due(shard)) <= self._until:
-            when = due - self._store.tuning.claim_ahead * early
-            if foreign and when < now:
-                when = now + (1.0 - early) * _STAGGER
-        if shard.next_end != NOTHING:
-            when = min(when, clock.local(shard.next_end) + (1.0 - early) * _STAGGER_EXPIRED)
-        return max(when, now)
+        when = math.inf if due > self._until else due - self._store.tuning.claim_ahead * early
+        if foreign and when < now:
+            when = now + (1.0 - early) * _STAGGER
+        ends = self._store.clock(shard.number).local(shard.next_end)
+        return max(min(when, ends + (1.0 - early) * _STAGGER_EXPIRED), now)
 
     def _ask_at(self, shard: Shard, when: float) -> None:
         if shard.asking:
@@ -269,7 +271,3 @@ class Claimer:
 
 def _after_failure() -> float:
     return _AFTER_FAILURE * random.uniform(1.0, 2.0)
-
-
-def _earlier(one: int, other: int) -> int:
-    return max(one, other) if NOTHING in (one, other) else min(one, other)

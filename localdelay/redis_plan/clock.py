@@ -36,7 +36,7 @@ class RedisClock:
         """It may be another Redis from now on: the next observation counts alone."""
         self._begun = -math.inf
 
-    def local(self, redis: int) -> float:
+    def local(self, redis: float) -> float:
         """The instant on Trio's clock: never before it, and later by a fraction of a round trip."""
         return (redis - self._base) / 1e6 + min(self._now, self._before)
 

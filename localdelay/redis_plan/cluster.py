@@ -8,18 +8,16 @@ one side. Where there is no master, calls fail until another has taken over.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from typing import Any
 
 import trio
 from coredis.exceptions import AskError, ClusterDownError, MovedError, TryAgainError
 
-from localdelay.brokers.redis_cluster import SLOTS, Nodes, slot_of
 from localdelay.brokers.redis_line import Place
+from localdelay.brokers.redis_masters import SLOTS, Masters, Nodes, slot_of
 from localdelay.nurseries import bare_nursery
 from localdelay.redis_plan.clock import RedisClock
-from localdelay.redis_plan.link import Link, RedisUnreachable, Script, logger
+from localdelay.redis_plan.link import Link, RedisUnreachable, logger
 
 _LOOK_EVERY = 10.0
 """Seconds between two looks at who has which slot, where nothing says that it is wrong."""
@@ -32,9 +30,9 @@ _REDIRECTS = 2
 class Cluster(Link):
     """Keeps a link to each master."""
 
-    def __init__(self, places: Sequence[Place], channel: bytes, connects: float, replies: float) -> None:
-        super().__init__(places[0], channel, connects, replies)
-        self._nodes = Nodes(places)
+    def __init__(self, nodes: Nodes, channel: bytes, connects: float, replies: float) -> None:
+        super().__init__(nodes, channel, connects, replies)
+        self._nodes = nodes
         self._links: dict[Place, Link] = {}
         self._slots: list[Link | None] = [None] * SLOTS
         self._nursery: trio.Nursery
@@ -65,7 +63,7 @@ class Cluster(Link):
                     while not all(link.is_connected for link in self._links.values()):
                         await self._changed.park()
                 if scope.cancelled_caught:
-                    raise ConnectionError(f"not all masters of the Redis Cluster at {self._place} answer")
+                    raise ConnectionError(f"not all masters of the {self._where} answer")
                 self._scope.shield = True
                 task_status.started()
                 while True:
@@ -78,52 +76,45 @@ class Cluster(Link):
                         logger.debug("%s", error)
                     await trio.sleep(_LOOK_AGAIN)
 
-    async def run(self, script: Script, keys: Sequence[bytes], *arguments: bytes | int, **how: Any) -> Any:
-        """The reply of a script, by the master that has these keys, which have one slot. As `Link.run`."""
-        return await self._ask(keys[0], lambda link, asks: link.run(script, keys, *arguments, **asks, **how))
-
     async def call(self, command: bytes, *arguments: bytes | int, **how: Any) -> Any:
-        """The reply to a command whose first argument is its key. As `Link.call`."""
-        assert isinstance(arguments[0], bytes)  # noqa: S101 (each that is called has a key)
-        return await self._ask(arguments[0], lambda link, asks: link.call(command, *arguments, **asks, **how))
+        """The reply to a script, or to a command whose first argument is its key, by the key's master.
 
-    async def _ask(self, key: bytes, ask: Callable[[Link, dict[str, Any]], Awaitable[Any]]) -> Any:
+        The keys of a script are in one slot. As `Link.call`.
+        """
+        key = arguments[2] if command.startswith(b"EVAL") else arguments[0]
+        assert isinstance(key, bytes)  # noqa: S101 (each that is called has one)
         slot = slot_of(key)
         until = trio.current_time() + self._replies
-        link = self._slots[slot]
-        asks: dict[str, Any] = {}
-        redirects = 0
+        link, asking, redirects = self._slots[slot], False, 0
         while True:
             try:
                 if link is None:
-                    raise RedisUnreachable(f"no node of the Redis Cluster at {self._place} has this slot")
-                return await ask(link, asks)
+                    raise RedisUnreachable(f"no node of the {self._where} has this slot")
+                return await link.call(command, *arguments, asking=asking, **how)
             except AskError as error:
                 redirects += 1
                 if redirects > _REDIRECTS:  # the nodes disagree, until they have heard of each other
                     await trio.sleep(_TRY_EVERY)
-                link = self._link_at(self._nodes.at(error.host, error.port))
-                asks = {"asking": True}
+                link, asking = self._link_at(self._nodes.at(error.host, error.port)), True
                 if isinstance(error, MovedError):
-                    self._slots[slot], asks = link, {}
+                    self._slots[slot], asking = link, False
                     self._stale.set()
                 late: Exception = error
             except TryAgainError as error:
                 late = error
                 await trio.sleep(_TRY_EVERY)
-                link, asks = self._slots[slot], {}
+                link, asking = self._slots[slot], False
             except (ConnectionError, ClusterDownError) as error:
                 self._stale.set()
                 if not isinstance(error, ClusterDownError):
                     raise
                 raise RedisUnreachable(str(error)) from error
             if trio.current_time() > until:
-                raise RedisUnreachable(f"the Redis Cluster at {self._place} is moving this slot") from late
+                raise RedisUnreachable(f"the {self._where} is moving this slot") from late
 
     async def _look(self) -> None:
         """Learn who has which slot, and have a link to each of them, and to no node that is gone."""
-        asks = [partial(Link.call, link) for link in self._links.values()]
-        for first, last, place in await self._nodes.look(asks):
+        for first, last, place in await self._nodes.look([link.call for link in self._links.values()]):
             self._slots[first : last + 1] = [self._link_at(place)] * (last + 1 - first)
         used = set(self._slots)
         for place, link in [*self._links.items()]:
@@ -134,7 +125,7 @@ class Cluster(Link):
     def _link_at(self, place: Place) -> Link:
         link = self._links.get(place)
         if link is None:
-            link = self._links[place] = Link(place, self._channel, self._connects, self._replies)
+            link = self._links[place] = Link(Masters([place]), self._channel, self._connects, self._replies)
             link.whole = self
             link.on_news = self.on_news
             link.on_connected = self._connected

@@ -19,7 +19,8 @@ from coredis.exceptions import NoScriptError, ReadOnlyError
 
 from localdelay.backoff import Backoff
 from localdelay.brokers.redis import classified
-from localdelay.brokers.redis_line import LARGEST, Line, Place, connect
+from localdelay.brokers.redis_line import LARGEST, Line, no_connection, reached
+from localdelay.brokers.redis_masters import Masters
 from localdelay.errors import Throttled
 from localdelay.nurseries import bare_nursery
 from localdelay.redis_plan.clock import RedisClock
@@ -57,9 +58,10 @@ class RedisUnreachable(Throttled, ConnectionError):
 class Link:
     """Keeps a connection, and makes a new one whenever it is lost. Its `keep` is to run as a task."""
 
-    def __init__(self, place: Place, channel: bytes, connects: float, replies: float) -> None:
+    def __init__(self, masters: Masters, channel: bytes, connects: float, replies: float) -> None:
         """`connects` and `replies` are the most seconds that these may take."""
-        self._place = place
+        self._masters = masters
+        self._where = masters.where
         self._channel = channel
         self._connects = connects
         self._replies = replies
@@ -99,49 +101,48 @@ class Link:
         """
         backoff = Backoff()
         with self._scope:
-            async with bare_nursery() as nursery:
-                while True:
-                    try:
-                        line = await self._connect(nursery)
-                    except (ConnectionError, TimeoutError) as error:
-                        if not (self.connections or self.whole):
-                            raise
-                        logger.debug("%s", error)
-                        self._why = error
-                        await trio.sleep(backoff.next())
-                        continue
-                    self._scope.shield = self.whole is None
-                    if self.connections == 1:
-                        task_status.started()
-                    begun = trio.current_time()
-                    await line.ended.wait()
+            while True:
+                self._stood_since = math.inf
+                try:
+                    await self._live(task_status)
+                except Exception as error:
+                    slow = trio.TooSlowError(f"no answer within {self._connects:g} s")
+                    shown = slow if isinstance(error, trio.TooSlowError) else error
+                    self._why = no_connection(self._where, shown)
+                    if not (self.connections or self.whole):
+                        raise self._why from error
+                    logger.debug("%s", self._why)
+                finally:
                     self._line = None
-                    if trio.current_time() - begun >= _SETTLED:
-                        backoff.reset()
-                    else:
-                        await trio.sleep(backoff.next())
+                if trio.current_time() - self._stood_since >= _SETTLED:
+                    backoff.reset()
+                await trio.sleep(backoff.next())
 
     def end(self) -> None:
         """It is needed no longer."""
         self._scope.cancel()
 
-    async def _connect(self, nursery: trio.Nursery) -> Line:
-        """Listen for news, and only then have calls go this way: what comes in meanwhile is heard."""
-        line = await connect(nursery, self._place, self._connects)
-        nursery.start_soon(self._listen, line)
-        try:
-            line.connection.send_command(b"SUBSCRIBE", self._channel)
-            with trio.fail_after(self._connects):
+    async def _live(self, task_status: trio.TaskStatus[None]) -> None:
+        """Connect, and have calls go this way until the connection is lost. Raises where there is none."""
+        with trio.fail_after(self._connects) as scope:
+            place = await self._masters.owner(b"")
+            async with reached(place) as line, bare_nursery() as nursery:
+                # First it listens for news, so that what comes in between is heard.
+                nursery.start_soon(self._listen, line)
+                line.connection.send_command(b"SUBSCRIBE", self._channel)
                 seconds, micro = await line.connection.create_request(b"TIME", decode=False)
-        except Exception as error:
-            line.end()
-            raise ConnectionError(f"no connection to Redis at {self._place}: {error}") from error
-        self.clock.forget()  # it may be another Redis
-        self.clock.observe(int(seconds) * 1_000_000 + int(micro), trio.current_time())
-        self.connections += 1
-        self._line, self._why, self.largest = line, None, line.largest
-        self.on_connected()
-        return line
+                scope.deadline = math.inf
+                self._stood_since = trio.current_time()
+                self.clock.forget()  # it may be another Redis
+                self.clock.observe(int(seconds) * 1_000_000 + int(micro), self._stood_since)
+                self.connections += 1
+                self._line, self._why, self.largest = line, None, line.largest
+                self._scope.shield = self.whole is None
+                self.on_connected()
+                if self.connections == 1:
+                    task_status.started()
+                await line.ended.wait()
+                nursery.cancel_scope.cancel()
 
     async def _listen(self, line: Line) -> None:
         try:
@@ -157,15 +158,12 @@ class Link:
         text, name = script
         rest = (len(keys), *keys, *arguments)
         try:
-            reply = await self.call(b"EVALSHA", name, *rest, **how)
+            return await self.call(b"EVALSHA", name, *rest, **how)
         except NoScriptError:  # it does not know them yet, or somebody has flushed them
-            reply = await self.call(b"EVAL", text, *rest, **how)
-        if isinstance(reply, list):
-            self.clock.observe(reply[0], trio.current_time())
-        return reply
+            return await self.call(b"EVAL", text, *rest, **how)
 
     async def call(
-        self, command: bytes, *arguments: bytes | int, asking: int = 0, copies: Copies | None = None
+        self, command: bytes, *arguments: bytes | int, asking: bool = False, copies: Copies | None = None
     ) -> Any:
         """The reply to one command; `asking` is for a Cluster.
 
@@ -177,11 +175,11 @@ class Link:
         replicas were missing a moment ago; `PermanentSendError` for what can never work; and what coredis
         raises for the rest.
         """
-        unreachable = RedisUnreachable(f"there is no connection to Redis at {self._place}")
+        unreachable = RedisUnreachable(f"there is no connection to {self._where}")
         if self._line is None:
             raise unreachable from self._why
         if copies and trio.current_time() < self._short_until:
-            raise RedisUnreachable(f"Redis at {self._place} had no {copies.wanted} replicas just now")
+            raise RedisUnreachable(f"{self._where} had no {copies.wanted} replicas just now")
         connection = self._line.connection
         options: Any = {"decode": False, "timeout": self._replies}
         asked = time.perf_counter()
@@ -198,6 +196,8 @@ class Link:
         (self.whole or self).commands += 1 + asking + bool(copies)
         try:
             reply = await request
+            if command.startswith(b"EVAL") and isinstance(reply, list):  # scripts say first when that was
+                self.clock.observe(reply[0], trio.current_time())
             if copies:
                 copies.made = int(await copied)
                 if copies.made < copies.wanted:

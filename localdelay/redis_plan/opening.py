@@ -7,10 +7,9 @@ from contextlib import asynccontextmanager
 from typing import Unpack
 
 from localdelay import arguments
-from localdelay.brokers import redis_line
+from localdelay.brokers import redis_masters
 from localdelay.brokers.address import Form, of_redis, parse
-from localdelay.brokers.redis_cluster import CLUSTER
-from localdelay.brokers.redis_line import OPTIONS, Place
+from localdelay.brokers.redis_masters import Masters, Nodes
 from localdelay.nurseries import bare_nursery
 from localdelay.queue.core import CoreOptions, make_core
 from localdelay.queue.sending import DeadLetterHook, Send, SendBatch
@@ -27,8 +26,7 @@ _FORMS = of_redis(
         "redis://host:6379/NAME",
         "the name of the queue",
         r"[^\s{}\x00-\x1f\x7f]{1,200}",  # braces would be the keys' hash tag
-        default_port=6379,
-        options=OPTIONS,
+        "db eviction",
     )
 )
 
@@ -51,7 +49,8 @@ async def open_redis_delay_queue(
     """Run one instance of a delay queue in Redis for the length of an `async with` block.
 
     `url` is `redis://[user:password@]host[:port]/NAME[?db=N]`, or `rediss://`; or of a Redis Cluster
-    `redis+cluster://host[:port][,host[:port]]/NAME`, some of its nodes, or `rediss+cluster://`. All instances
+    `redis+cluster://host[:port][,host[:port]]/NAME`, some of its nodes; or of what sentinels look after,
+    `redis+sentinel://host[:port][,host[:port]]/SERVICE/NAME`; with `rediss` both times for TLS. All instances
     with the same name share the messages. `send`, `send_batch`, `workers`, `on_dead_letter` and `options`
     (`batch`, `timer`, `retry`, `send_timeout`, `limit`, `probe`, `listener`) are those of `open_delay_queue`;
     there is no `key`, for what an instance has claimed of one key would hold up the others.
@@ -68,7 +67,7 @@ async def open_redis_delay_queue(
     within `connect_timeout`, and `TypeError` and `ValueError` for an argument that is wrong.
     """
     check_trio("open_redis_delay_queue")
-    places, names = places_of(url)
+    masters, names = masters_of(url)
     if shards is not None:
         check_shards(shards)
     if not isinstance(tuning, RedisTuning):
@@ -81,9 +80,8 @@ async def open_redis_delay_queue(
         )
     hook = on_dead_letter
     core = make_core(send, send_batch, workers=workers, capacity=capacity, on_dead_letter=hook, **options)
-    how = (names.channel, connect_timeout, put_timeout)
-    is_cluster = url.partition(":")[0].lower().endswith(CLUSTER)
-    link = Cluster(places, *how) if is_cluster else Link(places[0], *how)
+    how = names.channel, connect_timeout, put_timeout
+    link = Cluster(masters, *how) if isinstance(masters, Nodes) else Link(masters, *how)
     queue = RedisDelayQueue(core, Store(link, names, tuning))
     async with bare_nursery() as connection:
         await connection.start(link.keep)
@@ -102,10 +100,10 @@ async def open_redis_delay_queue(
 
 def check_url(url: str) -> None:
     """Raise a `ValueError` unless `open_redis_delay_queue` takes this; it says no password."""
-    places_of(url)
+    masters_of(url)
 
 
-def places_of(url: str) -> tuple[list[Place], Names]:
-    """The servers, of which one will do, and the name of the queue; raises as `check_url` does."""
-    where = parse(url, _FORMS)
-    return redis_line.places_of(where), Names(where.target)
+def masters_of(url: str) -> tuple[Masters, Names]:
+    """Who takes writes, and the keys of the queue; raises as `check_url` does."""
+    masters, name = redis_masters.masters_of(parse(url, _FORMS))
+    return masters, Names(name)

@@ -33,9 +33,6 @@ from localdelay.redis_plan.keys import Names
 from localdelay.redis_plan.link import Link, Script
 from localdelay.redis_plan.settings import RedisTuning
 
-NOTHING = -1
-"""For an instant: there is none."""
-
 _T = TypeVar("_T")
 _AT_ONCE = 16
 _LUA = files(__package__) / "lua"
@@ -61,9 +58,9 @@ class Store:
         self.tuning = tuning
         self.token = secrets.token_hex(6)
         """How this instance is called in its news."""
-        self.on_news: Callable[[int, int | None, int, int, bool], None] = lambda *_: None
+        self.on_news: Callable[[int, int | None, float, float, bool], None] = lambda *_: None
         """Is told of a shard: when it was looked at (None: at some time), when its first message is due and
-        its first lease ends then; and whether others know that, too, at this moment."""
+        its first lease ends then (infinite: never); and whether others know that, too, at this moment."""
         self.on_layout: Callable[[], None] = lambda: None
         self.names = names
         link.on_news = self._hear
@@ -77,7 +74,7 @@ class Store:
         told = (self.names.channel, shard, self.token.encode())
         found: list[Any] = await self.link.run(script, self.names.of(shard), *told, *arguments, **how)
         at, next_due, next_end, *rest = found
-        self.on_news(shard, at, next_due, next_end, False)
+        self.on_news(shard, at, _instant(next_due), _instant(next_end), False)
         return rest
 
     async def take(
@@ -109,7 +106,7 @@ class Store:
         firsts = []
         for key in self.names.of(shard)[:2]:
             found = await self.link.call(b"ZRANGE", key, 0, 0, b"WITHSCORES")
-            firsts.append(int(float(found[0][1])) if found else NOTHING)  # pairs, as RESP3 has them
+            firsts.append(float(found[0][1]) if found else math.inf)  # pairs, as RESP3 has them
         self.on_news(shard, None, firsts[0], firsts[1], True)
 
     def _hear(self, data: bytes, link: Link) -> None:
@@ -121,7 +118,11 @@ class Store:
         except ValueError:
             return  # it is not one of ours who says so
         if token != self.token.encode() and self.link.serves(self.names.of(shard)[0], link):
-            self.on_news(shard, at, next_due, next_end, True)
+            self.on_news(shard, at, _instant(next_due), _instant(next_end), True)
+
+
+def _instant(said: int) -> float:
+    return math.inf if said < 0 else said
 
 
 def flat(told: Sequence[Told]) -> list[bytes]:

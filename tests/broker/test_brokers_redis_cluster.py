@@ -25,7 +25,7 @@ ALL = Counter({f"m{number}": 1 for number in range(MANY)})
 
 @pytest.fixture(scope="module")
 def shared(start_server: Callable[[str], Server]) -> Iterator[RedisCluster]:
-    with running(start_server) as one:
+    with running(start_server, RedisCluster()) as one:
         yield one
 
 

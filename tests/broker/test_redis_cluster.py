@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from localdelay import Throttled
-from localdelay.brokers.redis_cluster import SLOTS, slot_of
+from localdelay.brokers.redis_masters import SLOTS, slot_of
 from localdelay.redis_plan import open_redis_delay_queue
 from localdelay.redis_plan.keys import Names
 from tests.kit.redis_clusters import SHARDS, opened_on, running
@@ -20,7 +20,7 @@ from tests.kit.servers.redis_cluster import RedisCluster
 
 @pytest.fixture
 def cluster(start_server: Callable[[str], RedisServer]) -> Iterator[RedisCluster]:
-    with running(start_server) as one:
+    with running(start_server, RedisCluster()) as one:
         yield one
 
 

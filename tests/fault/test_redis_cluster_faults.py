@@ -18,7 +18,7 @@ MANY = 20_000
 
 @pytest.fixture
 def cluster(start_server: Callable[[str], object]) -> Iterator[RedisCluster]:
-    with running(start_server) as one:
+    with running(start_server, RedisCluster()) as one:
         yield one
 
 

@@ -6,12 +6,13 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import TypeVar
 
 import trio
 
 from localdelay import Message, RetryPolicy, Throttled, open_delay_queue
 from localdelay.brokers import open_broker
-from localdelay.brokers.redis_cluster import slot_of
+from localdelay.brokers.redis_masters import slot_of
 from localdelay.brokers.wire import ID
 from localdelay.redis_plan import RedisDelayQueue, open_redis_delay_queue
 from localdelay.redis_plan.keys import Names
@@ -19,16 +20,18 @@ from tests.kit.conserving import conserved
 from tests.kit.redis_plan_worker import real_time
 from tests.kit.redis_queues import conserve, tuned
 from tests.kit.servers.redis_cluster import Node, RedisCluster
+from tests.kit.servers.redis_sentinel import RedisSentinels
 
 SEED = 20261130
 SHARDS = 64
 
+Servers = TypeVar("Servers", RedisCluster, RedisSentinels)
+
 
 @contextmanager
-def running(start_server: Callable[[str], object]) -> Iterator[RedisCluster]:
-    """A cluster that the test may spoil; where there is no Redis the test is skipped."""
+def running(start_server: Callable[[str], object], one: Servers) -> Iterator[Servers]:
+    """Servers that the test may spoil; where there is no Redis the test is skipped."""
     start_server("redis")
-    one = RedisCluster()
     try:
         one.start()
         yield one
@@ -38,10 +41,13 @@ def running(start_server: Callable[[str], object]) -> Iterator[RedisCluster]:
 
 @asynccontextmanager
 async def opened_on(
-    cluster: RedisCluster, send: Callable[[Message], object], url: str = "", **options: object
+    servers: RedisCluster | RedisSentinels,
+    send: Callable[[Message], object],
+    url: str = "",
+    **options: object,
 ) -> AsyncIterator[RedisDelayQueue]:
     usual = {"workers": 10, "shards": SHARDS, "claim_ahead": 0.5, "lease": 3.0}
-    url = url or cluster.fresh()
+    url = url or servers.fresh()
     async with open_redis_delay_queue(send, url=url, **tuned(**usual | options)) as queue:
         yield queue
     conserve(queue)
@@ -132,7 +138,7 @@ async def streaming(url: str, count: int, over: float, **options: float) -> Asyn
     assert conserved(queue.statistics()).sent == len(confirmed) == count
 
 
-async def arrived_in(cluster: RedisCluster, url: str, count: int) -> Counter[str]:
+async def arrived_in(cluster: RedisCluster | RedisSentinels, url: str, count: int) -> Counter[str]:
     """How often each id is in the stream, once it has so many entries."""
     received = await trio.to_thread.run_sync(cluster.read, url, count)
     return Counter(one.headers[ID] for one in received)

@@ -91,6 +91,7 @@ def test_the_table_names_every_broker() -> None:
         "amqp",
         "redis",
         "redis+cluster",
+        "redis+sentinel",
         "beanstalkd",
         "nats",
         "nsq",

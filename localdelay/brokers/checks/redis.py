@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from localdelay.brokers.address import Address
 from localdelay.brokers.checks.finding import NO_DELAY, Finding
-from localdelay.brokers.redis_cluster import CLUSTER, Nodes
-from localdelay.brokers.redis_line import places_of, reach
-from localdelay.nurseries import bare_nursery
+from localdelay.brokers.redis_line import reached
+from localdelay.brokers.redis_masters import masters_of
 
 
 async def look(where: Address) -> list[Finding]:
     """Look at the server, and at the key of the stream."""
-    places, stream = places_of(where), where.target.encode()
-    async with bare_nursery() as nursery:
-        place = await Nodes(places).owner(stream) if where.scheme.endswith(CLUSTER) else places[0]
-        line = await reach(nursery, place, fit=False)
-        told, kind = await line.told(), await line.asked(b"TYPE", stream)
-        line.end()
-    return findings(told, kind, where.target, may_evict=place.evicting, most=where.count("max_length", 0))
+    masters, stream = masters_of(where)
+    place = await masters.owner(stream.encode())
+    async with reached(place, fit=False) as line:
+        told, kind = await line.told(), await line.asked(b"TYPE", stream.encode())
+    return findings(
+        told, kind and kind.decode(), stream, may_evict=place.evicting, most=where.count("max_length", 0)
+    )
 
 
 def findings(

@@ -21,12 +21,12 @@ SCHEMES = [
     "redis",
     "rediss",
     "redis+cluster",
+    "redis+sentinel",
     "beanstalkd",
     "nats",
     "nsq",
     "rocketmq",
 ]
-FORM = Form("x://host:1/T", "the thing", "[a-z]+", default_port=99)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,8 @@ FORM = Form("x://host:1/T", "the thing", "[a-z]+", default_port=99)
         ("kafka://host/or/ders", "must end with the topic"),
         ("amqp://host/", "must end with the queue"),
         ("redis://host", "must end with the stream"),
+        ("redis+sentinel://host/stream", "must end with the service, and the stream"),
+        ("redis+sentinel://host//stream", "must end with the service, and the stream"),
         ("beanstalkd://host/-a", "must end with the tube"),
         ("beanstalkd://user:hunter2@host/a", "can't have a user: beanstalkd:// knows none"),
         ("nats://host:99999/orders", "must have a port from 1 to 65535"),
@@ -105,7 +107,7 @@ def test_an_error_shows_a_url_that_is_right(scheme: str) -> None:
 )
 def test_a_url_is_taken_apart(url: str, parsed: Address) -> None:
     """Hosts, target, user and options come out decoded, and a port that is not given is the usual one."""
-    form = Form("x://host", "T", FORM.target, 99, options=None, many_hosts=True)
+    form = Form("x://host:99/T", "the thing", "[a-z]+", options=None, many_hosts=True)
     assert address.parse(url, {"x": form}) == parsed
     assert (parsed.host, parsed.port) == parsed.hosts[0]
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localdelay import Throttled
-from localdelay.brokers.redis_cluster import slot_of
 from localdelay.brokers.redis_line import Place
+from localdelay.brokers.redis_masters import Masters, Nodes, slot_of
 from localdelay.redis_plan import RedisUnreachable
 from localdelay.redis_plan.bodies import OVERHEAD, decode, encode, note
 from localdelay.redis_plan.clock import RedisClock
@@ -204,24 +204,25 @@ async def test_nodes_that_send_a_call_to_each_other_are_not_hammered(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: object
 ) -> None:
     """What they say is followed at once, and then fifty times a second, until they agree or it takes long."""
-    cluster = Cluster([Place("127.0.0.1", 1)], b"", 1.0, 1.0)
-    link = Link(Place("127.0.0.1", 2), b"", 1.0, 1.0)
+    cluster = Cluster(Nodes([Place("127.0.0.1", 1)]), b"", 1.0, 1.0)
+    link = Link(Masters([Place("127.0.0.1", 2)]), b"", 1.0, 1.0)
     monkeypatch.setattr(cluster, "_link_at", lambda place: link)
     cluster._slots[:] = [link] * len(cluster._slots)
     asked: list[float] = []
     agree_at = trio.current_time() + 0.5
 
-    async def ask(link: Link, how: dict[str, int]) -> bytes:
+    async def call(*_: object, **how: bool) -> bytes:
         await trio.lowlevel.checkpoint()
         asked.append(trio.current_time())
         if asked[-1] < agree_at:
             raise MovedError("7 127.0.0.1:2")
         return b"reply"
 
-    assert await cluster._ask(b"{a}", ask) == b"reply"
+    monkeypatch.setattr(link, "call", call)
+    assert await cluster.call(b"HLEN", b"{a}") == b"reply"
     assert asked[2] == asked[0]
     assert len(asked) == 3 + 25
     agree_at = math.inf
     with pytest.raises(RedisUnreachable, match="is moving this slot"):
-        await cluster._ask(b"{a}", ask)
+        await cluster.call(b"HLEN", b"{a}")
     assert len(asked) <= 28 + 60
