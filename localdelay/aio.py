@@ -13,11 +13,11 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime
-from functools import partial
-from typing import Any, ParamSpec, TypeAlias, TypeVar, Unpack
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar, Unpack
 
 from . import arguments
-from .arguments import NOT_GIVEN, Delay, NotGiven
+from .arguments import Delay
 from .fallback.handles import Cancelled
 from .fallback.publishing import BaseFallback, Publish, not_this_ones
 from .fallback.router import Receipt, World
@@ -31,8 +31,9 @@ from .portal.portal import Remote
 from .portal.tasks import Tasks
 from .queue import opening
 from .queue.draining import drained_inside
+from .queue.queue import DelayQueue as DelayQueueOfTrio
 from .queue.sending import awaitable
-from .statistics import DrainReport, Statistics
+from .statistics import DrainReport
 from .worlds import check_asyncio
 
 __all__ = ["DelayQueue", "Fallback", "open_delay_queue", "start_delay_queue"]
@@ -48,10 +49,23 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
+def _asked(
+    act: Callable[Concatenate[DelayQueueOfTrio, _P], _T],
+) -> Callable[Concatenate[DelayQueue, _P], Coroutine[Any, Any, _T]]:
+    """The same method of the queue on its loop: called there, and awaited on this one."""
+
+    @wraps(act)
+    async def ask(self: DelayQueue, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return await self._ask(lambda: act(self.remote.queue, *args, **kwargs))
+
+    return ask
+
+
 class DelayQueue:
     """Holds messages in memory until they are due, and then sends them. Made by `open_delay_queue` here.
 
-    All methods are to be called on the asyncio loop that has opened it.
+    All methods are to be called on the asyncio loop that has opened it. What a method does or tells comes
+    after all that was put before its call.
     """
 
     def __init__(self, remote: Remote, errands: Errands) -> None:
@@ -109,15 +123,6 @@ class DelayQueue:
         stamped = self.remote.stamp(payload, delay, at, id, headers, expires, asks=_AT_ONCE)
         return self.remote.accept(stamped)
 
-    async def cancel(self, id: str) -> bool:
-        """Take a message out again.
-
-        True: it will never be sent; should the process be killed before `flush` has returned, a journal may
-        still bring it back. False: it is unknown, being sent, or finished. Raises `RuntimeError` if the queue
-        was opened with `cancellable=False`.
-        """
-        return await self._ask(lambda: self.remote.queue.cancel(id))
-
     async def reschedule(self, id: str, *, delay: Delay | None = None, at: datetime | None = None) -> bool:
         """Give a message another execute-at, earlier or later: `delay` from now, or `at`, as for `put`.
 
@@ -128,50 +133,14 @@ class DelayQueue:
         """
         return await self._ask(self.remote.reschedule(id, delay, at))
 
-    async def is_pending(self, id: str) -> bool:
-        """Whether a message with this id is accepted and not finished.
-
-        An id that the caller chose is pending also while its message waits for room.
-        """
-        return await self._ask(lambda: self.remote.queue.is_pending(id))
-
-    async def messages(self) -> list[Message]:
-        """Every pending message, in due order; a retry stands where its next send is.
-
-        All that was put before is in it. It takes about a microsecond for each of them, in which nothing
-        else happens in the queue.
-        """
-        return await self._ask(self.remote.queue.messages)
-
-    async def statistics(self) -> Statistics:
-        """What the queue holds and has done, and how late it was. All that was put before is in it."""
-        return await self._ask(self.remote.queue.statistics)
-
-    async def pause(self) -> None:
-        """Stop sending; sends that have begun go on, and puts are still accepted."""
-        await self._ask(self.remote.queue.pause)
-
-    async def resume(self) -> None:
-        """Go on sending."""
-        await self._ask(self.remote.queue.resume)
-
-    async def resize(
-        self,
-        *,
-        capacity: int | None = None,
-        workers: int | None = None,
-        capacity_bytes: int | NotGiven | None = NOT_GIVEN,
-    ) -> None:
-        """Change the capacity (messages), the workers, or `capacity_bytes` (None: no limit).
-
-        Nothing that is pending is lost and no send is interrupted: a queue that holds more than its new
-        capacity accepts nothing until it holds less, and a worker too many leaves when it is idle. A put
-        that waits with a message larger than the new `capacity_bytes` raises `ValueError`.
-        """
-        queue = self.remote.queue
-        await self._ask(
-            lambda: queue.resize(capacity=capacity, workers=workers, capacity_bytes=capacity_bytes)
-        )
+    cancel = _asked(DelayQueueOfTrio.cancel)
+    is_pending = _asked(DelayQueueOfTrio.is_pending)
+    messages = _asked(DelayQueueOfTrio.messages)
+    statistics = _asked(DelayQueueOfTrio.statistics)
+    pause = _asked(DelayQueueOfTrio.pause)
+    resume = _asked(DelayQueueOfTrio.resume)
+    resize = _asked(DelayQueueOfTrio.resize)
+    cut_short = _asked(DelayQueueOfTrio.cut_short)
 
     async def flush(self) -> None:
         """Wait until the journal has all that was accepted. Raises `JournalError` if it can't be written."""
@@ -187,10 +156,6 @@ class DelayQueue:
         if self._block is None:
             raise RuntimeError("the queue ends with its block: close is for start_delay_queue")
         await self._block.aclose()
-
-    async def cut_short(self) -> None:
-        """End the grace of a drain that is under way, now; it returns what it returns at the end of one."""
-        await self._ask(self.remote.queue.cut_short)
 
     async def drain(self, grace: float | None = None, hand_back: HandBack | None = None) -> DrainReport:
         """Close the queue, empty it as far as the grace allows, end the workers, and say what became of all.

@@ -31,9 +31,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from datetime import datetime
-from functools import partial
+from functools import partial, wraps
 from threading import get_ident
-from typing import Any, ParamSpec, TypeAlias, Unpack
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar, Unpack
 
 import trio
 
@@ -52,20 +52,35 @@ from .portal.pool import Threads
 from .portal.portal import Remote
 from .queue import opening
 from .queue.draining import HAND_BACKS_IN_FLIGHT, drained_inside
-from .statistics import DrainReport, Statistics
+from .queue.queue import DelayQueue as DelayQueueOfTrio
+from .statistics import DrainReport
 
 __all__ = ["DelayQueue", "Fallback", "open_delay_queue", "start_delay_queue"]
 
 HandBack: TypeAlias = Callable[[Message, float], object]
 _P = ParamSpec("_P")
+_T = TypeVar("_T")
 PublishDelayed: TypeAlias = Callable[[Message, float], object]
 CancelDelayed: TypeAlias = Callable[[str, Any], object]
+
+
+def _asked(
+    act: Callable[Concatenate[DelayQueueOfTrio, _P], _T],
+) -> Callable[Concatenate[DelayQueue, _P], _T]:
+    """The same method of the queue on its loop: called there, and waited for in any thread."""
+
+    @wraps(act)
+    def ask(self: DelayQueue, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return self.remote.ask(lambda: act(self.remote.queue, *args, **kwargs))
+
+    return ask
 
 
 class DelayQueue:
     """Holds messages in memory until they are due, and then sends them. Made by `open_delay_queue` here.
 
-    Any thread may call any method, but a `send` that runs on the loop: it would wait for itself.
+    Any thread may call any method, but a `send` that runs on the loop: it would wait for itself. What a
+    method does or tells comes after all that was put before its call.
     """
 
     def __init__(self, remote: Remote, pool: Threads, hooks: Threads) -> None:
@@ -117,15 +132,6 @@ class DelayQueue:
         """Accept a message, or raise `QueueFull` if there is no room or others wait for room."""
         return self.remote.accept(self.remote.stamp(payload, delay, at, id, headers, expires))
 
-    def cancel(self, id: str) -> bool:
-        """Take a message out again.
-
-        True: it will never be sent; should the process be killed before `flush` has returned, a journal may
-        still bring it back. False: it is unknown, being sent, or finished. Raises `RuntimeError` if the queue
-        was opened with `cancellable=False`.
-        """
-        return self.remote.ask(lambda: self.remote.queue.cancel(id))
-
     def reschedule(self, id: str, *, delay: Delay | None = None, at: datetime | None = None) -> bool:
         """Give a message another execute-at, earlier or later: `delay` from now, or `at`, as for `put`.
 
@@ -136,32 +142,12 @@ class DelayQueue:
         """
         return self.remote.ask(self.remote.reschedule(id, delay, at))
 
-    def is_pending(self, id: str) -> bool:
-        """Whether a message with this id is accepted and not finished.
-
-        An id that the caller chose is pending also while its message waits for room.
-        """
-        return self.remote.ask(lambda: self.remote.queue.is_pending(id))
-
-    def messages(self) -> list[Message]:
-        """Every pending message, in due order; a retry stands where its next send is.
-
-        All that was put before is in it. It takes about a microsecond for each of them, in which nothing
-        else happens in the queue.
-        """
-        return self.remote.ask(self.remote.queue.messages)
-
-    def statistics(self) -> Statistics:
-        """What the queue holds and has done, and how late it was. All that was put before is in it."""
-        return self.remote.ask(self.remote.queue.statistics)
-
-    def pause(self) -> None:
-        """Stop sending; sends that have begun go on, and puts are still accepted."""
-        self.remote.ask(self.remote.queue.pause)
-
-    def resume(self) -> None:
-        """Go on sending."""
-        self.remote.ask(self.remote.queue.resume)
+    cancel = _asked(DelayQueueOfTrio.cancel)
+    is_pending = _asked(DelayQueueOfTrio.is_pending)
+    messages = _asked(DelayQueueOfTrio.messages)
+    statistics = _asked(DelayQueueOfTrio.statistics)
+    pause = _asked(DelayQueueOfTrio.pause)
+    resume = _asked(DelayQueueOfTrio.resume)
 
     def resize(
         self,
