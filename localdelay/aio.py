@@ -18,18 +18,19 @@ from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar, Unpack
 
 from . import arguments
 from .arguments import Delay
-from .fallback.handles import Cancelled
-from .fallback.publishing import BaseFallback, Publish, not_this_ones
-from .fallback.router import Receipt, World
-from .message import Message
+from .fallback.publishing import not_this_ones
+from .fallback.router import World
+from .message import Message, number_of
 from .portal import awaiting
 from .portal.calls import Call
 from .portal.errands import Errands, is_within
 from .portal.movable import MovableClock
 from .portal.options import Options
 from .portal.portal import Remote
+from .portal.publishing import RemoteFallback
 from .portal.tasks import Tasks
 from .queue import opening
+from .queue.admission import Stamped, already_pending
 from .queue.draining import drained_inside
 from .queue.queue import DelayQueue as DelayQueueOfTrio
 from .queue.sending import awaitable
@@ -100,10 +101,11 @@ class DelayQueue:
         cancelled in the queue.
         """
         stamped = self.remote.stamp(payload, delay, at, id, headers, expires, asks=None)
-        await awaiting.check_id(self.remote, id)
-        message = await awaiting.put(self.remote, stamped, math.inf)
+        if id is not None and number_of(id) is not None and await self.is_pending(id):
+            raise already_pending(id)
+        await awaiting.put(self.remote, stamped, math.inf)
         await asyncio.sleep(0)
-        return message
+        return stamped[0]
 
     def put_nowait(
         self,
@@ -252,61 +254,15 @@ def _starts(
 start_delay_queue = _starts(open_delay_queue)
 
 
-class Fallback(BaseFallback[PublishDelayed, DelayQueue, CancelDelayed]):
+class Fallback(RemoteFallback[PublishDelayed, DelayQueue, CancelDelayed]):
     """Publishes through a primary on the caller's loop, and through the local queue what that refuses.
 
     `publish_delayed` is a coroutine function that runs on the loop that has opened the queue; the listener
     is called on either loop.
     """
 
-    async def publish(
-        self,
-        payload: bytes,
-        *,
-        delay: Delay | None = None,
-        at: datetime | None = None,
-        id: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        expires: Delay | None = None,
-    ) -> Receipt:
-        """Publish a message that is due after `delay` seconds, or `at` an aware datetime.
-
-        Where the primary refuses it, or is not to be called, the same message, under the same id, goes to
-        the local queue. `expires` is as for `put`, and binds what is held here, not what the primary took; a
-        primary may read it off the message. Raises what the primary raised where the message does not
-        degrade, `BreakerOpen` or `RateLimited` where it was not called and the message may not; `QueueFull`,
-        caused by the reason, where the local queue is full too; `QueueClosed`; and `TypeError` or
-        `ValueError` for an argument that is wrong; a payload over `capacity_bytes` is one only where the
-        local queue is needed.
-        """
-        self._router.check_process()
-        remote = self._queue.remote
-        stamped = remote.stamp(payload, delay, at, id, headers, expires, asks=None)
-        await awaiting.check_id(remote, id)
-        message = stamped[0]
-        now = remote.clock()
-        steps = Publish(self._router, message, now)
-        if steps.calls:
-            with steps:
-                left = delay if isinstance(delay, float) else max(0.0, message.execute_at - now)
-                steps.handle = await self._call(self._publish_delayed, message, left)
-        if steps.holds:
-            with steps:
-                await awaiting.put(remote, stamped, self._room_timeout)
-        return steps.receipt()
-
-    async def cancel(self, receipt: Receipt | str) -> Cancelled:
-        """Cancel a message wherever it is, by its receipt or its id; say where that was.
-
-        Out of the local queue; or, with `cancel_delayed`, by asking the primary where it may have taken the
-        message, which is not due yet. Raises what `cancel_delayed` raises, `RuntimeError` where the queue was
-        opened with `cancellable=False` and the primary has it not, and `TypeError` for what is no id.
-        """
-        name, known = self._whom(receipt)
-        here = (known is None or self._queue.remote.queue.is_cancellable) and await self._queue.cancel(name)
-        if known is not None and self._cancel_delayed is not None:
-            await self._call(self._cancel_delayed, name, known[0])
-        return self._cancelled(name, here=here, asked=known is not None)
+    async def _put(self, stamped: Stamped, patience: float) -> None:
+        await awaiting.put(self._queue.remote, stamped, patience)
 
     async def _call(self, function: Callable[..., Awaitable[object]], *args: object) -> object:
         timeout = self._publish_timeout

@@ -28,7 +28,7 @@ On asyncio it is the same with `async def` and `await`, where the queue is start
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from datetime import datetime
 from functools import partial, wraps
@@ -39,9 +39,8 @@ import trio
 
 from . import arguments
 from .arguments import NOT_GIVEN, Delay, NotGiven
-from .fallback.handles import Cancelled
-from .fallback.publishing import BaseFallback, Publish, not_this_ones
-from .fallback.router import Receipt, World
+from .fallback.publishing import not_this_ones
+from .fallback.router import World
 from .message import Message
 from .portal.blocking import in_threads
 from .portal.calls import Call
@@ -50,7 +49,9 @@ from .portal.movable import MovableClock
 from .portal.options import Options
 from .portal.pool import Threads
 from .portal.portal import Remote
+from .portal.publishing import RemoteFallback
 from .queue import opening
+from .queue.admission import Stamped
 from .queue.draining import HAND_BACKS_IN_FLIGHT, drained_inside
 from .queue.queue import DelayQueue as DelayQueueOfTrio
 from .statistics import DrainReport
@@ -283,7 +284,27 @@ def _starts(opens: Callable[_P, AbstractContextManager[DelayQueue]]) -> Callable
 start_delay_queue = _starts(open_delay_queue)
 
 
-class Fallback(BaseFallback[PublishDelayed, DelayQueue, CancelDelayed]):
+def _blocking(
+    act: Callable[Concatenate[Fallback, _P], Coroutine[Any, Any, _T]],
+) -> Callable[Concatenate[Fallback, _P], _T]:
+    """The same for a caller who blocks: nothing that it awaits ever suspends it."""
+
+    @wraps(act)
+    def block(self: Fallback, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            act(self, *args, **kwargs).send(None)
+        except StopIteration as ended:
+            result: _T = ended.value
+            return result
+        raise RuntimeError("what blocks has waited for a loop")
+
+    return block
+
+
+_publish, _cancel = _blocking(RemoteFallback.publish), _blocking(RemoteFallback.cancel)
+
+
+class Fallback(RemoteFallback[PublishDelayed, DelayQueue, CancelDelayed]):
     """Publishes through a blocking primary, and through the local queue what that refuses.
 
     `publish_delayed` and `cancel_delayed` are ordinary functions, called in threads of their own, in the
@@ -292,53 +313,14 @@ class Fallback(BaseFallback[PublishDelayed, DelayQueue, CancelDelayed]):
     in whatever thread something happens in.
     """
 
-    def publish(
-        self,
-        payload: bytes,
-        *,
-        delay: Delay | None = None,
-        at: datetime | None = None,
-        id: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        expires: Delay | None = None,
-    ) -> Receipt:
-        """Publish a message that is due after `delay` seconds, or `at` an aware datetime; blocks meanwhile.
+    publish = _publish  # type: ignore[assignment]  # no coroutine, here
+    cancel = _cancel  # type: ignore[assignment]
 
-        Where the primary refuses it, or is not to be called, the same message, under the same id, goes to
-        the local queue. `expires` is as for `put`, and binds what is held here, not what the primary took; a
-        primary may read it off the message. Raises what the primary raised where the message does not
-        degrade, `BreakerOpen` or `RateLimited` where it was not called and the message may not; `QueueFull`,
-        caused by the reason, where the local queue is full too; `QueueClosed`; and `TypeError` or
-        `ValueError` for an argument that is wrong; a payload over `capacity_bytes` is one only where the
-        local queue is needed.
-        """
-        self._router.check_process()
-        remote = self._queue.remote
-        stamped = remote.stamp(payload, delay, at, id, headers, expires)
-        message = stamped[0]
-        now = remote.clock()
-        steps = Publish(self._router, message, now)
-        if steps.calls:
-            with steps:
-                left = delay if isinstance(delay, float) else max(0.0, message.execute_at - now)
-                steps.handle = self._calls.call(self._publish_delayed, message, left)
-        if steps.holds:
-            with steps:
-                remote.put(stamped, self._room_timeout)
-        return steps.receipt()
+    async def _call(self, function: Callable[..., object], *args: object) -> object:
+        return self._calls.call(function, *args)
 
-    def cancel(self, receipt: Receipt | str) -> Cancelled:
-        """Cancel a message wherever it is, by its receipt or its id; say where that was.
-
-        Out of the local queue; or, with `cancel_delayed`, by asking the primary where it may have taken the
-        message, which is not due yet. Raises what `cancel_delayed` raises, `RuntimeError` where the queue was
-        opened with `cancellable=False` and the primary has it not, and `TypeError` for what is no id.
-        """
-        name, known = self._whom(receipt)
-        here = (known is None or self._queue.remote.queue.is_cancellable) and self._queue.cancel(name)
-        if known is not None and self._cancel_delayed is not None:
-            self._calls.call(self._cancel_delayed, name, known[0])
-        return self._cancelled(name, here=here, asked=known is not None)
+    async def _put(self, stamped: Stamped, patience: float) -> None:
+        self._queue.remote.put(stamped, patience)
 
     def _hand_back(self, message: Message, delay: float) -> None:
         here = get_ident()

@@ -18,8 +18,7 @@ from localdelay.queue.queue import DelayQueue
 from localdelay.queue.sending import awaitable
 from localdelay.timer import clock_parts
 
-from .handles import Cancelled
-from .publishing import BaseFallback, Publish, not_this_ones
+from .publishing import BaseFallback, Cancels, Publish, not_this_ones
 from .router import Receipt, World
 
 PublishDelayed: TypeAlias = Callable[[Message, float], Awaitable[object]]
@@ -30,7 +29,7 @@ _QUICK = 100
 
 
 @runtime_checkable
-class Holder(Protocol):
+class Holder(Cancels, Protocol):
     """What a fallback needs of a queue: a `DelayQueue`, or one that is not in memory."""
 
     @property
@@ -46,9 +45,6 @@ class Holder(Protocol):
 
         Raises `TypeError` or `ValueError` for what can be no id.
         """
-
-    def cancel(self, id: str) -> bool | Awaitable[bool]:
-        """Take a message out again; whether it was here, and will never be sent."""
 
     async def hold(self, message: Message, timeout: float = 0.0) -> None:  # noqa: ASYNC109 (for room alone)
         """Take in this message, with its id, to be sent at its execute-at.
@@ -127,24 +123,8 @@ class Fallback(BaseFallback[PublishDelayed, Holder, CancelDelayed]):
             await self._hold(steps)
         return steps.receipt()
 
-    async def cancel(self, receipt: Receipt | str) -> Cancelled:
-        """Cancel a message wherever it is, by its receipt or its id; say where that was.
-
-        Out of the local queue; or, with `cancel_delayed`, by asking the primary where it may have taken the
-        message, which is not due yet. Raises what `cancel_delayed` raises, `RuntimeError` where the queue was
-        opened with `cancellable=False` and the primary has it not, and `TypeError` for what is no id.
-        """
-        name, known = self._whom(receipt)
-        here = False
-        if known is None or not isinstance(self._queue, DelayQueue) or self._queue.is_cancellable:
-            found = self._queue.cancel(name)
-            here = found if isinstance(found, bool) else await found
-        if known is not None and self._cancel_delayed is not None:
-            await self._call(self._cancel_delayed, name, known[0])
-        return self._cancelled(name, here=here, asked=known is not None)
-
     async def _call(self, function: Callable[..., Awaitable[object]], *args: object) -> object:
-        """Call the primary. One that takes too long ends in a `TimeoutError`.
+        """Call the primary.
 
         A time limit costs more than a call that does not wait, so that a primary which never waits gets none.
         The first call with which such a one begins to wait has no limit but its own.

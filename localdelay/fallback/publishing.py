@@ -15,9 +15,9 @@ A world drives a publish by its steps, and does the I/O of each in a `with` bloc
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from types import TracebackType
-from typing import Generic, TypeVar, get_args
+from typing import Any, Generic, Protocol, TypeVar, get_args
 
 from localdelay import arguments
 from localdelay.arguments import NOT_GIVEN, NotGiven
@@ -46,8 +46,16 @@ from .router import (
 )
 from .routing import CALL, HOLD, LOCAL, MODES, NO_ANSWER, PRIMARY, Ambiguous, Mode, decide, outcome_of
 
+
+class Cancels(Protocol):
+    """What any queue of a fallback's is."""
+
+    def cancel(self, id: str) -> bool | Awaitable[bool]:
+        """Take a message out again; whether it was here, and will never be sent."""
+
+
 _P = TypeVar("_P", bound=Callable[..., object])
-_Q = TypeVar("_Q")
+_Q = TypeVar("_Q", bound=Cancels)
 _C = TypeVar("_C", bound=Callable[..., object])
 
 _NO_ROOM = (QueueFull, Throttled, ConnectionError)
@@ -290,20 +298,35 @@ class BaseFallback(ABC, Generic[_P, _Q, _C]):
         """Set the breaker back to how it was at the beginning."""
         self._router.gates.command(Breaker.reset)
 
-    def _whom(self, receipt: Receipt | str) -> tuple[str, tuple[object] | None]:
-        """The id of a message, and what the primary gave for it: None where it has nothing to cancel."""
-        arguments.check_kind("receipt", receipt, Receipt | str, "a Receipt or an id")
-        self._router.check_process()
-        name = receipt if isinstance(receipt, str) else receipt.message.id
-        if isinstance(receipt, Receipt) and receipt.route is PRIMARY and self._cancel_delayed is not None:
-            return name, (receipt.handle,)
-        handles = self._router.handles
-        return name, None if handles is None else handles.get(name, self._router.world.clock())
+    async def cancel(self, receipt: Receipt | str) -> Cancelled:
+        """Cancel a message wherever it is, by its receipt or its id; say where that was.
 
-    def _cancelled(self, id: str, *, here: bool, asked: bool) -> Cancelled:
-        if asked and self._router.handles is not None:
-            self._router.handles.forget(id)
-        return Cancelled.LOCAL if here else Cancelled.ASKED if asked else Cancelled.UNKNOWN
+        Out of the local queue; or, with `cancel_delayed`, by asking the primary where it may have taken the
+        message, which is not due yet. Raises what `cancel_delayed` raises, `RuntimeError` where the queue was
+        opened with `cancellable=False` and the primary has it not, and `TypeError` for what is no id.
+        """
+        arguments.check_kind("receipt", receipt, Receipt | str, "a Receipt or an id")
+        router = self._router
+        router.check_process()
+        name = receipt if isinstance(receipt, str) else receipt.message.id
+        handles, memory = router.handles, router.world.memory
+        taken: tuple[object] | None = None  # what the primary gave, where it may have something to cancel
+        if handles is not None and isinstance(receipt, Receipt) and receipt.route is PRIMARY:
+            taken = (receipt.handle,)
+        elif handles is not None:
+            taken = handles.get(name, router.world.clock())
+        here = False
+        if taken is None or memory is None or memory.is_cancellable:
+            found = self._queue.cancel(name)
+            here = found if isinstance(found, bool) else await found
+        if taken is not None and handles is not None and self._cancel_delayed is not None:
+            await self._call(self._cancel_delayed, name, *taken)
+            handles.forget(name)
+        return Cancelled.LOCAL if here else Cancelled.UNKNOWN if taken is None else Cancelled.ASKED
+
+    @abstractmethod
+    async def _call(self, function: Callable[..., Any], *args: object) -> object:
+        """Call the primary. One that takes too long ends in a `TimeoutError`."""
 
     def statistics(self) -> FallbackStatistics:
         """What was published where and why, and how the breaker stands."""

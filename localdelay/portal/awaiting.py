@@ -8,8 +8,8 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from localdelay.errors import QueueFull
-from localdelay.message import Message, number_of
-from localdelay.queue.admission import Stamped, already_pending
+from localdelay.message import Message
+from localdelay.queue.admission import Stamped
 
 from .calls import Call, Cut
 from .portal import Remote
@@ -17,25 +17,17 @@ from .portal import Remote
 _T = TypeVar("_T")
 
 
-async def check_id(remote: Remote, id: str | None) -> None:
-    """Raise `ValueError` for an id that this process has made, and whose message is pending."""
-    if id is None or number_of(id) is None:
-        return
-    if await outcome(remote, remote.begin(lambda: remote.queue.is_pending(id))):
-        raise already_pending(id)
-
-
-async def put(remote: Remote, stamped: Stamped, patience: float) -> Message:
+async def put(remote: Remote, stamped: Stamped, patience: float) -> None:
     """Have this accepted, waiting for room for so many seconds at most; then `QueueFull`."""
     call = remote.accept_or_wait(stamped, waits=patience > 0)
     if call is None:
-        return stamped[0]
+        return
     try:
         async with asyncio.timeout(patience if 0 < patience < math.inf else None):
-            return await outcome(remote, call)
+            await outcome(remote, call)
     except TimeoutError:
         try:
-            return call.done.result()  # room came in that very instant
+            call.done.result()  # room came in that very instant
         except Cut:
             raise QueueFull(f"no room within {patience:g} s") from None
     except asyncio.CancelledError:

@@ -1,0 +1,78 @@
+"""The fallback of both faces: one before a queue in a thread of its own."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
+from typing import Any, Protocol, TypeVar
+
+from localdelay.arguments import Delay
+from localdelay.fallback.publishing import BaseFallback, Cancels, Publish
+from localdelay.fallback.router import Receipt
+from localdelay.message import number_of
+from localdelay.queue.admission import Stamped, already_pending
+
+from .portal import Remote
+
+
+class Face(Cancels, Protocol):
+    """A queue of a face's."""
+
+    @property
+    def remote(self) -> Remote:
+        """The queue on its loop."""
+
+    def is_pending(self, id: str) -> bool | Awaitable[bool]:
+        """Whether a message with this id is accepted and not finished."""
+
+
+_P = TypeVar("_P", bound=Callable[..., object])
+_Q = TypeVar("_Q", bound=Face)
+_C = TypeVar("_C", bound=Callable[..., object])
+
+
+class RemoteFallback(BaseFallback[_P, _Q, _C]):
+    """The publish of both: where a caller blocks instead of awaiting, nothing here suspends it."""
+
+    async def publish(
+        self,
+        payload: bytes,
+        *,
+        delay: Delay | None = None,
+        at: datetime | None = None,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        expires: Delay | None = None,
+    ) -> Receipt:
+        """Publish a message that is due after `delay` seconds, or `at` an aware datetime.
+
+        Where the primary refuses it, or is not to be called, the same message, under the same id, goes to
+        the local queue. `expires` is as for `put`, and binds what is held here, not what the primary took; a
+        primary may read it off the message. Raises what the primary raised where the message does not
+        degrade, `BreakerOpen` or `RateLimited` where it was not called and the message may not; `QueueFull`,
+        caused by the reason, where the local queue is full too; `QueueClosed`; and `TypeError` or
+        `ValueError` for an argument that is wrong; a payload over `capacity_bytes` is one only where the
+        local queue is needed.
+        """
+        self._router.check_process()
+        remote = self._queue.remote
+        stamped = remote.stamp(payload, delay, at, id, headers, expires, asks=None)
+        if id is not None and number_of(id) is not None:  # of this process's own only the loop knows
+            found = self._queue.is_pending(id)
+            if found if isinstance(found, bool) else await found:
+                raise already_pending(id)
+        message, now = stamped[0], remote.clock()
+        steps = Publish(self._router, message, now)
+        if steps.calls:
+            with steps:
+                left = delay if isinstance(delay, float) else max(0.0, message.execute_at - now)
+                steps.handle = await self._call(self._publish_delayed, message, left)
+        if steps.holds:
+            with steps:
+                await self._put(stamped, self._room_timeout)
+        return steps.receipt()
+
+    @abstractmethod
+    async def _put(self, stamped: Stamped, patience: float) -> Any:
+        """Have it accepted by the queue, waiting for room for so many seconds at most."""
