@@ -10,9 +10,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Generic, TypeVar
+from itertools import repeat
+from typing import Any, Final, Generic, TypeVar
 
 _T = TypeVar("_T")
+_FIRST: Final[Callable[[deque[Any]], Any]] = deque.popleft
 
 
 def for_a_thread(seconds: float) -> float | None:
@@ -76,8 +78,9 @@ class Hop(Generic[_T]):
         items = self._items
         taken: list[_T] = []
         count = len(items) if most is None else min(most, len(items))
-        with suppress(IndexError):  # another thread has taken the rest
-            taken.extend(items.popleft() for _ in range(count))
+        if count:
+            with suppress(IndexError):  # another thread has taken the rest
+                taken.extend(map(_FIRST, repeat(items, count)))  # a loop in C, for each message
         return taken
 
     def _come(self) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import threading
-import weakref
 from contextlib import suppress
 from typing import Protocol
 
@@ -26,34 +24,24 @@ class Running(Protocol):
     def drain_on_exit(self) -> None:
         """Drain it, for as long as its user has allowed, if he has."""
 
-    def forget(self) -> None:
-        """This is a forked child, in which the thread is missing."""
 
-
-_running: weakref.WeakSet[Running] = weakref.WeakSet()
-_lock = threading.Lock()
+_running: set[Running] = set()
+"""Each operation on it is one step for all threads: no lock could be held where the process forks."""
 
 
 def watch(queue: Running) -> None:
-    """Look after a queue until it is gone, or has `left`."""
-    with _lock:
-        _running.add(queue)
+    """Look after a queue until it has ended."""
+    _running.add(queue)
 
 
 def leave(queue: Running) -> None:
     """It has ended."""
-    with _lock:
-        _running.discard(queue)
-
-
-def _all() -> list[Running]:
-    with _lock:
-        return list(_running)
+    _running.discard(queue)
 
 
 @atexit.register
 def _at_exit() -> None:
-    for queue in _all():
+    for queue in list(_running):
         count, size = queue.pending()
         if not count:
             continue
@@ -70,19 +58,12 @@ def _told(count: int, size: int) -> str:
 
 
 def _before_fork() -> None:
-    for queue in _all():
+    for queue in list(_running):
         count, size = queue.pending()
         if count:
             line = "the process forks with %s pending: they stay with the parent"
             log(logging.WARNING, line, _told(count, size))
 
 
-def _in_child() -> None:
-    global _lock  # noqa: PLW0603 (the thread that held it may be missing)
-    _lock = threading.Lock()
-    for queue in _all():
-        queue.forget()
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_child=_in_child)
+    os.register_at_fork(before=_before_fork)

@@ -86,7 +86,8 @@ class Intake:
         with self.lock:
             # In here nothing is called, if it can be helped. The interpreter changes threads at calls: if one
             # had to stop while it holds the lock, all others would soon stand in line for it, and from then
-            # on each put would wake a thread. So this is `Ledger.fits`, and in step with it.
+            # on each put would wake a thread. So this is `Ledger.fits`, and in step with it; and what comes
+            # stands in a list, not in a `Hop`: its `append` alone is no call for the interpreter.
             fits = (
                 not self.is_closed
                 and not self._waiting

@@ -318,6 +318,7 @@ class Remote:
                     self.intake.open(self.queue, self._token.run_sync_soon)
                     self._latest = LATEST if self.queue.core.keys is None else -math.inf
                     exits.watch(self)
+                    forks.tell(self)
                     self._is_open.set_result(None)
                     try:
                         await self._leave.wait()
