@@ -25,8 +25,7 @@ from .portal import awaiting
 from .portal.calls import Call
 from .portal.errands import Errands, is_within
 from .portal.movable import MovableClock
-from .portal.options import Options
-from .portal.portal import Remote
+from .portal.portal import Options, Remote
 from .portal.publishing import RemoteFallback
 from .portal.tasks import Tasks
 from .queue import opening

@@ -9,12 +9,14 @@ case events.Opened(retry_in=seconds):
 page("the primary is down")
 """
 
-from .fallback.events import Degraded, Full, HandedBack
 from .listening import (
     Closed,
     DeadLetter,
+    Degraded,
     Event,
+    Full,
     HalfOpened,
+    HandedBack,
     LimitBegan,
     LimitEnded,
     Opened,

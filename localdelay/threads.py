@@ -46,9 +46,8 @@ from .portal.blocking import in_threads
 from .portal.calls import Call
 from .portal.leaving import MOST, Leaving
 from .portal.movable import MovableClock
-from .portal.options import Options
 from .portal.pool import Threads
-from .portal.portal import Remote
+from .portal.portal import Options, Remote
 from .portal.publishing import RemoteFallback
 from .queue import opening
 from .queue.admission import Stamped

@@ -9,8 +9,7 @@ import attrs
 import trio
 
 from localdelay.demo.timeline import Bucket, timeline
-from localdelay.fallback.events import Degraded, HandedBack
-from localdelay.listening import Event, Reason
+from localdelay.listening import Degraded, Event, HandedBack, Reason
 
 
 @attrs.define

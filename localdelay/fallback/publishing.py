@@ -26,11 +26,10 @@ from localdelay.errors import QueueFull, Throttled
 from localdelay.gate import Gate
 from localdelay.keys import Key, Limits, check_key
 from localdelay.limit import Limit
-from localdelay.listening import Lines, Listener, Reason, check_listener, tell
+from localdelay.listening import Degraded, Full, Lines, Listener, Reason, check_listener, tell
 from localdelay.message import Message
 from localdelay.nurseries import failure_in
 
-from .events import Degraded, Full
 from .gates import Gates
 from .handles import Cancelled, Handles
 from .returning import Returning

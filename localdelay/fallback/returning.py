@@ -16,12 +16,11 @@ from localdelay.breaker import BreakerState, Outcome
 from localdelay.entry import Entry, message_of
 from localdelay.errors import PermanentSendError
 from localdelay.gate import Gate
-from localdelay.listening import tell
+from localdelay.listening import HandedBack, tell
 from localdelay.queue.handing_back import OutOfTime
 from localdelay.queue.lanes import Slot
 from localdelay.queue.queue import DelayQueue
 
-from .events import HandedBack
 from .router import Router
 from .routing import NO_ANSWER
 

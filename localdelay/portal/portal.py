@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
-from typing import Any, TypeVar
+from os import PathLike
+from typing import Any, Required, TypeVar
 
 import trio
 
@@ -21,9 +22,12 @@ from localdelay.arguments import LATEST, Delay
 from localdelay.errors import QueueClosed, QueueFull
 from localdelay.fallback.router import World
 from localdelay.hops import for_a_thread
+from localdelay.journal.record import Journal
+from localdelay.keys import Key
 from localdelay.message import Message, number_of
 from localdelay.nurseries import bare_nursery
 from localdelay.queue.admission import Stamped, already_pending, full_inside, stamp
+from localdelay.queue.core import CoreOptions
 from localdelay.queue.queue import DelayQueue
 from localdelay.queue.sending import HandBack
 from localdelay.statistics import DrainReport
@@ -36,6 +40,16 @@ from .intake import Intake
 from .movable import MovableClock
 
 _T = TypeVar("_T")
+
+
+class Options(CoreOptions, total=False):
+    """What the faces' queues are opened with as `localdelay.open_delay_queue` is."""
+
+    capacity: Required[int]
+    cancellable: bool
+    catch_up_rate: float | None
+    key: Key | None
+    journal: Journal | str | PathLike[str] | None
 
 
 class Remote:

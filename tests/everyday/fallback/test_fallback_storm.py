@@ -26,8 +26,7 @@ from localdelay import (
     Throttled,
     open_delay_queue,
 )
-from localdelay.fallback.events import Degraded, Full, HandedBack
-from localdelay.listening import Closed, DeadLetter, Event, HalfOpened, Opened
+from localdelay.listening import Closed, DeadLetter, Degraded, Event, Full, HalfOpened, HandedBack, Opened
 from localdelay.testing import RecordingSender
 
 STEADY: dict[str, Any] = {"breaker": BreakerPolicy(wait_jitter=0.0), "ambiguous": "degrade"}
