@@ -27,11 +27,8 @@ import trio
 
 from localdelay.entry import Entry, all_plain
 from localdelay.hops import Hop
-from localdelay.queue.batch import ONE
-from localdelay.queue.pending import Pending
 from localdelay.queue.sending import Delivery, Outcome
-from localdelay.queue.taking import Worker
-from localdelay.queue.valve import Valve
+from localdelay.queue.taking import Taking, Worker
 from localdelay.queue.workers import Workers
 from localdelay.timer import MERGED, TimerKind, clock_parts
 
@@ -73,9 +70,9 @@ class Senders(ABC):
         self.asleep_until = -math.inf
         """Whoever feeds them need not be told before this what has come of a message: it looks by itself."""
 
-    def make_workers(self, pending: Pending, valve: Valve, timer: TimerKind, count: int) -> Workers:
+    def make_workers(self, taking: Taking, delivery: Delivery, timer: TimerKind, count: int) -> Workers:
         """The workers of a queue that has these."""
-        return OutsideWorkers(pending, valve, timer, count, self)
+        return OutsideWorkers(taking, delivery, timer, count, self)
 
     def begin(self, read_clock: Callable[[], float], offset: float, done: Hop[Outcome]) -> None:
         """The queue has begun: what comes of each message goes there, with times of its clock."""
@@ -113,12 +110,10 @@ class Senders(ABC):
 class OutsideWorkers(Workers):
     """One task that feeds senders, in place of the pool of tasks that send."""
 
-    _delivery: Delivery
-
     def __init__(
-        self, pending: Pending, valve: Valve, timer: TimerKind, count: int, senders: Senders
+        self, taking: Taking, delivery: Delivery, timer: TimerKind, count: int, senders: Senders
     ) -> None:
-        super().__init__(pending, valve, timer, count, ONE)
+        super().__init__(taking, delivery, timer, count)
         self._senders = senders
         self._done: Hop[Outcome]
         self._out: dict[int, Entry] = {}  # handed over, and nothing is known of it yet

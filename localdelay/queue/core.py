@@ -18,12 +18,14 @@ from localdelay.probe import ProbePolicy
 from localdelay.timer import TimerKind, clock_parts
 
 from .batch import ONE, BatchPolicy
-from .keyed import order_and_valve
+from .keyed import KeyedTaking
 from .ledger import Ledger
 from .pending import Pending
 from .retry import RetryPolicy
+from .schedule import Schedule
 from .sending import DeadLetterHook, Delivery, Send, SendBatch
-from .valve import Pace
+from .taking import Taking
+from .valve import Pace, Valve, Valves
 from .workers import BringsWorkers, Workers
 
 
@@ -160,23 +162,23 @@ def make_core(
     arguments.check_kind("probe", probe, ProbePolicy | None, "a ProbePolicy or None")
     check_listener(listener)
     keys = None if key is None else Keys(key, limit)
-    ledger, pace = Ledger(capacity, capacity_bytes), Pace(catch_up_rate)
-    schedule, valve = order_and_valve(
-        keys, limit, probe, pace, listener, lambda: ledger.ended[End.SENT], indexed=bool(cancellable)
-    )
+    pace, schedule = Pace(catch_up_rate), Schedule(indexed=bool(cancellable))
+    ledger = Ledger(capacity, capacity_bytes)
     pending = Pending(schedule, ledger)
-    if isinstance(given, BringsWorkers):
-        pool = given.make_workers(pending, valve, timer, workers)
+    if keys is None:
+        valve = Valve(limit, probe, pace, listener, lambda: ledger.ended[End.SENT])
+        taking = Taking(pending, batch, valve)
     else:
-        pool = Workers(pending, valve, timer, workers, batch)
+        taking = KeyedTaking(pending, batch, Valves(keys, probe, pace, listener, schedule))
     delivery = Delivery(
         given,
-        pending,
-        pool,
+        taking,
         one_by_one=send is not None,
         retry=retry,
         send_timeout=arguments.check_seconds("send_timeout", send_timeout, zero=False),
         on_dead_letter=on_dead_letter,
         listener=listener,
     )
+    make = given.make_workers if isinstance(given, BringsWorkers) else Workers
+    pool = make(taking, delivery, timer, workers)
     return Core(pending, pool, delivery, limit, batch.max_messages, keys)

@@ -6,7 +6,7 @@ or which is limited, keeps its own messages waiting and nobody else's. Who stand
 and is counted, cancelled and moved as before; and its key is looked up only then, so that it is that of the
 message as it is sent.
 
-A line is in one of three states, by what its valve says (`Choosing`, which is all there is of a queue without
+A line is in one of three states, by what its valve says (`Taking`, which is all there is of a queue without
 keys). *Ready*: it is to be asked, in due order. *Asleep*: it is not to be asked before an instant, at which
 its limit has what it owes, its next probe may go, or its batch has waited long enough for company. *Probing*:
 its probe is out, and it is looked at again as soon as that is not at work any more, however it has ended.
@@ -21,24 +21,20 @@ is forgotten while there is a line begins anew: a message goes, and what that co
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Hashable
 from heapq import heappop, heappush
 from itertools import count
+from typing import TypeAlias
 
 from localdelay.entry import Entry, size_of
-from localdelay.keys import Keys
-from localdelay.limit import Limit
-from localdelay.listening import Listener
-from localdelay.probe import ProbePolicy
 
 from .batch import BatchPolicy, joining
-from .lines import NOWHERE, KeyedSchedule, Line
 from .pending import Pending
-from .schedule import Schedule
-from .taking import Choosing, Taking, Worker
-from .valve import Pace, Valve
-from .valves import Valves
+from .taking import Line, Taking, Worker
+from .valve import Valve, Valves
 
+_Places: TypeAlias = list[tuple[float, int, int, Line]]
+"""A heap of (when, number, turn, line); one that has another turn by now is passed over."""
 _AT_ONCE = 4096
 """So many messages get into their lines at most before others have their turn."""
 _RUN = 256
@@ -47,27 +43,26 @@ _RUN = 256
 class KeyedTaking(Taking):
     """What is due, by key, for those who are to send it."""
 
-    _schedule: KeyedSchedule
-    _valve: Valves
+    valve: Valves
 
     def __init__(self, pending: Pending, batch: BatchPolicy, valve: Valves) -> None:
         super().__init__(pending, batch, valve)
-        # Heaps of (when, number, turn, line); one that has another turn by now is passed over.
-        self._ready: list[tuple[float, int, int, Line]] = []
-        self._asleep: list[tuple[float, int, int, Line]] = []
+        self._lines: dict[Hashable, Line] = {}
+        self._ready: _Places = []
+        self._asleep: _Places = []
         self._turns = count(1)
         self._probing: dict[Line, int | None] = {}  # and the number of what is out
 
     def close(self) -> None:
         """Nothing more comes in."""
         super().close()
-        self._valve.news.update(self._schedule.lines)
+        self.valve.news.update(self._lines)
 
     def fill(self, worker: Worker, now: float) -> bool:
         """Take what is due of one key and fits into a batch: that is to go now, for it had its company."""
         if not self.bars:
             self._look(now)
-            worker.entries += self._next(now, self._batch.max_messages) or self.suspect(now)
+            worker.entries += self._next(now, self.batch.max_messages) or self.suspect(now)
             worker.size = sum(size_of(body) for _, _, body in worker.entries)
         return True
 
@@ -84,28 +79,28 @@ class KeyedTaking(Taking):
         asleep = self._asleep
         while asleep and asleep[0][2] != asleep[0][3].turn:
             heappop(asleep)
-        until = self._schedule.next_unsorted()
+        until = self._schedule.next_in_order()
         if asleep:
             until = min(until, asleep[0][0])
-        if self._ready or self._valve.news:
+        if self._ready or self.valve.news:
             until = min(until, 0.0)  # at once: it was too much for one look, or that has changed something
         self._schedule.alarm = until
         return until
 
     def _look(self, now: float) -> None:
         """Let what is due stand in line, and put the lines in their places whose turn may have come."""
-        valve, lines, asleep = self._valve, self._schedule.lines, self._asleep
-        if valve.holds and self._space_out(now):
+        valve, lines, asleep = self.valve, self._lines, self._asleep
+        if valve.holds and self._space_out(self._schedule, valve, now):
             return
         again = [lines[key] for key in valve.news if key in lines]
         valve.news.clear()
         if self._probing:
-            out = {entry[1] for entry in self._pending.at_work()}
+            out = {entry[1] for entry in self.pending.at_work()}
             again += [line for line, number in self._probing.items() if number not in out]
         while asleep and asleep[0][0] <= now:
             _, _, turn, line = heappop(asleep)
             if turn == line.turn:
-                line.place = NOWHERE
+                line.place = None
                 again.append(line)
         again += self._let_stand(now)
         for line in dict.fromkeys(again):
@@ -113,10 +108,16 @@ class KeyedTaking(Taking):
 
     def _let_stand(self, now: float) -> list[Line]:
         """Let what is due by now stand in line; return the lines."""
-        schedule, key_of = self._schedule, self._valve.key_of
+        schedule = self._schedule
         lines: list[Line] = []
-        while len(lines) < _AT_ONCE and schedule.next_unsorted() <= now:
-            lines += [schedule.stand(entry, key_of(entry)) for entry in schedule.sort_out(now, _RUN)]
+        while len(lines) < _AT_ONCE and schedule.next_in_order() <= now:
+            for entry in schedule.sort_out(now, _RUN):
+                key = self.valve.key_of(entry)
+                line = self._lines.get(key)
+                if line is None:
+                    line = self._lines[key] = Line(key, schedule)
+                line.stand(entry)
+                lines.append(line)
         return lines
 
     def _next(self, now: float, most: int) -> list[Entry]:
@@ -125,75 +126,47 @@ class KeyedTaking(Taking):
             _, _, turn, line = heappop(self._ready)
             if turn != line.turn:
                 continue
-            line.place = NOWHERE
-            valve = self._valve.of_key(line.key)
-            entries = self._choosing(line, valve).some(now, most)
+            line.place = None
+            valve = self.valve.by_key.of(line.key)
+            entries = self._take(line, valve, now, most)
             self._place(line, now, probes=bool(entries) and valve.probe.is_shut)
             if entries:
                 return entries
-            if line.place[0]:
+            if line.place is not None and line.place[0]:
                 return []  # it has more to be spaced out: the others have their turn
         return []
-
-    def _choosing(self, line: Line, valve: Valve) -> Choosing:
-        return Choosing(self._pending, self._batch, valve, line)
 
     def _place(self, line: Line, now: float, *, probes: bool = False) -> None:
         """Put a line where it belongs by now; if it `probes`, a message of it is about to."""
         # Without making a valve, which would have another one forgotten, whose line had to be placed, too.
-        valve = self._valve.known_key(line.key)
+        valve = self.valve.by_key.known(line.key)
         self._probing.pop(line, None)
         due = line.next_due()
         if due == math.inf:
             line.turn = next(self._turns)
+            self._lines.pop(line.key, None)
             self._schedule.lines.pop(line.key, None)
             if valve is not None:
                 valve.wants_nothing()
             return
-        until = due if valve is None else math.inf if probes else self._choosing(line, valve).order_until()
+        until = due if valve is None else math.inf if probes else self._may_go_at(due, valve)
         if until <= now and self._has_company_to_wait_for(line, valve):
-            until = due + self._batch.max_wait
+            until = due + self.batch.max_wait
         if until == math.inf and valve is not None:
             self._probing[line] = valve.probe.out
-        is_ready = until <= now
-        place = (True, due, line.slots[0][1]) if is_ready else (False, until, 0)
+        place = (True, due, line.first_number) if until <= now else (False, until, 0)
         if place == line.place:
             return
         line.place = place
         line.turn = next(self._turns)
         if until < math.inf:
-            heappush(self._ready if is_ready else self._asleep, (place[1], place[2], line.turn, line))
+            heappush(self._ready if place[0] else self._asleep, (place[1], place[2], line.turn, line))
 
     def _has_company_to_wait_for(self, line: Line, valve: Valve | None) -> bool:
-        batch = self._batch
+        batch = self.batch
         if not batch.max_wait or self.closing or (valve is not None and valve.probe.is_shut):
             return False
         return not joining(line.due(0.0, batch.max_messages), batch, count=0, size=0)[2]
 
     def _has_others_to_try(self, entry: Entry) -> bool:
-        return self._valve.key_of(entry) in self._schedule.lines
-
-    def _next_other(self) -> float:
-        return self._schedule.next_unsorted()
-
-
-def order_and_valve(
-    keys: Keys | None,
-    limit: Limit | None,
-    policy: ProbePolicy | None,
-    pace: Pace,
-    listener: Listener | None,
-    count: Callable[[], int],
-    *,
-    indexed: bool,
-) -> tuple[Schedule, Valve]:
-    """The order and the valve of a queue, with keys or without; `count` is as for `Valve`."""
-    if keys is None:
-        return Schedule(indexed=indexed), Valve(limit, policy, pace, listener, count)
-    schedule = KeyedSchedule(indexed=indexed)
-    return schedule, Valves(keys, limit, policy, pace, listener, schedule.lines)
-
-
-def taking_of(pending: Pending, batch: BatchPolicy, valve: Valve) -> Taking:
-    """What the workers of such a queue take from."""
-    return KeyedTaking(pending, batch, valve) if isinstance(valve, Valves) else Taking(pending, batch, valve)
+        return self.valve.key_of(entry) in self._lines

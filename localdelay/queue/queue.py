@@ -317,14 +317,14 @@ class DelayQueue:
         self.draining.nursery = nursery
         forks.tell(self)
         held = [] if journal is None else await self.admission.open_journal(journal)
-        run, delivery = self._workers.run, self.core.delivery
-        if delivery.valve.pace.rate is None:
-            nursery.start_soon(run, delivery)
+        valve = self._workers.valve
+        if valve.pace.rate is None:
+            nursery.start_soon(self._workers.run)
             await self.admission.recover(held)
         else:  # what is overdue must not go before all of it has its time
             await self.admission.recover(held)
-            delivery.valve.catch_up(trio.current_time())
-            nursery.start_soon(run, delivery)
+            valve.catch_up(trio.current_time())
+            nursery.start_soon(self._workers.run)
 
     def forget(self) -> None:
         """For `forks`: this is a forked child, in which nothing is to be sent."""

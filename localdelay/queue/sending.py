@@ -44,10 +44,8 @@ from localdelay.timer import clock_parts
 
 from .batch import blame
 from .failures import Failures, is_down, told
-from .pending import Pending
 from .retry import RetryPolicy, after_failure
-from .taking import Worker
-from .workers import BringsWorkers, Workers
+from .taking import Taking, Worker
 
 Send: TypeAlias = Callable[[Message], Awaitable[object]]
 SendBatch: TypeAlias = Callable[[Sequence[Message]], Awaitable[object]]
@@ -67,9 +65,8 @@ class Delivery:
 
     def __init__(
         self,
-        send: Send | SendBatch | BringsWorkers,
-        pending: Pending,
-        workers: Workers,
+        send: Any,
+        taking: Taking,
         *,
         one_by_one: bool,
         retry: RetryPolicy,
@@ -77,15 +74,18 @@ class Delivery:
         on_dead_letter: DeadLetterHook | None,
         listener: Listener | None,
     ) -> None:
-        self._send: Any = send  # not called where it brings workers
+        """`send` is as it was given; one that brings workers is not called."""
+        self._send = send
         self._one_by_one = one_by_one
-        self._pending = pending
-        self._workers = workers
-        self.valve = workers.valve
+        self._taking = taking
+        self._pending = taking.pending
+        self.valve = taking.valve
         self.retry = retry
         self.send_timeout = send_timeout
         self._on_dead_letter = on_dead_letter
         self._listener = listener
+        self.watchdog: trio.lowlevel.Task | None = None
+        """Whoever ends the sends that take too long, while there is none to watch."""
         self._read_clock, self._clock_offset = clock_parts()
         self.failures = Failures()
         self.dead_letter_errors = 0
@@ -118,7 +118,7 @@ class Delivery:
             self.lateness.record_run(now, instants)
         else:
             if doomed := self.doomed(entries, now):
-                self._give_back(worker, entries)
+                self._give_back(worker)
                 await self.give_up(worker, doomed)
                 return self._read_clock() + self._clock_offset
             given = message_of(entries[0]) if self._one_by_one else [message_of(entry) for entry in entries]
@@ -126,8 +126,9 @@ class Delivery:
             first_sends = [execute_at_of(due, body) for due, _, body in entries if not failures_of(body)]
             self.lateness.record_run(now, first_sends)
         worker.send_deadline = expires = now + self.send_timeout
-        if self._workers.watchdog is not None and expires < math.inf:
-            self._workers.watch()
+        if self.watchdog is not None and expires < math.inf:
+            trio.lowlevel.reschedule(self.watchdog)
+            self.watchdog = None
         sending: Any = _NOT_CALLED
         try:
             sending = self._send(given)
@@ -176,17 +177,17 @@ class Delivery:
         try:
             await wait()
         except BaseException:
-            self._give_back(worker, worker.entries)
+            self._give_back(worker)
             raise
-        if self._workers.paused:
-            self._give_back(worker, worker.entries)
-            self._workers.release(worker)
+        if self._taking.is_paused:
+            self._give_back(worker)
+            self._taking.release(worker)
         return self._read_clock() + self._clock_offset
 
-    def _give_back(self, worker: Worker, entries: Sequence[Entry]) -> None:
+    def _give_back(self, worker: Worker) -> None:
         # Not to a limit that has begun since they were taken: it had nothing of them.
         if worker.is_paid:
-            self.valve.give_back(entries)
+            self.valve.give_back(worker.entries)
 
     def _let_go_of_lapsed(self, worker: Worker, now: float) -> bool:
         """Let go of messages that are somebody else's by now; whether there are others."""
@@ -226,76 +227,80 @@ class Delivery:
         entry, began, ended, error = outcome
         assert error is not None  # noqa: S101 (it is why this is called)
         due, _, body = entry
-        its_id = message_of(entry).id
-        blamed = blame(error, [its_id])
-        if blamed is not None:
-            if its_id not in blamed:
-                self.sent([outcome])
-                return None
-            error = blamed[its_id]
-        failures = 1 + failures_of(body)
-        if failures == 1:
+        if not failures_of(body):
             self.lateness.record(began - execute_at_of(due, body))
         self.send_time.record(ended - began)
-        self.valve.of([entry]).failed(ended, [entry], error, ended - began)
-        if self._retry(entry, error, ended, failures, random.random(), alone=blamed is not None):
-            return None
-        self.failures.add(ended, error)
-        return error
+        doomed = self._judge([entry], error, began, ended)
+        return doomed[0][1] if doomed else None
 
     async def settle(self, worker: Worker) -> None:
-        """Retry each message of the batch that failed, or give it to the dead letters.
+        """Retry each message of the batch that failed, or give it to the dead letters."""
+        assert worker.failure is not None  # noqa: S101 (it is why this is called)
+        doomed = self._judge(worker.entries, worker.failure, worker.began, trio.current_time())
+        worker.entries[:] = [entry for entry, _ in doomed]
+        await self.give_up(worker, doomed)
+
+    def _judge(
+        self, entries: Sequence[Entry], error: Exception, began: float, now: float
+    ) -> list[tuple[Entry, Exception]]:
+        """A send of these has failed: have them tried again; return those to be given up, and for what.
 
         A batch that failed as a whole is tried again as a batch: an outage must not turn into single
         sends. Messages that failed on their own are tried again alone, and so are all of a batch that is
         permanently refused, without using up an attempt: it does not say which of them is to blame.
         """
-        error = worker.failure
-        assert error is not None  # noqa: S101 (it is why this is called)
-        entries = worker.entries
-        now = trio.current_time()
-        jitter = random.random()
         ids = [message_of(entry).id for entry in entries]
         blamed = blame(error, ids)
         errors = dict.fromkeys(ids, error) if blamed is None else blamed
-        refused = isinstance(error, PermanentSendError) and not isinstance(error, _NotAsyncError)
-        split = refused and blamed is None and len(entries) > 1
-        failures = 1 + max(failures_of(body) for _, _, body in entries)
-        valve, age = self.valve.of(entries), now - worker.began
+        valve = self.valve.of(entries)
         if len(errors) < len(entries):
             its = dict(zip(ids, entries, strict=True))
-            sent = [entry for its_id, entry in its.items() if its_id not in errors]
-            valve.sent(now, sent, age)
+            valve.sent(now, [entry for its_id, entry in its.items() if its_id not in errors], now - began)
             for its_id, each in errors.items():
-                valve.record(now, [its[its_id]], age, each)
+                valve.record(now, [its[its_id]], now - began, each)
         else:
             # The one that says most. Not `error`: that says nothing where it names each message's own.
-            of_all = max(errors.values(), key=_says)
-            valve.failed(now, entries, of_all, age)
+            valve.failed(now, entries, max(errors.values(), key=_says), now - began)
+        refused = isinstance(error, PermanentSendError) and not isinstance(error, _NotAsyncError)
+        split = refused and blamed is None and len(entries) > 1
+        failures, jitter = 1 + max(failures_of(body) for _, _, body in entries), random.random()
         doomed: list[tuple[Entry, Exception]] = []
         for entry, its_id in zip(entries, ids, strict=True):
             its_error = errors.get(its_id)
             if its_error is None:
                 self.total.record(now - execute_at_of(entry[0], entry[2]))
                 self._pending.end([entry], End.SENT)
-            elif split:
-                self.failures.add(now, its_error)
-                again = after_failing(entry, attempt_of(entry[2]), alone=True)
-                self._pending.retry(entry, (now, entry[1], again))
-            elif not self._retry(entry, its_error, now, failures, jitter, alone=blamed is not None):
-                self.failures.add(now, its_error)
+                continue
+            attempt, alone = attempt_of(entry[2]), split or blamed is not None
+            retry = after_failure(self.retry, its_error, attempt=attempt, failures=failures, jitter=jitter)
+            self.failures.add(now, its_error)
+            if split:
+                when, again = now, after_failing(entry, attempt, alone=True)
+            elif is_down(its_error) and valve.probe.is_shut:
+                # Not the message's fault: it goes on after what is due already, and has lost no attempt.
+                when, again = now, after_failing(entry, attempt, alone=alone, counts=False)
+            elif retry is None:
                 doomed.append((entry, its_error))
-        entries[:] = [entry for entry, _ in doomed]
-        await self.give_up(worker, doomed)
+                continue
+            else:
+                when, again = now + retry.wait, after_failing(entry, retry.attempt, alone=alone)
+            self._pending.retry(entry, (when, entry[1], again))
+        return doomed
 
     def doomed(self, entries: Sequence[Entry], now: float) -> list[tuple[Entry, Exception]]:
         """Those that are not to be sent any more, each with what it is given up for."""
-        most = self.retry.attempts
-        return [
-            (entry, error)
-            for entry in entries
-            if (error := no_more(entry, now, math.inf if most is None else most)) is not None
-        ]
+        most = math.inf if self.retry.attempts is None else self.retry.attempts
+        doomed: list[tuple[Entry, Exception]] = []
+        for entry in entries:
+            due, _, body = entry
+            if has_expired(entry, now):
+                late, worth = now - execute_at_of(due, body), expires_of(body)
+                line = f"{late:.3g} s late, and worth sending for {worth:.3g} s only"
+                doomed.append((entry, Expired(line)))
+            elif is_suspect(entry) and attempt_of(body) > most:
+                line = f"the process ended each time that it was sent, {attempt_of(body) - 1} times"
+                doomed.append((entry, LocalDelayError(line)))
+        return doomed
 
     async def give_up(self, worker: Worker, doomed: Sequence[tuple[Entry, Exception]]) -> None:
         """Give these, which the worker has, to the dead letters; what else it has is pending again."""
@@ -316,26 +321,8 @@ class Delivery:
             self._pending.end([entry], End.DEAD, why=None if is_taken else told(its_error))
             del entries[0]
             tell(self._listener, DeadLetter(message, its_error))
-        worker.size = 0
-        worker.failure = None
+        worker.clear()
         await self._pending.keeper.written()
-
-    def _retry(
-        self, entry: Entry, error: Exception, now: float, failures: int, jitter: float, *, alone: bool
-    ) -> bool:
-        """Have a message that has failed tried again; False where it is to be given up."""
-        attempt = attempt_of(entry[2])
-        if is_down(error) and self.valve.of([entry]).probe.is_shut:
-            # That is not the message's fault: it goes on after what is due already, and has lost no attempt.
-            when, again = now, after_failing(entry, attempt, alone=alone, counts=False)
-        else:
-            retry = after_failure(self.retry, error, attempt=attempt, failures=failures, jitter=jitter)
-            if retry is None:
-                return False
-            when, again = now + retry.wait, after_failing(entry, retry.attempt, alone=alone)
-        self.failures.add(now, error)
-        self._pending.retry(entry, (when, entry[1], again))
-        return True
 
     async def _bury(self, message: Message, error: Exception) -> bool:
         """Give the message to the dead letters; whether the hook has taken it."""
@@ -356,18 +343,6 @@ class Delivery:
             log(logging.ERROR, line, *what, told(failure))
             del failure  # or its traceback, this frame and the payload hold each other
             return False
-
-
-def no_more(entry: Entry, now: float, attempts: float) -> LocalDelayError | None:
-    """What a message is given up for before it is sent once more, if it is: late, or after its attempts."""
-    due, _, body = entry
-    attempt = attempt_of(body)
-    if has_expired(entry, now):
-        late, worth = now - execute_at_of(due, body), expires_of(body)
-        return Expired(f"{late:.3g} s late, and worth sending for {worth:.3g} s only")
-    if is_suspect(entry) and attempt > attempts:
-        return LocalDelayError(f"the process ended each time that it was sent, {attempt - 1} times")
-    return None
 
 
 def _says(error: Exception) -> tuple[bool, bool, float]:

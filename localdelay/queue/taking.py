@@ -6,13 +6,16 @@ Nothing here awaits: a message is in the order, or in the `entries` of the worke
 from __future__ import annotations
 
 import math
+from collections import deque
+from collections.abc import Hashable
+from itertools import islice
 
 import trio
 
 from localdelay.entry import Entry, has_expired, moved, size_of
 
 from .batch import BatchPolicy, joining
-from .lines import Line
+from .lanes import Slot
 from .pending import Pending
 from .schedule import Schedule
 from .valve import Valve
@@ -35,84 +38,76 @@ class Worker:
         self.scope = trio.CancelScope()
         self.timed_out = False
 
-
-class Choosing:
-    """What goes next of an order before which there is a valve."""
-
-    def __init__(self, pending: Pending, batch: BatchPolicy, valve: Valve, order: Schedule | Line) -> None:
-        self._pending = pending
-        self._batch = batch
-        self._one_by_one = batch.max_messages == 1
-        self._valve = valve
-        self._order = order
-
-    def some(self, now: float, most: int) -> list[Entry]:
-        """Take what is due, as much of it as the valve lets go now."""
-        valve, order = self._valve, self._order
-        probe = valve.probe
-        if probe.is_shut:
-            if now < probe.next_at or self._is_under_way(probe.out):
-                return []
-            most = 1
-        elif valve.holds and self._space_out(now):
-            return []  # with more to be spaced out, perhaps: the others have their turn
-        limit = valve.limit
-        if most > 1 and self._one_by_one and limit is not None and limit.limits:
-            most = max(1, int(min(most, limit.available)))
-        entries = order.due(now, most)
-        if not entries and order.aside:
-            return self.suspect(now)
-        if not self._one_by_one:
-            del entries[joining(entries, self._batch, count=0, size=0)[0] :]
-        if not valve.lets_go(entries, now) or not entries:
-            return []
-        order.take(entries)
-        if probe.is_shut:
-            probe.out = entries[0][1]
-        return entries
-
-    def suspect(self, now: float) -> list[Entry]:
-        """Take a message that may have ended the last process, if it is its turn; here there is none."""
-        return []
-
-    def order_until(self) -> float:
-        """Until when there is nothing to take of it; sets the alarm for what comes in that is due before."""
-        valve, due = self._valve, self._order.next_due()
-        probe = valve.probe
-        until = max(due, valve.waits_until)
-        if probe.is_shut:
-            until = math.inf if self._is_under_way(probe.out) else max(until, probe.next_at)
-        self._order.alarm = due if until == due else -math.inf
-        return until
-
-    def _space_out(self, now: float) -> bool:
-        """Give some of what is overdue a time of its own each, so that the rest goes on time meanwhile."""
-        valve = self._valve
-        overdue = [entry for entry in self._order.due(now, _SPACED_OUT) if entry[0] < valve.backlog]
-        if not overdue:
-            valve.caught_up()
-            return False
-        self._order.take(overdue)
-        for entry in overdue:
-            # What is not sent any more needs no place: what is behind it might expire while it waits for one.
-            self._pending.again(moved(entry, now if has_expired(entry, now) else valve.pace.place(now)))
-        return True
-
-    def _is_under_way(self, number: int | None) -> bool:
-        return any(entry[1] == number for entry in self._pending.at_work())
+    def clear(self) -> None:
+        """What it has taken has ended, or is back in the order."""
+        self.entries.clear()
+        self.size = 0
+        self.failure = None
 
 
-class Taking(Choosing):
+class Line:
+    """The due messages of one key, in due order. There is one as long as somebody stands in it."""
+
+    def __init__(self, key: Hashable, schedule: Schedule) -> None:
+        self.key = key
+        self._schedule = schedule
+        self._slots: deque[Slot] = deque()
+        schedule.lines[key] = self._slots
+        self.place: tuple[bool, float, int] | None = None
+        """(whether it is ready, when its first message is due, or else until when it sleeps, that one's
+        number); None: it is to have one."""
+        self.turn = 0
+        """Of all its places in the heaps this one counts."""
+
+    def stand(self, entry: Entry) -> None:
+        """Let a message stand where it belongs: nearly always at the end."""
+        slots, slot = self._slots, self._schedule.slot(entry)
+        at = len(slots)
+        while at and slot[:2] < slots[at - 1][:2]:
+            at -= 1
+        slots.insert(at, slot)
+
+    @property
+    def first_number(self) -> int:
+        """The number of the first."""
+        return self._slots[0][1]
+
+    def next_due(self) -> float:
+        """When the first is due; infinite if there is none."""
+        return self._schedule.first_due(self._slots)
+
+    def due(self, now: float, most: int) -> list[Entry]:
+        """The first of them, up to so many."""
+        self._schedule.first_due(self._slots)  # whatever is dead before it is dropped
+        return self._schedule.living(islice(self._slots, most))
+
+    def take(self, entries: list[Entry]) -> None:
+        """Take out the first of those, as many as are given, and what is dead between them."""
+        for _, number, _ in entries:
+            while (slot := self._slots.popleft())[1] != number:
+                self._schedule.drops(slot)
+        self._schedule.claim(entries)
+
+
+class Taking:
     """What is due, for those who are to send it."""
 
     def __init__(self, pending: Pending, batch: BatchPolicy, valve: Valve) -> None:
-        super().__init__(pending, batch, valve, pending.schedule)
+        self.pending = pending
+        self.batch = batch
+        self.valve = valve
         self._schedule = pending.schedule
+        self._one_by_one = batch.max_messages == 1
         self.bars: set[str] = set()
         """Why nothing is taken: "paused", "stopped", or "reserved" for one worker until it looks again."""
         self._turn = math.inf  # when what is set aside is to be looked at again, as of the last look
         self.closing = False
         """Whether nothing more comes in, and nobody waits for company."""
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether no message is taken until there is no pause any more."""
+        return "paused" in self.bars
 
     def close(self) -> None:
         """Nothing more comes in."""
@@ -122,11 +117,11 @@ class Taking(Choosing):
         """Take what is due and fits into the worker's batch; return whether that is to go now."""
         if self.bars:
             return False
-        limit = self._valve.limit
-        if self._valve.holds or (limit is not None and limit.limits):
+        limit = self.valve.limit
+        if self.valve.holds or (limit is not None and limit.limits):
             if worker.entries:
                 return True  # it waits for company since before that: it has let these go, and lets no more
-            entries = self.some(now, self._batch.max_messages)
+            entries = self.some(now, self.batch.max_messages)
             worker.entries += entries
             worker.size += sum(size_of(body) for _, _, body in entries)
             return bool(entries)
@@ -137,11 +132,11 @@ class Taking(Choosing):
             elif self._schedule.aside:
                 worker.entries += self.suspect(now)
             return True
-        batch, schedule, entries = self._batch, self._schedule, worker.entries
+        batch, schedule, entries = self.batch, self._schedule, worker.entries
         while due := schedule.due(now, batch.max_messages - len(entries)):
             count, size, full = joining(due, batch, count=len(entries), size=worker.size)
             if count:
-                del due[count:]  # the piles' own list, perhaps: they count from its beginning
+                del due[count:]
                 schedule.take(due)
                 entries += due
                 worker.size += size
@@ -152,13 +147,30 @@ class Taking(Choosing):
             return True
         return False
 
+    def some(self, now: float, most: int) -> list[Entry]:
+        """Take what is due, as much of it as the valve lets go now."""
+        return self._take(self._schedule, self.valve, now, most)
+
+    def release(self, worker: Worker) -> None:
+        """Bring back what the worker has taken: a pause came before its send."""
+        for entry in worker.entries:
+            self.pending.retry(entry, entry)  # a keeper may let others send it meanwhile
+        worker.clear()
+
     def until(self) -> float:
         """Until when there is nothing to do; sets the alarm for what comes in that is due before."""
-        if "paused" in self.bars:
+        if self.is_paused:
             self._schedule.alarm = -math.inf
             return math.inf
         until = self.order_until()
         return min(until, self._suspects_until()) if self._schedule.aside else until
+
+    def order_until(self) -> float:
+        """Until when there is nothing to take in due order; sets the alarm likewise."""
+        due = self._schedule.next_due()
+        until = self._may_go_at(due, self.valve)
+        self._schedule.alarm = due if until == due else -math.inf
+        return until
 
     @property
     def is_done(self) -> bool:
@@ -166,15 +178,63 @@ class Taking(Choosing):
         schedule = self._schedule
         return schedule.is_empty and (not schedule.aside or schedule.horizon < math.inf)
 
+    # An order, the whole one or the line of a key, and the valve before it.
+
+    def _take(self, order: Schedule | Line, valve: Valve, now: float, most: int) -> list[Entry]:
+        probe, limit = valve.probe, valve.limit
+        if probe.is_shut:
+            if now < probe.next_at or self._is_under_way(probe.out):
+                return []
+            most = 1
+        elif valve.holds and self._space_out(order, valve, now):
+            return []  # with more to be spaced out, perhaps: the others have their turn
+        if most > 1 and self._one_by_one and limit is not None and limit.limits:
+            most = max(1, int(min(most, limit.available)))
+        entries = order.due(now, most)
+        if not entries and order is self._schedule and self._schedule.aside:
+            return self.suspect(now)
+        if not self._one_by_one:
+            del entries[joining(entries, self.batch, count=0, size=0)[0] :]
+        if not valve.lets_go(entries, now) or not entries:
+            return []
+        order.take(entries)
+        if probe.is_shut:
+            probe.out = entries[0][1]
+        return entries
+
+    def _may_go_at(self, due: float, valve: Valve) -> float:
+        """When what is due then may go by its valve, as far as is known."""
+        probe = valve.probe
+        if not probe.is_shut:
+            return max(due, valve.waits_until)
+        return math.inf if self._is_under_way(probe.out) else max(due, valve.waits_until, probe.next_at)
+
+    def _space_out(self, order: Schedule | Line, valve: Valve, now: float) -> bool:
+        """Give some of what is overdue a time of its own each, so that the rest goes on time meanwhile."""
+        overdue = [entry for entry in order.due(now, _SPACED_OUT) if entry[0] < valve.backlog]
+        if not overdue:
+            valve.caught_up()
+            return False
+        order.take(overdue)
+        for entry in overdue:
+            # What is not sent any more needs no place: what is behind it might expire while it waits for one.
+            self.pending.again(moved(entry, now if has_expired(entry, now) else valve.pace.place(now)))
+        return True
+
+    def _is_under_way(self, number: int | None) -> bool:
+        return any(entry[1] == number for entry in self.pending.at_work())
+
+    # What is set aside: it was being sent when the last process ended, and goes last, each alone.
+
     def suspect(self, now: float) -> list[Entry]:
-        """Take a message that may have ended the last process, if it is its turn: last, and one at a time."""
+        """Take a message that may have ended the last process, if it is its turn."""
         schedule = self._schedule
         if not schedule.aside or not self._is_their_turn(now):
             return []
         for entry in schedule.aside_in_turn():
-            if now < self._gate(entry) or self._has_others_to_try(entry):
+            if now < self._aside_until(entry) or self._has_others_to_try(entry):
                 continue
-            valve = self._valve.of([entry])
+            valve = self.valve.of([entry])
             if valve.lets_go([entry], now):
                 schedule.take_aside(entry)
                 if valve.probe.is_shut:
@@ -184,18 +244,11 @@ class Taking(Choosing):
 
     def _has_others_to_try(self, entry: Entry) -> bool:
         """Whether there are others to go before this one, and to be the next probe."""
-        return self._valve.probe.is_shut and self._schedule.next_due() < math.inf
+        return self.valve.probe.is_shut and self._schedule.next_due() < math.inf
 
-    def _next_other(self) -> float:
-        """When the next message is due that goes before these."""
-        return self._schedule.next_due()
-
-    def _gate(self, entry: Entry) -> float:
-        """When one that is set aside may go by its valve, as far as is known."""
-        valve = self._valve.known(entry)
-        if valve is None or not valve.probe.is_shut:
-            return -math.inf if valve is None else valve.waits_until
-        return math.inf if self._is_under_way(valve.probe.out) else valve.probe.next_at
+    def _aside_until(self, entry: Entry) -> float:
+        valve = self.valve.known(entry)
+        return -math.inf if valve is None else self._may_go_at(-math.inf, valve)
 
     def _suspects_until(self) -> float:
         """When one that is set aside is to be looked at, if its valve has said so."""
@@ -203,17 +256,17 @@ class Taking(Choosing):
         if schedule.horizon < math.inf or self.bars:
             return math.inf
         now = trio.current_time()
-        gates = {self._gate(entry) for entry in schedule.aside_in_turn()}
-        return min(self._turn, min((gate for gate in gates if gate > now), default=math.inf))
+        instants = {self._aside_until(entry) for entry in schedule.aside_in_turn()}
+        return min(self._turn, min((until for until in instants if until > now), default=math.inf))
 
     def _is_their_turn(self, now: float) -> bool:
         """Whether one that is set aside may go as far as others are concerned: it is the last, and alone."""
         self._turn = math.inf
-        if self.bars or self._schedule.horizon < math.inf or self._next_other() <= now:
+        if self.bars or self._schedule.horizon < math.inf or self._schedule.next_in_order() <= now:
             return False
-        if any(entry[0] <= self._pending.began for entry in self._pending.at_work()):
+        if any(entry[0] <= self.pending.began for entry in self.pending.at_work()):
             return False  # one of them, or what goes before them
-        if now >= (last_place := self._valve.pace.last_place):
+        if now >= (last_place := self.valve.pace.last_place):
             return True
         self._turn = last_place  # also where all that has a place is cancelled until then
         return False

@@ -28,61 +28,44 @@ from localdelay.nurseries import is_within
 from localdelay.timer import Timer, TimerKind, clock_parts, open_timer
 
 from . import wall
-from .batch import BatchPolicy
-from .keyed import taking_of
-from .pending import Pending
-from .taking import Worker
-from .valve import Valve
+from .sending import Delivery
+from .taking import Taking, Worker
 
 _TURN = 1024
 _TURN_SECONDS = 0.001
 """A worker whose sends never wait lets the other tasks run after so many sends, or seconds."""
 
 
-class Deliverer(Protocol):
-    """What a worker does with a message. `deliver` returns the time, for that is what it knows last."""
-
-    async def deliver(self, worker: Worker, now: float) -> float:
-        """Send `worker.entries`; where that fails, either settle them or leave it in `worker.failure`."""
-
-    async def settle(self, worker: Worker) -> None:
-        """Decide what becomes of `worker.entries` after `worker.failure`."""
-
-
 @runtime_checkable
 class BringsWorkers(Protocol):
     """A send whose calls run elsewhere than on the loop: it brings what feeds them."""
 
-    def make_workers(self, pending: Pending, valve: Valve, timer: TimerKind, count: int) -> Workers:
+    def make_workers(self, taking: Taking, delivery: Delivery, timer: TimerKind, count: int) -> Workers:
         """The workers of a queue that has this send."""
 
 
 class Workers:
     """The nursery of workers, and the watchdog that ends the sends that take too long."""
 
-    def __init__(
-        self, pending: Pending, valve: Valve, timer: TimerKind, count: int, batch: BatchPolicy
-    ) -> None:
-        self._pending = pending
-        self._schedule = schedule = pending.schedule
-        self._batch = batch
-        self._taking = taking_of(pending, batch, valve)
+    def __init__(self, taking: Taking, delivery: Delivery, timer: TimerKind, count: int) -> None:
+        self._taking = taking
+        self._delivery = delivery
+        self._pending = taking.pending
+        self._schedule = taking.pending.schedule
+        self._batch = taking.batch
+        self.valve = taking.valve
+        """What lets messages go."""
         self._timer_kind: TimerKind = timer
         self._timer = Timer()
-        self._delivery: Deliverer
-        self.valve = valve
-        """What lets messages go."""
         self._nursery: trio.Nursery | None = None
         self._scope = trio.CancelScope()
         self._workers: set[Worker] = set()
         self._followers: dict[Worker, trio.lowlevel.Task] = {}
         self._leader: Worker | None = None
         self._stirred: Worker | None = None
-        self.watchdog: trio.lowlevel.Task | None = None
-        """Waits for `watch` if it is not None."""
-        schedule.on_earlier = self.wake_leader
-        valve.on_change = self.wake_leader
-        pending.at_work = self.taken
+        self._schedule.on_earlier = self.wake_leader
+        self.valve.on_change = self.wake_leader
+        self._pending.at_work = self.taken
         self.bring_in: Callable[[], bool] = bool
         """Takes in what other threads have put; whether there was anything."""
         self.count = count
@@ -91,7 +74,7 @@ class Workers:
     @property
     def paused(self) -> bool:
         """Whether no message is taken until `resume`."""
-        return "paused" in self._taking.bars
+        return self._taking.is_paused
 
     @property
     def busy(self) -> int:
@@ -99,9 +82,8 @@ class Workers:
         return sum(bool(worker.entries) for worker in self._workers)
 
     @trio.lowlevel.enable_ki_protection
-    async def run(self, delivery: Deliverer) -> None:
+    async def run(self) -> None:
         """Keep the pool at work until `close` was called and nothing is left to take, or until `stop`."""
-        self._delivery = delivery
         self._timer = open_timer(self._timer_kind)
         try:
             with self._scope:
@@ -172,12 +154,6 @@ class Workers:
         """End all at once: sends are cancelled, and their messages are pending again."""
         self._taking.bars.add("stopped")
         self._scope.cancel()
-
-    def watch(self) -> None:
-        """Some worker's `send_deadline` was set while the watchdog had nothing to watch."""
-        if self.watchdog is not None:
-            trio.lowlevel.reschedule(self.watchdog)
-            self.watchdog = None
 
     def _hire(self) -> None:
         assert self._nursery is not None  # noqa: S101 (the callers have seen that it is open)
@@ -270,23 +246,14 @@ class Workers:
             finally:
                 self._taking.bars.discard("reserved")
             if self._taking.bars or self.valve.probe.is_shut:
-                self.release(worker)
+                self._taking.release(worker)
                 return
             full = self._taking.fill(worker, trio.current_time())
-
-    def release(self, worker: Worker) -> None:
-        """Bring back what the worker has taken: a pause came before its send."""
-        for entry in worker.entries:
-            self._pending.retry(entry, entry)  # a keeper may let others send it meanwhile
-        worker.entries.clear()
-        worker.size = 0
 
     def _put_back(self, worker: Worker) -> None:
         for entry in worker.entries:
             self._pending.again(entry)
-        worker.entries.clear()
-        worker.size = 0
-        worker.failure = None
+        worker.clear()
 
     def _until(self) -> float:
         """Until when there is nothing to do, with all that other threads have put; sets the alarm."""
@@ -339,7 +306,7 @@ class Workers:
         while True:
             soonest = min((worker.send_deadline for worker in self._workers), default=math.inf)
             if soonest == math.inf:
-                self.watchdog = trio.lowlevel.current_task()
+                self._delivery.watchdog = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(self._forget_watchdog)
                 continue
             await trio.sleep_until(soonest)
@@ -351,5 +318,5 @@ class Workers:
                     worker.scope.cancel()
 
     def _forget_watchdog(self, _: object) -> trio.lowlevel.Abort:
-        self.watchdog = None
+        self._delivery.watchdog = None
         return trio.lowlevel.Abort.SUCCEEDED

@@ -317,7 +317,7 @@ class RedisDelayQueue:
             self._layouts.beat,
         ):
             nursery.start_soon(run)
-        nursery.start_soon(self._workers.run, self._core.delivery)
+        nursery.start_soon(self._workers.run)
 
     async def leave(self) -> None:
         """The block is left normally: a drain without a grace, unless there was or is one."""

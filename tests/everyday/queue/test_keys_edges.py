@@ -26,10 +26,11 @@ from localdelay import (
 from localdelay.journal.record import Record
 from localdelay.keys import Keys
 from localdelay.metrics import Collector
-from localdelay.queue.keyed import order_and_valve
 from localdelay.queue.ledger import Ledger
 from localdelay.queue.pending import Pending
-from localdelay.queue.valve import Pace
+from localdelay.queue.schedule import Schedule
+from localdelay.queue.taking import Line
+from localdelay.queue.valve import Pace, Valves
 from localdelay.queue.wall import move_all, moved_entry
 from localdelay.testing import RecordingSender
 from tests.kit.journal_copies import EPOCH
@@ -290,14 +291,15 @@ async def test_metrics_are_of_all_keys_together(autojump_clock: Any) -> None:
 @pytest.mark.parametrize("indexed", [False, True])
 def test_what_stands_in_line_moves_with_the_wall_clock(indexed: bool) -> None:
     """And is in line again, or waits, as it is due then; it is counted once all the while."""
-    schedule, _ = order_and_valve(Keys(key, None), None, None, Pace(None), None, int, indexed=indexed)
+    schedule = Schedule(indexed=indexed)
     pending = Pending(schedule, Ledger(99, None))
     for number in range(6):
         at = 1e6 + number if number % 2 else None
         pending.ledger.reserve(1)
         pending.enter((float(number), number, (b"a", None, None, 1, 0, float(number), False, None, at)), 1)
-    for entry in schedule.sort_out(3.0, 99):  # type: ignore[attr-defined]
-        schedule.stand(entry, "a")  # type: ignore[attr-defined]
+    line = Line("a", schedule)
+    for entry in schedule.sort_out(3.0, 99):
+        line.stand(entry)
     assert (schedule.waiting, schedule.next_due(), len(schedule.entries())) == (6, 0.0, 6)
     if indexed:
         assert pending.cancel(2)
@@ -310,7 +312,7 @@ def test_what_stands_in_line_moves_with_the_wall_clock(indexed: bool) -> None:
 async def test_tokens_that_come_back_go_to_the_limit_of_each_key(autojump_clock: Any) -> None:
     """Of what was given to threads or tasks, and has not begun, there may be several keys."""
     keys = Keys(key, RateLimit(1e-6, burst=2))
-    _, valve = order_and_valve(keys, None, None, Pace(None), None, int, indexed=False)
+    valve = Valves(keys, None, Pace(None), None, Schedule(indexed=False))
     a, b = keys.limits.of("a"), keys.limits.of("b")
     assert isinstance(a, RateLimit)
     assert isinstance(b, RateLimit)
