@@ -141,17 +141,7 @@ def test_what_grows_is_seen() -> None:
 
 def test_a_bad_row_says_why() -> None:
     """In the table, and by `is_good`."""
-    good = Row(
-        fault="good",
-        cycles=1,
-        accepted=9,
-        arrived=9,
-        lost=0,
-        duplicated=1,
-        allowed_duplicates=1,
-        early=0,
-        seconds=1.0,
-    )
+    good = Row(fault="good", cycles=1, accepted=9, arrived=9, duplicated=1, allowed_duplicates=1, seconds=1.0)
     bad = [
         attrs.evolve(good, lost=1),
         attrs.evolve(good, early=1),

@@ -13,10 +13,9 @@ from localdelay.brokers import open_broker
 from tests.kit.faults.counting import Count, count, in_redis
 from tests.kit.faults.row import Row
 from tests.kit.faults.scale import Scale, Watch, directory, redis
-from tests.kit.faults.underway import Books, Load, under_way
+from tests.kit.faults.underway import Books, under_way
 from tests.kit.servers.redis import RedisServer
 
-_LOAD = Load()
 CONFIRM_TIMEOUT = 1.0
 """Seconds; some freezes take longer, and then nobody knows what was taken."""
 
@@ -33,7 +32,6 @@ def broken(fault: str, scale: Scale, *, happening: Happening, cycles: int, journ
             async with open_broker(url, confirm_timeout=CONFIRM_TIMEOUT) as broker:
                 return await under_way(
                     broker,
-                    _LOAD,
                     lambda: happening(server, url, draws, cycles),
                     journal=place / "journal" if journal else None,
                     draws=draws,
@@ -46,23 +44,20 @@ def broken(fault: str, scale: Scale, *, happening: Happening, cycles: int, journ
 
 def row_of(fault: str, cycles: int, books: Books, counted: Count, watch: Watch) -> Row:
     """The row; of each send that failed in doubt there may be a copy."""
-    wrong = [*books.wrong, *counted.wrong]
+    wrong = list(books.wrong)
     if counted.both:
         wrong.append(f"{counted.both} are dead, and have arrived")
     if not books.failed:
         wrong.append("nothing failed: it was not done while messages fell due")
-    return Row(
-        fault=fault,
+    return Row.of(
+        fault,
+        counted,
+        watch,
         cycles=cycles,
         accepted=len(books.accepted),
-        arrived=counted.arrived,
-        lost=counted.lost,
-        duplicated=counted.duplicated,
         allowed_duplicates=books.ambiguous,
-        early=counted.early,
-        seconds=watch.seconds,
         notes=f"{books.failed} sends failed" + f", {len(books.dead)} dead letters" * bool(books.dead),
-        wrong=tuple(dict.fromkeys(wrong)),
+        wrong=wrong,
     )
 
 

@@ -41,7 +41,6 @@ def cut(fault: str, scale: Scale, *, name: str, cycles: int, journal: bool) -> R
                     happens = partial(_cuts, server, draws, cycles)
                 return await underway.under_way(
                     broker,
-                    underway.Load(),
                     happens,
                     journal=place / "journal" if journal else None,
                     draws=draws,

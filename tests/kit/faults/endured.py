@@ -54,19 +54,16 @@ def real(fault: str, scale: Scale, *, journal: bool = False, rate: float = 5_000
         accepted = read_log(log)
         counted = count(accepted, in_redis(server, url))
     # How many were put in the time is the machine's business, too, and is reported.
-    return Row(
-        fault=fault,
+    return Row.of(
+        fault,
+        counted,
+        watch,
         cycles=len(kinds),
         accepted=len(accepted),
-        arrived=counted.arrived,
-        lost=counted.lost,
-        duplicated=counted.duplicated,
         allowed_duplicates=_WORKERS * _BATCH * kinds.count("killed"),
-        early=counted.early,
-        seconds=watch.seconds,
         notes=f"{len(accepted) / seconds:,.0f} a second were put, late by {counted.latest:.1f} s at most; "
         f"{said(told['samples'])}",
-        wrong=(*counted.wrong, *not_flat(told["samples"])),
+        wrong=not_flat(told["samples"]),
     )
 
 

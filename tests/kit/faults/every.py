@@ -85,12 +85,6 @@ def run(name: str, scale: Scale) -> Row:
         return Row(
             fault=name,
             cycles=0,
-            accepted=0,
-            arrived=0,
-            lost=0,
-            duplicated=0,
-            allowed_duplicates=0,
-            early=0,
             seconds=watch.seconds,
             wrong=(f"{type(error).__name__}: {error}",),
         )

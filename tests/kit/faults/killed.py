@@ -87,19 +87,16 @@ def killed(
             told=cancelled,
             begun=read_begun(log),
         )
-    return Row(
-        fault=fault,
+    return Row.of(
+        fault,
+        counted,
+        watch,
         cycles=kills,
         accepted=len(accepted),
-        arrived=counted.arrived,
-        lost=counted.lost,
-        duplicated=counted.duplicated,
         allowed_duplicates=workers * kills * (batch or 1),
-        early=counted.early,
-        seconds=watch.seconds,
         notes=f"{counted.cut_off} arrived whose put was cut off; of {len(cancelled)} that were cancelled "
         f"{counted.both} arrived; {told['recovered']} recovered in the end",
-        wrong=(*wrong, *counted.wrong, *_too_many(counted, kills), *_left(told)),
+        wrong=(*wrong, *_too_many(counted, kills), *_left(told)),
     )
 
 

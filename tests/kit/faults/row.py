@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import attrs
+
+from tests.kit.faults.counting import Count
+from tests.kit.faults.scale import Watch
 
 _COLUMNS = ("cycles", "accepted", "arrived", "lost", "duplicated", "early")
 
@@ -16,22 +20,29 @@ class Row:
     fault: str
     cycles: int
     """How often it was done."""
-    accepted: int
+    accepted: int = 0
     """Messages whose put has returned."""
-    arrived: int
+    arrived: int = 0
     """Those of them that the broker has."""
-    lost: int
+    lost: int = 0
     """Those that it has not, and that nobody was told of either."""
-    duplicated: int
+    duplicated: int = 0
     """Copies beyond the first."""
-    allowed_duplicates: int
+    allowed_duplicates: int = 0
     """As many as may have been in flight when the fault struck."""
-    early: int
+    early: int = 0
     """Copies that were there before they were due."""
     seconds: float
     notes: str = ""
     wrong: tuple[str, ...] = ()
     """What else is not as it must be."""
+
+    @classmethod
+    def of(cls, fault: str, counted: Count, watch: Watch, *, wrong: Sequence[str] = (), **others: Any) -> Row:
+        """What was counted, and what else was found wrong."""
+        counts = {name: getattr(counted, name) for name in ("arrived", "lost", "duplicated", "early")}
+        wrong = tuple(dict.fromkeys((*wrong, *counted.wrong)))
+        return cls(**{"fault": fault, **counts, "seconds": watch.seconds, "wrong": wrong, **others})
 
     @property
     def is_good(self) -> bool:

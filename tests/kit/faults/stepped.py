@@ -54,25 +54,21 @@ def under_way(fault: str, scale: Scale, *, cycles: int, journal: bool) -> Row:
         accepted, begun = read_log(place / "accepted"), read_begun(place / "accepted")
         arrivals = list(in_redis(server, url))
     counted = count(accepted, arrivals, begun=begun, headers=False)
-    wrong = list(counted.wrong)
+    wrong = []
     if counted.latest > _LATE or told["lateness_max"] > _LATE:
         wrong.append(f"late by {counted.latest:.3f} s, or {told['lateness_max']:.3f} s by its own account")
     # What a header says is by the clock as it then is: so one can see that it was stepped.
     ahead = {round((arrival.header_due or 0.0) - arrival.due) for arrival in arrivals}
     if ahead != {_HOUR, -_HOUR, 0}:
         wrong.append(f"the clock was not stepped as it should: the headers are {sorted(ahead)} s ahead")
-    return Row(
-        fault=fault,
+    return Row.of(
+        fault,
+        counted,
+        watch,
         cycles=cycles,
         accepted=len(accepted),
-        arrived=counted.arrived,
-        lost=counted.lost,
-        duplicated=counted.duplicated,
-        allowed_duplicates=0,
-        early=counted.early,
-        seconds=watch.seconds,
         notes=f"late by {counted.latest * 1e3:.0f} ms at most",
-        wrong=tuple(wrong),
+        wrong=wrong,
     )
 
 
@@ -112,18 +108,15 @@ def between_runs(fault: str, scale: Scale) -> Row:
         *(attrs.evolve(arrival, at=arrival.at + _NEARLY_AN_HOUR) for arrival in after),
     ]
     counted = count(accepted, by_its_clock, begun=begun, headers=False)
-    return Row(
-        fault=fault,
+    return Row.of(
+        fault,
+        counted,
+        watch,
         cycles=2,
         accepted=len(accepted),
-        arrived=counted.arrived,
-        lost=counted.lost,
-        duplicated=counted.duplicated,
         allowed_duplicates=_WORKERS,
-        early=counted.early,
-        seconds=watch.seconds,
         notes=f"an hour back {back['recovered']} wait, an hour ahead {ahead['sent']} go at once",
-        wrong=(*wrong, *counted.wrong),
+        wrong=wrong,
     )
 
 

@@ -90,17 +90,14 @@ def sigterm(fault: str, scale: Scale, *, primary: str, cycles: int, second: bool
     # Of a hand-back that is cut off nobody knows whether it was taken: it is in `remaining`, and may arrive.
     if counted.both > cycles * (orders.workers + _HAND_BACKS_IN_FLIGHT):
         wrong.append(f"{counted.both} remained, and arrived")
-    return Row(
-        fault=fault,
+    return Row.of(
+        fault,
+        counted,
+        watch,
         cycles=cycles,
         accepted=len(accepted),
-        arrived=counted.arrived,
-        lost=counted.lost,
-        duplicated=counted.duplicated,
-        allowed_duplicates=0,
         early=early,
-        seconds=watch.seconds,
         notes=", ".join(f"{value} {name.replace('_', ' ')}" for name, value in sums.items())
         + f", {counted.both} of these arrived" * bool(counted.both),
-        wrong=(*wrong, *counted.wrong),
+        wrong=wrong,
     )

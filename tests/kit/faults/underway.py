@@ -18,19 +18,11 @@ from tests.kit.conserving import conserve
 from tests.kit.faults.counting import payload_of
 
 _RETRY = RetryPolicy(wait_initial=0.05, wait_max=0.5, wait_jitter=0.05)
+_RATE, _LONGEST = 500.0, 1.5
+"""Messages a second, and the longest delay."""
 _LOOK_EVERY = 0.1
 _CAPACITY = 50_000
 _END_TIMEOUT = 300.0
-
-
-@attrs.frozen(kw_only=True)
-class Load:
-    """What is put. Times in seconds."""
-
-    rate: float = 500.0
-    low: float = 0.0
-    high: float = 1.5
-    workers: int = 20
 
 
 @attrs.define
@@ -47,7 +39,6 @@ class Books:
 
 async def under_way(
     broker: Broker,
-    load: Load,
     happens: Callable[[], Awaitable[object]],
     *,
     journal: Path | None,
@@ -79,7 +70,7 @@ async def under_way(
         async with localdelay.open_delay_queue(
             send,
             capacity=_CAPACITY,
-            workers=load.workers,
+            workers=20,
             retry=_RETRY,
             on_dead_letter=bury,
             **extra,
@@ -87,7 +78,7 @@ async def under_way(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_look, queue, books)
                 async with trio.open_nursery() as putting:
-                    putting.start_soon(_put, queue, books, load, draws)
+                    putting.start_soon(_put, queue, books, draws)
                     await happens()
                     putting.cancel_scope.cancel()
                 nursery.cancel_scope.cancel()
@@ -98,13 +89,13 @@ async def under_way(
     return books
 
 
-async def _put(queue: localdelay.DelayQueue, books: Books, load: Load, draws: Random) -> None:
-    interval, at, serial = 1 / load.rate, trio.current_time(), 0
+async def _put(queue: localdelay.DelayQueue, books: Books, draws: Random) -> None:
+    interval, at, serial = 1 / _RATE, trio.current_time(), 0
     while True:
         at += interval
         await trio.sleep_until(at)
         serial += 1
-        delay = draws.uniform(load.low, load.high)
+        delay = draws.uniform(0.0, _LONGEST)
         key = f"m{serial}"
         message = await queue.put(payload_of(key, time.time() + delay), delay=delay)
         books.accepted[key] = message.id
