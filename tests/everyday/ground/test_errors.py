@@ -121,12 +121,6 @@ def test_a_partial_send_must_name_ids_and_errors(failed: Any) -> None:
         PartialSendError(failed)
 
 
-def test_a_traceback_of_a_partial_send_stays_short() -> None:
-    """However many failed, the text is one line with the number."""
-    partial = PartialSendError({f"id-{n}": OSError("refused") for n in range(10_000)})
-    assert str(partial) == "10000 messages of the batch failed"
-
-
 ERRORS = [
     LocalDelayError("base"),
     QueueFull("24000 of 24000"),

@@ -163,18 +163,6 @@ def test_what_is_over_a_boundary_is_never_below_it(boundary: float) -> None:
         assert dict(exact.summary().buckets)[boundary] == 1
 
 
-def test_buckets_and_sum_begin_anew_when_all_was_taken() -> None:
-    """After `take`, as every other figure does."""
-    recorder = LatencyRecorder()
-    recorder.record(0.001, 3)
-    recorder.record(2 * HOUR)
-    recorder.summary()
-    recorder.take()
-    assert recorder.summary() == LatencySummary()
-    recorder.record(0.001)
-    assert (recorder.summary().sum, recorder.summary().buckets[1]) == (0.001, (0.001, 1))
-
-
 def test_a_summary_costs_no_long_walk() -> None:
     """Over a histogram that has something everywhere it runs some hundred lines, and no loop over all."""
     recorder = LatencyRecorder()

@@ -38,30 +38,11 @@ def test_the_number_is_found_behind_an_id() -> None:
     assert number_of(render_id(10**15)) == 10**15
 
 
-@pytest.mark.parametrize(
-    "tail",
-    [
-        "",
-        "0",
-        "01",
-        "-1",
-        "+1",
-        " 1",
-        "1 ",
-        "1_0",
-        "1.0",
-        "p1",
-        "x",
-        "²",
-        "٣",
-        "1\n",
-        pytest.param("9" * 5000, id="huge"),
-    ],
-)
-def test_no_number_is_seen_in_an_id_of_another_shape(tail: str) -> None:
+def test_no_number_is_seen_in_an_id_of_another_shape() -> None:
     """Only what `render_id` makes is read as one of this process's numbers: no second spelling of it."""
     prefix = render_id(1).removesuffix("1")
-    assert number_of(prefix + tail) is None
+    tails = ["", "0", "01", "-1", "+1", " 1", "1 ", "1_0", "1.0", "p1", "x", "²", "٣", "1\n", "9" * 5000]
+    assert [tail for tail in tails if number_of(prefix + tail) is not None] == []
 
 
 def test_no_number_is_seen_that_could_be_another_process_s() -> None:
@@ -74,16 +55,7 @@ def test_no_number_is_seen_that_could_be_another_process_s() -> None:
 def test_no_number_is_seen_in_a_foreign_id() -> None:
     """An id of another process, and one that a caller chose, have no number here."""
     prefix = render_id(1).removesuffix("-1")
-    for id in (
-        "",
-        "1",
-        "-1",
-        prefix,
-        f"{prefix}1",
-        f"x{prefix}-1",
-        f"{prefix}-x-1",
-        "0" * 12 + "-1",
-    ):
+    for id in ("", "1", "-1", prefix, f"{prefix}1", f"x{prefix}-1", f"{prefix}-x-1", "0" * 12 + "-1"):
         assert number_of(id) is None, id
 
 
@@ -132,11 +104,6 @@ def test_a_changed_copy_keeps_the_id() -> None:
         assert (again.id, again.attempt, again.headers) == (message.id, 2, {"k": "v"})
         assert again != message
         assert attrs.evolve(again, attempt=1) == message
-
-
-def test_the_first_attempt_is_number_one() -> None:
-    """`attempt` is 1 in the first send."""
-    assert Message("m", b"", 0.0).attempt == 1
 
 
 def test_a_message_can_be_pickled_copied_and_hashed() -> None:
