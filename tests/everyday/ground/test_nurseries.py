@@ -71,23 +71,6 @@ async def test_a_crash_of_a_task_leaves_without_groups(autojump_clock: trio.test
     assert caught.value is crash
 
 
-async def test_both_come_out_when_both_raise(autojump_clock: trio.testing.MockClock) -> None:
-    """Neither is a consequence of the other, so none is dropped."""
-
-    async def fail_when_cancelled() -> None:
-        try:
-            await trio.sleep_forever()
-        finally:
-            raise Interrupt
-
-    with pytest.raises(BaseExceptionGroup) as caught:
-        async with bare_nursery() as nursery:
-            nursery.start_soon(fail_when_cancelled)
-            await trio.sleep(1)
-            raise ValueError
-    assert [type(error) for error in caught.value.exceptions] == [ValueError, Interrupt]
-
-
 async def test_a_cancellation_goes_through(autojump_clock: trio.testing.MockClock) -> None:
     """The one from outside ends block and tasks, and no error comes of it."""
     with trio.move_on_after(1) as scope:

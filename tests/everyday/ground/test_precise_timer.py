@@ -7,6 +7,7 @@ import math
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -82,59 +83,47 @@ async def test_the_parts_of_a_virtual_clock_are_itself(autojump_clock: Any) -> N
 @pytest.mark.parametrize("wait", [-1.0, 0.0, 1e-9, 1e-4, 0.0123])
 async def test_it_never_returns_early(wait: float) -> None:
     """However short the wait, and past instants come back too."""
-    precise = PreciseTimer()
-    try:
+    with closing(PreciseTimer()) as precise:
         for _ in range(20):
             when = trio.current_time() + wait
             await precise.sleep_until(when)
             assert trio.current_time() >= when
-    finally:
-        precise.close()
 
 
 @on_linux
 async def test_close_wake_ups_are_merged() -> None:
     """No two wake-ups are closer than `MERGED`, whatever is asked for."""
-    precise = PreciseTimer()
-    try:
+    with closing(PreciseTimer()) as precise:
         woke = []
         for _ in range(50):
             await precise.sleep_until(trio.current_time() + 1e-6)
             woke.append(trio.current_time())
         # The timer reads the clock a little before this test does.
         assert woke[-1] - woke[0] >= 49 * MERGED - 50e-6
-    finally:
-        precise.close()
 
 
 @on_linux
 @pytest.mark.parametrize("when", [3600.0, 1e15, math.inf])
 async def test_wake_ends_the_wait_at_once(when: float) -> None:
     """Also one without an end, and the next sleeper may come before the last one has run."""
-    precise = PreciseTimer()
-    try:
+    with closing(PreciseTimer()) as precise:
         async with trio.open_nursery() as nursery:
             for _ in range(3):
                 nursery.start_soon(precise.sleep_until, trio.current_time() + when)
                 await trio.testing.wait_all_tasks_blocked()
                 precise.wake()
-    finally:
-        precise.close()
 
 
 @on_linux
 async def test_a_cancelled_wait_leaves_a_timer_that_works() -> None:
     """Cancellation comes out, and the same timer waits again."""
-    precise = PreciseTimer()
-    try:
+    with closing(PreciseTimer()) as precise:
         with trio.move_on_after(0.01) as scope:
             await precise.sleep_until(math.inf)
         assert scope.cancelled_caught
         when = trio.current_time() + 0.01
         await precise.sleep_until(when)
         assert trio.current_time() >= when
-    finally:
-        precise.close()
 
 
 @on_linux

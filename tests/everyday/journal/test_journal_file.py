@@ -218,11 +218,8 @@ async def test_what_is_no_sound_journal_is_refused(
     if spoil not in (not_a_database, another_database, another_version):
         journal = SqliteJournal(path)
         journal.open()
-        journal.write(
-            [Record(n, 1.0, 1, f"m{n}", None, b"payload-%d" % (n - 1) * 100) for n in range(1, 30)],
-            [],
-            durable=True,
-        )
+        rows = [Record(n, 1.0, 1, f"m{n}", None, b"payload-%d" % (n - 1) * 100) for n in range(1, 30)]
+        journal.write(rows, [], durable=True)
         journal.close()
     spoil(path)
     before = content_of(tmp_path)

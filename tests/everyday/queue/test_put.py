@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -31,14 +30,10 @@ WRONG_COUNTS = [
     [
         *WRONG_COUNTS,
         ("send", None, TypeError),
-        ("send", b"x", TypeError),
         ("batch", BatchPolicy(max_wait=5.0), TypeError),
         ("timer", "sundial", ValueError),
-        ("timer", None, ValueError),
         ("retry", 3, TypeError),
         ("send_timeout", 0, ValueError),
-        ("send_timeout", math.nan, ValueError),
-        ("send_timeout", "1", TypeError),
         ("on_dead_letter", "log", TypeError),
     ],
 )
@@ -54,34 +49,22 @@ async def test_opening_names_the_argument_that_is_wrong(
     ("arguments", "error", "match"),
     [
         ({}, TypeError, "delay and at"),
-        ({"delay": 1, "at": datetime.now(UTC)}, TypeError, "delay and at"),
         ({"delay": -0.001}, ValueError, "delay"),
-        ({"delay": math.nan}, ValueError, "delay"),
-        ({"delay": math.inf}, ValueError, "delay"),
-        ({"delay": 10**400}, ValueError, "delay"),
         ({"delay": "1"}, TypeError, "delay"),
-        ({"delay": True}, TypeError, "delay"),
         ({"at": datetime(2030, 1, 1)}, ValueError, "at must be an aware"),  # noqa: DTZ001
         ({"at": 1893456000.0}, TypeError, "at must be a datetime"),
         ({"delay": 1, "payload": "text"}, TypeError, "payload"),
-        ({"delay": 1, "payload": bytearray(b"x")}, TypeError, "payload"),
-        ({"delay": 1, "payload": None}, TypeError, "payload"),
         ({"delay": 1, "payload": b"x" * 101}, ValueError, "payload.*capacity_bytes"),
         ({"delay": 1, "headers": {"k": "v" * 100}}, ValueError, "headers.*capacity_bytes"),
         ({"delay": 1, "id": ""}, ValueError, "id"),
-        ({"delay": 1, "id": "a\nb"}, ValueError, "id"),
-        ({"delay": 1, "id": 7}, TypeError, "id"),
         ({"delay": 1, "id": "taken"}, ValueError, "id 'taken'.*pending"),
         ({"delay": 1, "headers": {"k": 1}}, TypeError, "headers"),
-        ({"delay": 1, "headers": {1: "v"}}, TypeError, "headers"),
-        ({"delay": 1, "headers": [("k", "v")]}, TypeError, "headers"),
-        ({"delay": 1, "headers": {"k": "\udc80"}}, ValueError, "headers"),
     ],
 )
 async def test_a_wrong_argument_is_refused_at_the_call(
     arguments: dict[str, Any], error: type[Exception], match: str, autojump_clock: Any, conserved: Any
 ) -> None:
-    """Both puts refuse bad input by the argument's name, and count nothing."""
+    """Both puts refuse bad input by the argument's name, and count nothing; more is in `test_arguments`."""
     async with open_delay_queue(RecordingSender(), capacity=10, workers=1, capacity_bytes=100) as queue:
         queue.put_nowait(b"", delay=1, id="taken")
         given = {"payload": b"x"} | arguments

@@ -135,12 +135,6 @@ async def test_strict_reads_nothing_after_a_wrong_line(stage: Stage, autojump_cl
     assert outcome.seconds == pytest.approx(60.0, abs=0.05)
 
 
-async def test_strict_with_nothing_wrong(stage: Stage, autojump_clock: MockClock) -> None:
-    """It makes no difference."""
-    outcome = await stage.relay(Script(b"a\nb"), strict=True)
-    assert (outcome.lines, outcome.input_ended, outcome.unsent) == (2, True, 0)
-
-
 async def test_batches(stage: Stage, autojump_clock: MockClock) -> None:
     """At most so many messages a send; what failed of one is sent again."""
     sink = Sink(fail=lambda _, call: ConnectionError("no") if call == 2 else None)

@@ -203,17 +203,13 @@ async def test_a_terminal() -> None:
 
 
 def test_what_can_not_be_read(tmp_path: Path) -> None:
-    """A directory, and a number that is no descriptor."""
+    """A directory, no descriptor, and what is open for writing: nothing would ever come from that."""
     descriptor = os.open(tmp_path, os.O_RDONLY)
     with pytest.raises(InputError, match="it is a directory"):
         Descriptor(descriptor)
     os.close(descriptor)
     with pytest.raises(InputError, match="it is closed"):
         Descriptor(descriptor)
-
-
-def test_what_is_not_open_for_reading(tmp_path: Path) -> None:
-    """It would look like one that nothing ever comes from."""
     with (tmp_path / "file").open("wb") as file, pipe() as (_, writer):
         for descriptor in (file.fileno(), writer):
             with pytest.raises(InputError, match="it is not open for reading"):

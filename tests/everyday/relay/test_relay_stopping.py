@@ -75,7 +75,7 @@ async def test_a_second_signal_ends_it_at_once(stage: Stage, autojump_clock: Moc
     """Within the grace, with a send that hangs: its message is written with the others."""
     began = trio.current_time()
     script = Script(b"a\nb\n", ends=False)
-    outcome = await stage.relay(script, Sink(1e6), signals=[5.0, 7.0], grace=60.0)
+    outcome = await stage.relay(script, Sink(1e6, native_delay=True), signals=[5.0, 7.0], grace=60.0)
     assert trio.current_time() - began == pytest.approx(7.0)
     assert [record["payload"] for record in stage.records()] == ["a", "b"]
     assert outcome.stopped_by == signal.SIGTERM
@@ -132,14 +132,6 @@ async def test_hand_back(stage: Stage, autojump_clock: MockClock) -> None:
     assert not stage.unsent.exists()
 
 
-async def test_without_hand_back_nothing_is_handed_back(stage: Stage, autojump_clock: MockClock) -> None:
-    """It has to be asked for."""
-    sink = Sink(native_delay=True)
-    await stage.relay(Script(b"a\n", ends=False), sink, signals=[5.0], delay=60.0)
-    assert sink.delayed == []
-    assert len(stage.records()) == 1
-
-
 def gone() -> PermanentSendError:
     error = PermanentSendError("nobody reads standard output any more: broken pipe")
     error.__cause__ = BrokenPipeError(32, "Broken pipe")
@@ -148,9 +140,7 @@ def gone() -> PermanentSendError:
 
 @pytest.mark.parametrize("batch", [None, 10])
 async def test_a_reader_of_the_output_that_has_gone(
-    stage: Stage,
-    batch: int | None,
-    autojump_clock: MockClock,
+    stage: Stage, batch: int | None, autojump_clock: MockClock
 ) -> None:
     """It ends at once, and nothing is a dead letter: all that was not sent is written."""
 
@@ -203,10 +193,7 @@ class Breaking(Sink):
 
 @pytest.mark.parametrize("error", [ConnectionError("lost, user:hunter2 and all"), KeyError("a bug")])
 async def test_a_broker_that_breaks_for_good(
-    stage: Stage,
-    monkeypatch: pytest.MonkeyPatch,
-    error: Exception,
-    autojump_clock: MockClock,
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, error: Exception, autojump_clock: MockClock
 ) -> None:
     """What is left is written, the reason is told without a password, and there is no traceback."""
     monkeypatch.setattr(runs, "open_broker", lambda _: Breaking(error))
@@ -256,60 +243,39 @@ async def test_a_broker_that_breaks_while_it_is_ended(
     assert [record["payload"] for record in stage.records()] == ["a"]
 
 
-async def test_a_broker_that_is_down(
-    stage: Stage,
-    monkeypatch: pytest.MonkeyPatch,
-    autojump_clock: MockClock,
+@pytest.mark.parametrize("is_down", [True, False])
+async def test_nothing_is_read_before_the_broker_answers(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, is_down: bool, autojump_clock: MockClock
 ) -> None:
-    """The error comes out as it is, and nothing was read."""
+    """Where it is down the error comes out as it is; a signal meanwhile ends it at once, with no drain."""
 
-    class Down(Sink):
-        async def __aenter__(self) -> Down:
-            raise ConnectionError("no connection")
-
-        async def __aexit__(self, *_: object) -> None:
-            pass
-
-    monkeypatch.setattr(runs, "open_broker", lambda _: Down())
-    script = Script(b"a\n")
-    one = Relay(Settings(to="nats://host/subject", delay=1.0), script, stage.watched)
-    with pytest.raises(ConnectionError, match="no connection"):
-        await one.go()
-    assert (script.reads, script.stops) == (0, 0)
-    assert one.outcome == Outcome()
-
-
-async def test_a_signal_before_the_broker_answers(
-    stage: Stage,
-    monkeypatch: pytest.MonkeyPatch,
-    autojump_clock: MockClock,
-) -> None:
-    """It ends at once: there is nothing to drain."""
-
-    class Slow(Sink):
-        async def __aenter__(self) -> Slow:
+    class Opening(Sink):
+        async def __aenter__(self) -> Opening:
+            if is_down:
+                raise ConnectionError("no connection")
             await trio.sleep_forever()
             return self
 
         async def __aexit__(self, *_: object) -> None:
             pass
 
-    monkeypatch.setattr(runs, "open_broker", lambda _: Slow())
+    monkeypatch.setattr(runs, "open_broker", lambda _: Opening())
     script = Script(b"a\n")
     one = Relay(Settings(to="nats://host/subject", delay=1.0), script, stage.watched)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(one.go)
-        await trio.sleep(2.0)
-        one.stop(signal.SIGINT)
-    assert one.outcome == Outcome(stopped_by=signal.SIGINT)
-    assert script.reads == 0
+    if is_down:
+        with pytest.raises(ConnectionError, match="no connection"):
+            await one.go()
+    else:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.go)
+            await trio.sleep(2.0)
+            one.stop(signal.SIGINT)
+    assert one.outcome == Outcome(stopped_by=None if is_down else signal.SIGINT)
+    assert (script.reads, script.stops) == (0, 0)
 
 
 async def test_a_file_that_is_full_is_followed_by_another(
-    stage: Stage,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    autojump_clock: MockClock,
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     """Without room in the file of one's choice it is a temporary one; without that, they are lost."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -327,10 +293,7 @@ async def test_a_file_that_is_full_is_followed_by_another(
 
 
 async def test_the_file_by_default(
-    stage: Stage,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    autojump_clock: MockClock,
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     """In the current directory, with the number of the process."""
     monkeypatch.chdir(tmp_path)
