@@ -169,30 +169,6 @@ def test_an_outcome_from_before_a_change_says_nothing() -> None:
         assert tested.state is HALF_OPEN
 
 
-def test_forced_open_is_left_by_nothing_but_a_word() -> None:
-    """No wait ends it."""
-    tested = breaker()
-    ticket = tested.ask(0.0)
-    tested.force_open(1.0)
-    assert tested.state is FORCED_OPEN
-    assert tested.ask(1e9) is None
-    assert ticket is not None
-    tested.record(2.0, ticket, TAKEN)
-    assert tested.state is FORCED_OPEN
-    tested.force_closed(3.0)
-    assert call(tested, TAKEN, 3.0) is CLOSED
-
-
-def test_disabled_it_lets_everything_through() -> None:
-    """And remembers nothing."""
-    tested = opened()
-    tested.disable(0.5)
-    for _ in range(50):
-        assert call(tested, DOWN, 1.0) is DISABLED
-    tested.reset(2.0)
-    assert tested.state is CLOSED
-
-
 def test_a_forced_closing_keeps_the_long_wait_and_a_reset_does_not() -> None:
     """Closed by hand it opens for the next longer wait; a reset forgets how often it has opened."""
     for forget, wait in ((False, 2.0), (True, 1.0)):

@@ -106,15 +106,6 @@ def test_the_counters_are_those_of_the_histogram() -> None:
             assert list(recorder._counts) == [histogram._counts_index_for(value)], value
 
 
-def test_a_virtual_clock_gives_exact_values() -> None:
-    """Values of up to 2 ms, and zeros, come out as they went in: a test can assert equality."""
-    for value in range(2048):
-        recorder = LatencyRecorder()
-        recorder.record(value / 1e6)
-        summary = recorder.summary()
-        assert (summary.p50, summary.p999, summary.max) == (value / 1e6,) * 3
-
-
 @pytest.mark.parametrize(
     ("seconds", "microseconds"), [(0.4e-6, 0), (0.6e-6, 1), (1.4e-6, 1), (1.6e-6, 2), (999.6e-6, 1000)]
 )

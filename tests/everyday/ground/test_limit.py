@@ -54,14 +54,6 @@ async def test_who_could_go_elsewhere_comes_last(autojump_clock: trio.testing.Mo
         assert limit.try_acquire()
 
 
-async def test_many_at_once(autojump_clock: trio.testing.MockClock) -> None:
-    """A batch larger than the burst takes what it needs and waits for the rest."""
-    limit = RateLimit(10.0, burst=5)
-    await limit.acquire(25)
-    assert trio.current_time() == pytest.approx(2.0)
-    assert not limit.try_acquire()
-
-
 async def test_a_cancelled_wait_costs_nothing(autojump_clock: trio.testing.MockClock) -> None:
     """Its tokens are given back."""
     limit = RateLimit(1.0, burst=1)
@@ -71,13 +63,6 @@ async def test_a_cancelled_wait_costs_nothing(autojump_clock: trio.testing.MockC
     assert limit.available == pytest.approx(0.25)
     await trio.sleep(0.75)
     assert limit.try_acquire()
-
-
-async def test_what_is_given_back_never_exceeds_the_burst(autojump_clock: trio.testing.MockClock) -> None:
-    """The bucket has a brim."""
-    limit = RateLimit(1.0, burst=2)
-    limit.give_back(5)
-    assert limit.available == 2
 
 
 def test_it_can_be_used_in_one_run_after_another() -> None:

@@ -6,36 +6,12 @@ import copy
 import pickle
 import subprocess
 import sys
-from itertools import islice
 
 import attrs
 import pytest
 
 from localdelay import Message
 from localdelay.message import NO_HEADERS, headers_size, number_of, numbers, render_id
-
-
-def test_ids_are_unique_and_never_change() -> None:
-    """Every number gives another id, and the same one each time somebody looks."""
-    messages = [Message(number, b"", 0.0) for number in islice(numbers(), 1000)]
-    ids = [message.id for message in messages]
-    assert len(set(ids)) == 1000
-    assert [message.id for message in messages] == ids
-    assert all(isinstance(id, str) and id.isprintable() and id.isascii() for id in ids)
-
-
-def test_an_id_chosen_by_the_caller_is_kept() -> None:
-    """An id that is text is taken as it is, also where it looks like a number."""
-    assert Message("order 7", b"", 0.0).id == "order 7"
-    assert Message("17", b"", 0.0).id == "17"
-
-
-def test_the_number_is_found_behind_an_id() -> None:
-    """`number_of` undoes `render_id`."""
-    number = next(numbers())
-    assert number_of(render_id(number)) == number
-    assert number_of(render_id(1)) == 1
-    assert number_of(render_id(10**15)) == 10**15
 
 
 def test_no_number_is_seen_in_an_id_of_another_shape() -> None:
@@ -95,15 +71,6 @@ def test_a_message_cannot_be_changed() -> None:
     assert message.headers is NO_HEADERS
     with pytest.raises(TypeError):
         message.headers["k"] = "v"  # type: ignore[index]
-
-
-def test_a_changed_copy_keeps_the_id() -> None:
-    """`attrs.evolve` makes the next attempt of the same message, rendered id or not."""
-    for message in (Message("m", b"p", 1.0, {"k": "v"}), Message(5, b"p", 1.0, {"k": "v"})):
-        again = attrs.evolve(message, attempt=2)
-        assert (again.id, again.attempt, again.headers) == (message.id, 2, {"k": "v"})
-        assert again != message
-        assert attrs.evolve(again, attempt=1) == message
 
 
 def test_a_message_can_be_pickled_copied_and_hashed() -> None:

@@ -13,30 +13,6 @@ class Interrupt(BaseException):
     """Something that is no `Exception`."""
 
 
-async def fail(error: BaseException) -> None:
-    await trio.sleep(1)
-    raise error
-
-
-async def test_what_the_block_raises_leaves_as_it_is(autojump_clock: trio.testing.MockClock) -> None:
-    """The very exception, with its cause, and the tasks are cancelled."""
-    error, cause = ValueError("theirs"), KeyError("why")
-    with pytest.raises(ValueError, match="theirs") as caught:
-        async with bare_nursery() as nursery:
-            nursery.start_soon(trio.sleep_forever)
-            raise error from cause
-    assert caught.value is error
-    assert error.__cause__ is cause
-
-
-async def test_a_block_that_ends_well_waits_for_its_tasks(autojump_clock: trio.testing.MockClock) -> None:
-    """They are cancelled only where it raises."""
-    began = trio.current_time()
-    async with bare_nursery() as nursery:
-        nursery.start_soon(trio.sleep, 7)
-    assert trio.current_time() - began == 7
-
-
 @pytest.mark.parametrize("grouped", [False, True])
 async def test_its_own_cancellation_ends_it_well(
     grouped: bool, autojump_clock: trio.testing.MockClock
@@ -59,25 +35,6 @@ async def test_its_own_cancellation_ends_it_well(
     assert left is None
     assert trio.current_time() - began == 3
     assert nursery.cancel_scope.cancelled_caught
-
-
-async def test_a_crash_of_a_task_leaves_without_groups(autojump_clock: trio.testing.MockClock) -> None:
-    """Also from a nursery in a nursery, though the block has been cancelled for it."""
-    crash = Interrupt()
-    with pytest.raises(Interrupt) as caught:
-        async with bare_nursery() as outer, bare_nursery():
-            outer.start_soon(fail, crash)
-            await trio.sleep_forever()
-    assert caught.value is crash
-
-
-async def test_a_cancellation_goes_through(autojump_clock: trio.testing.MockClock) -> None:
-    """The one from outside ends block and tasks, and no error comes of it."""
-    with trio.move_on_after(1) as scope:
-        async with bare_nursery() as nursery:
-            nursery.start_soon(trio.sleep_forever)
-            await trio.sleep_forever()
-    assert scope.cancelled_caught
 
 
 async def test_errors_that_end_generators_go_through(autojump_clock: trio.testing.MockClock) -> None:

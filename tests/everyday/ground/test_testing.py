@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import trio
 
-from localdelay import Message, PermanentSendError, RetryPolicy, Throttled, open_delay_queue
+from localdelay import Message, RetryPolicy, Throttled, open_delay_queue
 from localdelay.testing import FailingSender, RecordingSender, ThrottledPrimary
 
 
@@ -27,15 +27,6 @@ async def test_the_recording_sender_keeps_all_in_order(autojump_clock: Any, cons
     assert sender.times == [1.5, 3]
     assert [m.headers for _, m in sender.sent] == [{}, {"k": "v"}]
     conserved(queue)
-
-
-async def test_a_recorded_send_takes_its_time(autojump_clock: Any) -> None:
-    """`duration` passes in each send; the time that is kept is when the send began."""
-    sender = RecordingSender(duration=2.0)
-    await sender(message("a"))
-    await sender(message("b"))
-    assert trio.current_time() == 4
-    assert sender.times == [0, 2]
 
 
 async def test_a_send_that_was_cut_off_is_not_recorded(autojump_clock: Any) -> None:
@@ -69,33 +60,6 @@ async def test_the_failing_sender_fails_so_often_for_each(
     ]
     assert list(zip(sender.times, sender.ids, strict=True)) == [(10 * times + 1, "a"), (10 * times + 2, "b")]
     assert conserved(queue).failures == len(errors) == 2 * times
-
-
-async def test_the_failing_sender_fails_for_ever_by_default(autojump_clock: Any, conserved: Any) -> None:
-    """Without `times` nothing is ever sent, and each error is a new one from the caller's function."""
-    sender = FailingSender(lambda: OSError("down"))
-    dead: list[tuple[str, Exception]] = []
-
-    async def bury(message: Message, error: Exception) -> None:
-        dead.append((message.id, error))
-
-    policy = RetryPolicy(attempts=7)
-    async with open_delay_queue(sender, capacity=5, workers=1, retry=policy, on_dead_letter=bury) as queue:
-        queue.put_nowait(b"", delay=1, id="a")
-    assert len(sender.attempts) == 7
-    assert sender.sent == []
-    assert [id for id, _ in dead] == ["a"]
-    assert isinstance(dead[0][1], OSError)
-    assert conserved(queue).dead == 1
-
-
-async def test_the_failing_sender_raises_the_error_that_it_was_given(autojump_clock: Any) -> None:
-    """The class of the error is the caller's: any class of exceptions will do as the function."""
-    sender = FailingSender(PermanentSendError, times=1)
-    with pytest.raises(PermanentSendError):
-        await sender(message("a"))
-    await sender(message("a"))
-    assert sender.ids == ["a"]
 
 
 async def test_the_throttled_primary_takes_so_many_a_second(autojump_clock: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import socket
 import subprocess
@@ -15,7 +14,15 @@ from urllib.parse import quote, unquote, urlsplit
 
 import pika
 
-from tests.kit.servers.process import NotInstalled, Process, Received, Server, free_port, listening, program
+from tests.kit.servers.process import (
+    NotInstalled,
+    OneProcess,
+    Process,
+    Received,
+    free_port,
+    listening,
+    program,
+)
 
 # Debian's command changes to the user rabbitmq and to a directory of that user; this is what it calls.
 _SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
@@ -35,33 +42,31 @@ log.console.level = warning
 """
 
 
-class RabbitServer(Server):
+class RabbitServer(OneProcess):
     """One node, in one process: no cluster, no plugins."""
 
     name: ClassVar[str] = "amqp"
     too_large: ClassVar[int] = 1024 * 1024 + 1
 
     def __init__(self, *, durable: bool = True) -> None:
+        super().__init__()
         self._durable = durable
-        self._broker = Process("rabbitmq")
         self._epmd = Process("epmd")
-        self._names = itertools.count(1)
         self._environ: dict[str, str] = {}
-        self.port = 0
         self.tls_port = 0
         self._dist_port = 0
 
     @property
     def certificate(self) -> Path:
         """What a client of the TLS port must trust."""
-        return self._broker.directory / "cert.pem"
+        return self.directory / "cert.pem"
 
     def start(self) -> None:
         if not _SERVER.exists():
             raise NotInstalled(f"{_SERVER} is not installed: apt-get install rabbitmq-server")
         self.port, self.tls_port, self._dist_port = free_port(), free_port(), free_port()
         epmd_port = free_port()
-        directory = self._broker.directory
+        directory = self.directory
         make_certificate(directory)
         configuration = directory / "rabbitmq.conf"
         configuration.write_text(
@@ -96,25 +101,16 @@ class RabbitServer(Server):
         self.restart()
 
     def restart(self) -> None:
-        self._broker.start([str(_SERVER)], self._answers, **self._environ)
+        self._process.start([str(_SERVER)], self._answers, **self._environ)
 
     def stop(self) -> None:
-        self._broker.kill()  # a gentle end takes seconds, and nothing of it is kept
-        self._broker.stop()
+        self._process.kill()  # a gentle end takes seconds, and nothing of it is kept
+        self._process.stop()
         self._epmd.kill()
         self._epmd.stop()
 
-    def kill(self) -> None:
-        self._broker.kill()
-
-    def freeze(self) -> None:
-        self._broker.freeze()
-
-    def thaw(self) -> None:
-        self._broker.thaw()
-
     def fresh(self) -> str:
-        queue = f"queue{next(self._names)}"
+        queue = f"queue{next(self._numbers)}"
         with self.connection() as connection:
             connection.channel().queue_declare(queue, durable=self._durable)
         return self.url(queue)

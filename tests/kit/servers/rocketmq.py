@@ -5,7 +5,6 @@ Read back by a consumer of the official client's, which is the only one that the
 
 from __future__ import annotations
 
-import itertools
 import json
 import socket
 import struct
@@ -18,7 +17,15 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from tests.kit.servers.artifacts import bring
-from tests.kit.servers.process import NotInstalled, Process, Received, Server, free_port, listening, program
+from tests.kit.servers.process import (
+    NotInstalled,
+    OneProcess,
+    Process,
+    Received,
+    free_port,
+    listening,
+    program,
+)
 
 TOPICS = 80
 """As many are there from the start: a command of RocketMQ's that makes one takes seconds."""
@@ -61,7 +68,7 @@ recallMessageEnable=true
 """
 
 
-class RocketServer(Server):
+class RocketServer(OneProcess):
     """Topics of all kinds are there: `topicN` (MIXED), `normal` and `delay`."""
 
     name: ClassVar[str] = "rocketmq"
@@ -72,15 +79,13 @@ class RocketServer(Server):
 
     def __init__(self, *, durable: bool = True, **properties: str) -> None:
         """Properties of the broker. A process that is killed loses nothing here."""
+        super().__init__()
         self._properties = properties
         self._names = Process("rocketmq-names")
-        self._broker = Process("rocketmq")
-        self._numbers = itertools.count(1)
         self._received: dict[str, list[Received]] = {}
         self._lib = Path()
         self._names_port = 0
         self._broker_port = 0
-        self.port = 0
 
     def start(self) -> None:
         if find_spec("rocketmq") is None:
@@ -88,7 +93,7 @@ class RocketServer(Server):
         self._lib = bring("rocketmq") / "lib"
         self._names_port, self.port = free_port(), free_port()
         self._broker_port = free_port(beside=1)  # the broker takes the next one, too
-        directory, store = self._broker.directory, self._broker.directory / "store"
+        directory, store = self.directory, self.directory / "store"
         ports = {"names_port": self._names_port, "broker_port": self._broker_port}
         names = self._names.directory / "names.conf"
         names.write_text(_NAMES.format(directory=self._names.directory, **ports))
@@ -120,33 +125,24 @@ class RocketServer(Server):
         self.restart()
 
     def stop(self) -> None:
-        for process in (self._broker, self._names):
+        for process in (self._process, self._names):
             process.kill()  # a gentle end takes many seconds, and nothing of it is kept
             process.stop()
 
-    def kill(self) -> None:
-        self._broker.kill()
-
     def restart(self) -> None:
-        directory = self._broker.directory
-        self._broker.log.write_text("")
-        proxy = self._java(self._broker, "-Xmx256m", *_OPENS, "org.apache.rocketmq.proxy.ProxyStartup")
+        directory = self.directory
+        self._process.log.write_text("")
+        proxy = self._java(self._process, "-Xmx256m", *_OPENS, "org.apache.rocketmq.proxy.ProxyStartup")
         # It rewrites the file that it was started with.
         configuration = directory / "broker.conf.own"
         configuration.write_text((directory / "broker.conf").read_text())
         files = ("-bc", str(configuration), "-pc", str(directory / "proxy.json"))
-        self._broker.start(
+        self._process.start(
             [*proxy, "-pm", "local", "-n", f"127.0.0.1:{self._names_port}", *files],
-            lambda: "rocketmq-proxy startup successfully" in self._broker.log.read_text(errors="replace"),
+            lambda: "rocketmq-proxy startup successfully" in self._process.log.read_text(errors="replace"),
             ROCKETMQ_HOME=str(directory),
         )
         self._until_it_takes_messages()
-
-    def freeze(self) -> None:
-        self._broker.freeze()
-
-    def thaw(self) -> None:
-        self._broker.thaw()
 
     def fresh(self) -> str:
         number = next(self._numbers)
