@@ -282,18 +282,12 @@ def test_an_async_function_is_refused(function: Callable[[Message], Awaitable[No
         blocking(function)
 
 
-@pytest.mark.parametrize("function", [None, b"x", 5, "send"])
-def test_what_cannot_be_called_is_refused(function: Any) -> None:
-    """`fn` must be callable."""
-    with pytest.raises(TypeError, match=r"^fn must be a function"):
-        blocking(function)
-
-
-@pytest.mark.parametrize(
-    ("threads", "error"),
-    [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError), (None, TypeError)],
-)
-def test_a_number_of_threads_that_is_none_is_refused(threads: Any, error: type[Exception]) -> None:
-    """`threads` must be a whole number of at least 1."""
-    with pytest.raises(error, match=r"^threads must"):
-        blocking(print, threads=threads)
+def test_what_cannot_be_called_is_refused() -> None:
+    """`fn` must be callable, and `threads` a whole number of at least 1."""
+    for function in (None, b"x", 5, "send"):
+        with pytest.raises(TypeError, match=r"^fn must be a function"):
+            blocking(function)  # type: ignore[arg-type]
+    for error, counts in ((ValueError, [0, -1]), (TypeError, [1.5, True, None])):
+        for threads in counts:
+            with pytest.raises(error, match=r"^threads must"):
+                blocking(print, threads=threads)  # type: ignore[arg-type]

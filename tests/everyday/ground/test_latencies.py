@@ -82,20 +82,12 @@ def test_they_come_back_from_their_encoding() -> None:
     assert histogram.get_value_at_percentile(50) == round(taken.at(0.5)[0] * 1e6)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "HIST",
-        "HISTFAAAABx4nJNpmSzMgADMUJoRRFybvITB",
-        "!!!!",
-        base64.b64encode(bytes.fromhex("1c849314") + (4).to_bytes(4, "big") + b"nope").decode(),
-    ],
-)
-def test_what_is_no_histogram_is_refused(text: str) -> None:
+def test_what_is_no_histogram_is_refused() -> None:
     """Whatever the library raises for it, it is a ValueError here."""
-    with pytest.raises(ValueError, match="no histogram that can be decoded"):
-        Latencies.decoded(text)
+    outside = base64.b64encode(bytes.fromhex("1c849314") + (4).to_bytes(4, "big") + b"nope").decode()
+    for text in ("", "HIST", "HISTFAAAABx4nJNpmSzMgADMUJoRRFybvITB", "!!!!", outside):
+        with pytest.raises(ValueError, match="no histogram that can be decoded"):
+            Latencies.decoded(text)
 
 
 @pytest.mark.parametrize("shape", [(1, LONGEST, 2), (1000, LONGEST, 3), (1, LONGEST * 1000, 3)])

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -16,12 +16,10 @@ import trio
 import trio.testing
 
 from localdelay import (
-    DelayQueue,
     Message,
     QueueFull,
     RateLimit,
     SqliteJournal,
-    Statistics,
     Throttled,
     aio,
     open_delay_queue,
@@ -32,8 +30,6 @@ from localdelay.portal.portal import Remote
 from tests.kit.journals import Disk, Gated, nothing, until
 from tests.kit.programs import python
 from tests.kit.waiting import until as wait_until
-
-Conserved = Callable[[DelayQueue], Statistics]
 
 
 async def throttled(*_: object) -> None:

@@ -22,8 +22,6 @@ from localdelay.entry import Entry
 from localdelay.keeping import Keeper
 from localdelay.queue.batch import blame
 
-STEADY = RetryPolicy(wait_initial=1, wait_max=8, wait_jitter=0)
-
 
 class Batches:
     """A batch sender that takes `duration` seconds and keeps what it was given."""

@@ -144,7 +144,3 @@ async def test_what_a_hand_back_raises_that_is_no_exception_leaves_drain_bare(
     assert caught.value is error
     assert calls == 1
     assert conserved(queue).waiting == 1
-
-
-async def send_back(message: Message, remaining: float) -> None:
-    await trio.lowlevel.checkpoint()

@@ -16,7 +16,6 @@ from localdelay.queue import lanes as piles
 from localdelay.queue import queue as queues_module
 
 Conserved: TypeAlias = Callable[[DelayQueue], Statistics]
-SCHEDULES = range(2)
 
 
 @attrs.frozen

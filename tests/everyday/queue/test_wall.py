@@ -52,18 +52,9 @@ def test_only_what_was_put_with_at_and_has_not_failed_moves() -> None:
     assert [move(plain), move(delayed), move(failed)] == [plain, delayed, failed]
     assert move(message(4, 230.0, at=2100.0)) == message(4, 150.0, at=2100.0)
     assert move(message(5, 30.0, at=1900.0)) == message(5, -50.0, at=1900.0)
-
-
-def test_what_was_past_when_it_was_put_stays() -> None:
-    """It meant now, and has not expired by that."""
-    put_at_40 = message(1, 40.0, at=5.0)
-    assert moved_entry(put_at_40, wall=2000.0, now=50.0, before=1870.0) == put_at_40
-
-
-def test_what_has_failed_and_was_rescheduled_moves() -> None:
-    """It waits for its time as one that is new does."""
-    rescheduled = (230.0, 1, (b"", None, "a", 2, 1, 230.0, False, None, 2100.0))
-    moved = moved_entry(rescheduled, wall=2000.0, now=50.0, before=1870.0)
+    meant_now = message(6, 40.0, at=5.0)  # what was past when it was put, and has not expired by that
+    assert move(meant_now) == meant_now
+    moved = move((230.0, 7, (b"", None, "a", 2, 1, 230.0, False, None, 2100.0)))  # failed, and rescheduled
     assert (moved[0], moved[2][5]) == (150.0, 150.0)
 
 

@@ -59,10 +59,6 @@ class Cluster:
     def up(self) -> None:
         self._call("broker_set_up", (c_int32,), _ALL)
 
-    def round_trip(self, milliseconds: int) -> None:
-        """How much longer each answer takes from now on."""
-        self._call("broker_set_rtt", (c_int32, c_int), _ALL, milliseconds)
-
     def push_errors(self, api_key: int, codes: Sequence[int]) -> None:
         """The next requests of this kind fail with these errors, one after the other."""
         array = (c_int * len(codes))(*codes)
