@@ -83,7 +83,7 @@ async def test_while_a_server_is_away(server: Server, caplog: pytest.LogCaptureF
     for nobody else: what is logged is for debugging at most, and a payload is never in it.
     """
     caplog.set_level(logging.DEBUG)
-    limit = 3.0
+    limit = 1.5
     waits, hurries = [await trio.to_thread.run_sync(server.fresh) for _ in range(2)]
     async with (
         open_broker(waits, confirm_timeout=200.0) as patient,
@@ -101,7 +101,7 @@ async def test_while_a_server_is_away(server: Server, caplog: pytest.LogCaptureF
                 await broker.send(message("lost", SECRET.encode()))
             with pytest.raises((*GIVEN_UP, PartialSendError)):
                 await broker.send_batch([message("a"), message("b")])
-            assert 1.5 * limit < trio.current_time() - begun < 10 * limit
+            assert 1.5 * limit < trio.current_time() - begun < 30
             with trio.move_on_after(0.1):
                 await broker.send(message("cancelled"))
         finally:

@@ -11,12 +11,8 @@ import trio.testing
 
 from localdelay import (
     AdaptiveLimit,
-    BreakerPolicy,
-    BreakerState,
     Fallback,
     Message,
-    RateLimited,
-    Reason,
     Route,
     Throttled,
     open_delay_queue,
@@ -55,23 +51,6 @@ async def publish_for(fallback: Fallback, seconds: float, rate: float, delay: fl
         routes.append((await fallback.publish(b"", delay=delay)).route)
         await trio.sleep(1 / rate)
     return routes
-
-
-async def test_most_of_what_the_primary_takes_it_gets(autojump_clock: trio.testing.MockClock) -> None:
-    """At five times the limit nine tenths of it go there, and hardly a call is refused; the rest is held."""
-    primary = Quota()
-    async with open_delay_queue(RecordingSender(), capacity=5000, workers=1) as queue:
-        fallback = Fallback(primary, queue, limit=AdaptiveLimit())
-        assert fallback.statistics().limit_rate is None
-        routes = await publish_for(fallback, 60.0, 50.0)
-        statistics = fallback.statistics()
-        assert routes.count(Route.PRIMARY) >= 0.9 * 600
-        assert primary.calls - routes.count(Route.PRIMARY) <= 0.1 * 600
-        assert statistics.limit_rate == pytest.approx(10, rel=0.1)
-        assert statistics.degraded[Reason.RATE_LIMITED] > 2000
-        assert isinstance((await fallback.publish(b"", delay=1.0)).reason, RateLimited | None)
-        assert statistics.breaker is BreakerState.CLOSED
-        await queue.drain(0.0)
 
 
 async def test_it_tells_when_it_begins_and_when_it_ends(
@@ -131,29 +110,6 @@ async def test_a_shared_limit_is_said_once(
     assert len([line for line in said if "off again" in line]) == 1
     begun = [record for record in caplog.records if record.getMessage().startswith("the broker refuses")]
     assert [record.levelno for record in begun] == [logging.WARNING]
-
-
-@pytest.mark.parametrize(
-    ("error", "state"),
-    [(Throttled("429"), BreakerState.CLOSED), (ConnectionResetError(), BreakerState.OPEN)],
-)
-async def test_the_breaker_is_for_a_primary_that_is_down(
-    error: Exception, state: BreakerState, autojump_clock: trio.testing.MockClock
-) -> None:
-    """Beside such a limit refusals do not open it; what does not answer does, and sets no limit."""
-
-    async def fail(message: Message, delay: float) -> None:
-        raise error
-
-    async with open_delay_queue(RecordingSender(), capacity=500, workers=1) as queue:
-        fallback = Fallback(
-            fail, queue, limit=AdaptiveLimit(), ambiguous="degrade", breaker=BreakerPolicy(wait_jitter=0.0)
-        )
-        await publish_for(fallback, 1.0, 20.0)
-        statistics = fallback.statistics()
-        assert statistics.breaker is state
-        assert (statistics.limit_rate is None) is (state is BreakerState.OPEN)
-        await queue.drain(0.0)
 
 
 async def test_messages_go_back_at_the_rate_that_was_found(

@@ -12,7 +12,6 @@ import trio
 import trio.testing
 
 from localdelay import (
-    BreakerOpen,
     BreakerPolicy,
     BreakerState,
     Fallback,
@@ -97,6 +96,7 @@ async def test_a_storm_of_ten_minutes(autojump_clock: trio.testing.MockClock, co
     assert (storm.calls, storm.calls_saved, storm.local) == (18, 2382, 2400)
     assert storm.degraded[Reason.AMBIGUOUS] == 18
     assert storm.breaker is BreakerState.OPEN
+    assert (storm.breaker_for, storm.retry_in) == (28.375, 1.625)  # it opened again at 271.5 s
     assert [when for when, _, _ in primary.calls[5:18]] == [
         *(1.5, 3.5, 7.5, 15.5),
         31.5,
@@ -117,31 +117,6 @@ async def test_a_storm_of_ten_minutes(autojump_clock: trio.testing.MockClock, co
         receipt.message.id for receipt in receipts
     }
     assert all(when == message.execute_at for when, message in sender.sent)
-
-
-async def test_while_it_is_open_nobody_waits_for_the_primary(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    """The receipt says why, and when the primary will be asked again."""
-    primary = always(DOWN)
-    async with open_delay_queue(RecordingSender(), capacity=50, workers=1) as queue:
-        fallback = Fallback(primary, queue, **STEADY)
-        for _ in range(5):
-            receipt = await fallback.publish(b"", delay=1.0)
-        assert receipt.reason is DOWN
-        await trio.sleep(0.25)
-        receipt = await fallback.publish(b"", delay=1.0)
-        assert receipt.route is Route.LOCAL
-        assert isinstance(receipt.reason, BreakerOpen)
-        assert receipt.reason.retry_after == 0.75
-        assert receipt.at_risk == 6
-        statistics = fallback.statistics()
-        assert (statistics.breaker, statistics.breaker_for, statistics.retry_in) == (
-            BreakerState.OPEN,
-            0.25,
-            0.75,
-        )
-    assert len(primary.calls) == 5
 
 
 async def test_due_sends_come_first_where_the_limit_is_shared(

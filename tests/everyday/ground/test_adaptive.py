@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from itertools import pairwise
 
 import hypothesis.strategies as st
@@ -282,30 +281,6 @@ def test_the_clock_of_another_run_begins_anew() -> None:
     clock.now = 0.0
     assert limit.try_acquire()
     assert limit.limit_rate is None
-
-
-def test_many_limits_on_one_primary_find_their_share() -> None:
-    """Ten of them before 100 calls a second, at twice that, for two minutes: none takes twice another's."""
-    clock, drawn = Clock(), random.Random(3)
-    limits = [AdaptiveLimit() for _ in range(10)]
-    for limit in limits:
-        limit.use_clock(clock)
-    tokens, taken, refused = 20.0, [0] * 10, 0
-    while clock.now < 1120.0:
-        passed = drawn.expovariate(200.0)
-        clock.now += passed
-        tokens = min(20.0, tokens + 100.0 * passed)
-        number = drawn.randrange(10)
-        if not limits[number].try_acquire():
-            continue
-        takes = tokens >= 1
-        tokens -= takes
-        taken[number] += takes
-        refused += not takes
-        limits[number].record(TAKEN if takes else THROTTLED, 0.0, None, drawn.random())
-    assert sum(taken) > 0.98 * 120 * 100
-    assert refused < 0.03 * sum(taken)
-    assert max(taken) < 2 * min(taken)
 
 
 @pytest.mark.parametrize("offered", [1.1, 2.0, 5.0, 20.0])

@@ -12,7 +12,6 @@ import trio
 import trio.testing
 
 from localdelay import AdaptiveLimit, Fallback, Message, RateLimit, Route, Throttled, costs, open_delay_queue
-from localdelay.breaker import TAKEN, THROTTLED
 from localdelay.limit import Limit
 from localdelay.testing import RecordingSender
 
@@ -131,29 +130,3 @@ async def test_what_is_handed_back_is_charged_as_a_delayed_publish(
             queue.put_nowait(b"", delay=3600.0)
         await queue.drain(3.0, hand_back)
     assert 6 <= len(returned) - while_running <= 7
-
-
-def test_a_rate_is_found_in_units_of_the_cost() -> None:
-    """Of a quota of 100 units a second, calls of five get twenty, and hardly one is refused.
-
-    The rate is looked at over half a minute: at one moment it may be that of a search for more.
-    """
-    now = 0.0
-    limit = AdaptiveLimit(cost=costs.APSARA_ROCKETMQ)
-    limit.use_clock(lambda: now)
-    left, taken, refused = 10.0, 0, 0
-    rates: list[float] = []
-    for step in range(4000):
-        now = step / 100
-        left = min(10.0, left + 1.0)
-        if limit.try_acquire(5):
-            takes = left >= 5
-            left -= 5 * takes
-            taken += 5 * takes
-            refused += 5 * (not takes)
-            limit.record(TAKEN if takes else THROTTLED, 0.0, None, 0.5, 5)
-        if now > 10:
-            rates.append(limit.limit_rate or 0.0)
-    assert sum(rates) / len(rates) == pytest.approx(100, rel=0.1)
-    assert taken >= 0.98 * 4000
-    assert refused <= 0.03 * taken

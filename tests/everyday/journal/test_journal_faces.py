@@ -27,6 +27,7 @@ from localdelay import (
 )
 from localdelay.journal.record import Record
 from localdelay.portal.portal import Remote
+from tests.kit.faces import FACES, Face
 from tests.kit.journals import Disk, Gated, nothing, until
 from tests.kit.programs import python
 from tests.kit.waiting import until as wait_until
@@ -110,35 +111,20 @@ class Count(Disk):
             self._sent -= len(gone)
 
 
-def burst(queue: threads.DelayQueue | aio.DelayQueue) -> None:
-    for _ in range(1000):
-        queue.put_nowait(b"", delay=0.0)
-
-
-def test_a_crash_repeats_one_message_a_thread() -> None:
+@pytest.mark.parametrize("face", FACES[1:3], ids=lambda face: face.name)
+def test_a_crash_repeats_one_message_a_worker(face: Face) -> None:
     """However fast the sends are: none is handed a message before the end of its last one is written."""
     disk = Count()
-    with threads.open_delay_queue(disk.send, capacity=1000, workers=7, journal=disk) as queue:
-        burst(queue)
-    assert queue.statistics().sent == 1000
+
+    async def scene(face: Face) -> None:
+        async with face.open(disk.send, capacity=1000, workers=7, journal=disk) as queue:
+            for _ in range(1000):
+                queue.put_nowait(b"", delay=0.0)
+        assert (await face.now(queue.statistics())).sent == 1000
+
+    face.play(scene, waits_for_threads=True)
     assert disk.most <= 7
     assert disk.rows == {}
-
-
-def test_a_crash_repeats_one_message_a_worker_on_asyncio() -> None:
-    """The same where one task sends many of them."""
-    disk = Count()
-
-    async def send(message: Message) -> None:
-        disk.send(message)
-
-    async def main() -> None:
-        async with aio.open_delay_queue(send, capacity=1000, workers=7, journal=disk) as queue:
-            burst(queue)
-        assert (await queue.statistics()).sent == 1000
-
-    asyncio.run(main())
-    assert disk.most <= 7
 
 
 def test_room_in_a_threaded_queue_with_a_journal() -> None:
