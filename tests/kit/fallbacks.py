@@ -16,14 +16,7 @@ import trio
 import trio.testing
 
 import localdelay
-from localdelay import (
-    Message,
-    QueueClosed,
-    Receipt,
-    Statistics,
-    aio,
-    threads,
-)
+from localdelay import Message, QueueClosed, Receipt, Statistics, aio, threads
 from localdelay.fallback.publishing import BaseFallback
 
 SOON, NEVER = 0.02, 300.0

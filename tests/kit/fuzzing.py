@@ -151,22 +151,10 @@ frames_of_nats = st.lists(
         [msg(INBOX + b".1", ACK), msg(INBOX + b".22", b""), msg(b"other", b"MSG INBOX.abc.1 1 5\r\n")]
     )
     | st.sampled_from(
-        [
-            hmsg(INBOX + b".3", b"NATS/1.0 503\r\n\r\n", b""),
-            b"PING\r\n",
-            b"-ERR 'x'\r\n",
-            b"+OK\r\n",
-            b"\r\n",
-        ]
+        [hmsg(INBOX + b".3", b"NATS/1.0 503\r\n\r\n", b""), b"PING\r\n", b"-ERR 'x'\r\n", b"+OK\r\n", b"\r\n"]
     )
     | st.sampled_from(
-        [
-            b"INFO {}\r\n",
-            b"MSG\r\n",
-            b"HMSG 1\r\n",
-            b"MSG x 1 -15\r\n",
-            hmsg(b"y", b"NATS/1.0\r\n\r\n", b"z"),
-        ]
+        [b"INFO {}\r\n", b"MSG\r\n", b"HMSG 1\r\n", b"MSG x 1 -15\r\n", hmsg(b"y", b"NATS/1.0\r\n\r\n", b"z")]
     ),
     min_size=1,
     max_size=6,

@@ -139,12 +139,7 @@ class Stage:
         self.watched = Watched()
 
     async def relay(
-        self,
-        script: Script,
-        sink: Sink | None = None,
-        *,
-        signals: Sequence[float] = (),
-        **settings: Any,
+        self, script: Script, sink: Sink | None = None, *, signals: Sequence[float] = (), **settings: Any
     ) -> Outcome:
         """Run one until its end, with signals at these times after its beginning."""
         # One worker, for Trio shuffles the order in which several send.

@@ -12,13 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from localdelay import (
-    Fallback,
-    Message,
-    Route,
-    Throttled,
-    open_delay_queue,
-)
+from localdelay import Fallback, Message, Route, Throttled, open_delay_queue
 from localdelay.listening import Event, Opened
 from localdelay.testing import RecordingSender
 from tests.kit.fakes import Primary

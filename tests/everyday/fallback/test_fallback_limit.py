@@ -9,14 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from localdelay import (
-    AdaptiveLimit,
-    Fallback,
-    Message,
-    Route,
-    Throttled,
-    open_delay_queue,
-)
+from localdelay import AdaptiveLimit, Fallback, Message, Route, Throttled, open_delay_queue
 from localdelay.listening import Event, LimitBegan, LimitEnded
 from localdelay.testing import RecordingSender
 

@@ -10,15 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from localdelay import (
-    BreakerPolicy,
-    BreakerState,
-    Cancelled,
-    Fallback,
-    Message,
-    Throttled,
-    open_delay_queue,
-)
+from localdelay import BreakerPolicy, BreakerState, Cancelled, Fallback, Message, Throttled, open_delay_queue
 from localdelay.fallback.router import World
 from localdelay.testing import RecordingSender
 from tests.kit.fallbacks import InThreads, OnAsyncio, OnTrio

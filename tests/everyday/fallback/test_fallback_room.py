@@ -9,15 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from localdelay import (
-    DelayQueue,
-    Fallback,
-    QueueFull,
-    Receipt,
-    Route,
-    Throttled,
-    open_delay_queue,
-)
+from localdelay import DelayQueue, Fallback, QueueFull, Receipt, Route, Throttled, open_delay_queue
 from localdelay.testing import RecordingSender
 from tests.kit.fakes import Primary
 

@@ -12,15 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from localdelay import (
-    DelayQueue,
-    DrainReport,
-    Message,
-    RateLimit,
-    Statistics,
-    open_delay_queue,
-    plan_drain,
-)
+from localdelay import DelayQueue, DrainReport, Message, RateLimit, Statistics, open_delay_queue, plan_drain
 from tests.kit.journals import Disk
 from tests.simulation.clock import Pace
 

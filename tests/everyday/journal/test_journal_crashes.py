@@ -21,10 +21,7 @@ import localdelay.journal.sqlite
 import localdelay.queue.admission
 from localdelay import Message, SqliteJournal, open_delay_queue
 from localdelay.journal.record import Record
-from tests.kit.journal_copies import (
-    Conserved,
-    Spy,
-)
+from tests.kit.journal_copies import Conserved, Spy
 from tests.kit.journals import Gated, content_of, nothing, until
 
 

@@ -15,16 +15,7 @@ import pytest
 import trio
 import trio.testing
 
-from localdelay import (
-    Message,
-    QueueFull,
-    RateLimit,
-    SqliteJournal,
-    Throttled,
-    aio,
-    open_delay_queue,
-    threads,
-)
+from localdelay import Message, QueueFull, RateLimit, SqliteJournal, Throttled, aio, open_delay_queue, threads
 from localdelay.journal.record import Record
 from localdelay.portal.portal import Remote
 from tests.kit.faces import FACES, Face

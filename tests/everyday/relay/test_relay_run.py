@@ -194,11 +194,7 @@ async def test_dead_letters_go_to_their_file(stage: Stage, autojump_clock: MockC
 
 @pytest.mark.parametrize("taken", [False, True])
 async def test_the_file_of_dead_letters_by_default(
-    stage: Stage,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    taken: bool,
-    autojump_clock: MockClock,
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: bool, autojump_clock: MockClock
 ) -> None:
     """It is in the current directory; where it can't be there, it is a temporary one."""
     monkeypatch.chdir(tmp_path)
@@ -217,9 +213,7 @@ async def test_the_file_of_dead_letters_by_default(
 
 
 async def test_dead_letters_that_can_not_be_written(
-    stage: Stage,
-    tmp_path: Path,
-    autojump_clock: MockClock,
+    stage: Stage, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     """It ends, and all that is left is written with the others, each given up one with its error."""
     letters = tmp_path / "gone" / "letters.jsonl"

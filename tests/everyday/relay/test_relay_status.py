@@ -106,11 +106,7 @@ GO_ON = "  localdelay relay --format jsonl --to 'nats://***@host/orders' < "
         ({}, 0, []),
         ({"stopped_by": 15}, 0, []),
         ({"wrong": 1}, 1, []),
-        (
-            {"dead": 2, "letters": Path("my letters")},
-            1,
-            ["Given up, and kept in 'my letters': 2 lines."],
-        ),
+        ({"dead": 2, "letters": Path("my letters")}, 1, ["Given up, and kept in 'my letters': 2 lines."]),
         ({"failure": "it broke"}, 1, ["Error: it broke"]),
         ({"wrong": 1, "stopped_by": 15}, 1, []),
         (

@@ -40,10 +40,7 @@ def cut(fault: str, scale: Scale, *, name: str, cycles: int, journal: bool) -> R
                 if name == "kafka":  # whose clients go by the addresses that it tells them, past the network
                     happens = partial(_cuts, server, draws, cycles)
                 return await underway.under_way(
-                    broker,
-                    happens,
-                    journal=place / "journal" if journal else None,
-                    draws=draws,
+                    broker, happens, journal=place / "journal" if journal else None, draws=draws
                 )
 
         books = trio.run(main)

@@ -82,12 +82,7 @@ def run(name: str, scale: Scale) -> Row:
         raise
     except Exception as error:  # noqa: BLE001 (it is in the table)
         traceback.print_exception(error)
-        return Row(
-            fault=name,
-            cycles=0,
-            seconds=watch.seconds,
-            wrong=(f"{type(error).__name__}: {error}",),
-        )
+        return Row(fault=name, cycles=0, seconds=watch.seconds, wrong=(f"{type(error).__name__}: {error}",))
 
 
 def run_all(names: Iterable[str], scale: Scale) -> Iterator[Row]:

@@ -38,11 +38,7 @@ class Books:
 
 
 async def under_way(
-    broker: Broker,
-    happens: Callable[[], Awaitable[object]],
-    *,
-    journal: Path | None,
-    draws: Random,
+    broker: Broker, happens: Callable[[], Awaitable[object]], *, journal: Path | None, draws: Random
 ) -> Books:
     """Put from before until after it `happens`; return when all is sent. Its books are checked meanwhile."""
     books = Books()
@@ -68,12 +64,7 @@ async def under_way(
         extra["journal"] = localdelay.SqliteJournal(journal)
     with trio.fail_after(_END_TIMEOUT):
         async with localdelay.open_delay_queue(
-            send,
-            capacity=_CAPACITY,
-            workers=20,
-            retry=_RETRY,
-            on_dead_letter=bury,
-            **extra,
+            send, capacity=_CAPACITY, workers=20, retry=_RETRY, on_dead_letter=bury, **extra
         ) as queue:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_look, queue, books)
