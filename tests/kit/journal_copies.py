@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import sqlite3
 import tempfile
 import threading
@@ -14,61 +12,17 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast
 
 import attrs
-import pytest
-from hypothesis import HealthCheck, settings
 
-import localdelay.journal.commits
-import localdelay.journal.sqlite
-import localdelay.queue.admission
+import localdelay.journal.layout
 from localdelay import DelayQueue, JournalError, SqliteJournal, Statistics
 from localdelay.journal.record import Kept, Record, encode
 from localdelay.journal.reserve import Reserve
 
-TIMES = int(os.environ.get("LOCALDELAY_FUZZ_EXAMPLES", "1"))
-TICK = 0.25
-SEND_TIMEOUT = 1.0
 EPOCH = 2.0**30
 """Of the wall clock. Like all other times a multiple of a tick, so that no sum is rounded."""
 Conserved: TypeAlias = Callable[[DelayQueue], Statistics]
-Step: TypeAlias = tuple[Any, ...]
 Files: TypeAlias = tuple[bytes, bytes]
 """The database, and its log."""
-
-
-def fuzzed(examples: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """So many examples: always the same, unless more are asked for."""
-    return settings(
-        max_examples=examples * TIMES,
-        derandomize=TIMES == 1,
-        print_blob=True,
-        database=None,
-        deadline=None,
-        suppress_health_check=[
-            HealthCheck.too_slow,
-            HealthCheck.data_too_large,
-            HealthCheck.function_scoped_fixture,
-        ],
-    )
-
-
-class TookTooLong(BaseException):
-    """No `Exception`: nothing that is tested may take it for an error of its own."""
-
-
-@pytest.fixture(autouse=True)
-def in_time() -> Iterator[None]:
-    """Ends a test that hangs, for virtual time stands still while the committing thread is busy."""
-
-    def end(*_: object) -> None:
-        raise TookTooLong
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.alarm(120 * TIMES)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def files_of(path: Path) -> Files:

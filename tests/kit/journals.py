@@ -27,6 +27,12 @@ class Disk:
     def open(self) -> list[Record]:
         return [record._replace(sending=key in self.sending) for key, record in self.rows.items()]
 
+    def writing(self) -> None:
+        """Called before each write, for whoever makes it wait or fail."""
+
+    def removed(self, count: int) -> None:
+        """Called after each write."""
+
     def write(
         self,
         kept: Sequence[Record],
@@ -35,6 +41,7 @@ class Disk:
         *,
         durable: bool,
     ) -> None:
+        self.writing()
         if kept or gone:
             self.writes.append(([record.id for record in kept], list(gone), durable))
         if self.error is not None and kept:
@@ -44,6 +51,7 @@ class Disk:
             self.rows.pop(key, None)
         # Last: a test that waits for it looks at the rows then.
         self.sending = self.sending if sending is None else set(sending)
+        self.removed(len(gone))
 
     def close(self) -> None:
         self.closed += 1
@@ -61,20 +69,12 @@ class Gated(Disk):
         self.begun, self.gate = threading.Event(), threading.Event()
         self._fails = fails
 
-    def write(
-        self,
-        kept: Sequence[Record],
-        gone: Sequence[int],
-        sending: Collection[int] | None = None,
-        *,
-        durable: bool,
-    ) -> None:
+    def writing(self) -> None:
         self.begun.set()
         assert self.gate.wait(20)
         fails, self._fails = self._fails, False
         if fails:
             raise JournalError("once")
-        super().write(kept, gone, sending, durable=durable)
 
 
 def content_of(directory: Path) -> dict[str, bytes]:

@@ -17,8 +17,6 @@ from typing import cast
 import pytest
 
 import localdelay.journal.commits
-import localdelay.journal.sqlite
-import localdelay.queue.admission
 from localdelay import Message, SqliteJournal, open_delay_queue
 from localdelay.journal.record import Record
 from tests.kit.journal_copies import Conserved, Spy

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from localdelay import JournalError, SqliteJournal
 from localdelay.journal.record import Record
-from tests.kit.journal_copies import EPOCH, Files, Reader, files_of, fuzzed, lay
+from tests.kit.fuzzing import fuzzed
+from tests.kit.journal_copies import EPOCH, Files, Reader, files_of, lay
 from tests.kit.journals import content_of
 
 
