@@ -6,14 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import trio
 
 import localdelay
 from localdelay import Message
-from localdelay.fallback.publishing import BaseFallback
 from localdelay.redis_plan import RedisTuning, open_redis_delay_queue
+from tests.kit.faces import Face
 from tests.kit.fallback_scenes import ANYWHERE
-from tests.kit.fallbacks import Primary, Scene, World
+from tests.kit.fallbacks import Scene, World
 from tests.kit.servers.redis import RedisServer
 
 
@@ -24,10 +23,11 @@ class OnRedis(World):
     in_memory = False
 
     def __init__(self, server: RedisServer) -> None:
+        super().__init__(Face(), localdelay.Fallback)
         self._server = server
 
     def play(self, scene: Scene) -> None:
-        trio.run(scene, self)
+        self.face.play(lambda _: scene(self), waits_for_threads=True)
 
     def opened(self, sent: list[Message], *, capacity: int, **options: Any) -> Any:
         async def send(message: Message) -> None:
@@ -36,9 +36,6 @@ class OnRedis(World):
         url = self._server.fresh()
         tuning = RedisTuning(confirm_within=0.02, linger=0.0, claim_ahead=60.0)
         return open_redis_delay_queue(send, url=url, shards=4, tuning=tuning, **options)
-
-    def fallback(self, primary: Primary, queue: Any, **options: Any) -> BaseFallback[Any, Any, Any]:
-        return localdelay.Fallback(primary.call_async, queue, **options)
 
 
 @pytest.mark.parametrize("scene", ANYWHERE, ids=lambda scene: scene.__name__)

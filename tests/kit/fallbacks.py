@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any, ClassVar, TypeAlias
@@ -18,6 +16,7 @@ import trio.testing
 import localdelay
 from localdelay import Message, QueueClosed, Receipt, Statistics, aio, threads
 from localdelay.fallback.publishing import BaseFallback
+from tests.kit.faces import Face, InThreads, OnAsyncio
 
 SOON, NEVER = 0.02, 300.0
 """Seconds: what is due within a scene, and what is not."""
@@ -98,42 +97,48 @@ class Stage:
         return await self.world.pending(self.queue)
 
     async def until(self, done: Callable[[], bool]) -> None:
-        for _ in range(4000):
-            if done():
-                return
-            await self.world.sleep(0.005)
-        pytest.fail("it never was so")
+        await self.world.face.until(done)
 
 
-class World(ABC):
-    """How a fallback is opened, called and waited for in one world."""
+class World:
+    """How a fallback is opened, called and waited for beside one of the faces."""
 
-    name: ClassVar[str]
     in_memory: ClassVar[bool] = True
 
-    @abstractmethod
+    def __init__(self, face: Face, kind: type[BaseFallback[Any, Any, Any]]) -> None:
+        self.face = face
+        self._kind = kind
+
+    @property
+    def name(self) -> str:
+        return self.face.name
+
     def play(self, scene: Scene) -> None:
         """Run a scene to its end."""
+        self.face.play(lambda _: scene(self))
 
-    @abstractmethod
     def opened(self, sent: list[Message], **options: Any) -> Any:
         """An open queue that sends into a list."""
+        return self.face.opened(self.face.takes(sent.append), **options)
 
-    @abstractmethod
     def fallback(self, primary: Primary, queue: Any, **options: Any) -> BaseFallback[Any, Any, Any]:
         """A fallback of this world."""
+        blocks = isinstance(self.face, InThreads)
+        if options.pop("cancels", False):
+            options["cancel_delayed"] = primary.cancel if blocks else primary.cancel_async
+        return self._kind(primary.call if blocks else primary.call_async, queue, **options)
 
     async def now(self, result: Any) -> Any:
         """What a call of this world comes to."""
-        return await result
+        return await self.face.now(result)
 
     async def pending(self, queue: Any) -> int:
         """How many messages a queue holds."""
-        statistics: Statistics = queue.statistics()
+        statistics: Statistics = await self.now(queue.statistics())
         return statistics.pending
 
     async def sleep(self, seconds: float) -> None:
-        await trio.sleep(seconds)
+        await self.face.sleep(seconds)
 
     @asynccontextmanager
     async def stage(self, queue: dict[str, Any] | None = None, **options: Any) -> AsyncIterator[Stage]:
@@ -150,75 +155,8 @@ class World(ABC):
 
 Scene: TypeAlias = Callable[[World], Coroutine[Any, Any, None]]
 
-
-class OnTrio(World):
-    """`localdelay.Fallback`, in virtual time."""
-
-    name = "trio"
-
-    def play(self, scene: Scene) -> None:
-        trio.run(scene, self, clock=trio.testing.MockClock(autojump_threshold=0))
-
-    def opened(self, sent: list[Message], **options: Any) -> Any:
-        async def send(message: Message) -> None:
-            sent.append(message)
-
-        return localdelay.open_delay_queue(send, **options)
-
-    def fallback(self, primary: Primary, queue: Any, **options: Any) -> BaseFallback[Any, Any, Any]:
-        if options.pop("cancels", False):
-            options["cancel_delayed"] = primary.cancel_async
-        return localdelay.Fallback(primary.call_async, queue, **options)
-
-
-class InThreads(World):
-    """`localdelay.threads.Fallback`: nothing waits but in a call that blocks."""
-
-    name = "threads"
-
-    def play(self, scene: Scene) -> None:
-        with pytest.raises(StopIteration):
-            scene(self).send(None)
-
-    @asynccontextmanager
-    async def opened(self, sent: list[Message], **options: Any) -> AsyncIterator[Any]:
-        with threads.open_delay_queue(sent.append, **options) as queue:
-            yield queue
-
-    def fallback(self, primary: Primary, queue: Any, **options: Any) -> BaseFallback[Any, Any, Any]:
-        if options.pop("cancels", False):
-            options["cancel_delayed"] = primary.cancel
-        return threads.Fallback(primary.call, queue, **options)
-
-    async def now(self, result: Any) -> Any:
-        return result
-
-    async def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)  # noqa: ASYNC251 (there is no loop here)
-
-
-class OnAsyncio(World):
-    """`localdelay.aio.Fallback`."""
-
-    name = "asyncio"
-
-    def play(self, scene: Scene) -> None:
-        asyncio.run(scene(self))
-
-    def opened(self, sent: list[Message], **options: Any) -> Any:
-        async def send(message: Message) -> None:
-            sent.append(message)
-
-        return aio.open_delay_queue(send, **options)
-
-    def fallback(self, primary: Primary, queue: Any, **options: Any) -> BaseFallback[Any, Any, Any]:
-        if options.pop("cancels", False):
-            options["cancel_delayed"] = primary.cancel_async
-        return aio.Fallback(primary.call_async, queue, **options)
-
-    async def pending(self, queue: Any) -> int:
-        statistics: Statistics = await queue.statistics()
-        return statistics.pending
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+WORLDS = [
+    World(Face(), localdelay.Fallback),
+    World(InThreads(), threads.Fallback),
+    World(OnAsyncio(), aio.Fallback),
+]

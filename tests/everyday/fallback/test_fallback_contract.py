@@ -12,19 +12,19 @@ import pytest
 from localdelay import QueueClosed, RateLimit, Route
 from localdelay.arguments import NOT_GIVEN
 from tests.kit.fallback_scenes import ANYWHERE, IN_MEMORY
-from tests.kit.fallbacks import InThreads, OnAsyncio, OnTrio, Scene, Stage, World
+from tests.kit.fallbacks import WORLDS, Scene, Stage, World
 
-WORLDS = pytest.mark.parametrize("world", [OnTrio(), InThreads(), OnAsyncio()], ids=lambda world: world.name)
+every_world = pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.name)
 
 
 @pytest.mark.parametrize("scene", [*ANYWHERE, *IN_MEMORY], ids=lambda scene: scene.__name__)
-@WORLDS
+@every_world
 def test_every_world_plays_it_alike(world: World, scene: Scene) -> None:
     """Each scene says in its docstring what must be so."""
     world.play(scene)
 
 
-@WORLDS
+@every_world
 def test_a_fallback_shares_the_limit_of_each_key_with_its_queue(world: World) -> None:
     """It takes its queue's key where it is given none."""
     world.play(_share)
@@ -44,7 +44,7 @@ async def _share(world: World) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing can be forked here")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-@WORLDS
+@every_world
 @pytest.mark.parametrize("call", ["publish", "cancel"])
 def test_a_forked_child_publishes_and_cancels_nothing(world: World, call: str) -> None:
     """It raises `QueueClosed`, though another thread had the locks."""

@@ -13,7 +13,7 @@ import trio.testing
 from localdelay import BreakerPolicy, BreakerState, Cancelled, Fallback, Message, Throttled, open_delay_queue
 from localdelay.fallback.router import World
 from localdelay.testing import RecordingSender
-from tests.kit.fallbacks import InThreads, OnAsyncio, OnTrio
+from tests.kit.fallbacks import WORLDS
 from tests.kit.fallbacks import World as AnyWorld
 
 
@@ -178,7 +178,7 @@ async def test_what_may_have_gone_back_is_cancelled_there_too(
         await queue.drain(0.0)
 
 
-@pytest.mark.parametrize("world", [OnTrio(), InThreads(), OnAsyncio()], ids=lambda world: world.name)
+@pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.name)
 def test_a_drain_from_inside_a_hand_back_is_refused(world: AnyWorld) -> None:
     """It would wait for itself, and nobody would ever end it."""
     told: list[str] = []

@@ -31,12 +31,9 @@ class Scale:
 @contextmanager
 def redis() -> Iterator[RedisServer]:
     """A Redis that loses nothing that it has confirmed. Raises `NotInstalled`."""
-    server = RedisServer()
-    try:
-        server.start()
+    with broker("redis") as server:
+        assert isinstance(server, RedisServer)
         yield server
-    finally:
-        server.stop()
 
 
 @contextmanager
