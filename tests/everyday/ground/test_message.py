@@ -6,12 +6,28 @@ import copy
 import pickle
 import subprocess
 import sys
+from itertools import islice
 
 import attrs
 import pytest
 
 from localdelay import Message
 from localdelay.message import NO_HEADERS, headers_size, number_of, numbers, render_id
+
+
+def test_ids_are_unique_and_never_change() -> None:
+    """Every number gives another id, and the same one each time somebody looks."""
+    messages = [Message(number, b"", 0.0) for number in islice(numbers(), 1000)]
+    ids = [message.id for message in messages]
+    assert len(set(ids)) == 1000
+    assert [message.id for message in messages] == ids
+    assert all(isinstance(id, str) and id.isprintable() and id.isascii() for id in ids)
+
+
+def test_an_id_chosen_by_the_caller_is_kept() -> None:
+    """An id that is text is taken as it is, also where it looks like a number."""
+    assert Message("order 7", b"", 0.0).id == "order 7"
+    assert Message("17", b"", 0.0).id == "17"
 
 
 def test_no_number_is_seen_in_an_id_of_another_shape() -> None:
