@@ -51,16 +51,6 @@ def test_the_index_does_what_a_dict_does(operations: list[tuple[str, list[int]]]
         assert all(page[-1] for page in index._pages.values())
 
 
-def test_an_empty_payload_is_a_body_too() -> None:
-    """What is falsy is there all the same."""
-    index = Index()
-    index.put(7, b"")
-    assert index.get(7) == b""
-    assert index.pop(7) == b""
-    assert index.pop(7) is None
-    assert not index._pages
-
-
 async def test_queues_that_share_a_process_have_numbers_close_together(autojump_clock: Any) -> None:
     """However many queues there are, and however their puts alternate, pages are full."""
     async with AsyncExitStack() as stack:
