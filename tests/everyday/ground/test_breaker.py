@@ -93,51 +93,6 @@ def test_open_it_lets_no_call_through_until_the_wait_is_over() -> None:
     assert tested.retry_at == math.inf
 
 
-def test_it_closes_when_all_trials_are_taken() -> None:
-    """Two of two; and the window begins anew."""
-    tested = opened()
-    assert call(tested, TAKEN, 1.0) is HALF_OPEN
-    assert call(tested, TAKEN, 1.5) is CLOSED
-    assert tested.since == 1.5
-    assert call(tested, DOWN, 2.0) is CLOSED
-    assert call(tested, DOWN, 2.0) is CLOSED
-
-
-def test_one_failed_trial_opens_it_again_for_longer() -> None:
-    """1, 2, 4, and then 5 seconds, which is the most; after a closing it is 1 again."""
-    tested = opened()
-    now = 0.0
-    for wait in (1.0, 2.0, 4.0, 5.0, 5.0):
-        assert tested.retry_at - now == wait
-        now = tested.retry_at
-        assert call(tested, DOWN, now) is OPEN
-    now = tested.retry_at
-    call(tested, TAKEN, now)
-    assert call(tested, TAKEN, now) is CLOSED
-    for _ in range(3):
-        call(tested, DOWN, now)
-    assert tested.retry_at - now == 1.0
-
-
-def test_a_trial_that_says_nothing_is_made_again() -> None:
-    """Cut off or failed otherwise: its place is free."""
-    tested = opened()
-    for _ in range(5):
-        assert call(tested, OTHER, 1.0) is HALF_OPEN
-    call(tested, TAKEN, 1.0)
-    assert call(tested, TAKEN, 1.0) is CLOSED
-
-
-def test_the_jitter_lengthens_the_wait() -> None:
-    """By up to the share that the policy says."""
-    tested = breaker(wait_jitter=0.5)
-    for _ in range(3):
-        ticket = tested.ask(0.0)
-        assert ticket is not None
-        tested.record(0.0, ticket, DOWN, jitter=0.8)
-    assert tested.retry_at == pytest.approx(1.4)
-
-
 def test_trials_that_never_end_do_not_use_up_the_trials() -> None:
     """After the patience they have failed: it opens for longer, and what comes of them is too late."""
     tested = Breaker(POLICY, 0.0, patience=30.0)
@@ -153,20 +108,6 @@ def test_trials_that_never_end_do_not_use_up_the_trials() -> None:
         tested.record(33.0, ticket, DOWN)
     assert call(tested, TAKEN, 34.0) is HALF_OPEN
     assert call(tested, TAKEN, 34.0) is CLOSED
-
-
-def test_an_outcome_from_before_a_change_says_nothing() -> None:
-    """Calls that were let through while it was closed do not spoil, or make, a trial."""
-    tested = breaker()
-    late = [tested.ask(0.0) for _ in range(3)]
-    for _ in range(3):
-        call(tested, DOWN, 0.0)
-    trial = tested.ask(1.0)
-    assert trial is not None
-    for ticket, outcome in zip(late, (TAKEN, TAKEN, DOWN), strict=True):
-        assert ticket is not None
-        tested.record(1.0, ticket, outcome)
-        assert tested.state is HALF_OPEN
 
 
 def test_a_forced_closing_keeps_the_long_wait_and_a_reset_does_not() -> None:

@@ -14,17 +14,6 @@ from localdelay.settling import Confirmation, Settling, caused_by, raise_failure
 MESSAGES = [Message(id, b"", 0.0) for id in "abc"]
 
 
-async def test_one_message_is_confirmed_or_raises_its_error() -> None:
-    """`of_one` returns on success and raises what the message failed with."""
-    good, bad, error = Confirmation(), Confirmation(), OSError("no")
-    good.settle(0, None)
-    bad.settle(0, error)
-    await good.of_one()
-    with pytest.raises(OSError) as raised:  # noqa: PT011 (compared below)
-        await bad.of_one()
-    assert raised.value is error
-
-
 async def test_a_batch_waits_for_its_last_message() -> None:
     """`of_all` goes on only when every position is settled."""
     confirmation = Confirmation(3)
@@ -34,11 +23,6 @@ async def test_a_batch_waits_for_its_last_message() -> None:
     for position in (2, 0, 1):
         confirmation.settle(position, None)
     await confirmation.of_all(MESSAGES)
-
-
-async def test_a_batch_of_none_waits_for_nothing() -> None:
-    """There is nothing that could be settled."""
-    await Confirmation(0).of_all([])
 
 
 async def test_a_batch_names_what_failed() -> None:

@@ -40,20 +40,6 @@ async def test_who_must_go_waits_in_the_order_of_the_calls(autojump_clock: trio.
     assert times == [(0, 0.0), (1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)]
 
 
-async def test_who_could_go_elsewhere_comes_last(autojump_clock: trio.testing.MockClock) -> None:
-    """While calls of `acquire` wait, `try_acquire` finds nothing."""
-    limit = RateLimit(10.0, burst=1)
-    assert limit.try_acquire()
-    async with trio.open_nursery() as nursery:
-        for _ in range(5):
-            nursery.start_soon(limit.acquire)
-        await trio.sleep(0.45)
-        assert limit.available < 1
-        assert not limit.try_acquire()
-        await trio.sleep(0.16)
-        assert limit.try_acquire()
-
-
 async def test_a_cancelled_wait_costs_nothing(autojump_clock: trio.testing.MockClock) -> None:
     """Its tokens are given back."""
     limit = RateLimit(1.0, burst=1)
