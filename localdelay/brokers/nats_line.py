@@ -110,10 +110,11 @@ class Connection(Line):
             elif frame.kind == b"-ERR":
                 self._refused(frame.said)
             elif frame.kind in MESSAGES:
-                self._answered(frame)
+                self.answered(frame)
         return rest
 
-    def _answered(self, answer: Frame) -> None:
+    def answered(self, answer: Frame) -> None:
+        """Settle what a message that has come is the answer to."""
         parcel = self._under_way.pop(answer.said, None)
         if parcel is None:
             subject, came = self._question
@@ -187,22 +188,26 @@ class Connection(Line):
             return absent
         absent = False
         try:
-            names = await self.ask("NAMES", {"subject": subject})
+            names = await self.ask("STREAM.NAMES", {"subject": subject})
             absent = "error" not in names and not names["streams"]
         except Exception as error:  # noqa: BLE001 (then nobody can tell)
             logger.debug("which stream holds %s: %s", subject, in_a_line(error))
         self._absent[subject] = (trio.current_time(), absent)
         return absent
 
-    async def ask(self, verb: str, content: Mapping[str, str]) -> Any:
+    async def ask(self, verb: str, content: Mapping[str, Any], within: float = _LOOKUP_TIMEOUT) -> Any:
         """What JetStream answers, one question at a time; None where there is no JetStream.
 
         Raises `trio.TooSlowError`, and `ConnectionError`.
         """
         came = trio.Event()
-        reply, body = self._reply(), json.dumps(content).encode()
-        self._question, self._answer = (reply, came), b""
-        self.send(b"PUB $JS.API.STREAM.%b %b %d\r\n%b\r\n" % (verb.encode(), reply, len(body), body))
-        with trio.fail_after(_LOOKUP_TIMEOUT):
+        self._question, self._answer = (self.call(verb, content), came), b""
+        with trio.fail_after(within):
             await came.wait()
         return json.loads(self._answer) if self._answer else None
+
+    def call(self, verb: str, content: Mapping[str, Any]) -> bytes:
+        """Have JetStream do something; what it answers comes to the subject that this returns."""
+        reply, body = self._reply(), json.dumps(content).encode()
+        self.send(b"PUB $JS.API.%b %b %d\r\n%b\r\n" % (verb.encode(), reply, len(body), body))
+        return reply

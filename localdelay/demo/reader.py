@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, closing
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import trio
 
+from localdelay.brokers.line import connect_socket
 from localdelay.brokers.nats import stream_subjects
-from localdelay.brokers.nats_answers import Frame, frames
+from localdelay.brokers.nats_answers import Frame
+from localdelay.brokers.nats_line import Connection
+from localdelay.brokers.outbox import Outbox
 from localdelay.brokers.wire import ID
 from localdelay.demo.report import Run
 from localdelay.demo.server import ServerError
@@ -24,11 +26,10 @@ _CONFIG = {"name": _CONSUMER, "ack_policy": "none", "inactive_threshold": 3_600_
 # Twice as many are on their way. Of the largest messages the server would not keep many more for a client
 # that is slow: it would hang up.
 _AT_ONCE = 25
-_CONNECT = json.dumps({"verbose": False, "pedantic": False, "headers": True, "protocol": 1, "lang": "python"})
 _ID = f"\r\n{ID}: ".encode()
 
 
-class Reader:
+class Reader(Connection):
     """A JetStream consumer of a stream that is made for it; `open_reader` opens it.
 
     It reads nothing twice, having nothing to acknowledge: a duplicate here is one in the stream. (A plain
@@ -36,14 +37,11 @@ class Reader:
     nobody.) A reading's time is Trio's clock when it is told of: what reading takes is part of the lateness.
     """
 
-    def __init__(self, stream: trio.SocketStream, subject: str, run: Run) -> None:
+    def __init__(self, connected: socket.socket, subject: str, run: Run) -> None:
         """`run` is told of each message; the stream has its name."""
-        self._stream = stream
+        super().__init__(connected, Outbox(lambda error: error, 0, 0), "_INBOX", again=False)
         self._subject = subject
         self._run = run
-        self._inbox = f"_INBOX.{secrets.token_hex(11)}"
-        self._answer, self._answers = trio.open_memory_channel[dict[str, Any]](1)
-        self._writing = trio.Lock()
 
     async def backlog(self) -> tuple[int, int]:
         """(scheduled, unread): what waits in the broker for its time, and what is due and not here yet."""
@@ -52,9 +50,8 @@ class Reader:
         stored = (state.get("subjects") or {}).get(self._subject, 0)
         return state["messages"] - stored, stored - self._run.readings
 
-    async def open(self) -> None:
+    async def make(self) -> None:
         """Make the stream, and begin to read it. Raises `ServerError` where the server takes no schedules."""
-        await self._write(f"CONNECT {_CONNECT}\r\nSUB {self._inbox} 1\r\n".encode())
         name = self._run.name
         stream = {"name": name, "subjects": stream_subjects(self._subject), "storage": "memory"}
         made = await self._request(f"STREAM.CREATE.{name}", {**stream, "allow_msg_schedules": True})
@@ -63,64 +60,49 @@ class Reader:
         asked = {"stream_name": name, "config": {**_CONFIG, "filter_subject": self._subject}}
         await self._request(f"CONSUMER.CREATE.{name}.{_CONSUMER}", asked)
         for _ in range(2):  # while the one is answered the next is there
-            await self._ask_for_more()
+            self._ask_for_more()
 
-    async def close(self) -> None:
+    async def remove(self) -> None:
         """Delete the stream."""
         await self._request(f"STREAM.DELETE.{self._run.name}", {})
 
-    async def listen(self) -> None:
+    async def listen(self) -> NoReturn:
         """Take what comes. Raises `ConnectionError` at the end."""
-        rest = b""
-        async for data in self._stream:
-            found, rest = frames(rest + data)
-            for frame in found:
-                await self._take(frame)
-        raise ConnectionError("it has closed the connection")
+        raise await self.lost()
 
-    async def _take(self, frame: Frame) -> None:
-        if frame.kind == b"PING":
-            await self._write(b"PONG\r\n")
-        elif frame.said == self._subject.encode():
-            self._run.read(frame.headers.partition(_ID)[2].partition(b"\r\n")[0].decode())
-            if self._run.readings % _AT_ONCE == 0:
-                await self._ask_for_more()
-        elif frame.said == self._inbox.encode() and frame.data:  # without any it tells of the consumer's end
-            self._answer.send_nowait(json.loads(frame.data))
+    def answered(self, answer: Frame) -> None:
+        """Note a message that has come."""
+        if answer.said != self._subject.encode():
+            super().answered(answer)
+            return
+        self._run.read(answer.headers.partition(_ID)[2].partition(b"\r\n")[0].decode())
+        if self._run.readings % _AT_ONCE == 0:
+            self._ask_for_more()
 
-    async def _ask_for_more(self) -> None:
-        await self._publish(f"CONSUMER.MSG.NEXT.{self._run.name}.{_CONSUMER}", {"batch": _AT_ONCE})
+    def _ask_for_more(self) -> None:
+        self.call(f"CONSUMER.MSG.NEXT.{self._run.name}.{_CONSUMER}", {"batch": _AT_ONCE})
 
-    async def _request(self, what: str, content: dict[str, Any]) -> dict[str, Any]:
+    async def _request(self, what: str, content: Mapping[str, Any]) -> Any:
         """What JetStream answers; `ServerError` where it says no, or nothing."""
-        await self._publish(what, content)
-        with trio.move_on_after(_API_TIMEOUT):
-            answer = await self._answers.receive()
-            if "error" in answer:
-                raise ServerError(f"the NATS server says: {answer['error'].get('description')}")
-            return answer
-        raise ServerError("the NATS server does not answer")
-
-    async def _publish(self, what: str, content: dict[str, Any]) -> None:
-        body = json.dumps(content)
-        await self._write(f"PUB $JS.API.{what} {self._inbox} {len(body)}\r\n{body}\r\n".encode())
-
-    async def _write(self, data: bytes) -> None:
-        async with self._writing:
-            await self._stream.send_all(data)
+        try:
+            answer = await self.ask(what, content, _API_TIMEOUT)
+        except trio.TooSlowError:
+            raise ServerError("the NATS server does not answer") from None
+        if "error" in answer:
+            raise ServerError(f"the NATS server says: {answer['error'].get('description')}")
+        return answer
 
 
 @asynccontextmanager
 async def open_reader(url: str, subject: str, run: Run) -> AsyncIterator[Reader]:
     """Make a stream, read it from its beginning for the length of an `async with` block, and delete it."""
     server = urlsplit(url)
-    async with (
-        await trio.open_tcp_stream(server.hostname or "", server.port or 0) as stream,
-        bare_nursery() as nursery,
-    ):
-        reader = Reader(stream, subject, run)
-        nursery.start_soon(reader.listen)
-        await reader.open()
-        yield reader
-        await reader.close()
-        nursery.cancel_scope.cancel()
+    host, port = server.hostname or "", server.port or 0
+    with closing(Reader(await connect_socket(host, port), subject, run)) as reader:
+        await reader.open(host, {}, needs_tls=False)
+        async with bare_nursery() as nursery:
+            nursery.start_soon(reader.listen)
+            await reader.make()
+            yield reader
+            await reader.remove()
+            nursery.cancel_scope.cancel()

@@ -1,15 +1,18 @@
-"""What the demo counts: a run as it happens, and how it is reckoned up at its end."""
+"""What the demo counts: a run as it happens, and at its end what it came to, and what happened when."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
 import attrs
 import trio
 
-from localdelay.demo.timeline import Bucket, timeline
 from localdelay.listening import Degraded, Event, HandedBack, Reason
+
+COLUMNS = 64
+"""A timeline has no more steps than that: it fits beside a label in a line of text."""
 
 
 @attrs.define
@@ -89,6 +92,22 @@ class RunResult:
 
 
 @attrs.frozen
+class Bucket:
+    """One step of time, which ends where the next one begins. Rates are in messages a second."""
+
+    at: float
+    """Seconds from the first publish to the beginning of the step."""
+    primary: float
+    """Published, and taken by the broker's delayed publish."""
+    local: float
+    """Published, and held in memory."""
+    handed_back: float
+    """Held in memory until now, and taken by the broker's delayed publish."""
+    found: float | None
+    """What the limit let through at the end of the step; None while it let all through."""
+
+
+@attrs.frozen
 class FallbackResult(RunResult):
     """The run with `Fallback`: all but the readings is what it told its listener."""
 
@@ -136,3 +155,50 @@ def reckon_fallback(run: Run) -> FallbackResult:
 def percentile(ascending: Sequence[float], share: float) -> float | None:
     """The smallest value that at least this share of the values does not exceed; None of no values."""
     return ascending[max(1, math.ceil(share * len(ascending))) - 1] if ascending else None
+
+
+def timeline(
+    primary: Sequence[float],
+    local: Sequence[float],
+    handed_back: Sequence[float],
+    found: Sequence[tuple[float, float | None]],
+) -> list[Bucket]:
+    """The buckets of what happened at these times, in seconds since the first publish, to the last of them.
+
+    `found` has the rates that were found, each with the time when it was looked at, in the order of time.
+    """
+    times = [*primary, *local, *handed_back]
+    if not times:
+        return []
+    step = step_for(max(times))
+    count = int(max(times) / step) + 1
+    rates = [_rates(row, step, count) for row in (primary, local, handed_back)]
+    begins = [round(number * step, 1) for number in range(count)]
+    return [Bucket(*row) for row in zip(begins, *rates, _last(found, step, count), strict=True)]
+
+
+def step_for(seconds: float) -> float:
+    """The shortest step of 0.1, 0.2, 0.5, 1, 2, 5, 10, ... s that needs no more than `COLUMNS` for this."""
+    steps = (digit * int(10**power) / 10 for power in itertools.count() for digit in (1, 2, 5))
+    return next(step for step in steps if int(seconds / step) < COLUMNS)
+
+
+def step_of(buckets: Sequence[Bucket]) -> float:
+    """How long each of these buckets is; there is at least one."""
+    return buckets[1].at if len(buckets) > 1 else step_for(0.0)
+
+
+def _rates(times: Sequence[float], step: float, count: int) -> list[float]:
+    counts = [0] * count
+    for at in times:
+        counts[int(at / step)] += 1
+    return [number / step for number in counts]
+
+
+def _last(found: Sequence[tuple[float, float | None]], step: float, count: int) -> list[float | None]:
+    """What was seen last by the end of each step."""
+    seen = {int(at / step): rate for at, rate in found}
+    rates: list[float | None] = []
+    for number in range(count):
+        rates.append(seen.get(number, rates[-1] if rates else None))
+    return rates

@@ -19,6 +19,7 @@ from localdelay.demo.report import Report, Run, reckon, reckon_fallback
 from localdelay.demo.server import Server, ServerError, running_server
 from localdelay.nurseries import bare_nursery
 from localdelay.signals import Stopped, heard
+from localdelay.units import format_duration, format_number
 
 MAX_MESSAGES = 1_000_000
 """Both the demo and its server keep every message in memory."""
@@ -121,12 +122,26 @@ async def _one_run(run: Run, publish: Publish, scene: Scene, server: Server, pro
         bare_nursery() as nursery,
     ):
         nursery.start_soon(_report_progress, run, progress, scene.delay + _STUCK_AFTER)
-        await publish(scene, broker, run)
+        try:
+            await publish(scene, broker, run)
+        except* (TimeoutError, ConnectionError) as errors:
+            await reader.backlog()  # `ServerError` where it is the server that does not answer
+            raise ServerError(_behind(scene, run)) from errors
         await trio.sleep_until(max(run.due.values()))
         await _read_all(reader)
         nursery.cancel_scope.cancel()
         run.finished = True
         progress(run)
+
+
+def _behind(scene: Scene, run: Run) -> str:
+    """That publishes waited for their answers for too long, though the server gives them."""
+    answered, published = run.refused + len(run.primary), len(scene.messages)
+    return (
+        f"the demo could not keep up on this machine: of {published:,} publishes at "
+        f"{format_number(scene.rate)}/s {answered:,} had an answer after {format_duration(run.now)}; "
+        "try a lower --rate"
+    )
 
 
 async def _publish_plainly(scene: Scene, broker: Broker, run: Run) -> None:

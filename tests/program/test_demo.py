@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from click.testing import CliRunner, Result
 
 from localdelay.cli import main
 from localdelay.demo import scene as scenes
 from localdelay.demo import server as servers
+from localdelay.demo.report import Run
 from tests.kit import commands
 from tests.kit.commands import COMMAND
 from tests.kit.programs import ran
@@ -291,3 +293,21 @@ def test_a_server_that_dies(temporary: Path) -> None:
     *progress, last = said.splitlines()
     assert last.startswith("Error: the NATS server has ended by itself; its last words: ")
     assert all(line.startswith("plain: ") for line in progress)
+
+
+async def test_a_peak_that_this_machine_has_no_time_for() -> None:
+    """Publishes that have waited too long for a server that answers: it is the demo that did not keep up."""
+    run = Run("plain")
+
+    async def publish(*_: object) -> None:
+        run.start, run.refused, run.primary = trio.current_time() - 12.5, 5, [0.1, 0.2]
+        raise ExceptionGroup("", [TimeoutError("it took no more within 10 s")] * 2)
+
+    scene = scenes.Scene([b"x"] * 9000, 4500.0, 1.0)
+    async with servers.running_server(max_buffered=20) as server:
+        with pytest.raises(servers.ServerError) as raised:
+            await scenes._one_run(run, publish, scene, server, lambda _: None)
+    assert str(raised.value) == (
+        "the demo could not keep up on this machine: of 9,000 publishes at 4,500/s 7 had an answer after "
+        "12.5 s; try a lower --rate"
+    )

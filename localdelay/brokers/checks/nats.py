@@ -22,9 +22,9 @@ async def look(where: Address) -> list[Finding]:
         nursery.start_soon(connection.lost)
         try:
             config: dict[str, Any] | None = {}  # there is no JetStream
-            if (names := await connection.ask("NAMES", {"subject": where.target})) is not None:
+            if (names := await connection.ask("STREAM.NAMES", {"subject": where.target})) is not None:
                 name = next(iter(names.get("streams") or ()), None)  # None: there is no stream
-                config = (await connection.ask(f"INFO.{name}", {})).get("config") if name else None
+                config = (await connection.ask(f"STREAM.INFO.{name}", {})).get("config") if name else None
         except trio.TooSlowError:
             raise ConnectionError("it does not say which streams there are: may this user ask?") from None
         nursery.cancel_scope.cancel()

@@ -9,8 +9,7 @@ import attrs
 import pytest
 import trio
 
-from localdelay.cli.demo import exit_code
-from localdelay.cli.demo_report import closing
+from localdelay.cli.demo import closing, exit_code
 from localdelay.demo import scene as scenes
 from localdelay.demo import server as servers
 from localdelay.demo.report import FallbackResult, Report, Run, percentile, reckon

@@ -9,11 +9,9 @@ import pytest
 import trio
 
 import localdelay
-from localdelay.cli.demo import parts
-from localdelay.cli.demo_report import timeline_lines
+from localdelay.cli.demo import parts, timeline_lines
 from localdelay.cli.terminal import fitted
-from localdelay.demo.report import Run
-from localdelay.demo.timeline import COLUMNS, Bucket, step_for, step_of, timeline
+from localdelay.demo.report import COLUMNS, Bucket, Run, step_for, step_of, timeline
 
 
 @pytest.mark.parametrize(
