@@ -6,17 +6,37 @@ the figures are medians over the rounds. README.md in this folder says what each
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 import attrs
 import click
+import trio
 
+from localdelay import Message
+from localdelay.brokers import open_broker
 from tests.kit.servers.all import NAMES, make
 from tests.kit.servers.process import NotInstalled, Server
 
-from .samples import Result, facts, heading, in_process, load, median, medians, or_failed, save, shown, table
+from .bare import Bare, Sent, in_nursery
+from .samples import (
+    Result,
+    distribution,
+    facts,
+    heading,
+    in_process,
+    median,
+    medians,
+    ms,
+    or_failed,
+    progress,
+    show,
+    shown,
+    table,
+    table_option,
+)
 
 LOCALDELAY, BARE, AWAITED = "localdelay", "bare", "awaited"
 NOBODY_WAITS = frozenset(NAMES) - {"nats", "redis"}
@@ -150,17 +170,44 @@ def _cells(shape: Result) -> Sequence[str]:
             cells += [_rate(shape[who]), f"{shown(ratio, '.2f')}{missed}"]
         else:
             cells += ["", ""]
-    p99s = [shape[who].get("p99") for who in (LOCALDELAY, BARE)]
-    return [*cells, *(shown(None if p99 is None else 1e3 * p99, ".2f", " ms") for p99 in p99s)]
+    return [*cells, *(shown(ms(shape[who].get("p99")), ".2f", " ms") for who in (LOCALDELAY, BARE))]
 
 
 def _rate(figures: Result) -> str:
     return shown(figures.get("rate"), ",.0f", "/s")
 
 
-def _sample(arguments: dict[str, Any]) -> Result:
-    result: Result = in_process("brokers_sample", json.dumps(arguments))
-    return result
+async def _through_localdelay(url: str, payload: bytes, *, count: int, at_once: int, batch: int) -> Sent:
+    """What `bare` does, with `send` or `send_batch`."""
+    numbers = iter(range(count))
+    async with open_broker(url) as broker:
+
+        async def publish() -> None:
+            due = trio.current_time()
+            messages = [Message(f"m{next(numbers)}", payload, due) for _ in range(batch)]
+            await (broker.send(*messages) if batch == 1 else broker.send_batch(messages))
+
+        return await in_nursery(publish, turns=count // batch, at_once=at_once)
+
+
+def confirmed(broker: str, who: str, url: str, size: int, batch: int, **load: int) -> Result:
+    """One sample: messages/s, and the percentiles of the times, in seconds."""
+    publish: Bare = getattr(import_module(f"bench.bare.{broker}"), who, _run_ours)
+    sent = publish(url, bytes(size), batch=batch, **load)
+    found = distribution(sent.times)
+    return {
+        "rate": found.count * batch / sent.seconds,
+        "p50": found.p50,
+        "p99": found.p99,
+        "max": found.max,
+    }
+
+
+def _run_ours(url: str, payload: bytes, **load: int) -> Sent:
+    return trio.run(partial(_through_localdelay, url, payload, **load))
+
+
+SAMPLES = {"confirmed": confirmed}
 
 
 @click.command()
@@ -169,18 +216,15 @@ def _sample(arguments: dict[str, Any]) -> Result:
 @click.option("--size", type=click.IntRange(min=1), default=Settings().size, show_default=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=Settings().rounds, show_default=True)
 @click.option("--quick", is_flag=True, help="One short round: to see that it works. It is not saved.")
-@click.option("--table", "saved", is_flag=True, help="Only print the table of what was saved.")
+@table_option
 def main(brokers: tuple[str, ...], messages: int, size: int, rounds: int, quick: bool, saved: bool) -> None:
     """Measure confirmed messages/s and send times for each broker, beside its bare client.
 
     Writes bench/results/brokers.json, and prints the README's table of it.
     """
-    if not saved:
-        settings = Settings(brokers or NAMES, *((1000, size, 1) if quick else (messages, size, rounds)))
-        measured = measure(settings, _sample, lambda line: click.echo(line, err=True))
-        if not quick:
-            save("brokers", measured)
-    click.echo("\n".join(lines(load("brokers") if saved else measured)))
+    settings = Settings(brokers or NAMES, *((1000, size, 1) if quick else (messages, size, rounds)))
+    take = partial(in_process, "brokers", "confirmed")
+    show("brokers", lines, partial(measure, settings, take, progress), saved=saved, keep=not quick)
 
 
 if __name__ == "__main__":

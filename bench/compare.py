@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
-import attrs
 import click
 
 from localdelay.benchmark.compare import run
@@ -12,12 +12,12 @@ from localdelay.benchmark.comparison import Comparison
 from localdelay.cli.compare import report as told
 from localdelay.cli.output import laid_out
 
-from .samples import Result, facts, heading, load, save
+from .samples import Result, facts, heading, progress, show, table_option
 
 
 def measure(asked: Comparison) -> Result:
     """Run it; what the command prints is kept beside what it measured."""
-    report = run(asked, lambda plan, what: click.echo(f"{plan or 'all'}: {what}", err=True))
+    report = run(asked, lambda plan, what: progress(f"{plan or 'all'}: {what}"))
     printed = [str(line) for line in laid_out(told(report))]
     return {"facts": facts("compare"), **report.as_json(), "printed": printed}
 
@@ -30,20 +30,14 @@ def lines(measured: Result) -> Iterator[str]:
 
 @click.command()
 @click.option("--quick", is_flag=True, help="Shorter: to see that it works. It is not saved.")
-@click.option("--table", "saved", is_flag=True, help="Only print what was saved.")
+@table_option
 def main(quick: bool, saved: bool) -> None:
     """Compare queues in memory and in Redis.
 
     Writes bench/results/compare.json, and prints what `localdelay compare` prints.
     """
-    if saved:
-        measured = load("compare")
-    else:
-        asked = Comparison()
-        measured = measure(attrs.evolve(asked, quick=True, seconds=0.5) if quick else asked)
-        if not quick:
-            save("compare", measured)
-    click.echo("\n".join(lines(measured)))
+    asked = Comparison(quick=True, seconds=0.5) if quick else Comparison()
+    show("compare", lines, partial(measure, asked), saved=saved, keep=not quick)
 
 
 if __name__ == "__main__":

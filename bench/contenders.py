@@ -38,11 +38,32 @@ class Asked:
     capacity: int
     workers: int = 20
 
+    @property
+    def room(self) -> dict[str, Any]:
+        """As all queues are told it."""
+        return {"capacity": self.capacity, "workers": self.workers}
+
+    async def send(self, execute_at: float, payload: bytes) -> None:
+        """What a rival sends with."""
+        self.times.begin(execute_at, payload)
+
+    async def send_message(self, message: localdelay.Message) -> None:
+        """What a queue of Trio's sends with."""
+        self.times.begin(message.execute_at, message.payload)
+
+    async def send_batch(self, messages: Sequence[localdelay.Message]) -> None:
+        """The same with batches."""
+        self.times.begin_batch(messages)
+
+    def send_on_its_clock(self, message: localdelay.Message) -> None:
+        """What a queue sends with whose execute-at is on a clock of its own."""
+        self.times.begin(NO_TIME, message.payload)
+
 
 Opener: TypeAlias = Callable[[Asked], AbstractAsyncContextManager[Opened]]
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class Contender:
     """One row of the table."""
 
@@ -68,37 +89,12 @@ def _ending(opener: Opener) -> Opener:
     return opened
 
 
-def _sending(asked: Asked) -> dict[str, Any]:
-    begin = asked.times.begin
-
-    async def send(message: localdelay.Message) -> None:
-        begin(message.execute_at, message.payload)
-
-    return {"send": send, "capacity": asked.capacity, "workers": asked.workers}
-
-
-def _one_by_one(**options: Any) -> Opener:
+def _queue(*, in_batches: bool = False, **options: Any) -> Opener:
     @_ending
     @asynccontextmanager
     async def opened(asked: Asked) -> AsyncIterator[Opened]:
-        async with localdelay.open_delay_queue(**_sending(asked), **options) as queue:
-            yield Opened(queue.put_nowait, queue.put)
-
-    return opened
-
-
-def _in_batches(**options: Any) -> Opener:
-    @_ending
-    @asynccontextmanager
-    async def opened(asked: Asked) -> AsyncIterator[Opened]:
-        begin_batch = asked.times.begin_batch
-
-        async def send_batch(messages: Sequence[localdelay.Message]) -> None:
-            begin_batch(messages)
-
-        async with localdelay.open_delay_queue(
-            send_batch=send_batch, capacity=asked.capacity, workers=asked.workers, **options
-        ) as queue:
+        how: dict[str, Any] = {"send_batch": asked.send_batch} if in_batches else {"send": asked.send_message}
+        async with localdelay.open_delay_queue(**how, **asked.room, **options) as queue:
             yield Opened(queue.put_nowait, queue.put)
 
     return opened
@@ -116,7 +112,7 @@ def _through_fallback(
     @_ending
     @asynccontextmanager
     async def opened(asked: Asked) -> AsyncIterator[Opened]:
-        async with localdelay.open_delay_queue(**_sending(asked)) as queue:
+        async with localdelay.open_delay_queue(asked.send_message, **asked.room) as queue:
             breaker = localdelay.BreakerPolicy() if is_down else None
             fallback = localdelay.Fallback(primary, queue, limit=limit, breaker=breaker)
             if is_down:
@@ -127,27 +123,15 @@ def _through_fallback(
 
 
 @_ending
-@asynccontextmanager
-async def _literal(asked: Asked) -> AsyncIterator[Opened]:
-    begin = asked.times.begin
-
-    async def send(execute_at: float, payload: bytes) -> None:
-        begin(execute_at, payload)
-
-    async with open_literal_port(send, capacity=asked.capacity, workers=asked.workers) as port:
-        yield port
+def _literal(asked: Asked) -> AbstractAsyncContextManager[Opened]:
+    return open_literal_port(asked.send, **asked.room)
 
 
 @_ending
 @asynccontextmanager
 async def _task_per_message(asked: Asked) -> AsyncIterator[Opened]:
-    begin = asked.times.begin
-
-    async def send(execute_at: float, payload: bytes) -> None:
-        begin(execute_at, payload)
-
     async with trio.open_nursery() as nursery:
-        yield Opened(TaskPerMessage(nursery, send).put_nowait)
+        yield Opened(TaskPerMessage(nursery, asked.send).put_nowait)
 
 
 @asynccontextmanager
@@ -157,22 +141,15 @@ async def _call_at(asked: Asked) -> AsyncIterator[Opened]:
 
 @asynccontextmanager
 async def _call_at_task(asked: Asked) -> AsyncIterator[Opened]:
-    begin = asked.times.begin
-
-    async def send(execute_at: float, payload: bytes) -> None:
-        begin(execute_at, payload)
-
-    yield Opened(CallAtTask(send).put_nowait)
+    yield Opened(CallAtTask(asked.send).put_nowait)
 
 
 @asynccontextmanager
 async def _aio(asked: Asked) -> AsyncIterator[Opened]:
-    begin = asked.times.begin
-
     async def send(message: localdelay.Message) -> None:
-        begin(NO_TIME, message.payload)
+        asked.send_on_its_clock(message)
 
-    async with aio.open_delay_queue(send, capacity=asked.capacity, workers=asked.workers) as queue:
+    async with aio.open_delay_queue(send, **asked.room) as queue:
         yield Opened(queue.put_nowait, queue.put, queue.pause, queue.resume)
         await queue.drain(grace=0.0)
 
@@ -186,12 +163,7 @@ async def _heap_of_threads(asked: Asked) -> AsyncIterator[Opened]:
 
 @asynccontextmanager
 async def _threads(asked: Asked) -> AsyncIterator[Opened]:
-    begin = asked.times.begin
-
-    def send(message: localdelay.Message) -> None:
-        begin(NO_TIME, message.payload)
-
-    with threads.open_delay_queue(send, capacity=asked.capacity, workers=asked.workers) as queue:
+    with threads.open_delay_queue(asked.send_on_its_clock, **asked.room) as queue:
 
         async def hold() -> None:
             queue.pause()
@@ -228,91 +200,44 @@ HEAP, CALL_AT_TASK = "threads-heapq", "asyncio-call_at-task"
 CLOSED_BREAKER, LIMITED, OPEN_BREAKER, REFUSED = (
     f"localdelay-fallback{suffix}" for suffix in ("", "-limit", "-down", "-refused")
 )
+_OURS, _AWAITED, _THREADED = (*ALL, "five", "await"), (*ALL, "await"), (*ALL, "producers")
+_UNLIMITED = _through_fallback(limit=localdelay.RateLimit(1e9))
 
 CONTENDERS = MappingProxyType(
     {
-        GO: Contender(title="Go: channel, 20 goroutines", world=PROGRAM, likely=500_000),
-        JAVA: Contender(title="Java: DelayQueue, 20 threads", world=PROGRAM, likely=70_000),
-        LITERAL: Contender(title="literal port on Trio", world="trio", open=_literal, likely=30_000),
-        "trio-tasks": Contender(
-            title="Trio, a task a message", world="trio", open=_task_per_message, likely=5_000
-        ),
-        LOCALDELAY: Contender(
-            title="localdelay, send",
-            world="trio",
-            open=_one_by_one(),
-            likely=100_000,
-            figures=(*ALL, "five", "await"),
-        ),
-        BATCH: Contender(
-            title="localdelay, send_batch",
-            world="trio",
-            open=_in_batches(),
-            likely=200_000,
-            figures=(*ALL, "five", "await"),
-        ),
+        GO: Contender("Go: channel, 20 goroutines", PROGRAM, likely=500_000),
+        JAVA: Contender("Java: DelayQueue, 20 threads", PROGRAM, likely=70_000),
+        LITERAL: Contender("literal port on Trio", "trio", _literal, 30_000),
+        "trio-tasks": Contender("Trio, a task a message", "trio", _task_per_message, 5_000),
+        LOCALDELAY: Contender("localdelay, send", "trio", _queue(), 100_000, _OURS),
+        BATCH: Contender("localdelay, send_batch", "trio", _queue(in_batches=True), 200_000, _OURS),
         LEAN: Contender(
-            title="localdelay, send_batch, cancellable=False",
-            world="trio",
-            open=_in_batches(cancellable=False),
-            likely=200_000,
-            figures=(*ALL, "five", "await"),
+            "localdelay, send_batch, cancellable=False",
+            "trio",
+            _queue(in_batches=True, cancellable=False),
+            200_000,
+            _OURS,
         ),
-        "asyncio-call_at": Contender(
-            title="asyncio, call_at a message", world="asyncio", open=_call_at, likely=20_000
-        ),
-        CALL_AT_TASK: Contender(
-            title="asyncio, call_at and a task a message", world="asyncio", open=_call_at_task, likely=20_000
-        ),
-        AIO: Contender(
-            title="localdelay.aio, coroutine send",
-            world="asyncio",
-            open=_aio,
-            likely=20_000,
-            figures=(*ALL, "await"),
-        ),
-        HEAP: Contender(
-            title="threads, heapq and a Condition",
-            world="threads",
-            open=_heap_of_threads,
-            likely=50_000,
-            figures=(*ALL, "producers"),
-        ),
-        THREADS: Contender(
-            title="localdelay.threads, blocking send",
-            world="threads",
-            open=_threads,
-            likely=20_000,
-            figures=(*ALL, "producers"),
-        ),
+        "asyncio-call_at": Contender("asyncio, call_at a message", "asyncio", _call_at, 20_000),
+        CALL_AT_TASK: Contender("asyncio, call_at and a task a message", "asyncio", _call_at_task, 20_000),
+        AIO: Contender("localdelay.aio, coroutine send", "asyncio", _aio, 20_000, _AWAITED),
+        HEAP: Contender("threads, heapq and a Condition", "threads", _heap_of_threads, 50_000, _THREADED),
+        THREADS: Contender("localdelay.threads, blocking send", "threads", _threads, 20_000, _THREADED),
         CLOSED_BREAKER: Contender(
-            title="Fallback, primary takes all",
-            world="trio",
-            open=_through_fallback(),
-            figures=("await",),
+            "Fallback, primary takes all", "trio", _through_fallback(), figures=("await",)
         ),
-        LIMITED: Contender(
-            title="Fallback, the same with a RateLimit",
-            world="trio",
-            open=_through_fallback(limit=localdelay.RateLimit(1e9)),
-            figures=("await",),
-        ),
+        LIMITED: Contender("Fallback, the same with a RateLimit", "trio", _UNLIMITED, figures=("await",)),
         OPEN_BREAKER: Contender(
-            title="Fallback, breaker open",
-            world="trio",
-            open=_through_fallback(is_down=True),
-            figures=("await",),
+            "Fallback, breaker open", "trio", _through_fallback(is_down=True), figures=("await",)
         ),
         REFUSED: Contender(
-            title="Fallback, primary refuses all",
-            world="trio",
-            open=_through_fallback(refuses=True),
+            "Fallback, primary refuses all",
+            "trio",
+            _through_fallback(refuses=True),
             figures=("await", "memory"),
         ),
-        BARE: Contender(title="bare memory channel", world="trio", open=_bare_channel, figures=("put",)),
-        "payloads": Contender(
-            title="payloads in a list", world="trio", open=_list_of_payloads, figures=("memory",)
-        ),
+        BARE: Contender("bare memory channel", "trio", _bare_channel, figures=("put",)),
+        "payloads": Contender("payloads in a list", "trio", _list_of_payloads, figures=("memory",)),
     }
 )
 """In the order of the table."""

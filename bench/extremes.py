@@ -18,7 +18,7 @@ import click
 
 from .extremes_scenes import FROZEN
 from .figures import Figure, rows
-from .samples import ROOT, Result, facts, heading, load, save, table
+from .samples import ROOT, Result, command, facts, heading, progress, show, table, table_option
 
 Arguments: TypeAlias = dict[str, Any]
 
@@ -89,16 +89,17 @@ def in_process(kind: str, arguments: Arguments) -> list[Figure]:
 
     Raises `subprocess.CalledProcessError` if it fails.
     """
-    command = [sys.executable, "-m", "bench.extremes_scenes", kind, json.dumps(arguments)]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as child:
+    words = command("extremes_scenes", kind, arguments)
+    with subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdin is not None and child.stdout is not None  # noqa: PT018
         try:
             line = child.stdout.readline()
             if line.strip() == FROZEN:
-                stopped, woken = _freeze(child, arguments["frozen"])
-                child.stdin.write(f"{stopped!r} {woken!r}\n")
+                child.send_signal(signal.SIGSTOP)
+                time.sleep(arguments["frozen"])
+                woken = time.perf_counter()
+                child.send_signal(signal.SIGCONT)
+                child.stdin.write(f"{woken!r}\n")
                 child.stdin.flush()
                 line = child.stdout.readline()
             child.stdin.close()
@@ -106,17 +107,8 @@ def in_process(kind: str, arguments: Arguments) -> list[Figure]:
         finally:
             child.kill()  # also one that is stopped; nothing to one that has ended
     if status:
-        raise subprocess.CalledProcessError(status, command)
+        raise subprocess.CalledProcessError(status, words)
     return [Figure(**figure) for figure in json.loads(line)]
-
-
-def _freeze(child: subprocess.Popen[str], seconds: float) -> tuple[float, float]:
-    stopped = time.perf_counter()
-    child.send_signal(signal.SIGSTOP)
-    time.sleep(seconds)
-    woken = time.perf_counter()
-    child.send_signal(signal.SIGCONT)
-    return stopped, woken
 
 
 def measure(
@@ -131,14 +123,9 @@ def measure(
         try:
             figures = run_sample(sample.kind, sample.arguments)
         except subprocess.CalledProcessError as failed:
-            figures = [
-                Figure(
-                    "failed, with exit status", failed.returncode, at_most=0, note="standard error says why"
-                )
-            ]
-            if failed.returncode < 0:
-                # A negative status is the signal that ended it, and no figure under the target.
-                figures = [attrs.evolve(figures[0], name="ended by signal", value=-failed.returncode)]
+            # A negative status is the signal that ended it, and no figure under the target.
+            what = "ended by signal" if failed.returncode < 0 else "failed, with exit status"
+            figures = [Figure(what, abs(failed.returncode), at_most=0, note="standard error says why")]
         measured.append((sample.title, figures))
     return measured
 
@@ -157,7 +144,7 @@ def lines(measured: Result) -> Iterator[str]:
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(NAMES))
 @click.option("--quick", is_flag=True, help="Small and short: to see that it works. It is not saved.")
-@click.option("--table", "saved", is_flag=True, help="Only print the table of what was saved.")
+@table_option
 def main(names: tuple[str, ...], quick: bool, saved: bool) -> None:
     """Measure the extreme scenes, all or those named.
 
@@ -165,20 +152,18 @@ def main(names: tuple[str, ...], quick: bool, saved: bool) -> None:
     exit status is 1 if a scene failed, or if a message was lost, early or sent twice. The full `backlog`
     needs 11 GB of memory and some five minutes.
     """
-    if saved:
-        told = load("extremes")
-    else:
-        settings = QUICK if quick else Settings()
+    settings = QUICK if quick else Settings()
+
+    def measured() -> Result:
         samples = [sample for sample in plan(settings) if not names or sample.scene in names]
-        measured = measure(samples, in_process, lambda line: click.echo(line, err=True))
-        told = {
+        scenes = dict(measure(samples, in_process, progress))
+        return {
             "facts": facts("extremes"),
             "settings": attrs.asdict(settings),
-            "scenes": {title: [attrs.asdict(figure) for figure in figures] for title, figures in measured},
+            "scenes": {title: list(map(attrs.asdict, figures)) for title, figures in scenes.items()},
         }
-        if not quick and not names:
-            save("extremes", told)
-    click.echo("\n".join(lines(told)))
+
+    told = show("extremes", lines, measured, saved=saved, keep=not quick and not names)
     if any(figure.is_broken_promise for figures in _scenes(told).values() for figure in figures):
         sys.exit(1)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import gc
 import math
 import statistics
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 
 import trio
@@ -19,7 +18,7 @@ from localdelay.benchmark.result import Distribution
 
 from .extremes_probes import Arrivals, Collections, Heartbeat, ResidentPeak, Steps, account
 from .figures import Figure
-from .samples import BODY_BYTES, body, distribution, waited_for_a_core
+from .samples import BODY_BYTES, body, distribution, ms, progress, waited_for_a_core
 
 WORKERS = 20
 _HOUR = 3600.0
@@ -30,9 +29,12 @@ _ALLOWANCE = 2.0
 """How many times the calibrated time the fill may take before the first of its messages is due."""
 
 
-def progress(line: str) -> None:
-    """Say on standard error what is going on."""
-    print(f"  {line}", file=sys.stderr, flush=True)
+async def in_chunks(count: int) -> AsyncIterator[int]:
+    """The numbers below this; after each chunk of them the others on the loop have their turn."""
+    for number in range(count):
+        yield number
+        if number % CHUNK == 0:
+            await trio.lowlevel.checkpoint()
 
 
 async def backlog(pending: int, rate: float, seconds: float) -> list[Figure]:
@@ -78,7 +80,9 @@ async def backlog(pending: int, rate: float, seconds: float) -> list[Figure]:
             ratio = await _cost_ratio(queue, empty, incoming + pending, start + delay, rate, clock)
             full = peak.look()
             heart.enter("waiting")
-            progress(f"{pending:,} pending after {filled_in:.1f} s; they fall due in {start - clock():.1f} s")
+            progress(
+                f"  {pending:,} pending after {filled_in:.1f} s; they fall due in {start - clock():.1f} s"
+            )
             await trio.sleep_until(start)
             heart.enter("running")
             trio.lowlevel.add_instrument(steps)
@@ -90,7 +94,7 @@ async def backlog(pending: int, rate: float, seconds: float) -> list[Figure]:
             running, waited_after = peak.look(), waited_for_a_core()
             trio.lowlevel.remove_instrument(steps)
             heart.enter("ended")
-            progress("counting every message")
+            progress("  counting every message")
 
             # One instant, without an await: what was sent and what waits must be everything that was put.
             now, books = clock(), queue.statistics()
@@ -113,10 +117,10 @@ async def backlog(pending: int, rate: float, seconds: float) -> list[Figure]:
     per_message = None if full is None or before is None else (full - before) / pending - BODY_BYTES
     resident = None if running is None or peak.bytes is None else peak.bytes / 1e9
     return [
-        Figure("lateness p50", _ms(late.p50), "ms"),
-        Figure("lateness p99", _ms(late.p99), "ms", 2.0),
-        Figure("lateness max", _ms(late.max), "ms", 100.0),
-        Figure("the load's own lateness p99", _ms(put_late.p99), "ms", 10.0),
+        Figure("lateness p50", ms(late.p50), "ms"),
+        Figure("lateness p99", ms(late.p99), "ms", 2.0),
+        Figure("lateness max", ms(late.max), "ms", 100.0),
+        Figure("the load's own lateness p99", ms(put_late.p99), "ms", 10.0),
         Figure("sent in the run", sent),
         Figure("overdue at its end", len(overdue)),
         Figure("pending at its end", left),
@@ -140,10 +144,6 @@ async def backlog(pending: int, rate: float, seconds: float) -> list[Figure]:
         Figure("  the longest of all", 1e3 * pause, "ms"),
         Figure("all collections, share of the run", 100 * collecting, "%"),
     ]
-
-
-def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else 1e3 * seconds
 
 
 def _open(arrivals: Arrivals, capacity: int) -> AbstractAsyncContextManager[localdelay.DelayQueue]:
@@ -171,17 +171,12 @@ async def _fill(
 ) -> None:
     """Put `count` messages, numbered from `first`; the k-th is due at start + k / rate."""
     put_nowait = queue.put_nowait
-    told = 0
-    for chunk in range(0, count, CHUNK):
-        for number in range(chunk, min(count, chunk + CHUNK)):
-            # The clock is read for every message: a delay that is computed from an older reading would
-            # make each chunk's first messages due before the last ones of the chunk before.
-            delay = max(0.0, start + number / rate - clock())
-            put_nowait(body(first + number), delay=delay)
-        if chunk - told > count / 10:
-            told = chunk
-            progress(f"{chunk:,} put")
-        await trio.lowlevel.checkpoint()
+    async for number in in_chunks(count):
+        # The clock is read for every message: a delay that is computed from an older reading would make each
+        # chunk's first messages due before the last ones of the chunk before.
+        put_nowait(body(first + number), delay=max(0.0, start + number / rate - clock()))
+        if number and number % max(1, count // 10) == 0:
+            progress(f"  {number:,} put")
 
 
 async def _cost_ratio(

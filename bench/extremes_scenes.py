@@ -1,31 +1,25 @@
-"""One sample of one extreme scene, in a process of its own.
-
-`python -m bench.extremes_scenes KIND ARGUMENTS`, ARGUMENTS a JSON object, prints the figures as JSON.
-`bench.extremes` starts these; that is the script to run.
-"""
+"""The scenes of `bench.extremes`, each of which answers with its figures."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import json
-import logging
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Literal
 
 import attrs
 import trio
 
 import localdelay
-from localdelay.benchmark.load import CHUNK
 from localdelay.benchmark.process import resident_bytes
 
-from .extremes_backlog import WORKERS, backlog, progress
+from .extremes_backlog import WORKERS, backlog, in_chunks
 from .extremes_probes import Arrivals, Collections, Heartbeat, Steps, account, longest
 from .figures import Figure
-from .samples import BODY_BYTES, body, distribution
+from .samples import BODY_BYTES, Result, body, distribution, progress
 
 _HOUR = 3600.0
 _WARM_UP = 2_000
@@ -86,18 +80,14 @@ def _trim() -> bool:
 
 async def _put_and_cancel(queue: localdelay.DelayQueue, messages: int, when: str) -> None:
     ids: list[str] = []
-    for number in range(messages):
+    async for number in in_chunks(messages):
         accepted = queue.put_nowait(body(number), delay=_HOUR)
         if when == "at once":
             queue.cancel(accepted.id)
         else:
             ids.append(accepted.id)
-        if number % CHUNK == 0:
-            await trio.lowlevel.checkpoint()
-    for number, known in enumerate(ids):
-        queue.cancel(known)
-        if number % CHUNK == 0:
-            await trio.lowlevel.checkpoint()
+    async for number in in_chunks(len(ids)):
+        queue.cancel(ids[number])
 
 
 async def index(messages: int) -> list[Figure]:
@@ -113,7 +103,7 @@ async def index(messages: int) -> list[Figure]:
         ) as queue:
             gc.collect()
             before = resident_bytes()
-            for number in range(messages):
+            async for number in in_chunks(messages):
                 if number == messages // 2:
                     half = resident_bytes()
                 payload = body(number)
@@ -123,8 +113,6 @@ async def index(messages: int) -> list[Figure]:
                 over += took > 0.001
                 if took > slowest:
                     slowest, its_cpu = took, cpu_clock() - cpu
-                if number % CHUNK == 0:
-                    await trio.lowlevel.checkpoint()
             scope.cancel()
     per_message = None
     if before is not None and half is not None:
@@ -144,10 +132,8 @@ async def idle(messages: int, seconds: float, timer: Literal["auto", "trio"]) ->
         async with localdelay.open_delay_queue(
             _ignore, capacity=messages, workers=WORKERS, cancellable=False, timer=timer
         ) as queue:
-            for number in range(messages):
+            async for number in in_chunks(messages):
                 queue.put_nowait(body(number), delay=_HOUR)
-                if number % CHUNK == 0:
-                    await trio.lowlevel.checkpoint()
             await trio.sleep(0.5)
             steps = Steps()
             trio.lowlevel.add_instrument(steps)
@@ -172,7 +158,7 @@ async def burst(
 
     With `frozen` the process is to be stopped by a signal for so many seconds meanwhile: it says `FROZEN` on
     its standard output when that may begin, and reads from its standard input, as its last act, at which
-    instants of `time.perf_counter` it was stopped and woken.
+    instant of `time.perf_counter` it was woken.
     """
     clock: Callable[[], float] = trio.lowlevel.current_clock().current_time
     arrivals = Arrivals(clock, expected=messages + _SPARE, first=messages)
@@ -188,11 +174,9 @@ async def burst(
     with collections.watched():
         async with opened as queue, trio.open_nursery() as nursery:
             start = clock() + 1 + _SECONDS_A_PUT * messages
-            for number in range(messages):
+            async for number in in_chunks(messages):
                 due = start + spread * number / messages
                 queue.put_nowait(body(number), delay=max(0.0, due - clock()))
-                if number % CHUNK == 0:
-                    await trio.lowlevel.checkpoint()
             gc.collect()  # what the fill left behind is not the burst's
             if clock() > start - _SETTLE:
                 raise RuntimeError("this machine is too slow: the burst was due before all of it was put")
@@ -213,8 +197,8 @@ async def burst(
         books, waiting = queue.statistics(), queue.messages()
     told = account(arrivals, messages + others.count, books, waiting)
     if frozen:
-        progress("the process was woken and all have left")
-        woken = _woken_at(sys.stdin.readline())
+        progress("  the process was woken and all have left")
+        woken = float(sys.stdin.readline())
     late = distribution(arrivals.late)
     step, held = steps.longest_step(woken), steps.longest_pass(woken)
     put_target = 10.0 if frozen else None
@@ -234,10 +218,6 @@ async def burst(
         Figure("books that don't add up", bool(told.books), at_most=0, note=told.books),
         Figure("still pending", len(waiting), at_most=0),
     ]
-
-
-def _woken_at(line: str) -> float:
-    return float(line.split()[1])
 
 
 class _Others:
@@ -285,15 +265,11 @@ SCENES: dict[str, Callable[..., Awaitable[list[Figure]]]] = {
 }
 
 
-def main(kind: str, arguments: str) -> None:
-    # A block that is left with messages pending says so in the log, which here is on purpose.
-    logging.getLogger("localdelay").setLevel(logging.ERROR)
+def _played(kind: str, **arguments: Any) -> list[Result]:
+    async def play() -> list[Figure]:
+        return await SCENES[kind](**arguments)
 
-    async def run() -> list[dict[str, Any]]:
-        return [attrs.asdict(figure) for figure in await SCENES[kind](**json.loads(arguments))]
-
-    print(json.dumps(trio.run(run)))
+    return [attrs.asdict(figure) for figure in trio.run(play)]
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+SAMPLES = {kind: partial(_played, kind) for kind in SCENES}

@@ -18,7 +18,7 @@ from tests.kit.faults.row import Row, table
 from tests.kit.faults.scale import Scale
 from tests.kit.servers.process import NotInstalled
 
-from .samples import Result, facts, heading, load, save
+from .samples import Result, facts, heading, progress, show, table_option
 
 
 def lines(measured: Result) -> Iterator[str]:
@@ -38,25 +38,23 @@ def _rows(measured: Result) -> list[Row]:
 )
 @click.option("--only", multiple=True, type=click.Choice(list(FAULTS)), help="Only this; repeatable.")
 @click.option("--seed", type=int, default=None, help="What was printed, to draw the same again.")
-@click.option("--table", "saved", is_flag=True, help="Only print the table of what was saved.")
+@table_option
 def main(is_long: bool, only: tuple[str, ...], seed: int | None, saved: bool) -> None:
     """Break the queue in every way there is, and count what arrives.
 
     Writes bench/results/faults.json, unless only some were named, and prints the README's table of it.
     """
-    if saved:
-        measured = load("faults")
-    else:
-        seed = random.randrange(1 << 30) if seed is None else seed
-        click.echo(f"seed {seed}", err=True)
+    drawn = random.randrange(1 << 30) if seed is None else seed
+
+    def measure() -> Result:
+        progress(f"seed {drawn}")
         try:
-            rows = list(run_all(only or FAULTS, Scale(seed=seed, long=is_long)))
+            rows = list(run_all(only or FAULTS, Scale(seed=drawn, long=is_long)))
         except NotInstalled as missing:
             raise click.ClickException(str(missing)) from None
-        measured = {"facts": facts("faults"), "seed": seed, "rows": [attrs.asdict(row) for row in rows]}
-        if not only:
-            save("faults", measured)
-    click.echo("\n".join(lines(measured)))
+        return {"facts": facts("faults"), "seed": drawn, "rows": [attrs.asdict(row) for row in rows]}
+
+    measured = show("faults", lines, measure, saved=saved, keep=not only)
     sys.exit(0 if all(row.is_good for row in _rows(measured)) else 1)
 
 

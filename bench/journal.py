@@ -6,7 +6,6 @@ the figures are medians over the runs. README.md in this folder says what each f
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 import tempfile
@@ -14,6 +13,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -34,11 +34,13 @@ from .samples import (
     distribution,
     facts,
     heading,
-    load,
     medians,
+    ms,
     or_failed,
-    save,
+    progress,
+    show,
     shown,
+    table_option,
 )
 
 _HOUR = 3600.0
@@ -228,20 +230,9 @@ def disk(directory: str, seconds: float) -> Result:
     return {"syncs": done / (ended - began)}
 
 
-_SAMPLES: dict[str, Callable[..., Result]] = {
+SAMPLES: dict[str, Callable[..., Result]] = {
     sample.__name__: sample for sample in (puts, steady, fill, recover, bare, disk)
 }
-
-
-def sampled(kind: str, **arguments: Any) -> Result:
-    """Take one sample, here."""
-    return _SAMPLES[kind](**arguments)
-
-
-def in_process(kind: str, **arguments: Any) -> Result:
-    """Take one sample in a fresh interpreter."""
-    result: Result = samples.in_process("journal", "--sample", json.dumps({"kind": kind, **arguments}))
-    return result
 
 
 def plan(settings: Settings) -> list[tuple[str, str, dict[str, Any]]]:
@@ -264,20 +255,23 @@ def plan(settings: Settings) -> list[tuple[str, str, dict[str, Any]]]:
 
 
 def measure(
-    settings: Settings, directory: Path, take: Callable[..., Result], progress: Callable[[str], None]
+    settings: Settings,
+    directory: Path,
+    take: Callable[[str, Result], Result],
+    progress: Callable[[str], None],
 ) -> Result:
     """Run everything; what was measured in each run stands beside the medians."""
     runs: dict[str, list[Result]] = {}
     with tempfile.TemporaryDirectory(prefix="bench-journal-", dir=directory) as kept:
         progress(f"fill a journal with {settings.recovered:,} messages")
-        filled = take("fill", directory=kept, messages=settings.recovered)
+        filled = take("fill", {"directory": kept, "messages": settings.recovered})
         for run in range(settings.runs):
             todo = plan(settings)
             for name, kind, arguments in todo if run % 2 == 0 else reversed(todo):
                 progress(f"run {run + 1}/{settings.runs}: {name}")
                 with tempfile.TemporaryDirectory(prefix="bench-journal-", dir=directory) as fresh:
-                    where = kept if kind == "recover" else fresh
-                    result = or_failed(lambda: take(kind, directory=where, **arguments), progress)  # noqa: B023
+                    asked = {"directory": kept if kind == "recover" else fresh, **arguments}
+                    result = or_failed(lambda: take(kind, asked), progress)  # noqa: B023
                 runs.setdefault(name, []).append(result)
     return {
         "facts": facts("journal"),
@@ -341,12 +335,7 @@ def _puts(found: Result) -> list[str]:
 
 
 def _milliseconds(found: Result) -> list[str]:
-    p50, p99 = found.get("p50"), found.get("p99")
-    return [shown(None if value is None else 1e3 * value, ".2f", " ms") for value in (p50, p99)]
-
-
-def _one(sample: str) -> Result:
-    return sampled(**json.loads(sample))
+    return [shown(ms(found.get(share)), ".2f", " ms") for share in ("p50", "p99")]
 
 
 @click.command()
@@ -358,23 +347,17 @@ def _one(sample: str) -> Result:
     default=".",
     help="On the disk to measure; /tmp may be none.  [default: the current one]",
 )
-@click.option("--table", "saved", is_flag=True, help="Only print the table of what was saved.")
-@click.option("--sample", hidden=True, help="Take one sample, and print it.")
-def main(quick: bool, runs: int | None, directory: Path, saved: bool, sample: str | None) -> None:
+@table_option
+def main(quick: bool, runs: int | None, directory: Path, saved: bool) -> None:
     """Measure puts, recovery and bytes of the journal, beside a bare sqlite3 loop and the disk.
 
     Writes bench/results/journal.json, and prints the README's table of it.
     """
-    if sample is not None:
-        print(json.dumps(_one(sample)))
-        return
-    if not saved:
-        settings = QUICK if quick else Settings()
-        settings = settings if runs is None else attrs.evolve(settings, runs=runs)
-        measured = measure(settings, directory.resolve(), in_process, lambda line: click.echo(line, err=True))
-        if not quick:
-            save("journal", measured)
-    click.echo("\n".join(lines(load("journal") if saved else measured)))
+    settings = QUICK if quick else Settings()
+    settings = settings if runs is None else attrs.evolve(settings, runs=runs)
+    take = partial(samples.in_process, "journal")
+    measured = partial(measure, settings, directory.resolve(), take, progress)
+    show("journal", lines, measured, saved=saved, keep=not quick)
 
 
 if __name__ == "__main__":

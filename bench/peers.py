@@ -6,7 +6,6 @@ medians over the runs. README.md in this folder says what each figure means.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from localdelay.benchmark.held import best, ladder, next_rate
 
 from . import foreign, peers_table
 from .contenders import CONTENDERS, PROGRAM
-from .samples import Result, facts, in_process, load, or_failed, save
+from .samples import Result, facts, in_process, or_failed, progress, show, table_option
 
 _CONFIRMATIONS = 4
 
@@ -197,7 +196,7 @@ def programs(names: Sequence[str]) -> Iterator[tuple[RunSample, dict[str, str]]]
             command = commands.get(arguments["contender"])
             if command is not None:
                 return foreign.sample(command, kind, arguments)
-            result: Result = in_process("scenarios", kind, json.dumps(arguments))
+            result: Result = in_process("scenarios", kind, arguments)
             return result
 
         yield run_sample, unavailable
@@ -216,7 +215,7 @@ def _parse_names(_: click.Context, __: click.Parameter, text: str | None) -> lis
 @click.option("--delay", type=click.FloatRange(0.001, 3600), help="The fixed delay, in seconds.")
 @click.option("--runs", type=click.IntRange(1), help="Runs of everything; figures are medians over them.")
 @click.option("--quick", is_flag=True, help="One short run: to see that it works. It is not saved.")
-@click.option("--table", "saved", is_flag=True, help="Only print the table of what was saved.")
+@table_option
 def main(
     names: list[str], seconds: float | None, delay: float | None, runs: int | None, quick: bool, saved: bool
 ) -> None:
@@ -224,18 +223,16 @@ def main(
 
     Writes bench/results/peers.json, and prints the README's table of it.
     """
-    if not saved:
-        given: dict[str, Any] = {"seconds": seconds, "delay": delay, "runs": runs}
-        changed = {name: value for name, value in given.items() if value is not None}
-        settings = attrs.evolve(QUICK if quick else Settings(), **changed)
+    given: dict[str, Any] = {"seconds": seconds, "delay": delay, "runs": runs}
+    changed = {name: value for name, value in given.items() if value is not None}
+    settings = attrs.evolve(QUICK if quick else Settings(), **changed)
+
+    def measured() -> Result:
         with programs(names) as (run_sample, unavailable):
             available = [name for name in names if name not in unavailable]
-            measured = measure(
-                settings, available, run_sample, lambda line: click.echo(line, err=True), unavailable
-            )
-        if not quick:
-            save("peers", measured)
-    click.echo("\n".join(peers_table.lines(load("peers") if saved else measured)))
+            return measure(settings, available, run_sample, progress, unavailable)
+
+    show("peers", peers_table.lines, measured, saved=saved, keep=not quick)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from .contenders import (
     THREADS,
 )
 from .figures import Figure
-from .samples import Result, heading, median, medians, shown, table, targets
+from .samples import Result, heading, median, medians, ms, shown, table, targets
 
 OURS = tuple(name for name in CONTENDERS if name.startswith("localdelay"))
 LOADS = ("low", "high", "mixed", "five")
@@ -111,7 +111,7 @@ def _open_rows(rows: Mapping[str, Result]) -> Iterator[list[str]]:
         elif {"held", "put", "memory"} & set(figures):
             cells = {
                 "held": shown(made.get("held")),
-                **{which: shown(_ms(made.get(which)), ".2f", " ms") for which in ("low", "high", "mixed")},
+                **{which: shown(ms(made.get(which)), ".2f", " ms") for which in ("low", "high", "mixed")},
                 "put": shown(made.get("put_us"), ".2f", " µs"),
                 "burst": shown(made.get("drained"), ",.0f", "/s"),
                 "memory": shown(made.get("beyond_payload"), ",.0f", " B"),
@@ -133,10 +133,6 @@ def _await_rows(rows: Mapping[str, Result]) -> Iterator[list[str]]:
         if "await_us" in made:
             less = _less(made["await_us"], made["checkpoint_us"])
             yield [CONTENDERS[name].title, shown(made["await_us"], ".2f"), shown(less, ".2f")]
-
-
-def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else 1e3 * seconds
 
 
 def _less(value: float | None, base: float | None) -> float | None:
@@ -168,14 +164,14 @@ def found(rows: Mapping[str, Result]) -> list[Figure]:
         Figure(f"{send}held / literal port", over(LOCALDELAY, "held", LITERAL), at_least=2.5),
         Figure(f"{send}p99 at 10k/s / literal port", over(LOCALDELAY, "low", LITERAL), at_most=0.7),
         Figure(f"{batch}p99 at 10k/s / literal port", over(BATCH, "low", LITERAL), at_most=0.7),
-        Figure(f"{send}p99 at 100k/s in ms", _ms(of(LOCALDELAY, "high")), at_most=2),
-        Figure(f"{batch}p99 at 100k/s in ms", _ms(of(BATCH, "high")), at_most=2),
-        Figure(f"{lean}p99 at 100k/s in ms", _ms(of(LEAN, "high")), at_most=2),
+        Figure(f"{send}p99 at 100k/s in ms", ms(of(LOCALDELAY, "high")), at_most=2),
+        Figure(f"{batch}p99 at 100k/s in ms", ms(of(BATCH, "high")), at_most=2),
+        Figure(f"{lean}p99 at 100k/s in ms", ms(of(LEAN, "high")), at_most=2),
         Figure(f"{lean}put_nowait / bare channel", over(LEAN, "put_us", BARE), at_most=2),
         Figure("put_nowait / bare channel", over(LOCALDELAY, "put_us", BARE), at_most=2.5),
         Figure("await put less a checkpoint, in µs", awaited, at_most=1.5),
-        Figure(f"{send}p99 with mixed delays in ms", _ms(of(LOCALDELAY, "mixed")), at_most=2),
-        Figure(f"{batch}p99 with mixed delays in ms", _ms(of(BATCH, "mixed")), at_most=2),
+        Figure(f"{send}p99 with mixed delays in ms", ms(of(LOCALDELAY, "mixed")), at_most=2),
+        Figure(f"{batch}p99 with mixed delays in ms", ms(of(BATCH, "mixed")), at_most=2),
         Figure(
             f"{send}p99 with five delays / with one", over(LOCALDELAY, "five", LOCALDELAY, "low"), at_most=1.2
         ),

@@ -6,6 +6,7 @@ A run that failed is a result, too: `{"failed": why}`. It counts as the worst th
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import platform
@@ -13,10 +14,12 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import attrs
+import click
 
 from localdelay.benchmark import process
 from localdelay.benchmark.load import NUMBER_BYTES, filling
@@ -37,6 +40,8 @@ _DIGITS = 5
 
 Result: TypeAlias = dict[str, Any]
 
+table_option = click.option("--table", "saved", is_flag=True, help="Only print the table of what was saved.")
+
 
 def body(number: int) -> bytes:
     """The 500 bytes of this message, as those of the load: its number, and noise."""
@@ -51,19 +56,29 @@ def distribution(seconds: Iterable[float]) -> Distribution:
     return Distribution.of(recorder.take())
 
 
-def in_process(module: str, *arguments: str) -> Any:
-    """What `python -m bench.MODULE ARGUMENTS` prints, as JSON. Raises `subprocess.SubprocessError`."""
-    command = [sys.executable, "-m", f"bench.{module}", *arguments]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=_TIMEOUT)
+def progress(line: str) -> None:
+    """Say on standard error what is going on."""
+    click.echo(line, err=True)
+
+
+def command(module: str, kind: str, arguments: Result) -> list[str]:
+    """What prints one sample as JSON: of the `SAMPLES` of that module the one of this kind."""
+    return [sys.executable, "-m", "bench.samples", module, kind, json.dumps(arguments)]
+
+
+def in_process(module: str, kind: str, arguments: Result) -> Any:
+    """One sample, in a process of its own. Raises `subprocess.SubprocessError`."""
+    words = command(module, kind, arguments)
+    done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=_TIMEOUT)
     return json.loads(done.stdout)
 
 
-def or_failed(take: Callable[[], Result], progress: Callable[[str], None]) -> Result:
+def or_failed(take: Callable[[], Result], told: Callable[[str], None]) -> Result:
     """A sample, or that it has failed: one that runs out of memory or time does not end the others."""
     try:
         return take()
     except subprocess.SubprocessError as error:
-        progress(f"    {error}")
+        told(f"    {error}")
         ended = getattr(error, "returncode", None)
         return {"failed": f"{type(error).__name__}, {ended}"}
 
@@ -133,6 +148,22 @@ def load(name: str, folder: Path | None = None) -> Result:
     return found
 
 
+def show(
+    name: str,
+    lines: Callable[[Result], Iterator[str]],
+    measure: Callable[[], Result],
+    *,
+    saved: bool,
+    keep: bool,
+) -> Result:
+    """Print the table of what was saved, or of what is measured now, which is to be kept or not."""
+    measured = load(name) if saved else measure()
+    if keep and not saved:
+        save(name, measured)
+    click.echo("\n".join(lines(measured)))
+    return measured
+
+
 def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _rounded(one) for name, one in value.items()}
@@ -167,3 +198,19 @@ def targets(found: Sequence[Figure]) -> Iterator[str]:
     """What was aimed at, and what came out. A target that is missed fails no command."""
     yield ""
     yield from (f"- {target.line}" for target in found)
+
+
+def ms(seconds: float | None) -> float | None:
+    """The same in milliseconds."""
+    return None if seconds is None else 1e3 * seconds
+
+
+def main(module: str, kind: str, arguments: str) -> None:
+    """Take a sample, and print it."""
+    # A block that is left with messages pending says so in the log, which here is on purpose.
+    logging.getLogger("localdelay").setLevel(logging.ERROR)
+    print(json.dumps(import_module(f"bench.{module}").SAMPLES[kind](**json.loads(arguments))))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,19 +1,16 @@
-"""One sample of one scenario for one contender, in a process of its own, as `bench.peers` starts them.
+"""The scenarios of `bench.peers`, of which each sample is one for one contender.
 
-`python -m bench.scenarios KIND ARGUMENTS`, ARGUMENTS a JSON object, prints one JSON object. Each scenario is
-one coroutine for all worlds: it waits by its loop alone.
+Each is one coroutine for all worlds: it waits by its loop alone.
 """
 
 from __future__ import annotations
 
 import gc
-import json
-import logging
-import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
 from localdelay.benchmark.contenders import Opened
@@ -246,14 +243,10 @@ async def sample(loop: Loop, kind: str, arguments: Result) -> Result:
     return await SCENARIOS[kind](loop, **arguments)
 
 
-def main(kind: str, text: str) -> None:
-    # A block that is left with messages pending says so in the log, which here is on purpose.
-    logging.getLogger("localdelay").setLevel(logging.ERROR)
-    arguments = json.loads(text)
+def _in_its_world(kind: str, **arguments: Any) -> Result:
     world = CONTENDERS[arguments["contender"]].world
     assert world != PROGRAM, "it is no Python"
-    print(json.dumps(run(world, lambda loop: sample(loop, kind, arguments))))
+    return run(world, lambda loop: sample(loop, kind, arguments))
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+SAMPLES = {kind: partial(_in_its_world, kind) for kind in SCENARIOS}

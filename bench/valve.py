@@ -35,9 +35,10 @@ from localdelay import (
 from localdelay.breaker import Outcome
 from localdelay.limit import Limit
 
-from . import valve_outage, valve_quota
-from .samples import Result, facts, heading, load, save, table
+from . import valve_sends
+from .samples import Result, facts, heading, progress, show, table, table_option
 from .valve_scenes import SCENES, Scene
+from .valve_sends import play_outage, play_quota
 
 _DELAY = 3600.0
 """Seconds: nothing that is held comes due within a run."""
@@ -249,17 +250,16 @@ def lines(measured: Result) -> Iterator[str]:
     yield ""
     yield from measured["missed"] or ["Every floor is reached."]
     if quota := measured.get("quota"):
-        yield ""
-        yield "Delayed publishes that count as five, and due sends, of one quota in whole seconds:"
-        yield ""
-        yield from table(valve_quota.HEAD, (valve_quota.row(valve, drawn) for valve, drawn in quota.items()))
-    if outage := measured.get("outage"):
-        yield ""
-        yield f"A broker that takes no due send for a while, {valve_outage.RATE} of which come due a second:"
-        yield ""
-        yield from table(
-            valve_outage.HEAD, (valve_outage.row(name, outlived) for name, outlived in outage.items())
+        yield from (
+            "",
+            "Delayed publishes that count as five, and due sends, of one quota in whole seconds:",
+            "",
         )
+        yield from table(*valve_sends.quota_table(quota))
+    if outage := measured.get("outage"):
+        told = f"A broker that takes no due send for a while, {valve_sends.RATE} of which come due a second:"
+        yield from ("", told, "")
+        yield from table(*valve_sends.outage_table(outage))
 
 
 def _rows(name: str, played: Result) -> Iterator[tuple[str, ...]]:
@@ -276,34 +276,27 @@ def _rows(name: str, played: Result) -> Iterator[tuple[str, ...]]:
 @click.option("--scene", default="", help="Only scenes with this in their name. They are not saved.")
 @click.option("--quick", is_flag=True, help="20 seconds of each: to see that it works. It is not saved.")
 @click.option("--seed", default=1, show_default=True)
-@click.option("--table", "saved", is_flag=True, help="Only print the table of what was saved.")
+@table_option
 def main(scene: str, quick: bool, seed: int, saved: bool) -> None:
     """Play every scene with every valve.
 
     Writes bench/results/valve.json, and prints the README's table of it.
     """
     logging.disable()
-    if saved:
-        measured = load("valve")
-    else:
-        scenes = [one for one in SCENES if scene in one.name]
+
+    def measured() -> Result:
         seconds = 20.0 if quick else 120.0
-        measured = measure(scenes, seconds, seed, lambda line: click.echo(line, err=True))
+        found = measure([one for one in SCENES if scene in one.name], seconds, seed, progress)
         if not scene:
-            played = {
-                valve: valve_quota.play(valve, seed=seed, delay=seconds) for valve in valve_quota.VALVES
-            }
-            measured["quota"] = {valve: attrs.asdict(drawn) for valve, drawn in played.items()}
-            measured["missed"] += valve_quota.missed(played)
-            measured["outage"] = {}
-            for name in valve_outage.SCENES:
-                outlived = valve_outage.play(name, seed=seed, seconds=seconds / 2)
-                measured["outage"][name] = attrs.asdict(outlived)
-                if name.endswith(("probed", "adaptive")):
-                    measured["missed"] += valve_outage.missed(name, outlived)
-        if not (scene or quick):
-            save("valve", measured)
-    click.echo("\n".join(lines(measured)))
+            quota = {valve: play_quota(valve, seed=seed, delay=seconds) for valve in valve_sends.VALVES}
+            outage = {name: play_outage(name, seed=seed, seconds=seconds / 2) for name in valve_sends.OUTAGES}
+            for kind, played in (("quota", quota), ("outage", outage)):
+                found[kind] = {name: attrs.asdict(one) for name, one in played.items()}
+                for name, one in played.items():
+                    found["missed"] += valve_sends.missed(name, one)
+        return found
+
+    show("valve", lines, measured, saved=saved, keep=not (scene or quick))
 
 
 if __name__ == "__main__":

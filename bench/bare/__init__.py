@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Protocol
 
 import attrs
+import trio
 
 
 @attrs.frozen
@@ -35,20 +36,37 @@ class Bare(Protocol):
         """
 
 
-async def in_tasks(publish: Callable[[], Awaitable[object]], *, count: int, at_once: int, batch: int) -> Sent:
+async def in_tasks(
+    publish: Callable[[], Awaitable[object]], *, count: int, at_once: int, batch: int = 1
+) -> Sent:
     """So many asyncio tasks publish, and each waits until what it has published is confirmed."""
     times: list[float] = []
     turns = iter(range(count // batch))
 
-    async def in_turn() -> None:
-        for _ in turns:
-            begun = time.perf_counter()
-            if batch == 1:
-                await publish()
-            else:
-                await asyncio.gather(*[publish() for _ in range(batch)])
-            times.append(time.perf_counter() - begun)
+    async def together() -> None:
+        await asyncio.gather(*[publish() for _ in range(batch)])
 
+    turn = publish if batch == 1 else together
     begun = time.perf_counter()
-    await asyncio.gather(*[in_turn() for _ in range(at_once)])
+    await asyncio.gather(*[_in_turn(turn, turns, times) for _ in range(at_once)])
     return Sent(time.perf_counter() - begun, times)
+
+
+async def in_nursery(publish: Callable[[], Awaitable[object]], *, turns: int, at_once: int) -> Sent:
+    """The same on Trio."""
+    times: list[float] = []
+    left = iter(range(turns))
+    begun = time.perf_counter()
+    async with trio.open_nursery() as nursery:
+        for _ in range(at_once):
+            nursery.start_soon(_in_turn, publish, left, times)
+    return Sent(time.perf_counter() - begun, times)
+
+
+async def _in_turn(
+    publish: Callable[[], Awaitable[object]], turns: Iterator[int], times: list[float]
+) -> None:
+    for _ in turns:
+        begun = time.perf_counter()
+        await publish()
+        times.append(time.perf_counter() - begun)

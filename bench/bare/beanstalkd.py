@@ -71,4 +71,4 @@ async def _awaited(url: str, payload: bytes, count: int, at_once: int, batch: in
 
     with ThreadPoolExecutor(min(at_once, MOST_THREADS), initializer=connect) as pool:
         in_thread = partial(asyncio.get_running_loop().run_in_executor, pool, publish)
-        return await in_tasks(in_thread, count=count // batch, at_once=at_once, batch=1)
+        return await in_tasks(in_thread, count=count // batch, at_once=at_once)

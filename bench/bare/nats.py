@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import nats
-from nats.js import JetStreamContext
 
-from bench.bare import Sent
+from bench.bare import Sent, in_tasks
 
 _LONGEST = 60.0
 
@@ -21,31 +18,15 @@ def bare(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) 
 
 async def _publish(url: str, payload: bytes, count: int, at_once: int, batch: int) -> Sent:
     where = urlsplit(url)
-    times: list[float] = []
-    turns = iter(range(count // batch))
+    subject = where.path[1:]
     async with await nats.connect(f"{where.scheme}://{where.netloc}") as client:
         # The answers to `publish_async` cost less than those to `publish`, which waits with a timer for each.
         stream = client.jetstream(publish_async_max_pending=max(4000, at_once * batch))
-        begun = time.perf_counter()
-        publish = (
-            _publish_in_turn(stream, where.path[1:], payload, turns, batch, times) for _ in range(at_once)
-        )
-        await asyncio.wait_for(asyncio.gather(*publish), _LONGEST)
-        return Sent(time.perf_counter() - begun, times)
 
+        async def publish() -> None:
+            if batch == 1:
+                await (await stream.publish_async(subject, payload))
+            else:
+                await asyncio.gather(*[await stream.publish_async(subject, payload) for _ in range(batch)])
 
-async def _publish_in_turn(
-    stream: JetStreamContext,
-    subject: str,
-    payload: bytes,
-    turns: Iterator[int],
-    batch: int,
-    times: list[float],
-) -> None:
-    for _ in turns:
-        begun = time.perf_counter()
-        if batch == 1:
-            await (await stream.publish_async(subject, payload))
-        else:
-            await asyncio.gather(*[await stream.publish_async(subject, payload) for _ in range(batch)])
-        times.append(time.perf_counter() - begun)
+        return await asyncio.wait_for(in_tasks(publish, count=count // batch, at_once=at_once), _LONGEST)

@@ -77,6 +77,6 @@ async def _awaited(url: str, payload: bytes, count: int, at_once: int, batch: in
         return confirmed
 
     try:
-        return await in_tasks(publish, count=count // batch, at_once=at_once, batch=1)
+        return await in_tasks(publish, count=count // batch, at_once=at_once)
     finally:
         transport.close()

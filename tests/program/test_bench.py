@@ -77,16 +77,16 @@ def test_a_program_sends_all_and_nothing_early(name: str, tmp_path: Path) -> Non
 def test_a_sample_in_a_process_of_its_own() -> None:
     """It answers what it answers here, and one that fails raises what its caller counts."""
     asked = {"contender": "localdelay", "messages": 100}
-    assert in_process("scenarios", "put", json.dumps(asked))["put_us"] > 0
+    assert in_process("scenarios", "put", asked)["put_us"] > 0
     with pytest.raises(subprocess.CalledProcessError):
-        in_process("scenarios", "put", "{}")
+        in_process("scenarios", "put", {})
 
 
 def test_the_journal_is_measured(tmp_path: Path) -> None:
     """All of it runs, leaves nothing behind, counts what it did, and prints a row for each."""
 
-    def taken(kind: str, **arguments: Any) -> Result:
-        return journal.sampled(kind, **arguments | ({"delay": 0.05} if kind == "steady" else {}))
+    def taken(kind: str, arguments: Result) -> Result:
+        return journal.SAMPLES[kind](**arguments | ({"delay": 0.05} if kind == "steady" else {}))
 
     told: list[str] = []
     tiny = journal.Settings(runs=2, alone=5, together=200, seconds=0.2, recovered=20_000)

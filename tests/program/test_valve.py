@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench import valve_outage, valve_quota
+from bench import valve_sends
 from bench.valve import VALVES, lines, measure, missed, play
 from bench.valve_scenes import SCENES, Scene
 
@@ -41,7 +41,7 @@ def test_one_seed_gives_one_table() -> None:
 def test_a_limit_that_knows_the_costs_refuses_hardly_a_due_send() -> None:
     """Of a quota that counts a delayed publish as five; one that counts all alike is far over it."""
     alike, costs = (
-        valve_quota.play(f"RateLimit{how}", delay=5.0) for how in (", all count 1", " with costs")
+        valve_sends.play_quota(f"RateLimit{how}", delay=5.0) for how in (", all count 1", " with costs")
     )
     assert costs.refused < 5
     assert costs.late < 0.2
@@ -51,11 +51,11 @@ def test_a_limit_that_knows_the_costs_refuses_hardly_a_due_send() -> None:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_limit_that_is_not_told_the_quota_refuses_hardly_a_due_send(seed: int) -> None:
     """It knows what calls cost, and finds the rest."""
-    played = {valve: valve_quota.play(valve, seed=seed, delay=20.0) for valve in ("adaptive, with costs",)}
-    assert valve_quota.missed(played) == []
+    valve = "adaptive, with costs"
+    assert valve_sends.missed(valve, valve_sends.play_quota(valve, seed=seed, delay=20.0)) == []
 
 
 @pytest.mark.parametrize("scene", ["down, probed", "refuses all, adaptive"])
 def test_an_outage_costs_few_calls_and_is_made_good_soon(scene: str) -> None:
     """Whether the broker can't be reached for a minute, or refuses all that it gets."""
-    assert valve_outage.missed(scene, valve_outage.play(scene)) == []
+    assert valve_sends.missed(scene, valve_sends.play_outage(scene)) == []
