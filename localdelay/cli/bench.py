@@ -30,7 +30,7 @@ from localdelay.cli.options import (
     run_options,
 )
 from localdelay.cli.output import Block, Output, Row, Styled, Table
-from localdelay.cli.running import measuring, told
+from localdelay.cli.running import measuring
 from localdelay.cli.terminal import Teller, stopped
 from localdelay.lateness import Latencies
 from localdelay.units import counted, format_duration, format_number
@@ -123,7 +123,7 @@ def bench(
     shown = result.as_json()
     shown["settings"]["to"] = None if settings.to is None else without_secrets(settings.to)
     shown["compare"] = [{"name": name, "latency": attrs.asdict(found)} for name, found in compared]
-    told(output, form, report(result, compared), shown, _files(result, log_file, picture, others))
+    output.report(form, report(result, compared), shown, _files(result, log_file, picture, others))
     if result.stopped_by is not None:
         stopped(result.stopped_by, f"Stopped after {format_duration(result.seconds)}.")
 

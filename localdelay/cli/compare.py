@@ -24,7 +24,7 @@ from localdelay.cli.options import (
     run_options,
 )
 from localdelay.cli.output import Block, Output, Row, Styled, Table
-from localdelay.cli.running import measuring, told
+from localdelay.cli.running import measuring
 from localdelay.units import format_duration, format_number, format_size
 
 _DEFAULT = Comparison()
@@ -99,7 +99,7 @@ def compare(
     files = (
         {picture: partial(plot.draw, picture, title, _machine(found), series)} if picture and series else {}
     )
-    told(output, form, report(found), found.as_json(), files)
+    output.report(form, report(found), found.as_json(), files)
 
 
 def report(found: Report) -> Iterator[Block]:

@@ -22,7 +22,7 @@ from localdelay.journal.contents import Amount, contents, size
 from localdelay.journal.layout import VERSION
 from localdelay.journal.record import Record
 from localdelay.journal.sqlite import SqliteJournal
-from localdelay.relay.records import of_journal
+from localdelay.relay.lines import of_journal
 from localdelay.relay.saving import open_lines, save
 from localdelay.relay.settings import Settings
 from localdelay.units import counted

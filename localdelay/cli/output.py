@@ -10,10 +10,11 @@ import select
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import StringIO, UnsupportedOperation
 from itertools import islice, zip_longest
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import attrs
@@ -157,14 +158,33 @@ class Output:
         for piece in pieces(f"{line}\n".encode(self.encoding, "replace") for line in shown):
             self.write(b"".join(piece))
 
-    def report(self, form: str | None, blocks: Iterable[Block], found: object) -> None:
-        """Write a report, or the first table of it as CSV, or what it tells of as JSON."""
+    def report(
+        self,
+        form: str | None,
+        blocks: Iterable[Block],
+        found: object,
+        files: Mapping[Path, Callable[[], object]] = MappingProxyType({}),
+    ) -> None:
+        """Write a report, or the first table of it as CSV, or what it tells of as JSON.
+
+        Before it come files, each with its function, so that they are there even if who reads the report
+        leaves before its end; one that can't be written is told last.
+        """
+        failures = []
+        for path, write in files.items():
+            try:
+                write()
+            except OSError as error:  # another one may have room all the same
+                # The path as it was given: a full disk's error names none.
+                failures.append(f"{str(path)!r} can't be written: {error.strerror or error}")
         if form == "json":
             self.text([json.dumps(found, indent=2)])
         elif form == "csv":
             self.text(list(islice((block.csv() for block in blocks if isinstance(block, Table)), 1)))
         else:
             self.text(laid_out(blocks, min(WIDTH, self.columns or WIDTH)))
+        if failures:
+            raise Failed("; ".join(failures))
 
     def is_one_of(self, paths: Iterable[Path]) -> bool:
         """Whether it is one of these files."""

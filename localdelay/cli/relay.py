@@ -20,8 +20,9 @@ from localdelay.cli.running import Export, exporter
 from localdelay.cli.terminal import Failed, Teller, can_be_live, is_terminal
 from localdelay.message import Message
 from localdelay.relay.run import check, run, stops
-from localdelay.relay.settings import FORMATS, AnyQueue, Outcome, Phase, Progress, Settings
+from localdelay.relay.settings import FORMATS, AnyQueue, Outcome, Phase, Settings
 from localdelay.relay.source import InputError
+from localdelay.statistics import Statistics
 from localdelay.units import counted, format_duration
 
 _EPILOG = """\b
@@ -130,13 +131,12 @@ def exit_code(outcome: Outcome) -> int:
     return 1 if outcome.wrong or outcome.dead or outcome.unsent or outcome.failure else 0
 
 
-def status_parts(progress: Progress, rate: float) -> list[str]:
+def status_parts(outcome: Outcome, queue: Statistics, rate: float) -> list[str]:
     """How far it is, the most important first; `rate` is in messages sent/s."""
-    queue = progress.queue
     parts: list[str] = []
-    if progress.phase is Phase.STOPPING:
-        parts.append(f"stopping, {format_duration(round(progress.grace_left or 0.0))} left")
-    elif progress.phase is Phase.LAST:
+    if outcome.phase is Phase.STOPPING:
+        parts.append(f"stopping, {format_duration(round(outcome.grace_left or 0.0))} left")
+    elif outcome.phase is Phase.LAST:
         parts.append("input ended")
     elif queue.puts_waiting:
         parts.append("full, input waits")
@@ -148,7 +148,7 @@ def status_parts(progress: Progress, rate: float) -> list[str]:
     parts += [f"{queue.sent:,} sent", f"{rate:,.0f}/s", f"{queue.failures:,} failed"]
     if queue.lateness.count:
         parts.append(f"p99 late {format_duration(queue.lateness.p99)}")
-    more = ((queue.handed_back, "handed back"), (queue.dead, "given up"), (progress.wrong, "wrong"))
+    more = ((queue.handed_back, "handed back"), (queue.dead, "given up"), (outcome.wrong, "wrong"))
     return parts + [f"{count:,} {what}" for count, what in more if count]
 
 
@@ -231,15 +231,15 @@ class Display:
         if self._export is not None:
             self._export(queue, None)
 
-    def progress(self, progress: Progress) -> None:
+    def progress(self, outcome: Outcome, queue: Statistics) -> None:
         """Show how far it is, unless that was just shown."""
 
         def parts() -> list[str]:
-            return status_parts(progress, self._teller.rate(progress.elapsed, progress.queue.sent))
+            return status_parts(outcome, queue, self._teller.rate(outcome.seconds, queue.sent))
 
-        stops = progress.phase is Phase.STOPPING and not self._stopping
+        stops = outcome.phase is Phase.STOPPING and not self._stopping
         self._stopping |= stops
-        self._teller.show(progress.elapsed, parts, at_once=stops)
+        self._teller.show(outcome.seconds, parts, at_once=stops)
 
     def wrong_line(self, number: int, reason: str) -> None:
         """Report a line that was skipped."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from localdelay.benchmark import plot
-from localdelay.cli.output import Block, Output
 from localdelay.cli.terminal import Failed, Teller, can_be_live, reason, stopped, tell
 from localdelay.signals import Stopped
 
@@ -57,26 +56,3 @@ def measuring(quiet: bool, stopped_text: str, picture: Path | None = None) -> It
         stopped(error.signum, stopped_text)
     except OSError as error:
         raise Failed(reason(error)) from error
-
-
-def told(
-    output: Output,
-    form: str | None,
-    blocks: Iterable[Block],
-    found: object,
-    files: Mapping[Path, Callable[[], object]],
-) -> None:
-    """Write files, each with its function, and then the report; a file that can't be written is told last.
-
-    The files come first, so that they are there even if who reads the report leaves before its end.
-    """
-    failures = []
-    for path, write in files.items():
-        try:
-            write()
-        except OSError as error:  # another one may have room all the same
-            # The path as it was given: a full disk's error names none.
-            failures.append(f"{str(path)!r} can't be written: {error.strerror or error}")
-    output.report(form, blocks, found)
-    if failures:
-        raise Failed("; ".join(failures))

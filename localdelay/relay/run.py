@@ -22,12 +22,13 @@ from localdelay.queue.opening import open_delay_queue
 from localdelay.queue.queue import DelayQueue
 from localdelay.queue.retry import RetryPolicy
 from localdelay.queue.sending import HandBack
+from localdelay.relay.lines import cut_off, record
 from localdelay.relay.reading import Reader
-from localdelay.relay.records import cut_off, record
 from localdelay.relay.saving import JsonLines, places, save
-from localdelay.relay.settings import AnyQueue, Outcome, Phase, Progress, Settings, Watcher
+from localdelay.relay.settings import AnyQueue, Outcome, Phase, Settings, Watcher
 from localdelay.relay.source import Descriptor, Source
 from localdelay.signals import heard
+from localdelay.statistics import Statistics
 
 if TYPE_CHECKING:
     from localdelay.redis_plan import RedisDelayQueue
@@ -105,12 +106,11 @@ class Relay:
         self._all = trio.CancelScope()
         self._until_stopped = trio.CancelScope()
         self._queue: AnyQueue | None = None
-        self._phase = Phase.READING
         self._began = self._deadline = 0.0
         self._letters: JsonLines | None = None
         self._kept: list[tuple[Message, Exception | None]] = []  # given up, but nobody took them
         self.outcome = Outcome()
-        """What became of it all, when it has ended."""
+        """How far it is, and what became of it all when it has ended."""
 
     def stop(self, signum: int) -> None:
         """Stop because of this signal: within the grace, and at the second call at once."""
@@ -157,11 +157,11 @@ class Relay:
             except OSError as error:
                 self._fail(f"standard input can't be read: {error.strerror or error}")
             self._reader.stop()
-            self._phase = Phase.LAST
+            self.outcome.phase = Phase.LAST
             await _until_all_is_sent(queue)
             return
         self._reader.stop()
-        self._phase = Phase.STOPPING
+        self.outcome.phase = Phase.STOPPING
         self._deadline = trio.current_time() + self._settings.grace
         await queue.drain(self._settings.grace, hand_back)
 
@@ -175,19 +175,18 @@ class Relay:
 
     async def _show(self, queue: AnyQueue) -> None:
         while True:
-            now = trio.current_time()
-            stopping = self._phase is Phase.STOPPING
-            self._watcher.progress(
-                Progress(
-                    elapsed=now - self._began,
-                    phase=self._phase,
-                    grace_left=max(0.0, self._deadline - now) if stopping else None,
-                    lines=self._reader.lines,
-                    wrong=self._reader.wrong,
-                    queue=queue.statistics(),
-                )
-            )
+            now = self._count(queue)
+            if self.outcome.phase is Phase.STOPPING:
+                self.outcome.grace_left = max(0.0, self._deadline - trio.current_time())
+            self._watcher.progress(self.outcome, now)
             await trio.sleep(PROGRESS_EVERY)
+
+    def _count(self, queue: AnyQueue) -> Statistics:
+        outcome, reader = self.outcome, self._reader
+        outcome.seconds = trio.current_time() - self._began
+        outcome.lines, outcome.wrong, outcome.input_ended = reader.lines, reader.wrong, reader.ended
+        outcome.queue = queue.statistics()
+        return outcome.queue
 
     async def _give_up(self, message: Message, error: Exception) -> None:
         """The dead-letter hook."""
@@ -219,12 +218,8 @@ class Relay:
 
         outcome.saved = save(items, encode, places("unsent", self._settings.unsent))
         outcome.unsent, outcome.half = len(messages), len(half)
-        outcome.seconds = clock - self._began
-        outcome.lines, outcome.wrong = self._reader.lines, self._reader.wrong
-        outcome.input_ended = self._reader.ended
         if self._queue is not None:
-            outcome.queue = self._queue.statistics()
-            outcome.dead = outcome.queue.dead - len(self._kept)
+            outcome.dead = self._count(self._queue).dead - len(self._kept)
         if self._letters is not None:
             outcome.letters = self._letters.path
             try:

@@ -1,4 +1,4 @@
-"""What a relay is asked to do, how far it is, and what became of it."""
+"""What a relay is asked to do, and what becomes of it."""
 
 from __future__ import annotations
 
@@ -69,25 +69,18 @@ class Phase(Enum):
     """A signal has come, and what comes due within the grace is sent."""
 
 
-@attrs.frozen(kw_only=True)
-class Progress:
-    """How far a relay is, for a display."""
-
-    elapsed: float
-    """Seconds since it began to read."""
-    phase: Phase
-    grace_left: float | None
-    """Seconds, while it is stopping."""
-    lines: int
-    wrong: int
-    queue: Statistics
-
-
 @attrs.define(kw_only=True)
 class Outcome:
-    """What became of it all: lines = wrong + accepted + what was read and not taken in."""
+    """How far it is, and in the end what became of it all.
 
+    lines = wrong + accepted + what was read and not taken in.
+    """
+
+    phase: Phase = Phase.READING
+    grace_left: float | None = None
+    """Seconds, while it is stopping."""
     seconds: float = 0.0
+    """Since it began to read."""
     lines: int = 0
     """Lines read, wrong ones included."""
     wrong: int = 0
@@ -115,8 +108,8 @@ class Watcher(Protocol):
     def opened(self, queue: AnyQueue) -> None:
         """The queue is there, and this is its loop."""
 
-    def progress(self, progress: Progress) -> None:
-        """Twice a second."""
+    def progress(self, outcome: Outcome, queue: Statistics) -> None:
+        """How far it is, twice a second."""
 
     def wrong_line(self, number: int, reason: str) -> None:
         """A line was skipped; the reason has nothing of its payload."""

@@ -9,11 +9,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import trio
 
 from localdelay import DelayNotSupported, Message, PartialSendError
 from localdelay.relay.run import Relay
-from localdelay.relay.settings import AnyQueue, Outcome, Progress, Settings
+from localdelay.relay.settings import AnyQueue, Outcome, Settings
+from localdelay.statistics import Statistics
 
 
 class Script:
@@ -112,15 +114,15 @@ class Watched:
     """Keeps what it is told."""
 
     def __init__(self) -> None:
-        self.seen: list[Progress] = []
+        self.seen: list[Outcome] = []
         self.wrong: list[tuple[int, str]] = []
         self.dead: list[tuple[bytes, str]] = []
 
     def opened(self, queue: AnyQueue) -> None:
         self.queue = queue
 
-    def progress(self, progress: Progress) -> None:
-        self.seen.append(progress)
+    def progress(self, outcome: Outcome, queue: Statistics) -> None:
+        self.seen.append(attrs.evolve(outcome, queue=queue))
 
     def wrong_line(self, number: int, reason: str) -> None:
         self.wrong.append((number, reason))

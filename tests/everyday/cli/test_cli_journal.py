@@ -23,8 +23,7 @@ from localdelay.cli.journal_report import Looked, message_rows, report
 from localdelay.cli.output import laid_out
 from localdelay.journal.contents import contents
 from localdelay.journal.record import Record
-from localdelay.relay.lines import json_lines
-from localdelay.relay.records import of_journal
+from localdelay.relay.lines import json_lines, of_journal
 from tests.kit.commands import FULL, run, told
 from tests.kit.journal_files import NOW, filled, held, made, record
 

@@ -35,7 +35,7 @@ from localdelay.message import number_of
 from localdelay.queue.admission import stamp
 from localdelay.relay import lines
 from localdelay.relay.framing import Splitter
-from localdelay.relay.records import cut_off, record
+from localdelay.relay.lines import cut_off, record
 from localdelay.units import format_duration, format_size, parse_duration, parse_size
 from tests.kit.fuzzing import (
     fuzzed,

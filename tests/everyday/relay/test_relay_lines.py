@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from localdelay import Message
 from localdelay.message import add_terms
-from localdelay.relay.lines import Options, WrongLine, json_lines, text
-from localdelay.relay.records import cut_off, record
+from localdelay.relay.lines import Options, WrongLine, cut_off, json_lines, record, text
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 NOW = CLOCK, _ = 500.0, NOON.timestamp()

@@ -231,7 +231,7 @@ async def test_progress(stage: Stage, autojump_clock: MockClock) -> None:
     script = Script(b"a\nb\n", 2.3, b"c\n")
     await stage.relay(script, delay=1.8, signals=[3.1], grace=9.0)
     seen = stage.watched.seen
-    assert [progress.elapsed for progress in seen] == pytest.approx(
+    assert [progress.seconds for progress in seen] == pytest.approx(
         [number / 2 for number in range(len(seen))]
     )
     assert [progress.phase for progress in seen] == [Phase.READING] * 5 + [Phase.LAST] * 2 + [

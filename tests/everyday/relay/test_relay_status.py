@@ -15,7 +15,7 @@ from localdelay import LatencySummary, Message, Statistics
 from localdelay.cli.relay import Display, exit_code, has_the_terminal, problems, status_parts, summary
 from localdelay.cli.terminal import Teller, fitted
 from localdelay.relay.saving import Saved
-from localdelay.relay.settings import Outcome, Phase, Progress, Settings
+from localdelay.relay.settings import Outcome, Phase, Settings
 
 SETTINGS = Settings(to="nats://user:hunter2@host/orders", delay=1.0)
 
@@ -27,11 +27,11 @@ def statistics(**changes: Any) -> Statistics:
     return Statistics(**{**zeros, **late, "capacity_bytes": None, "next_due_in": None, **changes})  # type: ignore[arg-type]
 
 
-def progress(phase: Phase = Phase.READING, *, elapsed: float = 1.0, wrong: int = 0, **queue: Any) -> Progress:
+def progress(
+    phase: Phase = Phase.READING, *, seconds: float = 1.0, wrong: int = 0, **queue: Any
+) -> tuple[Outcome, Statistics]:
     left = 12.4 if phase is Phase.STOPPING else None
-    return Progress(
-        elapsed=elapsed, phase=phase, grace_left=left, lines=0, wrong=wrong, queue=statistics(**queue)
-    )
+    return Outcome(seconds=seconds, phase=phase, grace_left=left, wrong=wrong), statistics(**queue)
 
 
 LATE = LatencySummary(count=10, p50=0.001, p99=0.0123, max=0.5)
@@ -58,14 +58,14 @@ BUSY: dict[str, Any] = {"pending": 12_345, "next_due_in": 1.24, "sent": 98_765, 
         ),
     ],
 )
-def test_the_status_line(shown: Progress, line: str) -> None:
+def test_the_status_line(shown: tuple[Outcome, Statistics], line: str) -> None:
     """What is pending, when the next is due, what was sent and failed, how fast, and how late."""
-    assert fitted(status_parts(shown, 0.0), 79) == line
+    assert fitted(status_parts(*shown, 0.0), 79) == line
 
 
 def test_the_status_line_fits() -> None:
     """At any width there are whole parts, the first ones first."""
-    parts = status_parts(progress(Phase.STOPPING, wrong=1, dead=1, **BUSY), 1234.5)
+    parts = status_parts(*progress(Phase.STOPPING, wrong=1, dead=1, **BUSY), 1234.5)
     whole = fitted(parts, 1000)
     assert "  1,234/s  " in whole
     for width in range(len(whole) + 1):
@@ -193,9 +193,9 @@ def test_without_a_terminal_there_are_lines(capsys: pytest.CaptureFixture[str]) 
     """Every ten seconds, and one when it begins to stop."""
     display = Display(Teller(every=10.0, first=10.0), SETTINGS)
     for half_seconds in range(50):
-        display.progress(progress(elapsed=half_seconds / 2, sent=half_seconds))
+        display.progress(*progress(seconds=half_seconds / 2, sent=half_seconds))
     for half_seconds in range(50, 60):
-        display.progress(progress(Phase.STOPPING, elapsed=half_seconds / 2, sent=50))
+        display.progress(*progress(Phase.STOPPING, seconds=half_seconds / 2, sent=50))
     assert capsys.readouterr().err.splitlines() == [
         "0 pending  20 sent  2/s  0 failed",
         "0 pending  40 sent  2/s  0 failed",
@@ -206,7 +206,7 @@ def test_without_a_terminal_there_are_lines(capsys: pytest.CaptureFixture[str]) 
 def test_quiet_shows_no_progress_but_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     """Wrong lines and dead letters are told all the same."""
     display = Display(Teller(status=False), SETTINGS)
-    display.progress(progress(Phase.STOPPING, elapsed=100.0))
+    display.progress(*progress(Phase.STOPPING, seconds=100.0))
     display.wrong_line(7, "is empty, and no JSON object")
     display.dead_letter(Message("a", b"secret", 0.0), ConnectionError("to user:hunter2@host\n\x1b[2Jlost"))
     assert capsys.readouterr().err.splitlines() == [
