@@ -13,7 +13,6 @@ import logging
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, suppress
-from functools import partial
 from typing import Any
 
 import attrs
@@ -137,81 +136,64 @@ async def _send(message: Message) -> None:
     """Nothing comes due here."""
 
 
-class _Run:
-    """One scene with one valve."""
+async def _play(scene: Scene, valve: str, seed: int, seconds: float) -> Played:
+    """Play one scene with one valve; arrivals are at random, as many as the scene offers at the time."""
+    begun, primary = trio.current_time(), scene.primary(seconds)
+    drawn, offered = random.Random(seed), scene.offered(seconds)
+    most = max(offered(second) for second in range(int(seconds) + 1))
+    queues: list[DelayQueue] = []
+    fallbacks: list[Fallback] = []
+    last_held, most_held, now = 0.0, 0, 0.0
 
-    def __init__(self, scene: Scene, valve: str, seed: int, seconds: float) -> None:
-        self._scene = scene
-        self._valve = valve
-        self._seed = seed
-        self._seconds = seconds
-        self._last_held = 0.0
-        self._fallbacks: list[Fallback] = []
-        self._queues: list[DelayQueue] = []
-        self._primary = scene.primary(seconds)
-        self._most_held = 0
+    async def call(message: Message, delay: float) -> None:
+        await primary(message, delay)
 
-    async def play(self) -> Played:
-        begun = trio.current_time()
-        async with AsyncExitStack() as stack:
-            for number in range(self._scene.instances):
-                queue = await stack.enter_async_context(open_delay_queue(_send, capacity=_ROOM, workers=1))
-                options = VALVES[self._valve](self._seed + number)
-                self._queues.append(queue)
-                self._fallbacks.append(
-                    Fallback(self._call, queue, hand_back=self._scene.hand_back, **options)
-                )
-            async with trio.open_nursery() as nursery:
-                await self._publish_all(nursery, begun)
-            held = max(self._most_held, self._held())
-            native = [fallback.statistics().primary for fallback in self._fallbacks]
-            for queue in self._queues:
-                await queue.drain(0.0)
-        peak = self._scene.peak * self._seconds
-        return Played(
-            self._primary.taken,
-            self._primary.refused,
-            max(native) / max(1, min(native)),
-            held,
-            max(0.0, self._last_held - peak) if self._scene.peak < 1 else None,
-        )
+    def held() -> int:
+        return sum(queue.at_risk for queue in queues)
 
-    async def _call(self, message: Message, delay: float) -> None:
-        await self._primary(message, delay)
-
-    async def _publish_all(self, nursery: trio.Nursery, begun: float) -> None:
-        """Arrivals at random, as many as the scene offers at the time."""
-        drawn = random.Random(self._seed)
-        offered = self._scene.offered(self._seconds)
-        most = max(offered(second) for second in range(int(self._seconds) + 1))
-        now = 0.0
-        while (now := now + drawn.expovariate(most)) < self._seconds:
-            if drawn.random() * most > offered(now):
-                continue
-            await trio.sleep_until(begun + now)
-            publish = partial(self._publish, self._fallbacks[drawn.randrange(len(self._fallbacks))], now)
-            if self._scene.waits:
-                nursery.start_soon(publish)
-            else:
-                await publish()
-
-    async def _publish(self, fallback: Fallback, now: float) -> None:
+    async def publish(fallback: Fallback, at: float) -> None:
+        nonlocal last_held, most_held
         with suppress(ValueError, QueueFull):  # the scene's own error
             receipt: Receipt = await fallback.publish(b"", delay=_DELAY)
             if receipt.route is Route.LOCAL:
-                self._last_held = now
-                if self._scene.hand_back:
-                    self._most_held = max(self._most_held, self._held())
+                last_held = at
+                if scene.hand_back:
+                    most_held = max(most_held, held())
 
-    def _held(self) -> int:
-        return sum(queue.at_risk for queue in self._queues)
+    async with AsyncExitStack() as stack:
+        for number in range(scene.instances):
+            queue = await stack.enter_async_context(open_delay_queue(_send, capacity=_ROOM, workers=1))
+            queues.append(queue)
+            options = VALVES[valve](seed + number)
+            fallbacks.append(Fallback(call, queue, hand_back=scene.hand_back, **options))
+        async with trio.open_nursery() as nursery:
+            while (now := now + drawn.expovariate(most)) < seconds:
+                if drawn.random() * most > offered(now):
+                    continue
+                await trio.sleep_until(begun + now)
+                fallback = fallbacks[drawn.randrange(len(fallbacks))]
+                if scene.waits:
+                    nursery.start_soon(publish, fallback, now)
+                else:
+                    await publish(fallback, now)
+        most_held = max(most_held, held())
+        native = [fallback.statistics().primary for fallback in fallbacks]
+        for queue in queues:
+            await queue.drain(0.0)
+    return Played(
+        primary.taken,
+        primary.refused,
+        max(native) / max(1, min(native)),
+        most_held,
+        max(0.0, last_held - scene.peak * seconds) if scene.peak < 1 else None,
+    )
 
 
 def play(scene: Scene, valve: str, *, seed: int = 1, seconds: float = 120.0) -> Played:
     """Play a scene in virtual time."""
     random.seed(seed)  # the jitter of breakers and limits
     clock = trio.testing.MockClock(autojump_threshold=0)
-    return trio.run(_Run(scene, valve, seed, seconds).play, clock=clock)
+    return trio.run(_play, scene, valve, seed, seconds, clock=clock)
 
 
 def missed(scene: Scene, played: dict[str, Played]) -> Iterator[str]:

@@ -36,6 +36,20 @@ class Bare(Protocol):
         """
 
 
+def batch_of(size: int, times: list[float], ended: Callable[[], object]) -> Callable[[], None]:
+    """What is called for each of so many messages once it is confirmed; `ended` follows the last of them."""
+    left, begun = size, time.perf_counter()
+
+    def confirmed() -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            times.append(time.perf_counter() - begun)
+            ended()
+
+    return confirmed
+
+
 async def in_tasks(
     publish: Callable[[], Awaitable[object]], *, count: int, at_once: int, batch: int = 1
 ) -> Sent:

@@ -1,9 +1,11 @@
-"""pika alone: one SelectConnection, publisher confirms, mandatory, persistent."""
+"""pika alone: one connection, publisher confirms, mandatory, persistent."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pika
@@ -11,84 +13,83 @@ from pika import frame, spec
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
 
-from bench.bare import Sent, in_tasks
+from bench.bare import Sent, batch_of, in_tasks
 
 
-def bare(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) -> Sent:
-    """See `Bare`. AMQP has no batches: one is so many publishes without waiting, and all their confirms."""
-    return _Run(url, payload, count, at_once, batch).run()
+class _Confirms:
+    """A connection of this kind, on which something is called when a message is confirmed."""
 
-
-class _Run:
-    def __init__(self, url: str, payload: bytes, count: int, at_once: int, batch: int) -> None:
+    def __init__(
+        self,
+        kind: type[Any],
+        url: str,
+        payload: bytes,
+        ready: Callable[[], object],
+        closed: Callable[..., object],
+    ) -> None:
         parts = urlsplit(url)
+        user, password = unquote(parts.username or "guest"), unquote(parts.password or "guest")
+        credentials = pika.PlainCredentials(user, password)
         self._queue = unquote(parts.path[1:])
         self._payload = payload
-        self._left = count
-        self._at_once = at_once
-        self._batch = batch
+        self._ready = ready
         self._tag = self._confirmed = 0
-        # By tag: how many of its publish are unconfirmed, and when that began.
-        self._group_of: dict[int, list[float]] = {}
-        self._times: list[float] = []
-        self._begun = self._ended = 0.0
-        self._connection = pika.SelectConnection(
-            _parameters(url),
+        self._under_way: dict[int, Callable[[], object]] = {}
+        self.connection = kind(
+            pika.ConnectionParameters(parts.hostname, parts.port or 5672, credentials=credentials),
             on_open_callback=lambda connection: connection.channel(on_open_callback=self._opened),
-            on_close_callback=lambda connection, _: connection.ioloop.stop(),
+            on_close_callback=closed,
         )
 
-    def run(self) -> Sent:
-        self._connection.ioloop.start()
-        return Sent(self._ended - self._begun, self._times)
+    def publish(self, confirmed: Callable[[], object]) -> None:
+        self._tag += 1
+        self._under_way[self._tag] = confirmed
+        properties = pika.BasicProperties(delivery_mode=2, message_id=str(self._tag))
+        self._channel.basic_publish("", self._queue, self._payload, properties, mandatory=True)
 
     def _opened(self, channel: Channel) -> None:
         self._channel = channel
-        channel.confirm_delivery(self._on_confirm, callback=self._start)
-
-    def _start(self, _: frame.Method) -> None:
-        self._begun = time.perf_counter()
-        for _ in range(self._at_once):
-            self._publish()
-
-    def _publish(self) -> None:
-        size = min(self._batch, self._left)
-        if not size:
-            return
-        self._left -= size
-        group = [size, time.perf_counter()]
-        for _ in range(size):
-            self._tag += 1
-            self._group_of[self._tag] = group
-            properties = pika.BasicProperties(delivery_mode=2, message_id=str(self._tag))
-            self._channel.basic_publish("", self._queue, self._payload, properties, mandatory=True)
+        channel.confirm_delivery(self._on_confirm, callback=lambda _: self._ready())
 
     def _on_confirm(self, confirm: frame.Method) -> None:
         method = confirm.method
         assert isinstance(method, spec.Basic.Ack), "refused"
-        tags = (
-            range(self._confirmed + 1, method.delivery_tag + 1) if method.multiple else (method.delivery_tag,)
-        )
+        last: int = method.delivery_tag
+        for tag in range(self._confirmed + 1, last + 1) if method.multiple else (last,):
+            if (confirmed := self._under_way.pop(tag, None)) is not None:
+                confirmed()
         if method.multiple:
-            self._confirmed = method.delivery_tag
-        for tag in tags:
-            group = self._group_of.pop(tag, None)
-            if group is None:
-                continue
-            group[0] -= 1
-            if not group[0]:
-                self._times.append(time.perf_counter() - group[1])
-                self._publish()
-        if not self._group_of and not self._left:
-            self._ended = time.perf_counter()
-            self._connection.close()
+            self._confirmed = last
 
 
-def _parameters(url: str) -> pika.ConnectionParameters:
-    parts = urlsplit(url)
-    user, password = unquote(parts.username or "guest"), unquote(parts.password or "guest")
-    credentials = pika.PlainCredentials(user, password)
-    return pika.ConnectionParameters(parts.hostname, parts.port or 5672, credentials=credentials)
+def bare(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) -> Sent:
+    """See `Bare`. AMQP has no batches: one is so many publishes without waiting, and all their confirms."""
+    times: list[float] = []
+    turns = iter(range(count // batch))
+    begun = ended = 0.0
+
+    def publish() -> None:
+        nonlocal ended
+        if next(turns, None) is not None:
+            confirmed = batch_of(batch, times, publish)
+            for _ in range(batch):
+                confirms.publish(confirmed)
+        elif len(times) == count // batch:
+            ended = time.perf_counter()
+            confirms.connection.close()
+
+    def begin() -> None:
+        nonlocal begun
+        begun = time.perf_counter()
+        for _ in range(min(at_once, count // batch)):
+            publish()
+
+    def closed(connection: Any, _: object) -> None:
+        connection.ioloop.stop()
+
+    confirms = _Confirms(pika.SelectConnection, url, payload, begin, closed)
+    confirms.connection.ioloop.start()
+    return Sent(ended - begun, times)
 
 
 def awaited(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) -> Sent:
@@ -97,42 +98,17 @@ def awaited(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 
 
 
 async def _awaited(url: str, payload: bytes, count: int, at_once: int, batch: int) -> Sent:
+    ready, closed = asyncio.Event(), asyncio.Event()
+    confirms = _Confirms(AsyncioConnection, url, payload, ready.set, lambda *_: closed.set())
+    await ready.wait()
     loop = asyncio.get_running_loop()
-    ready: asyncio.Future[Channel] = loop.create_future()
-    closed: asyncio.Future[None] = loop.create_future()
-    under_way: dict[int, asyncio.Future[None]] = {}
-    tag = confirmed = 0
-
-    def on_open(channel: Channel) -> None:
-        channel.confirm_delivery(on_confirm, callback=lambda _: ready.set_result(channel))
-
-    def on_confirm(confirm: frame.Method) -> None:
-        nonlocal confirmed
-        method = confirm.method
-        assert isinstance(method, spec.Basic.Ack), "refused"
-        last: int = method.delivery_tag
-        for one in range(confirmed + 1, last + 1) if method.multiple else (last,):
-            if (future := under_way.pop(one, None)) is not None:
-                future.set_result(None)
-        confirmed = last if method.multiple else confirmed
-
-    connection = AsyncioConnection(
-        _parameters(url),
-        on_open_callback=lambda made: made.channel(on_open_callback=on_open),
-        on_close_callback=lambda *_: closed.set_result(None),
-    )
-    channel = await ready
-    queue = unquote(urlsplit(url).path[1:])
 
     def publish() -> asyncio.Future[None]:
-        nonlocal tag
-        tag += 1
-        under_way[tag] = future = loop.create_future()
-        properties = pika.BasicProperties(delivery_mode=2, message_id=str(tag))
-        channel.basic_publish("", queue, payload, properties, mandatory=True)
-        return future
+        confirmed: asyncio.Future[None] = loop.create_future()
+        confirms.publish(lambda: confirmed.set_result(None))
+        return confirmed
 
     sent = await in_tasks(publish, count=count, at_once=at_once, batch=batch)
-    connection.close()
-    await closed
+    confirms.connection.close()
+    await closed.wait()
     return sent

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from urllib.parse import urlsplit
 
 from confluent_kafka import KafkaError, Producer
 
-from bench.bare import Sent, in_tasks
+from bench.bare import Sent, batch_of, in_tasks
 
 
 def bare(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) -> Sent:
@@ -19,20 +20,20 @@ def bare(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) 
     times: list[float] = []
     under_way = 0
 
-    def done(group: list[float], error: KafkaError | None, _: object) -> None:
+    def ended() -> None:
         nonlocal under_way
+        under_way -= 1
+
+    def done(confirmed: Callable[[], None], error: KafkaError | None, _: object) -> None:
         assert error is None, error
-        group[0] -= 1
-        if not group[0]:
-            times.append(time.perf_counter() - group[1])
-            under_way -= 1
+        confirmed()
 
     begun = time.perf_counter()
     for _ in range(count // batch):
         while under_way >= at_once:
             producer.poll(1)
         under_way += 1
-        report = partial(done, [batch, time.perf_counter()])
+        report = partial(done, batch_of(batch, times, ended))
         for _ in range(batch):
             producer.produce(topic, payload, on_delivery=report)
         producer.poll(0)

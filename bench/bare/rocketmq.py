@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from bench.bare import Sent, in_tasks
+from bench.bare import Sent, batch_of, in_tasks
 from localdelay.brokers.rocketmq_client import client
 
 
@@ -21,19 +21,16 @@ def bare(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) 
     room = threading.Semaphore(at_once)
     times: list[float] = []
 
-    def done(group: list[float], future: Future[Any]) -> None:
+    def done(confirmed: Callable[[], None], future: Future[Any]) -> None:
         future.result()
-        group[0] -= 1
-        if not group[0]:
-            times.append(time.perf_counter() - group[1])
-            room.release()
+        confirmed()
 
     begun = time.perf_counter()
     for _ in range(count // batch):
         room.acquire()
-        group = [batch, time.perf_counter()]
+        report = partial(done, batch_of(batch, times, room.release))
         for _ in range(batch):
-            producer.send_async(message()).add_done_callback(partial(done, group))
+            producer.send_async(message()).add_done_callback(report)
     for _ in range(at_once):
         room.acquire()
     seconds = time.perf_counter() - begun

@@ -45,6 +45,11 @@ class Round:
         return self._called_for - self.refused
 
     @property
+    def elapsed(self) -> float:
+        """Seconds since the first message was to be put."""
+        return self._loop.clock() - self.start
+
+    @property
     def pending(self) -> int:
         """Messages put and not sent, as counted here: a queue's own statistics cost a millisecond."""
         return self.put - self._recorder.sent

@@ -8,14 +8,13 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, TypeAlias
 
-import attrs
 import trio
 
 from localdelay import arguments
 from localdelay.benchmark.meter import Meter
 from localdelay.benchmark.process import machine, machine_bytes, resident_bytes
 from localdelay.benchmark.result import BenchError, Distribution, Result, Settings, held_up_to
-from localdelay.benchmark.round import held, metered
+from localdelay.benchmark.round import Round, held, metered
 from localdelay.brokers import STDOUT, Broker, check_url, hide_secrets, open_broker
 from localdelay.message import Message
 from localdelay.queue.batch import BatchPolicy
@@ -31,20 +30,7 @@ _FEW_PENDING = 15_000
 _BATCH_BYTES = 1_000_000
 
 
-@attrs.frozen
-class Progress:
-    """How far a run is, for a display."""
-
-    elapsed: float
-    """Seconds since the first put."""
-    put: int
-    sent: int
-    pending: int
-    p99: float | None
-    """Seconds, over all intervals that are over; None before the first one is."""
-
-
-Watch: TypeAlias = Callable[[Progress], object]
+Watch: TypeAlias = Callable[[Round, Meter], object]
 """Is shown how far a run is, several times a second."""
 
 
@@ -178,7 +164,7 @@ class _Trial:
             if resident is not None and pending > self._at_peak[0]:
                 self._at_peak = (pending, resident)
             if watch is not None:
-                watch(Progress(now - one.start, one.put, meter.sent, pending, meter.p99))
+                watch(one, meter)
             if meter.failed_at is not None and now - meter.failed_at > _GIVE_UP_AFTER and not meter.sent:
                 scope.cancel()
 

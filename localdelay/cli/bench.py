@@ -13,9 +13,10 @@ import click
 
 from localdelay.benchmark import hlog, plot
 from localdelay.benchmark.held import HELD_P99
-from localdelay.benchmark.meter import INTERVAL
+from localdelay.benchmark.meter import INTERVAL, Meter
 from localdelay.benchmark.result import Distribution, Result, Settings
-from localdelay.benchmark.run import Progress, check, run
+from localdelay.benchmark.round import Round
+from localdelay.benchmark.run import check, run
 from localdelay.brokers import without_secrets
 from localdelay.cli.options import (
     DURATION,
@@ -118,7 +119,11 @@ def bench(
         naming_options(settings.to),
         measuring(quiet, "Stopped before anything was measured.", picture) as teller,
     ):
-        result = run(settings, lambda now: teller.show(now.elapsed, partial(parts, now, settings, teller)))
+
+        def watch(one: Round, meter: Meter) -> None:
+            teller.show(one.elapsed, lambda: parts(one, meter, settings, teller))
+
+        result = run(settings, watch)
     compared = [(name, Distribution.of(Latencies.together(log.intervals))) for name, log in others]
     shown = result.as_json()
     shown["settings"]["to"] = None if settings.to is None else without_secrets(settings.to)
@@ -128,15 +133,15 @@ def bench(
         stopped(result.stopped_by, f"Stopped after {format_duration(result.seconds)}.")
 
 
-def parts(now: Progress, settings: Settings, teller: Teller) -> list[str]:
+def parts(one: Round, meter: Meter, settings: Settings, teller: Teller) -> list[str]:
     """How far a run is."""
     parts = [
-        f"{now.elapsed:.1f} of {settings.expected_seconds:.1f} s",
-        f"{teller.rate(now.elapsed, now.put):,.0f}/s put",
-        f"{now.pending:,} pending",
-        f"{now.sent:,} sent",
+        f"{one.elapsed:.1f} of {settings.expected_seconds:.1f} s",
+        f"{teller.rate(one.elapsed, one.put):,.0f}/s put",
+        f"{one.pending:,} pending",
+        f"{meter.sent:,} sent",
     ]
-    return parts if now.p99 is None else [*parts, f"p99 {format_duration(now.p99)}"]
+    return parts if meter.p99 is None else [*parts, f"p99 {format_duration(meter.p99)}"]
 
 
 def _files(

@@ -16,8 +16,10 @@ import trio.testing
 from localdelay import Message, PartialSendError, PermanentSendError, Throttled
 from localdelay.benchmark import run as runs
 from localdelay.benchmark.load import Delays, number_in
+from localdelay.benchmark.meter import Meter
 from localdelay.benchmark.result import BenchError, Distribution, Result, Settings, held_up_to
-from localdelay.benchmark.run import Progress, Run, check
+from localdelay.benchmark.round import Round
+from localdelay.benchmark.run import Run, check
 from localdelay.brokers import Broker
 from localdelay.cli.bench import report
 from localdelay.cli.output import laid_out
@@ -25,7 +27,7 @@ from localdelay.lateness import Latencies, LatencyRecorder, LatencySummary
 from localdelay.signals import Stopped
 
 
-def ignore(_: Progress) -> None:
+def ignore(_: Round, __: Meter) -> None:
     """See nothing of how far it is."""
 
 
@@ -189,15 +191,21 @@ async def test_stopped_before_anything_was_due(after: float, autojump_clock: tri
 
 async def test_progress_is_shown_as_it_goes(autojump_clock: trio.testing.MockClock) -> None:
     """Several times a second: the time, the counts, and the p99 once a second is over."""
-    seen: list[Progress] = []
-    await Run(settings_of(10.0, 1.0, seconds=3.0, warmup=1.0), seen.append, OneByOne()).go()
-    assert len(seen) == pytest.approx(39, abs=1)
-    assert [progress.elapsed for progress in seen[:3]] == pytest.approx([0.1, 0.2, 0.3])
-    for progress in seen:
-        assert progress.pending == progress.put - progress.sent
-        if not 1.95 < progress.elapsed < 2.15:
-            assert (progress.p99 is None) == (progress.elapsed < 2)
-    assert seen[-1].sent == pytest.approx(29, abs=1)
+    elapsed: list[float] = []
+    sent = 0
+
+    def watch(one: Round, meter: Meter) -> None:
+        nonlocal sent
+        elapsed.append(one.elapsed)
+        sent = meter.sent
+        assert one.pending == one.put - sent
+        if not 1.95 < one.elapsed < 2.15:
+            assert (meter.p99 is None) == (one.elapsed < 2)
+
+    await Run(settings_of(10.0, 1.0, seconds=3.0, warmup=1.0), watch, OneByOne()).go()
+    assert len(elapsed) == pytest.approx(39, abs=1)
+    assert elapsed[:3] == pytest.approx([0.1, 0.2, 0.3])
+    assert sent == pytest.approx(29, abs=1)
 
 
 async def test_failed_sends_are_counted_and_named(autojump_clock: trio.testing.MockClock) -> None:
