@@ -20,8 +20,6 @@ from array import array
 from itertools import pairwise
 from pathlib import Path
 
-import attrs
-
 from localdelay.benchmark.load import Delays, Pace
 
 from .contenders import GO, JAVA
@@ -33,21 +31,11 @@ _TIMEOUT = 600.0
 _HEADER = 4
 
 
-@attrs.frozen
-class _Language:
-    compiler: str
-    build: tuple[str, ...]
-    run: tuple[str, ...]
-
-
 _LANGUAGES = {
-    GO: _Language("go", ("go", "build", "-o", "{out}/demo", "demo.go"), ("{out}/demo",)),
-    JAVA: _Language(
-        "javac",
-        ("javac", "-d", "{out}", "DelayQueueDemo.java"),
-        ("java", "-cp", "{out}", "DelayQueueDemo"),
-    ),
+    GO: ("go build -o {out}/demo demo.go", "{out}/demo"),
+    JAVA: ("javac -d {out} DelayQueueDemo.java", "java -cp {out} DelayQueueDemo"),
 }
+"""What builds a program, and what runs it."""
 
 
 class UnavailableError(Exception):
@@ -59,15 +47,14 @@ def build(name: str, out: Path) -> list[str]:
 
     `UnavailableError` where its compiler is not installed or fails.
     """
-    language = _LANGUAGES[name]
-    if shutil.which(language.compiler) is None:
-        raise UnavailableError(f"{language.compiler} is not installed")
-    command = [part.format(out=out) for part in language.build]
-    done = subprocess.run(command, cwd=_HERE, capture_output=True, text=True, check=False, timeout=_TIMEOUT)
+    compiling, run = ([part.format(out=out) for part in command.split()] for command in _LANGUAGES[name])
+    if shutil.which(compiling[0]) is None:
+        raise UnavailableError(f"{compiling[0]} is not installed")
+    done = subprocess.run(compiling, cwd=_HERE, capture_output=True, text=True, check=False, timeout=_TIMEOUT)
     if done.returncode:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]
-        raise UnavailableError(f"{language.compiler} failed: {last[0]}")
-    return [part.format(out=out) for part in language.run]
+        raise UnavailableError(f"{compiling[0]} failed: {last[0]}")
+    return run
 
 
 def sample(command: list[str], kind: str, arguments: Result) -> Result:

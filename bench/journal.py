@@ -22,7 +22,7 @@ import attrs
 import click
 import trio
 
-from localdelay import Message, SqliteJournal, open_delay_queue
+from localdelay import DelayQueue, Message, SqliteJournal, open_delay_queue
 from localdelay.benchmark.process import resident_bytes
 
 from . import samples
@@ -74,6 +74,13 @@ async def _send(_: Message) -> None:
     pass
 
 
+async def _produce(queue: DelayQueue, numbers: Iterator[int], delay: float, took: array[float]) -> None:
+    for number in numbers:
+        began = time.perf_counter()
+        await queue.put(body(number), delay=delay)
+        took.append(time.perf_counter() - began)
+
+
 def puts(directory: str, producers: int, durability: Literal["fsync", "os"], messages: int) -> Result:
     """Puts of messages that are due in an hour, one after the other by each producer."""
     took = array("d")
@@ -82,17 +89,10 @@ def puts(directory: str, producers: int, durability: Literal["fsync", "os"], mes
     async def main() -> Result:
         journal = SqliteJournal(f"{directory}/puts", durability)
         async with open_delay_queue(_send, capacity=messages, workers=1, journal=journal) as queue:
-
-            async def produce() -> None:
-                for number in numbers:
-                    began = time.perf_counter()
-                    await queue.put(body(number), delay=_HOUR)
-                    took.append(time.perf_counter() - began)
-
             began, cpu = time.perf_counter(), time.process_time()
             async with trio.open_nursery() as nursery:
                 for _ in range(producers):
-                    nursery.start_soon(produce)
+                    nursery.start_soon(_produce, queue, numbers, _HOUR, took)
             seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
             commits = queue.statistics().commit_time.count
             await queue.drain(0.0)
@@ -115,22 +115,17 @@ def steady(directory: str, producers: int, seconds: float, delay: float) -> Resu
 
     async def main() -> Result:
         journal = SqliteJournal(f"{directory}/steady")
-        async with open_delay_queue(_send, capacity=10_000_000, workers=_WORKERS, journal=journal) as queue:
-
-            async def produce() -> None:
-                for number in numbers:
-                    began = time.perf_counter()
-                    await queue.put(body(number), delay=delay)
-                    took.append(time.perf_counter() - began)
-
-            async with trio.open_nursery() as nursery:
-                for _ in range(producers):
-                    nursery.start_soon(produce)
-                await trio.sleep(3 * delay)
-                before, began, first = queue.statistics(), time.perf_counter(), len(took)
-                await trio.sleep(seconds)
-                after, ended, last = queue.statistics(), time.perf_counter(), len(took)
-                nursery.cancel_scope.cancel()
+        async with (
+            open_delay_queue(_send, capacity=10_000_000, workers=_WORKERS, journal=journal) as queue,
+            trio.open_nursery() as nursery,
+        ):
+            for _ in range(producers):
+                nursery.start_soon(_produce, queue, numbers, delay, took)
+            await trio.sleep(3 * delay)
+            before, began, first = queue.statistics(), time.perf_counter(), len(took)
+            await trio.sleep(seconds)
+            after, ended, last = queue.statistics(), time.perf_counter(), len(took)
+            nursery.cancel_scope.cancel()
         found = distribution(took[first:last])
         put, sent = after.accepted - before.accepted, after.sent - before.sent
         return {

@@ -11,6 +11,8 @@ from enum import Enum
 from functools import partial
 from typing import Any, TypeAlias
 
+import attrs
+
 Delay: TypeAlias = float | timedelta
 """Seconds, or a `timedelta`."""
 Terms: TypeAlias = tuple[float | None, float | None]
@@ -97,10 +99,8 @@ def field_count(_: object, attribute: Any, value: int) -> None:
     count(attribute.name, value)
 
 
-def field_count_or_none(_: object, attribute: Any, value: int | None) -> None:
-    """The same, where None may stand for no bound."""
-    if value is not None:
-        count(attribute.name, value)
+field_count_or_none: Callable[[object, Any, Any], None] = attrs.validators.optional(field_count)
+"""The same, where None may stand for no bound."""
 
 
 def execute_at(
