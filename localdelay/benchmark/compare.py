@@ -71,7 +71,7 @@ async def _compare(asked: Comparison, step: Step) -> Report:
         server, token = asked.redis or "", f"compare-{secrets.token_hex(6)}"
         if asked.needs_redis and not server:
             server = await start_server(guarded)
-        jobs = [Job(plan, asked, server if plan.in_redis else "", token) for plan in asked.plans]
+        jobs = [Job(plan, asked, server if plan.in_redis else "", token) for plan in asked.only]
         try:
             found: list[Found] = [await _result(job, guarded.directory, step, {}) for job in jobs]
             step(None, "killed half-way")

@@ -46,6 +46,11 @@ class Plan(StrEnum):
         return self in (Plan.REDIS_LITERAL, Plan.REDIS)
 
 
+def _each_once(names: Collection[str]) -> tuple[Plan, ...]:
+    """These plans in the usual order, or all of them."""
+    return tuple(plan for plan in Plan if not names or plan in names)
+
+
 @attrs.frozen(kw_only=True)
 class Comparison:
     """What is to be compared. A number that is out of its range is a `ValueError` that names it."""
@@ -62,7 +67,8 @@ class Comparison:
     workers: int = 20
     redis: str | None = attrs.field(default=None, repr=False)
     """The URL of a server; None: one of its own."""
-    only: tuple[Plan, ...] = tuple(Plan)
+    only: tuple[Plan, ...] = attrs.field(default=(), converter=_each_once)
+    """All, where none is named."""
     seed: int = 1
     quick: bool = False
     """Shorter, and without the search for the highest rate."""
@@ -92,19 +98,14 @@ class Comparison:
         )
 
     @property
-    def plans(self) -> tuple[Plan, ...]:
-        """What is compared, each once, in the usual order."""
-        return tuple(plan for plan in Plan if plan in self.only)
-
-    @property
     def needs_redis(self) -> bool:
         """Whether there is a plan that needs one."""
-        return any(plan.in_redis for plan in self.plans)
+        return any(plan.in_redis for plan in self.only)
 
     def as_json(self) -> dict[str, Any]:
         """One object, without passwords."""
-        plans, redis = [plan.value for plan in self.plans], self.redis and without_secrets(self.redis)
-        return attrs.asdict(self) | self.delays.as_json() | {"only": plans, "redis": redis}
+        redis = self.redis and without_secrets(self.redis)
+        return attrs.asdict(self) | self.delays.as_json() | {"redis": redis}
 
 
 @attrs.frozen

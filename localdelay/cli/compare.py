@@ -66,9 +66,7 @@ Exit codes:
 @option("--quick", bool, "Shorter; does not look for the highest rate that is carried.")
 @picture_option
 @run_options
-def compare(
-    *, only: tuple[str, ...], picture: Path | None, form: str | None, quiet: bool, **options: Any
-) -> None:
+def compare(*, picture: Path | None, form: str | None, quiet: bool, **options: Any) -> None:
     """Compare queues in memory and in Redis: plain ones, and localdelay's.
 
     Runs Redis sorted sets that are polled, localdelay's Redis queue, a channel whose workers sleep on
@@ -76,7 +74,7 @@ def compare(
     a minute and a quarter.
     """
     with naming_options():
-        settings = Comparison(only=tuple(Plan(name) for name in only) or tuple(Plan), **options)
+        settings = Comparison(**options)
     output, begun = Output(), time.monotonic()
     quiet = quiet or form is not None
     with (
@@ -85,7 +83,7 @@ def compare(
     ):
 
         def step(plan: Plan | None, what: str) -> None:
-            plans = settings.plans
+            plans = settings.only
             where = "all" if plan is None else f"{plans.index(plan) + 1}/{len(plans)} {plan}"
             teller.status([f"{time.monotonic() - begun:4.0f} s", f"{where}: {what}"])
 

@@ -75,7 +75,7 @@ def test_passwords_are_not_shown() -> None:
     asked = Comparison(redis="redis://user:secret@host/3", only=(Plan.MEMORY, Plan.REDIS))
     job = Job(Plan.REDIS, asked, "secret", "t")
     assert "secret" not in repr(job)
-    assert asked.plans == (Plan.REDIS, Plan.MEMORY), "in the usual order"
+    assert asked.only == (Plan.REDIS, Plan.MEMORY), "in the usual order"
 
 
 @pytest.mark.parametrize(
