@@ -1,7 +1,11 @@
-"""What `bench.peers` compares: how each is opened, in which world it lives, and which figures it has."""
+"""What `bench.peers` compares: how each is opened, in which world it lives, and which figures it has.
+
+Other ways to delay a message are here in their usual and kindest form.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -18,7 +22,7 @@ from localdelay.benchmark.load import Loop
 from localdelay.benchmark.meter import NO_TIME
 
 from .loops import World
-from .rivals import CallAt, CallAtTask, TaskPerMessage, open_heap_of_threads
+from .rivals import open_heap_of_threads
 from .times import Times
 
 OPEN = ("held", "low", "high", "mixed")
@@ -130,18 +134,44 @@ def _literal(asked: Asked) -> AbstractAsyncContextManager[Opened]:
 @_ending
 @asynccontextmanager
 async def _task_per_message(asked: Asked) -> AsyncIterator[Opened]:
+    async def wait(due: float, payload: bytes) -> None:
+        await trio.sleep_until(due)
+        await asked.send(due, payload)
+
+    def put_nowait(payload: bytes, /, *, delay: float) -> None:
+        nursery.start_soon(wait, trio.current_time() + delay, payload)
+
     async with trio.open_nursery() as nursery:
-        yield Opened(TaskPerMessage(nursery, asked.send).put_nowait)
+        yield Opened(put_nowait)
+
+
+def _timers(send: Callable[[float, bytes], object]) -> Opened:
+    """A timer of asyncio's a message, `loop.call_at`, which calls this."""
+    loop = asyncio.get_running_loop()
+
+    def put_nowait(payload: bytes, /, *, delay: float) -> None:
+        due = loop.time() + delay
+        loop.call_at(due, send, due, payload)
+
+    return Opened(put_nowait)
 
 
 @asynccontextmanager
 async def _call_at(asked: Asked) -> AsyncIterator[Opened]:
-    yield Opened(CallAt(asked.times.begin).put_nowait)
+    yield _timers(asked.times.begin)
 
 
 @asynccontextmanager
 async def _call_at_task(asked: Asked) -> AsyncIterator[Opened]:
-    yield Opened(CallAtTask(asked.send).put_nowait)
+    """The same with a coroutine that sends, in a task of its own that is kept until it ends."""
+    tasks: set[asyncio.Future[None]] = set()
+
+    def begin(due: float, payload: bytes) -> None:
+        task = asyncio.ensure_future(asked.send(due, payload))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    yield _timers(begin)
 
 
 @asynccontextmanager
