@@ -43,7 +43,7 @@ from .router import (
     World,
     predicate,
 )
-from .routing import CALL, HOLD, LOCAL, MODES, NO_ANSWER, PRIMARY, Ambiguous, Mode, decide, outcome_of
+from .routing import CALL, HOLD, LOCAL, MODES, NO_ANSWER, PRIMARY, Ambiguous, Mode, decide
 
 
 class Cancels(Protocol):
@@ -133,18 +133,16 @@ class Publish:
         if isinstance(error, NO_ANSWER):
             router.remember(self.message, None)  # it may have taken it
         try:
-            failure = router.failure_of(error)
+            outcome, reason = router.judge(error)
         except BaseException:  # `degrade_on` is a stranger's; the ticket must come back
             self._cut_off()
             raise
         if ticket is not None:
-            self._gate.record(ticket, outcome_of(error, failure), error)
-        decision = decide(
-            router.mode, self._may_degrade, failure=failure, degrade_ambiguous=router.degrade_ambiguous
-        )
+            self._gate.record(ticket, outcome, error)
+        decision = decide(router.mode, self._may_degrade, reason, has_failed=True)
         router.count("calls", decision, again=ticket is None)
         if decision.action is HOLD:
-            self.holds, self._reason, self._why = True, decision.reason, error
+            self.holds, self._reason, self._why = True, reason, error
 
     def _cut_off(self) -> None:
         """The call was cancelled, or says nothing."""

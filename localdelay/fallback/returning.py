@@ -16,6 +16,7 @@ from localdelay.breaker import BreakerState, Outcome
 from localdelay.entry import Entry, message_of
 from localdelay.errors import PermanentSendError
 from localdelay.gate import Gate
+from localdelay.hops import Hop
 from localdelay.listening import HandedBack, tell
 from localdelay.queue.handing_back import OutOfTime
 from localdelay.queue.lanes import Slot
@@ -44,7 +45,7 @@ class Returning:
         self._timeout = timeout
         self._again_at = math.inf  # when something that has failed is to be tried again
         self._news = trio.Event()
-        self._told = False  # whether the loop is going to hear of what is held
+        self._held: Hop[None] = Hop(self._on_loop, self._note_held)
         self._changed = trio.lowlevel.ParkingLot()
         self._stopping = False
         self._pauses: set[trio.CancelScope] = set()
@@ -61,16 +62,7 @@ class Returning:
 
     def wake(self) -> None:
         """A message is held that may be given back. From any thread."""
-        # Not `_news`: the message may still be on its way to the loop when the pass which that news began is
-        # over. The flag is off before the post that brings the news, and that comes behind the message.
-        if self._told:
-            return
-        try:
-            self._told = True
-            self._on_loop(self._note_held)
-        except BaseException:  # Ctrl-C, in a thread that publishes: the next is to tell
-            self._told = False
-            raise
+        self._held.send(None)
 
     async def run(self) -> None:
         """Give back what is more than `after` seconds from due, whenever the gate lets it, until `stop`."""
@@ -113,9 +105,10 @@ class Returning:
         with suppress(trio.RunFinishedError):
             self._token.run_sync_soon(self._note_change)
 
-    def _note_held(self) -> None:
-        self._told = False
-        self._on_loop(self._bring_news)  # once more, behind what was held while the flag was on
+    def _note_held(self, _: list[None]) -> None:
+        # Not at once: what was held since this was sent may still be on its way to the loop when the pass is
+        # over that such news would begin. Once more through there is behind it.
+        self._on_loop(self._bring_news)
 
     def _bring_news(self) -> None:
         self._news.set()

@@ -23,7 +23,7 @@ from localdelay.statistics import MessagesSoFar, Rate, TimesSoFar
 
 from .gates import Gates, KeyStatistics
 from .handles import Handles
-from .routing import RAISE, Decision, Failure, Mode, Route, failure_of, outcome_of
+from .routing import RAISE, Decision, Mode, Route, outcome_of, reason_of
 
 DegradeOn: TypeAlias = tuple[type[Exception], ...] | type[Exception] | Callable[[Exception], bool]
 MayDegrade: TypeAlias = Callable[[Message], bool]
@@ -94,7 +94,7 @@ class World:
     """The queue whose messages can go back to the primary, if there is one."""
     hand_back: HandBack
     """Calls the primary, awaited on that queue's loop."""
-    on_loop: Callable[[Callable[[], None]], object]
+    on_loop: Callable[[Callable[[], object]], object]
     """Has something done on that loop, soon or at once, and behind all that was held before."""
 
 
@@ -141,16 +141,18 @@ class Router:
         if self.handles is not None:
             self.handles.remember(message.id, message.execute_at, handle, self.world.clock())
 
-    def failure_of(self, error: Exception) -> Failure:
-        """What a failed call of the primary says. Raises what `degrade_on` raises."""
-        return failure_of(error, refused=bool(self.degrades(error)))
+    def judge(self, error: Exception) -> tuple[Outcome, Reason | None]:
+        """What a failed call of the primary says, and is a reason for. Raises what `degrade_on` raises."""
+        refused = bool(self.degrades(error))
+        reason = reason_of(error, refused=refused, degrade_ambiguous=self.degrade_ambiguous)
+        return outcome_of(error, refused=refused), reason
 
     def outcome_of(self, error: Exception | None) -> Outcome:
         """What a hand-back that ended in this says to the breaker. It never raises."""
         if error is None:
             return TAKEN
         try:
-            return outcome_of(error, self.failure_of(error))
+            return self.judge(error)[0]
         except Exception:  # noqa: BLE001 (of `degrade_on`, a stranger's: the queue must not end by it)
             return OTHER
 

@@ -1,7 +1,7 @@
 """Where a message goes: to the primary, into the local queue, or back to the caller as an error. Pure.
 
 `decide` is asked up to twice about a message: before the primary is called, and after a call that failed.
-It gets what the breaker and the limit say, and what the call came to; nothing decides beside it.
+It gets what the breaker and the limit say, or what the call came to; nothing decides beside it.
 """
 
 from __future__ import annotations
@@ -47,20 +47,6 @@ class Action(Enum):
 CALL, HOLD, RAISE = Action  # by themselves: on CPython 3.11 `Action.CALL` costs more than a decision
 
 
-class Failure(Enum):
-    """What a failed call of the primary says."""
-
-    REFUSED = "refused"
-    """It was not taken: `degrade_on` names the error."""
-    AMBIGUOUS = "ambiguous"
-    """It may have been taken."""
-    OTHER = "other"
-    """Something else is wrong, which holding the message would not help."""
-
-
-_REFUSED, _AMBIGUOUS, _OTHER = Failure
-
-
 @attrs.frozen
 class Decision:
     """What is to be done, and why where it is not simply to call the primary."""
@@ -77,46 +63,34 @@ NO_ANSWER = (TimeoutError, trio.TooSlowError, ConnectionError)
 """Errors of a primary that is down, or can't be reached."""
 
 
-def decide(
-    mode: Mode,
-    may_degrade: bool,
-    refusal: Reason | None = None,
-    *,
-    failure: Failure | None = None,
-    degrade_ambiguous: bool = False,
-) -> Decision:
+def decide(mode: Mode, may_degrade: bool, reason: Reason | None, *, has_failed: bool = False) -> Decision:
     """Say what is to be done with a message.
 
-    `may_degrade` says whether this one may be held at all. `refusal` is what the breaker or the limit says
-    against a call, and `failure` what the call came to; None: nothing does, and it has not been made. In
-    shadow mode the primary is called whatever they say, and every error is the caller's.
+    `may_degrade` says whether this one may be held at all. `reason` is what the breaker or the limit says
+    against a call, or, where one `has_failed`, what that is a reason to hold the message for; None: there is
+    none. In shadow mode the primary is called whatever they say, and every error is the caller's.
     """
-    if failure is None:
-        reason = Reason.FORCED if mode == "forced" else refusal
-        if reason is None:
-            return CALL_IT
-    elif failure is _REFUSED:
-        reason = Reason.THROTTLED
-    elif failure is _AMBIGUOUS and degrade_ambiguous:
-        reason = Reason.AMBIGUOUS
-    else:
-        return Decision(RAISE)
+    if mode == "forced" and not has_failed:
+        reason = Reason.FORCED
+    if reason is None:
+        return Decision(RAISE) if has_failed else CALL_IT
     if mode == "shadow":
-        return Decision(CALL if failure is None else RAISE, reason, may_degrade)
+        return Decision(RAISE if has_failed else CALL, reason, may_degrade)
     return Decision(HOLD if may_degrade else RAISE, reason, may_degrade)
 
 
-def failure_of(error: Exception, *, refused: bool) -> Failure:
-    """What an error of the primary's says; `refused` is the answer of `degrade_on`.
+def reason_of(error: Exception, *, refused: bool, degrade_ambiguous: bool) -> Reason | None:
+    """What an error of the primary's is a reason to hold its message for; `refused`: `degrade_on` names it.
 
-    A time-out or a lost connection leaves open whether the message was taken.
+    A time-out or a lost connection leaves open whether the message was taken. What else is wrong holding it
+    would not help.
     """
     if refused:
-        return _REFUSED
-    return _AMBIGUOUS if isinstance(error, NO_ANSWER) else _OTHER
+        return Reason.THROTTLED
+    return Reason.AMBIGUOUS if degrade_ambiguous and isinstance(error, NO_ANSWER) else None
 
 
-def outcome_of(error: Exception, failure: Failure) -> Outcome:
+def outcome_of(error: Exception, *, refused: bool) -> Outcome:
     """What a failed call says to the breaker (down) and to the limit (refused); all else says nothing.
 
     A `Throttled` is refused also where `degrade_on` leaves it out; no answer is no refusal, though it may
@@ -124,4 +98,4 @@ def outcome_of(error: Exception, failure: Failure) -> Outcome:
     """
     if isinstance(error, NO_ANSWER):
         return DOWN
-    return THROTTLED if failure is _REFUSED or isinstance(error, Throttled) else OTHER
+    return THROTTLED if refused or isinstance(error, Throttled) else OTHER

@@ -11,12 +11,12 @@ from hypothesis import given
 
 from localdelay import PermanentSendError, Reason, Throttled
 from localdelay.breaker import Outcome
-from localdelay.fallback.routing import MODES, Action, Decision, Failure, decide, failure_of, outcome_of
+from localdelay.fallback.routing import MODES, Action, Decision, decide, outcome_of, reason_of
 
 CALL, HOLD, RAISE = Action.CALL, Action.HOLD, Action.RAISE
 OPEN, LIMITED = Reason.BREAKER_OPEN, Reason.RATE_LIMITED
-REFUSED, AMBIGUOUS, OTHER = Failure.REFUSED, Failure.AMBIGUOUS, Failure.OTHER
-ORDINARY: dict[str, Any] = {"mode": "active", "may_degrade": True}
+REFUSED, AMBIGUOUS = Reason.THROTTLED, Reason.AMBIGUOUS
+ORDINARY: dict[str, Any] = {"mode": "active", "may_degrade": True, "reason": None}
 
 
 @pytest.mark.parametrize(
@@ -25,25 +25,24 @@ ORDINARY: dict[str, Any] = {"mode": "active", "may_degrade": True}
         # before the primary is called
         ({}, CALL, None),
         ({"may_degrade": False}, CALL, None),
-        ({"refusal": OPEN}, HOLD, OPEN),
-        ({"refusal": LIMITED}, HOLD, LIMITED),
-        ({"refusal": OPEN, "may_degrade": False}, RAISE, OPEN),
-        ({"refusal": LIMITED, "may_degrade": False}, RAISE, LIMITED),
+        ({"reason": OPEN}, HOLD, OPEN),
+        ({"reason": LIMITED}, HOLD, LIMITED),
+        ({"reason": OPEN, "may_degrade": False}, RAISE, OPEN),
+        ({"reason": LIMITED, "may_degrade": False}, RAISE, LIMITED),
         ({"mode": "forced"}, HOLD, Reason.FORCED),
-        ({"mode": "forced", "refusal": OPEN}, HOLD, Reason.FORCED),
+        ({"mode": "forced", "reason": OPEN}, HOLD, Reason.FORCED),
         ({"mode": "forced", "may_degrade": False}, RAISE, Reason.FORCED),
         ({"mode": "shadow"}, CALL, None),
-        ({"mode": "shadow", "refusal": OPEN}, CALL, OPEN),
-        ({"mode": "shadow", "refusal": OPEN, "may_degrade": False}, CALL, OPEN),
+        ({"mode": "shadow", "reason": OPEN}, CALL, OPEN),
+        ({"mode": "shadow", "reason": OPEN, "may_degrade": False}, CALL, OPEN),
         # after a call that failed
-        ({"failure": REFUSED}, HOLD, Reason.THROTTLED),
-        ({"failure": REFUSED, "may_degrade": False}, RAISE, Reason.THROTTLED),
-        ({"failure": REFUSED, "mode": "shadow"}, RAISE, Reason.THROTTLED),
-        ({"failure": AMBIGUOUS}, RAISE, None),
-        ({"failure": AMBIGUOUS, "degrade_ambiguous": True}, HOLD, Reason.AMBIGUOUS),
-        ({"failure": AMBIGUOUS, "degrade_ambiguous": True, "may_degrade": False}, RAISE, Reason.AMBIGUOUS),
-        ({"failure": OTHER}, RAISE, None),
-        ({"failure": OTHER, "degrade_ambiguous": True}, RAISE, None),
+        ({"has_failed": True, "reason": REFUSED}, HOLD, REFUSED),
+        ({"has_failed": True, "reason": REFUSED, "may_degrade": False}, RAISE, REFUSED),
+        ({"has_failed": True, "reason": REFUSED, "mode": "shadow"}, RAISE, REFUSED),
+        ({"has_failed": True}, RAISE, None),
+        ({"has_failed": True, "mode": "shadow"}, RAISE, None),
+        ({"has_failed": True, "reason": AMBIGUOUS}, HOLD, AMBIGUOUS),
+        ({"has_failed": True, "reason": AMBIGUOUS, "may_degrade": False}, RAISE, AMBIGUOUS),
     ],
 )
 def test_the_table(situation: dict[str, Any], action: Action, reason: Reason | None) -> None:
@@ -57,10 +56,12 @@ SITUATIONS = st.fixed_dictionaries(
     {
         "mode": st.sampled_from(MODES),
         "may_degrade": st.booleans(),
-        "refusal": st.sampled_from([None, OPEN, LIMITED]),
-        "degrade_ambiguous": st.booleans(),
-        "failure": st.sampled_from([None, *Failure]),
+        "has_failed": st.booleans(),
     }
+).flatmap(
+    lambda situation: st.sampled_from(
+        [None, REFUSED, AMBIGUOUS] if situation["has_failed"] else [None, OPEN, LIMITED]
+    ).map(lambda reason: situation | {"reason": reason})
 )
 
 
@@ -70,16 +71,16 @@ def test_what_holds_for_every_situation(situation: dict[str, Any]) -> None:
     decision = decide(**situation)
     if not situation["may_degrade"]:
         assert decision.action is not HOLD
-    if situation["failure"] is not None:
+    if situation["has_failed"]:
         assert decision.action is not CALL
     if decision.action is HOLD:
         assert decision.reason is not None
         assert decision.degrades
     if decision.action is CALL and situation["mode"] != "shadow":
         assert decision.reason is None
-    if situation["failure"] is OTHER:
+    if situation["has_failed"] and situation["reason"] is None:
         assert decision == Decision(RAISE)
-    if situation["mode"] == "forced" and situation["failure"] is None:
+    if situation["mode"] == "forced" and not situation["has_failed"]:
         assert decision.action is not CALL
 
 
@@ -88,42 +89,44 @@ def test_shadow_says_what_active_would_do(situation: dict[str, Any]) -> None:
     """So that what it counts is what would happen; and it calls, and raises what the call raises."""
     active, shadow = (decide(**situation | {"mode": mode}) for mode in ("active", "shadow"))
     assert (shadow.reason, shadow.degrades) == (active.reason, active.action is HOLD)
-    assert shadow.action is (CALL if situation["failure"] is None else RAISE)
+    assert shadow.action is (RAISE if situation["has_failed"] else CALL)
 
 
 @pytest.mark.parametrize(
-    ("error", "refused", "failure"),
+    ("error", "refused", "reason"),
     [
         (Throttled(), True, REFUSED),
         (TimeoutError(), True, REFUSED),
         (TimeoutError(), False, AMBIGUOUS),
         (trio.TooSlowError(), False, AMBIGUOUS),
         (ConnectionResetError(), False, AMBIGUOUS),
-        (Throttled(), False, OTHER),
-        (ValueError(), False, OTHER),
-        (OSError(), False, OTHER),
+        (Throttled(), False, None),
+        (ValueError(), False, None),
+        (OSError(), False, None),
     ],
 )
-def test_what_an_error_says(error: Exception, refused: bool, failure: Failure) -> None:
+def test_what_an_error_is_a_reason_for(error: Exception, refused: bool, reason: Reason | None) -> None:
     """What `degrade_on` names is a refusal; a time-out or a lost connection leaves it open."""
-    assert failure_of(error, refused=refused) is failure
+    assert reason_of(error, refused=refused, degrade_ambiguous=True) is reason
+    without = None if reason is AMBIGUOUS else reason
+    assert reason_of(error, refused=refused, degrade_ambiguous=False) is without
 
 
 @pytest.mark.parametrize(
-    ("error", "failure", "outcome"),
+    ("error", "refused", "outcome"),
     [
-        (Throttled(), REFUSED, Outcome.THROTTLED),
-        (Throttled(), OTHER, Outcome.THROTTLED),
-        (ValueError(), REFUSED, Outcome.THROTTLED),
-        (TimeoutError(), REFUSED, Outcome.DOWN),
-        (trio.TooSlowError(), AMBIGUOUS, Outcome.DOWN),
-        (ConnectionResetError(), AMBIGUOUS, Outcome.DOWN),
-        (OSError(), OTHER, Outcome.OTHER),
-        (PermanentSendError(), OTHER, Outcome.OTHER),
+        (Throttled(), True, Outcome.THROTTLED),
+        (Throttled(), False, Outcome.THROTTLED),
+        (ValueError(), True, Outcome.THROTTLED),
+        (TimeoutError(), True, Outcome.DOWN),
+        (trio.TooSlowError(), False, Outcome.DOWN),
+        (ConnectionResetError(), False, Outcome.DOWN),
+        (OSError(), False, Outcome.OTHER),
+        (PermanentSendError(), False, Outcome.OTHER),
     ],
 )
 def test_what_a_failure_says_to_the_breaker_and_the_limit(
-    error: Exception, failure: Failure, outcome: Outcome
+    error: Exception, refused: bool, outcome: Outcome
 ) -> None:
     """A refusal is the limit's business, no answer the breaker's, degrade or not; all else neither."""
-    assert outcome_of(error, failure) is outcome
+    assert outcome_of(error, refused=refused) is outcome
