@@ -102,7 +102,9 @@ class DelayQueue:
         stamped = self.remote.stamp(payload, delay, at, id, headers, expires, asks=None)
         if id is not None and number_of(id) is not None and await self.is_pending(id):
             raise already_pending(id)
-        await awaiting.put(self.remote, stamped, math.inf)
+        call = self.remote.accept_or_wait(stamped, waits=True)
+        if call is not None:
+            await awaiting.accepted(self.remote, call, math.inf)
         await asyncio.sleep(0)
         return stamped[0]
 
@@ -261,7 +263,9 @@ class Fallback(RemoteFallback[PublishDelayed, DelayQueue, CancelDelayed]):
     """
 
     async def _put(self, stamped: Stamped, patience: float) -> None:
-        await awaiting.put(self._queue.remote, stamped, patience)
+        remote = self._queue.remote
+        if (call := remote.accept_or_wait(stamped, waits=patience > 0)) is not None:
+            await awaiting.accepted(remote, call, patience)
 
     async def _call(self, function: Callable[..., Awaitable[object]], *args: object) -> object:
         timeout = self._publish_timeout

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 from localdelay.errors import QueueFull
 from localdelay.message import Message
-from localdelay.queue.admission import Stamped
 
 from .calls import Call, Cut
 from .portal import Remote
@@ -17,11 +16,8 @@ from .portal import Remote
 _T = TypeVar("_T")
 
 
-async def put(remote: Remote, stamped: Stamped, patience: float) -> None:
-    """Have this accepted, waiting for room for so many seconds at most; then `QueueFull`."""
-    call = remote.accept_or_wait(stamped, waits=patience > 0)
-    if call is None:
-        return
+async def accepted(remote: Remote, call: Call[Message], patience: float) -> None:
+    """Wait until this put has its room, for so many seconds at most; then raise `QueueFull`."""
     try:
         async with asyncio.timeout(patience if 0 < patience < math.inf else None):
             await outcome(remote, call)

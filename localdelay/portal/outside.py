@@ -218,17 +218,20 @@ class OutsideWorkers(Workers):
 
     def _fill_up(self, now: float) -> list[Entry]:
         """Take what is due, as much as there is room for among the senders."""
-        room = 0 if self._taking.bars else self._room()
-        if room <= 0:
-            return []
-        entries = self._taking.some(now, room)
-        if entries and not all_plain(entries):
-            for entry, error in self._delivery.doomed(entries, now):
-                entries.remove(entry)
-                self.valve.give_back([entry])
-                self._give_up(entry, error)
-        self._out.update(zip(map(_NUMBER, entries), entries, strict=True))
-        return entries
+        given: list[Entry] = []
+        # In one go, though the order gives it in parts: each giving wakes whoever sends.
+        while not self._taking.bars and (room := self._room()) > 0:
+            entries = self._taking.some(now, room)
+            if not entries:
+                break
+            if not all_plain(entries):
+                for entry, error in self._delivery.doomed(entries, now):
+                    entries.remove(entry)
+                    self.valve.give_back([entry])
+                    self._give_up(entry, error)
+            self._out.update(zip(map(_NUMBER, entries), entries, strict=True))
+            given += entries
+        return given
 
     def _settle(self, outcomes: list[Outcome]) -> None:
         """What has come of these is known."""

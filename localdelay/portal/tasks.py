@@ -57,13 +57,18 @@ class Tasks(Senders):
         self._to_do: deque[Entry] = deque()
         self._seats: dict[_Seat, None] = {}
         self._yields = False  # whether a task has given its turn away and goes on in the next one
+        self._called = False  # whether the loop is going to look for what there is to do
 
     def give(self, entries: list[Entry]) -> None:
         """Send these, each on its own, in this order."""
         self._to_do.extend(entries)
+        if self._called and not self._loop.is_closed():
+            return
+        self._called = True
         try:
             self._loop.call_soon_threadsafe(self._more)
         except RuntimeError as error:  # the loop is closed
+            self._called = False
             now = self._read_clock() + self._offset
             for entry in self.take_back():
                 self._done.send((entry, now, now, error))
@@ -91,6 +96,7 @@ class Tasks(Senders):
 
     def _more(self) -> None:
         """Start a task if there is something for it to do, and look again after that one's first turn."""
+        self._called = False  # before the look: who gives something after it calls again
         if self._to_do and len(self._seats) < self._count and not self._yields:
             seat = _Seat(self)
             self._seats[seat] = None
@@ -147,7 +153,8 @@ class Tasks(Senders):
                     turn = read_clock() + offset
         finally:
             del self._seats[seat]
-            self._loop.call_soon(self._more)
+            if to_do:  # or it would be a turn of the loop for nothing, as often as something is given
+                self._loop.call_soon(self._more)
 
     async def _yield(self) -> None:
         """Let what else runs on the loop have its turn, and nobody else here."""
