@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 
@@ -17,25 +17,16 @@ from localdelay.errors import LocalDelayError
 from localdelay.queue.sending import not_awaitable
 from localdelay.settling import Confirmation, Settling
 
+from .outside import Seat
 
-class UnderWay(Protocol):
-    """A call of a send, or of a hook, in whose tasks `WITHIN` is it."""
-
-    owner: object
-    """Who makes such calls for a queue."""
-
-    @property
-    def is_under_way(self) -> bool:
-        """Whether it has begun and has not ended: a task that it has left behind is not within it."""
-
-
-WITHIN: ContextVar[UnderWay | None] = ContextVar("localdelay", default=None)
+WITHIN: ContextVar[Seat | None] = ContextVar("localdelay", default=None)
+"""In the tasks of a call of a send, or of a hook: its seat."""
 
 
 def is_within(owner: object) -> bool:
-    """Whether this runs in such a call of this one's, or in a task that it has begun."""
-    call = WITHIN.get()
-    return call is not None and call.owner is owner and call.is_under_way
+    """Whether this runs in such a call of this one's, or in a task that it has begun and not left behind."""
+    seat = WITHIN.get()
+    return seat is not None and seat.owner is owner and seat.item is not None
 
 
 class Errands:
@@ -51,7 +42,7 @@ class Errands:
 
         async def run(*args: object) -> None:
             settling = self._settling = self._settling or Settling()
-            errand = _Errand(self).run(name, function, args)
+            errand = self._run(name, function, args)
             try:
                 future = asyncio.run_coroutine_threadsafe(errand, self._loop)
             except RuntimeError:  # the loop is closed: nothing there begins any more
@@ -70,19 +61,13 @@ class Errands:
 
         return run
 
-
-class _Errand:
-    """One call of a coroutine function."""
-
-    def __init__(self, owner: Errands) -> None:
-        self.owner: object = owner
-        self.is_under_way = True
-
-    async def run(
+    async def _run(
         self, name: str, function: Callable[..., Any], args: tuple[object, ...]
     ) -> Exception | None:
         """What it failed with: a future would raise a `TimeoutError` without its traceback."""
-        WITHIN.set(self)  # for the task of this call, which has a context of its own
+        seat = Seat(self)
+        seat.item = function
+        WITHIN.set(seat)  # for the task of this call, which has a context of its own
         try:
             returned: Any = function(*args)
             if not inspect.isawaitable(returned):
@@ -91,7 +76,7 @@ class _Errand:
         except Exception as error:  # noqa: BLE001 (raised where it is waited for)
             return error
         finally:
-            self.is_under_way = False
+            seat.item = None
         return None
 
 

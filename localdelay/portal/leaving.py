@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections.abc import Callable
-from typing import Any
+from queue import Empty, SimpleQueue
+from typing import Any, TypeAlias
 
 import trio
 
 MOST = 100
 """Calls that were left and have not returned: each keeps a thread, and there has to be a bound to them."""
+
+_Ended: TypeAlias = SimpleQueue[Any]
+"""Gets the `outcome.Outcome` of one call."""
 
 
 class Leaving:
@@ -20,7 +24,7 @@ class Leaving:
         self._name = name
         self._seconds = seconds
         self._lock = threading.Lock()
-        self._left = 0
+        self._left: set[_Ended] = set()
 
     def call(self, function: Callable[..., object], *args: object) -> object:
         """What the call comes to, in the caller's context. Raises `TimeoutError` where it takes too long.
@@ -29,48 +33,38 @@ class Leaving:
         """
         if self._seconds > threading.TIMEOUT_MAX:
             return function(*args)
-        if self._left >= MOST:
+        if len(self._left) >= MOST:
             raise TimeoutError(
-                f"{self._left} calls of {self._name} that took too long have not returned: "
+                f"{len(self._left)} calls of {self._name} that took too long have not returned: "
                 "give its client a time-out of its own"
             )
-        call = _Call()
+        ended: _Ended = SimpleQueue()
         run = contextvars.copy_context().run
         trio.lowlevel.start_thread_soon(
-            lambda: run(function, *args), lambda result: self._end(call, result), self._name
+            lambda: run(function, *args), lambda result: self._end(ended, result), self._name
         )
         try:
-            has_ended = call.ended.acquire(timeout=self._seconds)
-        except BaseException:  # Ctrl-C
-            self._leave(call)
-            raise
-        if not has_ended and self._leave(call):
-            raise TimeoutError(f"{self._name} took longer than {self._seconds:g} s")
-        result, call.result = call.result, None  # or its traceback, this frame and the error hold each other
-        return result.unwrap()
+            result = ended.get(timeout=self._seconds)
+        except BaseException as cut:
+            is_left = self._leave(ended)
+            if not isinstance(cut, Empty):  # Ctrl-C
+                raise
+            if is_left:
+                raise TimeoutError(f"{self._name} took longer than {self._seconds:g} s") from None
+            result = ended.get()
+        try:
+            return result.unwrap()
+        finally:
+            del result  # or it, its error, the error's traceback and this frame hold each other
 
-    def _leave(self, call: _Call) -> bool:
+    def _leave(self, ended: _Ended) -> bool:
         """Whether the caller leaves it: it may have ended in this very instant."""
         with self._lock:
-            call.is_left = call.result is None
-            self._left += call.is_left
-            return call.is_left
+            if is_left := ended.empty():
+                self._left.add(ended)
+            return is_left
 
-    def _end(self, call: _Call, result: Any) -> None:
+    def _end(self, ended: _Ended, result: object) -> None:
+        ended.put(result)  # before the look: who leaves it after that would be counted for ever
         with self._lock:
-            self._left -= call.is_left
-            if not call.is_left:
-                call.result = result
-        call.ended.release()
-
-
-class _Call:
-    """One call. `ended` can be taken when it has ended."""
-
-    __slots__ = ("ended", "is_left", "result")
-
-    def __init__(self) -> None:
-        self.ended = threading.Lock()
-        self.ended.acquire()
-        self.is_left = False
-        self.result: Any = None  # an `outcome.Outcome`
+            self._left.discard(ended)

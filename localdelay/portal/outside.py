@@ -50,9 +50,11 @@ TELL_EVERY = 0.0005
 class Seat:
     """What one sender is doing. `began` is written before `item`: who sees the item sees when it began."""
 
-    __slots__ = ("began", "item")
+    __slots__ = ("began", "item", "owner")
 
-    def __init__(self) -> None:
+    def __init__(self, owner: object) -> None:
+        self.owner = owner
+        """Who has such senders."""
         self.began = 0.0
         self.item: object = None  # an `Entry`, where it sends a message
 

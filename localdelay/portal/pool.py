@@ -10,6 +10,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
+from typing import TypeAlias
 
 from localdelay.entry import Entry, message_of
 from localdelay.errors import Throttled
@@ -19,20 +20,8 @@ from localdelay.settling import Confirmation, Settling
 from .blocking import as_error, error_of
 from .outside import TELL_EVERY, Seat, Senders
 
-
-class _Call:
-    """One blocking call that a task of the loop waits for."""
-
-    def __init__(self, fn: Callable[..., object], args: tuple[object, ...], settling: Settling) -> None:
-        self._fn = fn
-        self._args = args
-        self._settling = settling
-        self.confirmation = Confirmation()
-        self.is_abandoned = False
-
-    def run(self) -> None:
-        if not self.is_abandoned:
-            self._settling.settle(self.confirmation, 0, error_of(self._fn, *self._args))
+_Call: TypeAlias = Callable[[], None]
+"""One blocking call that a task of the loop waits for."""
 
 
 class _Seat(Seat):
@@ -89,13 +78,18 @@ class Threads(Senders):
             held = sum(seat.item is not None for seat in list(self._seats))  # one that ends takes its own off
             if not waits and held >= self._count:
                 raise Throttled("every thread is held by a call that does not return")
-            self._settling = self._settling or Settling()
-            called = _Call(fn, args, self._settling)
-            self._to_do.put(called)
+            settling = self._settling = self._settling or Settling()
+            confirmation, is_abandoned = Confirmation(), False
+
+            def run() -> None:
+                if not is_abandoned:
+                    settling.settle(confirmation, 0, error_of(fn, *args))
+
+            self._to_do.put(run)
             try:
-                await called.confirmation.of_one()
+                await confirmation.of_one()
             finally:
-                called.is_abandoned = True
+                is_abandoned = True
 
         return call
 
@@ -135,7 +129,7 @@ class Threads(Senders):
 
     def _start(self, count: int) -> None:
         for _ in range(count):
-            seat = _Seat()
+            seat = _Seat(self)
             seat.thread = threading.Thread(
                 target=self._work, args=(seat,), name="localdelay-send", daemon=True
             )
@@ -145,12 +139,12 @@ class Threads(Senders):
     def _work(self, seat: _Seat) -> None:
         get = self._to_do.get
         while (item := get()) is not None:
-            if isinstance(item, _Call):
-                seat.item = item
-                item.run()
-                seat.item = None
-            else:
+            if isinstance(item, tuple):
                 self._send_one(seat, item)
+            else:
+                seat.item = item
+                item()
+                seat.item = None
             del item  # or its payload would stay until the next one comes
         self._seats.remove(seat)
 

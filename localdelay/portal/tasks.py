@@ -32,17 +32,12 @@ _TURN = 0.001
 class _Seat(Seat):
     """That of a task."""
 
-    __slots__ = ("is_given_up", "owner", "task")
+    __slots__ = ("is_given_up", "task")
 
     def __init__(self, owner: Tasks) -> None:
-        super().__init__()
-        self.owner: object = owner
+        super().__init__(owner)
         self.is_given_up = False
         self.task: asyncio.Task[None] | None = None
-
-    @property
-    def is_under_way(self) -> bool:
-        return self.item is not None
 
 
 class Tasks(Senders):
