@@ -24,9 +24,9 @@ from .message import Message, number_of
 from .portal import awaiting
 from .portal.calls import Call
 from .portal.errands import Errands, is_within
+from .portal.face import Face, RemoteFallback
 from .portal.movable import MovableClock
 from .portal.portal import Options, Remote
-from .portal.publishing import RemoteFallback
 from .portal.tasks import Tasks
 from .queue import opening
 from .queue.admission import Stamped, already_pending
@@ -43,8 +43,6 @@ HandBack: TypeAlias = Callable[[Message, float], Coroutine[Any, Any, object]]
 PublishDelayed: TypeAlias = Callable[[Message, float], Coroutine[Any, Any, object]]
 CancelDelayed: TypeAlias = Callable[[str, Any], Coroutine[Any, Any, object]]
 
-_AT_ONCE = 0.02
-"""Seconds: for so long a call that is not awaited may hold the loop."""
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -61,22 +59,20 @@ def _asked(
     return ask
 
 
-class DelayQueue:
+class DelayQueue(Face):
     """Holds messages in memory until they are due, and then sends them. Made by `open_delay_queue` here.
 
     All methods are to be called on the asyncio loop that has opened it. What a method does or tells comes
     after all that was put before its call.
     """
 
+    _asks = 0.02  # so long a call that is not awaited may hold the loop
+
     def __init__(self, remote: Remote, errands: Errands) -> None:
-        self.remote = remote
-        """For `Fallback`."""
+        super().__init__(remote)
         self.errands = errands
         """For `Fallback`."""
         self._block: AsyncExitStack | None = None
-
-    def __repr__(self) -> str:
-        return f"<localdelay.aio.DelayQueue: {self.remote.queue.core.pending.ledger}>"
 
     async def put(
         self,
@@ -107,24 +103,6 @@ class DelayQueue:
             await awaiting.accepted(self.remote, call, math.inf)
         await asyncio.sleep(0)
         return stamped[0]
-
-    def put_nowait(
-        self,
-        payload: bytes,
-        *,
-        delay: Delay | None = None,
-        at: datetime | None = None,
-        id: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        expires: Delay | None = None,
-    ) -> Message:
-        """Accept a message, or raise `QueueFull` if there is no room or others wait for room.
-
-        So it does where its `id` is one that this process has made, and the queue's thread is too busy to say
-        at once whether that is pending: `put` waits for the answer.
-        """
-        stamped = self.remote.stamp(payload, delay, at, id, headers, expires, asks=_AT_ONCE)
-        return self.remote.accept(stamped)
 
     async def reschedule(self, id: str, *, delay: Delay | None = None, at: datetime | None = None) -> bool:
         """Give a message another execute-at, earlier or later: `delay` from now, or `at`, as for `put`.

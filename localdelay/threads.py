@@ -44,11 +44,11 @@ from .fallback.router import World
 from .message import Message
 from .portal.blocking import in_threads
 from .portal.calls import Call
+from .portal.face import Face, RemoteFallback
 from .portal.leaving import MOST, Leaving
 from .portal.movable import MovableClock
 from .portal.pool import Threads
 from .portal.portal import Options, Remote
-from .portal.publishing import RemoteFallback
 from .queue import opening
 from .queue.admission import Stamped
 from .queue.draining import HAND_BACKS_IN_FLIGHT, drained_inside
@@ -76,7 +76,7 @@ def _asked(
     return ask
 
 
-class DelayQueue:
+class DelayQueue(Face):
     """Holds messages in memory until they are due, and then sends them. Made by `open_delay_queue` here.
 
     Any thread may call any method, but a `send` that runs on the loop: it would wait for itself. What a
@@ -84,16 +84,12 @@ class DelayQueue:
     """
 
     def __init__(self, remote: Remote, pool: Threads, hooks: Threads) -> None:
-        self.remote = remote
-        """For `Fallback`."""
+        super().__init__(remote)
         self.hands_back: set[int] = set()
         """The threads in which a `Fallback` hands something back right now."""
         self._pool = pool
         self._hooks = hooks
         self._block: ExitStack | None = None
-
-    def __repr__(self) -> str:
-        return f"<localdelay.threads.DelayQueue: {self.remote.queue.core.pending.ledger}>"
 
     def put(
         self,
@@ -118,19 +114,6 @@ class DelayQueue:
         """
         stamped = self.remote.stamp(payload, delay, at, id, headers, expires)
         return self.remote.put(stamped, arguments.check_seconds("timeout", timeout, zero=True))
-
-    def put_nowait(
-        self,
-        payload: bytes,
-        *,
-        delay: Delay | None = None,
-        at: datetime | None = None,
-        id: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        expires: Delay | None = None,
-    ) -> Message:
-        """Accept a message, or raise `QueueFull` if there is no room or others wait for room."""
-        return self.remote.accept(self.remote.stamp(payload, delay, at, id, headers, expires))
 
     def reschedule(self, id: str, *, delay: Delay | None = None, at: datetime | None = None) -> bool:
         """Give a message another execute-at, earlier or later: `delay` from now, or `at`, as for `put`.

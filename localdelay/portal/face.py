@@ -1,29 +1,59 @@
-"""The fallback of both faces: one before a queue in a thread of its own."""
+"""What both faces have alike, of a queue in a thread of its own and of the fallback before it."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from localdelay.arguments import Delay
-from localdelay.fallback.publishing import BaseFallback, Cancels, Publish
+from localdelay.fallback.publishing import BaseFallback, Publish
 from localdelay.fallback.router import Receipt
-from localdelay.message import number_of
+from localdelay.message import Message, number_of
 from localdelay.queue.admission import Stamped, already_pending
 
 from .portal import Remote
 
 
-class Face(Cancels, Protocol):
-    """A queue of a face's."""
+class Face(ABC):
+    """What the queues of both faces have alike."""
 
-    @property
-    def remote(self) -> Remote:
-        """The queue on its loop."""
+    _asks = math.inf
+    """Seconds that a put which must not wait may wait for what only the loop knows of its id."""
 
-    def is_pending(self, id: str) -> bool | Awaitable[bool]:
+    def __init__(self, remote: Remote) -> None:
+        self.remote = remote
+        """For `Fallback`: the queue on its loop."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__module__}.DelayQueue: {self.remote.queue.core.pending.ledger}>"
+
+    def put_nowait(
+        self,
+        payload: bytes,
+        *,
+        delay: Delay | None = None,
+        at: datetime | None = None,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        expires: Delay | None = None,
+    ) -> Message:
+        """Accept a message, or raise `QueueFull` if there is no room or others wait for room.
+
+        On asyncio so it does where its `id` is one that this process has made, and the queue's thread is too
+        busy to say at once whether that is pending: `put` waits for the answer.
+        """
+        stamped = self.remote.stamp(payload, delay, at, id, headers, expires, asks=self._asks)
+        return self.remote.accept(stamped)
+
+    @abstractmethod
+    def cancel(self, id: str) -> Any:
+        """Take a message out again; whether it was here, and will never be sent."""
+
+    @abstractmethod
+    def is_pending(self, id: str) -> Any:
         """Whether a message with this id is accepted and not finished."""
 
 
