@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from localdelay.arguments import Delay
+from localdelay.errors import QueueFull
 from localdelay.fallback.publishing import BaseFallback, Publish
 from localdelay.fallback.router import Receipt
 from localdelay.message import Message, number_of
@@ -45,8 +46,11 @@ class Face(ABC):
         On asyncio so it does where its `id` is one that this process has made, and the queue's thread is too
         busy to say at once whether that is pending: `put` waits for the answer.
         """
-        stamped = self.remote.stamp(payload, delay, at, id, headers, expires, asks=self._asks)
-        return self.remote.accept(stamped)
+        remote = self.remote
+        stamped = remote.stamp(payload, delay, at, id, headers, expires, asks=self._asks)
+        if not remote.intake.try_accept(stamped):
+            raise QueueFull(remote.intake.ledger.describe())
+        return stamped[0]
 
     @abstractmethod
     def cancel(self, id: str) -> Any:

@@ -38,6 +38,8 @@ _REST = 4
 _LONGEST_REST = 0.002
 """Seconds. After each look it rests so many times as long as that took, and no longer than this: to wake the
 loop, and who sends, costs what ten messages or more cost, and the busier all are the more come at once."""
+_SOON = 0.005
+"""Seconds: where this wakes so soon by itself nobody wakes it to tell what was sent."""
 _STALL = 0.02
 """Seconds: so often it is looked whether all senders hang while there are messages ahead of them."""
 _NUMBER: Final = itemgetter(1)  # of an entry
@@ -198,7 +200,8 @@ class OutsideWorkers(Workers):
         """Until the next message is due, or until something changes."""
         self._is_full = self._room() <= 0
         until = math.inf if self._is_full else self._until()  # where it is full, nothing is to wake it
-        self._senders.asleep_until = until - self._timer.merged
+        merged = self._timer.merged  # 0 where the timer does not merge, and on clocks that stand still
+        self._senders.asleep_until = until - (max(merged, _SOON) if merged else 0.0)
         try:
             # Who has sent something before this has told nothing, for nobody was asleep.
             if self._done and self._is_full:

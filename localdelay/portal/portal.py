@@ -131,12 +131,6 @@ class Remote:
         due = arguments.execute_at(self.clock(), delay, at, wall=wall)
         return lambda: self.queue.move(id, due, arguments.terms(None, at))
 
-    def accept(self, stamped: Stamped) -> Message:
-        """Accept what was stamped, or raise `QueueFull`, `QueueClosed` or `ValueError`."""
-        if not self.intake.try_accept(stamped):
-            raise QueueFull(self.intake.ledger.describe())
-        return stamped[0]
-
     def accept_or_wait(self, stamped: Stamped, *, waits: bool) -> Call[Message] | None:
         """Accept what was stamped, now (None) or as soon as there is room, behind all who wait already.
 
