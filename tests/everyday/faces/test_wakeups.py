@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import sys
 import threading
@@ -12,7 +13,10 @@ from typing import Any
 import pytest
 
 from localdelay import Message, threads
-from tests.kit.waiting import until
+from localdelay.hops import Hop
+from localdelay.portal import tasks
+from localdelay.queue.sending import Outcome
+from tests.kit.waiting import on_asyncio, until
 
 
 class Calls:
@@ -112,3 +116,48 @@ def test_no_thread_has_to_stop_with_the_lock_in_its_hands() -> None:
         queue.drain(grace=0.0)
     print(f"found held {held} times")
     assert held < 5
+
+
+def senders_on_asyncio(sent: list[bytes], done: Hop[Outcome]) -> tasks.Tasks:
+    async def send(message: Message) -> None:
+        sent.append(message.payload)
+
+    senders = tasks.Tasks(send, 1)
+    senders.begin(time.perf_counter, 0.0, done)
+    return senders
+
+
+@on_asyncio
+async def test_asyncios_loop_is_called_once_for_all_that_is_given_before_it_looks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And again for what is given after its look."""
+    loop = asyncio.get_running_loop()
+    calls = Calls(loop.call_soon_threadsafe)
+    monkeypatch.setattr(loop, "call_soon_threadsafe", calls)
+    sent: list[bytes] = []
+    senders = senders_on_asyncio(sent, Hop(lambda come: None, print))
+    for rounds in (1, 2):
+        senders.give([(0.0, 1, b"one")])
+        senders.give([(0.0, 2, b"two")])
+        assert calls.count == rounds
+        await asyncio.sleep(0.01)
+        assert sent == [b"one", b"two"] * rounds
+
+
+def test_what_a_loop_was_given_before_it_was_closed_fails_with_what_it_is_given_then() -> None:
+    """It was called, and has never looked."""
+    loop = asyncio.new_event_loop()
+    done: Hop[Outcome] = Hop(lambda come: None, print)
+
+    async def make() -> tasks.Tasks:
+        return senders_on_asyncio([], done)
+
+    senders = loop.run_until_complete(make())
+    senders.give([(0.0, 1, b"one")])
+    assert done.take() == []
+    loop.close()
+    senders.give([(0.0, 2, b"two")])
+    outcomes = done.take()
+    assert [entry[1] for entry, _, _, _ in outcomes] == [1, 2]
+    assert all(isinstance(error, RuntimeError) for _, _, _, error in outcomes)
