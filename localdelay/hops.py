@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import repeat
 from typing import Any, Final, Generic, TypeVar
@@ -54,11 +54,6 @@ class Hop(Generic[_T]):
         self._items.append(item)
         if not self._called:
             self.call()
-
-    def send_all(self, items: Iterable[_T]) -> None:
-        """`send`, for several."""
-        self._items.extend(items)
-        self.call()
 
     def call(self) -> None:
         """Let the loop come for what there is."""

@@ -39,10 +39,9 @@ class Leaving:
                 "give its client a time-out of its own"
             )
         ended: _Ended = SimpleQueue()
+        # Its thread gets no name: to give one and to take it back costs a third of such a call.
         run = contextvars.copy_context().run
-        trio.lowlevel.start_thread_soon(
-            lambda: run(function, *args), lambda result: self._end(ended, result), self._name
-        )
+        trio.lowlevel.start_thread_soon(lambda: run(function, *args), lambda result: self._end(ended, result))
         try:
             result = ended.get(timeout=self._seconds)
         except BaseException as cut:

@@ -20,7 +20,8 @@ def test_the_last_turn_of_a_loop_leaves_what_it_cannot_take() -> None:
         posted.append(come)
 
     hop: Hop[int] = Hop(post, arrived.extend, most=2)
-    hop.send_all(range(5))
+    for item in range(5):
+        hop.send(item)
     posted[0]()
     assert arrived == [0, 1]
     assert hop.take() == [2, 3, 4]
