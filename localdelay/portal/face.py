@@ -43,8 +43,8 @@ class Face(ABC):
     ) -> Message:
         """Accept a message, or raise `QueueFull` if there is no room or others wait for room.
 
-        On asyncio so it does where its `id` is one that this process has made, and the queue's thread is too
-        busy to say at once whether that is pending: `put` waits for the answer.
+        On asyncio it raises that, too, where the `id` is one that this process has made and the queue's
+        thread is too busy to say at once whether it is pending: `put` waits for the answer.
         """
         remote = self.remote
         stamped = remote.stamp(payload, delay, at, id, headers, expires, asks=self._asks)
