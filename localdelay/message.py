@@ -23,7 +23,13 @@ _BITS = 52
 _MASK = (1 << _BITS) - 1
 _prefixes = [secrets.token_hex(6)]
 _RUN = 32
-_runs = itertools.count(_RUN, _RUN)
+
+
+def _all_runs(first: int) -> Iterator[range]:
+    return map(range, itertools.count(first, _RUN), itertools.count(first + _RUN, _RUN))
+
+
+_runs = _all_runs(_RUN)
 
 
 def numbers() -> Iterator[int]:
@@ -31,12 +37,9 @@ def numbers() -> Iterator[int]:
 
     They are taken from the process's in runs, so that those of one queue lie close together.
     """
-    return itertools.chain.from_iterable(range(first, first + _RUN) for first in _all_runs())
-
-
-def _all_runs() -> Iterator[int]:
-    while True:
-        yield next(_runs)  # looked up anew each time: a forked child has others
+    # No code of Python's runs in any of it. A handler of signals that came in the midst of a generator, and
+    # raised there or put a message itself, would end that for good, and with it every put from then on.
+    return itertools.chain.from_iterable(_runs)
 
 
 def render_id(number: int) -> str:
@@ -55,7 +58,7 @@ def number_of(id: str) -> int | None:
 
 def _begin_anew() -> None:
     global _runs  # noqa: PLW0603 (a forked child would otherwise give out its parent's ids)
-    _runs = itertools.count((len(_prefixes) << _BITS) + _RUN, _RUN)
+    _runs = _all_runs((len(_prefixes) << _BITS) + _RUN)
     _prefixes.append(secrets.token_hex(6))
 
 

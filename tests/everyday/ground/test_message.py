@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from itertools import islice
+from typing import Any
 
 import attrs
 import pytest
@@ -22,6 +23,29 @@ def test_ids_are_unique_and_never_change() -> None:
     assert len(set(ids)) == 1000
     assert [message.id for message in messages] == ids
     assert all(isinstance(id, str) and id.isprintable() and id.isascii() for id in ids)
+
+
+class Interrupted(BaseException):
+    """What a handler of signals raises."""
+
+
+def test_an_interrupt_in_the_midst_of_it_ends_no_numbers() -> None:
+    """A handler of signals may raise, or put, wherever code of Python's runs: here none does."""
+    them = numbers()
+
+    def interrupt(*_: Any) -> None:
+        next(them)
+        raise Interrupted
+
+    before = sys.gettrace()
+    sys.settrace(interrupt)  # called where a frame of Python's begins, which is where signals are handled
+    try:
+        first = next(them)
+        for _ in range(100):  # over the ends of some runs
+            last = next(them)
+    finally:
+        sys.settrace(before)
+    assert first < last < next(them)
 
 
 def test_an_id_chosen_by_the_caller_is_kept() -> None:
