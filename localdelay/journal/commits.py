@@ -56,7 +56,7 @@ from localdelay.logs import log
 from localdelay.timer import clock_parts
 
 from .group import LATE, TAKEN, Change, Group, Put
-from .record import Journal, Kept
+from .record import Gone, Journal, Kept
 from .recovery import RECOVERED, record_of
 
 RETRY_EVERY: Final = 0.5
@@ -97,6 +97,7 @@ class Commits(Keeper):
         self._closing = False
         self._closed = trio.Event()
         self._unsafe = self._unsafe_bytes = 0  # accepted, and not written yet
+        self._is_gone = False  # whether what was written is lost
 
     async def open(self, first_number: int) -> Sequence[Kept]:
         """Open it, and return what it holds; new numbers begin at `first_number`. Raises `JournalError`."""
@@ -175,10 +176,11 @@ class Commits(Keeper):
                 self._suspects.discard(key)
         return self.written
 
-    def unkept(self) -> list[Entry]:
-        """The messages that are at risk."""
+    def unkept(self) -> list[Entry] | None:
+        """The messages that are at risk; None where all are, for the journal is gone."""
         # Without the lock: only the loop puts anything into the map or takes it out.
-        return [change.entry for change in self._unwritten.values() if change.at_risk and change.entry]
+        at_risk = [change.entry for change in self._unwritten.values() if change.at_risk and change.entry]
+        return None if self._is_gone else at_risk
 
     async def written(self) -> None:
         """Wait until what has changed so far is written, or could not be; that is tried again later."""
@@ -188,9 +190,10 @@ class Commits(Keeper):
 
     async def flush(self) -> None:
         """Wait until all that was accepted is there. Raises `JournalError` if it could not be written."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        if not self._unwritten:
-            await trio.lowlevel.cancel_shielded_checkpoint()
+        await trio.lowlevel.checkpoint()
+        if not self._unwritten:  # all was there once
+            if not self._closed.is_set():
+                await self._called(takes_late=True).until_end()
             return
         before = None
         # A group that ends well has all that was not late, unless one that was taken before it has failed.
@@ -314,6 +317,7 @@ class Commits(Keeper):
     def _note(self, group: Group, seconds: float) -> None:
         now = self._read_clock() + self._clock_offset
         self.commit_time.record(seconds)
+        self._is_gone = isinstance(group.error, Gone)
         if group.error is not None:
             self.failures += 1
             if now >= self._next_line:
@@ -336,7 +340,7 @@ class Commits(Keeper):
         self._call(opened.set)
         while self._has_news():
             group = self._take()
-            if group.changes or group.tells:
+            if group.changes or group.tells or group.takes_late:
                 self._write(group)
             self._call(partial(self._settle, group))
         with suppress(Exception):

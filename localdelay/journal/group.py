@@ -42,7 +42,7 @@ class Group:
 
     told: bool = False  # whether the thread knows that there is something
     durable: bool = False  # whether a message in it is new
-    takes_late: bool = False  # whether somebody waits for what is late, too
+    takes_late: bool = False  # whether somebody waits for all: for what is late, and that the rest is there
     tells: bool = False  # whether what is being sent has changed
     sending: list[int] | None = None  # the keys of that, once the thread has taken it
     changes: list[Change] = attrs.Factory(list)

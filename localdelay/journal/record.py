@@ -8,6 +8,8 @@ import zlib
 from collections.abc import Collection, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
+from localdelay.errors import JournalError
+
 
 class Record(NamedTuple):
     """A message as it is kept. Its time is on the wall clock: no other means anything to the next process."""
@@ -38,6 +40,10 @@ Kept: TypeAlias = tuple[
 soon looks at no more: see `entry`."""
 
 
+class Gone(JournalError):
+    """What was written before is not there any more, either: the file was removed or replaced, say."""
+
+
 class Journal(Protocol):
     """Keeps messages across the end of the process. All of it is called in one thread, which may block."""
 
@@ -59,7 +65,8 @@ class Journal(Protocol):
 
         `sending` are the keys of all that is being sent from now on; None: no change. What is
         written `durable` is to survive what the journal promises to survive; the rest must survive the end of
-        the process. Raises `JournalError`, and may be called again then.
+        the process. With nothing at all it only looks. Raises `JournalError`, and may be called again then;
+        a `Gone` where what it has written is lost.
         """
 
     def close(self) -> None:

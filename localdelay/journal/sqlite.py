@@ -23,7 +23,7 @@ from urllib.parse import quote
 from localdelay.errors import JournalError
 
 from .layout import APPLICATION, MESSAGES, SCHEMAS, SENDING, UPGRADE, VERSION, insert
-from .record import Journal, Kept, Record, decode, decode_keys, encode, encode_keys
+from .record import Gone, Journal, Kept, Record, decode, decode_keys, encode, encode_keys
 from .reserve import Reserve
 from .salvage import damaged, in_words, salvage
 
@@ -161,8 +161,7 @@ class SqliteJournal:
             raise JournalError(f"the journal {self.path} is closed")
         synchronous = "FULL" if durable and self.durability == "fsync" else "NORMAL"
         with self._errors():
-            if self._file_there() != self._file:  # SQLite would go on in one that nobody finds again
-                raise JournalError(f"the journal {self.path} is gone: another file is in its place")
+            self._check_there()
             if kept and not self._reserve.is_there:
                 self._reserve.regain(self.path, connection)
             try:
@@ -197,6 +196,15 @@ class SqliteJournal:
             with suppress(sqlite3.Error):
                 connection.close()
         self._unlock()
+
+    def _check_there(self) -> None:
+        """Raise `Gone` where SQLite would go on in a file that nobody finds again."""
+        try:
+            is_there = self._file_there() == self._file
+        except FileNotFoundError:
+            raise Gone(f"the journal {self.path} is gone: it was removed") from None
+        if not is_there:
+            raise Gone(f"the journal {self.path} is gone: another file is in its place")
 
     def _file_there(self) -> tuple[int, int]:
         found = self.path.stat()
