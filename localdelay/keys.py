@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 
 from . import arguments
 from .limit import Limit
+from .logs import told
 from .message import Message
 
 _T = TypeVar("_T")
@@ -109,7 +110,7 @@ class Keys:
         try:
             its_key = self.key(message)
         except Exception as error:
-            raise ValueError(f"key must give a key of the message, and raised {error!r}") from error
+            raise ValueError(f"key must give a key of the message, and raised {told(error)}") from error
         try:
             hash(its_key)
         except Exception:  # noqa: BLE001 (a stranger's)

@@ -21,7 +21,7 @@ from . import arguments
 from .breaker import Outcome
 from .costs import Cost
 from .listening import Lines
-from .logs import log
+from .logs import log, told
 from .message import Message
 
 _ROUNDING = 1e-9  # what filling by floats may leave out
@@ -63,8 +63,8 @@ class Limit(ABC):
         except Exception as error:  # noqa: BLE001 (a stranger's: the message must go out all the same)
             if not self._cost_failed:
                 self._cost_failed = True
-                line = "cost must return a number: such calls are counted as 1 now (%r)"
-                log(logging.WARNING, line, error)
+                line = "cost must return a number: such calls are counted as 1 now (%s)"
+                log(logging.WARNING, line, told(error))
             return 1.0
 
     def to_say(self, rate: float | None, limited_for: float) -> tuple[int, str] | None:

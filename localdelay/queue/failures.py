@@ -7,10 +7,9 @@ import math
 import traceback
 
 from localdelay.errors import PermanentSendError, Throttled
-from localdelay.logs import log
+from localdelay.logs import log, told
 
 _LINES_EVERY = 60.0
-_LONGEST_TOLD = 1000  # characters
 _FRAMES = 5  # of a traceback, the innermost
 
 
@@ -36,7 +35,8 @@ class Failures:
             log(logging.WARNING, line, told(error), frames)
         elif now >= self._next_line:
             count = self.count - self._logged
-            log(logging.INFO, "%d failed since the last such line, the latest with %s", count, told(error))
+            since = " since the last such line" if self._logged else ""
+            log(logging.INFO, "%d failed%s, the latest with %s", count, since, told(error))
         else:
             return
         self._next_line = now + _LINES_EVERY
@@ -46,13 +46,3 @@ class Failures:
 def is_down(error: Exception) -> bool:
     """Whether the broker may be down that made a send fail so."""
     return not isinstance(error, Throttled | PermanentSendError)
-
-
-def told(error: BaseException) -> str:
-    """The error in a line of bounded length, whatever its `repr` does."""
-    try:
-        line = repr(error)
-    except Exception:  # noqa: BLE001 (it is a stranger's)
-        return type(error).__name__
-    line = line.encode("utf-8", "backslashreplace").decode()
-    return line if len(line) <= _LONGEST_TOLD else f"{line[:_LONGEST_TOLD]}..."

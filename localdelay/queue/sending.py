@@ -37,13 +37,13 @@ from localdelay.errors import Expired, LocalDelayError, PermanentSendError, Thro
 from localdelay.keeping import End
 from localdelay.lateness import LatencyRecorder
 from localdelay.listening import DeadLetter, Listener, tell
-from localdelay.logs import log
+from localdelay.logs import log, told
 from localdelay.message import Message
 from localdelay.nurseries import failure_in, reraise_without_errors
 from localdelay.timer import clock_parts
 
 from .batch import blame
-from .failures import Failures, is_down, told
+from .failures import Failures, is_down
 from .retry import RetryPolicy, after_failure
 from .taking import Taking, Worker
 

@@ -29,11 +29,11 @@ from localdelay.listening import (
     SendingShut,
     tell,
 )
-from localdelay.logs import log
+from localdelay.logs import log, told
 from localdelay.probe import Probe, ProbePolicy
 from localdelay.statistics import KeySends
 
-from .failures import is_down, told
+from .failures import is_down
 from .schedule import Schedule
 
 _LATELY_LEAST = 10.0

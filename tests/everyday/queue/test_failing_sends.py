@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from localdelay import Message, PermanentSendError, RetryPolicy, open_delay_queue
+from localdelay import Message, PermanentSendError, RetryPolicy, Throttled, open_delay_queue
 from localdelay.testing import FailingSender, RecordingSender
 
 STEADY = RetryPolicy(wait_initial=1, wait_max=8, wait_jitter=0)
@@ -271,3 +271,20 @@ async def test_a_hand_back_or_a_hook_that_is_not_async_is_told_so(autojump_clock
         assert queue.hand_backs.far(0.0) == []
     assert queue.statistics().dead_letter_errors == 1
     assert "on_dead_letter returned NoneType" in caplog.text
+
+
+async def test_the_first_line_of_what_is_throttled_has_none_before_it(
+    autojump_clock: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It says how many have failed; only those after it say since when."""
+    sender = FailingSender(Throttled, times=2)
+    with caplog.at_level(logging.INFO, "localdelay"):
+        async with open_delay_queue(sender, capacity=9, workers=1, limit=None, retry=STEADY) as queue:
+            queue.put_nowait(b"", delay=0.0)
+            await trio.sleep(61.0)
+            queue.put_nowait(b"", delay=0.0)
+    said = [line for line in caplog.messages if "failed" in line]
+    assert said == [
+        "1 failed, the latest with Throttled()",
+        "2 failed since the last such line, the latest with Throttled()",
+    ]

@@ -156,10 +156,22 @@ async def test_a_probe_that_is_given_up_makes_room_for_the_next(autojump_clock: 
     assert conserved(queue).sent == 4
 
 
+class Unspeakable(Exception):
+    """What a stranger may raise."""
+
+    def __repr__(self) -> str:
+        raise KeyError
+
+
+def unspeakable(_: Message) -> str:
+    raise Unspeakable
+
+
 @pytest.mark.parametrize(
     ("wrong", "error", "told"),
     [
         (lambda message: message.headers["tenant"], ValueError, "key must give a key .* KeyError"),
+        (unspeakable, ValueError, "key must give a key .* Unspeakable"),
         (lambda message: [message.payload], TypeError, "key must give something hashable, not list"),
         (lambda message: ([],), TypeError, "key must give something hashable, not tuple"),
     ],
@@ -177,7 +189,7 @@ async def test_a_put_whose_message_has_no_key_raises(
         with pytest.raises(error, match=told):
             await queue.hold(Message("b", b"", 0.0))
         fallback = Fallback(Throttles(), queue)
-        with pytest.raises((KeyError, TypeError)):
+        with pytest.raises((KeyError, TypeError, Unspeakable)):
             await fallback.publish(b"", delay=0.0)
         assert conserved(queue).accepted == 0
 
