@@ -32,6 +32,7 @@ from .core import Core
 from .handing_back import HandBacks
 from .pending import Pending
 from .sending import HandBack
+from .valve import TRIED
 
 HAND_BACKS_IN_FLIGHT = 100
 
@@ -185,6 +186,9 @@ class Draining:
         near, last_due = self._schedule.near()
         sends = self._core.delivery.send_time.summary()
         send_seconds = sends.sum / sends.count if sends.count else 0.0
+        rate = self._core.delivery.valve.limit_rate
+        if rate is not None and limit is not None and limit.adapts:
+            rate = max(rate, TRIED)
         return plan_drain(
             pending=ledger.pending,
             due=near + self._schedule.taken,
@@ -194,7 +198,7 @@ class Draining:
             send_seconds=send_seconds,
             hand_backs=HAND_BACKS_IN_FLIGHT if hands_back and grace.deadline < math.inf else 0,
             hand_back_seconds=send_seconds,
-            rate=self._core.delivery.valve.limit_rate,
+            rate=rate,
             tokens=max(0.0, limit.available) if isinstance(limit, RateLimit) else 0.0,
             journal=self._pending.keeper.unkept() is not None,
         )

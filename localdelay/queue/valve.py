@@ -38,6 +38,8 @@ from .schedule import Schedule
 
 _LATELY_LEAST = 10.0
 """A second: so much is taken to be possible where little was sent, and the first that is has been refused."""
+TRIED = 1.0
+"""Due sends a second that are made whatever rate a limit that adapts has found."""
 _MARK_EVERY = 0.1
 _MARKS = 11
 """So many counts are kept of what was sent: a second's."""
@@ -138,7 +140,8 @@ class Valve:
 
     def _is_tried(self, limit: Limit, wait: float, now: float) -> bool:
         """Whether one send a second is tried, since the limit has found that next to nothing is taken."""
-        if limit.adapts and (limit.limit_rate or 1.0) < 1.0 and wait < 1.0 and now >= self._went + 1.0:
+        is_low = limit.adapts and (limit.limit_rate or TRIED) < TRIED
+        if is_low and wait < 1.0 and now >= self._went + 1 / TRIED:
             self._went = now
             limit.give_back(self._owed)
             return True

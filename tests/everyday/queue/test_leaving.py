@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import trio
 
-from localdelay import Message, open_delay_queue
-from localdelay.testing import RecordingSender
+from localdelay import Fallback, Message, open_delay_queue
+from localdelay.testing import RecordingSender, ThrottledPrimary
 
 
 class Interrupt(BaseException):
@@ -159,3 +159,14 @@ def test_statistics_can_be_read_after_the_run() -> None:
     queue = trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
     assert queue.statistics().next_due_in == 4
     assert len(queue.messages()) == 1
+
+
+async def test_leaving_reckons_with_what_a_limit_lets_go(autojump_clock: Any, caplog: Any) -> None:
+    """One send a second is tried, however little was found: after one refusal 2 s are 2 s, and not 10."""
+    sender = RecordingSender()
+    async with open_delay_queue(sender, capacity=10, workers=1) as queue:
+        await Fallback(ThrottledPrimary(limit=0), queue).publish(b"1234", delay=2.0)
+        assert queue.statistics().limit_rate == 0.1
+    assert sender.times == [2.0]
+    said = [line for line in warnings(caplog) if "waits for" in line]
+    assert [re.findall(r"\(4 B\): (\d+ s), ", line) for line in said] == [["2 s"]]
