@@ -92,6 +92,7 @@ class DelayQueue:
             else:
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return message
+        self._check_here()
         return await admission.accept_or_wait(admission.stamp(payload, delay, at, id, headers, expires))
 
     @trio.lowlevel.enable_ki_protection
@@ -142,6 +143,7 @@ class DelayQueue:
             if due < self._schedule.alarm:
                 self._schedule.on_earlier()
             return Message(number, payload, due)
+        self._check_here()
         return self.admission.accept(self.admission.stamp(payload, delay, at, id, headers, expires))
 
     @trio.lowlevel.enable_ki_protection
@@ -183,6 +185,7 @@ class DelayQueue:
         finished. Raises like `put` for a time that is wrong, and `RuntimeError` if the queue was opened with
         `cancellable=False`.
         """
+        self._check_here()
         wall = arguments.wall_clock(at)
         due = arguments.execute_at(trio.current_time(), delay, at, wall=wall)
         return self.move(id, due, arguments.terms(None, at))
@@ -197,8 +200,20 @@ class DelayQueue:
         self._look_again()
         return True
 
-    def _waiting_number(self, id: str, what: str) -> int | None:
+    def _check_here(self) -> None:
+        """Raise where nothing may be asked of it: `QueueClosed` in a forked child, else `RuntimeError`."""
         self.admission.check_process()
+        self._check_thread()
+
+    def _check_thread(self) -> None:
+        if get_ident() != self._thread and self._ended_at is None:  # it would change under the loop's hands
+            raise RuntimeError(
+                "a queue of Trio's is for the thread that its loop runs in: from another one use "
+                "trio.from_thread.run_sync, or open it by localdelay.threads"
+            )
+
+    def _waiting_number(self, id: str, what: str) -> int | None:
+        self._check_here()
         if not self.is_cancellable:
             raise RuntimeError(f"{what} needs a queue that was opened with cancellable=True")
         return self._pending.number(id)
@@ -215,6 +230,7 @@ class DelayQueue:
 
         An id that the caller chose is pending also while its message waits for room.
         """
+        self._check_thread()
         return self._pending.number(id) is not None
 
     def is_known(self, id: str) -> bool:
@@ -227,12 +243,13 @@ class DelayQueue:
 
         This takes about a microsecond for each of them, in which nothing else happens.
         """
+        self._check_thread()
         return self._pending.messages()
 
     @trio.lowlevel.enable_ki_protection
     def pause(self) -> None:
         """Stop sending; sends that have begun go on, and puts are still accepted."""
-        self.admission.check_process()
+        self._check_here()
         if self.admission.closed:
             raise QueueClosed("a queue that drains cannot be paused")
         self._workers.pause()
@@ -240,7 +257,7 @@ class DelayQueue:
     @trio.lowlevel.enable_ki_protection
     def resume(self) -> None:
         """Go on sending."""
-        self.admission.check_process()
+        self._check_here()
         self._workers.resume()
 
     @trio.lowlevel.enable_ki_protection
@@ -257,12 +274,13 @@ class DelayQueue:
         capacity accepts nothing until it holds less, and a worker too many leaves when it is idle. A put
         that waits with a message larger than the new `capacity_bytes` raises `ValueError`.
         """
-        self.admission.check_process()
+        self._check_here()
         self.core.resize(capacity, workers, capacity_bytes)
 
     @trio.lowlevel.enable_ki_protection
     def statistics(self) -> Statistics:
         """What the queue holds and has done, and how late it was."""
+        self._check_thread()
         now = trio.current_time() if self._ended_at is None else self._ended_at
         return Statistics(
             **self.core.figures(now, self._schedule.next_due()),
@@ -288,7 +306,7 @@ class DelayQueue:
         seconds = arguments.check_seconds("grace", grace, zero=True)
         if hand_back is not None:
             arguments.check_async("hand_back", hand_back)
-        self.admission.check_process()
+        self._check_here()
         return await self.draining.drain(seconds, hand_back)
 
     @trio.lowlevel.enable_ki_protection
@@ -299,7 +317,7 @@ class DelayQueue:
     @trio.lowlevel.enable_ki_protection
     async def flush(self) -> None:
         """Wait until the journal has all that was accepted. Raises `JournalError` if it can't be written."""
-        self.admission.check_process()
+        self._check_here()
         await self._pending.keeper.flush()
 
     @property

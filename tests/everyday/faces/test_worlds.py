@@ -128,3 +128,27 @@ def test_a_plain_function_is_refused_when_the_queue_is_opened(plain: Any) -> Non
 def test_what_may_well_be_awaited_is_taken(given: Any) -> None:
     """Async functions and methods, also in a `partial` or a wrapper, and what says that it returns such."""
     check_async("send", given)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda queue: queue.put_nowait(b"", delay=1.0),
+        lambda queue: queue.put_nowait(b"", delay=1.0, id="a"),
+        lambda queue: queue.cancel("a"),
+        lambda queue: queue.reschedule("a", delay=1.0),
+        lambda queue: queue.is_pending("a"),
+        lambda queue: queue.messages(),
+        lambda queue: queue.statistics(),
+        lambda queue: queue.pause(),
+        lambda queue: queue.resume(),
+        lambda queue: queue.resize(workers=2),
+    ],
+)
+async def test_a_queue_of_trios_in_another_thread(call: Callable[[Any], Any]) -> None:
+    """It would change under the loop's hands, and what to use is said. Once it has ended it may be read."""
+    async with localdelay.open_delay_queue(RecordingSender(), capacity=1, workers=1) as queue:
+        with pytest.raises(RuntimeError, match=r"trio\.from_thread.* or open it by localdelay\.threads"):
+            await trio.to_thread.run_sync(call, queue)
+        assert not queue.statistics().paused
+    assert await trio.to_thread.run_sync(queue.messages) == []
