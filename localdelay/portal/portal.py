@@ -5,6 +5,7 @@ What is put comes to it by its `Intake`. All else is done on the loop, after all
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 import threading
@@ -24,6 +25,7 @@ from localdelay.fallback.router import World
 from localdelay.hops import for_a_thread
 from localdelay.journal.record import Journal
 from localdelay.keys import Key
+from localdelay.logs import log, told
 from localdelay.message import Message, number_of
 from localdelay.nurseries import bare_nursery
 from localdelay.queue.admission import Stamped, already_pending, full_inside, stamp
@@ -308,6 +310,8 @@ class Remote:
         self._end(error)
 
     def _end(self, error: BaseException | None) -> None:
+        if error is not None and self._is_open.done():  # maybe nobody waits for it, and puts find it shut
+            log(logging.ERROR, "the queue has ended by an error: %s", told(error))
         exits.leave(self)
         self.intake.close()
         self._ended = True

@@ -18,6 +18,7 @@ import trio.lowlevel
 
 from localdelay import (
     Message,
+    PermanentSendError,
     QueueClosed,
     QueueFull,
     RateLimit,
@@ -269,3 +270,23 @@ def test_queues_on_loops_of_their_own_share_a_limit() -> None:
         other.drain(0.0)
     times.sort()
     assert times[20] - times[0] >= 0.5
+
+
+def test_a_queue_that_an_error_has_ended_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody waits for its thread: what is put afterwards is refused, and the log says what has happened."""
+
+    class Exits:
+        def on_event(self, event: object) -> None:
+            sys.exit("enough")
+
+    def send(message: Message) -> None:
+        raise PermanentSendError
+
+    queue = threads.start_delay_queue(send, capacity=1, workers=1, listener=Exits())
+    queue.put(b"", delay=0.0)
+    until(queue.remote.ended.done)
+    assert "the queue has ended by an error: SystemExit('enough')" in caplog.messages
+    with pytest.raises(QueueClosed):
+        queue.put(b"", delay=0.0)
+    with pytest.raises(SystemExit):
+        queue.close()
