@@ -149,7 +149,8 @@ class Tasks(Senders):
         finally:
             del self._seats[seat]
             if to_do:  # or it would be a turn of the loop for nothing, as often as something is given
-                self._loop.call_soon(self._more)
+                with suppress(RuntimeError):  # the loop is closed: a task left behind is taken apart
+                    self._loop.call_soon(self._more)
 
     async def _yield(self) -> None:
         """Let what else runs on the loop have its turn, and nobody else here."""

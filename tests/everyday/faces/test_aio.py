@@ -307,3 +307,32 @@ async def test_a_task_that_a_send_has_left_behind_may_wait_for_room() -> None:
         assert (await left[0]).payload == b"later"
     assert isinstance(told[0], QueueFull)
     assert "inside a send of this very queue" in str(told[0])
+
+
+def test_a_send_that_outlives_its_loop_says_nothing() -> None:
+    """A task that will not be cancelled is taken apart behind its loop, and has nothing to do there."""
+    code = """
+import asyncio
+from localdelay import aio
+
+async def send(message):
+    while True:
+        try:
+            await asyncio.sleep(100)
+        except asyncio.CancelledError:
+            pass
+
+async def main():
+    async with aio.open_delay_queue(send, capacity=1, workers=1) as queue:
+        await queue.put(b"", delay=0.0)
+        await asyncio.sleep(0.1)
+        await queue.drain(0.0)
+
+loop = asyncio.new_event_loop()
+loop.run_until_complete(main())
+asyncio.set_event_loop(None)
+loop.set_exception_handler(lambda *_: None)
+loop.close()
+"""
+    done = python("-c", code)
+    assert "Event loop is closed" not in done.stderr
