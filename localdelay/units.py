@@ -24,6 +24,7 @@ _BYTES = {
     **{f"{unit}ib": 1 << power for unit, power in (("k", 10), ("m", 20), ("g", 30), ("t", 40))},
 }
 
+_AGES = 86_400e6
 _LONGEST = 60
 _LARGEST = 2**63 - 1
 # Three digits of exponent at the most: an exact 10^999999999 would fill the memory.
@@ -140,6 +141,8 @@ def format_duration(seconds: float) -> str:
         if three_digits(seconds) < limit:
             return f"{format_number(three_digits(seconds / scale))} {unit}"
     scale, unit = (3600, "h") if seconds < 172_800 else (86_400, "d")
+    if seconds >= _AGES:
+        return f"{seconds / scale:.3g} {unit}"  # or it may have 300 digits
     return f"{format_number(three_digits(seconds / scale))} {unit}"
 
 

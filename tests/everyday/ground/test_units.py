@@ -169,6 +169,9 @@ def test_numbers_are_written_with_separators(value: float, text: str) -> None:
         (7_200, "2 h"),
         (129_600, "36 h"),
         (604_800, "7 d"),
+        (86_400 * 999_000.0, "999,000 d"),
+        (86_400e9, "1e+09 d"),
+        (1e308, "1.16e+303 d"),
     ],
 )
 def test_durations_are_written_in_the_unit_that_suits_them(seconds: float, text: str) -> None:
