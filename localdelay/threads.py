@@ -189,7 +189,8 @@ class DelayQueue(Face):
         is in the report's `remaining`, and stays pending. A queue can be drained once: a second call raises
         `QueueClosed`, and one from inside a send or a hand-back `RuntimeError`. If the caller is interrupted
         meanwhile, the workers are ended at once, and everything unfinished is still in `messages()`. Beyond
-        the grace a journal that hangs is waited for, 5 s here and 10 s where the block is left.
+        the grace a journal that hangs is waited for, 5 s here and 10 s where the block is left. It is not for
+        a handler of signals, which may have come in the midst of a put: what that holds would be waited for.
         """
         arguments.check_seconds("grace", grace, zero=True)
         if self.remote.is_inside() or get_ident() in self.hands_back:
@@ -220,8 +221,10 @@ def open_delay_queue(
     `localdelay.open_delay_queue`, and so is what happens when the block is left.
 
     A program that exits without leaving the block warns of what is pending; with `drain_on_exit` it drains
-    first, for so many seconds at most. A forked child has no queue: in it, puts raise `QueueClosed`. A test
-    may give a `clock` of its own, `localdelay.testing.MovableClock`.
+    first, for so many seconds at most, with sends that need no executor of `concurrent.futures`: those have
+    ended by then. A block that is left by an exception, Ctrl-C too, drains nothing. A forked child has no
+    queue: in it, puts raise `QueueClosed`. A test may give a `clock` of its own,
+    `localdelay.testing.MovableClock`.
     """
     pool = Threads(arguments.count("workers", workers))
     hooks = Threads(workers)  # of their own: a dead letter must not wait for sends that take their time

@@ -56,7 +56,7 @@ Exit codes:
 """
 
 
-@click.command(epilog=_EPILOG)
+@click.command(epilog=_EPILOG, short_help="Compare queues in memory and in Redis.")
 @option("--rate", float, "Messages per second: 500, 10k.", _DEFAULT.rate)
 @load_options
 @option("--seconds", DURATION, "How long to measure, once messages come due.", _DEFAULT.seconds)

@@ -77,7 +77,7 @@ _LASTING_FILES: Final = ("", "-wal", "-reserve")
 _OWN_FILES: Final = (*_LASTING_FILES, "-shm", "-lock", "-new")
 
 
-@click.group(cls=Commands, epilog=_EPILOG)
+@click.group(cls=Commands, epilog=_EPILOG, short_help="Look at the journal of a queue, export or empty it.")
 def journal() -> None:
     """Look at the journal of a queue that is not running, export it, or empty it.
 

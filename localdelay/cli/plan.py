@@ -36,7 +36,7 @@ Example:
 @option("--delay", DURATION, "How long a message waits: 120, 120s, 2m, 1.5h, 1d.", required=True)
 @option("--instances", int, "Instances that share the traffic evenly.", required=True)
 @option("--message-bytes", SIZE, "Payload and headers of a message: 500, 500B, 2kB, 1MiB.", required=True)
-@option("--worker-qps", float, "Sends per second that one worker manages.")
+@option("--worker-qps", float, "Sends per second that one worker manages; or give --send-time.")
 @option("--send-time", DURATION, "How long one send takes, in place of --worker-qps: 100ms.")
 @option(
     "--target-p99",

@@ -62,7 +62,7 @@ _LINE_EVERY = 10.0  # seconds, where there is no terminal to keep one up to date
 _LETTERS_SHOWN = 20
 
 
-@click.command(epilog=_EPILOG)
+@click.command(epilog=_EPILOG, short_help="Send lines from standard input to a broker, each when due.")
 @option("--to", str, "The broker, or stdout:.", required=True, metavar="URL", envvar="LOCALDELAY_TO")
 @option("--hold", str, "Let messages wait in redis://host:6379/NAME.", unset="in memory", metavar="URL")
 @option("--delay", DURATION, "When a line is due, after it is read: 120, 2m, 500ms.")

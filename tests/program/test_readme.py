@@ -77,7 +77,7 @@ def test_the_application(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         begun = time.monotonic()
         printed = process.communicate(timeout=200)[0]
-    assert held["route"] == "Route.LOCAL"
+    assert held["route"] == "local"
     assert f"sent {held['id']} b'close order 7 if it is unpaid'" in printed
     assert time.monotonic() - begun < 15
 

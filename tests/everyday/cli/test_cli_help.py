@@ -32,6 +32,12 @@ def test_help_fits_80_columns(command: str, words: str) -> None:
         assert word in result.stdout
 
 
+@pytest.mark.parametrize("command", ["", "journal"])
+def test_what_a_command_does_is_said_whole(command: str) -> None:
+    """Where it stands among others it is not cut off, in 80 columns."""
+    assert "..." not in run(*command.split(), "--help").stdout.partition("Commands:")[2].partition("\n\n")[0]
+
+
 @pytest.mark.parametrize("command", ["", "relay", "journal", "journal export", "demo", "check"])
 @pytest.mark.parametrize("columns", [40, 53])
 def test_help_fits_a_narrow_terminal(command: str, columns: int) -> None:
