@@ -93,7 +93,7 @@ class DelayQueue(Face):
         letters with `Expired`. Calls get room in their order. With a journal it returns when that has the
         message. Raises `QueueClosed`, `JournalError`, and `TypeError` or `ValueError` for an argument that is
         wrong; an `id` that is pending already is wrong too. One that is cancelled was not accepted, or is
-        cancelled in the queue.
+        cancelled in the queue as by `cancel`, as far as that can be done there.
         """
         stamped = self.remote.stamp(payload, delay, at, id, headers, expires, asks=None)
         if id is not None and number_of(id) is not None and await self.is_pending(id):
@@ -101,8 +101,13 @@ class DelayQueue(Face):
         call = self.remote.accept_or_wait(stamped, waits=True)
         if call is not None:
             await awaiting.accepted(self.remote, call, math.inf)
-        await asyncio.sleep(0)
-        return stamped[0]
+        message = stamped[0]
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            awaiting.undo(self.remote, message)
+            raise
+        return message
 
     async def reschedule(self, id: str, *, delay: Delay | None = None, at: datetime | None = None) -> bool:
         """Give a message another execute-at, earlier or later: `delay` from now, or `at`, as for `put`.

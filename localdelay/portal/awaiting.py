@@ -27,14 +27,14 @@ async def accepted(remote: Remote, call: Call[Message], patience: float) -> None
         except Cut:
             raise QueueFull(f"no room within {patience:g} s") from None
     except asyncio.CancelledError:
-        _undo(remote, call)
+        if call.done.done() and call.done.exception() is None:  # room came in that very instant
+            undo(remote, call.done.result())
         raise
 
 
-def _undo(remote: Remote, call: Call[Message]) -> None:
-    """Room came in the instant of the cancellation: whoever put does not know of it."""
-    if call.done.done() and call.done.exception() is None and remote.queue.is_cancellable:
-        message = call.done.result()
+def undo(remote: Remote, message: Message) -> None:
+    """Cancel this in the queue, if that can be: whoever put it was cancelled, and does not know of it."""
+    if remote.queue.is_cancellable:
         remote.begin(lambda: remote.queue.cancel(message.id))
 
 

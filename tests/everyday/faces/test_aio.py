@@ -336,3 +336,17 @@ loop.close()
 """
     done = python("-c", code)
     assert "Event loop is closed" not in done.stderr
+
+
+@on_asyncio
+@pytest.mark.parametrize("id", [None, "a"])
+async def test_a_put_that_is_cancelled_when_it_has_its_room_leaves_nothing(id: str | None) -> None:
+    """Also where room was there at once, and it only lets others have their turn."""
+    async with aio.open_delay_queue(Sent(), capacity=1, workers=1) as queue:
+        putting = asyncio.ensure_future(queue.put(b"", delay=60.0, id=id))
+        await asyncio.sleep(0)
+        putting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await putting
+        assert await queue.messages() == []
+        assert (await queue.statistics()).cancelled == 1
