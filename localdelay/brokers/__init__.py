@@ -16,7 +16,7 @@ does stands in README.md.
     redis       by coredis; redis_line: the connection; redis_masters: who takes writes
     beanstalkd  on a line of its own; nsq: likewise
     amqp        RabbitMQ, by pika; amqp_session: the connection; amqp_channel: confirms; amqp_delays: queues
-                that delay; amqp_loop: pika's loop on Trio's; amqp_errors: what is throttling
+                that delay; amqp_errors: what is throttling
     kafka       by confluent-kafka; kafka_producer: the producer and its thread; kafka_errors: what they mean
     rocketmq    by its official client; rocketmq_client: how that is imported
     nats        likewise; nats_line: the connection; nats_answers: what is said there

@@ -7,13 +7,13 @@ import struct
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import lru_cache
-from typing import NamedTuple
 
 import pika
+from pika import spec
 from pika.exceptions import ConnectionBlockedTimeout
 
 from localdelay.brokers.address import Address
-from localdelay.brokers.amqp_channel import ANY_SIZE, Target
+from localdelay.brokers.amqp_channel import ANY_SIZE, AT_ONCE, DELAYED, Publish, Target
 from localdelay.brokers.amqp_delays import SHORT, delay_queue, quantised
 from localdelay.brokers.amqp_errors import classified
 from localdelay.brokers.amqp_session import Session
@@ -26,59 +26,45 @@ from localdelay.message import Message
 LONGEST_CONFIRM_TIMEOUT = 300.0
 # RabbitMQ takes further routing keys from these, and closes the channel where they are no list.
 _ROUTING = frozenset({"CC", "BCC"})
-_short, _word = struct.Struct(">H").pack, struct.Struct(">I").pack
-_FRAME_BESIDES = 450
-"""Bytes of a header frame besides the message's own headers and its id, at most."""
+_FLAGS = pika.BasicProperties.FLAG_HEADERS | pika.BasicProperties.FLAG_DELIVERY_MODE
+_PERSISTENT = bytes([pika.DeliveryMode.Persistent.value])
+_word = struct.Struct(">I").pack
+_frame_head = struct.Struct(">BHIHxxQHI")
+_END = bytes([spec.FRAME_END])
 
 
 @lru_cache(maxsize=256)
 def _field(name: str) -> bytes:
     """What stands before the length of a text in a table of AMQP's."""
-    return b"%c%bS" % (len(name.encode()), name.encode())
-
-
-class Properties(pika.BasicProperties):  # type: ignore[misc]  # pika has no types
-    """What travels besides the payload. pika takes as long to encode it as for all else of a message."""
-
-    delivery_mode = 2
-    _FLAGS = pika.BasicProperties.FLAG_HEADERS | pika.BasicProperties.FLAG_DELIVERY_MODE
-
-    def __init__(self, headers: dict[str, str], message_id: str | None) -> None:
-        # Not pika's, which sets the eleven others, too, each time.
-        self.headers = headers
-        self.message_id = message_id
-
-    def encode(self) -> list[bytes]:
-        """As pika's, for the three that there are: the same bytes."""
-        fields: list[bytes] = []
-        for header, value in self.headers.items():
-            text = value.encode()
-            fields += (_field(header), _word(len(text)), text)
-        table = b"".join(fields)
-        if self.message_id is None:
-            return [_short(self._FLAGS), _word(len(table)), table, b"\2"]
-        name = self.message_id.encode()
-        flags = self._FLAGS | self.FLAG_MESSAGE_ID
-        return [_short(flags), _word(len(table)), table, b"\2%c" % len(name), name]
-
-
-class Publish(NamedTuple):
-    """What is published for a message."""
-
-    properties: Properties
-    payload: bytes
-    delay: int
-    """Milliseconds."""
-
-
-def check(headers: Mapping[str, str]) -> None:
-    """Raise `PermanentSendError` for headers that AMQP can't carry."""
-    if not _ROUTING.isdisjoint(headers):
+    encoded = name.encode()
+    if name in _ROUTING:
         raise PermanentSendError("RabbitMQ takes no text as the header CC or BCC: they are for routing")
-    if any(len(name.encode()) > SHORT for name in headers):
+    if len(encoded) > SHORT:
         raise PermanentSendError(
             f"the name of a header takes more than {SHORT} bytes, which AMQP does not take"
         )
+    return b"%c%bS" % (len(encoded), encoded)
+
+
+def header_frame(channel: int, size: int, headers: Mapping[str, str], id: bytes) -> bytes:
+    """The frame that announces a payload of so many bytes, and its properties: persistent, headers, and id.
+
+    The same bytes as pika's, which takes as long for them as for all else of a message. Too long for a
+    property the id travels in the headers alone.
+    """
+    fields: list[bytes] = []
+    for name, value in headers.items():
+        text = value.encode()
+        fields += (_field(name), _word(len(text)), text)
+    table = b"".join(fields)
+    flags, others = _FLAGS, _PERSISTENT
+    if len(id) <= SHORT:
+        flags, others = flags | pika.BasicProperties.FLAG_MESSAGE_ID, b"%b%c%b" % (others, len(id), id)
+    length = _frame_head.size - spec.FRAME_HEADER_SIZE + len(table) + len(others)
+    head = _frame_head.pack(
+        spec.FRAME_HEADER, channel, length, pika.BasicProperties.INDEX, size, flags, len(table)
+    )
+    return b"".join((head, table, others, _END))
 
 
 def parameters_of(where: Address) -> pika.ConnectionParameters:
@@ -123,32 +109,26 @@ class _Driver(Driver):
             if len(delay_queue(target.queue, milliseconds, target.delay_type).encode()) > SHORT:
                 raise PermanentSendError(f"the name of the delay queue would take more than {SHORT} bytes")
         due = None if delay is None else rfc3339(wall_clock(now + delay, now))
-        headers = headers_of(message, now, due)
-        size = id_size = len(message.id.encode())
-        if message.headers:
-            check(message.headers)
-            size += sum(
-                len(name.encode()) + len(value.encode()) + 6 for name, value in message.headers.items()
-            )
-        if size + _FRAME_BESIDES > target.frame_max:
+        size = len(message.payload)
+        if size > target.largest:
             raise PermanentSendError(
-                f"id and headers take {size} bytes; this broker takes {target.frame_max} at most"
+                f"{size} bytes; this broker takes {target.largest} at most (max_message_size)"
             )
-        if len(message.payload) > target.largest:
+        channel = AT_ONCE if delay is None else DELAYED
+        header = header_frame(channel, size, headers_of(message, now, due), message.id.encode())
+        if len(header) > target.frame_max:
             raise PermanentSendError(
-                f"{len(message.payload)} bytes; this broker takes {target.largest} at most (max_message_size)"
+                f"id and headers take {len(header)} bytes; this broker takes {target.frame_max} at most"
             )
-        # Too long for a property the id travels in the headers alone.
-        properties = Properties(headers, message.id if id_size <= SHORT else None)
-        return Publish(properties, message.payload, milliseconds)
+        return Publish(message.id, header, message.payload, milliseconds)
 
     @asynccontextmanager
     async def connect(self, outbox: Outbox) -> AsyncIterator[Session]:
         if self.confirm_timeout > LONGEST_CONFIRM_TIMEOUT:
             raise ValueError(f"confirm_timeout must be at most {LONGEST_CONFIRM_TIMEOUT:g} s")
         self.target.largest = ANY_SIZE  # what is learned of a broker is of that one: this may be another
-        session = Session(self._parameters, self.target, outbox, self._note_blocked)
-        async with session.connected():
+        session = Session(self.target, outbox, self._note_blocked)
+        async with session.connected(self._parameters):
             yield session
 
     def _note_blocked(self, reason: str | None) -> None:

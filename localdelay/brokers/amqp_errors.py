@@ -1,12 +1,19 @@
-"""What pika's errors mean: throttled, never possible, or a connection that was lost. Pure."""
+"""What pika's errors mean: throttled, never possible, or a lost connection; and what it logs of them."""
 
 from __future__ import annotations
+
+import contextvars
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pika.exceptions
 from pika.adapters.blocking_connection import ReturnedMessage
 
 from localdelay.brokers.broker import ConnectionLost
 from localdelay.errors import PermanentSendError, Throttled
+
+logger = logging.getLogger("localdelay.brokers.amqp")
 
 _CONTENT_TOO_LARGE = 311
 _ACCESS_REFUSED = 403
@@ -76,3 +83,35 @@ def _wrapped(error: BaseException) -> BaseException | None:
         if isinstance(inner, BaseException):
             return inner
     return None
+
+
+_quiet: contextvars.ContextVar[bool] = contextvars.ContextVar("localdelay.brokers.amqp", default=False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing that pika logs inside this block is more than debugging."""
+    token = _quiet.set(True)
+    try:
+        yield
+    finally:
+        _quiet.reset(token)
+
+
+class _Quiet(logging.Filter):
+    """Takes what pika logs of these connections over into our own log, as debugging.
+
+    They get over what pika calls an error, and who publishes gets an exception. Other users of pika in the
+    same program are not concerned.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno <= logging.DEBUG or not _quiet.get():
+            return True
+        logger.debug("%s: %s", record.name, record.getMessage())
+        return False
+
+
+_filter = _Quiet()
+for _name in [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "pika"]:
+    logging.getLogger(_name).addFilter(_filter)

@@ -1,143 +1,161 @@
-"""A connection of pika's on the Trio loop, with two channels: what is delayed has one of its own."""
+"""A connection of pika's on Trio's loop, with two channels: what is delayed has one of its own.
+
+A `Session` is the loop that pika asks for, by its interface for that, `nbio_interface`. A thread would cost
+two hops a message.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, closing, suppress
+from functools import partial
+from typing import Any, TypeAlias
 
 import pika
 import pika.exceptions
 import trio
 from pika import frame
 from pika.adapters.select_connection import SelectConnection
+from pika.adapters.utils import nbio_interface
+from trio.lowlevel import enable_ki_protection
 
-from localdelay.brokers import amqp_errors
-from localdelay.brokers.amqp_channel import Channel, Target
-from localdelay.brokers.amqp_loop import Loop, logger, quiet
+from localdelay.brokers.amqp_channel import AT_ONCE, DELAYED, Channel, Target
+from localdelay.brokers.amqp_errors import logger, quiet, reason
+from localdelay.brokers.line import Line
 from localdelay.brokers.outbox import Outbox, Parcel
 from localdelay.nurseries import bare_nursery
 
+_Done: TypeAlias = Callable[[Any], object]
+"""What hears of a result, or of the exception in its place."""
+
 _CLOSE_GRACE = 1.0
-_TURNS = 20
 
 
-class Session:
+class _Stream(Line, nbio_interface.AbstractStreamTransport):  # type: ignore[misc]  # pika has no types
+    """A connected socket. What pika writes to it frame by frame goes out in one piece."""
+
+    def __init__(self, connected: socket.socket, session: Session) -> None:
+        super().__init__(connected, session.outbox)
+        self.scope = trio.CancelScope()
+        self.protocol: Any = None
+        self._session = session
+        self._frames: list[bytes] = []
+
+    def received(self, data: bytes) -> bytes:
+        self._session.call(self.protocol.data_received, data)
+        return b""
+
+    def flush(self) -> None:
+        if self._frames:
+            frames, self._frames = self._frames, []
+            with suppress(ConnectionError):  # who reads will see it, too
+                self.send(b"".join(frames))
+
+    def write(self, data: bytes) -> None:
+        self._frames.append(data)
+
+    def abort(self) -> None:
+        self.flush()
+        self.scope.cancel()
+
+    def get_protocol(self) -> Any:
+        return self.protocol
+
+    def get_write_buffer_size(self) -> int:
+        return self.unwritten
+
+
+class Session(nbio_interface.AbstractIOServices):  # type: ignore[misc]  # pika has no types
     """A connection with its channels."""
 
     connection: SelectConnection
 
-    def __init__(
-        self,
-        parameters: pika.ConnectionParameters,
-        target: Target,
-        outbox: Outbox,
-        blocked: Callable[[str | None], None],
-    ) -> None:
+    def __init__(self, target: Target, outbox: Outbox, blocked: Callable[[str | None], None]) -> None:
         """`blocked` is told why the broker takes nothing, and None when it does again."""
         self.target = target
         self.outbox = outbox
-        self._parameters = parameters
         self._blocked = blocked
-        self._loop = Loop()
-        self._at_once, self._delayed = Channel(self, 1), Channel(self, 2)
+        self._at_once, self._delayed = Channel(self, AT_ONCE), Channel(self, DELAYED)
         self._ready = trio.Event()
         self._ended = trio.Event()
         self._reason: BaseException = ConnectionError("it is not connected")
-        self._scope = trio.CancelScope()
+        self._scope = trio.CancelScope(shield=True)
+        self._nursery: trio.Nursery
+        self._stream: _Stream | None = None
 
     @asynccontextmanager
-    async def connected(self) -> AsyncIterator[None]:
+    async def connected(self, parameters: pika.ConnectionParameters) -> AsyncIterator[None]:
         """Connect, and have pika do its work meanwhile. Raises `ConnectionError`."""
-        with quiet():
+        async with bare_nursery() as nursery:
+            await nursery.start(self.run)
             try:
-                async with bare_nursery() as nursery:
-                    nursery.start_soon(self._run)
-                    try:
-                        await self._ready.wait()
-                        if self._ended.is_set():
-                            raise ConnectionError(amqp_errors.reason(self._reason))
-                        yield
-                    finally:
-                        with trio.CancelScope(shield=True):
-                            await self._close()
+                self.call(self._connect, parameters)
+                await self._ready.wait()
+                if self._ended.is_set():
+                    raise ConnectionError(reason(self._reason))
+                yield
             finally:
-                self._loop.close()  # once nobody waits for its descriptor any more
+                with trio.CancelScope(shield=True):
+                    await self._close()
 
     def write(self, parcels: Sequence[Parcel]) -> None:
         """Publish; what the broker has to say comes in meanwhile."""
         if self._ended.is_set() or not self.connection.is_open:
             raise ConnectionError("it has ended")
-        with quiet():
-            for parcel in parcels:
-                (self._delayed if parcel.only_now else self._at_once).publish(parcel)
-            self._turn()
+        for channel, is_delayed in ((self._at_once, False), (self._delayed, True)):
+            of_it = [parcel for parcel in parcels if parcel.only_now is is_delayed]
+            if of_it:
+                self.call(channel.publish, of_it)
 
     async def lost(self) -> Exception:
         """Wait for its end; why it has ended."""
         await self._ended.wait()
-        return ConnectionError(amqp_errors.reason(self._reason))
+        return ConnectionError(reason(self._reason))
 
     def channel_ready(self) -> None:
         """A channel can publish from now on."""
         self.target.frame_max = self.connection.params.frame_max
         self._ready.set()
 
-    def call_soon(self, call: Callable[[], None]) -> None:
-        """Have something done in the next turn of pika's loop."""
-        self._loop.call_later(0, call)
+    def put(self, frames: bytes) -> None:
+        """Write frames of ours behind those that pika has written."""
+        if self._stream is not None:
+            self._stream.write(frames)
 
-    @trio.lowlevel.enable_ki_protection
-    async def _run(self) -> None:
-        """Have pika read, write and run its timers. Nothing cuts it off but the end of the connection."""
-        with trio.CancelScope(shield=True) as self._scope:
-            try:
-                self.connection = SelectConnection(
-                    self._parameters,
-                    on_open_callback=self._on_open,
-                    on_open_error_callback=self._on_lost,
-                    on_close_callback=self._on_lost,
-                    custom_ioloop=self._loop,
-                )
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._run_timers)
-                    while True:
-                        self._turn()
-                        await trio.lowlevel.wait_readable(self._loop.fileno())
-            except OSError as error:
-                self._on_lost(None, error)
-
-    async def _run_timers(self) -> None:
-        while True:
-            await self._loop.wait_for_timer()
-            self._turn()
-
-    def _turn(self) -> None:
-        """Whatever pika raises here, a new connection is the way out of it."""
+    def call(self, call: Callable[..., object], *arguments: object) -> None:
+        """Have pika do something, and write what it has to say."""
         try:
-            self._loop.turn()
-        except Exception as error:  # noqa: BLE001 (as it says)
+            with quiet():
+                call(*arguments)
+        except Exception as error:  # noqa: BLE001 (whatever it is, a new connection is the way out of it)
             logger.debug("%s: %s", type(error).__name__, error, exc_info=True)
             self._on_lost(None, error)
+        if self._stream is not None:
+            self._stream.flush()
+
+    def _connect(self, parameters: pika.ConnectionParameters) -> None:
+        self.connection = SelectConnection(
+            parameters,
+            on_open_callback=self._on_open,
+            on_open_error_callback=self._on_lost,
+            on_close_callback=self._on_lost,
+            custom_ioloop=self,
+        )
 
     async def _close(self) -> None:
         """End the connection, if need be without the broker's consent."""
-        if not self._ended.is_set() and self._ready.is_set() and self.connection.is_open:
-            with suppress(pika.exceptions.AMQPError):
-                self.connection.close()
-            self._turn()
+        if self._ready.is_set() and self.connection.is_open:
+            self.call(self.connection.close)
             with trio.move_on_after(_CLOSE_GRACE):
                 await self._ended.wait()
-        connection = getattr(self, "connection", None)
-        if connection is not None:
-            with suppress(Exception):  # pika has no public way to give a connection up
-                connection._terminate_stream(ConnectionError("it is given up"))  # noqa: SLF001
-            for _ in range(_TURNS):
-                with suppress(Exception):
-                    self._loop.turn()
+        self.stop()
         self._blocked(None)
         for channel in (self._at_once, self._delayed):
             channel.give_back()
-        self._scope.cancel()
+
+    # What pika tells.
 
     def _on_open(self, connection: SelectConnection) -> None:
         connection.add_on_connection_blocked_callback(self._on_blocked)
@@ -152,6 +170,104 @@ class Session:
         self._ready.set()
 
     def _on_blocked(self, _: SelectConnection, blocked: frame.Method) -> None:
-        reason = str(blocked.method.reason)
-        self._blocked(reason)
-        self.outbox.refuse(lambda: pika.exceptions.ConnectionBlockedTimeout(reason))
+        why = str(blocked.method.reason)
+        self._blocked(why)
+        self.outbox.refuse(lambda: pika.exceptions.ConnectionBlockedTimeout(why))
+
+    # What pika asks of its loop.
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        """Do what pika waits for, in tasks which nothing cuts off but `stop`."""
+        with self._scope:
+            async with trio.open_nursery() as self._nursery:
+                task_status.started()
+                await trio.sleep_forever()
+
+    def stop(self) -> None:
+        """End all that, and the stream."""
+        self._scope.cancel()
+
+    close = stop
+
+    def get_native_ioloop(self) -> Session:
+        """The loop."""
+        return self
+
+    def add_callback_threadsafe(self, callback: Callable[[], object]) -> None:
+        """Call something soon."""
+        self.call_later(0, callback)
+
+    def call_later(self, delay: float, callback: Callable[[], object]) -> trio.CancelScope:
+        """Call something in so many seconds."""
+        return self._begin(partial(trio.sleep, delay), lambda _: callback())
+
+    def getaddrinfo(
+        self,
+        host: str,
+        port: int,
+        on_done: _Done,
+        family: int = 0,
+        socktype: int = 0,
+        *flags: int,
+        **named: int,
+    ) -> trio.CancelScope:
+        """Ask for the addresses of a host."""
+        ask = partial(trio.socket.getaddrinfo, host, port, family, socktype, *flags, **named)
+        return self._begin(ask, on_done)
+
+    def connect_socket(self, sock: socket.socket, resolved_addr: Any, on_done: _Done) -> trio.CancelScope:
+        """Connect a socket."""
+        return self._begin(partial(trio.socket.from_stdlib_socket(sock).connect, resolved_addr), on_done)
+
+    def create_streaming_connection(
+        self,
+        protocol_factory: Callable[[], Any],
+        sock: socket.socket,
+        on_done: _Done,
+        ssl_context: ssl.SSLContext | None = None,
+        server_hostname: str | None = None,
+    ) -> trio.CancelScope:
+        """Encrypt if need be, and read from then on."""
+        open_it = partial(self._open, sock, protocol_factory, ssl_context, server_hostname or "")
+        return self._begin(open_it, on_done)
+
+    def _begin(self, work: Callable[[], Awaitable[Any]], done: _Done) -> trio.CancelScope:
+        scope = trio.CancelScope()
+        self._nursery.start_soon(self._work, scope, work, done)
+        return scope
+
+    @enable_ki_protection
+    async def _work(self, scope: trio.CancelScope, work: Callable[[], Awaitable[Any]], done: _Done) -> None:
+        with scope:
+            try:
+                result = await work()
+            except Exception as error:  # noqa: BLE001 (pika is told, and says it)
+                result = error
+            if not scope.cancel_called:
+                self.call(done, result)
+
+    async def _open(
+        self,
+        sock: socket.socket,
+        protocol_factory: Callable[[], Any],
+        context: ssl.SSLContext | None,
+        host: str,
+    ) -> tuple[_Stream, Any]:
+        stream = _Stream(sock, self)
+        try:
+            if context is not None:
+                await stream.start_tls(context, host)
+        except BaseException:
+            stream.close()
+            raise
+        self._stream, stream.protocol = stream, protocol_factory()
+        self._nursery.start_soon(self._read, stream)
+        stream.protocol.connection_made(stream)
+        return stream, stream.protocol
+
+    @enable_ki_protection
+    async def _read(self, stream: _Stream) -> None:
+        why: Exception | None = None
+        with closing(stream), stream.scope:
+            why = await stream.lost()
+        self.call(stream.protocol.connection_lost, why)

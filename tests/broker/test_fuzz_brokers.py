@@ -19,8 +19,7 @@ from pika.exceptions import ChannelClosedByBroker
 from localdelay import Message, PermanentSendError
 from localdelay.brokers import amqp, beanstalkd, kafka, redis
 from localdelay.brokers.address import Address
-from localdelay.brokers.amqp import Publish
-from localdelay.brokers.amqp_channel import Channel, Target
+from localdelay.brokers.amqp_channel import Channel, Publish, Target
 from localdelay.brokers.beanstalkd import answer_error as beanstalkd_error
 from localdelay.brokers.line import OutOfStep
 from localdelay.brokers.nats import header_lines
@@ -155,7 +154,10 @@ class FakeAmqp:
     def channel_ready(self) -> None:
         pass
 
-    def call_soon(self, call: Callable[[], None]) -> None:
+    def put(self, frames: bytes) -> None:
+        pass
+
+    def call_later(self, delay: float, call: Callable[[], None]) -> None:
         self._soon.append(call)
 
     def turn(self) -> None:
@@ -197,9 +199,6 @@ class FakeChannel:
     def confirm_delivery(self, confirmed: Callable[..., Any], ready: Callable[..., Any]) -> None:
         self.confirmed = confirmed
         ready(None)
-
-    def basic_publish(self, *_: object, **__: object) -> None:
-        pass
 
     def queue_declare(self, *_: object, **__: object) -> None:
         pass
@@ -263,15 +262,14 @@ def test_amqp_confirms(told: list[tuple[Any, ...]]) -> None:
         sendings: list[Ends] = []
 
         def turn() -> None:
-            for parcel in outbox.take(0.0):
-                channel.publish(parcel)
+            channel.publish(outbox.take(0.0))
             world.turn()
 
         for what, first, second in told:
             if what == "send":
                 sendings.append(Ends(outbox))
                 id = str(len(sendings))
-                content = Publish(spec.BasicProperties(headers={ID: id}), bytes(first), second)
+                content = Publish(id, b"", bytes(first), second)
                 message = Message(id, content.payload, 0.0)
                 outbox.put(outbox.parcel(message, content, sendings[-1], 0, 0.0))
             else:
@@ -328,16 +326,17 @@ def test_amqp_headers(message: Message) -> None:
     """What pika writes of them is read by pika as what the message is, or it was refused for good."""
     driver = amqp.driver_at(Address("amqp", (("host", 1),), "q"))
 
-    async def encoded() -> amqp.Publish:
-        publish: amqp.Publish = driver.encode(message, None, 0.0)
+    async def encoded() -> Publish:
+        publish: Publish = driver.encode(message, None, 0.0)
         return publish
 
     try:
-        properties = trio.run(encoded).properties
-        _, read = frame.decode_frame(frame.Header(1, len(message.payload), properties).marshal())
+        header = trio.run(encoded).header
+        length, read = frame.decode_frame(header)
     except (PermanentSendError, UnicodeEncodeError) as error:
         assert is_clear(error)
         return
+    assert (length, read.body_size) == (len(header), len(message.payload))
     own = {ID: message.id, ATTEMPT: str(message.attempt)}
     headers = dict(read.properties.headers)
     headers.pop(EXECUTE_AT)

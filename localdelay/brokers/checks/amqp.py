@@ -18,8 +18,7 @@ import trio
 from localdelay.brokers.address import Address
 from localdelay.brokers.amqp import parameters_of
 from localdelay.brokers.amqp_delays import delay_arguments
-from localdelay.brokers.amqp_errors import reason
-from localdelay.brokers.amqp_loop import quiet
+from localdelay.brokers.amqp_errors import quiet, reason
 from localdelay.brokers.checks.finding import Finding
 
 Argument: TypeAlias = "str | int | bool"

@@ -9,14 +9,14 @@ import pika
 import pika.exceptions
 import pytest
 import trio
-from pika import spec
+from pika import frame, spec
 from pika.adapters.blocking_connection import ReturnedMessage
 from pika.adapters.utils import connection_workflow
 
 from localdelay import Message, PermanentSendError, Throttled
 from localdelay.brokers.address import Address
-from localdelay.brokers.amqp import LONGEST_CONFIRM_TIMEOUT, Properties, Publish, driver_at
-from localdelay.brokers.amqp_channel import DECLARED_FOR
+from localdelay.brokers.amqp import LONGEST_CONFIRM_TIMEOUT, driver_at, header_frame
+from localdelay.brokers.amqp_channel import DECLARED_FOR, Publish
 from localdelay.brokers.amqp_delays import (
     LEASE_MARGIN,
     delay_arguments,
@@ -158,7 +158,7 @@ def encoded(message: Message) -> Publish:
 async def test_a_long_id_travels_in_the_headers() -> None:
     """The property has room for 255 bytes; the header is always there."""
     for id, in_property in (("x" * 255, True), ("x" * 256, False)):
-        properties = encoded(Message(id, b"", trio.current_time())).properties
+        properties = frame.decode_frame(encoded(Message(id, b"", trio.current_time())).header)[1].properties
         assert properties.headers[ID] == id
         assert properties.message_id == (id if in_property else None)
         assert properties.delivery_mode == 2
@@ -168,9 +168,10 @@ async def test_a_long_id_travels_in_the_headers() -> None:
 @pytest.mark.parametrize("headers", [{}, {"kind": "close", "ö" * 127: "€" * 70_000, "": ""}])
 async def test_properties_are_written_as_by_pika(id: str, headers: dict[str, str]) -> None:
     """Byte for byte: ours are only quicker."""
-    ours = Properties({**headers, ID: id}, id if len(id.encode()) <= 255 else None)
-    pikas = pika.BasicProperties(headers=ours.headers, delivery_mode=2, message_id=ours.message_id)
-    assert b"".join(ours.encode()) == b"".join(pikas.encode())
+    headers = {**headers, ID: id}
+    in_property = id if len(id.encode()) <= 255 else None
+    pikas = pika.BasicProperties(headers=headers, delivery_mode=2, message_id=in_property)
+    assert header_frame(2, 70_000, headers, id.encode()) == frame.Header(2, 70_000, pikas).marshal()
 
 
 @pytest.mark.parametrize(
