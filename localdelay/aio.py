@@ -23,11 +23,10 @@ from .fallback.router import World
 from .message import Message, number_of
 from .portal import awaiting
 from .portal.calls import Call
-from .portal.errands import Errands, is_within
 from .portal.face import Face, RemoteFallback
 from .portal.movable import MovableClock
 from .portal.portal import Options, Remote
-from .portal.tasks import Tasks
+from .portal.tasks import Errands, Tasks, is_within
 from .queue import opening
 from .queue.admission import Stamped, already_pending
 from .queue.draining import drained_inside

@@ -1,5 +1,6 @@
-"""Tasks of an asyncio loop that send a queue's messages: at most so many at once, each one after the other.
+"""What a queue has an asyncio loop do: sends of one message by `Tasks`, and all other calls by `Errands`.
 
+At most so many tasks send at once, each one message after the other.
 A send that does not wait costs a call, and neither a task of its own nor a turn of the loop. One that waits
 has its task to itself until it is done, for the others are sent by other tasks: what it sees as the current
 task is the same at its begin and at its end. What it changes in its context ends with it.
@@ -11,22 +12,33 @@ import asyncio
 import contextvars
 import inspect
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from types import CoroutineType
 from typing import Any
+
+import trio
 
 from localdelay import arguments
 from localdelay.entry import Entry, message_of
 from localdelay.errors import LocalDelayError
 from localdelay.message import Message
 from localdelay.queue.sending import not_awaitable
+from localdelay.settling import Confirmation, Settling
 
-from .errands import WITHIN
 from .outside import TELL_EVERY, Seat, Senders
 
 _TURN = 0.001
 """Seconds after which what else runs on the loop has its turn."""
+_WITHIN: contextvars.ContextVar[Seat | None] = contextvars.ContextVar("localdelay", default=None)
+"""In the tasks of a call of a send, or of a hook: its seat."""
+
+
+def is_within(owner: object) -> bool:
+    """Whether this runs in such a call of this one's, or in a task that it has begun and not left behind."""
+    seat = _WITHIN.get()
+    return seat is not None and seat.owner is owner and seat.item is not None
 
 
 class _Seat(Seat):
@@ -106,7 +118,7 @@ class Tasks(Senders):
 
     async def _work(self, seat: _Seat) -> None:
         seat.task = asyncio.current_task()
-        WITHIN.set(seat)
+        _WITHIN.set(seat)
         before = contextvars.copy_context()
         read_clock, offset, to_do, done = self._read_clock, self._offset, self._to_do, self._done
         turn = read_clock() + offset
@@ -160,3 +172,63 @@ class Tasks(Senders):
         finally:
             self._yields = False
         self._loop.call_soon(self._more)  # for the next send may wait
+
+
+class Errands:
+    """Coroutine functions that are to run on an asyncio loop, for tasks of a Trio loop that wait for them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._settling: Settling | None = None
+
+    def on_loop(self, name: str, function: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
+        """The same, to be awaited on the Trio loop. A cancellation there cancels its task here."""
+        arguments.check_async(name, function)
+
+        async def run(*args: object) -> None:
+            settling = self._settling = self._settling or Settling()
+            errand = self._run(name, function, args)
+            try:
+                future = asyncio.run_coroutine_threadsafe(errand, self._loop)
+            except RuntimeError:  # the loop is closed: nothing there begins any more
+                errand.close()
+                raise
+            confirmation = Confirmation()
+            future.add_done_callback(lambda done: settling.settle(confirmation, 0, _error_of(name, done)))
+            try:
+                await confirmation.of_one()
+            except trio.Cancelled:
+                with suppress(RuntimeError):  # the loop has been closed
+                    self._loop.call_soon_threadsafe(future.cancel)
+                raise
+            finally:
+                del future  # or it, its error, the error's traceback and this frame hold each other
+
+        return run
+
+    async def _run(
+        self, name: str, function: Callable[..., Any], args: tuple[object, ...]
+    ) -> Exception | None:
+        """What it failed with: a future would raise a `TimeoutError` without its traceback."""
+        seat = Seat(self)
+        seat.item = function
+        _WITHIN.set(seat)  # for the task of this call, which has a context of its own
+        try:
+            returned: Any = function(*args)
+            if not inspect.isawaitable(returned):
+                raise not_awaitable(name, returned)
+            await returned
+        except Exception as error:  # noqa: BLE001 (raised where it is waited for)
+            return error
+        finally:
+            seat.item = None
+        return None
+
+
+def _error_of(name: str, done: Future[Exception | None]) -> Exception | None:
+    if done.cancelled():
+        return LocalDelayError(f"the {name} was cancelled")
+    ended_by = done.exception()
+    if ended_by is None:
+        return done.result()
+    return LocalDelayError(f"the {name} ended in {type(ended_by).__name__}")
