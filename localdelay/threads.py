@@ -42,10 +42,9 @@ from .arguments import NOT_GIVEN, Delay, NotGiven
 from .fallback.publishing import not_this_ones
 from .fallback.router import World
 from .message import Message
-from .portal.blocking import in_threads
+from .portal.blocking import MOST, Leaving, in_threads
 from .portal.calls import Call
 from .portal.face import Face, RemoteFallback
-from .portal.leaving import MOST, Leaving
 from .portal.movable import MovableClock
 from .portal.pool import Threads
 from .portal.portal import Options, Remote
