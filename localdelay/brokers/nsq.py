@@ -126,13 +126,14 @@ class _Line(Line):
 
     def received(self, data: bytes) -> bytes:
         found, rest = frames(data)
+        now = trio.current_time()
         for kind, said in found:
             if kind != _ERROR and said == b"_heartbeat_":
                 self.send(b"NOP\n")
                 continue
             if not self._unanswered:
                 raise OutOfStep(f"it says {said[:80]!r}")
-            self.heard = trio.current_time()  # a heartbeat comes also while it takes nothing
+            self.heard = now  # but not at a heartbeat, which comes also while it takes nothing
             group = self._unanswered.popleft()
             if kind == _ERROR:
                 self._refused(group, NsqError(said.decode(errors="replace")))
