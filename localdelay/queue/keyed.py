@@ -1,18 +1,17 @@
 """Due sends by key: one limit and one probe for each key, over one schedule.
 
 What is not due waits in the one order there is. What is due stands in the line of its key, in due order, and
-a worker takes from the line that may go and whose first message is due first. So a key whose broker is down,
+a worker takes from the line whose first message may go since longest. So a key whose broker is down,
 or which is limited, keeps its own messages waiting and nobody else's. Who stands in a line waits as before,
 and is counted, cancelled and moved as before; and its key is looked up only then, so that it is that of the
 message as it is sent.
 
-A line is in one of three states, by what its valve says (`Taking`, which is all there is of a queue without
-keys). *Ready*: it is to be asked, in due order. *Asleep*: it is not to be asked before an instant, at which
-its limit has what it owes, its next probe may go, or its batch has waited long enough for company. *Probing*:
-its probe is out, and it is looked at again as soon as that is not at work any more, however it has ended.
-Whatever else may change that, the outcome of a send or a valve that was forgotten, is news: that line is
-asked again at the next look. To ask once too often costs a moment, and so nothing here has to know what a
-change means.
+Each line has its place by the instant at which its first message may go, by what its valve says (`Taking`,
+which is all there is of a queue without keys): when that is due, when its limit has what it owes, when the
+next probe may go, or when its batch has waited long enough for company. While its probe is out it has no
+place, and is looked at again as soon as that is not at work any more, however it has ended. Whatever else may
+change that, the outcome of a send or a valve that was forgotten, is news: that line is asked again at the
+next look. To ask once too often costs a moment, and so nothing here has to know what a change means.
 
 Valves are kept for the keys that were used last, and lines for as long as somebody stands in them. A key that
 is forgotten while there is a line begins anew: a message goes, and what that comes to says how its broker is.
@@ -24,7 +23,6 @@ import math
 from collections.abc import Hashable
 from heapq import heappop, heappush
 from itertools import count
-from typing import TypeAlias
 
 from localdelay.entry import Entry, size_of
 
@@ -33,8 +31,6 @@ from .pending import Pending
 from .taking import Line, Taking, Worker
 from .valve import Valve, Valves
 
-_Places: TypeAlias = list[tuple[float, int, int, Line]]
-"""A heap of (when, number, turn, line); one that has another turn by now is passed over."""
 _AT_ONCE = 4096
 """So many messages get into their lines at most before others have their turn."""
 _RUN = 256
@@ -48,8 +44,9 @@ class KeyedTaking(Taking):
     def __init__(self, pending: Pending, batch: BatchPolicy, valve: Valves) -> None:
         super().__init__(pending, batch, valve)
         self._lines: dict[Hashable, Line] = {}
-        self._ready: _Places = []
-        self._asleep: _Places = []
+        # A heap of (when it may go, number of its first message, turn, line); a line that has another turn by
+        # now is passed over.
+        self._places: list[tuple[float, int, int, Line]] = []
         self._turns = count(1)
         self._probing: dict[Line, int | None] = {}  # and the number of what is out
 
@@ -76,20 +73,20 @@ class KeyedTaking(Taking):
 
     def order_until(self) -> float:
         """Until when there is nothing to take of any line; sets the alarm likewise."""
-        asleep = self._asleep
-        while asleep and asleep[0][2] != asleep[0][3].turn:
-            heappop(asleep)
+        places = self._places
+        while places and places[0][2] != places[0][3].turn:
+            heappop(places)
         until = self._schedule.next_in_order()
-        if asleep:
-            until = min(until, asleep[0][0])
-        if self._ready or self.valve.news:
+        if self.valve.news:
             until = min(until, 0.0)  # at once: it was too much for one look, or that has changed something
+        elif places:
+            until = min(until, places[0][0])
         self._schedule.alarm = until
         return until
 
     def _look(self, now: float) -> None:
         """Let what is due stand in line, and put the lines in their places whose turn may have come."""
-        valve, lines, asleep = self.valve, self._lines, self._asleep
+        valve, lines = self.valve, self._lines
         if valve.holds and self._space_out(self._schedule, valve, now):
             return
         again = [lines[key] for key in valve.news if key in lines]
@@ -97,11 +94,6 @@ class KeyedTaking(Taking):
         if self._probing:
             out = {entry[1] for entry in self.pending.at_work()}
             again += [line for line, number in self._probing.items() if number not in out]
-        while asleep and asleep[0][0] <= now:
-            _, _, turn, line = heappop(asleep)
-            if turn == line.turn:
-                line.place = None
-                again.append(line)
         again += self._let_stand(now)
         for line in dict.fromkeys(again):
             self._place(line, now)
@@ -122,8 +114,9 @@ class KeyedTaking(Taking):
 
     def _next(self, now: float, most: int) -> list[Entry]:
         """What goes next: of one key, as much as one send takes."""
-        while self._ready:
-            _, _, turn, line = heappop(self._ready)
+        places = self._places
+        while places and places[0][0] <= now:
+            _, _, turn, line = heappop(places)
             if turn != line.turn:
                 continue
             line.place = None
@@ -132,7 +125,7 @@ class KeyedTaking(Taking):
             self._place(line, now, probes=bool(entries) and valve.probe.is_shut)
             if entries:
                 return entries
-            if line.place is not None and line.place[0]:
+            if line.place is not None and line.place[0] <= now:
                 return []  # it has more to be spaced out: the others have their turn
         return []
 
@@ -154,19 +147,16 @@ class KeyedTaking(Taking):
             until = due + self.batch.max_wait
         if until == math.inf and valve is not None:
             self._probing[line] = valve.probe.out
-        place = (True, due, line.first_number) if until <= now else (False, until, 0)
+        place = (until, line.first_number)
         if place == line.place:
             return
         line.place = place
         line.turn = next(self._turns)
         if until < math.inf:
-            heappush(self._ready if place[0] else self._asleep, (place[1], place[2], line.turn, line))
+            heappush(self._places, (*place, line.turn, line))
 
     def _has_company_to_wait_for(self, line: Line, valve: Valve | None) -> bool:
         batch = self.batch
         if not batch.max_wait or self.closing or (valve is not None and valve.probe.is_shut):
             return False
         return not joining(line.due(0.0, batch.max_messages), batch, count=0, size=0)[2]
-
-    def _has_others_to_try(self, entry: Entry) -> bool:
-        return self.valve.key_of(entry) in self._lines

@@ -53,11 +53,10 @@ class Line:
         self._schedule = schedule
         self._slots: deque[Slot] = deque()
         schedule.lines[key] = self._slots
-        self.place: tuple[bool, float, int] | None = None
-        """(whether it is ready, when its first message is due, or else until when it sleeps, that one's
-        number); None: it is to have one."""
+        self.place: tuple[float, int] | None = None
+        """(when its first message may go, as was seen last, and that one's number)."""
         self.turn = 0
-        """Of all its places in the heaps this one counts."""
+        """Of all its places in the heap this one counts."""
 
     def stand(self, entry: Entry) -> None:
         """Let a message stand where it belongs: nearly always at the end."""
@@ -232,8 +231,8 @@ class Taking:
         if not schedule.aside or not self._is_their_turn(now):
             return []
         for entry in schedule.aside_in_turn():
-            if now < self._aside_until(entry) or self._has_others_to_try(entry):
-                continue
+            if now < self._aside_until(entry) or self.valve.key_of(entry) in schedule.lines:
+                continue  # its valve says so, or others of its key are due, and are to be the next probe
             valve = self.valve.of([entry])
             if valve.lets_go([entry], now):
                 schedule.take_aside(entry)
@@ -241,10 +240,6 @@ class Taking:
                     valve.probe.out = entry[1]  # or its failure would let the next one go at once
                 return [entry]
         return []
-
-    def _has_others_to_try(self, entry: Entry) -> bool:
-        """Whether there are others to go before this one, and to be the next probe."""
-        return self.valve.probe.is_shut and self._schedule.next_due() < math.inf
 
     def _aside_until(self, entry: Entry) -> float:
         valve = self.valve.known(entry)

@@ -41,8 +41,7 @@ _LATELY_LEAST = 10.0
 TRIED = 1.0
 """Due sends a second that are made whatever rate a limit that adapts has found."""
 _MARK_EVERY = 0.1
-_MARKS = 11
-"""So many counts are kept of what was sent: a second's."""
+_MARKS = 11  # so many counts are kept of what was sent: a second's
 
 
 class Pace:
@@ -102,6 +101,10 @@ class Valve:
         self._next_hand_back = -math.inf
         self.on_change: Callable[[], None] = lambda: None
         """Called when something else may be taken than before."""
+
+    def key_of(self, entry: Entry) -> Hashable:
+        """The key of this message."""
+        return None
 
     def of(self, entries: Sequence[Entry]) -> Valve:
         """The one that these go through together, which is used now: this one, where there are no keys."""
