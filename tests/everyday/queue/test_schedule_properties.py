@@ -305,6 +305,26 @@ def test_what_was_lent_comes_back_once(lent: list[int], look: bool) -> None:
     assert (schedule.waiting, schedule.retrying, schedule._dead) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("indexed", [True, False])
+@pytest.mark.parametrize("ways", [("put", "put"), ("put_back", "put"), ("put", "put_back")])
+@pytest.mark.parametrize("order", [(1, 3, 5, 7), (5, 1, 7, 3)])
+def test_what_comes_in_has_its_place_among_what_was_seen_already(
+    order: tuple[int, ...], ways: tuple[str, str], indexed: bool
+) -> None:
+    """A look has brought all that is due to the front, and less was taken: what is due in between is next."""
+    schedule = Schedule(indexed=indexed)
+    for number in (0, 2, 4, 6):
+        getattr(schedule, ways[0])((float(number), number, b""))
+    schedule.take(schedule.due(9.0, 1))
+    for number in order:
+        getattr(schedule, ways[1])((float(number), number, b""))
+    taken: list[Entry] = []
+    while due := schedule.due(9.0, 3):
+        schedule.take(due)
+        taken += due
+    assert [number for _, number, _ in taken] == [1, 2, 3, 4, 5, 6, 7]
+
+
 class _Headers(dict[str, str]):
     """A dict that can be referred to weakly."""
 
