@@ -46,30 +46,6 @@ def drained_inside() -> RuntimeError:
     return RuntimeError("drain was called from inside a send or a hand-back, for which it would wait")
 
 
-class Grace:
-    """The time that a stop may take; it can be cut short."""
-
-    def __init__(self, seconds: float) -> None:
-        self.deadline = trio.current_time() + seconds
-        self._scopes: set[trio.CancelScope] = set()
-
-    @contextmanager
-    def bound(self) -> Iterator[None]:
-        """A block that is cancelled at the end of the grace."""
-        with trio.CancelScope(deadline=self.deadline) as scope:
-            self._scopes.add(scope)
-            try:
-                yield
-            finally:
-                self._scopes.discard(scope)
-
-    def end(self) -> None:
-        """It ends now."""
-        self.deadline = min(self.deadline, trio.current_time())
-        for scope in self._scopes:
-            scope.deadline = self.deadline
-
-
 class Draining:
     """The drain of one queue. There is at most one."""
 
@@ -86,7 +62,8 @@ class Draining:
         self._beside: dict[trio.CancelScope, Callable[[], None]] = {}
         self._beside_ended = trio.lowlevel.ParkingLot()
         self._drained: trio.Event | None = None  # made when a drain begins, set when it has ended
-        self._grace: Grace | None = None
+        self._deadline = math.inf  # the end of its grace
+        self._step = trio.CancelScope()  # that which is under way, and is bounded by that
 
     @trio.lowlevel.enable_ki_protection
     def run_beside(self, run: Callable[[], Awaitable[None]], stop: Callable[[], None]) -> None:
@@ -117,8 +94,14 @@ class Draining:
 
     def cut_short(self) -> None:
         """The grace of a drain that is under way ends now."""
-        if self._grace is not None:
-            self._grace.end()
+        if self._drained is not None:
+            self._deadline = self._step.deadline = min(self._deadline, trio.current_time())
+
+    @contextmanager
+    def _within_grace(self) -> Iterator[None]:
+        """A step that is cancelled at the end of the grace."""
+        with trio.CancelScope(deadline=self._deadline) as self._step:
+            yield
 
     async def wait_drained(self) -> None:
         """Wait for the end of a drain that has begun."""
@@ -140,18 +123,18 @@ class Draining:
         if self._drained is not None:
             raise QueueClosed("the queue is drained already, or draining")
         self._drained = trio.Event()
-        self._grace = grace = Grace(seconds)
+        self._deadline = trio.current_time() + seconds
         self.close()
         before = list(self._pending.ledger.ended)
         try:
-            await self._end_beside(grace)
-            await self._end_commits(grace)
-            if grace.deadline < math.inf:
-                self._schedule.set_horizon(grace.deadline)
-            plan = self._plan(grace, hands_back=hand_back is not None)
-            if grace.deadline < math.inf:
+            await self._end_beside()
+            await self._end_commits()
+            if self._deadline < math.inf:
+                self._schedule.set_horizon(self._deadline)
+            plan = self._plan(hands_back=hand_back is not None)
+            if self._deadline < math.inf:
                 log(logging.INFO, "draining, %s", plan, to=_PLANS)
-            await self._empty(grace, hand_back)
+            await self._empty(hand_back)
             await self._flush()
             self._pending.spool()
         finally:
@@ -160,10 +143,10 @@ class Draining:
             self._drained.set()
         return report_of(plan, before, self._pending)
 
-    async def _end_beside(self, grace: Grace) -> None:
+    async def _end_beside(self) -> None:
         """Wait for what runs beside, and then end it: what it had in hand is the workers' again."""
         try:
-            with grace.bound():
+            with self._within_grace():
                 while self._beside:
                     await self._beside_ended.park()
         finally:
@@ -173,14 +156,14 @@ class Draining:
                 while self._beside:
                     await self._beside_ended.park()
 
-    async def _end_commits(self, grace: Grace) -> None:
+    async def _end_commits(self) -> None:
         """Wait for the puts that have room already: with the end of their commits they are accepted."""
-        with grace.bound():
+        with self._within_grace():
             while self._pending.ledger.reserved:
                 await trio.lowlevel.checkpoint()  # a put that was refused has yet to give its room back
                 await self._pending.keeper.written()
 
-    def _plan(self, grace: Grace, *, hands_back: bool) -> DrainPlan:
+    def _plan(self, *, hands_back: bool) -> DrainPlan:
         now = trio.current_time()
         ledger, limit = self._pending.ledger, self._limit
         near, last_due = self._schedule.near()
@@ -192,18 +175,18 @@ class Draining:
         return plan_drain(
             pending=ledger.pending,
             due=near + self._schedule.taken,
-            grace=max(0.0, grace.deadline - now),
+            grace=max(0.0, self._deadline - now),
             last_due_in=max(0.0, last_due - now),
             senders=self._workers.count * self._core.batch,
             send_seconds=send_seconds,
-            hand_backs=HAND_BACKS_IN_FLIGHT if hands_back and grace.deadline < math.inf else 0,
+            hand_backs=HAND_BACKS_IN_FLIGHT if hands_back and self._deadline < math.inf else 0,
             hand_back_seconds=send_seconds,
             rate=rate,
             tokens=max(0.0, limit.available) if isinstance(limit, RateLimit) else 0.0,
             journal=self._pending.keeper.unkept() is not None,
         )
 
-    async def _empty(self, grace: Grace, hand_back: HandBack | None) -> None:
+    async def _empty(self, hand_back: HandBack | None) -> None:
         """Let the workers send what comes due within the grace, and end them.
 
         What lies beyond the schedule's horizon is handed back at once, many in flight. Returns
@@ -213,27 +196,27 @@ class Draining:
         self._workers.close()
         in_line = trio.Lock()
         try:
-            with grace.bound():
+            with self._within_grace():
                 async with bare_nursery() as nursery:
                     if hand_back is not None:
                         for _ in range(HAND_BACKS_IN_FLIGHT):
                             nursery.start_soon(self._give_away, hand_back, in_line)
                     saying = trio.CancelScope()
-                    if grace.deadline == math.inf:
-                        nursery.start_soon(self._say, grace, saying)
+                    if self._deadline == math.inf:
+                        nursery.start_soon(self._say, saying)
                     await self._workers.finished.wait()
                     saying.cancel()
                     self._schedule.later_arrived.unpark_all()
         finally:
             await self._stop()
 
-    async def _say(self, grace: Grace, saying: trio.CancelScope) -> None:
+    async def _say(self, saying: trio.CancelScope) -> None:
         """Say what is waited for without a bound, where that takes a while: at once, and now and then."""
         with saying:
             began = trio.current_time()
             while True:
                 waited = trio.current_time() - began
-                plan = self._plan(grace, hands_back=False)
+                plan = self._plan(hands_back=False)
                 is_said = max(plan.seconds, waited) >= UNSAID
                 if is_said:
                     size = self._pending.ledger.pending_bytes
