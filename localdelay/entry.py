@@ -113,12 +113,14 @@ def message_of(entry: Entry) -> Message:
     return message
 
 
+def _details(due: float, body: Body) -> Details:
+    return (body, None, None, 1, 0, due, False, None, None) if isinstance(body, bytes) else body
+
+
 def rescheduled(entry: Entry, due: float, at: float | None, number: int) -> Entry:
     """The same message under another number and the id that it had, due then; `at` as in `Details`."""
     _, before, body = entry
-    if isinstance(body, bytes):
-        return due, number, (body, None, render_id(before), 1, 0, due, False, None, at)
-    payload, headers, chosen, attempt, failures, _, alone, expires, _ = body
+    payload, headers, chosen, attempt, failures, _, alone, expires, _ = _details(due, body)
     name = render_id(before) if chosen is None else chosen
     return due, number, (payload, headers, name, attempt, failures, due, alone, expires, at)
 
@@ -126,9 +128,7 @@ def rescheduled(entry: Entry, due: float, at: float | None, number: int) -> Entr
 def moved(entry: Entry, when: float) -> Entry:
     """The same message, to be sent at another time than its execute-at."""
     due, number, body = entry
-    if isinstance(body, bytes):
-        return when, number, (body, None, None, 1, 0, due, False, None, None)
-    return when, number, body
+    return when, number, _details(due, body)
 
 
 def moved_to(entry: Entry, due: float) -> Entry:
@@ -136,8 +136,7 @@ def moved_to(entry: Entry, due: float) -> Entry:
     _, number, body = entry
     if isinstance(body, bytes):
         return due, number, body
-    payload, headers, chosen, attempt, failures, _, alone, expires, at = body
-    return due, number, (payload, headers, chosen, attempt, failures, due, alone, expires, at)
+    return due, number, (*body[:_EXECUTE_AT], due, *body[_ALONE:])
 
 
 def after_failing(entry: Entry, attempt: int, *, alone: bool, counts: bool = True) -> Body:
@@ -146,8 +145,6 @@ def after_failing(entry: Entry, attempt: int, *, alone: bool, counts: bool = Tru
     Unless that `counts` it will wait no longer for it when it fails the next time.
     """
     due, _, body = entry
-    if isinstance(body, bytes):
-        return (body, None, None, attempt, 1, due, alone, None, None)
-    payload, headers, chosen, _, failures, execute_at, before, expires, at = body
+    payload, headers, chosen, _, failures, execute_at, before, expires, at = _details(due, body)
     failures = max(1, failures + counts)
     return (payload, headers, chosen, attempt, failures, execute_at, alone or before, expires, at)
