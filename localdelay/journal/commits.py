@@ -55,9 +55,8 @@ from localdelay.keeping import End, Keeper, Wait
 from localdelay.logs import log
 from localdelay.timer import clock_parts
 
-from .group import LATE, TAKEN, Change, Group, Put
-from .record import Gone, Journal, Kept
-from .recovery import RECOVERED, record_of
+from .group import LATE, TAKEN, Change, Group
+from .record import RECOVERED, Gone, Journal, Kept, record_of
 
 RETRY_EVERY: Final = 0.5
 """Seconds between two tries to write what could not be written."""
@@ -123,7 +122,7 @@ class Commits(Keeper):
         group = self._group
         if not group.has_ended:
             self.committing += 1
-            group = self._add(Put(self._key(entry), entry, self._wall(entry), on_disk=False, enter=enter))
+            group = self._add(Change(self._key(entry), entry, self._wall(entry), on_disk=False, enter=enter))
         return partial(group.until_end, shielded=True)
 
     def entered(self, entry: Entry) -> None:
@@ -287,9 +286,9 @@ class Commits(Keeper):
         with self._lock:
             for change in group.changes:
                 newest = self._unwritten.get(change.key)
-                if type(change) is Put:
+                if change.enter is not None:
                     del self._unwritten[change.key]  # even where it is refused: so far it was nobody's
-                    puts.append(change)
+                    puts.append(change.enter)
                 elif group.error is None or (group.are_gone and change.entry is None):
                     if newest is not None:
                         self._out_of_risk(newest)
@@ -300,8 +299,8 @@ class Commits(Keeper):
                     change.stage = LATE
         self.committing -= len(puts)
         if group.error is None:
-            for put in puts:
-                put.enter()
+            for enter in puts:
+                enter()
         elif not self._closing:
             self._news.put(None)  # the thread may sleep already, and not know that something is late
         group.has_ended = True

@@ -27,13 +27,9 @@ class Change:
     on_disk: bool = True  # or may be: only what surely is not need not be removed
     at_risk: bool = False  # pending, and not known to be there in any form
     stage: int = FRESH
-
-
-@attrs.define(eq=False)
-class Put(Change):
-    """A message that is to be pending as soon as it is on disk: `enter` makes it so."""
-
-    enter: Callable[[], None] = attrs.field(kw_only=True)
+    enter: Callable[[], None] | None = (
+        None  # of a put that waits: it makes it pending as soon as it is on disk
+    )
 
 
 @attrs.define(eq=False)

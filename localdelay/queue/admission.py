@@ -26,8 +26,7 @@ from localdelay.arguments import Delay, Terms
 from localdelay.entry import Body, Entry, message_of, size_of
 from localdelay.errors import QueueClosed, QueueFull
 from localdelay.journal.commits import Commits
-from localdelay.journal.record import Journal, Kept
-from localdelay.journal.recovery import recovered
+from localdelay.journal.record import Journal, Kept, recovered
 from localdelay.keys import Keys
 from localdelay.logs import log
 from localdelay.message import NO_TERMS, Message, number_in, terms_of
