@@ -48,17 +48,15 @@ class Core:
     ) -> None:
         """Change the room and the workers. `capacity_bytes` None: no limit."""
         ledger = self.pending.ledger
-        if capacity is not None:
-            arguments.count("capacity", capacity)
-        if workers is not None:
-            arguments.count("workers", workers)
+        messages = ledger.capacity if capacity is None else arguments.count("capacity", capacity)
+        count = self.workers.count if workers is None else arguments.count("workers", workers)
         if capacity_bytes is NOT_GIVEN:
             capacity_bytes = ledger.capacity_bytes
         elif capacity_bytes is not None:
             arguments.count("capacity_bytes", capacity_bytes)
-        ledger.resize(ledger.capacity if capacity is None else capacity, capacity_bytes)
+        ledger.resize(messages, capacity_bytes)
         if workers is not None:
-            self.workers.resize(workers)
+            self.workers.resize(count)
 
     def figures(self, now: float, next_due: float) -> dict[str, Any]:
         """What `Statistics` says of any queue; but for what only the queue knows."""

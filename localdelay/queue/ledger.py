@@ -50,11 +50,6 @@ class Ledger:
         forked child, or where a journal has to know of it first."""
         self.waiters: dict[_Waiter, None] = {}  # in the order of their calls
 
-    @property
-    def puts_waiting(self) -> int:
-        """How many calls wait for room."""
-        return len(self.waiters)
-
     def check_size(self, size: int) -> None:
         """Raise `ValueError` for a message that could never fit."""
         if size > self.largest:

@@ -24,7 +24,6 @@ from localdelay import arguments
 from localdelay.entry import (
     AT,
     CHOSEN_ID,
-    Body,
     Entry,
     all_plain,
     chosen_id,
@@ -261,7 +260,11 @@ class Pending:
         if id in self._chosen:
             return self._chosen[id]
         number = number_of(id)
-        body = None if number is None else self._find(number)
+        if number is None:
+            return None
+        body = self.schedule.find(number)
+        if body is None:
+            body = next((body for _, key, body in self.taken() if key == number), None)
         return None if body is None or chosen_id(body) is not None else number
 
     def is_chosen(self, id: str) -> bool:
@@ -307,9 +310,3 @@ class Pending:
         """The earliest execute-at of all; infinite if there is none."""
         taken = (execute_at_of(due, body) for due, _, body in self.taken())
         return min(self.schedule.oldest(), min(taken, default=float("inf")))
-
-    def _find(self, number: int) -> Body | None:
-        body = self.schedule.find(number)
-        if body is None:
-            body = next((body for _, key, body in self.taken() if key == number), None)
-        return body

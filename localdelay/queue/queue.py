@@ -284,7 +284,7 @@ class DelayQueue:
         now = trio.current_time() if self._ended_at is None else self._ended_at
         return Statistics(
             **self.core.figures(now, self._schedule.next_due()),
-            puts_waiting=self._ledger.puts_waiting,
+            puts_waiting=len(self._ledger.waiters),
             closed=self.admission.closed,
         )
 
