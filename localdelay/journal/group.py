@@ -27,9 +27,7 @@ class Change:
     on_disk: bool = True  # or may be: only what surely is not need not be removed
     at_risk: bool = False  # pending, and not known to be there in any form
     stage: int = FRESH
-    enter: Callable[[], None] | None = (
-        None  # of a put that waits: it makes it pending as soon as it is on disk
-    )
+    enter: Callable[[], None] | None = None  # of a put that waits: makes it pending once it is on disk
 
 
 @attrs.define(eq=False)

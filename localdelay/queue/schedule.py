@@ -155,7 +155,7 @@ class Schedule:
         self.claim(entries)
 
     def take_one(self, now: float, piles: Piles | None = None) -> Entry | None:
-        """Take out the next message if it is due: `due` and `take` in one, where there are no batches."""
+        """Take out the next message that is due: `due` and `take` in one; `piles` where it is not near."""
         if self.inbox:
             self.sort_in()
         piles = self._near if piles is None else piles
