@@ -25,7 +25,8 @@ from .retry import RetryPolicy
 from .schedule import Schedule
 from .sending import DeadLetterHook, Delivery, Send, SendBatch
 from .taking import Taking
-from .valve import Pace, Valve, Valves
+from .valve import Pace, Valve
+from .valves import Valves
 from .workers import BringsWorkers, Workers
 
 

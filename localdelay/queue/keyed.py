@@ -29,7 +29,8 @@ from localdelay.entry import Entry, size_of
 from .batch import BatchPolicy, joining
 from .pending import Pending
 from .taking import Line, Taking, Worker
-from .valve import Valve, Valves
+from .valve import Valve
+from .valves import Valves
 
 _AT_ONCE = 4096
 """So many messages get into their lines at most before others have their turn."""

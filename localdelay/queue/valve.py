@@ -2,22 +2,18 @@
 
 It is asked before messages are taken, and told what came of them. What cannot go yet stays in the schedule,
 in due order; so the limit owes the next send its tokens, and nothing else that shares it gets them first.
-With keys there is a valve for each of those that were used lately, and one before them all that finds it.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import partial
 
 from localdelay.breaker import TAKEN, THROTTLED
 from localdelay.entry import Entry, message_of
 from localdelay.errors import Throttled, asked_wait
-from localdelay.keys import ByKey, Keys
 from localdelay.limit import Limit
 from localdelay.listening import (
     Event,
@@ -34,12 +30,10 @@ from localdelay.probe import Probe, ProbePolicy
 from localdelay.statistics import KeySends
 
 from .failures import is_down
-from .schedule import Schedule
 
 _LATELY_LEAST = 10.0
 """A second: so much is taken to be possible where little was sent, and the first that is has been refused."""
-TRIED = 1.0
-"""Due sends a second that are made whatever rate a limit that adapts has found."""
+TRIED = 1.0  # due sends a second that are made whatever rate a limit that adapts has found
 _MARK_EVERY = 0.1
 _MARKS = 11  # so many counts are kept of what was sent: a second's
 
@@ -287,117 +281,4 @@ class Valve:
     def _say(self, level: int, line: str, event: Event) -> None:
         log(level, "%s", line)
         tell(self.listener, event)
-        self.on_change()
-
-
-class ValveOfKey(Valve):
-    """That of one key: it counts what was sent of it, and has the lines of the log in common with others."""
-
-    def __init__(self, key: Hashable, limit: Limit | None, policy: ProbePolicy | None, all_: Valves) -> None:
-        super().__init__(limit, policy, all_.pace, all_.listener, lambda: self._count)
-        self._count = 0
-        self.shut_lines = all_.shut_lines
-        self._key = key
-        self._whose = " of one key"
-
-    def sent(self, now: float, entries: Sequence[Entry], age: float) -> None:
-        """These were sent. To be told always."""
-        if now >= self.next_mark:
-            self.mark(now)
-        super().sent(now, entries, age)
-        self._count += len(entries)
-
-
-class Valves(Valve):
-    """All valves of a queue, of which each has a limit and a probe; the pace is the queue's.
-
-    What comes of sends and hand-backs is for the valve of their key, which `of` finds, and never for this.
-    """
-
-    def __init__(
-        self,
-        keys: Keys,
-        policy: ProbePolicy | None,
-        pace: Pace,
-        listener: Listener | None,
-        schedule: Schedule,
-    ) -> None:
-        super().__init__(None, policy, pace, listener, int)
-        self.probe.row.add(0)  # or nobody would tell of what was sent
-        self.next_mark = math.inf  # each of them counts for itself
-        self._keys = keys
-        self._policy = policy
-        self._schedule = schedule
-        self.by_key: ByKey[Valve] = ByKey(self._make, self._forget)
-        self._has_failed = False
-        self.news: set[Hashable] = set()
-        """Keys of which something else may go than before."""
-
-    def key_of(self, entry: Entry) -> Hashable:
-        """The key of this message; None where there is none by now, though there was one at the put."""
-        try:
-            key = self._keys.key(message_of(entry))
-            self._schedule.lines.get(key)  # its `hash` and its `==` are a stranger's, too
-        except Exception as error:  # noqa: BLE001 (as it is: the message must go out all the same)
-            if not self._has_failed:
-                self._has_failed = True
-                line = "key must give a key of each message: those of which it gives none share one now (%s)"
-                log(logging.WARNING, line, type(error).__name__)
-            return None
-        return key
-
-    def of(self, entries: Sequence[Entry]) -> Valve:
-        """The valve of the key of these, which is used now: what is sent together has one key."""
-        return self.by_key.of(self.key_of(entries[0]))
-
-    def known(self, entry: Entry) -> Valve | None:
-        """The same for one message without using it, if there is one."""
-        return self.by_key.known(self.key_of(entry))
-
-    @property
-    def limits(self) -> bool:
-        """Whether not all that is due may go now: that is to be asked each time."""
-        return True
-
-    @property
-    def limit_rate(self) -> float | None:
-        """Messages a second that go, of all keys that are limited; None where none is."""
-        rates = [rate for _, valve in self.by_key.items() if (rate := valve.limit_rate) is not None]
-        return sum(rates) if rates else None
-
-    def keys(self, now: float) -> Mapping[Hashable, KeySends]:
-        """How the sends of each key go, the least recently used first."""
-        found = {}
-        for key, valve in self.by_key.items():
-            line, probe = self._schedule.lines.get(key), valve.probe
-            found[key] = KeySends(
-                due=0 if line is None else self._schedule.count(line),
-                is_shut=probe.is_shut,
-                retry_in=max(0.0, probe.next_at - now) if probe.is_shut else 0.0,
-                limit_rate=valve.limit_rate,
-            )
-        return found
-
-    def give_back(self, entries: Sequence[Entry]) -> None:
-        """These were let go, and are not sent: of senders elsewhere several keys come back at once."""
-        for entry in entries:
-            self.of([entry]).give_back([entry])
-
-    def wants_nothing(self) -> None:
-        """Nothing is to be sent after all: others may have what was owed."""
-        for key, valve in self.by_key.items():
-            valve.wants_nothing()
-            self.news.add(key)
-
-    def _make(self, key: Hashable) -> Valve:
-        valve = ValveOfKey(key, self._keys.limits.of(key), self._policy, self)
-        valve.on_change = partial(self._note, key)
-        return valve
-
-    def _forget(self, key: Hashable) -> None:
-        self._keys.limits.forget(key)  # the next one lets something go at once: nobody is asked for ever
-        self._note(key)
-
-    def _note(self, key: Hashable) -> None:
-        self.news.add(key)
         self.on_change()

@@ -30,7 +30,8 @@ from localdelay.queue.ledger import Ledger
 from localdelay.queue.pending import Pending
 from localdelay.queue.schedule import Schedule
 from localdelay.queue.taking import Line
-from localdelay.queue.valve import Pace, Valves
+from localdelay.queue.valve import Pace
+from localdelay.queue.valves import Valves
 from localdelay.queue.wall import move_all, moved_entry
 from localdelay.testing import RecordingSender
 from tests.kit.journal_copies import EPOCH
