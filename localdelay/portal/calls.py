@@ -33,9 +33,11 @@ class Call(Generic[_T]):
         self._act = act
         self.scope = trio.CancelScope()
         self.done: Future[_T] = Future()
+        self.has_begun = False
 
     def begin(self, nursery: trio.Nursery) -> None:
         """Do it, or begin to. On the loop."""
+        self.has_begun = True
         try:
             result = self._act()
         except Exception as error:  # noqa: BLE001 (raised where it is waited for)

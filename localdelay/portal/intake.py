@@ -15,7 +15,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 
 import trio
 
@@ -127,8 +126,13 @@ class Intake:
     def _call(self) -> None:
         if not self._called:
             self._called = True  # two threads may both come here: one call too many finds nothing to do
-            with suppress(trio.RunFinishedError):  # it has taken all there was on its way out
+            try:
                 self._post(self._turn)
+            except trio.RunFinishedError:  # it has taken all there was on its way out
+                pass
+            except BaseException:  # an interrupt: else nobody would call it any more
+                self._called = False
+                raise
 
     # What follows runs on the loop.
 

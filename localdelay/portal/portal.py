@@ -209,6 +209,12 @@ class Remote:
         except trio.RunFinishedError:
             is_forked = self.intake.is_forked
             call.done.set_exception(forks.not_ours() if is_forked else QueueClosed("the queue has ended"))
+        except BaseException:
+            # An interrupt, and nobody can tell whether the loop has heard of it. What was claimed for it must
+            # not stay so: there it begins now at the latest, and is cut off.
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._cut, call)
+            raise
         return call
 
     def cancel(self, call: Call[Any]) -> None:
@@ -300,6 +306,11 @@ class Remote:
     def _begin(self, call: Call[Any]) -> None:
         self.intake.bring_in(math.inf)
         call.begin(self._calls)
+
+    def _cut(self, call: Call[Any]) -> None:
+        call.scope.cancel()
+        if not call.has_begun:
+            self._begin(call)
 
     def _run(self) -> None:
         error: BaseException | None = None

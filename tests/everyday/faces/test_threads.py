@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import signal
 import sys
 import threading
@@ -290,3 +291,51 @@ def test_a_queue_that_an_error_has_ended_says_so(caplog: pytest.LogCaptureFixtur
         queue.put(b"", delay=0.0)
     with pytest.raises(SystemExit):
         queue.close()
+
+
+def test_an_interrupt_of_the_call_to_the_loop_silences_no_later_one() -> None:
+    """Ctrl-C or a time limit may come just when a put wakes the loop: the next put wakes it, for both."""
+    sent = Sent()
+    with threads.open_delay_queue(sent, capacity=9, workers=1) as queue:
+        intake = queue.remote.intake
+        post = intake._post
+        until(lambda: queue.remote.queue.core.pending.schedule.alarm == math.inf)  # the loop sleeps
+
+        def interrupted(_: object) -> None:
+            intake._post = post
+            raise KeyboardInterrupt
+
+        intake._post = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            queue.put(b"1", delay=0.0)
+        queue.put(b"2", delay=0.0)
+        until(lambda: len(sent.messages) == 2)
+
+
+@pytest.mark.parametrize("heard", [False, True])
+def test_an_interrupt_of_a_put_that_waits_for_room_leaves_its_place(*, heard: bool) -> None:
+    """Whether or not the loop has heard of it: others find room afterwards, and its id is free."""
+    with threads.open_delay_queue(Sent(), capacity=1, workers=1) as queue:
+        first = queue.put(b"", delay=60.0)
+        token = queue.remote._token
+
+        def interrupted(*args: object) -> None:
+            queue.remote._token = token
+            if heard:
+                token.run_sync_soon(*args)  # type: ignore[arg-type]
+            raise KeyboardInterrupt
+
+        queue.remote._token = SimpleNamespace(run_sync_soon=interrupted)  # type: ignore[assignment]
+        with pytest.raises(KeyboardInterrupt):
+            queue.put(b"", delay=60.0, id="a")
+        assert queue.cancel(first.id)
+
+        def is_free() -> bool:
+            with contextlib.suppress(QueueFull, ValueError):  # the loop may need a turn more
+                queue.put_nowait(b"", delay=60.0, id="a")
+                return True
+            return False
+
+        until(is_free)
+        assert conserved(queue.statistics()).accepted == 2
+        queue.drain(0.0)
