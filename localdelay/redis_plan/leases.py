@@ -62,7 +62,7 @@ class Leases(Keeper):
     @property
     def untold_of(self) -> list[int]:
         """The shards of these."""
-        return [shard for shard, untold in self._untold.items() if untold]
+        return [*self._untold]
 
     @property
     def is_paused(self) -> bool:

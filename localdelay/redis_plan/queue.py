@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from types import MappingProxyType
 
 import trio
@@ -164,29 +165,23 @@ class RedisDelayQueue:
 
     async def count(self) -> int:
         """How many messages Redis holds, claimed ones included. It asks every shard."""
-        counts: list[int] = []
-
-        async def ask(shard: int) -> None:
-            counts.append(await self._store.count(shard))
-
-        await each(self._layouts.layout.served, ask)
-        return sum(counts)
+        return sum(await each(self._layouts.layout.served, self._store.count))
 
     async def messages(self, limit: int = 1000) -> list[Message]:
         """The first so many (1,000 at most) of the messages that Redis holds, in due order; no snapshot."""
         most = min(1000, arguments.count("limit", limit))
-        found: list[Message] = []
 
-        async def ask(shard: int) -> None:
+        async def look(shard: int) -> list[Message]:
             _, *pairs = await self._store.run(LOOK, shard, most)
+            found = []
             for name, value in zip(pairs[::2], pairs[1::2], strict=True):
                 one = decode(value)
-                due = self._store.clock(shard).local(one.due)
-                headers = MappingProxyType(one.headers or {})
+                due, headers = self._store.clock(shard).local(one.due), MappingProxyType(one.headers or {})
                 found.append(Message(name.decode(), one.payload, due, headers, one.attempt))
+            return found
 
-        await each(self._layouts.layout.served, ask)
-        return sorted(found, key=lambda message: (message.execute_at, message.id))[:most]
+        found = await each(self._layouts.layout.served, look)
+        return sorted(chain(*found), key=lambda message: (message.execute_at, message.id))[:most]
 
     def pause(self) -> None:
         """Stop claiming and sending here; what is claimed and not being sent goes back, for others."""

@@ -34,6 +34,7 @@ from localdelay.redis_plan.link import Link, Script
 from localdelay.redis_plan.settings import RedisTuning
 
 _T = TypeVar("_T")
+_R = TypeVar("_R")
 _AT_ONCE = 16
 _LUA = files(__package__) / "lua"
 
@@ -135,15 +136,16 @@ def micro(seconds: float) -> int:
     return math.ceil(seconds * 1e6)
 
 
-async def each(things: Iterable[_T], ask: Callable[[_T], Awaitable[None]]) -> None:
-    """Ask each, some at once; then raise the first error."""
+async def each(things: Iterable[_T], ask: Callable[[_T], Awaitable[_R]]) -> list[_R]:
+    """What each answers, in any order, some asked at once; raises the first error when all were asked."""
     room = trio.CapacityLimiter(_AT_ONCE)
+    answers: list[_R] = []
     errors: list[Exception] = []
 
     async def ask_one(thing: _T) -> None:
         async with room:
             try:
-                await ask(thing)
+                answers.append(await ask(thing))
             except Exception as error:  # noqa: BLE001 (raised below)
                 errors.append(error)
 
@@ -152,3 +154,4 @@ async def each(things: Iterable[_T], ask: Callable[[_T], Awaitable[None]]) -> No
             nursery.start_soon(ask_one, thing)
     if errors:
         raise errors[0]
+    return answers
