@@ -40,15 +40,15 @@ class _Connection:
         self._producer: Any = None
         self._outbox = outbox
         self._unanswered: set[Future[Any]] = set()
-        self._gone = trio.Event()
+        self._gone = trio.CancelScope()
         self._reason: Exception = ConnectionError("it was given up")
 
-    def start(self, where: Address, topics: Sequence[str], given_up: threading.Event) -> None:
+    def start(self, where: Address, given_up: threading.Event) -> None:
         """Start a producer that knows the topics; in a thread. Where it is given up meanwhile it ends."""
         producer = producer_of(where)
         producer.startup()
         try:
-            for topic in topics:
+            for topic in self._driver.topics:
                 self._find(producer, topic, given_up)
             self._producer = producer
         finally:
@@ -72,23 +72,16 @@ class _Connection:
 
     async def lost(self) -> Exception:
         """Watch whether anybody listens: the client itself finds out by the next message only."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch)
-            await self._gone.wait()
-            nursery.cancel_scope.cancel()
+        with self._gone:
+            while True:
+                try:
+                    async with await self._driver.knock() as stream:
+                        with suppress(OSError, trio.BrokenResourceError):
+                            await stream.receive_some()  # it says nothing, and hangs up after a while
+                except OSError as error:
+                    return error
+                await trio.sleep(_KNOCK)
         return self._reason
-
-    async def _watch(self) -> None:
-        while True:
-            try:
-                async with await self._driver.knock() as stream:
-                    with suppress(OSError, trio.BrokenResourceError):
-                        await stream.receive_some()  # it says nothing, and hangs up after a while
-            except OSError as error:
-                self._reason = error
-                self._gone.set()
-                return
-            await trio.sleep(_KNOCK)
 
     def write(self, parcels: Sequence[Parcel]) -> None:
         for parcel in parcels:
@@ -135,7 +128,7 @@ class _Connection:
         if isinstance(verdict, ConnectionError):
             # Its channel would wait for up to 12 seconds before it looks again.
             self._reason = verdict
-            self._gone.set()
+            self._gone.cancel()
             if _NOT_SENT in str(verdict) and not parcel.only_now:
                 self._outbox.again((parcel,))
             return  # else the publisher says that it was lost
@@ -152,6 +145,9 @@ class _Driver(Driver):
         self._address = where
         self._topic = where.target
         self._delay_topic = where.options.get("delay_topic", where.target)
+        self.topics = {self._topic: {"NORMAL"}}
+        """What is sent to each topic."""
+        self.topics.setdefault(self._delay_topic, set()).add("DELAY")
         self._max_delay = where.count("max_delay", _DAY)
         where.choice("tls", "on")  # what is none is refused before it connects
 
@@ -176,7 +172,7 @@ class _Driver(Driver):
             pass
         given_up = threading.Event()
         connection = _Connection(self, outbox)
-        start = partial(connection.start, self._address, (self._topic, self._delay_topic), given_up)
+        start = partial(connection.start, self._address, given_up)
         try:
             await trio.to_thread.run_sync(start, abandon_on_cancel=True)
             yield connection
@@ -198,8 +194,8 @@ class _Driver(Driver):
 
     def command(self, topic: str) -> str:
         """What makes this topic one that takes what is sent to it."""
-        kind = "DELAY" if topic == self._delay_topic else "NORMAL"
-        kind = "MIXED" if self._delay_topic == self._topic else kind
+        kind, *others = self.topics[topic]
+        kind = "MIXED" if others else kind
         return f"mqadmin updateTopic -n NAMESRV -c CLUSTER -t {topic} -a +message.type={kind}"
 
     async def cancel_delayed(self, connection: _Connection, id: str, handle: object) -> None:
