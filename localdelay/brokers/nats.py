@@ -22,7 +22,6 @@ from localdelay.brokers.wire import ID, OWN, headers_of, rfc3339
 from localdelay.errors import PermanentSendError
 from localdelay.message import Message
 
-_SCHEDULES_SINCE = (2, 12)
 _SCHEDULE, _TARGET = "Nats-Schedule", "Nats-Schedule-Target"
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # a token of RFC 9110
 # A line of the protocol may have 4,096 bytes, and more than a subject is in it.
@@ -39,6 +38,12 @@ def schedule_subject(subject: str, id: str) -> str:
 def stream_subjects(subject: str) -> list[str]:
     """The subjects that a stream must hold for `send` and `publish_delayed`."""
     return [subject, f"{subject}.delayed.*"]
+
+
+def has_schedules(version: str) -> bool:
+    """Whether a server of this version has message schedules."""
+    said = re.match(r"(\d+)\.(\d+)", version)
+    return said is not None and (int(said[1]), int(said[2])) >= (2, 12)
 
 
 def header_lines(headers: Mapping[str, str]) -> bytes:
@@ -114,35 +119,33 @@ class _Driver(Driver):
 
     async def _reach(self, outbox: Outbox) -> Connection:
         """Connect to the first server that lets one in. Raises what is wrong with the last one."""
-        for left in range(len(self._servers), 0, -1):
-            server = self._servers.pop(0)
+        left = len(self._servers)
+        while True:
+            host, port = server = self._servers.pop(0)
             self._servers.append(server)
             now = trio.current_time()
             try:
                 # One that does not answer must leave some time for the others.
                 with trio.fail_after((trio.current_effective_deadline() - now) / left):
-                    return await self._enter(*server, outbox)
+                    connected = await connect_socket(host, port)
+                    connection = Connection(connected, outbox, self._inbox, again=self._connected_before)
+                    try:
+                        await connection.open(host, self._user, needs_tls=self._needs_tls)
+                    except BaseException:
+                        connection.close()
+                        raise
+                    return connection
             except Exception:
-                if left == 1:
+                left -= 1
+                if not left:
                     raise
-        raise ConnectionError("there is no server")
-
-    async def _enter(self, host: str, port: int, outbox: Outbox) -> Connection:
-        connected = await connect_socket(host, port)
-        connection = Connection(connected, outbox, self._inbox, again=self._connected_before)
-        try:
-            await connection.open(host, self._user, needs_tls=self._needs_tls)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
 
     def _know(self, info: Mapping[str, Any]) -> None:
         """What the server says of itself, and of its cluster."""
         self._connected_before = True
-        version = re.match(r"(\d+)\.(\d+)", f"{info.get('version')}") or ("", "0", "0")
-        self.native_delay = (int(version[1]), int(version[2])) >= _SCHEDULES_SINCE
-        self.no_delay = f"NATS {version[1]}.{version[2]} has no message schedules: they came with 2.12"
+        version = f"{info.get('version')}"
+        self.native_delay = has_schedules(version)
+        self.no_delay = f"NATS {version} has no message schedules: they came with 2.12"
         try:
             self._most = int(info.get("max_payload", _MAX_PAYLOAD))
             hosts = [urlsplit(f"//{one}") for one in info.get("connect_urls") or ()]

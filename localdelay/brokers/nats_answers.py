@@ -14,7 +14,10 @@ from localdelay.brokers.line import OutOfStep
 from localdelay.errors import PermanentSendError, Throttled
 
 MESSAGES = (b"MSG", b"HMSG")
-_OTHERS = (b"PING", b"PONG", b"INFO", b"+OK", b"-ERR")
+_LINE = re.compile(
+    rb"((H)?MSG) (\S+) \S+ (?:\S+ )?(?(2)(\d{1,9}) )(\d{1,9})|(PING|PONG|INFO|\+OK|-ERR)(?: (.*))?", re.DOTALL
+)
+"""A message, whose subject, bytes of headers and bytes in all it says; or something else."""
 _END = b"\r\n"
 _LARGEST = 8 * 1024 * 1024  # bytes of a frame: answers, and what the server says of itself, are far below
 
@@ -44,36 +47,26 @@ def frames(data: bytes) -> tuple[list[Frame], bytes]:
     found: list[Frame] = []
     begin = 0
     while (end := data.find(_END, begin)) >= 0:
-        words = data[begin:end].split()
-        kind, body = words[0] if words else b"", end + len(_END)
-        if kind in MESSAGES:
-            size, header_size = _sizes(words)
-            after, split = body + size + len(_END), body + header_size
+        line = _LINE.fullmatch(data, begin, end)
+        if line is None:
+            raise OutOfStep(f"no frame of NATS's: {data[begin:end][:80]!r}")
+        message, _, subject, header_size, size, kind, said = line.groups()
+        body = after = end + len(_END)
+        if not message:
+            found.append(Frame(kind, said or b""))
+        else:
+            split, last = body + int(header_size or 0), body + int(size)
+            if split > last or last - body > _LARGEST:
+                raise OutOfStep(f"a frame of {last - body} bytes, of which {split - body} are headers")
+            after = last + len(_END)
             if after > len(data):
                 break
-            found.append(Frame(kind, words[1], data[body:split], data[split : body + size]))
-            begin = after
-        elif kind in _OTHERS:
-            found.append(Frame(kind, data[begin:end].partition(b" ")[2]))
-            begin = body
-        else:
-            raise OutOfStep(f"it says {data[begin:end][:80]!r}")
+            found.append(Frame(message, subject, data[body:split], data[split:last]))
+        begin = after
     rest = data[begin:]
     if len(rest) > _LARGEST:
         raise OutOfStep(f"a frame of more than {_LARGEST} bytes")
     return found, rest
-
-
-def _sizes(words: list[bytes]) -> tuple[int, int]:
-    """Bytes of headers and payload, and of the headers, as the line of a message says them."""
-    count = 2 if words[0] == b"HMSG" else 1
-    sizes = words[3:][-count:]
-    if len(sizes) != count or not all(size.isdigit() and len(size) < 10 for size in sizes):
-        raise OutOfStep("a frame that says nothing of its size")
-    size, header_size = int(sizes[-1]), int(sizes[0]) if count == 2 else 0
-    if size > _LARGEST or header_size > size:
-        raise OutOfStep(f"a frame of {size} bytes, of which {header_size} are headers")
-    return size, header_size
 
 
 def classified(error: Exception) -> Exception:
@@ -104,11 +97,9 @@ def answer_error(headers: bytes, data: bytes) -> Exception | None:
     if headers.startswith(_NO_RESPONDERS):
         return nats.js.errors.NoStreamResponseError()
     try:
-        told = json.loads(data)
-    except (ValueError, RecursionError):
-        told = None
-    if not isinstance(told, Mapping):
-        return nats.errors.Error("what has answered is no stream")
+        told = dict(json.loads(data))
+    except (ValueError, TypeError, RecursionError):
+        told = {}
     error = told.get("error")
     if not isinstance(error, Mapping):
         confirms = error is None and "stream" in told and "seq" in told
@@ -118,9 +109,8 @@ def answer_error(headers: bytes, data: bytes) -> Exception | None:
     known: dict[str, Any] = {
         name: value for name, kind in kinds.items() if isinstance(value := error.get(name), kind)
     }
-    known.setdefault("code", None)
     try:
-        nats.js.errors.APIError.from_error(known)  # raises it, though its name says otherwise
+        nats.js.errors.APIError.from_error({"code": None, **known})  # raises it, whatever its name says
     except nats.js.errors.APIError as raised:
         return raised
     return nats.js.errors.APIError(**known)
@@ -129,13 +119,7 @@ def answer_error(headers: bytes, data: bytes) -> Exception | None:
 def refused_by(error: BaseException) -> tuple[str, str] | None:
     """Where an error of the connection's is a refusal: of "publish" or "subscription", and the subject.
 
-    The server names the subject, and nats-py then writes it in small letters.
+    The server names the subject.
     """
     found = _REFUSED.search(str(error))
     return (found[1].lower(), found[2]) if found else None
-
-
-def in_a_line(error: BaseException) -> str:
-    """What a client's error says, for people."""
-    text = " ".join(str(error).split()).removeprefix("nats: ").strip("'\" ")
-    return text or type(error).__name__

@@ -20,8 +20,9 @@ import nats.js.errors
 import trio
 
 from localdelay.brokers.line import Line, OutOfStep
-from localdelay.brokers.nats_answers import MESSAGES, Frame, answer_error, frames, in_a_line, refused_by
+from localdelay.brokers.nats_answers import MESSAGES, Frame, answer_error, frames, refused_by
 from localdelay.brokers.outbox import Outbox, Parcel
+from localdelay.brokers.publisher import in_a_line
 
 logger = logging.getLogger("localdelay.brokers.nats")
 
@@ -137,10 +138,10 @@ class Connection(Line):
 
     def _refused(self, said: bytes) -> None:
         """The server may refuse a subject: it answers no publish to it, but says so to the connection."""
-        error = nats.errors.Error(f"nats: {said.decode(errors='replace')}")
+        error = nats.errors.Error(" ".join(said.decode(errors="replace").split()).strip("' "))
         kind, name = refused_by(error) or ("", "")
         if kind != "publish":  # it hangs up next; or without answers nothing is ever confirmed
-            raise OutOfStep(in_a_line(error))
+            raise OutOfStep(str(error))
         for parcel in list(self._under_way.values()):
             if parcel.content.subject == name:
                 parcel.settle(error)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import trio
 
 from localdelay.brokers.address import Address
 from localdelay.brokers.checks.finding import Finding
-from localdelay.brokers.nats import driver_at
+from localdelay.brokers.nats import driver_at, has_schedules
 from localdelay.brokers.outbox import Outbox
 from localdelay.nurseries import bare_nursery
-
-_SCHEDULES_SINCE = (2, 12)
 
 
 async def look(where: Address) -> list[Finding]:
@@ -64,7 +63,7 @@ def findings(subject: str, version: str, config: dict[str, Any] | None) -> list[
     if config.get("max_age"):
         said = f"messages go after {config['max_age'] / 1e9:g} s, also those that wait for their time"
         found.append(Finding("age", None, said))
-    if tuple(int(part) for part in version.split("-")[0].split(".")[:2]) < _SCHEDULES_SINCE:
+    if not has_schedules(version):
         found.append(Finding("native delay", None, f"NATS {version} has none: schedules came with 2.12"))
     elif not schedules:
         said = "the stream allows no schedules"
@@ -79,9 +78,5 @@ def findings(subject: str, version: str, config: dict[str, Any] | None) -> list[
 
 def matches(pattern: str, subject: str) -> bool:
     """Whether a subject is one of those that a pattern stands for. Pure."""
-    words, parts = pattern.split("."), subject.split(".")
-    if words[-1] == ">":
-        words, parts = words[:-1], parts[: len(words) - 1] if len(parts) >= len(words) else []
-    return len(words) == len(parts) and all(
-        word in ("*", part) for word, part in zip(words, parts, strict=True)
-    )
+    expression = re.escape(pattern).replace(r"\*", "[^.]+").replace(">", ".+")
+    return re.fullmatch(expression, subject) is not None

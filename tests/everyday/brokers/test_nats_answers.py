@@ -10,7 +10,7 @@ import pytest
 
 from localdelay import Message, PermanentSendError, Throttled
 from localdelay.brokers.nats import header_lines
-from localdelay.brokers.nats_answers import answer_error, classified, in_a_line, refused_by
+from localdelay.brokers.nats_answers import answer_error, classified, refused_by
 from localdelay.brokers.wire import ID, headers_of
 
 ACK = b'{"stream":"S", "seq":7}'
@@ -145,10 +145,3 @@ def test_a_refusal_names_what_is_refused() -> None:
     told = nats.errors.Error('Permissions Violation for Subscription to "_INBOX.x.*" using queue "q"')
     assert refused_by(told) == ("subscription", "_INBOX.x.*")
     assert refused_by(nats.errors.Error("nats: authorization violation")) is None
-
-
-def test_an_error_is_shown_in_one_line() -> None:
-    """Without nats-py's quotes, and never empty."""
-    assert in_a_line(nats.errors.Error("nats: 'Authorization Violation'")) == "Authorization Violation"
-    assert in_a_line(OSError("a\nb")) == "a b"
-    assert in_a_line(TimeoutError()) == "TimeoutError"
