@@ -78,14 +78,6 @@ def classified(error: Exception) -> Exception:
     return error
 
 
-def fields_of(message: Message, now: float) -> tuple[list[bytes], int]:
-    """What an entry has besides the payload: names and values; and the longest of them, in bytes."""
-    fields: list[bytes] = []
-    for name, value in headers_of(message, now).items():
-        fields += (escaped(name).encode(), value.encode())
-    return fields, max(map(len, fields))
-
-
 def escaped(name: str) -> str:
     """The field that a header of this name becomes."""
     return ESCAPE + name if name == PAYLOAD or name.startswith(ESCAPE) else name
@@ -109,7 +101,6 @@ class _Connection:
     def __init__(self, line: Line, outbox: Outbox, masters: Masters, *, asks: bool) -> None:
         """`asks` is for a slot that is on its way to it."""
         self._line = line
-        self._client = line.connection
         self._outbox = outbox
         self._masters = masters
         self._asks_until = trio.current_time() + _ASKS if asks else -math.inf
@@ -124,11 +115,11 @@ class _Connection:
     @property
     def heard(self) -> float:
         """When a byte has come last, on Trio's clock; coredis notes it on another."""
-        return trio.current_time() - time.perf_counter() + self._client.statistics.last_byte_received_at
+        return trio.current_time() - time.perf_counter() + self._line.statistics.last_byte_received_at
 
     def write(self, parcels: Sequence[Parcel]) -> None:
         """Hand over one pipeline, or keep it for the next connection where this one is of no use."""
-        if not self._client.usable:
+        if not self._line.usable:
             raise ConnectionError("it has ended")
         if self._ends is not None:
             self._kept += parcels
@@ -136,7 +127,7 @@ class _Connection:
         commands = [parcel.content for parcel in parcels]
         if trio.current_time() < self._asks_until:
             commands = [one for command in commands for one in (_ASKING, command)]
-        reply = self._client.create_request_batch(commands)
+        reply = self._line.create_request_batch(commands)
         reply.disconnect_on_cancellation = False
         self._under_way.append((reply, parcels))
         self._handed.unpark()
@@ -162,7 +153,7 @@ class _Connection:
                 for parcel, said in zip(parcels, answers[each - 1 :: each], strict=True):
                     self._judge(parcel, said)
         finally:
-            self._client.invalidate("it is of no use any more")  # before anything is written again
+            self._line.invalidate("it is of no use any more")  # before anything is written again
             self._outbox.again((*self._refused, *self._kept))
             self._line.end()
 
@@ -193,16 +184,18 @@ class _Driver(Driver):
         self._named: tuple[Place, bool] | None = None
         most = where.count("max_length", 0)
         trim = (b"MAXLEN", b"~", b"%d" % most) if most else ()
-        self._head = (stream.encode(), *trim, b"*", PAYLOAD.encode())
+        self._head = (stream.encode(), *trim, b"*")
         self._largest = LARGEST
 
     def encode(self, message: Message, delay: float | None, now: float) -> Command:
-        fields, longest = fields_of(message, now)
-        longest = max(longest, len(message.payload))
+        fields = [PAYLOAD.encode(), message.payload]
+        for name, value in headers_of(message, now).items():
+            fields += (escaped(name).encode(), value.encode())
+        longest = max(map(len, fields))
         if longest > self._largest:
             # Redis would not just refuse it: it would end the connection.
             raise PermanentSendError(f"{longest} bytes in a field; this server takes {self._largest} at most")
-        return Command((*self._head, message.payload, *fields))
+        return Command((*self._head, *fields))
 
     @asynccontextmanager
     async def connect(self, outbox: Outbox) -> AsyncIterator[_Connection]:

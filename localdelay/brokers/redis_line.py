@@ -57,22 +57,16 @@ def places_of(where: Address) -> list[Place]:
     return [Place(host, port, *who) for host, port in where.hosts]
 
 
-class _Connection(TCPConnection):
-    """Remembers its first request, the HELLO: coredis may forget what Redis said before it hung up."""
+class Line(TCPConnection):
+    """A connection, from the attempt to its end.
+
+    It remembers its first request, the HELLO: coredis may forget what Redis said before it hung up.
+    """
 
     hello: Any = None
 
-    def create_request(self, *args: Any, **options: Any) -> Any:
-        request = super().create_request(*args, **options)
-        self.hello = self.hello or request
-        return request
-
-
-class Line:
-    """A connection, from the attempt to its end."""
-
     def __init__(self, place: Place) -> None:
-        self.connection = _Connection(
+        super().__init__(
             TCPLocation(place.host, place.port),
             username=place.username,
             password=place.password,
@@ -82,25 +76,31 @@ class Line:
         self.largest = LARGEST
         """What it takes in a field, in bytes."""
         self.ended = trio.Event()
-        self._scope = trio.CancelScope()
+        self._until_ended = trio.CancelScope()
+
+    def create_request(self, *args: Any, **options: Any) -> Any:
+        """As coredis has it."""
+        request = super().create_request(*args, **options)
+        self.hello = self.hello or request
+        return request
 
     async def live(self, task_status: trio.TaskStatus[None]) -> None:
         """Connect, and go on until the connection is lost or `end` is called. To be run as a task."""
         _ours.set(True)
         try:
-            with self._scope:
-                await self.connection.run(task_status=task_status)
+            with self._until_ended:
+                await self.run(task_status=task_status)
         finally:
             self.ended.set()
 
     def end(self) -> None:
         """End it, in whatever state it is."""
-        self._scope.cancel()
+        self._until_ended.cancel()
 
     async def asked(self, *command: bytes) -> Any:
         """What Redis answers; None where this user may not ask."""
         with suppress(ResponseError):
-            return await self.connection.create_request(*command, decode=False)
+            return await self.create_request(*command, decode=False)
         return None
 
     async def told(self) -> dict[str, str]:
@@ -115,7 +115,7 @@ class Line:
         Not everybody may ask these, and not everywhere. Raises what coredis raises, and `ConnectionError`.
         """
         with suppress(AuthorizationError):  # some may do nothing but add
-            await self.connection.create_request(b"PING")
+            await self.create_request(b"PING")
         answer = await self.asked(b"CONFIG GET", b"proto-max-bulk-len")
         if isinstance(answer, dict) and answer:
             self.largest = int(next(iter(answer.values())))
@@ -143,8 +143,8 @@ async def reached(place: Place, *, fit: bool = True) -> AsyncIterator[Line]:
                 try:
                     await nursery.start(line.live)
                 except Exception:
-                    if line.connection.hello is not None:
-                        await line.connection.hello  # raises what Redis has said
+                    if line.hello is not None:
+                        await line.hello  # raises what Redis has said
                     raise
                 if fit:
                     await line.check(place)

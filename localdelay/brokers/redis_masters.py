@@ -134,6 +134,6 @@ def masters_of(where: Address) -> tuple[Masters, str]:
 async def _ask(place: Place, *command: bytes) -> Any:
     try:
         async with reached(place, fit=False) as line:
-            return await line.connection.create_request(*command, decode=False)
+            return await line.create_request(*command, decode=False)
     except Exception as error:
         raise no_connection(f"Redis at {place}", error) from error

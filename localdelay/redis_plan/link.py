@@ -84,7 +84,7 @@ class Link:
     @property
     def is_connected(self) -> bool:
         """Whether Redis can be called at this moment."""
-        return self._line is not None and self._line.connection.usable
+        return self._line is not None and self._line.usable
 
     def serves(self, key: bytes, link: Link) -> bool:
         """Whether what is said of this key on this link is what its calls would hear."""
@@ -129,8 +129,8 @@ class Link:
             async with reached(place) as line, bare_nursery() as nursery:
                 # First it listens for news, so that what comes in between is heard.
                 nursery.start_soon(self._listen, line)
-                line.connection.send_command(b"SUBSCRIBE", self._channel)
-                seconds, micro = await line.connection.create_request(b"TIME", decode=False)
+                line.send_command(b"SUBSCRIBE", self._channel)
+                seconds, micro = await line.create_request(b"TIME", decode=False)
                 scope.deadline = math.inf
                 self._stood_since = trio.current_time()
                 self.clock.forget()  # it may be another Redis
@@ -146,12 +146,12 @@ class Link:
 
     async def _listen(self, line: Line) -> None:
         try:
-            async for push in line.connection.push_messages:
+            async for push in line.push_messages:
                 if push[0] == b"message":
                     self.on_news(bytes(push[2]), self)  # type: ignore[arg-type]  # bytes, for nothing is decoded
         except Exception as error:  # noqa: BLE001 (it has ended, in whatever way)
             logger.debug("%s", error)
-            line.connection.invalidate("no news can be heard")
+            line.invalidate("no news can be heard")
 
     async def run(self, script: Script, keys: Sequence[bytes], *arguments: bytes | int, **how: Any) -> Any:
         """The reply of a script. Raises like `call`, whose options are `how`."""
@@ -180,7 +180,7 @@ class Link:
             raise unreachable from self._why
         if copies and trio.current_time() < self._short_until:
             raise RedisUnreachable(f"{self._where} had no {copies.wanted} replicas just now")
-        connection = self._line.connection
+        connection = self._line
         options: Any = {"decode": False, "timeout": self._replies}
         asked = time.perf_counter()
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import trio
@@ -15,9 +16,9 @@ from tests.kit.commands import in_python, run
 from tests.kit.redis_clusters import SEED, World, arrived_in, opened_on, running, streaming
 from tests.kit.redis_plan_worker import real_time
 from tests.kit.redis_queues import Sent
-from tests.kit.servers.process import free_port
+from tests.kit.servers.process import Process, free_port, listening, program
 from tests.kit.servers.redis import RedisServer
-from tests.kit.servers.redis_sentinel import RedisSentinels
+from tests.kit.servers.redis_sentinel import SERVICE, RedisSentinels
 
 MANY = 2000
 
@@ -112,3 +113,32 @@ async def test_what_can_not_be_reached(start_server: Callable[[str], RedisServer
             async with opening(f"redis+sentinel://127.0.0.1:{port}/orders/s"):
                 pass
         assert "\n" not in str(raised.value)
+
+
+async def test_tls(
+    start_server: Callable[[str], object], certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With rediss+sentinel:// both are encrypted: the sentinel, and the server that it names."""
+    start_server("redis")
+    sentinel, port, tls = Process("redis-sentinel"), free_port(), free_port()
+    key = certificate.parent / "key.pem"
+    settings = [f"tls-cert-file {certificate}", f"tls-key-file {key}", f"tls-ca-cert-file {certificate}"]
+    server = RedisServer(*f"--tls-port {tls} --{' --'.join(settings)} --tls-auth-clients no".split())
+    lines = [f"dir {sentinel.directory}", f"tls-port {port}", "port 0", "bind 127.0.0.1", *settings]
+    lines += ["tls-auth-clients no", "tls-replication yes", f"sentinel monitor {SERVICE} 127.0.0.1 {tls} 1"]
+    file = sentinel.directory / "sentinel.conf"
+    file.write_text("\n".join(lines))
+    try:
+        server.start()
+        sentinel.start([program("redis-server", "redis-server"), str(file), "--sentinel"], listening(port))
+        url = f"rediss+sentinel://127.0.0.1:{port}/{SERVICE}/s"
+        with pytest.raises(ConnectionError, match=r"127\.0\.0\.1.*certificate"):
+            async with open_broker(url):
+                pass
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        async with open_broker(url) as broker:
+            await broker.send(Message("one", b"", 0.0))
+        assert len(server.read(url.replace(f"{SERVICE}/", ""), 1)) == 1
+    finally:
+        sentinel.stop()
+        server.stop()
