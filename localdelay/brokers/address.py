@@ -20,12 +20,12 @@ class Form:
 
     example: str
     """Such a URL, with the port that is meant where none is given; errors quote it."""
-    named: str
-    """The words for what stands after the host, as in "the topic to publish to"."""
     target: str
-    """What that may be, decoded: a regular expression."""
+    """What may stand after the host, decoded: a regular expression."""
     options: str | None = ""
     """The names that may stand after the `?`, with blanks between; None: any."""
+    named: str = ""
+    """What stands after the host; "the topic to publish to" and the like, unless given."""
     authenticates: bool = True
     """Whether it knows users, so that one may stand before the host."""
     many_hosts: bool = False
@@ -134,7 +134,8 @@ def parse(url: str, forms: Mapping[str, Form], or_be: str = "") -> Address:
     if not all(host for host, _ in address.hosts):
         raise ValueError(f"url must name a host, {like}")
     if not re.fullmatch(form.target, address.target):
-        raise ValueError(f"url must end with {form.named}, {like}")
+        named = form.named or f"the {form.example.rpartition('/')[2].lower()} to publish to"
+        raise ValueError(f"url must end with {named}, {like}")
     if not form.authenticates and at:
         raise ValueError(f"url can't have a user: {scheme}:// knows none, {like}")
     known_options = sorted(address.options if form.options is None else form.options.split())

@@ -18,12 +18,11 @@ from localdelay.brokers.outbox import Outbox, Parcel
 from localdelay.errors import PermanentSendError, Throttled
 from localdelay.message import Message
 
-MAX_DELAY = 2**32 - 1
+MAX_DELAY = _MAX_UINT32 = 2**32 - 1
 """The longest delay in seconds that the protocol has."""
 MAX_JOB_BYTES = 2**30
 """The most that a server can be told to take; by default it takes 65,535."""
 
-_MAX_UINT32 = 2**32 - 1
 _LONGEST_ANSWER = 1000
 _LONGEST_ID = 20  # digits of 64 bits
 _OUT_OF_STEP = (greenstalk.BadFormatError, greenstalk.UnknownCommandError, greenstalk.UnknownResponseError)

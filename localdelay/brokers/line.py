@@ -9,12 +9,15 @@ import math
 import socket
 import ssl
 from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 import trio
 from trio.lowlevel import wait_readable, wait_writable
 
 from localdelay.brokers.outbox import Outbox
 
+_T = TypeVar("_T")
 _READ_BYTES = 65_536
 _NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -60,17 +63,10 @@ class Line:
 
     async def start_tls(self, context: ssl.SSLContext, host: str) -> None:
         """Go on encrypted. Raises `OSError` where the two do not agree, or the host can't show who it is."""
-        encrypted = context.wrap_socket(self._socket, server_hostname=host, do_handshake_on_connect=False)
-        self._socket = encrypted
-        while True:
-            try:
-                encrypted.do_handshake()
-            except ssl.SSLWantReadError:
-                await wait_readable(encrypted)
-            except ssl.SSLWantWriteError:
-                await wait_writable(encrypted)
-            else:
-                return
+        self._socket = encrypted = context.wrap_socket(
+            self._socket, server_hostname=host, do_handshake_on_connect=False
+        )
+        await self._when_ready(encrypted.do_handshake)
 
     def close(self) -> None:
         """Close the socket."""
@@ -98,17 +94,20 @@ class Line:
 
     async def receive(self) -> bytes:
         """What has come: at least a byte. Raises `ConnectionError` at the end."""
+        data = await self._when_ready(partial(self._socket.recv, _READ_BYTES))
+        if not data:
+            raise ConnectionError("it has closed the connection")
+        return data
+
+    async def _when_ready(self, step: Callable[[], _T]) -> _T:
+        """What a step of the socket's comes to, as soon as it need not wait for the other side."""
         while True:
             try:
-                data = self._socket.recv(_READ_BYTES)
+                return step()
             except ssl.SSLWantWriteError:
                 await wait_writable(self._socket)
             except _NOT_NOW:
                 await wait_readable(self._socket)
-            else:
-                if not data:
-                    raise ConnectionError("it has closed the connection")
-                return data
 
     async def _flush(self) -> None:
         while True:

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from importlib import import_module
 from typing import Any
 
-import attrs
 import trio
 
 from localdelay.brokers import address
@@ -22,63 +21,45 @@ STDOUT = "stdout:"
 _LOOK_TIMEOUT = 15.0
 
 
-_AMQP = Form(
-    "amqp://user:password@host:5672/QUEUE",
-    "the queue to publish to",
-    r"[^\x00-\x1f\x7f]{1,200}",
-    "delay_queue heartbeat vhost",
-)
 _OF_REDIS = of_redis(
-    Form("redis://host:6379/STREAM", "the stream to add to", r"[^\s\x00-\x1f\x7f]+", "db eviction max_length")
+    Form(
+        "redis://host:6379/STREAM",
+        r"[^\s\x00-\x1f\x7f]+",
+        "db eviction max_length",
+        named="the stream to add to",
+    )
 )
+_OF_AMQP = r"[^\x00-\x1f\x7f]{1,200}", "delay_queue heartbeat vhost"
 _FORMS: Mapping[str, Form] = {
-    "kafka": Form(
-        "kafka://host:9092/TOPIC",
-        "the topic to publish to",
-        r"[A-Za-z0-9._-]{1,249}",
-        options=None,
-        many_hosts=True,
-    ),
-    "amqp": _AMQP,
-    "amqps": attrs.evolve(_AMQP, example="amqps://user:password@host:5671/QUEUE"),
+    "kafka": Form("kafka://host:9092/TOPIC", r"[A-Za-z0-9._-]{1,249}", None, many_hosts=True),
+    "amqp": Form("amqp://user:password@host:5672/QUEUE", *_OF_AMQP),
+    "amqps": Form("amqps://user:password@host:5671/QUEUE", *_OF_AMQP),
     **_OF_REDIS,
     "beanstalkd": Form(
         "beanstalkd://host:11300/TUBE",
-        "the tube to put into",
         r"[A-Za-z0-9+/;.$_()][A-Za-z0-9+/;.$_()-]{0,199}",
         "priority time_to_run",
+        named="the tube to put into",
         authenticates=False,
     ),
     "nsq": Form(
         "nsq://host:4150/TOPIC",
-        "the topic to publish to",
         r"(?=.{1,64}\Z)[.a-zA-Z0-9_-]+(#ephemeral)?",
         "delay max_msg_size max_req_timeout tls",
     ),
-    "rocketmq": Form(
-        "rocketmq://host:8081/TOPIC",
-        "the topic to publish to",
-        r"[%a-zA-Z0-9_-]{1,127}",
-        "delay_topic max_delay tls",
-    ),
-    "nats": Form(
-        "nats://host:4222/SUBJECT",
-        "the subject to publish to",
-        r"[^\s.*>]+(\.[^\s.*>]+)*",
-        "inbox_prefix tls",
-        many_hosts=True,
-    ),
+    "rocketmq": Form("rocketmq://host:8081/TOPIC", r"[%a-zA-Z0-9_-]{1,127}", "delay_topic max_delay tls"),
+    "nats": Form("nats://host:4222/SUBJECT", r"[^\s.*>]+(\.[^\s.*>]+)*", "inbox_prefix tls", many_hosts=True),
 }
 """What a URL of each scheme looks like."""
 _MODULES = {"amqps": "amqp", **dict.fromkeys(_OF_REDIS, "redis")}
 """The module that knows a scheme, and the extra that it needs, where they are not called like it."""
-_CLIENTS: Mapping[str, tuple[str, ...]] = {
-    "kafka": ("confluent_kafka",),
-    "amqp": ("pika",),
-    "redis": ("coredis",),
-    "beanstalkd": ("greenstalk",),
-    "rocketmq": ("rocketmq", "grpc", "google"),
-    "nats": ("nats",),
+_CLIENTS = {
+    "kafka": "confluent_kafka",
+    "amqp": "pika",
+    "redis": "coredis",
+    "beanstalkd": "greenstalk",
+    "rocketmq": "rocketmq grpc google",
+    "nats": "nats",
 }
 """The packages that an extra brings, by the names that they are imported by."""
 
@@ -173,7 +154,7 @@ def _module(scheme: str) -> Any:
     try:
         return import_module(f"localdelay.brokers.{name}")
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _CLIENTS.get(name, ()):
+        if (error.name or "").partition(".")[0] not in _CLIENTS.get(name, "").split():
             raise
         fix = f"pip install 'localdelay[{name}]'"
         raise ModuleNotFoundError(f"{scheme}:// needs a client: {fix}", name=error.name) from error

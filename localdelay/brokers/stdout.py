@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import select
 import stat
@@ -13,7 +14,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 from itertools import accumulate
-from typing import ClassVar
 
 import trio
 
@@ -27,11 +27,11 @@ _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FILE_WRITE = 65_536
 
 
-def classified(error: OSError) -> Exception:
+def classified(error: Exception) -> Exception:
     """What to raise for an error of a write: `Throttled`, `PermanentSendError`, or the error itself."""
-    if error.errno in _NO_ROOM:
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
         return Throttled(f"standard output has no room: {error.strerror}")
-    if error.errno == errno.EPIPE:
+    if isinstance(error, BrokenPipeError):
         return PermanentSendError("nobody reads standard output any more: broken pipe")
     return error
 
@@ -61,10 +61,11 @@ class _Output:
                 await self._filled.park()
             await self._room()  # and only then is looked who still waits
             parcels = self._gather()
-            lines: list[bytes] = [parcel.content for parcel in parcels]
-            written, error = await self._write(b"".join([self._rest, *lines]))
-            confirmed, ends = cut(len(self._rest), [len(line) for line in lines], written)
-            self._rest = b"".join([self._rest, *lines])[written:ends]
+            lines: list[bytes] = [self._rest, *[parcel.content for parcel in parcels]]
+            data = b"".join(lines)
+            written, error = await self._write(data)
+            confirmed, ends = cut(len(self._rest), [len(line) for line in lines[1:]], written)
+            self._rest = data[written:ends]
             for number, parcel in enumerate(parcels):
                 parcel.settle(None if number < confirmed else error)
 
@@ -73,15 +74,13 @@ class _Output:
         gathered: list[Parcel] = []
         size = len(self._rest)
         while self._lines:
-            parcel = self._lines[0]
-            if not parcel.abandoned:
-                size += len(parcel.content)
-                if gathered and size > self._most:
-                    break
-                gathered.append(parcel)
-            else:
-                parcel.settle()
-            self._lines.popleft()
+            if self._lines[0].abandoned:
+                self._lines.popleft().settle()
+                continue
+            size += len(self._lines[0].content)
+            if gathered and size > self._most:
+                break
+            gathered.append(self._lines.popleft())
         return gathered
 
     async def _write(self, data: bytes) -> tuple[int, Exception | None]:
@@ -114,8 +113,9 @@ class _Output:
 class _Driver(Driver):
     where = "standard output"
     no_delay = "stdout: has no delay of its own"
-    confirm_timeout = float("inf")
-    most_under_way: ClassVar[int] = 1000
+    confirm_timeout = math.inf
+    most_under_way = 1000
+    verdict = staticmethod(classified)
 
     def __init__(self, descriptor: int | None) -> None:
         self._given = descriptor
@@ -131,9 +131,6 @@ class _Driver(Driver):
             yield _Output(descriptor)
         finally:
             os.close(descriptor)
-
-    def verdict(self, error: Exception) -> Exception:
-        return classified(error) if isinstance(error, OSError) else error
 
 
 def open_stdout(descriptor: int | None = None) -> AbstractAsyncContextManager[Publisher]:

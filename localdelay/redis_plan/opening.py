@@ -24,9 +24,9 @@ from localdelay.worlds import check_trio
 _FORMS = of_redis(
     Form(
         "redis://host:6379/NAME",
-        "the name of the queue",
         r"[^\s{}\x00-\x1f\x7f]{1,200}",  # braces would be the keys' hash tag
         "db eviction",
+        named="the name of the queue",
     )
 )
 
@@ -70,8 +70,7 @@ async def open_redis_delay_queue(
     masters, names = masters_of(url)
     if shards is not None:
         check_shards(shards)
-    if not isinstance(tuning, RedisTuning):
-        raise TypeError(f"tuning must be a RedisTuning, not {type(tuning).__name__}")
+    arguments.check_kind("tuning", tuning, RedisTuning, "a RedisTuning")
     for name, seconds in (("put_timeout", put_timeout), ("connect_timeout", connect_timeout)):
         arguments.at_least(name, seconds, 0.001, "a number of seconds")
     if "key" in options:

@@ -107,7 +107,7 @@ def test_an_error_shows_a_url_that_is_right(scheme: str) -> None:
 )
 def test_a_url_is_taken_apart(url: str, parsed: Address) -> None:
     """Hosts, target, user and options come out decoded, and a port that is not given is the usual one."""
-    form = Form("x://host:99/T", "the thing", "[a-z]+", options=None, many_hosts=True)
+    form = Form("x://host:99/T", "[a-z]+", options=None, many_hosts=True)
     assert address.parse(url, {"x": form}) == parsed
     assert (parsed.host, parsed.port) == parsed.hosts[0]
 
