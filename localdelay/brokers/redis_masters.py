@@ -10,7 +10,7 @@ import re
 from binascii import crc_hqx
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import attrs
 import trio
@@ -20,6 +20,7 @@ from localdelay.brokers.address import Address
 from localdelay.brokers.redis_line import Place, no_connection, places_of, reached
 from localdelay.errors import LocalDelayError
 
+_T = TypeVar("_T")
 SLOTS = 16384
 _ANSWER = 2.0
 """Seconds for one node or sentinel to say who it is."""
@@ -57,8 +58,8 @@ class Masters:
         """The master that has this key. Raises `ConnectionError` where there is none."""
         return self.places[0]
 
-    async def _asked(self, asks: Iterable[Ask], *command: bytes) -> Any:
-        """What the first one says who knows: of those behind `asks`, and then of all others, in any order.
+    async def _asked(self, asks: Iterable[Ask], read: Callable[[Any], _T], *command: bytes) -> _T:
+        """What is read of the first answer that can be: of those behind `asks`, then of all, in any order.
 
         Many ask when a master has gone. Raises `ConnectionError` where nobody answers.
         """
@@ -67,10 +68,8 @@ class Masters:
         for ask in (*asks, *others):
             with trio.move_on_after(_ANSWER):
                 try:
-                    if (said := await ask(*command)) is not None:
-                        return said
-                    why = ConnectionError("that is no name which it knows")
-                except (ConnectionError, RedisError, LocalDelayError) as error:
+                    return read(await ask(*command))
+                except (ConnectionError, RedisError, LocalDelayError, TypeError, ValueError) as error:
                     why = error
         raise ConnectionError(f"{self._nobody} answers: {why or 'not in time'}") from why
 
@@ -83,9 +82,12 @@ class Nodes(Masters):
 
     async def look(self, asks: Iterable[Ask] = ()) -> list[tuple[int, int, Place]]:
         """Which slots each master has, from the first to the last of a range. `asks` are asked first."""
+        return await self._asked(asks, self._slots, b"CLUSTER SLOTS")
+
+    def _slots(self, said: Any) -> list[tuple[int, int, Place]]:
         found = []
         known = dict.fromkeys(self.places)
-        for first, last, *nodes in await self._asked(asks, b"CLUSTER SLOTS"):
+        for first, last, *nodes in said:
             places = [self.at(bytes(node[0] or b"").decode(), int(node[1])) for node in nodes]
             known |= dict.fromkeys(places)
             found.append((first, last, places[0]))
@@ -116,8 +118,13 @@ class Sentinels(Masters):
 
     async def owner(self, key: bytes) -> Place:
         """The service's master."""
-        host, port = await self._asked((), b"SENTINEL GET-MASTER-ADDR-BY-NAME", self._service)
-        return self.at(bytes(host).decode(), int(port))
+        return await self._asked((), self._named, b"SENTINEL GET-MASTER-ADDR-BY-NAME", self._service)
+
+    def _named(self, said: Any) -> Place:
+        if said is None:
+            raise ConnectionError("it knows no such service")
+        host, port = map(bytes.decode, said)
+        return self.at(host, int(port))
 
 
 def masters_of(where: Address) -> tuple[Masters, str]:

@@ -101,6 +101,9 @@ async def test_who_has_a_password(start_server: Callable[[str], object]) -> None
                 async with open_broker(url.replace("right", "hunter2")):
                     pass
             assert "hunter2" not in repr(raised.value)
+            with pytest.raises(ConnectionError, match="no sentinel answers: it knows no such service"):
+                async with open_broker(url.replace(f"/{SERVICE}/", "/nobody/")):
+                    pass
 
 
 @pytest.mark.parametrize("what", ["nobody", "redis"])

@@ -118,6 +118,21 @@ async def test_somebody_who_is_no_redis() -> None:
                     pass
 
 
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("redis+sentinel://{}/orders/s", "no sentinel answers"),
+        ("redis+cluster://{}/s", "no node of the cluster answers"),
+    ],
+)
+async def test_somebody_who_knows_no_master(address: str, says: str) -> None:
+    """An answer that is none of theirs is a ConnectionError, too."""
+    async with listening(SlowRedis(0.0).handle) as port:
+        with trio.fail_after(3), pytest.raises(ConnectionError, match=says):
+            async with open_broker(address.format(f"127.0.0.1:{port}")):
+                pass
+
+
 @pytest.mark.parametrize("option", ["db=x", "db=-1", "db=1.5", "max_length=-1", "eviction=yes"])
 async def test_wrong_options(option: str) -> None:
     """Each is a ValueError that names it, before anything is connected."""
