@@ -8,15 +8,17 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
+from resource import RUSAGE_SELF, getrusage
 
 import trio
 
 import localdelay
 from localdelay.benchmark.load import CHUNK, Delays, Pace, number_in, offer, precise_loop, putter
 from localdelay.benchmark.meter import Meter
+from localdelay.benchmark.process import resident_bytes
 from localdelay.benchmark.result import Distribution
 
-from .extremes_probes import Arrivals, Collections, Heartbeat, ResidentPeak, Steps, account
+from .extremes_probes import Arrivals, Collections, Heartbeat, Steps, account
 from .figures import Figure
 from .samples import BODY_BYTES, body, distribution, ms, progress, waited_for_a_core
 
@@ -55,7 +57,7 @@ async def backlog(pending: int, rate: float, seconds: float) -> list[Figure]:
         return meter.due(number) if number < incoming else start + (number - incoming) / rate
 
     arrivals = Arrivals(clock, expected=incoming + pending, due=due)
-    heart, peak, steps, collections = Heartbeat(), ResidentPeak(), Steps(), Collections()
+    heart, steps, collections = Heartbeat(), Steps(), Collections()
     capacity = incoming + pending + _SPARE
     with collections.watched(), trio.CancelScope() as scope:
         async with (
@@ -65,9 +67,8 @@ async def backlog(pending: int, rate: float, seconds: float) -> list[Figure]:
         ):
             cost = await _calibrate(empty)
             gc.collect()
-            before = peak.look()
+            before = resident_bytes()
             nursery.start_soon(heart.run)
-            nursery.start_soon(peak.run)
 
             start = clock() + _ALLOWANCE * cost * pending + 1
             meter.start(start)
@@ -78,7 +79,7 @@ async def backlog(pending: int, rate: float, seconds: float) -> list[Figure]:
             filled_in = clock() - began
             heart.enter("probing")
             ratio = await _cost_ratio(queue, empty, incoming + pending, start + delay, rate, clock)
-            full = peak.look()
+            full = resident_bytes()
             heart.enter("waiting")
             progress(
                 f"  {pending:,} pending after {filled_in:.1f} s; they fall due in {start - clock():.1f} s"
@@ -91,7 +92,8 @@ async def backlog(pending: int, rate: float, seconds: float) -> list[Figure]:
             with precise_loop() as loop:
                 await offer(pace, loop, start, put_run, meter.put)
             await trio.sleep_until(start + seconds)
-            running, waited_after = peak.look(), waited_for_a_core()
+            waited_after = waited_for_a_core()
+            peak = 1024 * getrusage(RUSAGE_SELF).ru_maxrss  # Linux counts in KiB
             trio.lowlevel.remove_instrument(steps)
             heart.enter("ended")
             progress("  counting every message")
@@ -112,10 +114,9 @@ async def backlog(pending: int, rate: float, seconds: float) -> list[Figure]:
             gc.enable()
             scope.cancel()
     put_late = Distribution.of(meter.puts.take())
-    step = steps.longest_step(pauses_from)
+    _, step, step_cpu, task = steps.longest_step(pauses_from)
     robbed = None if waited is None or waited_after is None else (waited_after - waited) / seconds
     per_message = None if full is None or before is None else (full - before) / pending - BODY_BYTES
-    resident = None if running is None or peak.bytes is None else peak.bytes / 1e9
     return [
         Figure("lateness p50", ms(late.p50), "ms"),
         Figure("lateness p99", ms(late.p99), "ms", 2.0),
@@ -128,7 +129,7 @@ async def backlog(pending: int, rate: float, seconds: float) -> list[Figure]:
         Figure("twice", told.twice, at_most=0),
         Figure("early", told.early, at_most=0),
         Figure("books that don't add up", bool(told.books), at_most=0, note=told.books),
-        Figure("resident memory, peak", resident, "GB", 9.0),
+        Figure("resident memory, peak", peak / 1e9, "GB", 9.0),
         Figure("beyond the payload, a message", per_message, "B", 200.0),
         Figure("put_nowait, full / empty", ratio, "×", 1.5),
         Figure("fill, a message", 1e6 * filled_in / (pending - probed), "µs"),
@@ -136,8 +137,8 @@ async def backlog(pending: int, rate: float, seconds: float) -> list[Figure]:
         Figure("  99.9 % of the beats", 1e3 * heart.p999("filling"), "ms"),
         Figure("stall while running, max", 1e3 * heart.longest("running"), "ms", 100.0),
         Figure("  99.9 % of the beats", 1e3 * heart.p999("running"), "ms"),
-        Figure("  longest step of a task", 1e3 * step.seconds, "ms", note=f"in {step.task}"),
-        Figure("  processor time of it", 1e3 * step.cpu, "ms"),
+        Figure("  longest step of a task", 1e3 * step, "ms", note=f"in {task}"),
+        Figure("  processor time of it", 1e3 * step_cpu, "ms"),
         Figure("others had its core", None if robbed is None else 100 * robbed, "%"),
         Figure("full collections, all", collections_made),
         Figure("  the longest while running", 1e3 * running_pause, "ms"),

@@ -15,7 +15,6 @@ import trio
 
 from localdelay import Message, Statistics
 from localdelay.benchmark.load import NUMBER_BYTES, number_in
-from localdelay.benchmark.process import resident_bytes
 
 from .samples import BODY_BYTES, distribution
 
@@ -59,40 +58,12 @@ class Heartbeat:
         return distribution(gap for _, gap in self._gaps.get(phase, [])).p999 or 0.0
 
 
-class ResidentPeak:
-    """The largest resident memory that was seen, in bytes; None where the system does not tell."""
-
-    def __init__(self) -> None:
-        self.bytes: int | None = None
-
-    def look(self) -> int | None:
-        """Read it now."""
-        resident = resident_bytes()
-        if resident is not None:
-            self.bytes = max(resident, self.bytes or 0)
-        return resident
-
-    async def run(self) -> None:
-        while True:
-            self.look()
-            await trio.sleep(0.1)
-
-
-@attrs.frozen
-class Hold:
-    """The loop was in one task's step, or in one pass over all that were ready, and could do nothing else."""
-
-    began: float
-    """On `time.perf_counter`, which on one machine all processes share."""
-    seconds: float
-    cpu: float
-    """Processor time of the same: less than `seconds` where others had the core."""
-    task: str
-
-
-_Noted: TypeAlias = tuple[float, float, float, str]
-"""The fields of a `Hold`."""
-_NONE: _Noted = (0.0, 0.0, 0.0, "none")
+Hold: TypeAlias = tuple[float, float, float, str]
+"""The loop was in one step, or one pass, and could do nothing else: when that began, seconds, seconds of
+processor time, which are fewer where others had the core, and the task. It began on `time.perf_counter`,
+which on one machine all processes share.
+"""
+_NONE: Hold = (0.0, 0.0, 0.0, "none")
 
 
 class Steps(trio.abc.Instrument):
@@ -104,8 +75,8 @@ class Steps(trio.abc.Instrument):
 
     def __init__(self) -> None:
         # Plain tuples, which the collector does not keep track of: it is watched, too.
-        self._steps: list[_Noted] = []
-        self._passes: list[_Noted] = []
+        self._steps: list[Hold] = []
+        self._passes: list[Hold] = []
         self._step_began = self._step_cpu = self._pass_began = self._pass_cpu = math.inf
         self.count = 0
 
@@ -138,9 +109,9 @@ class Steps(trio.abc.Instrument):
         return _longest_hold(self._passes, since)
 
 
-def _longest_hold(noted: Iterable[_Noted], since: float) -> Hold:
+def _longest_hold(noted: Iterable[Hold], since: float) -> Hold:
     # What a stopped process was doing when it was stopped began before it was woken: it does not count.
-    return Hold(*max((hold for hold in noted if hold[0] >= since), key=lambda hold: hold[1], default=_NONE))
+    return max((hold for hold in noted if hold[0] >= since), key=lambda hold: hold[1], default=_NONE)
 
 
 class Collections:
