@@ -20,7 +20,7 @@ from localdelay.brokers import open_broker
 from tests.kit.servers.all import NAMES, make
 from tests.kit.servers.process import NotInstalled, Server
 
-from .bare import Bare, Sent, in_nursery
+from .bare import Bare, Sent, in_nursery, on_trio
 from .samples import (
     Result,
     distribution,
@@ -177,6 +177,7 @@ def _rate(figures: Result) -> str:
     return shown(figures.get("rate"), ",.0f", "/s")
 
 
+@on_trio
 async def _through_localdelay(url: str, payload: bytes, *, count: int, at_once: int, batch: int) -> Sent:
     """What `bare` does, with `send` or `send_batch`."""
     numbers = iter(range(count))
@@ -192,7 +193,7 @@ async def _through_localdelay(url: str, payload: bytes, *, count: int, at_once: 
 
 def confirmed(broker: str, who: str, url: str, size: int, batch: int, **load: int) -> Result:
     """One sample: messages/s, and the percentiles of the times, in seconds."""
-    publish: Bare = getattr(import_module(f"bench.bare.{broker}"), who, _run_ours)
+    publish: Bare = getattr(import_module(f"bench.bare.{broker}"), who, _through_localdelay)
     sent = publish(url, bytes(size), batch=batch, **load)
     found = distribution(sent.times)
     return {
@@ -201,10 +202,6 @@ def confirmed(broker: str, who: str, url: str, size: int, batch: int, **load: in
         "p99": found.p99,
         "max": found.max,
     }
-
-
-def _run_ours(url: str, payload: bytes, **load: int) -> Sent:
-    return trio.run(partial(_through_localdelay, url, payload, **load))
 
 
 SAMPLES = {"confirmed": confirmed}

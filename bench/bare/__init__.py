@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from functools import partial
+from typing import Any, Protocol
 
 import attrs
 import trio
@@ -34,6 +35,16 @@ class Bare(Protocol):
         Each is confirmed. At most `at_once` publishes are under way at any time; with `batch`, each publish
         is one of so many messages, in the way in which this client and its protocol do it best.
         """
+
+
+def on_asyncio(publish: Callable[..., Coroutine[Any, Any, Sent]]) -> Bare:
+    """A coroutine function as a `Bare`."""
+    return lambda *to, **load: asyncio.run(publish(*to, **load))
+
+
+def on_trio(publish: Callable[..., Coroutine[Any, Any, Sent]]) -> Bare:
+    """The same on Trio."""
+    return lambda *to, **load: trio.run(partial(publish, *to, **load))
 
 
 def batch_of(size: int, times: list[float], ended: Callable[[], object]) -> Callable[[], None]:

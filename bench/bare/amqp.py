@@ -13,7 +13,7 @@ from pika import frame, spec
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
 
-from bench.bare import Sent, batch_of, in_tasks
+from bench.bare import Sent, batch_of, in_tasks, on_asyncio
 
 
 class _Confirms:
@@ -92,12 +92,9 @@ def bare(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) 
     return Sent(ended - begun, times)
 
 
-def awaited(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) -> Sent:
+@on_asyncio
+async def awaited(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) -> Sent:
     """An AsyncioConnection of pika's, with a future for each message."""
-    return asyncio.run(_awaited(url, payload, count, at_once, batch))
-
-
-async def _awaited(url: str, payload: bytes, count: int, at_once: int, batch: int) -> Sent:
     ready, closed = asyncio.Event(), asyncio.Event()
     confirms = _Confirms(AsyncioConnection, url, payload, ready.set, lambda *_: closed.set())
     await ready.wait()

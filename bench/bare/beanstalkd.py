@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import greenstalk
 
-from bench.bare import Sent, in_tasks
+from bench.bare import Sent, in_tasks, on_asyncio
 
 # More threads than this send no more than these do: they wait for each other and for one core of the server.
 MOST_THREADS = 8
@@ -52,12 +52,9 @@ def bare(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) 
     return Sent(seconds, times)
 
 
-def awaited(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) -> Sent:
+@on_asyncio
+async def awaited(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) -> Sent:
     """The same in asyncio's threads, a batch at a time: each has a connection of its own."""
-    return asyncio.run(_awaited(url, payload, count, at_once, batch))
-
-
-async def _awaited(url: str, payload: bytes, count: int, at_once: int, batch: int) -> Sent:
     parts = urlsplit(url)
     own = threading.local()
 

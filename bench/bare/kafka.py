@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from confluent_kafka import KafkaError, Producer
 
-from bench.bare import Sent, batch_of, in_tasks
+from bench.bare import Sent, batch_of, in_tasks, on_asyncio
 
 
 def bare(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) -> Sent:
@@ -42,12 +42,9 @@ def bare(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) 
     return Sent(time.perf_counter() - begun, times)
 
 
-def awaited(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) -> Sent:
+@on_asyncio
+async def awaited(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) -> Sent:
     """As in confluent-kafka's own example: a thread polls, and hands each report to asyncio."""
-    return asyncio.run(_awaited(url, payload, count, at_once, batch))
-
-
-async def _awaited(url: str, payload: bytes, count: int, at_once: int, batch: int) -> Sent:
     producer, topic = _connected(url, payload)
     loop = asyncio.get_running_loop()
     ended = threading.Event()

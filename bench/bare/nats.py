@@ -7,16 +7,13 @@ from urllib.parse import urlsplit
 
 import nats
 
-from bench.bare import Sent, in_tasks
+from bench.bare import Sent, in_tasks, on_asyncio
 
 _LONGEST = 60.0
 
 
-def bare(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) -> Sent:
-    return asyncio.run(_publish(url, payload, count, at_once, batch))
-
-
-async def _publish(url: str, payload: bytes, count: int, at_once: int, batch: int) -> Sent:
+@on_asyncio
+async def bare(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) -> Sent:
     where = urlsplit(url)
     subject = where.path[1:]
     async with await nats.connect(f"{where.scheme}://{where.netloc}") as client:

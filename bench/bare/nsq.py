@@ -9,7 +9,7 @@ import time
 from collections import deque
 from urllib.parse import urlsplit
 
-from bench.bare import Sent, in_tasks
+from bench.bare import Sent, in_tasks, on_asyncio
 
 
 def bare(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) -> Sent:
@@ -45,11 +45,6 @@ def _command(url: str, payload: bytes, batch: int) -> bytes:
     return b"MPUB %b\n%b%b" % (topic, struct.pack(">i", len(bodies)), bodies)
 
 
-def awaited(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) -> Sent:
-    """The same on asyncio, with a future for each command."""
-    return asyncio.run(_awaited(url, payload, count, at_once, batch))
-
-
 class _Protocol(asyncio.Protocol):
     def __init__(self) -> None:
         self.under_way: deque[asyncio.Future[None]] = deque()
@@ -64,7 +59,9 @@ class _Protocol(asyncio.Protocol):
         self._rest = rest
 
 
-async def _awaited(url: str, payload: bytes, count: int, at_once: int, batch: int) -> Sent:
+@on_asyncio
+async def awaited(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) -> Sent:
+    """The same on asyncio, with a future for each command."""
     where, command = urlsplit(url), _command(url, payload, batch)
     loop = asyncio.get_running_loop()
     transport, protocol = await loop.create_connection(_Protocol, where.hostname or "", where.port or 4150)

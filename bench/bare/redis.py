@@ -8,16 +8,12 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 import coredis
-import trio
 
-from bench.bare import Sent, in_nursery
-
-
-def bare(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) -> Sent:
-    return trio.run(_publish, url, payload, count, at_once, batch)
+from bench.bare import Sent, in_nursery, on_trio
 
 
-async def _publish(url: str, payload: bytes, count: int, at_once: int, batch: int) -> Sent:
+@on_trio
+async def bare(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) -> Sent:
     where = urlsplit(url)
     stream = where.path[1:].encode()
     async with (

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from bench.bare import Sent, batch_of, in_tasks
+from bench.bare import Sent, batch_of, in_tasks, on_asyncio
 from localdelay.brokers.rocketmq_client import client
 
 
@@ -38,14 +38,15 @@ def bare(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) 
     return Sent(seconds, times)
 
 
-def awaited(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) -> Sent:
+@on_asyncio
+async def awaited(url: str, payload: bytes, *, count: int, at_once: int, batch: int = 1) -> Sent:
     """The same on asyncio, which waits for the client's futures."""
     producer, message = _connected(url, payload)
 
     async def publish() -> None:
         await asyncio.wrap_future(producer.send_async(message()))
 
-    sent = asyncio.run(in_tasks(publish, count=count, at_once=at_once, batch=batch))
+    sent = await in_tasks(publish, count=count, at_once=at_once, batch=batch)
     producer.shutdown()
     return sent
 
