@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from localdelay import SqliteJournal
-from localdelay.cli.journal_report import Looked, message_rows, report
+from localdelay.cli.journal import Looked, message_rows, report
 from localdelay.cli.output import laid_out
 from localdelay.journal.contents import contents
 from localdelay.journal.record import Record
