@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from heapq import heappop, heappush
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
@@ -22,7 +24,6 @@ from localdelay.benchmark.load import Loop
 from localdelay.benchmark.meter import NO_TIME
 
 from .loops import World
-from .rivals import open_heap_of_threads
 from .times import Times
 
 OPEN = ("held", "low", "high", "mixed")
@@ -184,11 +185,66 @@ async def _aio(asked: Asked) -> AsyncIterator[Opened]:
         await queue.drain(grace=0.0)
 
 
+class _HeapOfThreads:
+    """A heap behind a condition, and threads that take from it, sleep and send: the usual recipe."""
+
+    def __init__(self, send: Callable[[float, bytes], object], clock: Callable[[], float]) -> None:
+        self._send = send
+        self._clock = clock
+        self._heap: list[tuple[float, bytes]] = []
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def put_nowait(self, payload: bytes, /, *, delay: float) -> None:
+        message = (self._clock() + delay, payload)
+        with self._changed:
+            heappush(self._heap, message)
+            if self._heap[0] is message:
+                self._changed.notify()
+
+    async def hold(self) -> None:
+        """Nobody takes a message from now on."""
+        self._changed.acquire()
+
+    async def release(self) -> None:
+        self._changed.release()
+
+    def work(self) -> None:
+        """Send what is due, until it is closed."""
+        while (message := self._take()) is not None:
+            self._send(*message)
+
+    def close(self) -> None:
+        """End the threads."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _take(self) -> tuple[float, bytes] | None:
+        with self._changed:
+            while not self._closed:
+                if not self._heap:
+                    self._changed.wait()
+                elif (remaining := self._heap[0][0] - self._clock()) > 0:
+                    self._changed.wait(remaining)
+                else:
+                    return heappop(self._heap)
+            return None
+
+
 @asynccontextmanager
 async def _heap_of_threads(asked: Asked) -> AsyncIterator[Opened]:
-    async with open_heap_of_threads(asked.times.begin, asked.loop.clock, workers=asked.workers) as heap:
+    heap = _HeapOfThreads(asked.times.begin, asked.loop.clock)
+    workers = [threading.Thread(target=heap.work, daemon=True) for _ in range(asked.workers)]
+    for thread in workers:
+        thread.start()
+    try:
         # It has no bound, and never waits.
         yield Opened(heap.put_nowait, None, heap.hold, heap.release, heap.put_nowait)
+    finally:
+        heap.close()
+        for thread in workers:
+            thread.join()
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import attrs
 import click
 
-from localdelay.benchmark.held import best, ladder, next_rate
+from localdelay.benchmark.result import best, ladder, next_rate
 
 from . import foreign, peers_table
 from .contenders import CONTENDERS, PROGRAM

@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 import attrs
 
 from localdelay import Message
-from localdelay.benchmark.held import is_held
 from localdelay.benchmark.load import NUMBER_BYTES, Delays, Pace
 from localdelay.benchmark.meter import Meter
-from localdelay.benchmark.result import Distribution
+from localdelay.benchmark.result import Distribution, is_held
 
 from .samples import Result
 

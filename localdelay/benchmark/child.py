@@ -24,12 +24,11 @@ import trio
 
 from localdelay.benchmark.comparison import CARRIED_P99, Busy, Cost, Found, Job, Plan, Waiting
 from localdelay.benchmark.contenders import Opened, Opening, open_plan
-from localdelay.benchmark.held import best, ladder, next_rate
 from localdelay.benchmark.load import Delays, TrioLoop, number_in, offer, putter
 from localdelay.benchmark.meter import Meter
 from localdelay.benchmark.process import machine_bytes, resident_bytes
 from localdelay.benchmark.redis import Seen, look, open_link, remove
-from localdelay.benchmark.result import Settings
+from localdelay.benchmark.result import Settings, best, ladder, next_rate
 from localdelay.benchmark.round import Round, held, metered
 from localdelay.errors import LocalDelayError
 from localdelay.lateness import Latencies

@@ -1,20 +1,22 @@
-"""What a run is asked for, and what it comes to. Pure."""
+"""What a run is asked for, what it comes to, and which rates are held. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import attrs
 
 from localdelay import arguments
-from localdelay.benchmark.held import HELD_P99
 from localdelay.benchmark.load import NUMBER_BYTES, Delays, Pace
 from localdelay.benchmark.meter import INTERVAL, SHORTEST
 from localdelay.benchmark.process import Machine
 from localdelay.errors import LocalDelayError
 from localdelay.lateness import Latencies, LatencySummary
 
+HELD_P99 = 0.010
+"""Seconds. A rate is held if the latency stays under this at p99, and everything was put and sent, and
+nothing early. The latency counts from the schedule of the load, and so holds what the puts were late."""
 BACKLOG_SECONDS = 10.0
 """The queue has room for what is put in this time beyond what waits for its delay; then puts are refused."""
 BYTES_BESIDES = 200
@@ -201,7 +203,7 @@ class Result:
     """Growth of resident memory by then for each of them, payload included; None where it can't be
     told, because few wait or the warm-up had nearly as many."""
     held: bool | None
-    """Whether the rate was held (see `localdelay.benchmark.held`); None where the run was stopped."""
+    """Whether the rate was held (see `localdelay.benchmark.result`); None where the run was stopped."""
     held_up_to: float | None
     """For a ramp: messages/s put by the end of the last second before the first that was not held."""
     intervals: Sequence[Latencies] = attrs.field(repr=False)
@@ -218,6 +220,42 @@ class Result:
         shown = attrs.asdict(self, filter=lambda attribute, _: attribute.name != "intervals")
         shown["settings"] |= self.settings.delays.as_json()
         return shown
+
+
+def is_held(p99: float | None, *, offered: int, sent: int, early: int, most: float = HELD_P99) -> bool:
+    """Whether a load was held; `p99` is None where nothing was sent. `most` is another bound than 10 ms."""
+    return p99 is not None and p99 < most and sent == offered and not early
+
+
+def ladder(lowest: float, highest: float) -> list[float]:
+    """The rates 1, 2, 3, 5 and 7 times a power of ten between the two, ends included."""
+    rungs = [float(step * 10**power) for power in range(10) for step in (1, 2, 3, 5, 7)]
+    return [rung for rung in rungs if lowest <= rung <= highest]
+
+
+def next_rate(rungs: Sequence[float], tried: Mapping[float, bool], stride: int = 1) -> float | None:
+    """The next rate to try, where these were tried and held or not; None: the highest one is known.
+
+    Where one is held, so are all below it: that is assumed. From what was tried first it goes up, or down,
+    in steps of once, twice, four times ... `stride` rungs, until one is known that is held and one that is
+    not, and then halves what is between.
+    """
+    held = best(tried) or 0.0
+    failed = min((rate for rate, ok in tried.items() if not ok), default=float("inf"))
+    between = [rung for rung in rungs if held < rung < failed]
+    if not between:
+        return None
+    step = min(stride << len(tried) - 1, len(between))
+    if failed == float("inf"):
+        return between[step - 1]
+    if not held:
+        return between[-step]
+    return between[(len(between) - 1) // 2]
+
+
+def best(tried: Mapping[float, bool]) -> float | None:
+    """The highest rate that was held; None: none was."""
+    return max((rate for rate, ok in tried.items() if ok), default=None)
 
 
 def held_up_to(settings: Settings, intervals: Sequence[Latencies]) -> float | None:

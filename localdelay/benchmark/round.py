@@ -6,10 +6,9 @@ import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from localdelay.benchmark.held import HELD_P99, is_held
 from localdelay.benchmark.load import Loop, PutNowait, offer, precise_loop, putter
 from localdelay.benchmark.meter import Meter, Recorder
-from localdelay.benchmark.result import Settings
+from localdelay.benchmark.result import HELD_P99, Settings, is_held
 
 _LOOK = 0.01
 _LOOKS = 50

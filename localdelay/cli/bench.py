@@ -12,9 +12,8 @@ import attrs
 import click
 
 from localdelay.benchmark import hlog, plot
-from localdelay.benchmark.held import HELD_P99
 from localdelay.benchmark.meter import INTERVAL, Meter
-from localdelay.benchmark.result import Distribution, Result, Settings
+from localdelay.benchmark.result import HELD_P99, Distribution, Result, Settings
 from localdelay.benchmark.round import Round
 from localdelay.benchmark.run import check, run
 from localdelay.brokers import without_secrets

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localdelay import Message, PartialSendError
-from localdelay.benchmark.held import HELD_P99, best, is_held, ladder, next_rate
 from localdelay.benchmark.load import CHUNK, Delays, Pace, TrioLoop, filling, number_in, offer
 from localdelay.benchmark.meter import GROUP, Meter
+from localdelay.benchmark.result import HELD_P99, best, is_held, ladder, next_rate
 from localdelay.lateness import Latencies
 
 PACES = [
