@@ -19,7 +19,7 @@ from localdelay.brokers.amqp_errors import classified
 from localdelay.brokers.amqp_session import Session
 from localdelay.brokers.driver import Driver
 from localdelay.brokers.outbox import Outbox
-from localdelay.brokers.wire import headers_of, rfc3339, wall_clock
+from localdelay.brokers.wire import ID, headers_of, rfc3339, wall_clock
 from localdelay.errors import PermanentSendError
 from localdelay.message import Message
 
@@ -109,18 +109,19 @@ class _Driver(Driver):
             if len(delay_queue(target.queue, milliseconds, target.delay_type).encode()) > SHORT:
                 raise PermanentSendError(f"the name of the delay queue would take more than {SHORT} bytes")
         due = None if delay is None else rfc3339(wall_clock(now + delay, now))
-        size = len(message.payload)
+        payload, headers = message.payload, headers_of(message, now, due)
+        size, message_id = len(payload), headers[ID]  # a message makes its id anew whenever it is asked
         if size > target.largest:
             raise PermanentSendError(
                 f"{size} bytes; this broker takes {target.largest} at most (max_message_size)"
             )
         channel = AT_ONCE if delay is None else DELAYED
-        header = header_frame(channel, size, headers_of(message, now, due), message.id.encode())
+        header = header_frame(channel, size, headers, message_id.encode())
         if len(header) > target.frame_max:
             raise PermanentSendError(
                 f"id and headers take {len(header)} bytes; this broker takes {target.frame_max} at most"
             )
-        return Publish(message.id, header, message.payload, milliseconds)
+        return Publish(message_id, header, payload, milliseconds)
 
     @asynccontextmanager
     async def connect(self, outbox: Outbox) -> AsyncIterator[Session]:
