@@ -182,22 +182,3 @@ async def test_what_has_expired_takes_no_place_of_what_catches_up(
     s = conserved(queue)
     assert s.sent >= 48
     assert max(sender.times) <= 21
-
-
-@pytest.mark.parametrize(
-    ("value", "error"), [(0, ValueError), (-1.0, ValueError), (float("inf"), ValueError), ("1", TypeError)]
-)
-async def test_a_wrong_catch_up_rate_is_named(value: Any, error: type[Exception]) -> None:
-    """At the opening."""
-    with pytest.raises(error, match="catch_up_rate"):
-        async with open_delay_queue(RecordingSender(), capacity=1, workers=1, catch_up_rate=value):
-            pass
-
-
-@pytest.mark.parametrize("name", ["limit", "probe"])
-async def test_a_wrong_limit_or_probe_is_named(name: str) -> None:
-    """At the opening."""
-    options: dict[str, Any] = {name: 5}
-    with pytest.raises(TypeError, match=name):
-        async with open_delay_queue(RecordingSender(), capacity=1, workers=1, **options):
-            pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from typing import Any
 
@@ -18,25 +19,21 @@ async def open_wrongly(**arguments: Any) -> None:
         pytest.fail("the queue opened")
 
 
-WRONG_COUNTS = [
-    (name, value, error)
-    for name in ("capacity", "workers", "capacity_bytes")
-    for value, error in ((0, ValueError), (1.5, TypeError), (True, TypeError))
+COUNTS = ["capacity", "workers", "capacity_bytes"]
+RATES: dict[str, list[Any]] = {"send_timeout": [0], "catch_up_rate": [0, -1.0, math.inf]}
+WRONG: list[tuple[str, Any, type[Exception]]] = [
+    *((name, 0, ValueError) for name in COUNTS),
+    *((name, value, TypeError) for name in COUNTS for value in (1.5, True)),
+    *((name, value, ValueError) for name, values in RATES.items() for value in values),
+    *((name, 5, TypeError) for name in ("limit", "probe", "retry", "on_dead_letter", "send")),
+    ("catch_up_rate", "1", TypeError),
+    ("send", None, TypeError),
+    ("batch", BatchPolicy(max_wait=5.0), TypeError),
+    ("timer", "sundial", ValueError),
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "error"),
-    [
-        *WRONG_COUNTS,
-        ("send", None, TypeError),
-        ("batch", BatchPolicy(max_wait=5.0), TypeError),
-        ("timer", "sundial", ValueError),
-        ("retry", 3, TypeError),
-        ("send_timeout", 0, ValueError),
-        ("on_dead_letter", "log", TypeError),
-    ],
-)
+@pytest.mark.parametrize(("name", "value", "error"), WRONG)
 async def test_opening_names_the_argument_that_is_wrong(
     name: str, value: Any, error: type[Exception]
 ) -> None:
