@@ -12,14 +12,7 @@ import trio
 
 from localdelay import RetryPolicy, open_delay_queue
 from localdelay.brokers import ConnectionLost
-from tests.kit.amqp_world import (
-    arrived,
-    message,
-    messages,
-    opened,
-    outcomes,
-    send_until_confirmed,
-)
+from tests.kit.amqp_world import arrived, message, messages, opened, outcomes, send_until_confirmed
 from tests.kit.servers.amqp import RabbitServer
 from tests.kit.servers.network import network_to
 

@@ -116,10 +116,7 @@ async def test_an_account_without_room(server: NatsServer, url: str) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "payload", "said"),
-    [
-        ({"max_msg_size": 200}, bytes(1000), r"10054"),
-        ({"sealed": True}, b"x", r"10109"),
-    ],
+    [({"max_msg_size": 200}, bytes(1000), r"10054"), ({"sealed": True}, b"x", r"10109")],
     ids=["max_msg_size", "sealed"],
 )
 async def test_what_the_stream_never_takes(
@@ -238,10 +235,7 @@ QUOTED = "p%40ss%2Fw%3Ard%2520%23%3F%C3%BC"
 
 @pytest.mark.parametrize(
     ("users", "right", "wrong"),
-    [
-        (f'{{user: u, password: "{AWKWARD}"}}', f"u:{QUOTED}@", "u:hunter2@"),
-        ("", f"{QUOTED}@", "hunter2@"),
-    ],
+    [(f'{{user: u, password: "{AWKWARD}"}}', f"u:{QUOTED}@", "u:hunter2@"), ("", f"{QUOTED}@", "hunter2@")],
     ids=["password", "token"],
 )
 async def test_who_may_come_in(

@@ -14,12 +14,7 @@ import pytest
 import redis.exceptions
 import trio
 
-from localdelay import (
-    Message,
-    PartialSendError,
-    PermanentSendError,
-    Throttled,
-)
+from localdelay import Message, PartialSendError, PermanentSendError, Throttled
 from localdelay.brokers import Broker, ConnectionLost, open_broker
 from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID
 from tests.kit.servers.network import network_to

@@ -10,15 +10,7 @@ from urllib.parse import urlsplit
 
 import trio
 
-from localdelay import (
-    BreakerState,
-    Fallback,
-    Message,
-    RetryPolicy,
-    Route,
-    Throttled,
-    open_delay_queue,
-)
+from localdelay import BreakerState, Fallback, Message, RetryPolicy, Route, Throttled, open_delay_queue
 from localdelay.brokers import Broker, open_broker
 from localdelay.listening import Event, LimitBegan, LimitEnded
 from tests.kit.servers.process import Received, Server

@@ -9,12 +9,7 @@ from itertools import pairwise
 import pytest
 import trio
 
-from localdelay import (
-    Message,
-    QueueFull,
-    RetryPolicy,
-    Throttled,
-)
+from localdelay import Message, QueueFull, RetryPolicy, Throttled
 from localdelay.redis_plan.keys import Names
 from tests.kit.redis_plan_worker import real_time
 from tests.kit.redis_queues import Sent, confirmed, conserve, opened, until

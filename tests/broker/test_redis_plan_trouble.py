@@ -9,14 +9,7 @@ from typing import Any
 import pytest
 import trio
 
-from localdelay import (
-    BatchPolicy,
-    Fallback,
-    Message,
-    Route,
-    Throttled,
-    open_delay_queue,
-)
+from localdelay import BatchPolicy, Fallback, Message, Route, Throttled, open_delay_queue
 from localdelay.redis_plan import RedisUnreachable, open_redis_delay_queue
 from localdelay.redis_plan.keys import Names, shard_of
 from localdelay.redis_plan.link import Link

@@ -103,9 +103,7 @@ async def test_a_run_through_a_real_broker(options: list[str]) -> None:
             await trio_asyncio.aio_as_trio(jetstream.add_stream)(name="T", subjects=["due"], storage="memory")
             url = server.url.replace("//", "//user:hunter2@") + "/due"
             process = await trio.run_process(
-                [COMMAND, *SMALL, "--to", url, "--json", *options],
-                capture_stdout=True,
-                capture_stderr=True,
+                [COMMAND, *SMALL, "--to", url, "--json", *options], capture_stdout=True, capture_stderr=True
             )
             info = await trio_asyncio.aio_as_trio(jetstream.stream_info)("T")
     shown = json.loads(process.stdout)

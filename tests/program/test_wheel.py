@@ -19,15 +19,7 @@ from packaging.utils import canonicalize_name
 pytestmark = pytest.mark.xdist_group("wheel")  # which is built once
 HERE = Path(__file__).parents[2]
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-EXTRAS = [
-    "confluent_kafka",
-    "pika",
-    "coredis",
-    "greenstalk",
-    "nats",
-    "prometheus_client",
-    "matplotlib",
-]
+EXTRAS = ["confluent_kafka", "pika", "coredis", "greenstalk", "nats", "prometheus_client", "matplotlib"]
 USE = """
 import sys
 sys.modules.update(dict.fromkeys(sys.argv[1:]))  # as if they were not there

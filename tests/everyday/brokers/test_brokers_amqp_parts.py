@@ -17,12 +17,7 @@ from localdelay import Message, PermanentSendError, Throttled
 from localdelay.brokers.address import Address
 from localdelay.brokers.amqp import LONGEST_CONFIRM_TIMEOUT, driver_at, header_frame
 from localdelay.brokers.amqp_channel import DECLARED_FOR, Publish
-from localdelay.brokers.amqp_delays import (
-    LEASE_MARGIN,
-    delay_arguments,
-    delay_queue,
-    quantised,
-)
+from localdelay.brokers.amqp_delays import LEASE_MARGIN, delay_arguments, delay_queue, quantised
 from localdelay.brokers.amqp_errors import classified, lost, reason
 from localdelay.brokers.wire import ID
 
@@ -176,12 +171,7 @@ async def test_properties_are_written_as_by_pika(id: str, headers: dict[str, str
 
 @pytest.mark.parametrize(
     ("id", "headers"),
-    [
-        ("a", {"x" * 256: ""}),
-        ("a", {"CC": "other"}),
-        ("a", {"name": "x" * 131_072}),
-        ("x" * 131_072, {}),
-    ],
+    [("a", {"x" * 256: ""}), ("a", {"CC": "other"}), ("a", {"name": "x" * 131_072}), ("x" * 131_072, {})],
 )
 async def test_what_amqp_can_not_carry_is_permanent(id: str, headers: dict[str, str]) -> None:
     """It is refused before anything is written, and without being shown."""

@@ -18,14 +18,7 @@ import pytest
 import trio
 import trio.testing
 
-from localdelay import (
-    BatchPolicy,
-    Message,
-    PartialSendError,
-    PermanentSendError,
-    Throttled,
-    open_delay_queue,
-)
+from localdelay import BatchPolicy, Message, PartialSendError, PermanentSendError, Throttled, open_delay_queue
 from localdelay.brokers import open_broker
 from localdelay.brokers.stdout import classified, cut, open_stdout
 from tests.kit.programs import ran

@@ -41,10 +41,7 @@ def grpc_error(code: grpc.StatusCode) -> AioRpcError:
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (
-            ("InternalErrorException", "timer message is under flow control", 50001),
-            Throttled,
-        ),
+        (("InternalErrorException", "timer message is under flow control", 50001), Throttled),
         (("TooManyRequestsException", "[OVERLOAD]system busy", 42900), Throttled),
         (("InternalErrorException", "[TIMEOUT_CLEAN_QUEUE]broker busy", 50001), Throttled),
         (("InternalErrorException", "accurate timer message is not enabled", 50001), PermanentSendError),

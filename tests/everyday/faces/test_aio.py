@@ -11,14 +11,7 @@ from typing import Any
 
 import pytest
 
-from localdelay import (
-    Message,
-    PermanentSendError,
-    QueueClosed,
-    QueueFull,
-    RetryPolicy,
-    aio,
-)
+from localdelay import Message, PermanentSendError, QueueClosed, QueueFull, RetryPolicy, aio
 from localdelay.testing import RecordingSender
 from tests.kit.conserving import conserved
 from tests.kit.programs import python
@@ -101,12 +94,7 @@ async def test_what_is_no_coroutine_function_is_given_up_at_once() -> None:
     async def on_dead_letter(message: Message, error: Exception) -> None:
         dead.append(error)
 
-    async with aio.open_delay_queue(
-        send,
-        capacity=5,
-        workers=1,
-        on_dead_letter=on_dead_letter,
-    ) as queue:
+    async with aio.open_delay_queue(send, capacity=5, workers=1, on_dead_letter=on_dead_letter) as queue:
         queue.put_nowait(b"", delay=0.0)
     assert len(calls) == 1
     assert [type(error).__mro__[1] for error in dead] == [PermanentSendError]

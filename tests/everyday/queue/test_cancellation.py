@@ -13,12 +13,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from localdelay import (
-    DelayQueue,
-    Message,
-    Statistics,
-    open_delay_queue,
-)
+from localdelay import DelayQueue, Message, Statistics, open_delay_queue
 
 Conserved: TypeAlias = Callable[[DelayQueue], Statistics]
 

@@ -98,11 +98,7 @@ async def test_while_one_key_is_down_the_others_are_on_time(
         assert (s.pending, s.sent, s.waiting, s.retrying) == (17, 8, 12, 5)
         assert [message.payload for message in queue.messages()][:4] == [b"a5", b"a2", b"a3", b"a4"]
         assert list(s.keys) == ["a", "b"]
-        assert (s.keys["a"].due, s.keys["a"].is_shut, s.keys["a"].retry_in) == (
-            4,
-            True,
-            pytest.approx(3.002),
-        )
+        assert (s.keys["a"].due, s.keys["a"].is_shut, s.keys["a"].retry_in) == (4, True, pytest.approx(3.002))
         assert (s.keys["b"].due, s.keys["b"].is_shut, s.keys["b"].retry_in) == (0, False, 0.0)
     assert brokers.of("b") == [(second + 0.5, f"b{second}") for second in range(1, 20)]
     assert brokers.of("a") == [

@@ -261,7 +261,7 @@ async def test_a_fallback_has_the_keys_of_its_queue(autojump_clock: Any, conserv
         assert primary.calls[3:] == []  # `a2` waits for the next token, and comes first
         await trio.sleep(5)
     assert [(when, message.payload) for when, message in sender.sent] == [
-        *[(0.0, b"b0"), (1.0, b"a1"), (2.0, b"a2"), (60.5, b"a3")],
+        *[(0.0, b"b0"), (1.0, b"a1"), (2.0, b"a2"), (60.5, b"a3")]
     ]
     conserved(queue)
 

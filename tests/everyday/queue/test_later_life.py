@@ -8,14 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from localdelay import (
-    BatchPolicy,
-    Expired,
-    Message,
-    RetryPolicy,
-    SqliteJournal,
-    open_delay_queue,
-)
+from localdelay import BatchPolicy, Expired, Message, RetryPolicy, SqliteJournal, open_delay_queue
 from localdelay.testing import FailingSender, RecordingSender
 from tests.kit.journals import Disk, nothing, until
 

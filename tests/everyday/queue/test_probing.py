@@ -10,14 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from localdelay import (
-    BatchPolicy,
-    Message,
-    PermanentSendError,
-    RetryPolicy,
-    Throttled,
-    open_delay_queue,
-)
+from localdelay import BatchPolicy, Message, PermanentSendError, RetryPolicy, Throttled, open_delay_queue
 from localdelay.listening import Event, SendingOpened, SendingShut
 from tests.kit.probing import EXACT, STEADY
 

@@ -185,10 +185,7 @@ async def test_the_first_signal_after_the_service_leaves_the_grace(
         await trio.sleep(11.0)
         kill(signal.SIGTERM)
 
-    async with (
-        trio.open_nursery() as nursery,
-        open_delay_queue(nothing, capacity=10, workers=1) as queue,
-    ):
+    async with trio.open_nursery() as nursery, open_delay_queue(nothing, capacity=10, workers=1) as queue:
         nursery.start_soon(signal_twice)
         report = await run_until_signal(queue, service, grace=25.0)
     assert report.sent == 1

@@ -161,10 +161,7 @@ async def test_what_was_not_in_the_order_moves_when_it_comes(
     monkeypatch.setattr(localdelay.queue.wall, "wall_clock", lambda: gap + trio.current_time() + ahead)
     monkeypatch.setattr(localdelay.queue.wall, "is_trios_own", lambda clock: True)
     sender = RecordingSender()
-    async with (
-        trio.open_nursery() as nursery,
-        open_delay_queue(sender, capacity=2, workers=1) as queue,
-    ):
+    async with trio.open_nursery() as nursery, open_delay_queue(sender, capacity=2, workers=1) as queue:
         at = datetime.now(UTC) + timedelta(seconds=1000)
         first = await queue.put(b"", delay=3000.0)
         lent = await queue.put(b"lent", at=at)

@@ -127,8 +127,7 @@ class RabbitServer(OneProcess):
         with self.connection() as connection:
             channel = connection.channel()
             channel.basic_consume(
-                queue,
-                lambda _channel, _method, properties, body: got.append(_received(properties, body)),
+                queue, lambda _channel, _method, properties, body: got.append(_received(properties, body))
             )
             while len(got) < count and time.monotonic() < until:
                 connection.process_data_events(0.02)

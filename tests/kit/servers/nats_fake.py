@@ -12,13 +12,7 @@ import trio
 
 from tests.kit.servers.network import listening
 
-INFO = {
-    "server_id": "FAKE",
-    "version": "2.15.0",
-    "proto": 1,
-    "headers": True,
-    "max_payload": 1_048_576,
-}
+INFO = {"server_id": "FAKE", "version": "2.15.0", "proto": 1, "headers": True, "max_payload": 1_048_576}
 
 
 @attrs.define
