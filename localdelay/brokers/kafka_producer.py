@@ -175,7 +175,11 @@ class Connection(trio.abc.Instrument):
             self._outbox.call_soon(self._opened.set)
             while not self._closing.is_set():
                 self._watch.acquire()
-                self._wait_for_reports()
+                try:
+                    while not self._closing.is_set():
+                        self._producer.poll(_POLL)
+                except _Enough:
+                    self._outbox.call_soon(self._found)
         except Exception as error:  # noqa: BLE001 (the publisher says it: what librdkafka can't get over, mostly)
             self._reason = self._reason or error
         self._outbox.call_soon(self._gone.set)
@@ -183,20 +187,6 @@ class Connection(trio.abc.Instrument):
         if self._producer is not None:
             self._end()
         self._outbox.call_soon(self._ended.set)
-
-    def _wait_for_reports(self) -> None:
-        """Settle reports that come alone; leave to the loop those that more come after."""
-        while not self._closing.is_set():
-            try:
-                self._producer.poll(_POLL)
-            except _Enough:
-                if len(self._producer):
-                    self._outbox.call_soon(self._found)
-                    return
-                # To hand the watch over and back takes longer than all else of a message that goes alone.
-                confirmed, self._confirmed = self._confirmed, []
-                for parcel in confirmed:
-                    self._outbox.settle_soon(parcel)
 
     def _end(self) -> None:
         # Nobody else must hold the producer, or its threads and connections would stay: no local of a frame
