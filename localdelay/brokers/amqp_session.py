@@ -1,7 +1,7 @@
 """A connection of pika's on Trio's loop, with two channels: what is delayed has one of its own.
 
-A `Session` is the loop that pika asks for, by its interface for that, `nbio_interface`. A thread would cost
-two hops a message.
+A `Session` is what pika takes as `custom_ioloop`, by the interface of its adapters (`nbio_interface`), which
+may change with pika 2. A thread would cost two hops a message.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ _Done: TypeAlias = Callable[[Any], object]
 """What hears of a result, or of the exception in its place."""
 
 _CLOSE_GRACE = 1.0
+_AT_ONCE = 4096  # bytes, as pika's own loop reads: it copies all that is left of them at each frame
 
 
 class _Stream(Line, nbio_interface.AbstractStreamTransport):  # type: ignore[misc]  # pika has no types
@@ -44,7 +45,8 @@ class _Stream(Line, nbio_interface.AbstractStreamTransport):  # type: ignore[mis
         self._frames: list[bytes] = []
 
     def received(self, data: bytes) -> bytes:
-        self._session.call(self.protocol.data_received, data)
+        for begin in range(0, len(data), _AT_ONCE):
+            self._session.call(self.protocol.data_received, data[begin : begin + _AT_ONCE])
         return b""
 
     def flush(self) -> None:
@@ -89,9 +91,9 @@ class Session(nbio_interface.AbstractIOServices):  # type: ignore[misc]  # pika 
     async def connected(self, parameters: pika.ConnectionParameters) -> AsyncIterator[None]:
         """Connect, and have pika do its work meanwhile. Raises `ConnectionError`."""
         async with bare_nursery() as nursery:
-            await nursery.start(self.run)
+            # Not `start`: what is cancelled already would leave it waiting for a task that nothing cuts off.
+            nursery.start_soon(self.run, parameters)
             try:
-                self.call(self._connect, parameters)
                 await self._ready.wait()
                 if self._ended.is_set():
                     raise ConnectionError(reason(self._reason))
@@ -102,7 +104,8 @@ class Session(nbio_interface.AbstractIOServices):  # type: ignore[misc]  # pika 
 
     def write(self, parcels: Sequence[Parcel]) -> None:
         """Publish; what the broker has to say comes in meanwhile."""
-        if self._ended.is_set() or not self.connection.is_open:
+        # The stream's end comes first: pika hears of it some turns of the loop later.
+        if self._stream is None or self._stream.ended or self._ended.is_set() or not self.connection.is_open:
             raise ConnectionError("it has ended")
         for channel, is_delayed in ((self._at_once, False), (self._delayed, True)):
             of_it = [parcel for parcel in parcels if parcel.only_now is is_delayed]
@@ -146,7 +149,7 @@ class Session(nbio_interface.AbstractIOServices):  # type: ignore[misc]  # pika 
 
     async def _close(self) -> None:
         """End the connection, if need be without the broker's consent."""
-        if self._ready.is_set() and self.connection.is_open:
+        if self._ready.is_set() and not self._ended.is_set() and self.connection.is_open:
             self.call(self.connection.close)
             with trio.move_on_after(_CLOSE_GRACE):
                 await self._ended.wait()
@@ -176,11 +179,11 @@ class Session(nbio_interface.AbstractIOServices):  # type: ignore[misc]  # pika 
 
     # What pika asks of its loop.
 
-    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+    async def run(self, parameters: pika.ConnectionParameters) -> None:
         """Do what pika waits for, in tasks which nothing cuts off but `stop`."""
         with self._scope:
             async with trio.open_nursery() as self._nursery:
-                task_status.started()
+                self.call(self._connect, parameters)
                 await trio.sleep_forever()
 
     def stop(self) -> None:
@@ -194,7 +197,7 @@ class Session(nbio_interface.AbstractIOServices):  # type: ignore[misc]  # pika 
         return self
 
     def add_callback_threadsafe(self, callback: Callable[[], object]) -> None:
-        """Call something soon."""
+        """Call something soon; all of pika runs in this thread."""
         self.call_later(0, callback)
 
     def call_later(self, delay: float, callback: Callable[[], object]) -> trio.CancelScope:
@@ -202,17 +205,10 @@ class Session(nbio_interface.AbstractIOServices):  # type: ignore[misc]  # pika 
         return self._begin(partial(trio.sleep, delay), lambda _: callback())
 
     def getaddrinfo(
-        self,
-        host: str,
-        port: int,
-        on_done: _Done,
-        family: int = 0,
-        socktype: int = 0,
-        *flags: int,
-        **named: int,
+        self, host: str, port: int, on_done: _Done, family: int = 0, socktype: int = 0, **named: int
     ) -> trio.CancelScope:
         """Ask for the addresses of a host."""
-        ask = partial(trio.socket.getaddrinfo, host, port, family, socktype, *flags, **named)
+        ask = partial(trio.socket.getaddrinfo, host, port, family, socktype, **named)
         return self._begin(ask, on_done)
 
     def connect_socket(self, sock: socket.socket, resolved_addr: Any, on_done: _Done) -> trio.CancelScope:
@@ -270,4 +266,6 @@ class Session(nbio_interface.AbstractIOServices):  # type: ignore[misc]  # pika 
         why: Exception | None = None
         with closing(stream), stream.scope:
             why = await stream.lost()
+        if isinstance(why, ConnectionError) and why.errno is None:
+            why = None  # the broker has closed it, which pika says in words of its own
         self.call(stream.protocol.connection_lost, why)

@@ -52,6 +52,11 @@ class Line:
         """Bytes that wait until there is room."""
         return len(self._unwritten)
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is written to it any more."""
+        return self._ended
+
     def send(self, data: bytes) -> None:
         """Write bytes, now or when there is room. Raises `ConnectionError` where the connection was lost."""
         if self._ended:

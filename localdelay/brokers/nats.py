@@ -126,7 +126,7 @@ class _Driver(Driver):
             now = trio.current_time()
             try:
                 # One that does not answer must leave some time for the others.
-                with trio.fail_after((trio.current_effective_deadline() - now) / left):
+                with trio.fail_after(max(0.0, trio.current_effective_deadline() - now) / left):
                     connected = await connect_socket(host, port)
                     connection = Connection(connected, outbox, self._inbox, again=self._connected_before)
                     try:

@@ -137,10 +137,12 @@ class Link:
                 self.clock.observe(int(seconds) * 1_000_000 + int(micro), self._stood_since)
                 self.connections += 1
                 self._line, self._why, self.largest = line, None, line.largest
-                self._scope.shield = self.whole is None
                 self.on_connected()
                 if self.connections == 1:
                     task_status.started()
+                    # Who opens it may be cancelled by now, and still waits: this must not go on, shielded.
+                    await trio.lowlevel.checkpoint_if_cancelled()
+                self._scope.shield = self.whole is None
                 await line.ended.wait()
                 nursery.cancel_scope.cancel()
 

@@ -7,6 +7,7 @@ import sys
 
 import hypothesis.strategies as st
 import pytest
+import trio
 from hypothesis import given
 
 from localdelay import brokers
@@ -193,3 +194,14 @@ def test_the_package_offers_what_is_needed() -> None:
     """`import localdelay` alone gives `localdelay.brokers.open_broker`, and imports no client."""
     assert brokers.open_broker is open_broker
     assert not set(brokers.__all__) - set(dir(brokers))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+async def test_an_opening_that_is_cancelled_already_ends(scheme: str) -> None:
+    """Whatever it has begun by then is cut off, and nobody waits for it."""
+    service = "service/" if scheme.endswith("sentinel") else ""
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        async with open_broker(f"{scheme}://127.0.0.1:1/{service}orders"):
+            pass
+    assert scope.cancelled_caught
