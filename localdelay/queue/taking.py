@@ -194,11 +194,13 @@ class Taking:
             return self.suspect(now)
         if not self._one_by_one:
             del entries[joining(entries, self.batch, count=0, size=0)[0] :]
-        if not valve.lets_go(entries, now) or not entries:
-            return []
-        order.take(entries)
-        if probe.is_shut:
-            probe.out = entries[0][1]
+        if not valve.lets_go(entries, now):
+            entries = []
+        if entries:
+            order.take(entries)
+            if probe.is_shut:
+                probe.out = entries[0][1]
+        valve.look(now)
         return entries
 
     def _may_go_at(self, due: float, valve: Valve) -> float:
@@ -238,6 +240,7 @@ class Taking:
                 schedule.take_aside(entry)
                 if valve.probe.is_shut:
                     valve.probe.out = entry[1]  # or its failure would let the next one go at once
+                valve.look(now)
                 return [entry]
         return []
 

@@ -121,11 +121,8 @@ class Valve:
         if limit is None or not limit.limits:
             return True
         price = self.price(entries)
-        if not self._owed:
-            goes = not price or limit.try_acquire(price)
-            self._look_at_limit(limit, now)
-            if goes:
-                return True
+        if not self._owed and (not price or limit.try_acquire(price)):
+            return True
         limit.owe(price - self._owed)
         self._owed = price
         wait = limit.paid_in if price else 0.0
@@ -134,6 +131,15 @@ class Valve:
             return False
         self._owed, self.waits_until = 0.0, -math.inf
         return True
+
+    def look(self, now: float) -> None:
+        """Say what of the limit has begun or ended by asking it.
+
+        Not where it is asked, between a look at the order and the taking: a listener that hears of it may
+        cancel what is about to be taken, and would be told that it never goes.
+        """
+        if self.limit is not None:
+            self._look_at_limit(self.limit, now)
 
     def _is_tried(self, limit: Limit, wait: float, now: float) -> bool:
         """Whether one send a second is tried, since the limit has found that next to nothing is taken."""

@@ -11,6 +11,7 @@ import trio
 from localdelay import (
     AdaptiveLimit,
     BatchPolicy,
+    Fallback,
     Message,
     PartialSendError,
     ProbePolicy,
@@ -182,3 +183,34 @@ async def test_what_has_expired_takes_no_place_of_what_catches_up(
     s = conserved(queue)
     assert s.sent >= 48
     assert max(sender.times) <= 21
+
+
+@pytest.mark.parametrize("batched", [False, True])
+async def test_who_hears_of_a_limit_may_cancel(autojump_clock: Any, conserved: Any, *, batched: bool) -> None:
+    """A due send is the first of the queue to see it: what is cancelled then is not sent."""
+    sent: list[str] = []
+    cancelled: list[str] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message.id)
+
+    async def send_batch(messages: Sequence[Message]) -> None:
+        sent.extend(message.id for message in messages)
+
+    async def refuse(message: Message, delay: float) -> None:
+        raise Throttled
+
+    class Hears:
+        def on_event(self, event: Event) -> None:
+            if isinstance(event, LimitBegan):
+                cancelled.extend(id for id in ids if queue.cancel(id))
+
+    sends: Any = {"send_batch": send_batch} if batched else {"send": send}
+    async with open_delay_queue(**sends, capacity=99, workers=1, listener=Hears()) as queue:
+        ids = [queue.put_nowait(b"", delay=1.0).id for _ in range(9)]
+        await trio.sleep(0.999)
+        ids.append((await Fallback(refuse, queue).publish(b"", delay=50.0)).message.id)
+        assert not cancelled
+        await trio.sleep(60)
+        assert conserved(queue).cancelled == len(cancelled) > 0
+    assert sorted(sent + cancelled) == sorted(ids)
