@@ -77,6 +77,7 @@ class Leaving:
         self._name = name
         self._seconds = seconds
         self._lock = threading.Lock()
+        self._under_way: set[_Ended] = set()
         self._left: set[_Ended] = set()
 
     def call(self, function: Callable[..., object], *args: object) -> object:
@@ -94,6 +95,7 @@ class Leaving:
         ended: _Ended = SimpleQueue()
         # Its thread gets no name: to give one and to take it back costs a third of such a call.
         run = contextvars.copy_context().run
+        self._under_way.add(ended)
         trio.lowlevel.start_thread_soon(lambda: run(function, *args), lambda result: self._end(ended, result))
         try:
             result = ended.get(timeout=self._seconds)
@@ -112,11 +114,13 @@ class Leaving:
     def _leave(self, ended: _Ended) -> bool:
         """Whether the caller leaves it: it may have ended in this very instant."""
         with self._lock:
-            if is_left := ended.empty():
+            # Empty it is, too, where the caller was interrupted just after he had got what was in it.
+            if is_left := ended in self._under_way and ended.empty():
                 self._left.add(ended)
             return is_left
 
     def _end(self, ended: _Ended, result: object) -> None:
         ended.put(result)  # before the look: who leaves it after that would be counted for ever
         with self._lock:
+            self._under_way.discard(ended)
             self._left.discard(ended)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TypeAlias
 
@@ -20,8 +21,8 @@ from localdelay.settling import Confirmation, Settling
 from .blocking import as_error, error_of
 from .outside import TELL_EVERY, Seat, Senders
 
-_Call: TypeAlias = Callable[[], None]
-"""One blocking call that a task of the loop waits for."""
+_Call: TypeAlias = Callable[[], Callable[[], object] | None]
+"""One blocking call that a task of the loop waits for; it returns what tells that of its end."""
 
 
 class _Seat(Seat):
@@ -81,9 +82,10 @@ class Threads(Senders):
             settling = self._settling = self._settling or Settling()
             confirmation, is_abandoned = Confirmation(), False
 
-            def run() -> None:
-                if not is_abandoned:
-                    settling.settle(confirmation, 0, error_of(fn, *args))
+            def run() -> Callable[[], object] | None:
+                if is_abandoned:
+                    return None
+                return partial(settling.settle, confirmation, 0, error_of(fn, *args))
 
             self._to_do.put(run)
             try:
@@ -143,8 +145,11 @@ class Threads(Senders):
                 self._send_one(seat, item)
             else:
                 seat.item = item
-                item()
-                seat.item = None
+                told = item()
+                seat.item = None  # before it is told: who hears of it may call again, and counts who is free
+                if told is not None:
+                    told()
+                del told
             del item  # or its payload would stay until the next one comes
         self._seats.remove(seat)
 
