@@ -72,8 +72,9 @@ class Commits(Keeper):
 
     writes = True
 
-    def __init__(self, journal: Journal) -> None:
-        super().__init__(lambda: (self._unsafe, self._unsafe_bytes))
+    def __init__(self, journal: Journal, pending: Callable[[], tuple[int, int]]) -> None:
+        """`pending` gives how many messages there are, and their bytes."""
+        super().__init__(lambda: pending() if self._is_gone else (self._unsafe, self._unsafe_bytes))
         self._journal = journal
         self._read_clock, self._clock_offset = clock_parts()
         self._token = trio.lowlevel.current_trio_token()

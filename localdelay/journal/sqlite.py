@@ -162,6 +162,8 @@ class SqliteJournal:
         synchronous = "FULL" if durable and self.durability == "fsync" else "NORMAL"
         with self._errors():
             self._check_there()
+            if not (kept or gone) and sending is None:
+                return
             if kept and not self._reserve.is_there:
                 self._reserve.regain(self.path, connection)
             try:

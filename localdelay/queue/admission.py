@@ -95,7 +95,8 @@ class Admission:
 
     async def open_journal(self, journal: Journal) -> Sequence[Kept]:
         """Have what is taken in from now on kept there, and return what is there. Raises `JournalError`."""
-        commits = Commits(journal)
+        none = self._pending.keeper  # that keeps nothing
+        commits = Commits(journal, lambda: none.at_risk)
         held = await commits.open(next(self._numbers))
         self._pending.keeper = commits
         self.is_kept = True

@@ -200,10 +200,12 @@ async def test_what_was_in_a_journal_that_was_deleted_is_not_said_to_be_kept(
         move_away(path, replaced=replaced)
         with pytest.raises(JournalError, match="is gone"):
             await queue.flush()
+        assert queue.statistics().at_risk == queue.at_risk == 1
         report = await queue.drain(0.0)
     assert [left.id for left in report.remaining] == [message.id]
     assert (report.spooled, conserved(queue).pending) == (0, 1)
     assert "what is pending could not be written to the journal" in caplog.text
+    assert "1 message (1 B) pending, lost with this process: the journal is gone" in caplog.text
 
 
 async def test_a_journal_that_came_back_keeps_what_it_held(path: Path, conserved: Conserved) -> None:
