@@ -73,6 +73,7 @@ class Putter:
         self._leases = leases
         self._waiting: dict[Put, None] = {}
         self._arrived = trio.lowlevel.ParkingLot()
+        self._many = trio.Event()
         self._go_at = self._last_at = self._company_until = -math.inf
         self._last_task: trio.lowlevel.Task | None = None
         self._prefix = secrets.token_hex(6)
@@ -116,6 +117,8 @@ class Putter:
             self._go_at = now + self._store.tuning.linger if now < self._company_until else now
             self._arrived.unpark()
         self._waiting[put] = None
+        if len(self._waiting) >= MOST:
+            self._many.set()
         self.in_flight += 1
         try:
             await put.done.wait()
@@ -135,7 +138,10 @@ class Putter:
                 while True:
                     if not self._waiting:
                         await self._arrived.park()
-                    await trio.sleep_until(self._go_at)
+                    if len(self._waiting) < MOST:
+                        self._many = trio.Event()
+                        with trio.CancelScope(deadline=self._go_at):
+                            await self._many.wait()
                     batch, self._waiting = self._waiting, {}
                     nursery.start_soon(self._store_all, list(batch))
         finally:

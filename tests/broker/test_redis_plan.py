@@ -11,6 +11,7 @@ import trio
 
 from localdelay import Message, QueueFull, RetryPolicy, Throttled
 from localdelay.redis_plan.keys import Names
+from localdelay.redis_plan.puts import MOST
 from tests.kit.redis_plan_worker import real_time
 from tests.kit.redis_queues import Sent, confirmed, conserve, opened, until
 from tests.kit.servers.redis import RedisServer
@@ -69,6 +70,15 @@ async def test_many_tasks_put_at_once(redis: RedisServer) -> None:
         assert queue.statistics().commands - before <= 20
         await send.wait(200)
         assert len(set(send.ids)) == 200
+
+
+async def test_as_many_as_one_command_takes_do_not_linger(redis: RedisServer) -> None:
+    """They go as soon as they are so many, however long there was to wait for company."""
+    async with opened(redis, linger=600.0) as queue:
+        for together in (2, MOST):  # from the two it knows that there are several
+            async with trio.open_nursery() as nursery:
+                for _ in range(together):
+                    nursery.start_soon(partial(queue.put, b"x", delay=600.0))
 
 
 async def test_a_single_task_does_not_linger(redis: RedisServer) -> None:
