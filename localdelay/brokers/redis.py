@@ -202,7 +202,7 @@ class _Driver(Driver):
         masters, named, self._named = self._masters, self._named, None
         self.where = masters.where
         place, asks = named or (await masters.owner(self._head[0]), False)
-        if place not in masters.places:
+        if [place] != masters.places:
             self.where = f"{masters.where} (node {place})"
         async with reached(place) as line:
             self._largest = line.largest

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import attrs
 import trio
-from coredis.exceptions import AskError, ClusterDownError, ReadOnlyError, RedisError
+from coredis.exceptions import AskError, ClusterDownError, ReadOnlyError, RedisError, ResponseError
 
 from localdelay.brokers.address import Address
 from localdelay.brokers.redis_line import Place, no_connection, places_of, reached
@@ -65,8 +65,12 @@ class Masters:
         """
         why: Exception | None = None
         others: list[Ask] = [partial(_ask, place) for place in random.sample(self._known, len(self._known))]
-        for ask in (*asks, *others):
-            with trio.move_on_after(_ANSWER):
+        all_of_them = [*asks, *others]
+        for number, ask in enumerate(all_of_them):
+            # One that does not answer must leave some time for the others, and for what comes after them.
+            left = trio.current_effective_deadline() - trio.current_time()
+            share = left / (len(all_of_them) - number + 1)
+            with trio.move_on_after(min(_ANSWER, max(0.0, share))):
                 try:
                     return read(await ask(*command))
                 except (ConnectionError, RedisError, LocalDelayError, TypeError, ValueError) as error:
@@ -142,5 +146,7 @@ async def _ask(place: Place, *command: bytes) -> Any:
     try:
         async with reached(place, fit=False) as line:
             return await line.create_request(*command, decode=False)
+    except ResponseError as error:  # it has answered
+        raise ConnectionError(f"Redis at {place}: {error}") from error
     except Exception as error:
         raise no_connection(f"Redis at {place}", error) from error
