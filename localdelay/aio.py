@@ -55,6 +55,7 @@ def _asked(
     async def ask(self: DelayQueue, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         return await self._ask(lambda: act(self.remote.queue, *args, **kwargs))
 
+    ask.__module__ = __name__
     return ask
 
 

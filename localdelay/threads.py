@@ -72,6 +72,7 @@ def _asked(
     def ask(self: DelayQueue, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         return self.remote.ask(lambda: act(self.remote.queue, *args, **kwargs))
 
+    ask.__module__ = __name__
     return ask
 
 

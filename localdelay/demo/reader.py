@@ -88,6 +88,8 @@ class Reader(Connection):
             answer = await self.ask(what, content, _API_TIMEOUT)
         except trio.TooSlowError:
             raise ServerError("the NATS server does not answer") from None
+        if answer is None:  # nobody is there for JetStream
+            raise ServerError("the NATS server does not answer")
         if "error" in answer:
             raise ServerError(f"the NATS server says: {answer['error'].get('description')}")
         return answer
