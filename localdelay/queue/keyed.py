@@ -8,10 +8,11 @@ message as it is sent.
 
 Each line has its place by the instant at which its first message may go, by what its valve says (`Taking`,
 which is all there is of a queue without keys): when that is due, when its limit has what it owes, when the
-next probe may go, or when its batch has waited long enough for company. While its probe is out it has no
-place, and is looked at again as soon as that is not at work any more, however it has ended. Whatever else may
-change that, the outcome of a send or a valve that was forgotten, is news: that line is asked again at the
-next look. To ask once too often costs a moment, and so nothing here has to know what a change means.
+next probe may go, or when its batch has waited long enough for company, which a limit or a probe has it do
+already. While its probe is out it has no place, and is looked at again as soon as that is not at work any
+more, however it has ended. Whatever else may change that, the outcome of a send or a valve that was
+forgotten, is news: that line is asked again at the next look. To ask once too often costs a moment, and so
+nothing here has to know what a change means.
 
 Valves are kept for the keys that were used last, and lines for as long as somebody stands in them. A key that
 is forgotten while there is a line begins anew: a message goes, and what that comes to says how its broker is.
