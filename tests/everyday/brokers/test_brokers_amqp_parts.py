@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import socket
 import ssl
+from types import SimpleNamespace
 
 import pika
 import pika.exceptions
@@ -16,9 +18,11 @@ from pika.adapters.utils import connection_workflow
 from localdelay import Message, PermanentSendError, Throttled
 from localdelay.brokers.address import Address
 from localdelay.brokers.amqp import LONGEST_CONFIRM_TIMEOUT, driver_at, header_frame
-from localdelay.brokers.amqp_channel import DECLARED_FOR, Publish
+from localdelay.brokers.amqp_channel import DECLARED_FOR, Publish, Target
 from localdelay.brokers.amqp_delays import LEASE_MARGIN, delay_arguments, delay_queue, quantised
 from localdelay.brokers.amqp_errors import classified, lost, reason
+from localdelay.brokers.amqp_session import Session, _Stream
+from localdelay.brokers.outbox import Outbox
 from localdelay.brokers.wire import ID
 
 RETURNED = ReturnedMessage(spec.Basic.Return(312, "NO_ROUTE", "", "orders"), spec.BasicProperties(), b"")
@@ -191,3 +195,18 @@ def test_a_wrong_option_is_named(options: dict[str, str], says: str) -> None:
     """A ValueError, before anything is connected."""
     with pytest.raises(ValueError, match=says):
         driver_at(Address("amqp", (("127.0.0.1", 5672),), "orders", options=options))
+
+
+async def test_what_comes_at_the_end_of_a_stream_is_for_the_next_connection() -> None:
+    """Its end reaches pika some turns of the loop later; what was written meanwhile would be ambiguous."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    session = Session(Target("orders", "classic"), Outbox(classified, 1, 1), lambda _: None)
+    session.connection = SimpleNamespace(is_open=True)
+    session._stream = stream = _Stream(ours, session)
+    session.write([])
+    theirs.close()
+    assert isinstance(await stream.lost(), ConnectionError)
+    with pytest.raises(ConnectionError, match="it has ended"):
+        session.write([])
+    stream.close()
