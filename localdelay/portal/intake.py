@@ -23,9 +23,9 @@ from localdelay.entry import Entry, all_plain, chosen_id, plain_size, size_of
 from localdelay.errors import QueueClosed
 from localdelay.message import Message
 from localdelay.queue.admission import Stamped, already_pending
+from localdelay.queue.alarm import Alarm
 from localdelay.queue.ledger import Ledger
 from localdelay.queue.queue import DelayQueue
-from localdelay.queue.schedule import Schedule
 
 AT_ONCE = 512
 """So much is taken in in one turn of the loop: what is due must not wait for it."""
@@ -37,7 +37,7 @@ class Intake:
     ledger: Ledger
     _most: int
     _queue: DelayQueue
-    _schedule: Schedule
+    _alarm: Alarm
     _post: Callable[[Callable[[], object]], object]
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Intake:
     def open(self, queue: DelayQueue, post: Callable[[Callable[[], object]], object]) -> None:
         """The queue has begun: `post` has a function called on its loop."""
         self._queue, self._post = queue, post
-        self.ledger, self._schedule = queue.core.pending.ledger, queue.core.pending.schedule
+        self.ledger, self._alarm = queue.core.pending.ledger, queue.core.pending.schedule.alarm
         queue.core.workers.bring_in = self.bring_in
         self._most = 1 if queue.admission.is_kept else AT_ONCE  # a journal must not lag
 
@@ -104,7 +104,7 @@ class Intake:
         if not fits:
             self.check_open()
             return False
-        if comes and (entry[0] < self._schedule.alarm or not is_plain or len(self._come) >= self._most):
+        if comes and (entry[0] < self._alarm.until or not is_plain or len(self._come) >= self._most):
             self._call()
         return True
 

@@ -149,7 +149,7 @@ class OutsideWorkers(Workers):
         """Change how many sends may be under way; none is interrupted."""
         self.count = self._hooks.total_tokens = count
         self._senders.resize(count)
-        self.wake_leader()
+        self._alarm.ring()
 
     def _hire(self) -> None:
         assert self._nursery is not None  # noqa: S101 (it has just been opened)
@@ -179,9 +179,9 @@ class OutsideWorkers(Workers):
                 elif self._taking.closing and self._taking.is_done and not self._out and not super().busy:
                     return
                 else:
-                    if self._timer.merged:
+                    if self._alarm.timer.merged:
                         took = read_clock() + offset - now
-                        self._timer.merged = min(max(MERGED, _REST * took), _LONGEST_REST)
+                        self._alarm.timer.merged = min(max(MERGED, _REST * took), _LONGEST_REST)
                     await self._sleep()
                     now = read_clock() + offset
                     self._settle(self._done.take())
@@ -200,18 +200,19 @@ class OutsideWorkers(Workers):
         """Until the next message is due, or until something changes."""
         self._is_full = self._room() <= 0
         until = math.inf if self._is_full else self._until()  # where it is full, nothing is to wake it
-        merged = self._timer.merged  # 0 where the timer does not merge, and on clocks that stand still
+        timer = self._alarm.timer
+        merged = timer.merged  # 0 where the timer does not merge, and on clocks that stand still
         self._senders.asleep_until = until - (max(merged, _SOON) if merged else 0.0)
         try:
             # Who has sent something before this has told nothing, for nobody was asleep.
             if self._done and self._is_full:
                 await trio.lowlevel.checkpoint()
             else:
-                await self._timer.sleep_until(0.0 if self._done else until)
+                await timer.sleep_until(0.0 if self._done else until)
         finally:
             self._senders.asleep_until = -math.inf
             self._is_full = False
-            self._schedule.alarm = -math.inf
+            self._alarm.until = -math.inf
 
     def _room(self) -> int:
         """How many messages more the senders may have."""
@@ -258,7 +259,7 @@ class OutsideWorkers(Workers):
             if sent[-1][2] >= self.valve.next_mark:
                 self.valve.mark(sent[-1][2])
         if self._is_full or self._taking.closing or self._schedule.aside:
-            self.wake_leader()
+            self._alarm.ring()
 
     def _sent_of(self, outcomes: list[Outcome]) -> list[Outcome]:
         """Those of these messages that were sent; all others are dealt with."""
@@ -298,7 +299,7 @@ class OutsideWorkers(Workers):
         finally:
             self._workers.discard(worker)
             self._put_back(worker)
-            self.wake_leader()
+            self._alarm.ring()
 
     def _is_out(self, entry: Entry) -> bool:
         return self._out.get(entry[1]) is entry
@@ -306,7 +307,7 @@ class OutsideWorkers(Workers):
     def _take_back(self) -> None:
         """Take back what was handed over and has not begun."""
         self._bring_back(self._senders.take_back())
-        self.wake_leader()
+        self._alarm.ring()
 
     def _bring_back(self, entries: list[Entry]) -> None:
         self.valve.give_back(entries)
@@ -334,7 +335,7 @@ class OutsideWorkers(Workers):
                 self._given_up += 1
                 del self._out[entry[1]]
                 self._fail((entry, began, now, trio.TooSlowError("the send took longer than send_timeout")))
-                self.wake_leader()
+                self._alarm.ring()
             hang = settled == self._settled and under_way + self._given_up >= self.count
             if hang and len(self._out) > under_way:
                 self._recent = 0.0

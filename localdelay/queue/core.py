@@ -165,7 +165,7 @@ def make_core(
     ledger = Ledger(capacity, capacity_bytes)
     pending = Pending(schedule, ledger)
     if keys is None:
-        valve = Valve(limit, probe, pace, listener, lambda: ledger.ended[End.SENT])
+        valve = Valve(limit, probe, pace, listener, lambda: ledger.ended[End.SENT], schedule.alarm.ring)
         taking = Taking(pending, batch, valve)
     else:
         taking = KeyedTaking(pending, batch, Valves(keys, probe, pace, listener, schedule))

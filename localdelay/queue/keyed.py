@@ -83,7 +83,7 @@ class KeyedTaking(Taking):
             until = min(until, 0.0)  # at once: it was too much for one look, or that has changed something
         elif places:
             until = min(until, places[0][0])
-        self._schedule.alarm = until
+        self._schedule.alarm.until = until
         return until
 
     def _look(self, now: float) -> None:

@@ -105,7 +105,7 @@ class Pending:
             self.schedule.set_aside(entry)
         # They are no one's next due message, so that the alarm says nothing of them; and whoever takes the
         # next message may sleep already, until one that is due in an hour.
-        self.schedule.on_earlier()
+        self.schedule.alarm.ring()
 
     def _count_kept(self, entries: Sequence[Entry]) -> None:
         self.ledger.accept(sum(size_of(body) for _, _, body in entries), len(entries))

@@ -44,6 +44,7 @@ class DelayQueue:
         """For `Fallback` and `Remote`: what it is made of."""
         self._pending = core.pending
         self._schedule = core.pending.schedule
+        self._alarm = core.pending.schedule.alarm
         self._inbox = self._schedule.inbox
         self._ledger = core.pending.ledger
         self._workers = core.workers
@@ -140,8 +141,8 @@ class DelayQueue:
             self._inbox.append((due, number, payload))
             if len(self._inbox) >= INBOX:
                 self._schedule.sort_in()
-            if due < self._schedule.alarm:
-                self._schedule.on_earlier()
+            if due < self._alarm.until:
+                self._alarm.ring()
             return Message(number, payload, due)
         self._check_here()
         return self.admission.accept(self.admission.stamp(payload, delay, at, id, headers, expires))
@@ -221,7 +222,7 @@ class DelayQueue:
     def _look_again(self) -> None:
         if self.admission.closed:
             # It may have been the last one, for which the workers and the hand-backs of a drain wait.
-            self._workers.wake_leader()
+            self._alarm.ring()
             self._schedule.later_arrived.unpark_all()
 
     @trio.lowlevel.enable_ki_protection

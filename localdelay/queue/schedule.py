@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from heapq import heapify
 from itertools import filterfalse
 from operator import itemgetter
@@ -27,6 +27,7 @@ import trio
 
 from localdelay.entry import Body, Entry, attempt_of, execute_at_of, failures_of
 
+from .alarm import Alarm
 from .bodies import Index
 from .lanes import Piles, Slot
 
@@ -39,9 +40,11 @@ _BODY: Final = itemgetter(2)
 
 
 class Schedule:
-    """Messages in due order. All methods are synchronous, and call nobody but `on_earlier`."""
+    """Messages in due order. All methods are synchronous, and call nobody but the alarm."""
 
     def __init__(self, *, indexed: bool) -> None:
+        self.alarm = Alarm()
+        """Rung when a message comes in that is due before: it would be late by the rest of that."""
         self._index = Index() if indexed else None
         self._dead = 0
         self._sweeping: Iterator[None] | None = None
@@ -63,26 +66,22 @@ class Schedule:
         """What is due stands in these, out of the order, where there are keys."""
         self.later_arrived = trio.lowlevel.ParkingLot()
         """Unparked when a message arrives beyond the horizon."""
-        self.alarm = -math.inf
-        """Until when whoever takes the next message sleeps, in seconds on Trio's clock."""
-        self.on_earlier: Callable[[], None] = lambda: None
-        """Called when a message comes in that is due before the alarm: it would be late by the rest of it."""
 
     def put(self, entry: Entry) -> None:
         """Take in a new message."""
         self.inbox.append(entry)
         if len(self.inbox) >= INBOX:
             self.sort_in()
-        if entry[0] < self.alarm:
-            self.on_earlier()
+        if entry[0] < self.alarm.until:
+            self.alarm.ring()
 
     def put_all(self, entries: Sequence[Entry]) -> None:
         """Take in many new messages, at once."""
         for begin in range(0, len(entries), INBOX):
             self.inbox += entries[begin : begin + INBOX]
             self.sort_in()
-        if self.next_due() < self.alarm:
-            self.on_earlier()
+        if self.next_due() < self.alarm.until:
+            self.alarm.ring()
 
     def sort_in(self) -> None:
         """Empty the inbox: every method that needs the order does this first."""
@@ -119,8 +118,8 @@ class Schedule:
             self._push(self._later if due >= self.horizon else self._near, entry)
         if due >= self.horizon:
             self.later_arrived.unpark()
-        elif due < self.alarm:
-            self.on_earlier()
+        elif due < self.alarm.until:
+            self.alarm.ring()
 
     def put_off(self, entry: Entry) -> None:
         """Take in a message for `take_later` again, when it is due and not before."""

@@ -159,7 +159,7 @@ class Taking:
     def until(self) -> float:
         """Until when there is nothing to do; sets the alarm for what comes in that is due before."""
         if self.is_paused:
-            self._schedule.alarm = -math.inf
+            self._schedule.alarm.until = -math.inf
             return math.inf
         until = self.order_until()
         return min(until, self._suspects_until()) if self._schedule.aside else until
@@ -168,7 +168,7 @@ class Taking:
         """Until when there is nothing to take in due order; sets the alarm likewise."""
         due = self._schedule.next_due()
         until = self._may_go_at(due, self.valve)
-        self._schedule.alarm = due if until == due else -math.inf
+        self._schedule.alarm.until = due if until == due else -math.inf
         return until
 
     @property

@@ -69,8 +69,9 @@ class Valve:
         pace: Pace,
         listener: Listener | None,
         count: Callable[[], int],
+        on_change: Callable[[], None],
     ) -> None:
-        """`count` says how many were sent."""
+        """`count` says how many were sent; `on_change` is called when something else may go than before."""
         self.limit = limit
         self.probe = Probe(policy)
         self.listener = listener
@@ -93,8 +94,7 @@ class Valve:
         self._whose = ""
         self._count_sent = count
         self._next_hand_back = -math.inf
-        self.on_change: Callable[[], None] = lambda: None
-        """Called when something else may be taken than before."""
+        self._on_change = on_change
 
     def key_of(self, entry: Entry) -> Hashable:
         """The key of this message."""
@@ -221,7 +221,7 @@ class Valve:
             self.record(now, entries, age, error)
             if isinstance(error, Throttled):
                 self.probe.throttled(now, numbers, random.random())
-                self.on_change()
+                self._on_change()
             return
         if self.probe.failed(now, numbers, random.random()):
             self.holds = True
@@ -233,14 +233,14 @@ class Valve:
             )
             self._say(level, line, SendingShut(error, self._key))
         elif self.probe.is_shut:
-            self.on_change()
+            self._on_change()
 
     def given_up(self, entries: Sequence[Entry]) -> None:
         """These are not sent any more: if one of them was the probe, another is."""
         # Before their hooks: where what has expired comes first, each would else wait for the one before it.
         if self.probe.is_shut and any(number == self.probe.out for _, number, _ in entries):
             self.probe.out = None
-            self.on_change()
+            self._on_change()
 
     def record(
         self,
@@ -282,9 +282,9 @@ class Valve:
         if rate is None:
             self._owed, self.waits_until = 0.0, -math.inf
         tell(self.listener, LimitEnded(limited_for) if rate is None else LimitBegan(rate))
-        self.on_change()
+        self._on_change()
 
     def _say(self, level: int, line: str, event: Event) -> None:
         log(level, "%s", line)
         tell(self.listener, event)
-        self.on_change()
+        self._on_change()

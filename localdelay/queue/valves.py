@@ -23,7 +23,8 @@ class ValveOfKey(Valve):
     """That of one key: it counts what was sent of it, and has the lines of the log in common with others."""
 
     def __init__(self, key: Hashable, limit: Limit | None, policy: ProbePolicy | None, all_: Valves) -> None:
-        super().__init__(limit, policy, all_.pace, all_.listener, lambda: self._count)
+        note = partial(all_.note, key)
+        super().__init__(limit, policy, all_.pace, all_.listener, lambda: self._count, note)
         self._count = 0
         self.shut_lines = all_.shut_lines
         self._key = key
@@ -51,7 +52,7 @@ class Valves(Valve):
         listener: Listener | None,
         schedule: Schedule,
     ) -> None:
-        super().__init__(None, policy, pace, listener, int)
+        super().__init__(None, policy, pace, listener, int, schedule.alarm.ring)
         self.probe.row.add(0)  # or nobody would tell of what was sent
         self.next_mark = math.inf  # each of them counts for itself
         self._keys = keys
@@ -119,14 +120,13 @@ class Valves(Valve):
             self.news.add(key)
 
     def _make(self, key: Hashable) -> Valve:
-        valve = ValveOfKey(key, self._keys.limits.of(key), self._policy, self)
-        valve.on_change = partial(self._note, key)
-        return valve
+        return ValveOfKey(key, self._keys.limits.of(key), self._policy, self)
 
     def _forget(self, key: Hashable) -> None:
         self._keys.limits.forget(key)  # the next one lets something go at once: nobody is asked for ever
-        self._note(key)
+        self.note(key)
 
-    def _note(self, key: Hashable) -> None:
+    def note(self, key: Hashable) -> None:
+        """Something else of this key may go than before."""
         self.news.add(key)
-        self.on_change()
+        self._on_change()

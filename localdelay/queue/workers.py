@@ -56,15 +56,13 @@ class Workers:
         self.valve = taking.valve
         """What lets messages go."""
         self._timer_kind: TimerKind = timer
-        self._timer = Timer()
+        self._alarm = self._schedule.alarm
         self._nursery: trio.Nursery | None = None
         self._scope = trio.CancelScope()
         self._workers: set[Worker] = set()
         self._followers: dict[Worker, trio.lowlevel.Task] = {}
         self._leader: Worker | None = None
         self._stirred: Worker | None = None
-        self._schedule.on_earlier = self.wake_leader
-        self.valve.on_change = self.wake_leader
         self._pending.at_work = self.taken
         self.bring_in: Callable[[], bool] = bool
         """Takes in what other threads have put; whether there was anything."""
@@ -84,7 +82,7 @@ class Workers:
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Keep the pool at work until `close` was called and nothing is left to take, or until `stop`."""
-        self._timer = open_timer(self._timer_kind)
+        self._alarm.timer = open_timer(self._timer_kind)
         try:
             with self._scope:
                 async with trio.open_nursery() as watch:
@@ -96,10 +94,10 @@ class Workers:
         finally:
             self._nursery = None
             self.valve.wants_nothing()
-            self._schedule.alarm = -math.inf
+            self._alarm.until = -math.inf
             self.finished.set()
-            self._timer.close()
-            self._timer = Timer()
+            self._alarm.timer.close()
+            self._alarm.timer = Timer()
 
     def is_inside(self) -> bool:
         """Whether the task that asks is a worker's, or runs in a nursery of one."""
@@ -109,16 +107,11 @@ class Workers:
         """What the workers have taken and not settled yet."""
         return chain.from_iterable(worker.entries for worker in self._workers)
 
-    def wake_leader(self) -> None:
-        """Let the leader look again: an earlier message has come, or the rules have changed."""
-        self._schedule.alarm = -math.inf
-        self._timer.wake()
-
     def pause(self) -> None:
         """Take no message from now on; sends that have begun go on."""
         self._taking.bars.add("paused")
         self.valve.wants_nothing()
-        self.wake_leader()  # who gathers has messages that a keeper may let others send meanwhile
+        self._alarm.ring()  # who gathers has messages that a keeper may let others send meanwhile
 
     def forget(self) -> None:
         """This is a forked child: take nothing any more."""
@@ -128,7 +121,7 @@ class Workers:
     def resume(self) -> None:
         """Take messages again."""
         self._taking.bars.discard("paused")
-        self.wake_leader()
+        self._alarm.ring()
 
     def resize(self, count: int) -> None:
         """Change the number of workers; idle ones go first, and no send is interrupted."""
@@ -141,7 +134,7 @@ class Workers:
             self._wake_follower()
             surplus -= 1
         if surplus > 0:
-            self.wake_leader()
+            self._alarm.ring()
 
     def close(self) -> None:
         """Let the workers leave once the schedule is empty."""
@@ -191,14 +184,14 @@ class Workers:
         while not worker.timed_out:
             if len(self._workers) > self.count:
                 self._workers.discard(worker)
-                self.wake_leader()  # who may wait for the probe that this one has sent last
+                self._alarm.ring()  # who may wait for the probe that this one has sent last
                 return
             full = fill(worker, now)
             if not worker.entries:
                 # While something is being sent, it may fail, and then there is work for all again.
                 if self._taking.closing and self._taking.is_done and not self.busy:
                     self._workers.discard(worker)
-                    self.wake_leader()
+                    self._alarm.ring()
                     return
                 await self._wait(worker)
                 now = began = read_clock() + offset
@@ -267,14 +260,14 @@ class Workers:
 
     async def _lead(self, worker: Worker, at_most: float = math.inf) -> None:
         if self._leader is not None:
-            self.wake_leader()  # who gathers takes over from a leader that is about to wake anyway
+            self._alarm.ring()  # who gathers takes over from a leader that is about to wake anyway
         self._leader = worker
         try:
-            await self._timer.sleep_until(min(at_most, self._until()))
+            await self._alarm.timer.sleep_until(min(at_most, self._until()))
         finally:
             if self._leader is worker:
                 self._leader = None
-                self._schedule.alarm = -math.inf
+                self._alarm.until = -math.inf
 
     async def _wait(self, worker: Worker) -> None:
         """Wait for a reason to look: as the leader until the next message is due, else for a turn."""

@@ -299,7 +299,7 @@ def test_an_interrupt_of_the_call_to_the_loop_silences_no_later_one() -> None:
     with threads.open_delay_queue(sent, capacity=9, workers=1) as queue:
         intake = queue.remote.intake
         post = intake._post
-        until(lambda: queue.remote.queue.core.pending.schedule.alarm == math.inf)  # the loop sleeps
+        until(lambda: queue.remote.queue.core.pending.schedule.alarm.until == math.inf)  # the loop sleeps
 
         def interrupted(_: object) -> None:
             intake._post = post

@@ -33,7 +33,7 @@ class Calls:
 
 def is_asleep(queue: threads.DelayQueue) -> bool:
     """Whether the loop sleeps until a message is due."""
-    return math.isfinite(queue.remote.queue.core.pending.schedule.alarm)
+    return math.isfinite(queue.remote.queue.core.pending.schedule.alarm.until)
 
 
 def test_only_what_is_due_before_the_loop_wakes_calls_it() -> None:
