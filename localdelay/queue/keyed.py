@@ -21,15 +21,15 @@ is forgotten while there is a line begins anew: a message goes, and what that co
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
 from heapq import heappop, heappush
 from itertools import count
 
 from localdelay.entry import Entry, size_of
 
 from .batch import BatchPolicy, joining
+from .lines import Line
 from .pending import Pending
-from .taking import Line, Taking, Worker
+from .taking import Taking, Worker
 from .valve import Valve
 from .valves import Valves
 
@@ -45,7 +45,6 @@ class KeyedTaking(Taking):
 
     def __init__(self, pending: Pending, batch: BatchPolicy, valve: Valves) -> None:
         super().__init__(pending, batch, valve)
-        self._lines: dict[Hashable, Line] = {}
         # A heap of (when it may go, number of its first message, turn, line); a line that has another turn by
         # now is passed over.
         self._places: list[tuple[float, int, int, Line]] = []
@@ -55,7 +54,7 @@ class KeyedTaking(Taking):
     def close(self) -> None:
         """Nothing more comes in."""
         super().close()
-        self.valve.news.update(self._lines)
+        self.valve.news.update(self._schedule.lines)
 
     def fill(self, worker: Worker, now: float) -> bool:
         """Take what is due of one key and fits into a batch: that is to go now, for it had its company."""
@@ -88,7 +87,7 @@ class KeyedTaking(Taking):
 
     def _look(self, now: float) -> None:
         """Let what is due stand in line, and put the lines in their places whose turn may have come."""
-        valve, lines = self.valve, self._lines
+        valve, lines = self.valve, self._schedule.lines
         if valve.holds and self._space_out(self._schedule, valve, now):
             return
         again = [lines[key] for key in valve.news if key in lines]
@@ -106,10 +105,7 @@ class KeyedTaking(Taking):
         lines: list[Line] = []
         while len(lines) < _AT_ONCE and schedule.next_in_order() <= now:
             for entry in schedule.sort_out(now, _RUN):
-                key = self.valve.key_of(entry)
-                line = self._lines.get(key)
-                if line is None:
-                    line = self._lines[key] = Line(key, schedule)
+                line = schedule.line(self.valve.key_of(entry))
                 line.stand(entry)
                 lines.append(line)
         return lines
@@ -139,7 +135,6 @@ class KeyedTaking(Taking):
         due = line.next_due()
         if due == math.inf:
             line.turn = next(self._turns)
-            self._lines.pop(line.key, None)
             self._schedule.lines.pop(line.key, None)
             if valve is not None:
                 valve.wants_nothing()

@@ -201,6 +201,11 @@ class Piles:
         else:
             heappush(self.heap, slot)
 
+    def remove(self, number: int) -> None:
+        """Take out the slot with this number, which was pushed: a step for each that was."""
+        self.heap[:] = [slot for slot in self.heap if slot[1] != number]
+        heapify(self.heap)
+
     def run(self, until: float, most: int) -> list[Slot]:
         """The next slots due at `until` or before, in order: none if there is none, else 1 to `most`."""
         if not self._front:

@@ -6,20 +6,15 @@ beyond its horizon and are handed back instead of sent. New messages stand in an
 that needs the order empties first: to sort in many at a time costs a fraction of one by one. In a queue with
 keys, what is due stands in the line of its key, out of the order, and waits there as before.
 
-Cancelling. With an index, the piles carry only (due, number), and the index owns what the number stands
-for: cancelling takes it out there, which frees the payload at once, and leaves a dead pair behind. When the
-dead outnumber the living, everything is swept: each cancelling does a step of that, which is a block of a
-lane, a line, or a heap as a whole. A message that is lent leaves such a pair, too, and may come back under
-its number. If the pair is still there the message is there again; a second one would be sent a second time.
+What is cancelled or lent leaves a dead pair in the order (`living`). When the dead outnumber the living,
+everything is swept: each cancelling does a step of that, which is a block of a lane, a line, or a heap as a
+whole.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from heapq import heapify
-from itertools import filterfalse
+from collections.abc import Hashable, Iterator, Sequence
 from operator import itemgetter
 from typing import Final
 
@@ -28,8 +23,9 @@ import trio
 from localdelay.entry import Body, Entry, attempt_of, execute_at_of, failures_of
 
 from .alarm import Alarm
-from .bodies import Index
 from .lanes import Piles, Slot
+from .lines import Line
+from .living import Living
 
 INBOX = 256
 """So many new messages are sorted in at once, or fewer if somebody needs the order before."""
@@ -45,8 +41,7 @@ class Schedule:
     def __init__(self, *, indexed: bool) -> None:
         self.alarm = Alarm()
         """Rung when a message comes in that is due before: it would be late by the rest of that."""
-        self._index = Index() if indexed else None
-        self._dead = 0
+        self._living = Living(indexed=indexed)
         self._sweeping: Iterator[None] | None = None
         self.inbox: list[Entry] = []
         """New messages, in the order of their puts. Sorted in when there is need to, many at a time."""
@@ -55,14 +50,13 @@ class Schedule:
         self.taken = 0
         """How many are out of the order and have not ended: they are being sent, or lent."""
         self._overdue: dict[int, float] = {}  # number to execute-at, where that is not what it waits for
-        self._pairs_left: set[int] = set()  # in the order, by number, of what is lent
         self.horizon = math.inf
         self._near = Piles()
         self._later = Piles()
         self._put_off = Piles()
         self.aside = Piles()
         """What a drain leaves, and what goes after all else. Without a horizon only the latter."""
-        self.lines: dict[Hashable, deque[Slot]] = {}
+        self.lines: dict[Hashable, Line] = {}
         """What is due stands in these, out of the order, where there are keys."""
         self.later_arrived = trio.lowlevel.ParkingLot()
         """Unparked when a message arrives beyond the horizon."""
@@ -90,11 +84,11 @@ class Schedule:
             return
         self._waiting += len(inbox)
         dues = list(map(_DUE, inbox))
-        if self._index is None:
+        if (index := self._living.index) is None:
             self._near.add_all(inbox, dues)
         else:
             numbers = list(map(_NUMBER, inbox))
-            self._index.put_all(numbers, list(map(_BODY, inbox)))
+            index.put_all(numbers, list(map(_BODY, inbox)))
             self._near.add_all(list(zip(dues, numbers, strict=True)), dues)
         inbox.clear()
 
@@ -105,15 +99,9 @@ class Schedule:
 
     def put_back(self, entry: Entry) -> None:
         """Take in a message that waits for another time than its execute-at, or that was here before."""
-        due, number, body = entry
-        if number in self._pairs_left:
-            # It has its place still, by the time with which it left. One that has another time when it comes
-            # back has another number, too (`Pending.reschedule`), or no place any more (`wall.move_all`).
-            assert self._index is not None  # noqa: S101 (or it could not have been lent)
+        due = entry[0]
+        if self._living.comes_back(entry):
             self._count_in(entry)
-            self._pairs_left.discard(number)
-            self._index.put(number, body)
-            self._dead -= 1
         else:
             self._push(self._later if due >= self.horizon else self._near, entry)
         if due >= self.horizon:
@@ -134,16 +122,16 @@ class Schedule:
         """The next messages that are due, up to `most` of them and perhaps fewer. `take` takes them out."""
         if self.inbox:
             self.sort_in()
-        index = self._index
+        living, index = self._living, self._living.index
         if index is None:
             return self._near.run(now, most)  # type: ignore[return-value]  # then slots are entries
         while slots := self._near.run(now, most):
             numbers = list(map(_NUMBER, slots))
             bodies = index.get_all(numbers)
-            if self._dead and bodies[0] is None:
-                self._near.drop_heads(self.drops)
+            if living.dead and bodies[0] is None:
+                self._near.drop_heads(living.drops)
                 continue
-            if self._dead and None in bodies:
+            if living.dead and None in bodies:
                 del bodies[bodies.index(None) :]  # cancelled; the next call begins after it
             return list(zip(map(_DUE, slots), numbers, bodies, strict=False))  # type: ignore[arg-type]
         return []
@@ -151,20 +139,20 @@ class Schedule:
     def take(self, entries: list[Entry]) -> None:
         """Take out the first of the messages that `due` has just returned, as many as are given."""
         self._near.drop(len(entries))
-        self.claim(entries)
+        self._count_taken(entries)
 
     def take_one(self, now: float, piles: Piles | None = None) -> Entry | None:
         """Take out the next message that is due: `due` and `take` in one; `piles` where it is not near."""
         if self.inbox:
             self.sort_in()
-        piles = self._near if piles is None else piles
+        piles, index = self._near if piles is None else piles, self._living.index
         while (slot := piles.pop(now)) is not None:
-            if self._index is None:
+            if index is None:
                 entry: Entry = slot  # type: ignore[assignment]  # as in `due`
-            elif (body := self._index.pop(slot[1])) is not None:
+            elif (body := index.pop(slot[1])) is not None:
                 entry = (slot[0], slot[1], body)
             else:
-                self.drops(slot)
+                self._living.drops(slot)
                 continue
             self.taken += 1
             if self.retrying or self._overdue:
@@ -180,13 +168,12 @@ class Schedule:
 
     def aside_in_turn(self) -> list[Entry]:
         """What is set aside: that which was tried least comes first."""
-        return sorted(self.living(self.aside.slots()), key=lambda entry: (attempt_of(entry[2]), entry))
+        return sorted(self._living.of(self.aside.slots()), key=lambda entry: (attempt_of(entry[2]), entry))
 
     def take_aside(self, entry: Entry) -> None:
         """Take that out."""
-        self.aside.heap[:] = [slot for slot in self.aside.heap if slot[1] != entry[1]]
-        heapify(self.aside.heap)
-        self.claim([entry])
+        self.aside.remove(entry[1])
+        self._count_taken([entry])
 
     def sort_out(self, now: float, most: int) -> list[Entry]:
         """Take some of what is due out of the order: it is to stand in a line at once."""
@@ -205,8 +192,8 @@ class Schedule:
         """
         self.mix()
         count, last = self._near.extent()
-        if self._dead:
-            count = len(self.living(self._near.slots()))
+        if self._living.dead:
+            count = len(self._living.of(self._near.slots()))
         return count, last
 
     def next_in_order(self) -> float:
@@ -219,13 +206,14 @@ class Schedule:
     def next_due(self) -> float:
         """When the next message is due, in seconds on Trio's clock; infinite if there is none."""
         due = self.next_in_order()
-        return min([due, *map(self.first_due, self.lines.values())]) if self.lines else due
+        return min(due, *(line.next_due() for line in self.lines.values())) if self.lines else due
 
-    def first_due(self, line: deque[Slot]) -> float:
-        """When the first message in this line is due; infinite if there is none."""
-        while self._dead and line and self.drops(line[0]):
-            line.popleft()
-        return line[0][0] if line else math.inf
+    def line(self, key: Hashable) -> Line:
+        """The line of this key, an empty one if there was none."""
+        line = self.lines.get(key)
+        if line is None:
+            line = self.lines[key] = Line(key, self._living, self._count_taken)
+        return line
 
     def next_later(self) -> float:
         """When the next message that was put off may be taken; infinite if there is none."""
@@ -245,9 +233,9 @@ class Schedule:
     def find(self, number: int) -> Body | None:
         """The body of the message with this number, or None. Without an index, all is searched."""
         self.sort_in()
-        if self._index is not None:
-            return self._index.get(number)
-        return next((entry[2] for entry in self.living(self._slots(number)) if entry[1] == number), None)
+        if self._living.index is not None:
+            return self._living.index.get(number)
+        return next((entry[2] for entry in self._living.of(self._slots(number)) if entry[1] == number), None)
 
     def far(self, horizon: float) -> list[Slot]:
         """(due, number) of what waits until `horizon` or longer and has not failed, the latest first."""
@@ -257,34 +245,21 @@ class Schedule:
     def entries(self) -> list[Entry]:
         """Every message, in due order."""
         self.sort_in()
-        return sorted(self.living(self._slots()))
-
-    def living(self, slots: Iterable[Slot]) -> list[Entry]:
-        """The messages that these stand for, as far as they are still there."""
-        index = self._index
-        if index is None:
-            return list(slots)  # type: ignore[arg-type]  # as in `due`
-        return [(slot[0], slot[1], body) for slot in slots if (body := index.get(slot[1])) is not None]
-
-    def count(self, line: deque[Slot]) -> int:
-        """How many stand in this line."""
-        return len(self.living(line)) if self._dead else len(line)
+        return sorted(self._living.of(self._slots()))
 
     def lend(self, number: int) -> Body | None:
         """Take out the message with this number, or None if it is not here. Needs an index.
 
         It comes back by `put_back`, to its place if it still has one, or never, by `forget`.
         """
-        if self._index is None:
+        if self._living.index is None:
             raise RuntimeError("cancel needs a queue with cancellable=True")
         self.sort_in()
-        body = self._index.pop(number)
+        body = self._living.lend(number)
         if body is not None:
             self._count_out(number, body)
             self.taken += 1
-            self._pairs_left.add(number)
-            self._dead += 1
-            if self._dead > self.waiting + self.retrying + _FEW and self._sweeping is None:
+            if self._living.dead > self.waiting + self.retrying + _FEW and self._sweeping is None:
                 self._sweeping = self._sweep()
             if self._sweeping is not None:
                 next(self._sweeping, None)
@@ -292,27 +267,26 @@ class Schedule:
 
     def forget(self, number: int) -> None:
         """The message with this number, if it is lent, does not come back."""
-        self._pairs_left.discard(number)
+        self._living.forget(number)
 
     def clear(self) -> None:
         """Forget everything: a journal has it."""
-        if self._index is not None:
-            self._index = Index()
+        self._living.clear()
         self._near, self._later, self._put_off, self.aside = Piles(), Piles(), Piles(), Piles()
         self._sweeping = None
-        self._dead = self._waiting = self.retrying = 0
-        for each in (self.inbox, self._pairs_left, self._overdue):
-            each.clear()
+        self._waiting = self.retrying = 0
+        self.inbox.clear()
+        self._overdue.clear()
         for line in self.lines.values():
-            line.clear()
+            line.slots.clear()
 
     def mix(self) -> None:
         """Put all there is into this order: what is new, and what stands in line, to be sorted out again."""
         self.sort_in()
         for line in self.lines.values():
-            for slot in line:
+            for slot in line.slots:
                 self._near.push(slot)
-            line.clear()
+            line.slots.clear()
 
     def set_horizon(self, horizon: float) -> None:
         """Leave to `take_later` every message due at `horizon` or after it, now and from now on."""
@@ -324,19 +298,13 @@ class Schedule:
 
     def _push(self, piles: Piles, entry: Entry) -> None:
         self._count_in(entry)
-        if self._index is not None:
-            self._index.put(entry[1], entry[2])
-        piles.push(self.slot(entry))
+        piles.push(self._living.put(entry))
 
-    def slot(self, entry: Entry) -> Slot:
-        """What stands for it in the order, or in a line."""
-        return entry if self._index is None else entry[:2]
-
-    def claim(self, entries: list[Entry]) -> None:
+    def _count_taken(self, entries: list[Entry]) -> None:
         """These are out of the order, and somebody's: to end, or to bring back."""
         self.taken += len(entries)
-        if self._index is not None:
-            self._index.drop_all(list(map(_NUMBER, entries)))
+        if (index := self._living.index) is not None:
+            index.drop_all(list(map(_NUMBER, entries)))
         if not (self.retrying or self._overdue):
             self._waiting -= len(entries)
             return
@@ -364,32 +332,22 @@ class Schedule:
         for piles in self._all:
             yield from piles.slots(number)
         for line in self.lines.values():
-            yield from line
+            yield from line.slots
 
     @property
     def _all(self) -> tuple[Piles, ...]:
         return self._near, self._later, self._put_off, self.aside
 
-    def drops(self, slot: Slot) -> bool:
-        """Whether this is dead: then whoever asks drops it."""
-        if self._index is None or self._index.get(slot[1]) is not None:
-            return False
-        self._dead -= 1
-        self._pairs_left.discard(slot[1])  # a message that is lent and comes back needs a new place
-        return True
-
     def _drop_dead_heads(self) -> None:
-        if self._dead:
+        if self._living.dead:
             for piles in self._all:
-                piles.drop_heads(self.drops)
+                piles.drop_heads(self._living.drops)
 
     def _sweep(self) -> Iterator[None]:
         for piles in self._all:
-            yield from piles.sweep(self.drops)
+            yield from piles.sweep(self._living.drops)
         for line in list(self.lines.values()):
-            living = list(filterfalse(self.drops, line))
-            line.clear()
-            line.extend(living)
+            line.sweep()
             yield
         self._sweeping = None
 

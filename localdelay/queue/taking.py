@@ -6,16 +6,13 @@ Nothing here awaits: a message is in the order, or in the `entries` of the worke
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Hashable
-from itertools import islice
 
 import trio
 
 from localdelay.entry import Entry, has_expired, moved, size_of
 
 from .batch import BatchPolicy, joining
-from .lanes import Slot
+from .lines import Line
 from .pending import Pending
 from .schedule import Schedule
 from .valve import Valve
@@ -43,49 +40,6 @@ class Worker:
         self.entries.clear()
         self.size = 0
         self.failure = None
-
-
-class Line:
-    """The due messages of one key, in due order. There is one as long as somebody stands in it."""
-
-    def __init__(self, key: Hashable, schedule: Schedule) -> None:
-        self.key = key
-        self._schedule = schedule
-        self._slots: deque[Slot] = deque()
-        schedule.lines[key] = self._slots
-        self.place: tuple[float, int] | None = None
-        """(when its first message may go, as was seen last, and that one's number)."""
-        self.turn = 0
-        """Of all its places in the heap this one counts."""
-
-    def stand(self, entry: Entry) -> None:
-        """Let a message stand where it belongs: nearly always at the end."""
-        slots, slot = self._slots, self._schedule.slot(entry)
-        at = len(slots)
-        while at and slot[:2] < slots[at - 1][:2]:
-            at -= 1
-        slots.insert(at, slot)
-
-    @property
-    def first_number(self) -> int:
-        """The number of the first."""
-        return self._slots[0][1]
-
-    def next_due(self) -> float:
-        """When the first is due; infinite if there is none."""
-        return self._schedule.first_due(self._slots)
-
-    def due(self, now: float, most: int) -> list[Entry]:
-        """The first of them, up to so many."""
-        self._schedule.first_due(self._slots)  # whatever is dead before it is dropped
-        return self._schedule.living(islice(self._slots, most))
-
-    def take(self, entries: list[Entry]) -> None:
-        """Take out the first of those, as many as are given, and what is dead between them."""
-        for _, number, _ in entries:
-            while (slot := self._slots.popleft())[1] != number:
-                self._schedule.drops(slot)
-        self._schedule.claim(entries)
 
 
 class Taking:

@@ -101,7 +101,7 @@ class Valves(Valve):
         for key, valve in self.by_key.items():
             line, probe = self._schedule.lines.get(key), valve.probe
             found[key] = KeySends(
-                due=0 if line is None else self._schedule.count(line),
+                due=0 if line is None else line.count(),
                 is_shut=probe.is_shut,
                 retry_in=max(0.0, probe.next_at - now) if probe.is_shut else 0.0,
                 limit_rate=valve.limit_rate,

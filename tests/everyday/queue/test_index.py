@@ -63,7 +63,7 @@ async def test_queues_that_share_a_process_have_numbers_close_together(autojump_
                 queue.put_nowait(b"", delay=1)
         for queue in queues:
             assert queue.statistics().pending == 320
-            index = queue._schedule._index
+            index = queue._schedule._living.index
             assert index is not None
             assert len(index._pages) == 10
         ids = [message.id for queue in queues for message in queue.messages()]

@@ -29,7 +29,6 @@ from localdelay.metrics import Collector
 from localdelay.queue.ledger import Ledger
 from localdelay.queue.pending import Pending
 from localdelay.queue.schedule import Schedule
-from localdelay.queue.taking import Line
 from localdelay.queue.valve import Pace
 from localdelay.queue.valves import Valves
 from localdelay.queue.wall import move_all, moved_entry
@@ -310,7 +309,7 @@ def test_what_stands_in_line_moves_with_the_wall_clock(indexed: bool) -> None:
         at = 1e6 + number if number % 2 else None
         pending.ledger.reserve(1)
         pending.enter((float(number), number, (b"a", None, None, 1, 0, float(number), False, None, at)), 1)
-    line = Line("a", schedule)
+    line = schedule.line("a")
     for entry in schedule.sort_out(3.0, 99):
         line.stand(entry)
     assert (schedule.waiting, schedule.next_due(), len(schedule.entries())) == (6, 0.0, 6)

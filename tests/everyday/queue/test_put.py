@@ -121,7 +121,7 @@ async def test_cancelled_payloads_are_freed_at_once(autojump_clock: Any, conserv
         s = conserved(queue)
         assert (s.cancelled, s.pending_bytes) == (10_000, 0)
         assert len(list(queue._schedule._slots())) < 100
-        assert [page[-1] for page in queue._schedule._index._pages.values()] == [1]
+        assert [page[-1] for page in queue._schedule._living.index._pages.values()] == [1]
         queue.cancel(first.id)
 
 

@@ -191,7 +191,7 @@ class Model:
         count, last = schedule.near()
         assert count == len(self.near)
         assert last >= max((due for due, _, _ in self.near), default=-math.inf)
-        assert last == max((due for due, _, _ in self.near), default=-math.inf) or schedule._dead
+        assert last == max((due for due, _, _ in self.near), default=-math.inf) or schedule._living.dead
         assert schedule.has_later(1e9) == bool(self.later)
         oldest = min((execute_at_of(due, body) for due, _, body in everything), default=math.inf)
         assert schedule.oldest() == oldest
@@ -302,7 +302,7 @@ def test_what_was_lent_comes_back_once(lent: list[int], look: bool) -> None:
         schedule.take(due)
         taken += due
     assert taken == entries
-    assert (schedule.waiting, schedule.retrying, schedule._dead) == (0, 0, 0)
+    assert (schedule.waiting, schedule.retrying, schedule._living.dead) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("indexed", [True, False])
