@@ -28,7 +28,8 @@ import trio
 from localdelay.entry import Entry, all_plain
 from localdelay.hops import Hop
 from localdelay.queue.sending import Delivery, Outcome
-from localdelay.queue.taking import Taking, Worker
+from localdelay.queue.taking import Taking
+from localdelay.queue.worker import Worker
 from localdelay.queue.workers import Workers
 from localdelay.timer import MERGED, TimerKind, clock_parts
 

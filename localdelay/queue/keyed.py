@@ -29,9 +29,10 @@ from localdelay.entry import Entry, size_of
 from .batch import BatchPolicy, joining
 from .lines import Line
 from .pending import Pending
-from .taking import Taking, Worker
+from .taking import Taking
 from .valve import Valve
 from .valves import Valves
+from .worker import Worker
 
 _AT_ONCE = 4096
 """So many messages get into their lines at most before others have their turn."""

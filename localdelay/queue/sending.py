@@ -3,8 +3,8 @@
 Until a message has ended or is back in the order it stands in its worker's `entries`, whatever is awaited:
 who is cancelled meanwhile leaves it there, and the pool brings it back. A send is ended in three ways that
 must not be mixed up. It returns or raises by itself: that decides. The pool is stopped: the send has not
-failed, and its message is pending again. It takes longer than `send_timeout`: the watchdog cancels the scope
-of this worker alone, and that is a failure like any other, which the worker settles in its next scope.
+failed, and its message is pending again. It takes longer than `send_timeout`: the watchdog ends it, and it
+has failed like any other (`worker` has the whole way of it).
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ from localdelay.timer import clock_parts
 from .batch import blame
 from .failures import Failures, is_down
 from .retry import RetryPolicy, after_failure
-from .taking import Taking, Worker
+from .taking import Taking
+from .worker import Watchdog, Worker
 
 Send: TypeAlias = Callable[[Message], Awaitable[object]]
 SendBatch: TypeAlias = Callable[[Sequence[Message]], Awaitable[object]]
@@ -84,8 +85,7 @@ class Delivery:
         self.send_timeout = send_timeout
         self._on_dead_letter = on_dead_letter
         self._listener = listener
-        self.watchdog: trio.lowlevel.Task | None = None
-        """Whoever ends the sends that take too long, while there is none to watch."""
+        self.watchdog = Watchdog()
         self._read_clock, self._clock_offset = clock_parts()
         self.failures = Failures()
         self.dead_letter_errors = 0
@@ -125,10 +125,9 @@ class Delivery:
             instants = [execute_at_of(due, body) for due, _, body in entries]
             first_sends = [execute_at_of(due, body) for due, _, body in entries if not failures_of(body)]
             self.lateness.record_run(now, first_sends)
-        worker.send_deadline = expires = now + self.send_timeout
-        if self.watchdog is not None and expires < math.inf:
-            trio.lowlevel.reschedule(self.watchdog)
-            self.watchdog = None
+        worker.send_deadline = now + self.send_timeout
+        if self.watchdog.asleep is not None:
+            self.watchdog.wake()
         sending: Any = _NOT_CALLED
         try:
             sending = self._send(given)

@@ -16,30 +16,9 @@ from .lines import Line
 from .pending import Pending
 from .schedule import Schedule
 from .valve import Valve
+from .worker import Worker
 
 _SPACED_OUT = 256
-
-
-class Worker:
-    """One worker's state. `send_deadline` is when its send must end, in seconds on Trio's clock."""
-
-    __slots__ = ("began", "entries", "failure", "is_paid", "scope", "send_deadline", "size", "timed_out")
-
-    def __init__(self) -> None:
-        self.entries: list[Entry] = []  # what it has taken and not settled yet
-        self.size = 0  # bytes of these, where they are a batch
-        self.is_paid = True  # if the limit limits now, it did so when these were taken
-        self.failure: Exception | None = None
-        self.began = 0.0  # the send that has failed
-        self.send_deadline = math.inf
-        self.scope = trio.CancelScope()
-        self.timed_out = False
-
-    def clear(self) -> None:
-        """What it has taken has ended, or is back in the order."""
-        self.entries.clear()
-        self.size = 0
-        self.failure = None
 
 
 class Taking:

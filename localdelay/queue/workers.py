@@ -29,7 +29,8 @@ from localdelay.timer import Timer, TimerKind, clock_parts, open_timer
 
 from . import wall
 from .sending import Delivery
-from .taking import Taking, Worker
+from .taking import Taking
+from .worker import Worker
 
 _TURN = 1024
 _TURN_SECONDS = 0.001
@@ -45,7 +46,7 @@ class BringsWorkers(Protocol):
 
 
 class Workers:
-    """The nursery of workers, and the watchdog that ends the sends that take too long."""
+    """The nursery of workers."""
 
     def __init__(self, taking: Taking, delivery: Delivery, timer: TimerKind, count: int) -> None:
         self._taking = taking
@@ -159,8 +160,8 @@ class Workers:
     async def _work(self, worker: Worker) -> None:
         try:
             while worker in self._workers:
-                # One scope serves many sends, for a scope a send costs more than all the rest of it.
-                # One that has ended a send is used up, so another is opened.
+                # One scope serves many sends, for a scope a send costs more than all the rest of it. One that
+                # the watchdog has cancelled is used up; it ends that cancellation, and another is opened.
                 worker.timed_out = False
                 with trio.CancelScope() as worker.scope:
                     await self._serve(worker)
@@ -295,21 +296,6 @@ class Workers:
 
     @trio.lowlevel.enable_ki_protection
     async def _watch(self) -> None:
-        """End the sends that take too long: one task for the whole pool instead of a timer a send."""
-        while True:
-            soonest = min((worker.send_deadline for worker in self._workers), default=math.inf)
-            if soonest == math.inf:
-                self._delivery.watchdog = trio.lowlevel.current_task()
-                await trio.lowlevel.wait_task_rescheduled(self._forget_watchdog)
-                continue
-            await trio.sleep_until(soonest)
-            now = trio.current_time()
-            for worker in self._workers:
-                if worker.send_deadline <= now:
-                    worker.send_deadline = math.inf
-                    worker.timed_out = True
-                    worker.scope.cancel()
-
-    def _forget_watchdog(self, _: object) -> trio.lowlevel.Abort:
-        self._delivery.watchdog = None
-        return trio.lowlevel.Abort.SUCCEEDED
+        """End the sends that take too long."""
+        if self._delivery.send_timeout < math.inf:
+            await self._delivery.watchdog.run(self._workers)
