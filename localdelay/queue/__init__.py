@@ -6,4 +6,19 @@ not ended, and its order is the `schedule`'s, on `lanes` and `bodies`. What is d
 (with keys `keyed`), as the `valve` lets it go (`valves`: one for each key), for the `workers`; `sending` does
 what is done with it, by the rules of `batch`, `retry` and `failures`. `draining`, `handing_back` and
 `stopping` end a queue, and `wall` is what happens where the clock is set.
+
+What a cancellation leaves, by what it cuts off. A message changes its place in one step, between two awaits,
+so that each of them finds it in the order, in somebody's hands, or ended:
+
+    a put that waits for room   nothing: it leaves the line, and its id is free
+    ... for a journal           is not cut off before the commit has ended: then it is pending, or raises
+    a worker that waits         what it has gathered, if anything, is back in the order; another one leads
+    a send, or what is written  the message is back in the order, and is sent again under its id
+      before it
+    a dead-letter hook          its message and those behind it are back, and are given up once more
+    a hand-back                 the message is back where it was; in a drain it stays, and nobody takes it
+    a drain                     the workers are ended; what is unfinished is in `messages()`
+    a flush                     nothing: the journal goes on
+    the opening of a journal    nothing: it has all that it had
+    the block                   as a drain; the journal is told of the rest, for 10 s at most
 """

@@ -117,6 +117,7 @@ class Admission:
             pending[:overdue] = [kept for kept in pending[:overdue] if not kept[9]]
         for begin in range(0, len(pending), _CHUNK):
             self._pending.enter_kept(recovered(pending[begin : begin + _CHUNK], wall=wall, now=now))
+            # Cut off here: the journal has all of it still, for none of it has ended.
             await trio.lowlevel.checkpoint()
         self._pending.enter_suspects(recovered(suspects, wall=wall, now=now), now)
         if suspects:
@@ -227,7 +228,7 @@ class Admission:
             self._pending.free_id(entry)
             raise
         if wait is not None:
-            await wait()
+            await wait()  # not cut off before the commit has ended, for nobody knows until then what to undo
         return message
 
     def _reserve(self, stamped: Stamped) -> None:

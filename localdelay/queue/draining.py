@@ -131,6 +131,7 @@ class Draining:
             await self._end_commits()
             if self._deadline < math.inf:
                 self._schedule.set_horizon(self._deadline)
+            # Cut off up to here: nothing has left the order, and `messages()` says what is left.
             plan = self._plan(hands_back=hand_back is not None)
             if self._deadline < math.inf:
                 log(logging.INFO, "draining, %s", plan, to=_PLANS)

@@ -131,7 +131,7 @@ class Delivery:
         sending: Any = _NOT_CALLED
         try:
             sending = self._send(given)
-            await sending
+            await sending  # cut off here: nobody knows whether the real queue has it; `entries` has it still
         except BaseException as raised:  # noqa: BLE001 (raised again where it is no mere error)
             worker.send_deadline = math.inf
             worker.began = now
@@ -174,7 +174,7 @@ class Delivery:
         worker.is_paid = self.valve.limits
         # With what has ended before, or a crash would repeat more than one send a worker.
         try:
-            await wait()
+            await wait()  # cut off here: it may be marked as being sent, until its next end or failure
         except BaseException:
             self._give_back(worker)
             raise

@@ -222,7 +222,7 @@ class Workers:
         self._leader = worker
         self._taking.bars.add("reserved")
         try:
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()  # cut off here it has nothing in hand
         finally:
             # Still this one: who gathers takes the lead over from others, but nobody can begin to meanwhile,
             # for while it is reserved nobody takes anything to gather company for.
@@ -236,6 +236,7 @@ class Workers:
         while not full and not self._taking.closing and trio.current_time() < last_call:
             self._taking.bars.add("reserved")
             try:
+                # Cut off here: what it has gathered stands in its `entries`, and is put back by `_work`.
                 await self._lead(worker, last_call)
             finally:
                 self._taking.bars.discard("reserved")
@@ -264,6 +265,7 @@ class Workers:
             self._alarm.ring()  # who gathers takes over from a leader that is about to wake anyway
         self._leader = worker
         try:
+            # Cut off here: nobody leads until `_work` has stirred another one, and the alarm is off.
             await self._alarm.timer.sleep_until(min(at_most, self._until()))
         finally:
             if self._leader is worker:
@@ -277,6 +279,7 @@ class Workers:
             return
 
         def abort(_: object) -> trio.lowlevel.Abort:
+            # Only where nobody has woken it: one that was looks once, as was promised, before it is cut off.
             del self._followers[worker]
             return trio.lowlevel.Abort.SUCCEEDED
 
