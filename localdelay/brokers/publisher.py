@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -384,7 +385,9 @@ def in_a_line(error: BaseException) -> str:
     while inner is not None and not (isinstance(inner, OSError) and inner.strerror):
         inner = inner.exceptions[0] if isinstance(inner, BaseExceptionGroup) else inner.__cause__
     text = inner.strerror if isinstance(inner, OSError) else None
-    return " ".join((text or str(error)).split()) or type(error).__name__
+    # Trio says where to, which whoever says this has said.
+    text = re.sub(r"^Error connecting to \(.*\): ", "", text or str(error))
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _nothing() -> None:
