@@ -1,0 +1,105 @@
+"""Blocking calls in threads: who is free, and who has left whom, in the instant in which two threads meet."""
+
+from __future__ import annotations
+
+import time
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+import trio
+
+from localdelay.errors import Throttled
+from localdelay.portal import blocking, pool
+from localdelay.portal.blocking import MOST, Leaving
+from localdelay.portal.pool import Threads
+from localdelay.settling import Settling
+
+
+@pytest.fixture
+def threads() -> Any:
+    """One thread, open."""
+    one = Threads(1)
+    one.calls(lambda: None)  # it is needed
+    one.open()
+    yield one
+    one.close()
+
+
+async def test_who_hears_of_the_end_of_a_call_finds_its_thread_free(
+    threads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a batch that is sent on at once would be refused by a thread that has nothing to do any more."""
+    held: list[bool] = []
+
+    class Told(Settling):
+        def settle(self, *args: Any) -> None:
+            held.append(any(seat.item is not None for seat in threads._seats))
+            super().settle(*args)
+
+    monkeypatch.setattr(pool, "Settling", Told)
+    call = threads.calls(lambda: None, waits=False)
+    with trio.fail_after(5):
+        await call()
+        await call()
+    assert held == [False, False]
+
+
+async def test_where_every_thread_is_held_a_call_that_must_not_wait_is_refused(threads: Any) -> None:
+    """And is taken again when one is free."""
+    begun, let_go = Event(), Event()
+
+    def hold() -> None:
+        begun.set()
+        let_go.wait(5)
+
+    holding, call = threads.calls(hold), threads.calls(lambda: None, waits=False)
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(holding)
+            await trio.to_thread.run_sync(begun.wait)
+            with pytest.raises(Throttled, match="every thread is held"):
+                await call()
+            let_go.set()
+        await call()
+
+
+class _Late(SimpleQueue):  # type: ignore[type-arg]
+    """Of a caller whose patience ends in the very instant in which the call ends."""
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        if timeout is None:
+            return super().get()
+        self.put(super().get(timeout=5))
+        raise Empty
+
+
+def test_a_call_that_ends_as_its_caller_leaves_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """He gets what it came to; and it is not counted as left, or nothing might be called any more one day."""
+    monkeypatch.setattr(blocking, "SimpleQueue", _Late)
+    leaving = Leaving("publish_delayed", 1.0)
+    assert [leaving.call(int, "7") for _ in range(MOST + 1)] == [7] * (MOST + 1)
+    with pytest.raises(ValueError, match="seven"):
+        leaving.call(int, "seven")
+
+
+def test_what_was_left_counts_until_it_returns() -> None:
+    """So many at most; then a call says what to do, and calls nothing."""
+    let_go = Event()
+    leaving = Leaving("publish_delayed", 0.001)
+
+    def left() -> None:
+        with pytest.raises(TimeoutError, match=r"took longer than 0\.001 s"):
+            leaving.call(let_go.wait, 10)
+
+    callers = [Thread(target=left) for _ in range(MOST)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    with pytest.raises(TimeoutError, match=f"{MOST} calls of publish_delayed .* time-out of its own"):
+        leaving.call(pytest.fail, "it must not be called")
+    let_go.set()
+    while leaving._left:  # each takes itself off as it returns
+        time.sleep(0.001)
