@@ -250,27 +250,29 @@ class Delivery:
         """
         ids = [message_of(entry).id for entry in entries]
         blamed = blame(error, ids)
-        errors = dict.fromkeys(ids, error) if blamed is None else blamed
+        # Of each message, for two may have one id: an outage must not look as if one of them had been sent.
+        errors = [error if blamed is None else blamed.get(its_id) for its_id in ids]
         valve = self.valve.of(entries)
-        if len(errors) < len(entries):
-            its = dict(zip(ids, entries, strict=True))
-            valve.sent(now, [entry for its_id, entry in its.items() if its_id not in errors], now - began)
-            for its_id, each in errors.items():
-                valve.record(now, [its[its_id]], now - began, each)
+        sent = [entry for entry, its_error in zip(entries, errors, strict=True) if its_error is None]
+        if sent:
+            valve.sent(now, sent, now - began)
+            for entry, its_error in zip(entries, errors, strict=True):
+                if its_error is not None:
+                    valve.record(now, [entry], now - began, its_error)
         else:
             # The one that says most. Not `error`: that says nothing where it names each message's own.
-            valve.failed(now, entries, max(errors.values(), key=_says), now - began)
+            valve.failed(now, entries, max((each for each in errors if each is not None), key=_says), now - began)
         refused = isinstance(error, PermanentSendError) and not isinstance(error, _NotAsyncError)
         split = refused and blamed is None and len(entries) > 1
+        alone = split or blamed is not None
         failures, jitter = 1 + max(failures_of(body) for _, _, body in entries), random.random()
         doomed: list[tuple[Entry, Exception]] = []
-        for entry, its_id in zip(entries, ids, strict=True):
-            its_error = errors.get(its_id)
+        for entry, its_error in zip(entries, errors, strict=True):
             if its_error is None:
                 self.total.record(now - execute_at_of(entry[0], entry[2]))
                 self._pending.end([entry], End.SENT)
                 continue
-            attempt, alone = attempt_of(entry[2]), split or blamed is not None
+            attempt = attempt_of(entry[2])
             retry = after_failure(self.retry, its_error, attempt=attempt, failures=failures, jitter=jitter)
             self.failures.add(now, its_error)
             if split:

@@ -235,3 +235,20 @@ async def test_a_probe_that_is_given_up_is_followed_at_once(autojump_clock: Any,
         assert hooks == [2.002]
         assert [(round(when, 3), payload) for when, payload, _ in broker.calls[-1:]] == [(2.002, b"d")]
         conserved(queue)
+
+
+async def test_an_outage_is_one_where_two_messages_have_one_id(autojump_clock: Any) -> None:
+    """As a journal may bring them back: that one id names both must not look as if one of them was sent."""
+    broker = Broker(up_at=10.0)
+    async with open_delay_queue(
+        send_batch=broker.batch, capacity=10, workers=1, retry=STEADY, probe=EXACT, listener=broker
+    ) as queue:
+        queue._pending.enter_kept(
+            [
+                (due, number, (b"", None, name, 1, 0, due, False, None, None))
+                for number, (due, name) in enumerate([(1.0, "a"), (1.0, "a"), (2.0, "b"), (2.0, "b")], -9)
+            ]
+        )
+        queue.put_nowait(b"", delay=3.0)
+    assert [type(event) for _, event in broker.events] == [SendingShut, SendingOpened]
+    assert len(broker.sent) == 5
