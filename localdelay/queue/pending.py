@@ -135,18 +135,15 @@ class Pending:
 
     # Out of the order, and back.
 
-    def lend(self, number: int, due: float | None = None) -> Entry | None:
+    def lend(self, number: int, due: float = 0.0) -> Entry | None:
         """Take out a waiting message for somebody who is no worker; None if it does not wait here.
 
-        `due` is when it is, where that is known; else it is taken for a message that has not failed (and a
-        plain one is due at 0 then: it must end, or come back under another number).
+        It is due at its execute-at, whatever it waits for. `due` is that of a plain one, which has it nowhere
+        else: without it a plain one must end, or come back under another number.
         """
+        # Not simply when it was due as it was looked at: the wall clock may have moved it since.
         body = self.schedule.lend(number)
-        if body is None:
-            return None
-        # Who has looked at it before may know a time from which the wall clock has moved it since.
-        due = execute_at_of(0.0, body) if due is None else max(due, execute_at_of(due, body))
-        return self._lent((due, number, body))
+        return None if body is None else self._lent((execute_at_of(due, body), number, body))
 
     def lend_later(self, now: float) -> Entry | None:
         """The same, for the next one beyond the schedule's horizon."""

@@ -238,8 +238,15 @@ class Schedule:
         return next((entry[2] for entry in self._living.of(self._slots(number)) if entry[1] == number), None)
 
     def far(self, horizon: float) -> list[Slot]:
-        """(due, number) of what waits until `horizon` or longer and has not failed, the latest first."""
-        far = [entry[:2] for entry in self.entries() if entry[0] >= horizon and not failures_of(entry[2])]
+        """(due, number) of what waits for an execute-at of `horizon` or later, the latest first.
+
+        Not what has failed, nor what is overdue and waits for its place.
+        """
+        far = [
+            (due, number)
+            for due, number, body in self.entries()
+            if due >= horizon and due == execute_at_of(due, body) and not failures_of(body)
+        ]
         return far[::-1]  # type: ignore[return-value]
 
     def entries(self) -> list[Entry]:

@@ -155,6 +155,10 @@ async def test_what_is_overdue_after_an_outage_catches_up_at_its_rate(
             queue.put_nowait(b"%d" % number, delay=1 + number / 100)
         for number in range(20):
             queue.put_nowait(b"on time", delay=15 + number)
+        await trio.sleep(20)
+        # What is overdue is nothing to be handed back, though its place is far.
+        far = [queue.hand_backs.look_at(slot) for slot in queue.hand_backs.far(trio.current_time() + 1)]
+        assert {message.payload for message in far if message is not None} == {b"on time"}
     on_time = [when for when, message in sender.sent if message.payload == b"on time"]
     assert on_time == [15 + number for number in range(20)]
     late = [(when, int(message.payload)) for when, message in sender.sent if message.payload != b"on time"]

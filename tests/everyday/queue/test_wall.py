@@ -91,18 +91,19 @@ def test_all_that_waits_keeps_its_place_but_for_what_moves(indexed: bool) -> Non
     assert [entry[0] for entry in taken] == sorted(expected.values())
 
 
-def test_what_was_looked_at_before_it_moved_comes_back_to_its_new_time() -> None:
+@pytest.mark.parametrize(("wall", "new_time"), [(900.0, 200.0), (1050.0, 50.0)])
+def test_what_was_looked_at_before_it_moved_comes_back_to_its_new_time(wall: float, new_time: float) -> None:
     """A hand-back takes it out by the time that it had, and the primary does not take it."""
     pending = Pending(Schedule(indexed=True), Ledger(9, None))
     pending.ledger.reserve(0)
     pending.enter(message(1, 100.0, at=1100.0), 0)
     [(due, number)] = pending.schedule.far(50.0)
-    move_all(pending, partial(moved_entry, wall=900.0, now=0.0, before=1000.0))
+    move_all(pending, partial(moved_entry, wall=wall, now=0.0, before=1000.0))
     entry = pending.lend(number, due)
     assert entry is not None
     assert pending.schedule.next_due() == math.inf  # nothing is left in its place
     pending.again(entry)
-    assert pending.schedule.next_due() == 200.0
+    assert pending.schedule.next_due() == entry[0] == new_time
 
 
 @pytest.mark.parametrize("cancellable", [False, True])
