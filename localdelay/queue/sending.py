@@ -171,7 +171,7 @@ class Delivery:
         wait = keeper.begins(worker.entries)
         if wait is None:
             return now
-        worker.is_paid = self.valve.limits
+        worker.is_paid = worker.is_paid and self.valve.of(worker.entries).limits
         # With what has ended before, or a crash would repeat more than one send a worker.
         try:
             await wait()  # cut off here: it may be marked as being sent, until its next end or failure
@@ -261,7 +261,8 @@ class Delivery:
                     valve.record(now, [entry], now - began, its_error)
         else:
             # The one that says most. Not `error`: that says nothing where it names each message's own.
-            valve.failed(now, entries, max((each for each in errors if each is not None), key=_says), now - began)
+            most = max((each for each in errors if each is not None), key=_says)
+            valve.failed(now, entries, most, now - began)
         refused = isinstance(error, PermanentSendError) and not isinstance(error, _NotAsyncError)
         split = refused and blamed is None and len(entries) > 1
         alone = split or blamed is not None

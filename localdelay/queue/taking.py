@@ -51,8 +51,10 @@ class Taking:
             return False
         limit = self.valve.limit
         if self.valve.holds or (limit is not None and limit.limits):
+            # What waits for company since before that was let go for nothing; and no more is let go with it.
+            worker.is_paid = not worker.entries
             if worker.entries:
-                return True  # it waits for company since before that: it has let these go, and lets no more
+                return True
             entries = self.some(now, self.batch.max_messages)
             worker.entries += entries
             worker.size += sum(size_of(body) for _, _, body in entries)

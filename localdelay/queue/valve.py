@@ -174,8 +174,8 @@ class Valve:
 
     @property
     def limits(self) -> bool:
-        """Whether not all that is due may go now."""
-        return self.holds or (self.limit is not None and self.limit.limits)
+        """Whether its limit is asked for what goes now."""
+        return self.limit is not None and self.limit.limits
 
     @property
     def limit_rate(self) -> float | None:

@@ -85,11 +85,6 @@ class Valves(Valve):
         return self.by_key.known(self.key_of(entry))
 
     @property
-    def limits(self) -> bool:
-        """Whether not all that is due may go now: that is to be asked each time."""
-        return True
-
-    @property
     def limit_rate(self) -> float | None:
         """Messages a second that go, of all keys that are limited; None where none is."""
         rates = [rate for _, valve in self.by_key.items() if (rate := valve.limit_rate) is not None]

@@ -32,7 +32,7 @@ class Worker:
     def __init__(self) -> None:
         self.entries: list[Entry] = []  # what it has taken and not settled yet
         self.size = 0  # bytes of these, where they are a batch
-        self.is_paid = True  # if the limit limits now, it did so when these were taken
+        self.is_paid = True  # whether the limit was asked for these, where it limits: it gets back no others
         self.failure: Exception | None = None
         self.began = 0.0  # the send that has failed
         self.send_deadline = math.inf

@@ -13,6 +13,7 @@ import trio
 import trio.testing
 
 from localdelay import (
+    AdaptiveLimit,
     DelayQueue,
     Fallback,
     JournalError,
@@ -23,8 +24,9 @@ from localdelay import (
     Throttled,
     open_delay_queue,
 )
+from localdelay.breaker import THROTTLED
 from localdelay.entry import Entry
-from localdelay.keeping import Keeper
+from localdelay.keeping import Keeper, Wait
 from localdelay.queue.ledger import Ledger
 from localdelay.queue.pending import Pending
 from localdelay.queue.schedule import Schedule
@@ -92,6 +94,40 @@ async def test_what_has_lapsed_gives_its_tokens_back(ours: int, autojump_clock: 
             queue.put_nowait(b"", delay=1)
         await trio.sleep(2)
         assert (batches, int(limit.available)) == ([1] * ours, 5 - ours)
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+async def test_a_limit_gets_back_nothing_that_it_was_not_asked_for(keyed: bool, autojump_clock: Any) -> None:
+    """It begins while the keeper is told of a send, which a pause then stops: it had nothing of that."""
+    limit = AdaptiveLimit()
+
+    class Slow(Keeper):
+        writes = True
+
+        def begins(self, entries: Sequence[Entry]) -> Wait:
+            return begin
+
+    async def begin() -> None:
+        given = limit if keys is None else keys.limits.of("a")
+        assert isinstance(given, AdaptiveLimit)
+        given.record(THROTTLED, 0.0, None, 0.5, lately=100.0)
+        before.append(given.available)
+        queue.pause()
+
+    before: list[float] = []
+    key = (lambda _: "a") if keyed else None
+    async with open_delay_queue(RecordingSender(), capacity=9, workers=1, limit=limit, key=key) as queue:
+        keys = queue.core.keys
+        queue._pending.keeper = Slow(lambda: (0, 0))
+        # As after an outage: what is overdue is spaced out first, and that asks no limit.
+        queue._workers.valve.holds, queue._workers.valve.pace.rate = not keyed, 100.0
+        queue.put_nowait(b"", delay=1)
+        await trio.sleep(1)
+        now = limit if keys is None else keys.limits.of("a")
+        assert queue.statistics().sent == 0
+        assert isinstance(now, AdaptiveLimit)
+        assert [now.available] == before
+        queue._pending.keeper = Keeper(lambda: (0, 0))
 
 
 @pytest.mark.parametrize("kept", [False, True])
