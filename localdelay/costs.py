@@ -13,7 +13,10 @@ from .message import Message
 __all__ = ["APSARA_ROCKETMQ", "TDMQ_ROCKETMQ", "ByParts", "Cost"]
 
 Cost: TypeAlias = Callable[[Message, bool], float]
-"""What a call with this message takes; the second argument says whether it is a delayed publish."""
+"""What a call with this message takes; the second argument says whether it is a delayed publish.
+
+It only computes: it is called in the midst of a look at the queue, which it must not change.
+"""
 
 
 @attrs.frozen

@@ -20,6 +20,7 @@ from .message import Message
 _T = TypeVar("_T")
 
 Key: TypeAlias = Callable[[Message], Hashable]
+"""Gives a message its key. It only computes, as a `Cost` does, and is called more than once for a message."""
 
 KEYS = 1024
 """So many keys are remembered."""

@@ -105,8 +105,13 @@ class KeyedTaking(Taking):
         schedule = self._schedule
         lines: list[Line] = []
         while len(lines) < _AT_ONCE and schedule.next_in_order() <= now:
-            for entry in schedule.sort_out(now, _RUN):
-                line = schedule.line(self.valve.key_of(entry))
+            entries = schedule.due(now, _RUN)
+            # Before any is out of the order, for a stranger's function is called: what it raises may end the
+            # queue, and then they must be found.
+            keys = [self.valve.key_of(entry) for entry in entries]
+            schedule.sort_out(entries)
+            for entry, key in zip(entries, keys, strict=True):
+                line = schedule.line(key)
                 line.stand(entry)
                 lines.append(line)
         return lines

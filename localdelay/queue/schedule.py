@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator, Sequence
+from itertools import chain
 from operator import itemgetter
 from typing import Final
 
@@ -175,11 +176,9 @@ class Schedule:
         self.aside.remove(entry[1])
         self._count_taken([entry])
 
-    def sort_out(self, now: float, most: int) -> list[Entry]:
-        """Take some of what is due out of the order: it is to stand in a line at once."""
-        entries = self.due(now, most)
+    def sort_out(self, entries: list[Entry]) -> None:
+        """Take these, which `due` has just returned, out of the order: they stand in line from now on."""
         self._near.drop(len(entries))
-        return entries
 
     def has_later(self, now: float) -> bool:
         """Whether there is anything for `take_later`."""
@@ -190,11 +189,13 @@ class Schedule:
 
         Those that were cancelled and not swept yet count for the second.
         """
-        self.mix()
+        self.sort_in()
         count, last = self._near.extent()
+        lines = [line.slots for line in self.lines.values() if line.slots]
+        last = max(last, *(slots[-1][0] for slots in lines), -math.inf)
         if self._living.dead:
-            count = len(self._living.of(self._near.slots()))
-        return count, last
+            return len(self._living.of(chain(self._near.slots(), *lines))), last
+        return count + sum(map(len, lines)), last
 
     def next_in_order(self) -> float:
         """When the next message is due that stands in no line; infinite if there is none."""

@@ -309,10 +309,12 @@ def test_what_stands_in_line_moves_with_the_wall_clock(indexed: bool) -> None:
         at = 1e6 + number if number % 2 else None
         pending.ledger.reserve(1)
         pending.enter((float(number), number, (b"a", None, None, 1, 0, float(number), False, None, at)), 1)
-    line = schedule.line("a")
-    for entry in schedule.sort_out(3.0, 99):
+    line, due = schedule.line("a"), schedule.due(3.0, 99)
+    schedule.sort_out(due)
+    for entry in due:
         line.stand(entry)
-    assert (schedule.waiting, schedule.next_due(), len(schedule.entries())) == (6, 0.0, 6)
+    assert schedule.near() == (6, 5.0)
+    assert (len(line.slots), schedule.waiting, schedule.next_due(), len(schedule.entries())) == (4, 6, 0.0, 6)
     if indexed:
         assert pending.cancel(2)
     assert move_all(pending, partial(moved_entry, wall=1e6 - 50.0, now=3.0, before=1e6)) == 3
@@ -377,3 +379,21 @@ async def test_a_batch_that_waits_for_company_goes_at_once_when_the_queue_ends(a
             queue.put_nowait(name, delay=1.0)
         await trio.sleep(2.0)
     assert batches == [(2.0, 2), (2.0, 1)]
+
+
+async def test_what_ends_the_queue_out_of_a_key_function_loses_nothing(autojump_clock: Any) -> None:
+    """All that was due is still there to be looked at: it was in the order until the keys were known."""
+    asked: list[bytes] = []
+
+    def leaving(message: Message) -> str:
+        asked.append(message.payload)
+        if len(asked) == 9:
+            raise SystemExit
+        return "a"
+
+    with pytest.raises(SystemExit):
+        async with open_delay_queue(RecordingSender(), capacity=9, workers=1, key=leaving) as queue:
+            for _ in range(6):
+                queue.put_nowait(b"", delay=1.0)
+            await trio.sleep(2)
+    assert len(queue.messages()) == queue.statistics().pending == 6
