@@ -117,7 +117,7 @@ class Admission:
             pending[:overdue] = [kept for kept in pending[:overdue] if not kept[9]]
         for begin in range(0, len(pending), _CHUNK):
             self._pending.enter_kept(recovered(pending[begin : begin + _CHUNK], wall=wall, now=now))
-            # Cut off here: the journal has all of it still, for none of it has ended.
+            # Cut off here: what has not ended meanwhile is in the journal still.
             await trio.lowlevel.checkpoint()
         self._pending.enter_suspects(recovered(suspects, wall=wall, now=now), now)
         if suspects:
@@ -157,7 +157,7 @@ class Admission:
         return self._stamped(next(self._numbers), payload, due, id, headers, terms)
 
     def stamp_held(self, message: Message) -> Stamped:
-        """A new message that was checked, but for its id; one that was made of a number is new, too."""
+        """Stamp what a `Fallback` has checked, but for its id; one that this process has made is new."""
         number, chosen = number_in(message), None
         if number is None:
             number, chosen = next(self._numbers), message.id
@@ -213,7 +213,7 @@ class Admission:
 
     async def accept_or_wait(self, stamped: Stamped) -> Message:
         """Take the message in when there is room; return when the journal has it, if there is one."""
-        # A cancellation counts up to here; once the message has entered, its call returns.
+        # A cancellation counts here, and while it waits for room: of what has entered the call returns.
         await trio.lowlevel.checkpoint_if_cancelled()
         self.check_open()
         message, entry, size = stamped

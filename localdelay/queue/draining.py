@@ -207,7 +207,7 @@ class Draining:
                         nursery.start_soon(self._say, saying)
                     await self._workers.finished.wait()
                     saying.cancel()
-                    self._schedule.later_arrived.unpark_all()
+                    self._schedule.later_arrived.unpark_all()  # who hands back sees that no more comes
         finally:
             await self._stop()
 

@@ -75,8 +75,8 @@ class HandBacks:
         """Give it to the primary. Where that fails it is back in the queue, and the error is returned.
 
         One that takes longer than `most` seconds, or until the message is due, has failed, too; where it had
-        less than `most` the error is an `OutOfTime`. What the primary refuses for now is as good as any
-        other; what fails otherwise waits by a backoff of its own.
+        less than `most` the error is an `OutOfTime`. One that is throttled may be tried again at once; one
+        that fails otherwise waits, longer each time.
         """
 
         async def in_time(message: Message, remaining: float) -> None:

@@ -80,7 +80,7 @@ class KeyedTaking(Taking):
             heappop(places)
         until = self._schedule.next_in_order()
         if self.valve.news:
-            until = min(until, 0.0)  # at once: it was too much for one look, or that has changed something
+            until = min(until, 0.0)  # at once: a valve has changed, or the last look only spaced out
         elif places:
             until = min(until, places[0][0])
         self._schedule.alarm.until = until

@@ -23,7 +23,7 @@ class _Waiter:
 
 
 class Ledger:
-    """The terms of the conservation equation that are not the schedule's, and the room that is left.
+    """The terms of the conservation equation (`statistics`) that are not the schedule's, and the room.
 
     Nothing here is derived from anything else: a message that is forgotten somewhere makes the
     equation fail.
@@ -46,8 +46,9 @@ class Ledger:
         self.largest = math.inf
         """The most bytes that a journal takes for a message."""
         self.has_short_way = True
-        """Whether a plain message may go straight into the schedule: not where the queue is closed, in a
-        forked child, or where a journal has to know of it first."""
+        """Whether a plain message may go straight into the schedule. The `Admission` says so: not where the
+        queue is closed, or in a forked child, nor where a journal has to know of it first, or a key is asked
+        for."""
         self.waiters: dict[_Waiter, None] = {}  # in the order of their calls
 
     def check_size(self, size: int) -> None:

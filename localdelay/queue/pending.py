@@ -157,7 +157,8 @@ class Pending:
     def again(self, entry: Entry, back: Callable[[Entry], None] | None = None) -> None:
         """Bring back a message that was taken: it failed, or was cut off. It has its number still.
 
-        `back` is another method of the schedule than that which puts it back where it belongs.
+        `back` is another method of the schedule than that which puts it back where it belongs: for what
+        `lend_later` gave. What `lend` gave has left its place behind, and would stand there, too.
         """
         self.schedule.taken -= 1
         self.lent.pop(entry[1], None)

@@ -45,7 +45,8 @@ class Schedule:
         self._living = Living(indexed=indexed)
         self._sweeping: Iterator[None] | None = None
         self.inbox: list[Entry] = []
-        """New messages, in the order of their puts. Sorted in when there is need to, many at a time."""
+        """New messages, in the order of their puts. Sorted in when there is need to, many at a time. It is
+        this list for good: `DelayQueue.put_nowait` appends to it without asking for it."""
         self._waiting = 0
         self.retrying = 0
         self.taken = 0
@@ -115,7 +116,7 @@ class Schedule:
         self._push(self._put_off, entry)
 
     def set_aside(self, entry: Entry) -> None:
-        """Take in a message that nobody here is going to take out again; it stays pending."""
+        """Take in a message that stands outside of the order: of a drain for good, or until `take_aside`."""
         due, number, body = entry
         self._push(self.aside, (max(due, execute_at_of(due, body)), number, body))
 

@@ -172,7 +172,7 @@ class Delivery:
         if wait is None:
             return now
         worker.is_paid = worker.is_paid and self.valve.of(worker.entries).limits
-        # With what has ended before, or a crash would repeat more than one send a worker.
+        # This waits for the end of its last send, too: a crash is to repeat one send a worker, and not two.
         try:
             await wait()  # cut off here: it may be marked as being sent, until its next end or failure
         except BaseException:

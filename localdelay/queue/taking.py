@@ -103,6 +103,7 @@ class Taking:
         """Until when there is nothing to take in due order; sets the alarm likewise."""
         due = self._schedule.next_due()
         until = self._may_go_at(due, self.valve)
+        # Else the valve decides when: what comes in before could not go before, either.
         self._schedule.alarm.until = due if until == due else -math.inf
         return until
 
@@ -147,6 +148,7 @@ class Taking:
 
     def _space_out(self, order: Schedule | Line, valve: Valve, now: float) -> bool:
         """Give some of what is overdue a time of its own each, so that the rest goes on time meanwhile."""
+        # The first ones, for they come in due order, and so are those that `take` takes.
         overdue = [entry for entry in order.due(now, _SPACED_OUT) if entry[0] < valve.backlog]
         if not overdue:
             valve.caught_up()

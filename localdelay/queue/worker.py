@@ -71,6 +71,7 @@ class Watchdog:
                 self.asleep = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(self._abort)
                 continue
+            # Whoever begins a send meanwhile need not wake it: all have the same time, and none ends before.
             await trio.sleep_until(soonest)
             now = trio.current_time()
             for worker in workers:

@@ -77,7 +77,7 @@ class Workers:
 
     @property
     def busy(self) -> int:
-        """Workers in a send or a dead-letter hook."""
+        """Workers that have messages in hand, which they send, give up, or gather company for."""
         return sum(bool(worker.entries) for worker in self._workers)
 
     @trio.lowlevel.enable_ki_protection
@@ -265,7 +265,7 @@ class Workers:
             self._alarm.ring()  # who gathers takes over from a leader that is about to wake anyway
         self._leader = worker
         try:
-            # Cut off here: nobody leads until `_work` has stirred another one, and the alarm is off.
+            # Cut off here, with all of the pool: nobody leads, and the alarm is off.
             await self._alarm.timer.sleep_until(min(at_most, self._until()))
         finally:
             if self._leader is worker:
