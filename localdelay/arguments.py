@@ -121,9 +121,15 @@ def execute_at(
     if delay is not None:
         raise TypeError("only one of delay and at may be given")
     check_kind("at", at, datetime, "a datetime")
-    if at.utcoffset() is None:
+    try:
+        offset = at.utcoffset()
+        left = (at - (wall or datetime.now(UTC))).total_seconds() if offset is not None else 0.0
+    except Exception as error:  # its time zone is a stranger's
+        kind = type(error).__name__
+        raise ValueError(f"at must be an aware datetime: its time zone raises {kind}") from error
+    if offset is None:
         raise ValueError("at must be an aware datetime: it has no time zone")
-    return now + max(0.0, (at - (wall or datetime.now(UTC))).total_seconds())
+    return now + max(0.0, left)
 
 
 def wall_clock(at: datetime | None) -> datetime | None:
@@ -144,20 +150,24 @@ def check_payload(payload: bytes) -> bytes:
     return bytes(payload)
 
 
-def check_id(id: str) -> None:
-    """Raise unless the id can stand in a log line and in a broker's header."""
+def check_id(id: str) -> str:
+    """The id, as an exact string; raises unless it can stand in a log line and in a broker's header."""
     check_kind("id", id, str, "a string")
-    if not id or not id.isprintable():
+    exact = str.__str__(id)  # a class may compare, and encode, as it likes
+    if not exact or not exact.isprintable():
         raise ValueError("id must be a string of one or more printable characters")
+    return exact
 
 
 def check_headers(headers: Mapping[str, str]) -> dict[str, str] | None:
-    """A copy of the headers, or None where there are none."""
+    """A copy of the headers, of exact strings, or None where there are none."""
     check_kind("headers", headers, Mapping, "a mapping of strings")
-    copy = dict(headers)
-    for name, value in copy.items():
-        if not isinstance(name, str) or not isinstance(value, str):
+    copy = {}
+    for given in dict(headers).items():
+        if not all(isinstance(each, str) for each in given):
             raise TypeError("headers must be a mapping of strings to strings")
+        name, value = map(str.__str__, given)
+        copy[name] = value
         try:
             name.encode()
             value.encode()

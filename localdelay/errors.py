@@ -43,7 +43,12 @@ class Throttled(LocalDelayError):
 
 def asked_wait(error: BaseException | None) -> float | None:
     """The wait in seconds that a `Throttled` asks for, also where it was set later; of others, None."""
-    return _seconds_or_none(error.retry_after) if isinstance(error, Throttled) else None
+    if not isinstance(error, Throttled):
+        return None
+    try:
+        return _seconds_or_none(error.retry_after)
+    except Exception as raised:  # noqa: BLE001 (a child may have made a property of it)
+        return _seconds_or_none(raised)
 
 
 def _seconds_or_none(given: object) -> float | None:

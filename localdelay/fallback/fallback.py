@@ -106,11 +106,12 @@ class Fallback(BaseFallback[PublishDelayed, Holder, CancelDelayed]):
             wall = arguments.wall_clock(at)
             now = trio.current_time()
             due = arguments.execute_at(now, delay, at, wall=wall)
-            if id is not None and self._queue.is_known(id):
-                raise already_pending(id)
+            chosen = None if id is None else arguments.check_id(id)
+            if chosen is not None and self._queue.is_known(chosen):
+                raise already_pending(chosen)
             copy = None if headers is None else arguments.check_headers(headers)
             shown = NO_HEADERS if copy is None else MappingProxyType(copy)
-            name = next(self._numbers) if id is None else id
+            name = next(self._numbers) if chosen is None else chosen
             message = Message(name, arguments.check_payload(payload), due, shown)
             if terms := arguments.terms(expires, at):
                 add_terms(message, terms)

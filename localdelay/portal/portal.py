@@ -122,10 +122,9 @@ class Remote:
         wall = arguments.wall_clock(at)
         due = arguments.execute_at(self.clock(), delay, at, wall=wall)
         terms = arguments.terms(expires, at)
-        if id is not None:
-            self._check_id(id, asks)  # None: the caller asks the loop
+        chosen = None if id is None else self._check_id(id, asks)  # None: the caller asks the loop
         payload, keys = arguments.check_payload(payload), self.queue.core.keys
-        return stamp(self._numbers.take(), payload, due, id, headers, terms, keys)
+        return stamp(self._numbers.take(), payload, due, chosen, headers, terms, keys)
 
     def reschedule(self, id: str, delay: Delay | None, at: datetime | None) -> Callable[[], bool]:
         """Check the arguments of a `reschedule`, and return what is to be asked."""
@@ -286,19 +285,18 @@ class Remote:
         self.ended = Future()  # who waits for the parent's is told on a loop, whose lock may be held likewise
         self._end(None)
 
-    def _check_id(self, id: str, asks: float | None) -> None:
-        arguments.check_id(id)
-        is_known = self.intake.is_chosen(id)
-        if asks is not None and number_of(id) is not None and not is_known:
+    def _check_id(self, id: str, asks: float | None) -> str:
+        chosen = arguments.check_id(id)
+        is_known = self.intake.is_chosen(chosen)
+        if asks is not None and number_of(chosen) is not None and not is_known:
             try:
-                is_known = self.ask(lambda: self.queue.is_pending(id), asks)
+                is_known = self.ask(lambda: self.queue.is_pending(chosen), asks)
             except TimeoutError:
-                told = (
-                    f"the queue is too busy to say within {asks:g} s whether id {id!r} is pending: await put"
-                )
+                told = f"the queue is too busy to say within {asks:g} s whether id {chosen!r} is pending: await put"
                 raise QueueFull(told) from None
         if is_known:
-            raise already_pending(id)
+            raise already_pending(chosen)
+        return chosen
 
     def _is_here(self) -> bool:
         return threading.current_thread() is self._thread

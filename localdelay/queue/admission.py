@@ -154,7 +154,8 @@ class Admission:
         due = arguments.execute_at(trio.current_time(), delay, at, wall=wall)
         terms = arguments.terms(expires, at)
         payload = arguments.check_payload(payload)
-        return self._stamped(next(self._numbers), payload, due, id, headers, terms)
+        chosen = None if id is None else arguments.check_id(id)
+        return self._stamped(next(self._numbers), payload, due, chosen, headers, terms)
 
     def stamp_held(self, message: Message) -> Stamped:
         """Stamp what a `Fallback` has checked, but for its id; one that this process has made is new."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import attrs
 
@@ -52,7 +53,11 @@ def blame(error: Exception, ids: Sequence[str]) -> Mapping[str, Exception] | Non
     A `PartialSendError` that names an id that is not in the batch cannot be trusted to say what was
     sent, so it counts against the whole batch: twice is better than never.
     """
-    failed = error.failed if isinstance(error, PartialSendError) else None
-    if isinstance(failed, Mapping) and failed.keys() <= set(ids):
-        return failed
+    if not isinstance(error, PartialSendError):
+        return None
+    with suppress(Exception):  # a child may have made a property of it, or put something else there
+        if isinstance(error.failed, Mapping):
+            failed = dict(error.failed)
+            if failed.keys() <= set(ids) and all(isinstance(each, Exception) for each in failed.values()):
+                return failed
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import traceback
+from contextlib import suppress
 
 from localdelay.errors import PermanentSendError, Throttled
 from localdelay.logs import log, told
@@ -30,7 +31,9 @@ class Failures:
         if not self._has_warned and is_down(error):
             self._has_warned = True
             # As text: a record may be kept, and the frames of a traceback hold the payload.
-            frames = "".join(traceback.format_tb(error.__traceback__, limit=-_FRAMES))
+            frames = ""
+            with suppress(Exception):  # the error is a stranger's, and so is what it says of itself
+                frames = "".join(traceback.format_tb(error.__traceback__, limit=-_FRAMES))
             line = "a send has failed; others are told of once a minute: %s\nTraceback:\n%s"
             log(logging.WARNING, line, told(error), frames)
         elif now >= self._next_line:

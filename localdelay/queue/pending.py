@@ -254,10 +254,10 @@ class Pending:
 
     def number(self, id: str) -> int | None:
         """The number of the pending message with this id, or None. Raises if it cannot be an id."""
-        arguments.check_id(id)
-        if id in self._chosen:
-            return self._chosen[id]
-        number = number_of(id)
+        name = arguments.check_id(id)
+        if name in self._chosen:
+            return self._chosen[name]
+        number = number_of(name)
         if number is None:
             return None
         body = self.schedule.find(number)

@@ -91,10 +91,9 @@ class Putter:
         if due - trio.current_time() > _LONGEST:
             raise ValueError(f"delay must be less than {_LONGEST:g} s, and at not further away")
         copy = None if headers is None else arguments.check_headers(headers)
-        if id is not None:
-            arguments.check_id(id)
-            if len(id.encode()) > _LARGEST_ID:
-                raise ValueError(f"id must have at most {_LARGEST_ID} bytes")
+        name = "" if id is None else arguments.check_id(id)
+        if len(name.encode()) > _LARGEST_ID:
+            raise ValueError(f"id must have at most {_LARGEST_ID} bytes")
         body = encode(arguments.check_payload(payload), copy, attempt)
         most, largest = self._store.tuning.shard_bytes, self._store.link.largest
         said = f"payload and headers of {len(body)} bytes are over the"
@@ -102,7 +101,7 @@ class Putter:
             raise ValueError(f"{said} shard_bytes of {most}")
         if len(body) > largest:
             raise ValueError(f"{said} {largest} that Redis takes")
-        return Put(body, id or "", due)
+        return Put(body, name, due)
 
     async def put(self, put: Put) -> None:
         """Have a message stored; returns once Redis has it. Raises as `Link.call` does, and `QueueFull`."""

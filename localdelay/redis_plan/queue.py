@@ -160,8 +160,8 @@ class RedisDelayQueue:
 
     async def is_pending(self, id: str) -> bool:
         """Whether a message with this id is stored and not finished."""
-        arguments.check_id(id)
-        return await self._store.has(self._layouts.layout.shards_of(id), id)
+        name = arguments.check_id(id)
+        return await self._store.has(self._layouts.layout.shards_of(name), name)
 
     async def count(self) -> int:
         """How many messages Redis holds, claimed ones included. It asks every shard."""

@@ -84,9 +84,8 @@ def _parse(line: bytes, delay: float | None) -> Parsed:
     else:
         raise WrongLine("delay or at must be there, where no delay is given for all lines")
     if "id" in found:
-        options["id"] = _string("id", found["id"])
         try:
-            arguments.check_id(options["id"])
+            options["id"] = arguments.check_id(_string("id", found["id"]))
         except ValueError as error:
             raise WrongLine(str(error)) from None
     if "headers" in found:

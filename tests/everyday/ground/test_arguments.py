@@ -148,9 +148,19 @@ class Nowhere(tzinfo):
     dst = tzname = utcoffset
 
 
+class Lost(Nowhere):
+    """A time zone that fails."""
+
+    def utcoffset(self, dt: datetime | None) -> None:
+        raise LookupError
+
+
+LOST = datetime(2030, 1, 1, tzinfo=Lost())
+
+
 def test_an_at_that_is_none_is_refused() -> None:
     """A naive datetime is a `ValueError` and what is no datetime a `TypeError`, both by name."""
-    naive = [datetime(2030, 1, 1), datetime(2030, 1, 1, tzinfo=Nowhere()), datetime.max]  # noqa: DTZ001, DTZ901
+    naive = [datetime(2030, 1, 1), datetime(2030, 1, 1, tzinfo=Nowhere()), datetime.max, LOST]  # noqa: DTZ001, DTZ901
     foreign = [
         date(2030, 1, 1),
         1893456000,
@@ -185,8 +195,9 @@ def test_a_payload_that_is_no_bytes_is_refused(payload: Any) -> None:
 
 @pytest.mark.parametrize("id", ["a", "order 7", "ünïcode-1", LikeStr("x"), "a" * 1000, "0"])
 def test_an_id_is_printable_text(id: str) -> None:
-    """Any text that can stand in a log line and a header is an id."""
-    arguments.check_id(id)
+    """Any text that can stand in a log line and a header is an id, and is kept as exact text."""
+    assert type(arguments.check_id(id)) is str
+    assert arguments.check_id(id) == str(id)
 
 
 def test_an_id_that_is_none_is_refused() -> None:
@@ -223,6 +234,8 @@ def test_headers_are_copied(kind: Any) -> None:
     assert type(copy) is dict
     assert copy == {"k": "v", "é": "€"}
     assert arguments.check_headers(kind({})) is None
+    own = arguments.check_headers(kind({LikeStr("k"): LikeStr("v")})) or {}
+    assert {type(each) for pair in own.items() for each in pair} == {str}
 
 
 def test_headers_that_are_none_are_refused() -> None:

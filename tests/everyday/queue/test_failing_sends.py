@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 import trio
 
-from localdelay import Message, PermanentSendError, RetryPolicy, Throttled, open_delay_queue
+from localdelay import (
+    Fallback,
+    Message,
+    PartialSendError,
+    PermanentSendError,
+    RetryPolicy,
+    Route,
+    Throttled,
+    open_delay_queue,
+)
 from localdelay.testing import FailingSender, RecordingSender
 
 STEADY = RetryPolicy(wait_initial=1, wait_max=8, wait_jitter=0)
@@ -203,15 +212,36 @@ class BadGroup(ExceptionGroup[Exception]):
         raise RuntimeError("derive")
 
 
+class Unfinished(PartialSendError):
+    """What has failed is looked up when somebody asks, and was never there."""
+
+    def __init__(self) -> None:
+        pass
+
+    failed = property(lambda self: self.missing)  # type: ignore[assignment]
+
+    def __str__(self) -> str:
+        return "unfinished"
+
+
+class Misplaced(PartialSendError):
+    """Somebody has put a text where an error belongs."""
+
+    def __init__(self) -> None:
+        self.failed = {"first": "refused"}  # type: ignore[dict-item]
+
+
 @pytest.mark.parametrize(
     "error",
     [
+        Unfinished(),
+        Misplaced(),
         Nested(),
         BadGroup("g", [ValueError()]),
         BadGroup("g", [OSError(), ValueError()]),
         ValueError("x" * 10**6),
     ],
-    ids=["repr raises", "derive raises", "derive raises for two", "huge"],
+    ids=["failed raises", "failed is text", "repr raises", "derive raises", "derive raises for two", "huge"],
 )
 @pytest.mark.parametrize("attempts", [1, 2])
 async def test_an_odd_error_harms_its_message_only(
@@ -229,6 +259,31 @@ async def test_an_odd_error_harms_its_message_only(
     assert s.dead == (2 if attempts == 1 else 0)
     assert caplog.records
     assert all(len(record.getMessage()) < 2000 for record in caplog.records)
+
+
+class TooMany(Throttled):
+    """As a client's wrapper writes it: the header that it reads is not always there."""
+
+    def __init__(self, headers: dict[str, str]) -> None:
+        self.headers = headers
+
+    retry_after = property(lambda self: float(self.headers["Retry-After"]))  # type: ignore[assignment]
+
+
+async def test_a_throttled_error_that_can_not_say_for_how_long_says_nothing(
+    autojump_clock: Any, conserved: Any
+) -> None:
+    """The send is tried again, and a publish is held: it was refused, whatever else its error is."""
+    sender = FailingSender(lambda: TooMany({}), times=1)
+
+    async def primary(message: Message, delay: float) -> None:
+        raise TooMany({})
+
+    async with open_delay_queue(sender, capacity=10, workers=1) as queue:
+        queue.put_nowait(b"", delay=1)
+        fallback = Fallback(primary, queue)
+        assert (await fallback.publish(b"", delay=2.0)).route is Route.LOCAL
+    assert conserved(queue).sent == 2
 
 
 @pytest.mark.parametrize("hook_raises", [False, True])
