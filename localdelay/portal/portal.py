@@ -292,8 +292,8 @@ class Remote:
             try:
                 is_known = self.ask(lambda: self.queue.is_pending(chosen), asks)
             except TimeoutError:
-                told = f"the queue is too busy to say within {asks:g} s whether id {chosen!r} is pending: await put"
-                raise QueueFull(told) from None
+                told = f"the queue is too busy to say within {asks:g} s whether id {chosen!r} is pending"
+                raise QueueFull(f"{told}: await put") from None
         if is_known:
             raise already_pending(chosen)
         return chosen

@@ -97,9 +97,13 @@ async def test_what_has_lapsed_gives_its_tokens_back(ours: int, autojump_clock: 
 
 
 @pytest.mark.parametrize("keyed", [False, True])
-async def test_a_limit_gets_back_nothing_that_it_was_not_asked_for(keyed: bool, autojump_clock: Any) -> None:
+async def test_a_limit_gets_back_nothing_that_it_was_not_asked_for(
+    keyed: bool, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It begins while the keeper is told of a send, which a pause then stops: it had nothing of that."""
-    limit = AdaptiveLimit()
+    given_back: list[float] = []
+    monkeypatch.setattr(AdaptiveLimit, "give_back", lambda _, count: given_back.append(count))
+    begun: list[AdaptiveLimit] = []
 
     class Slow(Keeper):
         writes = True
@@ -108,25 +112,21 @@ async def test_a_limit_gets_back_nothing_that_it_was_not_asked_for(keyed: bool, 
             return begin
 
     async def begin() -> None:
-        given = limit if keys is None else keys.limits.of("a")
-        assert isinstance(given, AdaptiveLimit)
-        given.record(THROTTLED, 0.0, None, 0.5, lately=100.0)
-        before.append(given.available)
+        limit = queue.core.limit if queue.core.keys is None else queue.core.keys.limits.of("a")
+        assert isinstance(limit, AdaptiveLimit)
+        limit.record(THROTTLED, 0.0, None, 0.5, lately=100.0)
+        begun.append(limit)
         queue.pause()
 
-    before: list[float] = []
     key = (lambda _: "a") if keyed else None
-    async with open_delay_queue(RecordingSender(), capacity=9, workers=1, limit=limit, key=key) as queue:
-        keys = queue.core.keys
+    async with open_delay_queue(RecordingSender(), capacity=9, workers=1, key=key) as queue:
         queue._pending.keeper = Slow(lambda: (0, 0))
         # As after an outage: what is overdue is spaced out first, and that asks no limit.
         queue._workers.valve.holds, queue._workers.valve.pace.rate = not keyed, 100.0
         queue.put_nowait(b"", delay=1)
-        await trio.sleep(1)
-        now = limit if keys is None else keys.limits.of("a")
-        assert queue.statistics().sent == 0
-        assert isinstance(now, AdaptiveLimit)
-        assert [now.available] == before
+        await trio.sleep(2)
+        assert (queue.statistics().sent, given_back) == (0, [])
+        assert [limit.limits for limit in begun] == [True]
         queue._pending.keeper = Keeper(lambda: (0, 0))
 
 
