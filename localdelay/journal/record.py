@@ -40,6 +40,9 @@ Kept: TypeAlias = tuple[
 ]
 """What a `Record` is underneath. A million of them are read at once, and exact tuples the garbage collector
 soon looks at no more: see `entry`."""
+DUE: Final = 1
+DEAD: Final = 6
+SENDING: Final = 9
 
 
 class Gone(JournalError):

@@ -176,7 +176,7 @@ class Intake:
             with self.lock:  # nobody may see the room of one that is neither coming nor reserved
                 self.ledger.reserve(stamped[2])
                 self.ledger.arrive(stamped[2])
-            return await self._queue.admission.accept_claimed(stamped)
+            return await self._queue.admission.accept_reserved(stamped)
         finally:
             self._chosen.discard(chosen_id(stamped[1][2]))
 

@@ -314,7 +314,7 @@ class OutsideWorkers(Workers):
         self.valve.give_back(entries)
         for entry in entries:
             del self._out[entry[1]]
-            self._pending.retry(entry, entry)
+            self._pending.bring_back(entry, entry)
 
     async def _watch(self) -> None:
         """End the sends that take too long, and let nothing wait behind senders that all hang."""

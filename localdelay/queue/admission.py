@@ -26,7 +26,7 @@ from localdelay.arguments import Delay, Terms
 from localdelay.entry import Body, Entry, message_of, size_of
 from localdelay.errors import QueueClosed, QueueFull
 from localdelay.journal.commits import Commits
-from localdelay.journal.record import Journal, Kept, recovered
+from localdelay.journal.record import DEAD, DUE, SENDING, Journal, Kept, recovered
 from localdelay.keys import Keys
 from localdelay.logs import log
 from localdelay.message import NO_TERMS, Message, number_in, terms_of
@@ -106,17 +106,18 @@ class Admission:
 
     async def recover(self, held: Sequence[Kept]) -> None:
         """Take in what a journal held."""
-        pending = sorted([kept for kept in held if kept[6] is None], key=itemgetter(1))  # by when it is due
-        dead = len(held) - len(pending)
+        by_due = itemgetter(DUE)
+        waiting = sorted([kept for kept in held if kept[DEAD] is None], key=by_due)
+        dead = len(held) - len(waiting)
         wall = time.time()
         now = trio.current_time()
-        overdue = bisect_right(pending, wall, key=itemgetter(1))
+        overdue = bisect_right(waiting, wall, key=by_due)
         # What is not due, for the clock was set back, waits like any other, and goes alone.
-        suspects = [kept for kept in pending[:overdue] if kept[9]]
+        suspects = [kept for kept in waiting[:overdue] if kept[SENDING]]
         if suspects:
-            pending[:overdue] = [kept for kept in pending[:overdue] if not kept[9]]
-        for begin in range(0, len(pending), _CHUNK):
-            self._pending.enter_kept(recovered(pending[begin : begin + _CHUNK], wall=wall, now=now))
+            waiting[:overdue] = [kept for kept in waiting[:overdue] if not kept[SENDING]]
+        for begin in range(0, len(waiting), _CHUNK):
+            self._pending.enter_kept(recovered(waiting[begin : begin + _CHUNK], wall=wall, now=now))
             # Cut off here: what has not ended meanwhile is in the journal still.
             await trio.lowlevel.checkpoint()
         self._pending.enter_suspects(recovered(suspects, wall=wall, now=now), now)
@@ -205,7 +206,7 @@ class Admission:
         self._reserve(stamped)
         return await self._enter(stamped)
 
-    async def accept_claimed(self, stamped: Stamped) -> Message:
+    async def accept_reserved(self, stamped: Stamped) -> Message:
         """Take the message in when the journal has it; room is reserved for it."""
         if self.closed:
             self._ledger.release_reserved(stamped[2])

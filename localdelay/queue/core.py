@@ -39,7 +39,7 @@ class Core:
     delivery: Delivery
     limit: Limit | None
     """What paces the sends; a fallback shares it unless it was given another."""
-    batch: int
+    batch_most: int
     """The most messages of one send."""
     keys: Keys | None
     """What gives each message its key, and each key a limit like that; a fallback shares these, too."""
@@ -50,14 +50,15 @@ class Core:
         """Change the room and the workers. `capacity_bytes` None: no limit."""
         ledger = self.pending.ledger
         messages = ledger.capacity if capacity is None else arguments.count("capacity", capacity)
-        count = self.workers.count if workers is None else arguments.count("workers", workers)
+        if workers is not None:
+            arguments.count("workers", workers)
         if capacity_bytes is NOT_GIVEN:
             capacity_bytes = ledger.capacity_bytes
         elif capacity_bytes is not None:
             arguments.count("capacity_bytes", capacity_bytes)
         ledger.resize(messages, capacity_bytes)
         if workers is not None:
-            self.workers.resize(count)
+            self.workers.resize(workers)
 
     def figures(self, now: float, next_due: float) -> dict[str, Any]:
         """What `Statistics` says of any queue; but for what only the queue knows."""

@@ -113,7 +113,7 @@ class Draining:
         if self._drained is None:
             await self.drain(math.inf, None)
         else:
-            await self._drained.wait()
+            await self.wait_drained()
 
     async def drain(self, seconds: float, hand_back: HandBack | None) -> DrainReport:
         """Empty the queue as far as `seconds` allow, end the workers, and say what became of all."""
@@ -178,7 +178,7 @@ class Draining:
             due=near + self._schedule.taken,
             grace=max(0.0, self._deadline - now),
             last_due_in=max(0.0, last_due - now),
-            senders=self._workers.count * self._core.batch,
+            senders=self._workers.count * self._core.batch_most,
             send_seconds=send_seconds,
             hand_backs=HAND_BACKS_IN_FLIGHT if hands_back and self._deadline < math.inf else 0,
             hand_back_seconds=send_seconds,

@@ -49,7 +49,7 @@ class KeyedTaking(Taking):
         # A heap of (when it may go, number of its first message, turn, line); a line that has another turn by
         # now is passed over.
         self._places: list[tuple[float, int, int, Line]] = []
-        self._turns = count(1)
+        self._generations = count(1)
         self._probing: dict[Line, int | None] = {}  # and the number of what is out
 
     def close(self) -> None:
@@ -76,7 +76,7 @@ class KeyedTaking(Taking):
     def order_until(self) -> float:
         """Until when there is nothing to take of any line; sets the alarm likewise."""
         places = self._places
-        while places and places[0][2] != places[0][3].turn:
+        while places and places[0][2] != places[0][3].generation:
             heappop(places)
         until = self._schedule.next_in_order()
         if self.valve.news:
@@ -121,7 +121,7 @@ class KeyedTaking(Taking):
         places = self._places
         while places and places[0][0] <= now:
             _, _, turn, line = heappop(places)
-            if turn != line.turn:
+            if turn != line.generation:
                 continue
             line.place = None
             valve = self.valve.by_key.of(line.key)
@@ -140,7 +140,7 @@ class KeyedTaking(Taking):
         self._probing.pop(line, None)
         due = line.next_due()
         if due == math.inf:
-            line.turn = next(self._turns)
+            line.generation = next(self._generations)
             self._schedule.lines.pop(line.key, None)
             if valve is not None:
                 valve.wants_nothing()
@@ -154,12 +154,12 @@ class KeyedTaking(Taking):
         if place == line.place:
             return
         line.place = place
-        line.turn = next(self._turns)
+        line.generation = next(self._generations)
         if until < math.inf:
-            heappush(self._places, (*place, line.turn, line))
+            heappush(self._places, (*place, line.generation, line))
 
     def _has_company_to_wait_for(self, line: Line, valve: Valve | None) -> bool:
         batch = self.batch
         if not batch.max_wait or self.closing or (valve is not None and valve.probe.is_shut):
             return False
-        return not joining(line.due(0.0, batch.max_messages), batch, count=0, size=0)[2]
+        return not joining(line.due(math.inf, batch.max_messages), batch, count=0, size=0)[2]

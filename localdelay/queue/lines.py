@@ -21,7 +21,7 @@ class Line:
         self.slots: deque[Slot] = deque()
         self.place: tuple[float, int] | None = None
         """(when its first message may go, as was seen last, and that one's number)."""
-        self.turn = 0
+        self.generation = 0
         """Of all its places in the heap of the lines this one counts."""
         self._living = living
         self._count_taken = count_taken
@@ -51,7 +51,7 @@ class Line:
         return len(self._living.of(self.slots)) if self._living.dead else len(self.slots)
 
     def due(self, now: float, most: int) -> list[Entry]:
-        """The first of them, up to so many."""
+        """The first of them, up to so many; who stands here is due, whatever `now` is."""
         self.next_due()  # whatever is dead before it is dropped
         return self._living.of(islice(self.slots, most))
 

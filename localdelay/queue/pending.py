@@ -50,11 +50,11 @@ class Pending:
         """Who else knows what is pending."""
         self.has_at = False
         """Whether any was put with `at`."""
-        self.began = -math.inf
+        self.suspects_since = -math.inf
         """When the suspects were taken in: what was due before goes before them."""
         self.lent: dict[int, Entry] = {}
         """What is taken and no worker's, by number."""
-        self.at_work: Callable[[], Iterable[Entry]] = tuple
+        self.at_work: Callable[[], Iterable[Entry]] = tuple  # which is empty, until there are workers
         """What the workers have taken."""
         # Most messages have no id but their number, so only the ids that callers chose are kept: of what is
         # pending, and of what waits for its room or its journal.
@@ -100,7 +100,7 @@ class Pending:
     def enter_suspects(self, entries: Sequence[Entry], now: float) -> None:
         """Accept messages that the keeper has, and that were being sent when the last process ended."""
         self._count_kept(entries)
-        self.began = now
+        self.suspects_since = now
         for entry in entries:
             self.schedule.set_aside(entry)
         # They are no one's next due message, so that the alarm says nothing of them; and whoever takes the
@@ -164,8 +164,8 @@ class Pending:
         self.lent.pop(entry[1], None)
         (back or self.schedule.put_back)(entry)
 
-    def retry(self, entry: Entry, again: Entry) -> None:
-        """Bring back a message whose send has failed, as `again`, unless the keeper takes it back.
+    def bring_back(self, entry: Entry, again: Entry) -> None:
+        """Bring back a message whose send has failed, as `again`, unless the keeper takes it from here.
 
         So may one whose send has not begun, after a pause, say: then it is `again` what it was.
         """
@@ -281,10 +281,9 @@ class Pending:
 
     def free_id(self, entry: Entry) -> None:
         """The id of this message may be used again."""
+        # Unless it is another's: a journal may bring back two with one id.
         chosen = chosen_id(entry[2])
-        if (
-            chosen is not None and self._chosen.get(chosen) == entry[1]
-        ):  # a journal may bring back two with one id
+        if chosen is not None and self._chosen.get(chosen) == entry[1]:
             del self._chosen[chosen]
 
     def taken(self) -> list[Entry]:
@@ -307,4 +306,4 @@ class Pending:
     def oldest(self) -> float:
         """The earliest execute-at of all; infinite if there is none."""
         taken = (execute_at_of(due, body) for due, _, body in self.taken())
-        return min(self.schedule.oldest(), min(taken, default=float("inf")))
+        return min(self.schedule.oldest(), min(taken, default=math.inf))

@@ -51,7 +51,7 @@ class Schedule:
         self.retrying = 0
         self.taken = 0
         """How many are out of the order and have not ended: they are being sent, or lent."""
-        self._overdue: dict[int, float] = {}  # number to execute-at, where that is not what it waits for
+        self._execute_ats: dict[int, float] = {}  # number to execute-at, where that is not what it waits for
         self.horizon = math.inf
         self._near = Piles()
         self._later = Piles()
@@ -157,7 +157,7 @@ class Schedule:
                 self._living.drops(slot)
                 continue
             self.taken += 1
-            if self.retrying or self._overdue:
+            if self.retrying or self._execute_ats:
                 self._count_out(entry[1], entry[2])
             else:
                 self._waiting -= 1
@@ -224,7 +224,7 @@ class Schedule:
 
     def oldest(self) -> float:
         """The earliest execute-at of all, retries included; infinite if there is none."""
-        overdue = min(self._overdue.values(), default=math.inf)  # what is put off is among these
+        overdue = min(self._execute_ats.values(), default=math.inf)  # what is put off is among these
         return min(overdue, self.next_due(), _due(self._later), _due(self.aside))
 
     @property
@@ -285,7 +285,7 @@ class Schedule:
         self._sweeping = None
         self._waiting = self.retrying = 0
         self.inbox.clear()
-        self._overdue.clear()
+        self._execute_ats.clear()
         for line in self.lines.values():
             line.slots.clear()
 
@@ -314,7 +314,7 @@ class Schedule:
         self.taken += len(entries)
         if (index := self._living.index) is not None:
             index.drop_all(list(map(_NUMBER, entries)))
-        if not (self.retrying or self._overdue):
+        if not (self.retrying or self._execute_ats):
             self._waiting -= len(entries)
             return
         for _, number, body in entries:
@@ -328,14 +328,14 @@ class Schedule:
             self._waiting += 1
         execute_at = execute_at_of(due, body)
         if execute_at != due:
-            self._overdue[number] = execute_at
+            self._execute_ats[number] = execute_at
 
     def _count_out(self, number: int, body: Body) -> None:
         if failures_of(body):
             self.retrying -= 1
         else:
             self._waiting -= 1
-        self._overdue.pop(number, None)
+        self._execute_ats.pop(number, None)
 
     def _slots(self, number: int | None = None) -> Iterator[Slot]:
         for piles in self._all:

@@ -286,7 +286,7 @@ class Delivery:
                 continue
             else:
                 when, again = now + retry.wait, after_failing(entry, retry.attempt, alone=alone)
-            self._pending.retry(entry, (when, entry[1], again))
+            self._pending.bring_back(entry, (when, entry[1], again))
         return doomed
 
     def doomed(self, entries: Sequence[Entry], now: float) -> list[tuple[Entry, Exception]]:
@@ -313,7 +313,7 @@ class Delivery:
         left = [entry for entry in entries if entry[1] not in numbers]
         entries[:] = given_up
         for entry in left:
-            self._pending.retry(entry, entry)
+            self._pending.bring_back(entry, entry)
         if given_up:
             self.valve.of(given_up).given_up(given_up)
         for entry, its_error in doomed:

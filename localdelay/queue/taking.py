@@ -29,10 +29,10 @@ class Taking:
         self.batch = batch
         self.valve = valve
         self._schedule = pending.schedule
-        self._one_by_one = batch.max_messages == 1
+        self._takes_one = batch.max_messages == 1
         self.bars: set[str] = set()
         """Why nothing is taken: "paused", "stopped", or "reserved" for one worker until it looks again."""
-        self._turn = math.inf  # when what is set aside is to be looked at again, as of the last look
+        self._look_again_at = math.inf  # when what is set aside is to be looked at again, as of the last look
         self.closing = False
         """Whether nothing more comes in, and nobody waits for company."""
 
@@ -59,7 +59,7 @@ class Taking:
             worker.entries += entries
             worker.size += sum(size_of(body) for _, _, body in entries)
             return bool(entries)
-        if self._one_by_one:
+        if self._takes_one:
             entry = self._schedule.take_one(now)
             if entry is not None:
                 worker.entries.append(entry)
@@ -88,7 +88,7 @@ class Taking:
     def release(self, worker: Worker) -> None:
         """Bring back what the worker has taken: a pause came before its send."""
         for entry in worker.entries:
-            self.pending.retry(entry, entry)  # a keeper may let others send it meanwhile
+            self.pending.bring_back(entry, entry)  # a keeper may let others send it meanwhile
         worker.clear()
 
     def until(self) -> float:
@@ -123,12 +123,12 @@ class Taking:
             most = 1
         elif valve.holds and self._space_out(order, valve, now):
             return []  # with more to be spaced out, perhaps: the others have their turn
-        if most > 1 and self._one_by_one and limit is not None and limit.limits:
+        if most > 1 and self._takes_one and limit is not None and limit.limits:
             most = max(1, int(min(most, limit.available)))
         entries = order.due(now, most)
         if not entries and order is self._schedule and self._schedule.aside:
             return self.suspect(now)
-        if not self._one_by_one:
+        if not self._takes_one:
             del entries[joining(entries, self.batch, count=0, size=0)[0] :]
         if not valve.lets_go(entries, now):
             entries = []
@@ -192,16 +192,16 @@ class Taking:
             return math.inf
         now = trio.current_time()
         instants = {self._aside_until(entry) for entry in schedule.aside_in_turn()}
-        return min(self._turn, min((until for until in instants if until > now), default=math.inf))
+        return min(self._look_again_at, min((until for until in instants if until > now), default=math.inf))
 
     def _is_their_turn(self, now: float) -> bool:
         """Whether one that is set aside may go as far as others are concerned: it is the last, and alone."""
-        self._turn = math.inf
+        self._look_again_at = math.inf
         if self.bars or self._schedule.horizon < math.inf or self._schedule.next_in_order() <= now:
             return False
-        if any(entry[0] <= self.pending.began for entry in self.pending.at_work()):
+        if any(entry[0] <= self.pending.suspects_since for entry in self.pending.at_work()):
             return False  # one of them, or what goes before them
         if now >= (last_place := self.valve.pace.last_place):
             return True
-        self._turn = last_place  # also where all that has a place is cancelled until then
+        self._look_again_at = last_place  # also where all that has a place is cancelled until then
         return False

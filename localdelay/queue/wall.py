@@ -85,23 +85,23 @@ async def watch(pending: Pending) -> None:
     """Compare the clocks for as long as this runs, and move what was put with `at`. Only on real clocks."""
     if not is_trios_own(trio.lowlevel.current_clock()):
         return
-    was = before = wall_clock() - trio.current_time()
-    missed: set[object] = set()
-    again = False
+    ahead_before = ahead = wall_clock() - trio.current_time()
+    away_then: set[object] = set()
+    looks_again = False
     while True:
         await trio.sleep(LOOK_EVERY)
         wall = wall_clock()  # before the other one: nothing may be early
         now = trio.current_time()
-        by = moved_apart(before, wall, now)
+        by = moved_apart(ahead, wall, now)
         if by:
-            was, before, missed = before, wall - now, away(pending)
-        came = missed - away(pending)
-        if not (by or came or again):
+            ahead_before, ahead, away_then = ahead, wall - now, away(pending)
+        back = away_then - away(pending)
+        if not (by or back or looks_again):
             continue
         # Once more next time: what has found its room may still be on its way through the journal.
-        again = bool(by or came)
-        missed -= came
-        move = partial(moved_entry, wall=wall, now=now, before=was)
+        looks_again = bool(by or back)
+        away_then -= back
+        move = partial(moved_entry, wall=wall, now=now, before=ahead_before)
         count = move_all(pending, move) if pending.has_at else 0
         if by or count:
-            log(logging.WARNING if count else logging.INFO, _LINE, before - was, count)
+            log(logging.WARNING if count else logging.INFO, _LINE, ahead - ahead_before, count)

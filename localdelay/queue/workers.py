@@ -65,7 +65,7 @@ class Workers:
         self._leader: Worker | None = None
         self._stirred: Worker | None = None
         self._pending.at_work = self.taken
-        self.bring_in: Callable[[], bool] = bool
+        self.bring_in: Callable[[], bool] = bool  # which says False, as long as there is no other thread
         """Takes in what other threads have put; whether there was anything."""
         self.count = count
         self.finished = trio.Event()

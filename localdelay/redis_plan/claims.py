@@ -236,7 +236,7 @@ class Claimer:
         core, capacity = self._core, self._ledger.capacity
         if trio.current_time() - core.pending.schedule.next_due() <= _BEHIND:
             return capacity
-        return min(capacity, _FEW_EACH * core.workers.count * core.batch)
+        return min(capacity, _FEW_EACH * core.workers.count * core.batch_most)
 
     def _when(self, shard: Shard, *, foreign: bool = False) -> float:
         now, due = trio.current_time(), self._due(shard)
