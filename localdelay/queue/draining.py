@@ -218,7 +218,7 @@ class Draining:
             while True:
                 waited = trio.current_time() - began
                 plan = self._plan(hands_back=False)
-                is_said = max(plan.seconds, waited) >= UNSAID
+                is_said = plan.pending > 0 and max(plan.seconds, waited) >= UNSAID
                 if is_said:
                     size = self._pending.ledger.pending_bytes
                     log(logging.WARNING, "%s", wait_said(plan, size, time.time()), to=_PLANS)

@@ -64,6 +64,7 @@ class Workers:
         self._followers: dict[Worker, trio.lowlevel.Task] = {}
         self._leader: Worker | None = None
         self._stirred: Worker | None = None
+        self._is_over = False
         self._pending.at_work = self.taken
         self.bring_in: Callable[[], bool] = bool  # which says False, as long as there is no other thread
         """Takes in what other threads have put; whether there was anything."""
@@ -189,8 +190,12 @@ class Workers:
                 return
             full = fill(worker, now)
             if not worker.entries:
-                # While something is being sent, it may fail, and then there is work for all again.
-                if self._taking.closing and self._taking.is_done and not self.busy:
+                # While something is being sent, it may fail, and then there is work for all again. That there
+                # is none any more stays so: it is found out once, and not by each of thousands of workers.
+                self._is_over = self._is_over or (
+                    self._taking.closing and self._taking.is_done and not self.busy
+                )
+                if self._is_over:
                     self._workers.discard(worker)
                     self._alarm.ring()
                     return

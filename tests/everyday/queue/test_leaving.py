@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from localdelay import Fallback, Message, open_delay_queue
+from localdelay.queue.workers import Workers
 from localdelay.testing import RecordingSender, ThrottledPrimary
 
 
@@ -170,3 +171,16 @@ async def test_leaving_reckons_with_what_a_limit_lets_go(autojump_clock: Any, ca
     assert sender.times == [2.0]
     said = [line for line in warnings(caplog) if "waits for" in line]
     assert [re.findall(r"\(4 B\): (\d+ s), ", line) for line in said] == [["2 s"]]
+
+
+async def test_that_nothing_is_left_is_found_out_once(
+    autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not by each worker, who looks at all others for it: of ten thousand that would take seconds."""
+    looks: list[int] = []
+    busy = Workers.busy.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(Workers, "busy", property(lambda self: looks.append(1) or busy(self)))
+    async with open_delay_queue(RecordingSender(), capacity=10, workers=100) as queue:
+        queue.put_nowait(b"", delay=1)
+        await trio.sleep(2)
+    assert len(looks) <= 3
