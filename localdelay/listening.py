@@ -31,6 +31,9 @@ class Reason(Enum):
     FORCED = "forced"
     """The primary was not called: the mode is "forced"."""
 
+    __hash__ = object.__hash__
+    """Of a member there is only one. What `Enum` has instead is in Python, and takes longer than to count."""
+
 
 class Event:
     """Something that has happened. What there is: `localdelay.events`."""

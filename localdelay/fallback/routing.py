@@ -7,6 +7,7 @@ It gets what the breaker and the limit say, or what the call came to; nothing de
 from __future__ import annotations
 
 from enum import Enum
+from functools import cache
 from typing import Literal, TypeAlias, get_args
 
 import attrs
@@ -63,6 +64,7 @@ NO_ANSWER = (TimeoutError, trio.TooSlowError, ConnectionError)
 """Errors of a primary that is down, or can't be reached."""
 
 
+@cache  # there are a few dozen answers, and to make one takes longer than to decide
 def decide(mode: Mode, may_degrade: bool, reason: Reason | None, *, has_failed: bool = False) -> Decision:
     """Say what is to be done with a message.
 
