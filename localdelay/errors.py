@@ -38,7 +38,8 @@ class Throttled(LocalDelayError):
         super().__init__(*args)
         if retry_after is None and len(args) == 1 and type(args[0]) in (int, float):
             retry_after = args[0]  # type: ignore[assignment]  # mypy does not follow the `in`
-        self.retry_after = _seconds_or_none(retry_after)
+        if retry_after is not None:
+            self.retry_after = _seconds_or_none(retry_after)
 
 
 def asked_wait(error: BaseException | None) -> float | None:

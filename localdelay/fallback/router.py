@@ -32,7 +32,7 @@ DEFAULT_DEGRADE_ON: DegradeOn = (Throttled,)
 _COUNTS = ("primary", "local", "refused", "calls", "calls_saved", "handed_back")
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)  # with slots, to make a frozen one takes twice as long
 class Receipt:
     """What became of a publish."""
 
