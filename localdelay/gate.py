@@ -136,12 +136,13 @@ class Gate:
         else:
             self._step(self._breaker.record, now, ticket, outcome, self._jitter)
 
-    def refusal(self, reason: Reason) -> Exception:
-        """What to raise, or to give as the reason, for a call that was not made."""
+    def refusal(self, reason: Reason, now: float) -> Exception:
+        """What to raise, or to give as the reason, for a call that was asked for then and not made."""
         if reason is Reason.FORCED:
             return BreakerOpen('the primary is not called: the mode is "forced"')
         if reason is Reason.BREAKER_OPEN:
-            retry_in = self.retry_in
+            with self._lock:
+                retry_in = self._retry_in(now)
             return BreakerOpen("the breaker is open", retry_after=None if retry_in == math.inf else retry_in)
         return RateLimited("the limit is reached")
 

@@ -92,8 +92,8 @@ class Publish:
             self._reason = reason = decision.reason
             assert reason is not None  # noqa: S101 (the primary is not spared for nothing)
             if not self.holds:
-                raise gate.refusal(reason)
-            self._why = gate.refusal(reason)
+                raise gate.refusal(reason, now)
+            self._why = gate.refusal(reason, now)
 
     def __enter__(self) -> None:
         """Begin the step."""
