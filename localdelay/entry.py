@@ -13,7 +13,7 @@ from operator import itemgetter
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
-from .message import NO_HEADERS, Message, add_terms, headers_size, render_id
+from .message import NO_HEADERS, NO_TERMS, Message, add_terms, headers_size, number_in, render_id, terms_of
 
 Details: TypeAlias = tuple[
     bytes, dict[str, str] | None, str | None, int, int, float, bool, float | None, float | None
@@ -111,6 +111,14 @@ def message_of(entry: Entry) -> Message:
     if expires is not None or at is not None:
         add_terms(message, (expires, at))
     return message
+
+
+def plain_entry(message: Message) -> Entry | None:
+    """The entry of a new message that is a payload and nothing else, and made of a number; else None."""
+    number = number_in(message)
+    if number is None or message.headers is not NO_HEADERS or terms_of(message) is not NO_TERMS:
+        return None
+    return message.execute_at, number, message.payload
 
 
 def _details(due: float, body: Body) -> Details:

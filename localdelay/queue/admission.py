@@ -4,8 +4,8 @@ A put on the loop is refused here: for its arguments or its id when it is stampe
 and where there is no room; and while it waits, by the ledger or its journal. Whoever gets in has room
 reserved first, and `Pending.enter` turns that into a pending message in the same step. A put that waits is
 cancelled while it stands in line (as by the time limit of `DelayQueue.hold`), and then nothing has happened;
-or too late, when it has its room and goes on to its end. Of a queue that is closed `put_nowait` knows by
-`Ledger.has_short_way` alone, and comes here to be refused.
+or too late, when it has its room and goes on to its end. Of a queue that is closed `put_nowait` and `hold`
+know by `Ledger.has_short_way` alone, and come here to be refused.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def full_inside(ledger: Ledger) -> QueueFull:
 
 
 class Admission:
-    """The long way in. `DelayQueue.put_nowait` has a short one of its own, for the common call."""
+    """The long way in. `DelayQueue.put_nowait` and `hold` have a short one each, for the common call."""
 
     def __init__(
         self, pending: Pending, numbers: Iterator[int], is_inside: Callable[[], bool], keys: Keys | None

@@ -62,10 +62,14 @@ class Ledger:
 
     def try_reserve(self, size: int) -> bool:
         """Keep room for a message of this many bytes, unless there is none or others wait for it."""
-        if self.waiters or not self.fits(size):
+        if not self.has_room(size):
             return False
         self.reserve(size)
         return True
+
+    def has_room(self, size: int) -> bool:
+        """Whether there is room for a message of this many bytes, and nobody waits for it."""
+        return not self.waiters and self.fits(size)
 
     def accept_reserved(self, size: int) -> None:
         """Count in a message for which there is room reserved."""

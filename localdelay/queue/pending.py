@@ -1,7 +1,8 @@
 """Every message that was accepted and has not ended: its order, its id, its room, its count.
 
-Each message goes through here, and little else changes these four books: the short way of `put_nowait`, the
-counting of what other threads have put (`Remote`), what the workers take, and a move of the wall clock.
+Each message goes through here, and little else changes these four books: the short way of `put_nowait` and
+`hold`, the counting of what other threads have put (`Remote`), what the workers take, and a move of the wall
+clock.
 
     enter ──▶ waiting, retrying ──take, lend──▶ taken ──▶ end
                       ▲                           │
