@@ -33,7 +33,6 @@ INBOX = 256
 _FEW = 64
 _DUE: Final = itemgetter(0)
 _NUMBER: Final = itemgetter(1)
-_BODY: Final = itemgetter(2)
 
 
 class Schedule:
@@ -85,12 +84,11 @@ class Schedule:
         if not inbox:
             return
         self._waiting += len(inbox)
-        dues = list(map(_DUE, inbox))
+        dues, numbers, bodies = map(list, zip(*inbox, strict=True))
         if (index := self._living.index) is None:
             self._near.add_all(inbox, dues)
         else:
-            numbers = list(map(_NUMBER, inbox))
-            index.put_all(numbers, list(map(_BODY, inbox)))
+            index.put_all(numbers, bodies)
             self._near.add_all(list(zip(dues, numbers, strict=True)), dues)
         inbox.clear()
 
