@@ -8,6 +8,7 @@ from datetime import datetime
 from threading import get_ident
 
 import trio
+from trio.lowlevel import cancel_shielded_checkpoint, checkpoint_if_cancelled
 
 from localdelay import arguments, forks
 from localdelay.arguments import LATEST, NOT_GIVEN, Delay, NotGiven, Terms
@@ -82,7 +83,7 @@ class DelayQueue:
         raises `JournalError`, and the message is not accepted. Raises `QueueClosed`, and `TypeError` or
         `ValueError` for an argument that is wrong; an `id` that is pending already is wrong too.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await checkpoint_if_cancelled()  # imported by its name: to find it in `trio` took 2 % of a put
         admission = self.admission
         if not admission.is_kept:
             try:
@@ -92,7 +93,7 @@ class DelayQueue:
             except QueueFull:
                 pass
             else:
-                await trio.lowlevel.cancel_shielded_checkpoint()
+                await cancel_shielded_checkpoint()
                 return message
         self._check_here()
         return await admission.accept_or_wait(admission.stamp(payload, delay, at, id, headers, expires))
@@ -161,7 +162,7 @@ class DelayQueue:
             # The common one, as in `put_nowait`: nothing is to be refused, and nobody to know of it first.
             ledger.accept(size)
             self._schedule.put(entry)
-            await trio.lowlevel.cancel_shielded_checkpoint()
+            await cancel_shielded_checkpoint()
             return
         stamped = self.admission.stamp_held(message)
         if timeout == 0:
