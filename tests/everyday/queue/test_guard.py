@@ -48,9 +48,9 @@ COUNTED = {
     "publish, held: calls": 87.1,
     "publish, held: bytecodes": 1241.0,
     "pending: blocks": 0.22,
-    "pending, cancellable: blocks": 0.31,
+    "pending, cancellable: blocks": 0.28,
     "pending: collector's visits": 0.11,
-    "pending, cancellable: collector's visits": 1.2,
+    "pending, cancellable: collector's visits": 0.11,
 }
 HEADROOM = 1.15
 TRACKED = 0.05
