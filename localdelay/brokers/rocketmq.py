@@ -16,7 +16,14 @@ import trio
 from localdelay.brokers.address import Address
 from localdelay.brokers.driver import Driver
 from localdelay.brokers.outbox import Outbox, Parcel
-from localdelay.brokers.rocketmq_client import REQUEST_TIMEOUT, classified, client, producer_of
+from localdelay.brokers.rocketmq_client import (
+    REQUEST_TIMEOUT,
+    NoTopic,
+    classified,
+    client,
+    producer_of,
+    why_no_route,
+)
 from localdelay.brokers.wire import headers_of
 from localdelay.errors import DelayNotSupported, PermanentSendError
 from localdelay.message import Message
@@ -64,8 +71,11 @@ class _Connection:
                 producer.route_manager.retrieve_topic_route_data(topic)
             except Exception as error:
                 if time.monotonic() > until:
-                    command = self._driver.command(topic)
-                    raise ConnectionError(f"it shows no topic {topic!r}: {command}") from error
+                    why = why_no_route(producer, topic)
+                    if isinstance(why, NoTopic):
+                        command = self._driver.command(topic)
+                        why = NoTopic(f"it shows no topic {topic!r}: {command}")
+                    raise why from error
                 given_up.wait(0.2)
             else:
                 return

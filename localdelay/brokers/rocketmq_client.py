@@ -77,6 +77,29 @@ def producer_of(where: Address) -> Any:
     return client.Producer(configuration, tls_enable=where.choice("tls", "on") is not None)
 
 
+class NoTopic(ConnectionError):
+    """The broker shows no such topic."""
+
+
+def why_no_route(producer: Any, topic: str) -> ConnectionError:
+    """Why the client finds no topic, which it keeps to itself: the broker is asked once more. In a thread."""
+    protocol, settings = import_module("rocketmq.grpc_protocol"), producer.client_configuration
+    request = protocol.QueryRouteRequest()
+    request.topic.name = topic
+    request.topic.resource_namespace = settings.namespace
+    request.endpoints.CopyFrom(settings.rpc_endpoints.endpoints)
+    asked = producer.rpc_client.query_topic_route_async(
+        settings.rpc_endpoints, request, metadata=producer.sign(), timeout=REQUEST_TIMEOUT
+    )
+    try:
+        status = asked.result(REQUEST_TIMEOUT + 1).status
+    except Exception as error:  # noqa: BLE001 (whatever it is: it can't be asked)
+        return ConnectionError(str(classified(error)) or "it does not say which topics there are")
+    if status.code == protocol.Code.TOPIC_NOT_FOUND:
+        return NoTopic(status.message)
+    return ConnectionError(status.message or f"code {status.code}")
+
+
 def classified(error: Exception) -> Exception:
     """What to raise for an error of the client's: `Throttled`, `PermanentSendError`, or what it is."""
     code, text = getattr(error, "code", None), str(error)

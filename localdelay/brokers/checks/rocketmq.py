@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,7 @@ import trio
 from localdelay.brokers.address import Address
 from localdelay.brokers.checks.finding import Finding
 from localdelay.brokers.rocketmq import driver_at
-from localdelay.brokers.rocketmq_client import producer_of
+from localdelay.brokers.rocketmq_client import NoTopic, producer_of, why_no_route
 
 _TYPES = {1: "NORMAL", 2: "FIFO", 3: "DELAY", 4: "TRANSACTION"}
 
@@ -36,10 +35,15 @@ def _types(where: Address, topics: Iterable[str]) -> dict[str, set[str]]:
     types: dict[str, set[str]] = {}
     try:
         for topic in topics:
-            with suppress(Exception):  # the client keeps to itself why there is none
+            try:
                 route = producer.route_manager.retrieve_topic_route_data(topic)
-                takes = [queue.accept_message_types for queue in route.message_queues]
-                types[topic] = {_TYPES.get(one, "?") for one in set().union(*takes)}
+            except Exception as error:
+                why = why_no_route(producer, topic)
+                if isinstance(why, NoTopic):
+                    continue
+                raise why from error
+            takes = [queue.accept_message_types for queue in route.message_queues]
+            types[topic] = {_TYPES.get(one, "?") for one in set().union(*takes)}
     finally:
         producer.shutdown()
     return types

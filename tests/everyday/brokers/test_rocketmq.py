@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -18,6 +21,7 @@ from localdelay.brokers import open_broker
 from localdelay.brokers.address import Address
 from localdelay.brokers.rocketmq import classified, driver_at
 from localdelay.brokers.wire import ATTEMPT, EXECUTE_AT, ID
+from tests.kit.commands import run
 
 NOWHERE = "rocketmq://127.0.0.1:1/orders"
 
@@ -116,3 +120,20 @@ def test_its_client_writes_no_log_in_the_home(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", LOOKS], env=environ, capture_output=True, check=True)
     assert done.stdout.decode().strip() == str(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_rocketmq_is_not_told_to_make_a_topic() -> None:
+    """Somebody else listens there, and hangs up: it could not be looked, and nothing is to be changed."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def hang_up() -> None:
+            with suppress(OSError):  # the test has ended
+                while True:
+                    listening.accept()[0].close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        result = run("check", f"rocketmq://127.0.0.1:{listening.getsockname()[1]}/orders")
+        listening.shutdown(socket.SHUT_RDWR)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "no connection to RocketMQ" in result.stderr
+    assert "updateTopic" not in result.stderr
