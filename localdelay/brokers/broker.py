@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import ssl
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -14,6 +16,19 @@ class ConnectionLost(ConnectionError):
 
 class ConnectionClosed(ConnectionError):
     """The block that opened the broker has been left."""
+
+
+def in_a_line(error: BaseException) -> str:
+    """What an error says, for people: the system's words where it comes from there."""
+    inner: BaseException | None = error
+    while inner is not None and not (isinstance(inner, OSError) and inner.strerror):
+        inner = inner.exceptions[0] if isinstance(inner, BaseExceptionGroup) else inner.__cause__
+    text = inner.strerror if isinstance(inner, OSError) else None
+    if isinstance(inner, ssl.SSLError) and inner.reason == "WRONG_VERSION_NUMBER":
+        text = "it does not speak TLS"
+    # Trio says where to, which whoever says this has said.
+    text = re.sub(r"^Error connecting to \(.*\): ", "", text or str(error))
+    return " ".join(text.split()) or type(error).__name__
 
 
 class Broker(Protocol):

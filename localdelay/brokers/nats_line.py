@@ -19,10 +19,10 @@ import nats.errors
 import nats.js.errors
 import trio
 
+from localdelay.brokers.broker import in_a_line
 from localdelay.brokers.line import Line, OutOfStep
 from localdelay.brokers.nats_answers import MESSAGES, Frame, answer_error, frames, refused_by
 from localdelay.brokers.outbox import Outbox, Parcel
-from localdelay.brokers.publisher import in_a_line
 
 logger = logging.getLogger("localdelay.brokers.nats")
 

@@ -11,9 +11,9 @@ import trio
 
 from localdelay.brokers import address
 from localdelay.brokers.address import Address, Form, hide_secrets, of_redis
-from localdelay.brokers.broker import Broker
+from localdelay.brokers.broker import Broker, in_a_line
 from localdelay.brokers.checks.finding import Finding
-from localdelay.brokers.publisher import in_a_line, open_publisher
+from localdelay.brokers.publisher import open_publisher
 from localdelay.limit import Limit
 
 STDOUT = "stdout:"

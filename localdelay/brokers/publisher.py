@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -17,7 +16,7 @@ from trio.lowlevel import enable_ki_protection
 
 from localdelay import arguments
 from localdelay.backoff import Backoff
-from localdelay.brokers.broker import ConnectionClosed, ConnectionLost
+from localdelay.brokers.broker import ConnectionClosed, ConnectionLost, in_a_line
 from localdelay.brokers.driver import Connection, Driver
 from localdelay.brokers.outbox import Gauges, Outbox, Parcel, Sending
 from localdelay.errors import DelayNotSupported, PermanentSendError, Throttled
@@ -377,17 +376,6 @@ async def open_publisher(
                 nursery.cancel_scope.cancel()
     finally:
         trio.lowlevel.remove_instrument(publisher)
-
-
-def in_a_line(error: BaseException) -> str:
-    """What an error says, for people: the system's words where it comes from there."""
-    inner: BaseException | None = error
-    while inner is not None and not (isinstance(inner, OSError) and inner.strerror):
-        inner = inner.exceptions[0] if isinstance(inner, BaseExceptionGroup) else inner.__cause__
-    text = inner.strerror if isinstance(inner, OSError) else None
-    # Trio says where to, which whoever says this has said.
-    text = re.sub(r"^Error connecting to \(.*\): ", "", text or str(error))
-    return " ".join(text.split()) or type(error).__name__
 
 
 def _nothing() -> None:

@@ -164,7 +164,10 @@ def _bared() -> Iterator[None]:
         while within is not None:
             cause, within = within, _within(within)
         # Redis quotes the command that it does not know, and HELLO has the password in it.
-        cause.args = (" ".join(str(cause).partition(QUOTES)[0].split()) or type(cause).__name__,)
+        text = " ".join(str(cause).partition(QUOTES)[0].split()) or type(cause).__name__
+        if text.startswith("HELLO must be called with the client already authenticated"):
+            text = "it asks for a password, as in redis://user:password@host"
+        cause.args = (text,)
         raise cause from None
 
 

@@ -18,9 +18,14 @@ async def look(where: Address) -> list[Finding]:
 
 
 def _stats(where: Address) -> Mapping[str, object]:
-    with greenstalk.Client((where.host, where.port)) as client:
-        stats: Mapping[str, object] = client.stats()
-        return stats
+    try:
+        with greenstalk.Client((where.host, where.port)) as client:
+            stats: Mapping[str, object] = client.stats()
+            return stats
+    except OSError:
+        raise
+    except Exception as error:  # the client expects a beanstalkd: it asserts, takes apart, and reads numbers
+        raise ConnectionError("what it says is none of beanstalkd's") from error
 
 
 def findings(stats: Mapping[str, object]) -> list[Finding]:

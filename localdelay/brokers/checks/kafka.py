@@ -12,7 +12,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[at
 from localdelay.brokers.address import Address
 from localdelay.brokers.checks.finding import NO_DELAY, Finding
 from localdelay.brokers.kafka import settings_of
-from localdelay.brokers.kafka_errors import NOT_THERE, kafka_error
+from localdelay.brokers.kafka_errors import ALL_DOWN, NOT_THERE, kafka_error, shown
 
 _TIMEOUT = 5.0
 _LOOKED_AT = ("cleanup.policy", "min.insync.replicas")
@@ -26,7 +26,8 @@ async def look(where: Address) -> list[Finding]:
 def _look(where: Address) -> list[Finding]:
     settings: dict[str, Any] = settings_of(where, _TIMEOUT)
     acks = f"{settings.get('request.required.acks', settings['acks'])}"
-    settings |= {"log_level": 0, "error_cb": lambda _: None}
+    troubles: list[KafkaError] = []  # why nobody answers the client says here, and not where it gives up
+    settings |= {"log_level": 0, "error_cb": troubles.append}
     try:
         client = AdminClient(settings)
     except Exception as error:  # noqa: BLE001 (confluent-kafka checks some itself, each in its own way)
@@ -39,7 +40,9 @@ def _look(where: Address) -> list[Finding]:
         resource = ConfigResource(ConfigResource.Type.TOPIC, where.target)
         asked = client.describe_configs([resource], request_timeout=_TIMEOUT)[resource]
     except KafkaException as error:
-        raise ConnectionError(error.args[0].str()) from None
+        client.poll(0)
+        why = [one for one in troubles if one.code() not in ALL_DOWN] or [error.args[0]]
+        raise ConnectionError(shown(why[-1])) from None
     try:
         told = {name: entry.value for name, entry in asked.result().items() if name in _LOOKED_AT}
     except KafkaException:  # not everybody may ask

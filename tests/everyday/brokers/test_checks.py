@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
 import pytest
 from confluent_kafka import KafkaError
@@ -163,6 +166,7 @@ def test_what_is_shown(width: int) -> None:
             "nats://user:hunter2@127.0.0.1:1/orders",
             "no connection to NATS at 127.0.0.1:1: Connection refused",
         ),
+        ("kafka://user:hunter2@127.0.0.1:1/orders?security.protocol=SASL_PLAINTEXT", "Connection refused"),
     ],
 )
 def test_where_it_can_not_look(url: str, said: str) -> None:
@@ -178,3 +182,32 @@ def test_the_url_comes_from_the_environment() -> None:
     result = run("check", LOCALDELAY_TO="stdout:")
     assert "nothing to look at" in result.stderr
     assert "Missing argument 'URL'" in run("check").stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("amqps://{}/orders", "no connection to RabbitMQ at {}: it does not speak TLS"),
+        ("rediss://{}/orders", "no connection to Redis at {}: it does not speak TLS"),
+        ("beanstalkd://{}/orders", "no connection to beanstalkd at {}: what it says is none of beanstalkd's"),
+        ("nats://{}/orders", "no connection to NATS at {}: "),
+        ("nsq://{}/orders", "no connection to NSQ at {}: "),
+    ],
+)
+def test_where_somebody_else_listens(url: str, says: str) -> None:
+    """It is said in a line that it is none of these, and not with what a client makes of it."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            with suppress(OSError):  # the test has ended
+                while True:
+                    with listening.accept()[0] as connection:
+                        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                        connection.recv(9999)
+
+        threading.Thread(target=answer, daemon=True).start()
+        place = f"127.0.0.1:{listening.getsockname()[1]}"
+        result = run("check", url.format(place))
+        listening.shutdown(socket.SHUT_RDWR)
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert says.format(place) in result.stderr
