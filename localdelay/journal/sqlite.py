@@ -22,8 +22,9 @@ from urllib.parse import quote
 
 from localdelay.errors import JournalError
 
+from .files import Files
 from .layout import APPLICATION, MESSAGES, SCHEMAS, SENDING, UPGRADE, VERSION, insert
-from .record import Gone, Journal, Kept, Record, decode, decode_keys, encode, encode_keys
+from .record import Journal, Kept, Record, decode, decode_keys, encode, encode_keys
 from .reserve import Reserve
 from .salvage import damaged, in_words, salvage
 
@@ -66,7 +67,7 @@ class SqliteJournal:
         self._connection: sqlite3.Connection | None = None
         self._synchronous = ""
         self._reserve = Reserve()
-        self._file = (0, 0)
+        self._files: Files | None = None
         self._version = VERSION
 
     def __repr__(self) -> str:
@@ -110,7 +111,6 @@ class SqliteJournal:
                     self._make()
                 held = self._held(self._read_all)
                 self._connection = connection = self._connect("rw")
-                self._file = self._file_there()
                 connection.execute("PRAGMA locking_mode = EXCLUSIVE")
                 connection.execute("PRAGMA fullfsync = ON")
                 connection.execute("BEGIN IMMEDIATE")  # others are locked out from here on
@@ -118,6 +118,7 @@ class SqliteJournal:
                     for statement in UPGRADE:
                         connection.execute(statement)
                 connection.execute("COMMIT")
+                self._files = Files(self.path)
                 with suppress(OSError):  # what is on a full disk can be sent all the same
                     self._reserve.make(self.path)
         return held
@@ -145,7 +146,10 @@ class SqliteJournal:
                 raise FileNotFoundError(2, "there is no such file", str(self.path))
             if not self.path.is_file():  # a named pipe would be waited for
                 raise JournalError(f"{self.path} is not a journal of localdelay: it is no file")
-            self._check_header()
+            # Else a queue of this process may have it, which SQLite's lock would be lost to: see `files`. Who
+            # gets the lock looks then.
+            if not Path(f"{self.path}-lock").exists():
+                self._check_header()
 
     def write(
         self,
@@ -156,12 +160,12 @@ class SqliteJournal:
         durable: bool,
     ) -> None:
         """Keep and forget in one transaction: see `Journal.write`."""
-        connection = self._connection
-        if connection is None:
+        connection, files = self._connection, self._files
+        if connection is None or files is None:
             raise JournalError(f"the journal {self.path} is closed")
         synchronous = "FULL" if durable and self.durability == "fsync" else "NORMAL"
         with self._errors():
-            self._check_there()
+            files.check()
             if not (kept or gone) and sending is None:
                 return
             if kept and not self._reserve.is_there:
@@ -183,10 +187,12 @@ class SqliteJournal:
                         "INSERT OR REPLACE INTO sending VALUES (0, ?)", (encode_keys(sending),)
                     )
                 connection.execute("COMMIT")
+                files.is_logged = files.is_logged or bool(kept)
             except BaseException:
                 with suppress(sqlite3.Error):
                     if connection.in_transaction:
                         connection.execute("ROLLBACK")
+                files.is_logged = False  # nothing is kept then before the reserve is there again
                 self._reserve.give_up(self.path, connection)
                 raise
 
@@ -199,20 +205,10 @@ class SqliteJournal:
                 connection.close()
         self._unlock()
 
-    def _check_there(self) -> None:
-        """Raise `Gone` where SQLite would go on in a file that nobody finds again."""
-        try:
-            is_there = self._file_there() == self._file
-        except FileNotFoundError:
-            raise Gone(f"the journal {self.path} is gone: it was removed") from None
-        if not is_there:
-            raise Gone(f"the journal {self.path} is gone: another file is in its place")
-
-    def _file_there(self) -> tuple[int, int]:
-        found = self.path.stat()
-        return found.st_dev, found.st_ino
-
     def _unlock(self) -> None:
+        files, self._files = self._files, None
+        if files is not None:
+            files.close()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -232,6 +228,8 @@ class SqliteJournal:
             except BlockingIOError:
                 holder = os.read(lock, 20).decode("ascii", "replace").strip() or "?"
                 raise _InUse(f"the journal {self.path} is in use by process {holder}") from None
+            if not self._is_missing():
+                self._check_header()
             os.ftruncate(lock, 0)
             os.pwrite(lock, str(os.getpid()).encode(), 0)
             yield
@@ -274,7 +272,6 @@ class SqliteJournal:
                 )
 
     def _held(self, read: Callable[[sqlite3.Connection], _T]) -> _T:
-        self._check_header()
         log, shared = Path(f"{self.path}-wal"), Path(f"{self.path}-shm")
         was_there = shared.exists()
         # Without a log, SQLite would make an empty one to read a database.

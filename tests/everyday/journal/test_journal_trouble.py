@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -20,7 +19,6 @@ from localdelay import (
     Message,
     QueueFull,
     RetryPolicy,
-    SqliteJournal,
     Statistics,
     open_delay_queue,
 )
@@ -167,57 +165,6 @@ async def test_nothing_waits_for_a_journal_that_is_closed() -> None:
             raise KeyError
     with trio.fail_after(5), pytest.raises(JournalError, match="closed"):
         await queue.flush()
-
-
-def move_away(path: Path, *, replaced: bool) -> None:
-    path.rename(path.with_name("elsewhere"))
-    if replaced:
-        path.touch()
-
-
-@pytest.mark.parametrize("replaced", [False, True])
-async def test_a_journal_that_was_deleted_is_missed(
-    path: Path, conserved: Conserved, *, replaced: bool
-) -> None:
-    """Puts are refused, for nobody would find them; what is pending stays so."""
-    async with open_delay_queue(nothing, capacity=10, workers=1, journal=SqliteJournal(path)) as queue:
-        await queue.put(b"x", delay=100.0)
-        move_away(path, replaced=replaced)
-        with pytest.raises(JournalError, match=r"is gone"):
-            await queue.put(b"x", delay=100.0)
-        assert conserved(queue).pending == 1
-        assert queue.cancel(queue.messages()[0].id)
-
-
-@pytest.mark.parametrize("replaced", [False, True])
-async def test_what_was_in_a_journal_that_was_deleted_is_not_said_to_be_kept(
-    path: Path, conserved: Conserved, caplog: pytest.LogCaptureFixture, *, replaced: bool
-) -> None:
-    """A drain looks whether it is there: what it held is in `remaining`, and the log says why."""
-    async with open_delay_queue(nothing, capacity=10, workers=1, journal=SqliteJournal(path)) as queue:
-        message = await queue.put(b"x", delay=100.0)
-        await queue.flush()
-        move_away(path, replaced=replaced)
-        with pytest.raises(JournalError, match="is gone"):
-            await queue.flush()
-        assert queue.statistics().at_risk == queue.at_risk == 1
-        report = await queue.drain(0.0)
-    assert [left.id for left in report.remaining] == [message.id]
-    assert (report.spooled, conserved(queue).pending) == (0, 1)
-    assert "what is pending could not be written to the journal" in caplog.text
-    assert "1 message (1 B) pending, lost with this process: the journal is gone" in caplog.text
-
-
-async def test_a_journal_that_came_back_keeps_what_it_held(path: Path, conserved: Conserved) -> None:
-    """What was moved away for a while is there at the end."""
-    async with open_delay_queue(nothing, capacity=10, workers=1, journal=SqliteJournal(path)) as queue:
-        await queue.put(b"x", delay=100.0)
-        move_away(path, replaced=False)
-        with pytest.raises(JournalError, match="is gone"):
-            await queue.flush()
-        path.with_name("elsewhere").rename(path)
-        report = await queue.drain(0.0)
-    assert (report.spooled, report.remaining, conserved(queue).pending) == (1, [], 0)
 
 
 async def test_a_journal_without_an_end_is_refused() -> None:
