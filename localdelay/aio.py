@@ -212,8 +212,11 @@ async def open_delay_queue(
         if not remote.ended.done():
             await asyncio.shield(asyncio.wrap_future(remote.ended))
         remote.result()
-    except BaseException:
-        remote.leave(at_once=True)
+    except BaseException as raised:
+        if isinstance(raised, GeneratorExit):
+            remote.drop()
+        else:
+            remote.leave(at_once=True)
         await awaiting.until(opens)
         if not remote.ended.done():
             await awaiting.until(asyncio.wrap_future(remote.ended))
@@ -226,7 +229,10 @@ def _starts(
     opens: Callable[_P, AbstractAsyncContextManager[DelayQueue]],
 ) -> Callable[_P, Coroutine[Any, Any, DelayQueue]]:
     async def start_delay_queue(*args: _P.args, **options: _P.kwargs) -> DelayQueue:
-        """`open_delay_queue` without a block, for a class or a notebook: `close` ends the queue."""
+        """`open_delay_queue` without a block, for a class or a notebook: `close` ends the queue.
+
+        To drop it without that ends it as an exception ends a block, with a warning.
+        """
         async with AsyncExitStack() as block:
             queue = await block.enter_async_context(opens(*args, **options))
             queue._block = block.pop_all()  # noqa: SLF001 (its own)

@@ -170,6 +170,7 @@ class DelayQueue(Face):
         """
         if self._block is None:
             raise RuntimeError("the queue ends with its block: close is for start_delay_queue")
+        self.remote.check_elsewhere()  # before it takes the block: the queue goes on, and may be closed yet
         self._block.close()
 
     def cut_short(self) -> None:
@@ -248,6 +249,11 @@ def open_delay_queue(
             yield DelayQueue(remote, pool, hooks)
             remote.leave(at_once=False)
             remote.result()
+        except GeneratorExit:
+            # The garbage collector's, maybe. It comes in any thread, also in one that the end needs, and
+            # under any lock, also one that the end takes to say a line: nobody may wait for it here.
+            remote.drop()
+            raise
         except BaseException:  # also Ctrl-C while it opens, or waits for the end
             remote.leave(at_once=True)
             with suppress(Exception):  # what the block raised is what matters
@@ -257,7 +263,10 @@ def open_delay_queue(
 
 def _starts(opens: Callable[_P, AbstractContextManager[DelayQueue]]) -> Callable[_P, DelayQueue]:
     def start_delay_queue(*args: _P.args, **options: _P.kwargs) -> DelayQueue:
-        """`open_delay_queue` without a block, for a class or a notebook: `close` ends the queue."""
+        """`open_delay_queue` without a block, for a class or a notebook: `close` ends the queue.
+
+        To drop it without that ends it as an exception ends a block, with a warning.
+        """
         with ExitStack() as block:
             queue = block.enter_context(opens(*args, **options))
             queue._block = block.pop_all()  # noqa: SLF001 (its own)

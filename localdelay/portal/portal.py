@@ -181,11 +181,15 @@ class Remote:
             raise forks.not_ours()
         return self._ended
 
+    def check_elsewhere(self) -> None:
+        """Raise a `RuntimeError` on the queue's own loop: nothing can be waited for there."""
+        if self._is_here():
+            raise RuntimeError("this was called on the queue's own loop, which it would wait for")
+
     def wait(self, begin: Callable[[], Call[_T]], within: float = math.inf) -> _T:
         """Wait for what comes of what this begins; an interrupted caller cancels it."""
         self.is_alone()
-        if self._is_here():
-            raise RuntimeError("this was called on the queue's own loop, which it would wait for")
+        self.check_elsewhere()
         call = begin()
         try:
             return call.done.result(for_a_thread(within))
@@ -240,6 +244,14 @@ class Remote:
 
         # Now; but one that is not open yet can't be told anything, and must not stay when nobody is there.
         self._is_open.add_done_callback(leave)
+
+    def drop(self) -> None:
+        """Have the queue end at once, and wait for nothing: who had it has dropped it without a word."""
+        costs_nothing = self._ended or sys.is_finalizing()
+        self.leave(at_once=True)
+        if not costs_nothing:
+            line = "a queue was dropped without close(), and ends: keep it for as long as it is to send"
+            log(logging.WARNING, line)
 
     def result(self) -> None:
         """Wait for the end, and for that of the thread; raise what it failed with."""
