@@ -29,7 +29,7 @@ from .portal.portal import Options, Remote
 from .portal.tasks import Errands, Tasks, is_within
 from .queue import opening
 from .queue.admission import Stamped, already_pending
-from .queue.draining import drained_inside
+from .queue.draining import ended_inside
 from .queue.queue import DelayQueue as DelayQueueOfTrio
 from .queue.sending import awaitable
 from .statistics import DrainReport
@@ -137,10 +137,12 @@ class DelayQueue(Face):
         """End what `start_delay_queue` has started, as leaving a block does: wait until all is sent.
 
         With a `drain` before it it waits no longer than that. Raises `RuntimeError` inside a block, which
-        ends its queue itself.
+        ends its queue itself, and inside a send or a hand-back.
         """
         if self._block is None:
             raise RuntimeError("the queue ends with its block: close is for start_delay_queue")
+        if self.remote.is_inside():  # before it takes the block: the queue goes on, and may be closed yet
+            raise ended_inside("close")
         await self._block.aclose()
 
     async def drain(self, grace: float | None = None, hand_back: HandBack | None = None) -> DrainReport:
@@ -158,7 +160,7 @@ class DelayQueue(Face):
         """
         arguments.check_seconds("grace", grace, zero=True)
         if self.remote.is_inside():
-            raise drained_inside()
+            raise ended_inside()
         given = None if hand_back is None else self.errands.on_loop("hand_back", hand_back)
         return await awaiting.outcome(self.remote, self.remote.drain(grace, given))
 

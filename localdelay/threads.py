@@ -50,8 +50,9 @@ from .portal.pool import Threads
 from .portal.portal import Options, Remote
 from .queue import opening
 from .queue.admission import Stamped
-from .queue.draining import HAND_BACKS_IN_FLIGHT, drained_inside
+from .queue.draining import HAND_BACKS_IN_FLIGHT, ended_inside
 from .queue.queue import DelayQueue as DelayQueueOfTrio
+from .queue.sending import HandBack as HandBackOnLoop
 from .statistics import DrainReport
 
 __all__ = ["DelayQueue", "Fallback", "open_delay_queue", "start_delay_queue"]
@@ -85,8 +86,7 @@ class DelayQueue(Face):
 
     def __init__(self, remote: Remote, pool: Threads, hooks: Threads) -> None:
         super().__init__(remote)
-        self.hands_back: set[int] = set()
-        """The threads in which a `Fallback` hands something back right now."""
+        self._hands_back: set[int] = set()  # the threads in which something is handed back right now
         self._pool = pool
         self._hooks = hooks
         self._block: ExitStack | None = None
@@ -166,11 +166,13 @@ class DelayQueue(Face):
         """End what `start_delay_queue` has started, as leaving a block does: wait until all is sent.
 
         With a `drain` before it it waits no longer than that. Raises `RuntimeError` inside a block, which
-        ends its queue itself.
+        ends its queue itself, and inside a send or a hand-back.
         """
         if self._block is None:
             raise RuntimeError("the queue ends with its block: close is for start_delay_queue")
-        self.remote.check_elsewhere()  # before it takes the block: the queue goes on, and may be closed yet
+        # Before it takes the block: the queue goes on, and may be closed yet.
+        self._check_outside("close")
+        self.remote.check_elsewhere()
         self._block.close()
 
     def cut_short(self) -> None:
@@ -194,11 +196,26 @@ class DelayQueue(Face):
         a handler of signals, which may have come in the midst of a put: what that holds would be waited for.
         """
         arguments.check_seconds("grace", grace, zero=True)
-        if self.remote.is_inside() or get_ident() in self.hands_back:
-            raise drained_inside()
-        at_once = partial(in_threads, limiter=trio.CapacityLimiter(HAND_BACKS_IN_FLIGHT))
-        given = _async("hand_back", hand_back, at_once)
+        self._check_outside("drain")
+        given = _async("hand_back", hand_back, partial(self.hand_back_in_threads, most=HAND_BACKS_IN_FLIGHT))
         return self.remote.wait(lambda: self.remote.drain(grace, given))
+
+    def hand_back_in_threads(self, hand_back: HandBack, most: int) -> HandBackOnLoop:
+        """For `Fallback`, too: make of a blocking hand-back one for the loop, so many at once at most."""
+
+        def marked(message: Message, delay: float) -> None:
+            here = get_ident()
+            self._hands_back.add(here)
+            try:
+                hand_back(message, delay)
+            finally:
+                self._hands_back.discard(here)
+
+        return in_threads(marked, trio.CapacityLimiter(most))
+
+    def _check_outside(self, call: str) -> None:
+        if self.remote.is_inside() or get_ident() in self._hands_back:
+            raise ended_inside(call)
 
 
 @contextmanager
@@ -317,12 +334,7 @@ class Fallback(RemoteFallback[PublishDelayed, DelayQueue, CancelDelayed]):
         self._queue.remote.put(stamped, patience)
 
     def _hand_back(self, message: Message, delay: float) -> None:
-        here = get_ident()
-        self._queue.hands_back.add(here)
-        try:
-            self._router.remember(message, self._publish_delayed(message, delay))
-        finally:
-            self._queue.hands_back.discard(here)
+        self._router.remember(message, self._publish_delayed(message, delay))
 
     def _check(self, name: str, given: object) -> None:
         arguments.check_callable(name, given)
@@ -334,7 +346,7 @@ class Fallback(RemoteFallback[PublishDelayed, DelayQueue, CancelDelayed]):
         queue = self._queue
         if not isinstance(queue, DelayQueue):
             raise not_this_ones("localdelay.threads.DelayQueue", queue)
-        return queue.remote.world(in_threads(self._hand_back, trio.CapacityLimiter(MOST)))
+        return queue.remote.world(queue.hand_back_in_threads(self._hand_back, MOST))
 
 
 def _async(name: str, given: Callable[..., object] | None, in_pool: Callable[..., Any]) -> Any:

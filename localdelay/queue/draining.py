@@ -41,9 +41,9 @@ _PLANS = "localdelay.drain"
 _SPOOL_TIMEOUT = 5.0
 
 
-def drained_inside() -> RuntimeError:
-    """What to raise for a drain that is called from what it would wait for."""
-    return RuntimeError("drain was called from inside a send or a hand-back, for which it would wait")
+def ended_inside(call: str = "drain") -> RuntimeError:
+    """What to raise for a call that is made from inside what it would wait for."""
+    return RuntimeError(f"{call} was called from inside a send or a hand-back, for which it would wait")
 
 
 class Draining:
@@ -119,7 +119,7 @@ class Draining:
         """Empty the queue as far as `seconds` allow, end the workers, and say what became of all."""
         # The workers run there, and what runs beside them: who waits for these must be neither.
         if is_within(self.nursery):
-            raise drained_inside()
+            raise ended_inside()
         if self._drained is not None:
             raise QueueClosed("the queue is drained already, or draining")
         self._drained = trio.Event()

@@ -18,7 +18,7 @@ from localdelay.limit import Limit
 from localdelay.message import NO_HEADERS, Message, numbers
 from localdelay.queue.admission import already_pending
 from localdelay.queue.core import Core
-from localdelay.queue.draining import drained_inside, report_of
+from localdelay.queue.draining import ended_inside, report_of
 from localdelay.queue.sending import HandBack
 from localdelay.redis_plan.bodies import CANCEL, decode
 from localdelay.redis_plan.claims import Claimer
@@ -246,7 +246,7 @@ class RedisDelayQueue:
             raise ValueError("hand_back must be None: what waits in Redis is safe there")
         self._check_process()
         if self._workers.is_inside():
-            raise drained_inside()
+            raise ended_inside()
         if self._drained is not None:
             raise QueueClosed("the queue is drained already, or draining")
         self._drained = trio.Event()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -151,11 +150,7 @@ def _putting(face: Face, found: list[str], queue: Callable[[], Any]) -> Any:
             found.append(str(error).partition(", and would")[0])
         await face.until(lambda: len(found) == 2)  # or the first to be told makes room for the other
 
-    def blocks(message: Message) -> None:
-        with suppress(StopIteration):
-            send(message).send(None)
-
-    return blocks if face.name == "threads" else send
+    return face.calls(send)
 
 
 async def full_of_bytes(face: Face) -> None:

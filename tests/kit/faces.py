@@ -62,6 +62,10 @@ class Face:
 
         return call
 
+    def calls(self, act: Callable[..., Coroutine[Any, Any, Any]]) -> Any:
+        """The same as `takes`, of a scene's coroutine function."""
+        return act
+
     def opened(self, send: Any, **options: Any) -> Any:
         """The queue, not entered yet."""
         return localdelay.open_delay_queue(send, **options)
@@ -119,6 +123,19 @@ class InThreads(Face):
 
         return call
 
+    def calls(self, act: Callable[..., Coroutine[Any, Any, Any]]) -> Any:
+        def call(*args: Any) -> Any:
+            try:
+                act(*args).send(None)
+            except StopIteration as ended:
+                return ended.value
+
+        return call
+
+    async def started(self, send: Any, **options: Any) -> Any:
+        """A queue that ends by `close`."""
+        return threads.start_delay_queue(send, **options)
+
     @asynccontextmanager
     async def opened(self, send: Any, **options: Any) -> AsyncIterator[Any]:
         with threads.open_delay_queue(send, **options) as queue:
@@ -141,6 +158,10 @@ class OnAsyncio(Face):
 
     def play(self, scene: Scene, *, waits_for_threads: bool = False) -> None:
         asyncio.run(scene(self))
+
+    async def started(self, send: Any, **options: Any) -> Any:
+        """A queue that ends by `close`."""
+        return await aio.start_delay_queue(send, **options)
 
     def opened(self, send: Any, **options: Any) -> Any:
         return aio.open_delay_queue(send, **options)

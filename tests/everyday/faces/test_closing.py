@@ -1,0 +1,86 @@
+"""The end of a queue that was started: called from inside, by two at once, interrupted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from localdelay import Message, PermanentSendError, Throttled, aio, threads
+from tests.kit.conserving import conserved
+from tests.kit.faces import InThreads, OnAsyncio, OnUvloop
+
+NEVER = 300.0
+INSIDE = "close was called from inside a send or a hand-back, for which it would wait"
+
+each_world = pytest.mark.parametrize(
+    "face", [InThreads(), OnAsyncio(), OnUvloop()], ids=lambda face: face.name
+)
+
+
+@each_world
+def test_close_inside_what_it_would_wait_for_says_so(face: Any) -> None:
+    """A send, a hook, a hand-back: the queue goes on, loses nothing, and is closed by another one."""
+    told: list[str] = []
+    sent: list[bytes] = []
+    back: list[bytes] = []
+
+    async def scene(_: Any) -> None:
+        async def close(message: Message) -> None:
+            with pytest.raises(RuntimeError) as raised:
+                await face.now(queue.close())
+            told.append(str(raised.value))
+
+        async def send(message: Message) -> None:
+            sent.append(message.payload)
+            await close(message)
+            if message.payload == b"never":
+                raise PermanentSendError
+
+        async def bury(message: Message, error: Exception) -> None:
+            await close(message)
+
+        async def hand_back(message: Message, delay: float) -> None:
+            back.append(message.payload)
+            await close(message)
+
+        queue = await face.started(face.calls(send), capacity=9, workers=2, on_dead_letter=face.calls(bury))
+        for payload, delay in ((b"1", 0.0), (b"never", 0.0), (b"2", 0.05), (b"late", NEVER)):
+            await face.now(queue.put(payload, delay=delay))
+        report = await face.now(queue.drain(10.0, face.calls(hand_back)))
+        assert (report.sent, report.dead, report.handed_back) == (2, 1, 1)
+        await face.now(queue.close())
+        assert conserved(await face.now(queue.statistics())).pending == 0
+
+    face.play(scene)
+    assert sorted(sent) == [b"1", b"2", b"never"]
+    assert back == [b"late"]
+    assert told == [INSIDE] * 5
+
+
+@each_world
+def test_close_inside_a_primary_says_so_where_that_takes_a_message_back(face: Any) -> None:
+    """Not where it is called by who publishes: nobody waits for him."""
+    told: list[str] = []
+
+    async def scene(_: Any) -> None:
+        async def publish(message: Message, delay: float) -> None:
+            if not told:
+                told.append("refused")
+                raise Throttled
+            with pytest.raises(RuntimeError) as raised:
+                await face.now(queue.close())
+            told.append(str(raised.value))
+
+        async def send(message: Message) -> None:
+            pass
+
+        queue = await face.started(face.calls(send), capacity=9, workers=1)
+        kind = threads.Fallback if face.name == "threads" else aio.Fallback
+        fallback: Any = kind(face.calls(publish), queue, limit=None, hand_back=True)
+        await face.now(fallback.publish(b"", delay=NEVER))
+        await face.until(lambda: fallback.statistics().handed_back == 1)
+        await face.now(queue.close())
+
+    face.play(scene)
+    assert told == ["refused", INSIDE]
