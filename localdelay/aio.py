@@ -144,6 +144,7 @@ class DelayQueue(Face):
         if self.remote.is_inside():  # before it takes the block: the queue goes on, and may be closed yet
             raise ended_inside("close")
         await self._block.aclose()
+        await awaiting.ended(self.remote)  # for of two calls at once, one has found the block empty
 
     async def drain(self, grace: float | None = None, hand_back: HandBack | None = None) -> DrainReport:
         """Close the queue, empty it as far as the grace allows, end the workers, and say what became of all.

@@ -89,7 +89,7 @@ class DelayQueue(Face):
         self._hands_back: set[int] = set()  # the threads in which something is handed back right now
         self._pool = pool
         self._hooks = hooks
-        self._block: ExitStack | None = None
+        self._blocks: list[ExitStack] | None = None  # where it was started: one, until `close` takes it
 
     def put(
         self,
@@ -168,12 +168,17 @@ class DelayQueue(Face):
         With a `drain` before it it waits no longer than that. Raises `RuntimeError` inside a block, which
         ends its queue itself, and inside a send or a hand-back.
         """
-        if self._block is None:
+        if self._blocks is None:
             raise RuntimeError("the queue ends with its block: close is for start_delay_queue")
         # Before it takes the block: the queue goes on, and may be closed yet.
         self._check_outside("close")
         self.remote.check_elsewhere()
-        self._block.close()
+        try:
+            block = self._blocks.pop()  # one step for all threads: of two calls at once, one ends the queue
+        except IndexError:
+            self.remote.wait_ended()
+        else:
+            block.close()
 
     def cut_short(self) -> None:
         """End the grace of a drain that is under way, now; it returns what it returns at the end of one.
@@ -286,7 +291,7 @@ def _starts(opens: Callable[_P, AbstractContextManager[DelayQueue]]) -> Callable
         """
         with ExitStack() as block:
             queue = block.enter_context(opens(*args, **options))
-            queue._block = block.pop_all()  # noqa: SLF001 (its own)
+            queue._blocks = [block.pop_all()]  # noqa: SLF001 (its own)
         return queue
 
     return start_delay_queue

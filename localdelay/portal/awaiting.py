@@ -57,3 +57,11 @@ async def until(future: asyncio.Future[Any]) -> None:
         with suppress(asyncio.CancelledError):
             await asyncio.wait([future])
     future.exception()  # looked at, or asyncio would complain that nobody has
+
+
+async def ended(remote: Remote) -> None:
+    """Wait for the end of the queue, whatever it comes to: somebody else has it raised."""
+    if not remote.ended.done():
+        future = asyncio.wrap_future(remote.ended)
+        future.add_done_callback(asyncio.Future.exception)  # or asyncio would complain that nobody has looked
+        await asyncio.wait([future])

@@ -263,6 +263,11 @@ class Remote:
             if self.ended.done():  # and not Ctrl-C, who would have to wait for all of it
                 self._thread.join()
 
+    def wait_ended(self) -> None:
+        """Wait for the end, whatever it comes to: somebody else has it raised."""
+        if not sys.is_finalizing():
+            self.ended.exception()
+
     def pending(self) -> tuple[int, int]:
         """Messages that are accepted and not finished, and their bytes, nearly: others go on meanwhile."""
         ledger = self.intake.ledger

@@ -84,3 +84,30 @@ def test_close_inside_a_primary_says_so_where_that_takes_a_message_back(face: An
 
     face.play(scene)
     assert told == ["refused", INSIDE]
+
+
+@each_world
+def test_a_second_close_waits_for_the_end_too(face: Any) -> None:
+    """Whoever returns from it finds all sent."""
+    pending: list[int] = []
+
+    async def scene(_: Any) -> None:
+        gate = face.gate()
+        queue = await face.started(face.takes(lambda _: None, gate), capacity=9, workers=1)
+        await face.now(queue.put(b"", delay=0.0))
+
+        async def close() -> None:
+            await face.now(queue.close())
+            pending.append(queue.remote.pending()[0])
+
+        async with face.beside() as start:
+            calls = [start(face.calls(close)) for _ in range(3)]
+            await face.sleep(0.1)
+            assert not any(call.done() for call in calls)
+            gate.set()
+        for call in calls:
+            call.result()
+        await close()
+
+    face.play(scene)
+    assert pending == [0] * 4
