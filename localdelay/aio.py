@@ -206,10 +206,9 @@ async def open_delay_queue(
     remote = Remote(
         opened, lambda: is_within(errands) or is_within(tasks), drain_on_exit=drain_on_exit, clock=clock
     )
-    # Awaited, for a journal of millions takes seconds, in which the loop has other things to do.
-    opens = asyncio.wrap_future(remote.start())
     try:
-        await asyncio.shield(opens)
+        # Awaited, for a journal of millions takes seconds, in which the loop has other things to do.
+        await asyncio.shield(asyncio.wrap_future(remote.start()))
         yield DelayQueue(remote, errands)
         remote.leave(at_once=False)
         if not remote.ended.done():
@@ -220,8 +219,7 @@ async def open_delay_queue(
             remote.drop()
         else:
             remote.leave(at_once=True)
-        await awaiting.until(opens)
-        if not remote.ended.done():
+        if remote.runs() and not remote.ended.done():
             await awaiting.until(asyncio.wrap_future(remote.ended))
         with suppress(Exception):  # what the block raised is what matters
             remote.result()

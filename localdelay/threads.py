@@ -262,10 +262,9 @@ def open_delay_queue(
     remote = Remote(
         opened, lambda: pool.is_here() or hooks.is_here(), drain_on_exit=drain_on_exit, clock=clock
     )
-    opens = remote.start()
     with closing(pool), closing(hooks):
         try:
-            opens.result()
+            remote.start().result()
             pool.open()
             hooks.open()
             yield DelayQueue(remote, pool, hooks)
@@ -276,7 +275,7 @@ def open_delay_queue(
             # under any lock, also one that the end takes to say a line: nobody may wait for it here.
             remote.drop()
             raise
-        except BaseException:  # also Ctrl-C while it opens, or waits for the end
+        except BaseException:  # also Ctrl-C while it starts, opens, or waits for the end
             remote.leave(at_once=True)
             with suppress(Exception):  # what the block raised is what matters
                 remote.result()

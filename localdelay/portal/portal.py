@@ -96,6 +96,10 @@ class Remote:
         self._thread.start()
         return self._is_open
 
+    def runs(self) -> bool:
+        """Whether its thread has begun, and has not ended; where `start` was interrupted it may begin yet."""
+        return self._thread.is_alive()
+
     def stamp(
         self,
         payload: bytes,
@@ -255,7 +259,7 @@ class Remote:
 
     def result(self) -> None:
         """Wait for the end, and for that of the thread; raise what it failed with."""
-        if sys.is_finalizing():
+        if sys.is_finalizing() or not (self.runs() or self.ended.done()):
             return
         try:
             self.ended.result()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -111,3 +112,36 @@ def test_a_second_close_waits_for_the_end_too(face: Any) -> None:
 
     face.play(scene)
     assert pending == [0] * 4
+
+
+class Interrupted(BaseException):
+    """Like Ctrl-C, or what a handler of signals raises."""
+
+
+@each_world
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_interrupt_while_it_starts_leaves_no_queue(
+    face: Any, *, begun: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether or not its thread has begun, for whose begin it waits: nobody would have that queue."""
+    started: list[Thread] = []
+    start = Thread.start
+
+    def interrupted(self: Thread) -> None:
+        if self.name != "localdelay":
+            start(self)
+            return
+        started.append(self)
+        if begun:
+            start(self)
+        raise Interrupted
+
+    monkeypatch.setattr(Thread, "start", interrupted)
+
+    async def scene(_: Any) -> None:
+        with pytest.raises(Interrupted):
+            await face.started(face.takes(lambda _: None), capacity=1, workers=1)
+
+    face.play(scene)
+    [thread] = started
+    assert not thread.is_alive()
