@@ -219,10 +219,12 @@ async def open_delay_queue(
             remote.drop()
         else:
             remote.leave(at_once=True)
-        if remote.runs() and not remote.ended.done():
-            await awaiting.until(asyncio.wrap_future(remote.ended))
-        with suppress(Exception):  # what the block raised is what matters
-            remote.result()
+        try:
+            if remote.runs() and not remote.ended.done():
+                await awaiting.until(asyncio.wrap_future(remote.ended))
+        finally:
+            with suppress(Exception):  # what the block raised is what matters
+                remote.result()
         raise
 
 

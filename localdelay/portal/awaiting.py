@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from localdelay.errors import QueueFull
@@ -52,11 +51,19 @@ async def outcome(remote: Remote, call: Call[_T]) -> _T:
 
 
 async def until(future: asyncio.Future[Any]) -> None:
-    """Wait for what will end soon, whoever cancels meanwhile."""
+    """Wait for what will end soon, whoever cancels meanwhile: that is raised when it has ended."""
+    cancelled: asyncio.CancelledError | None = None
     while not future.done():
-        with suppress(asyncio.CancelledError):
+        try:
             await asyncio.wait([future])
+        except asyncio.CancelledError as raised:
+            cancelled = raised
     future.exception()  # looked at, or asyncio would complain that nobody has
+    try:
+        if cancelled is not None:
+            raise cancelled
+    finally:
+        del cancelled  # or it, its traceback and this frame hold each other
 
 
 async def ended(remote: Remote) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from threading import Thread
+import asyncio
+from threading import Event, Thread
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
 from localdelay import Message, PermanentSendError, Throttled, aio, threads
 from tests.kit.conserving import conserved
 from tests.kit.faces import InThreads, OnAsyncio, OnUvloop
+from tests.kit.waiting import on_asyncio
 
 NEVER = 300.0
 INSIDE = "close was called from inside a send or a hand-back, for which it would wait"
@@ -145,3 +148,32 @@ def test_an_interrupt_while_it_starts_leaves_no_queue(
     face.play(scene)
     [thread] = started
     assert not thread.is_alive()
+
+
+@on_asyncio
+async def test_a_cancellation_while_an_error_leaves_the_block_is_not_swallowed() -> None:
+    """The queue ends all the same, and who has cancelled the task sees it cancelled."""
+    own = ValueError("mine")
+    busy = Event()
+    remotes: list[Any] = []
+
+    async def main() -> None:
+        async with aio.open_delay_queue(AsyncMock(), capacity=1, workers=1) as queue:
+            remotes.append(queue.remote)
+            queue.remote.begin(lambda: busy.wait(20))  # its thread, which can't end meanwhile
+            raise own
+
+    task = asyncio.create_task(main())
+    await asyncio.sleep(0.05)
+    for _ in range(2):
+        task.cancel()
+        await asyncio.sleep(0.01)
+        assert not task.done()
+    busy.set()
+    with pytest.raises(asyncio.CancelledError) as raised:
+        await task
+    assert remotes[0].ended.done()
+    context: BaseException | None = raised.value
+    while context is not None and context is not own:
+        context = context.__context__
+    assert context is own
