@@ -153,7 +153,11 @@ class Tasks(Senders):
                     del error  # or its traceback, this frame and the payload hold each other
                     if ended < self.asleep_until and (not to_do or ended > self._told_at + TELL_EVERY):
                         self._tell(ended)
-                if seat.is_given_up or contextvars.copy_context() != before:
+                try:
+                    is_changed = contextvars.copy_context() != before
+                except Exception:  # noqa: BLE001 (of a value: an array, say, can't be compared so)
+                    is_changed = True
+                if seat.is_given_up or is_changed:
                     return
                 if ended > turn + _TURN:
                     await self._yield()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
 import math
 import threading
 import time
@@ -359,6 +360,38 @@ async def test_what_a_send_sets_in_its_context_ends_with_it() -> None:
         for number in range(100):
             queue.put_nowait(b"x" * (number % 2), delay=0.0)
     assert seen == {"opener's": 100}
+
+
+class Array:
+    """Something that can't be compared, as an array of several values can't."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("the truth value is ambiguous")
+
+
+@on_asyncio
+async def test_a_context_that_cannot_be_compared_has_changed() -> None:
+    """No task of the queue's fails by it, and the next send has a context of its own."""
+    variable: contextvars.ContextVar[Array] = contextvars.ContextVar("variable")
+    said: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+    openers = Array()
+    seen: list[bool] = []
+
+    async def send(message: Message) -> None:
+        seen.append(variable.get() is openers)
+        variable.set(Array())
+
+    variable.set(openers)
+    async with aio.open_delay_queue(send, capacity=500, workers=3) as queue:
+        for _ in range(100):
+            queue.put_nowait(b"", delay=0.0)
+    assert seen == [True] * 100
+    gc.collect()  # a task that has failed says so at its end
+    await asyncio.sleep(0)
+    assert said == []
 
 
 @on_asyncio
