@@ -42,7 +42,7 @@ from .arguments import NOT_GIVEN, Delay, NotGiven
 from .fallback.publishing import not_this_ones
 from .fallback.router import World
 from .message import Message
-from .portal.blocking import MOST, Leaving, in_threads
+from .portal.blocking import MOST, Leaving, finished, in_threads
 from .portal.calls import Call
 from .portal.face import Face, RemoteFallback
 from .portal.movable import MovableClock
@@ -212,7 +212,7 @@ class DelayQueue(Face):
             here = get_ident()
             self._hands_back.add(here)
             try:
-                hand_back(message, delay)
+                finished(hand_back, hand_back(message, delay))
             finally:
                 self._hands_back.discard(here)
 
@@ -332,13 +332,14 @@ class Fallback(RemoteFallback[PublishDelayed, DelayQueue, CancelDelayed]):
     cancel = _cancel  # type: ignore[assignment]
 
     async def _call(self, function: Callable[..., object], *args: object) -> object:
-        return self._calls.call(function, *args)
+        return finished(function, self._calls.call(function, *args))
 
     async def _put(self, stamped: Stamped, patience: float) -> None:
         self._queue.remote.put(stamped, patience)
 
     def _hand_back(self, message: Message, delay: float) -> None:
-        self._router.remember(message, self._publish_delayed(message, delay))
+        handle = finished(self._publish_delayed, self._publish_delayed(message, delay))
+        self._router.remember(message, handle)
 
     def _check(self, name: str, given: object) -> None:
         arguments.check_callable(name, given)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from inspect import isasyncgen, isawaitable, isgenerator
 from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias
 
@@ -13,7 +14,7 @@ import trio
 from localdelay import arguments
 from localdelay.errors import LocalDelayError
 from localdelay.message import Message
-from localdelay.queue.sending import Send
+from localdelay.queue.sending import Send, WrongKind
 
 MOST = 100
 """Calls that were left and have not returned: each keeps a thread, and there has to be a bound to them."""
@@ -55,10 +56,26 @@ def in_threads(fn: Callable[..., object], limiter: trio.CapacityLimiter) -> Call
 def error_of(fn: Callable[..., object], *args: Any) -> Exception | None:
     """Call it, and return what it raised, as an error."""
     try:
-        fn(*args)
+        finished(fn, fn(*args))
     except BaseException as raised:  # noqa: BLE001 (it is the message's)
         return as_error(raised)
     return None
+
+
+def finished(fn: Callable[..., object], returned: object) -> object:
+    """What a blocking function has returned. Raises `PermanentSendError` where that has yet to be done.
+
+    A lambda around an `async def`, say, returns its coroutine; nobody can tell before.
+    """
+    if returned is None or not (isawaitable(returned) or isgenerator(returned) or isasyncgen(returned)):
+        return returned
+    if isinstance(returned, Coroutine | Generator):
+        returned.close()  # or Python would say that it was never awaited
+    name = getattr(fn, "__qualname__", type(fn).__qualname__)
+    raise WrongKind(
+        f"{name} returned {type(returned).__name__}, whose end nobody waits for: an ordinary function is to "
+        "wait for it itself, and an async one is to be given as an `async def`"
+    )
 
 
 def as_error(raised: BaseException) -> Exception:

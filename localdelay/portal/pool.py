@@ -18,7 +18,7 @@ from localdelay.errors import Throttled
 from localdelay.message import Message
 from localdelay.settling import Confirmation, Settling
 
-from .blocking import as_error, error_of
+from .blocking import as_error, error_of, finished
 from .outside import TELL_EVERY, Seat, Senders
 
 _Call: TypeAlias = Callable[[], Callable[[], object] | None]
@@ -160,7 +160,9 @@ class Threads(Senders):
         seat.began = began = self._read_clock() + self._offset
         seat.item = entry
         try:
-            self._send(message)
+            returned = self._send(message)
+            if returned is not None:
+                finished(self._send, returned)
         except BaseException as raised:  # noqa: BLE001 (it is the message's)
             error = as_error(raised)
         ended = self._read_clock() + self._offset

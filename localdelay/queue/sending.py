@@ -263,7 +263,7 @@ class Delivery:
             # The one that says most. Not `error`: that says nothing where it names each message's own.
             most = max((each for each in errors if each is not None), key=_says)
             valve.failed(now, entries, most, now - began)
-        refused = isinstance(error, PermanentSendError) and not isinstance(error, _NotAsyncError)
+        refused = isinstance(error, PermanentSendError) and not isinstance(error, WrongKind)
         split = refused and blamed is None and len(entries) > 1
         alone = split or blamed is not None
         failures, jitter = 1 + max(failures_of(body) for _, _, body in entries), random.random()
@@ -352,13 +352,13 @@ def _says(error: Exception) -> tuple[bool, bool, float]:
     return is_down(error), isinstance(error, Throttled), asked_wait(error) or 0.0
 
 
-class _NotAsyncError(PermanentSendError):
-    """A function that was given as async is not: to call it again might well send again."""
+class WrongKind(PermanentSendError):
+    """A function that was given as async is not, or the other way round: to call it again changes nothing."""
 
 
 def not_awaitable(name: str, returned: object) -> PermanentSendError:
     """What to raise where a function that was given as async has returned this."""
-    return _NotAsyncError(
+    return WrongKind(
         f"{name} returned {type(returned).__name__}, which cannot be awaited; "
         "make a send of a blocking function with localdelay.blocking"
     )
