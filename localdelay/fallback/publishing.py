@@ -130,7 +130,7 @@ class Publish:
     def _failed(self, error: Exception) -> None:
         """The call has failed: it is decided whether the message is to be held, or the error raised."""
         router, ticket = self._router, self._ticket
-        if isinstance(error, NO_ANSWER):
+        if isinstance(error, NO_ANSWER) and not isinstance(error, Throttled):
             router.remember(self.message, None)  # it may have taken it
         try:
             outcome, reason = router.judge(error)

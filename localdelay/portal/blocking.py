@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import trio
 
 from localdelay import arguments
-from localdelay.errors import LocalDelayError
+from localdelay.errors import LocalDelayError, Throttled
 from localdelay.message import Message
 from localdelay.queue.sending import Send, WrongKind
 
@@ -87,6 +87,10 @@ def as_error(raised: BaseException) -> Exception:
     return error
 
 
+class NotCalled(Throttled, TimeoutError):
+    """The call was not made: what is called has not taken anything, and is down for all that is known."""
+
+
 class Leaving:
     """Calls functions in threads of their own, and waits for each so many seconds at most. In any thread."""
 
@@ -100,12 +104,12 @@ class Leaving:
     def call(self, function: Callable[..., object], *args: object) -> object:
         """What the call comes to, in the caller's context. Raises `TimeoutError` where it takes too long.
 
-        That goes on in its thread, and may come to something yet.
+        That goes on in its thread, and may come to something yet. Raises `NotCalled` where no thread is left.
         """
         if self._seconds > threading.TIMEOUT_MAX:
             return function(*args)
         if len(self._left) >= MOST:
-            raise TimeoutError(
+            raise NotCalled(
                 f"{len(self._left)} calls of {self._name} that took too long have not returned: "
                 "give its client a time-out of its own"
             )
@@ -113,7 +117,13 @@ class Leaving:
         # Its thread gets no name: to give one and to take it back costs a third of such a call.
         run = contextvars.copy_context().run
         self._under_way.add(ended)
-        trio.lowlevel.start_thread_soon(lambda: run(function, *args), lambda result: self._end(ended, result))
+        try:
+            trio.lowlevel.start_thread_soon(
+                lambda: run(function, *args), lambda result: self._end(ended, result)
+            )
+        except RuntimeError as error:
+            self._under_way.discard(ended)
+            raise NotCalled(f"no thread begins in which to call {self._name}: {error}") from error
         try:
             result = ended.get(timeout=self._seconds)
         except BaseException as cut:

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import trio
 
+from localdelay import BreakerPolicy, BreakerState, Cancelled, Route
+from localdelay import threads as face
 from localdelay.errors import Throttled
 from localdelay.portal import blocking, pool
-from localdelay.portal.blocking import MOST, Leaving
+from localdelay.portal.blocking import MOST, Leaving, NotCalled
 from localdelay.portal.pool import Threads
 from localdelay.settling import Settling
 
@@ -98,8 +100,39 @@ def test_what_was_left_counts_until_it_returns() -> None:
         caller.start()
     for caller in callers:
         caller.join()
-    with pytest.raises(TimeoutError, match=f"{MOST} calls of publish_delayed .* time-out of its own"):
+    with pytest.raises(NotCalled, match=f"{MOST} calls of publish_delayed .* time-out of its own"):
         leaving.call(pytest.fail, "it must not be called")
     let_go.set()
     while leaving._left:  # each takes itself off as it returns
         time.sleep(0.001)
+
+
+def test_a_call_for_which_no_thread_begins_was_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so, and nothing stays of it: it is neither under way nor left."""
+    leaving = Leaving("publish_delayed", 1.0)
+
+    def begins_no_thread(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as short_of_threads:
+        short_of_threads.setattr(trio.lowlevel, "start_thread_soon", begins_no_thread)
+        with pytest.raises(NotCalled, match="no thread begins in which to call publish_delayed: can't start"):
+            leaving.call(int, "7")
+    assert not leaving._under_way | leaving._left
+    assert leaving.call(int, "7") == 7
+
+
+def test_what_was_certainly_not_called_is_held_and_counts_as_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can doubt that the primary has it not; and one that hangs so often is to be left alone."""
+
+    def not_called(*_: object) -> object:
+        raise NotCalled("so many hang")
+
+    monkeypatch.setattr(Leaving, "call", not_called)
+    breaker = BreakerPolicy(consecutive=1)
+    with face.open_delay_queue(lambda _: None, capacity=9, workers=1) as queue:
+        fallback = face.Fallback(pytest.fail, queue, breaker=breaker, cancel_delayed=pytest.fail)
+        receipt = fallback.publish(b"", delay=300.0)
+        assert (receipt.route, type(receipt.reason)) == (Route.LOCAL, NotCalled)
+        assert fallback.statistics().breaker is BreakerState.OPEN
+        assert fallback.cancel(receipt) is Cancelled.LOCAL  # and the primary is not asked
