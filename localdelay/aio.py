@@ -190,7 +190,9 @@ async def open_delay_queue(
     `send_timeout` is cancelled. The other options are those of `localdelay.open_delay_queue`, and so is what
     happens when the block is left. A program that exits without leaving it warns of what is pending; a
     forked child has no queue. Sends need this loop: `drain_on_exit` is for programs in which it still runs
-    at the exit. A test may give a `clock` of its own, `localdelay.testing.MovableClock`.
+    at the exit. A listener or a key that raises what is no `Exception`, as `sys.exit()` does, ends the queue
+    at once: the log has an error, and who leaves the block has it raised. A test may give a `clock` of its
+    own, `localdelay.testing.MovableClock`.
     """
     check_asyncio("localdelay.aio.open_delay_queue")
     errands = Errands(asyncio.get_running_loop())

@@ -246,7 +246,9 @@ def open_delay_queue(
     A program that exits without leaving the block warns of what is pending; with `drain_on_exit` it drains
     first, for so many seconds at most, with sends that need no executor of `concurrent.futures`: those have
     ended by then. A block that is left by an exception, Ctrl-C too, drains nothing. A forked child has no
-    queue: in it, puts raise `QueueClosed`. A test may give a `clock` of its own,
+    queue: in it, puts raise `QueueClosed`. What runs on the loop (a listener, a key, an async send) and
+    raises what is no `Exception`, as `sys.exit()` does, ends the queue at once: the log has an error, and
+    who leaves the block has it raised. A test may give a `clock` of its own,
     `localdelay.testing.MovableClock`.
     """
     pool = Threads(arguments.count("workers", workers))
