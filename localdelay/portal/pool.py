@@ -54,6 +54,7 @@ class Threads(Senders):
     def close(self) -> None:
         """Let each thread end when its call has returned."""
         self.resize(0)
+        self._is_open = False  # or a `resize` after the end would start threads that nobody ends
 
     def is_here(self) -> bool:
         """Whether this is one of the threads."""

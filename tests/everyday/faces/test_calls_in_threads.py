@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
+from threading import enumerate as enumerate_threads
 from typing import Any
 
 import pytest
@@ -136,3 +137,13 @@ def test_what_was_certainly_not_called_is_held_and_counts_as_down(monkeypatch: p
         assert (receipt.route, type(receipt.reason)) == (Route.LOCAL, NotCalled)
         assert fallback.statistics().breaker is BreakerState.OPEN
         assert fallback.cancel(receipt) is Cancelled.LOCAL  # and the primary is not asked
+
+
+def test_a_resize_after_the_end_starts_no_thread() -> None:
+    """Nobody would end it."""
+    queue = face.start_delay_queue(lambda _: None, capacity=9, workers=2)
+    queue.close()
+    before = set(enumerate_threads())
+    queue.resize(workers=5)
+    assert queue.statistics().workers == 5
+    assert not set(enumerate_threads()) - before
