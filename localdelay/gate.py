@@ -1,8 +1,9 @@
 """What stands before the primary: the breaker and the limit, asked and told together, from any thread.
 
-A lock makes a step of each call. What the step changed is said when the lock is free again: one event for
-each change of the breaker's state, and for the beginning and the end of a limit; and a line of the log, once
-a minute at most for what comes and goes.
+A lock makes a step of each call. Like all locks of a publish it can be taken twice: a handler of signals may
+come in the midst of one, and publish. What the step changed is said when the lock is free again: one event
+for each change of the breaker's state, and for the beginning and the end of a limit; and a line of the log,
+once a minute at most for what comes and goes.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Gate:
 
         `lines` are those of the breaker, where several gates share them.
         """
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._clock = clock
         self._breaker = Breaker(policy or BreakerPolicy(), clock(), patience)
         self._patience = patience

@@ -77,7 +77,7 @@ class Limits:
         if limit is not None:
             limit.copy()
         self._limit = limit
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # as a gate's
         # Held by those who use them, who forget them: so these need no bound of their own.
         self._by_key: WeakValueDictionary[Hashable, Limit] = WeakValueDictionary()
 

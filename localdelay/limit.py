@@ -44,7 +44,7 @@ class Limit(ABC):
         """Of the log, that it begins and ends. Copies of it for keys share them."""
         self._said = False
         self._cost_failed = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # as a gate's
         self.clock: Callable[[], float] = trio.current_time
         """Gives the time, in seconds."""
 

@@ -26,7 +26,7 @@ class Handles:
     """By id, for messages that are not due yet. In any thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # as a gate's
         self._kept: dict[str, tuple[float, object]] = {}
         self._by_due: list[tuple[float, str]] = []  # a heap of these, with gone ones in it
 

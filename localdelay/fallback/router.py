@@ -117,8 +117,8 @@ class Router:
     on_held: Callable[[], None] = lambda: None
     """Called when a message is held, in the thread that publishes it."""
     _forks: int = attrs.field(factory=lambda: forks.count)
-    lock: threading.Lock = attrs.field(factory=threading.Lock)
-    """For the counts."""
+    lock: threading.RLock = attrs.field(factory=threading.RLock)
+    """For the counts; as a gate's."""
     counts: dict[str, int] = attrs.field(factory=lambda: dict.fromkeys(_COUNTS, 0))
     degraded: dict[Reason, int] = attrs.field(factory=lambda: dict.fromkeys(Reason, 0))
 

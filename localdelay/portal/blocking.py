@@ -97,7 +97,7 @@ class Leaving:
     def __init__(self, name: str, seconds: float) -> None:
         self._name = name
         self._seconds = seconds
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # as a gate's
         self._under_way: set[_Ended] = set()
         self._left: set[_Ended] = set()
 
