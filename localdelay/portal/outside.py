@@ -237,6 +237,7 @@ class OutsideWorkers(Workers):
                     self.valve.give_back([entry])
                     self._give_up(entry, error)
             self._out.update(zip(map(_NUMBER, entries), entries, strict=True))
+            self._taking.look(now)
             given += entries
         return given
 

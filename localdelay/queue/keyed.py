@@ -63,6 +63,7 @@ class KeyedTaking(Taking):
             self._look(now)
             worker.entries += self._next(now, self.batch.max_messages) or self.suspect(now)
             worker.size = sum(size_of(body) for _, _, body in worker.entries)
+            self.look(now, worker)
         return True
 
     def some(self, now: float, most: int) -> list[Entry]:

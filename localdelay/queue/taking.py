@@ -32,6 +32,7 @@ class Taking:
         self._takes_one = batch.max_messages == 1
         self.bars: set[str] = set()
         """Why nothing is taken: "paused", "stopped", or "reserved" for one worker until it looks again."""
+        self._asked: list[Valve] = []  # whose limits, since the last look at them
         self._look_again_at = math.inf  # when what is set aside is to be looked at again, as of the last look
         self.closing = False
         """Whether nothing more comes in, and nobody waits for company."""
@@ -58,13 +59,15 @@ class Taking:
             entries = self.some(now, self.batch.max_messages)
             worker.entries += entries
             worker.size += sum(size_of(body) for _, _, body in entries)
-            return bool(entries)
+            self.look(now, worker)
+            return bool(worker.entries)
         if self._takes_one:
             entry = self._schedule.take_one(now)
             if entry is not None:
                 worker.entries.append(entry)
             elif self._schedule.aside:
                 worker.entries += self.suspect(now)
+                self.look(now, worker)
             return True
         batch, schedule, entries = self.batch, self._schedule, worker.entries
         while due := schedule.due(now, batch.max_messages - len(entries)):
@@ -78,11 +81,24 @@ class Taking:
                 return True
         if not entries and schedule.aside:
             entries += self.suspect(now)
+            self.look(now, worker)
             return True
         return False
 
+    def look(self, now: float, worker: Worker | None = None) -> None:
+        """Say what of a limit has begun or ended by asking it for what was taken, by this worker say.
+
+        That is somebody's by now, or who hears of it would look at a queue in which it is nowhere.
+        """
+        while self._asked:
+            self._asked.pop().look(now)
+        if worker is not None and worker.entries and self.is_paused:
+            if worker.is_paid:
+                self.valve.give_back(worker.entries)
+            self.release(worker)
+
     def some(self, now: float, most: int) -> list[Entry]:
-        """Take what is due, as much of it as the valve lets go now."""
+        """Take what is due, as much of it as the valve lets go now; then there is a `look` to be taken."""
         return self._take(self._schedule, self.valve, now, most)
 
     def release(self, worker: Worker) -> None:
@@ -136,7 +152,7 @@ class Taking:
             order.take(entries)
             if probe.is_shut:
                 probe.out = entries[0][1]
-        valve.look(now)
+        self._asked.append(valve)
         return entries
 
     def _may_go_at(self, due: float, valve: Valve) -> float:
@@ -177,7 +193,7 @@ class Taking:
                 schedule.take_aside(entry)
                 if valve.probe.is_shut:
                     valve.probe.out = entry[1]  # or its failure would let the next one go at once
-                valve.look(now)
+                self._asked.append(valve)
                 return [entry]
         return []
 

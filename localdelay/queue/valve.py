@@ -135,8 +135,9 @@ class Valve:
     def look(self, now: float) -> None:
         """Say what of the limit has begun or ended by asking it.
 
-        Not where it is asked, between a look at the order and the taking: a listener that hears of it may
-        cancel what is about to be taken, and would be told that it never goes.
+        Not where it is asked, between a look at the order and the taking, nor before what is taken is
+        somebody's: a listener that hears of it may cancel what is about to be taken, and would be told that
+        it never goes, and it may look at all that is pending.
         """
         if self.limit is not None:
             self._look_at_limit(self.limit, now)
