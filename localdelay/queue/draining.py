@@ -194,6 +194,7 @@ class Draining:
         as soon as nothing more can be done, and at the end of the grace at the latest: whatever is still
         running then is cancelled and pending again. The same goes for a caller that is cancelled meanwhile.
         """
+        self._pending.is_given_away = hand_back is not None
         self._workers.close()
         in_line = trio.Lock()
         try:
@@ -237,6 +238,8 @@ class Draining:
             next_later = schedule.next_later()
             if self._workers.finished.is_set() and next_later == math.inf:
                 return
+            if not self._pending.has_to_give:
+                schedule.alarm.ring()  # the workers stay until then
             with trio.CancelScope(deadline=next_later):
                 await schedule.later_arrived.park()
 

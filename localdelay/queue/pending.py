@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from localdelay import arguments
+from localdelay.arguments import LATEST
 from localdelay.entry import (
     AT,
     CHOSEN_ID,
@@ -55,6 +56,8 @@ class Pending:
         """When the suspects were taken in: what was due before goes before them."""
         self.lent: dict[int, Entry] = {}
         """What is taken and no worker's, by number."""
+        self.is_given_away = False
+        """Whether what lies beyond the schedule's horizon is handed back, in a drain."""
         self.at_work: Callable[[], Iterable[Entry]] = tuple  # which is empty, until there are workers
         """What the workers have taken."""
         # Most messages have no id but their number, so only the ids that callers chose are kept: of what is
@@ -150,6 +153,11 @@ class Pending:
         """The same, for the next one beyond the schedule's horizon."""
         entry = self.schedule.take_later(now)
         return None if entry is None else self._lent(entry)
+
+    @property
+    def has_to_give(self) -> bool:
+        """Whether there is anything to be handed back in a drain, now or later, or on its way."""
+        return self.is_given_away and (bool(self.lent) or self.schedule.has_later(LATEST))
 
     def _lent(self, entry: Entry) -> Entry:
         self.lent[entry[1]] = entry

@@ -125,9 +125,11 @@ class Taking:
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing is left to take before the horizon."""
+        """Whether nothing is left to take before the horizon, and nothing more comes there."""
         schedule = self._schedule
-        return schedule.is_empty and (not schedule.aside or schedule.horizon < math.inf)
+        if not schedule.is_empty or (schedule.aside and schedule.horizon == math.inf):
+            return False
+        return not self.pending.has_to_give  # what is not handed back yet may be rescheduled
 
     # An order, the whole one or the line of a key, and the valve before it.
 
