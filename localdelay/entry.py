@@ -130,6 +130,8 @@ def rescheduled(entry: Entry, due: float, at: float | None, number: int) -> Entr
     _, before, body = entry
     payload, headers, chosen, attempt, failures, _, alone, expires, _ = _details(due, body)
     name = render_id(before) if chosen is None else chosen
+    if is_suspect(entry):
+        number = -number  # and so it stays: it may have had its last attempt
     return due, number, (payload, headers, name, attempt, failures, due, alone, expires, at)
 
 
