@@ -155,6 +155,9 @@ class Valve:
         """These were let go, and are not sent."""
         if self.limit is not None and self.limit.limits:
             self.limit.give_back(self.price(entries))
+            if self._owed:  # what the next one waits for may be there now
+                self.waits_until = -math.inf
+                self._on_change()
 
     def next_hand_back(self, entry: Entry, now: float) -> float:
         """When this may be handed back: now, and then it is on its way, or at its place behind others."""
