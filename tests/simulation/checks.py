@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import trio
 
 from localdelay import Message, Statistics
+from localdelay.limit import Limit
 from tests.kit.conserving import conserve
 
 from .disk import Copy
+from .limits import Finding
 from .marks import hit
 from .story import Story
 
@@ -43,18 +45,19 @@ def check_send(world: World, messages: Sequence[Message], stories: Sequence[Stor
         assert now >= message.execute_at, "early"
         assert message.attempt == story.attempt
         assert not story.hopeless, "it was given up"
+        assert not story.has_expired(now), "it is not worth sending any more"
     key, shut = world.key_of(stories[0]), world.real.shut
     assert {world.key_of(story) for story in stories} == {key}, "several keys in one send"
     if not hasattr(world, "queue"):
         return
-    if world.part.limit is None:
+    if not world.is_limited:
         assert world.real.sending < world.queue.statistics().workers, "more sends than workers"
-    elif now > stories[0].due and not stories[0].tried:
+    elif now > stories[0].due and stories[0].is_on_time:
         hit("the limit made a send wait")
     if world.part.batch is not None:
         assert len(messages) <= world.part.batch[0]
-    elif world.part.limit is None and not stories[0].tried and not world.part.rate:
-        others = [other for other in world.waiting() if not (other.tried or other.busy or other.paced)]
+    elif not world.is_limited and stories[0].is_on_time and not world.part.rate:
+        others = [other for other in world.waiting() if other.is_on_time and not other.busy]
         waits_for = [other for other in others if (its := world.key_of(other)) == key or its not in shut]
         earlier = [other for other in waits_for if other.due < stories[0].due]
         # With a journal a worker that has taken a message waits until that knows: it has been taken in order,
@@ -94,8 +97,12 @@ def check_ends(world: World, s: Statistics, pending: Sequence[Story]) -> None:
     assert s.spooled == left, "what has no end is pending, or in the journal when the queue has ended"
     assert not left or (s.closed and world.promises.journal is not None)
     assert (s.sent, s.dead) == (ends["sent"], ends["dead"])
+    assert s.expired == sum(story.expired and "dead" in story.ends for story in accepted)
     assert (s.cancelled, s.handed_back) == (ends["cancelled"], ends["handed_back"])
-    assert s.lateness.count == sum(story.tried for story in accepted)
+    # What could not be handed back in a drain, and was rescheduled into its grace, has failed once already.
+    possible = sum(story.given_back > 0 and story.was_moved for story in accepted)
+    tried = sum(story.tried for story in accepted)
+    assert tried - possible <= s.lateness.count <= tried
     busy = sum(story.busy for story in pending)
     assert busy == sum(story.busy for story in world.stories.values())
     assert s.sending >= busy
@@ -106,8 +113,8 @@ def check_ends(world: World, s: Statistics, pending: Sequence[Story]) -> None:
 
 def check_order(pending: Sequence[Story]) -> None:
     """A snapshot is in due order; a retry stands where its next send is."""
-    untried = [story.due for story in pending if not (story.tried or story.paced)]
-    assert untried == sorted(untried)
+    dues = [story.due for story in pending if story.is_on_time]
+    assert dues == sorted(dues)
 
 
 def check_wake_ups(world: World, s: Statistics, pending: Sequence[Story]) -> None:
@@ -116,7 +123,7 @@ def check_wake_ups(world: World, s: Statistics, pending: Sequence[Story]) -> Non
         return
     now, keys = trio.current_time(), {world.key_of(story) for story in pending}
     # What is due of others waits for a probe, or for what the limit owes it.
-    free = {key for key in keys if world.part.limit is None or world.limit_of(key).available >= 0}
+    free = {key for key in keys if not world.is_limited or _is_free(world.limit_of(key))}
     free -= world.real.shut
     # With keys a batch waits for its company in the schedule, and not with a worker.
     company = world.part.batch[1] if world.part.batch is not None and world.part.keys is not None else 0.0
@@ -124,9 +131,14 @@ def check_wake_ups(world: World, s: Statistics, pending: Sequence[Story]) -> Non
         assert s.next_due_in is None or s.next_due_in > 0, "idle workers leave a due message waiting"
     if s.workers_busy == 0:
         for story in pending:
-            if not (story.tried or story.paced or story.busy) and story.due < world.deadline:
+            if story.is_on_time and not story.busy and story.due < world.deadline:
                 is_free = world.key_of(story) in free
                 assert story.due + company > now or not is_free, "a due message is forgotten"
+
+
+def _is_free(limit: Limit) -> bool:
+    """Whether it lets a message go that it has been asked for."""
+    return not limit.limits if limit.adapts else limit.available >= 0
 
 
 def check_waiting(world: World, s: Statistics) -> None:
@@ -164,6 +176,11 @@ def check_limit(world: World) -> None:
 
 def check_tokens(world: World) -> None:
     """No token of the limit was taken for nothing: sends and hand-backs have left as many as there are."""
+    if world.part.adaptive:
+        keys = {world.key_of(story) for story in world.stories.values()}
+        for limit in map(world.limit_of, keys):
+            assert isinstance(limit, Finding)
+            assert limit.taken <= limit.calls + 1e-6, "a token was taken for nothing"
     if world.part.limit is None:
         return
     rate, burst = world.part.limit

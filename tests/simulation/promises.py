@@ -29,17 +29,32 @@ class Promises:
         self._count = 0
         self._owed: dict[trio.lowlevel.Task | None, list[_Owed]] = {}
         self.journal: Keeps | None = None
+        self.rested = 0
+        """When nothing was under way last."""
+        self._failed_at_rest = {False: 0, True: 0}
+
+    def rest(self) -> None:
+        """Nothing is under way: what is noticed from now on has begun after this."""
+        self.rested = self.event()
+        if self.journal is not None:
+            self._failed_at_rest = self.journal.failed.copy()
 
     def event(self) -> int:
         self._count += 1
         return self._count
 
-    def owe(self, note: _Note, *, removal: bool, sure: bool = True, anybody: bool = False) -> None:
-        """This task (or nobody) goes on only when it is written, if that does not fail."""
+    def owe(
+        self, note: _Note, *, removal: bool, sure: bool = True, anybody: bool = False, begun: bool = False
+    ) -> None:
+        """This task (or nobody) goes on only when it is written, if that does not fail.
+
+        Its writing may have `begun`, and failed, before this was noticed.
+        """
         if self.journal is None:
             return
         task = None if anybody else trio.lowlevel.current_task()
-        self._owed.setdefault(task, []).append(_Owed(note, removal, self.journal.failed[removal], sure))
+        failed = self._failed_at_rest if begun else self.journal.failed
+        self._owed.setdefault(task, []).append(_Owed(note, removal, failed[removal], sure))
 
     def goes_on(self) -> None:
         """This task does: what it owed is written."""

@@ -13,7 +13,7 @@ from localdelay import JournalError, LocalDelayError, Message, QueueClosed, Queu
 from .clock import Wall
 from .marks import hit
 from .scene import TICK
-from .story import Story
+from .story import Story, Term
 
 if TYPE_CHECKING:
     from .world import World
@@ -36,33 +36,45 @@ class Puts:
             nursery.start_soon(self._call, self._world.serial, options)
 
     def story(
-        self, delay: float, when: str, name: str | None, size: int, plan: tuple[str, ...]
+        self,
+        delay: float,
+        when: str,
+        name: str | None,
+        size: int,
+        plan: tuple[str, ...],
+        expires: float | None = None,
     ) -> tuple[Story, dict[str, Any]]:
         """A new message, and what to put it with."""
         self._world.serial += 1
         headers = {"h": "x" * (size - 1)} if size and self._world.serial % 2 else {}
         payload = b"%05d" % self._world.serial + bytes(0 if headers else size)
-        now = trio.current_time()
-        due = now if when == "past" else now + delay
-        options: dict[str, Any] = {"headers": headers or None, "id": self._choose(name)}
-        if when == "delay":
-            options["delay"] = delay
-        else:
+        options: dict[str, Any] = {"headers": headers or None, "id": self._choose(name), "expires": expires}
+        term, its_time = self.term(delay, when)
+        options |= its_time
+        if when != "delay":
             hit("a put in the past" if when == "past" else "a put at a time on the wall clock")
-            options["at"] = Wall.fromtimestamp(self._world.wall() + (due - now) - (when == "past"), UTC)
         if delay % TICK:
             hit("a put finer than the tick")
         self._world.stories[payload] = story = Story(
             payload=payload,
             headers=headers,
             size=len(payload) + size * bool(headers),
-            due=due,
-            offsets=[self._world.offset],
-            put=self._world.promises.event(),
+            terms=[term],
+            expires=expires,
             plan=list(plan),
             id=options["id"],
         )
         return story, options
+
+    def term(self, delay: float, when: str) -> tuple[Term, dict[str, Any]]:
+        """When a message is to be sent, and how that is said."""
+        world, now = self._world, trio.current_time()
+        due = now if when == "past" else now + delay
+        at: Any = None
+        if when != "delay":
+            at = Wall.fromtimestamp(world.wall() + (due - now) - (when == "past"), UTC)
+        term = Term(due, at and at.timestamp(), [world.offset], world.promises.event())
+        return term, {"delay": delay} if at is None else {"at": at}
 
     def _pending_ids(self) -> list[str]:
         waiting = [story.id for story, _ in self._world.calls.values() if story.id is not None]

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from localdelay import Message, PartialSendError, PermanentSendError, Throttled
-from localdelay.listening import DeadLetter, Event, SendingOpened, SendingShut
+from localdelay import Expired, Message, PartialSendError, PermanentSendError, Throttled
+from localdelay.events import DeadLetter, Event, LimitBegan, LimitEnded, SendingOpened, SendingShut
 
 from .checks import check_instant, check_send
+from .limits import Finding
 from .marks import hit
 from .scene import TICK, WHOLE
 from .story import Story
@@ -41,6 +42,12 @@ class RealQueue:
         """(when, how many messages) of every send of a key, and of every hand-back of a drain."""
         self.state = "well"
         """Of its delayed publish."""
+        self.broker = "well"
+        """Of it as a whole, for the sends."""
+        self._probes: dict[Hashable, list[Story]] = {}
+        """What is tried while all else of its key waits for that."""
+        self._next_probe: dict[Hashable, float] = {}
+        """Before this none may begin."""
 
     @contextmanager
     def _noticed(self) -> Iterator[None]:
@@ -81,15 +88,22 @@ class RealQueue:
         stories = [self._world.story(message) for message in messages]
         check_send(self._world, messages, stories)
         key = self._world.key_of(messages[0])
-        self.begun[key].append((trio.current_time(), len(messages)))
+        self._begin(key, len(messages))
         if self.shut - {key} and key not in self.shut:
             hit("one key was sent while another was shut")
+        # With a journal it may have been taken before they were shut, and have waited for that.
+        is_probe = key in self.shut and self._world.promises.journal is None
+        if is_probe:
+            assert key not in self._probes, "two are tried at a time"
+            assert trio.current_time() >= self._next_probe[key], "one was tried too soon"
+            self._probes[key] = stories
         self.sending += 1
         try:
             with self._occupied(*stories):
                 for story in stories:
-                    story.tried = True
-                outcomes = [story.plan.pop(0) if story.plan else "fine" for story in stories]
+                    story.tried, story.moved = True, False
+                self._world.act("send")
+                outcomes = [self._outcome(story) for story in stories]
                 whole = next((outcome for outcome in outcomes if outcome in (*WHOLE, "stop")), None)
                 if whole is not None:
                     await self._whole(whole, stories)
@@ -97,6 +111,22 @@ class RealQueue:
                     await self._each(outcomes, stories)
         finally:
             self.sending -= 1
+            if is_probe:
+                del self._probes[key]
+
+    def _begin(self, key: Hashable, count: int) -> None:
+        """A call begins, with so many messages of this key."""
+        self.begun[key].append((trio.current_time(), count))
+        if self._part.adaptive:
+            limit = self._world.limit_of(key)
+            assert isinstance(limit, Finding)
+            limit.called(count)
+
+    def _outcome(self, story: Story) -> str:
+        """What the next send of this message does."""
+        if self.broker == "well":
+            return story.plan.pop(0) if story.plan else "fine"
+        return {"down": "fail", "hangs": "hang", "throttles": "throttled"}[self.broker]
 
     async def _each(self, outcomes: list[str], stories: list[Story]) -> None:
         slow = "slow" in outcomes
@@ -192,7 +222,10 @@ class RealQueue:
     def _failed(self, story: Story, *, sure: bool = True, opens: bool = False) -> None:
         """It has failed, and used up an attempt: not as a probe, unless others of its batch were sent."""
         hit("a send failed and was tried again")
-        if self._world.key_of(story) in self.shut and not opens:
+        key = self._world.key_of(story)
+        if key in self.shut and not opens:
+            if story in self._probes.get(key, ()):
+                self._next_probe[key] = trio.current_time() + TICK
             return
         promises, attempt = self._world.promises, story.attempt
         self._failing.setdefault(trio.lowlevel.current_task(), []).append((story, attempt))
@@ -209,18 +242,18 @@ class RealQueue:
         if self._part.hook is None:
             self._stays(story, sure=sure)
 
-    def _stays(self, story: Story, *, sure: bool) -> None:
-        """A journal has it as a dead letter from now on."""
+    def _stays(self, story: Story, *, sure: bool, begun: bool = False) -> None:
+        """A journal has it as a dead letter from now on; it may have `begun` to write that already."""
         promises = self._world.promises
-        story.doomed = min(story.doomed, promises.event())
-        promises.owe(partial(setattr, story, "marked"), removal=False, sure=sure)
+        story.doomed = min(story.doomed, promises.rested if begun else promises.event())
+        promises.owe(partial(setattr, story, "marked"), removal=False, sure=sure, begun=begun)
 
     async def bury(self, message: Message, error: Exception) -> None:
         with self._noticed():
             story = self._world.story(message)
             with self._occupied(story):
-                assert isinstance(error, Exception)
-                assert story.hopeless, "given up on, and nobody asked for it"
+                self._given_up(story, error)
+                self._world.act("hook")
                 hook = self._part.hook
                 if hook == "slow":
                     await trio.sleep(3 * TICK)
@@ -236,11 +269,31 @@ class RealQueue:
             hit("a dead letter was taken")
             self._finish(story, "dead")
 
+    def _given_up(self, story: Story, error: Exception) -> None:
+        assert isinstance(error, Exception)
+        if not isinstance(error, Expired):
+            assert story.hopeless, "given up on, and nobody asked for it"
+            return
+        assert story.has_expired(trio.current_time()), "it is worth sending still"
+        story.expired = True
+        hit("a message expired while it waited to be tried again" if story.tried else "a message expired")
+
     def on_event(self, event: Event) -> None:
+        """Hear of what happens, and do something about it."""
+        with self._noticed():
+            self._note(event)
+            self._world.act("listener")
+
+    def _note(self, event: Event) -> None:
         """Hear of what was given up, and of sends that wait for one that is tried."""
+        if isinstance(event, LimitBegan):
+            hit("a limit began")
+        elif isinstance(event, LimitEnded):
+            hit("a limit ended")
         if isinstance(event, SendingShut):
             hit("sends that failed in a row shut it")
             self.shut.add(event.key)
+            self._next_probe[event.key] = trio.current_time() + TICK
             # The failure that shuts it is the broker's, too, and uses up no attempt.
             for story, attempt in self._failing.pop(trio.lowlevel.current_task(), []):
                 story.attempt, story.hopeless = attempt, False
@@ -251,8 +304,12 @@ class RealQueue:
                 story.paced |= self._world.part.rate is not None and story.due < trio.current_time()
         if isinstance(event, DeadLetter):
             story = self._world.story(event.message)
-            assert story.hopeless
             if not story.ends:
+                self._given_up(story, event.error)
+                self._world.changed = trio.current_time()
+                if story.expired and self._part.hook is None:
+                    hit("what had expired was nobody's")
+                    self._stays(story, sure=True, begun=True)
                 hit("a dead letter was logged")
                 story.ends.append("dead")
                 if self._world.promises.journal is not None:
@@ -266,11 +323,12 @@ class RealQueue:
             now = trio.current_time()
             assert remaining == max(0.0, message.execute_at - now)
             assert now <= world.deadline
-            if not (story.tried or story.paced):
+            if story.is_on_time:
                 assert message.execute_at >= world.deadline, "it would have come due within the grace"
             with self._occupied(story):
                 story.given_back += 1
-                self.begun[world.key_of(story)].append((now, 1))
+                self._begin(world.key_of(story), 1)
+                world.act("hand back")
                 kind = self._part.hand_back
                 if kind == "slow":
                     await trio.sleep(2 * TICK)
@@ -292,6 +350,8 @@ class RealQueue:
         with self._noticed():
             story = self._world.stories[message.payload]
             assert message.execute_at == story.due
+            if self._part.adaptive:
+                self._begin(self._world.key_of(story), 1)
             if story.publishing:
                 await self._publish(story)
                 hit("the primary took it")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from random import Random
 from typing import Any, TypeAlias
 
@@ -53,6 +53,12 @@ class Part:
     """(whom, before which step) the cancellation strikes."""
     moment: float
     """Which copy of its journal the next life begins with: 0 is the first, and 1 the last."""
+    adaptive: bool = False
+    """The limit is one that finds its rate."""
+    soon_shut: bool = False
+    """Also without keys a few failures in a row shut the sends."""
+    acts: Mapping[str, tuple[Step, ...]] = attrs.Factory(dict)
+    """What a listener, a hook, a send, a hand-back does, one step each time that it is called."""
 
 
 @attrs.frozen
@@ -165,6 +171,106 @@ def _part(rng: Random, journal: str | None, keys: int | None, *, last: bool) -> 
     )
 
 
+@attrs.frozen
+class _More:
+    """What steps there may be besides, each feature with a Random of its own.
+
+    So a scene that is without one is what it was before there was any.
+    """
+
+    seed: int
+    part: Part
+    life: int
+    journal: bool
+
+    def drawn(self) -> Part:
+        """The life with all of it."""
+        part = self.part
+        limited = self._rng("adaptive").random() < 0.3
+        return attrs.evolve(
+            part,
+            steps=tuple(self._outages(self._moves(self._expiring(part.steps)))),
+            meanwhile=tuple(self._moves(self._expiring(part.meanwhile))),
+            adaptive=limited,
+            limit=None if limited else part.limit,
+            soon_shut=self._rng("outages").random() < _OUTAGES,
+            acts=self._acts(),
+        )
+
+    def _rng(self, what: str, on: object = "") -> Random:
+        return Random(f"{what} of {self.seed} {on}")
+
+    def _expiring(self, steps: Iterable[Step]) -> Iterator[Step]:
+        rng = self._rng("expires")
+        is_on = rng.random() < 0.35
+        for step in steps:
+            yield _with_expires(step, _expires(rng)) if is_on else step
+
+    def _moves(self, steps: Iterable[Step]) -> Iterator[Step]:
+        rng = self._rng("moves")
+        is_on = rng.random() < 0.4
+        for step in steps:
+            yield step
+            if is_on and rng.random() < 0.35:
+                move = _move(rng, rng.choice(["delay", "delay", "at", "past"]))
+                yield ("rush", move) if self.journal and rng.random() < 0.3 else move
+
+    def _outages(self, steps: Iterable[Step]) -> Iterator[Step]:
+        rng = self._rng("outages")
+        is_on = rng.random() < _OUTAGES
+        for step in steps:
+            yield step
+            if is_on and rng.random() < 0.2:
+                yield ("broker", rng.choice(["down", "down", "hangs", "throttles", "well", "well"]))
+
+    def _acts(self) -> Mapping[str, tuple[Step, ...]]:
+        rng = self._rng("acts", self.life)
+        if rng.random() >= 0.35:
+            return {}
+        return {who: _some(rng, 5, _act) for who in ("listener", "hook", "send", "hand back")}
+
+
+_OUTAGES = 0.3
+
+
+def _expires(rng: Random) -> float | None:
+    return rng.choice([None, None, 0.0, TICK / 2, TICK, 2 * TICK, 1.0, 3.0])
+
+
+def _with_expires(step: Step, expires: float | None) -> Step:
+    """A put of a message that expires; any other step as it is."""
+    if step[0] == "rush":
+        return ("rush", _with_expires(step[1], expires))
+    return (*step, expires) if step[0] in ("put", "put_nowait", "publish") else step
+
+
+def _move(rng: Random, when: str) -> Step:
+    return ("reschedule", rng.randint(0, 40), rng.choice([30.0, *[_delay(rng, fine=True)] * 9]), when)
+
+
+def _act(rng: Random) -> Step:
+    """What can be done in the midst of something else, which waits for nothing."""
+    draws: list[Callable[[], Step]] = [
+        lambda: (
+            "put_nowait",
+            _delay(rng, fine=True),
+            "delay",
+            None,
+            0,
+            _plan(rng, stops=False),
+            _expires(rng),
+        ),
+        lambda: ("cancel", rng.randint(0, 30)),
+        lambda: _move(rng, "delay"),
+        lambda: _move(rng, "past"),
+        lambda: (rng.choice(["pause", "resume", "resume", "look"]),),
+        lambda: ("capacity", rng.randint(1, 6)),
+        lambda: ("workers", rng.randint(1, 5)),
+        lambda: ("give up", rng.randint(0, 30)),
+    ]
+    return rng.choice(draws)()
+
+
 def draw_scene(seed: int) -> Scene:
     """The scene with this seed, always the same."""
     rng = Random(seed)
@@ -173,9 +279,6 @@ def draw_scene(seed: int) -> Scene:
     durability = rng.choice(["os", "fsync"])
     # Apart from all else, which is what it was before there were any.
     keys = Random(f"keys of {seed}").choice([None, None, None, 2, 3])
-    return Scene(
-        seed,
-        journal,
-        durability,
-        tuple(_part(rng, journal, keys, last=life == lives) for life in range(1, lives + 1)),
-    )
+    parts = [_part(rng, journal, keys, last=life == lives) for life in range(1, lives + 1)]
+    more = [_More(seed, part, life, journal is not None).drawn() for life, part in enumerate(parts)]
+    return Scene(seed, journal, durability, tuple(more))

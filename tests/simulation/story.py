@@ -11,6 +11,31 @@ from localdelay import Message
 from localdelay.journal.record import Record
 
 from .disk import Copy
+from .marks import hit
+
+_ROUNDING = 1e-5
+"""Seconds."""
+
+
+@attrs.define(eq=False)
+class Term:
+    """When a message is to be sent, from one event on: from its put, or since it was rescheduled."""
+
+    due: float
+    """On Trio's clock, as it was at the call."""
+    at: float | None
+    """The Unix time that it was given for; None where a delay was."""
+    offsets: list[float]
+    """Of the wall clock against Trio's, since then."""
+    begun: float
+    """Before this event the journal can't have it,"""
+    kept: float = math.inf
+    """and from this one on none that was before."""
+
+    def is_that_of(self, record: Record) -> bool:
+        """Whether it was written so. Times between two ticks are rounded on their way to the wall clock."""
+        dues = [self.due + offset for offset in self.offsets]
+        return record.at == self.at and any(abs(record.due - due) < _ROUNDING for due in dues)
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -20,18 +45,17 @@ class Story:
     payload: bytes
     headers: Mapping[str, str]
     size: int
-    due: float
-    """On Trio's clock, as it was at the call."""
-    offsets: list[float]
-    """Of the wall clock against Trio's, since it was put."""
-    put: float
-    """Before it, the journal can't have it."""
+    terms: list[Term]
+    """The last one counts."""
+    expires: float | None = None
     plan: list[str] = attrs.Factory(list)
     id: str | None = None
     accepted: bool = False
     refused: bool = False
     publishing: bool = False
     tried: bool = False
+    moved: bool = False
+    """It was rescheduled since it was tried last."""
     paced: bool = False
     """It came back overdue, and may have to wait for others."""
     late: bool = False
@@ -42,6 +66,8 @@ class Story:
     """Of its next send."""
     hopeless: bool = False
     """The real queue will never take it."""
+    expired: bool = False
+    """It was given up for this."""
     given_back: int = 0
     """Tries to hand it back."""
     arrived: int = 0
@@ -62,6 +88,24 @@ class Story:
     possible: list[tuple[float, int]] = attrs.Factory(lambda: [(0, 1)])
     """at most this one."""
 
+    @property
+    def due(self) -> float:
+        """When it is to be sent."""
+        return self.terms[-1].due
+
+    @property
+    def was_moved(self) -> bool:
+        return len(self.terms) > 1
+
+    @property
+    def is_on_time(self) -> bool:
+        """Whether it waits for its own time, and neither to be tried again nor behind others."""
+        return not self.paced and (self.moved or not self.tried)
+
+    def has_expired(self, now: float) -> bool:
+        """Whether it is not worth sending any more."""
+        return self.expires is not None and now - self.due > self.expires
+
     @classmethod
     def of_record(cls, record: Record, offset: float) -> Story:
         """One that the last life has left; its journal has it already."""
@@ -71,9 +115,8 @@ class Story:
             payload=record.payload,
             headers=headers,
             size=size,
-            due=record.due - offset,
-            offsets=[offset],
-            put=0,
+            terms=[Term(record.due - offset, record.at, [offset], begun=0)],
+            expires=record.expires,
             id=record.id,
             accepted=record.dead is None,
             attempt=record.attempt + record.sending,  # what may have ended the process was an attempt
@@ -89,6 +132,7 @@ class Story:
         """Compare it with what somebody is given."""
         assert (message.payload, message.headers) == (self.payload, self.headers)
         assert message.execute_at == self.due, "it is not due when it was"
+        assert message.expires == self.expires
         assert self.id is None or message.id == self.id
         self.id = message.id
 
@@ -98,10 +142,15 @@ class Story:
             assert self.promised > copy.before or self.finishing <= copy.after, f"{self} is lost"
             return
         assert not self.refused, f"{self} was refused"
-        assert self.put <= copy.after
+        assert self.terms[0].begun <= copy.after
         assert self.gone > copy.before, f"{self} has come back"
         assert (record.id, record.headers or {}) == (self.id or record.id, self.headers)
-        assert record.due in [self.due + offset for offset in self.offsets], f"{self}: {record.due}"
+        assert record.expires == self.expires
+        first = max((place for place, term in enumerate(self.terms) if term.kept <= copy.before), default=0)
+        possible = [term for term in self.terms[first:] if term.begun <= copy.after]
+        assert any(term.is_that_of(record) for term in possible), f"{self}: {record.due}"
+        if record.due != self.terms[-1].due + self.terms[-1].offsets[-1] and self.was_moved:
+            hit("a copy had the time that a message had before")
         least = max(attempt for event, attempt in self.written if event <= copy.before)
         most = max(attempt for event, attempt in self.possible if event <= copy.after)
         assert least <= record.attempt <= most, f"{self}: {least} <= {record.attempt} <= {most}"
