@@ -79,6 +79,7 @@ def check_rest(world: World) -> None:
     stories = [world.story(message) for message in messages]
     check_ends(world, s, stories)
     check_order(stories)
+    check_shut(world)
     check_wake_ups(world, s, stories)
     check_waiting(world, s)
     check_limit(world)
@@ -117,10 +118,18 @@ def check_order(pending: Sequence[Story]) -> None:
     assert dues == sorted(dues)
 
 
+def check_shut(world: World) -> None:
+    """So many failures in a row, of different messages, have shut the sends of their key."""
+    for key, row in world.real.rows.items():
+        if key not in world.real.shut and not world.is_over and world.stopped is None:
+            assert row.count < world.probe.failures, "it should be shut"
+
+
 def check_wake_ups(world: World, s: Statistics, pending: Sequence[Story]) -> None:
     """No worker sleeps while something is due, and nothing is forgotten."""
     if world.paused or world.is_over or world.stopped is not None or s.workers_busy >= s.workers:
         return
+    _check_probes(world, pending)
     now, keys = trio.current_time(), {world.key_of(story) for story in pending}
     # What is due of others waits for a probe, or for what the limit owes it.
     free = {key for key in keys if not world.is_limited or _is_free(world.limit_of(key))}
@@ -134,6 +143,18 @@ def check_wake_ups(world: World, s: Statistics, pending: Sequence[Story]) -> Non
             if story.is_on_time and not story.busy and story.due < world.deadline:
                 is_free = world.key_of(story) in free
                 assert story.due + company > now or not is_free, "a due message is forgotten"
+
+
+def _check_probes(world: World, pending: Sequence[Story]) -> None:
+    """While a key is shut one message is tried as soon as that may be, if there is one."""
+    if world.is_limited or world.promises.journal is not None:
+        return
+    now, real = trio.current_time(), world.real
+    for key in real.shut:
+        if now > real.next_probe[key][1] and not real.is_tried(key):
+            for story in pending:
+                if world.key_of(story) == key and story.is_on_time and not story.busy:
+                    assert story.due > now or story.due >= world.deadline, "none is tried"
 
 
 def _is_free(limit: Limit) -> bool:
@@ -159,6 +180,12 @@ def check_limit(world: World) -> None:
     Who gives its tokens back, cut off or paused while it waits for them, leaves the place of others behind
     it where it is: then whoever comes next may go together with them.
     """
+    if world.part.adaptive:
+        for key, when in world.real.throttled.items():
+            is_known = trio.current_time() > when + 1 or world.limit_of(key).limits
+            assert is_known or world.is_over or world.stopped is not None, (
+                "nobody knows that it was throttled"
+            )
     if world.part.limit is None:
         return
     rate, burst = world.part.limit

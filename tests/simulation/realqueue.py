@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+import attrs
 import trio
 
 from localdelay import Expired, Message, PartialSendError, PermanentSendError, Throttled
@@ -25,6 +26,21 @@ if TYPE_CHECKING:
 
 class Stop(BaseException):
     """No `Exception`: what a KeyboardInterrupt is to a send."""
+
+
+@attrs.define
+class Row:
+    """Failures in a row, of sends that say that it may be down."""
+
+    messages: set[tuple[bytes, int]] = attrs.Factory(set)
+    """Also what was rescheduled is as new."""
+    count: int = 0
+    """Those that were of messages which had not failed in it."""
+
+    def add(self, stories: Sequence[Story]) -> None:
+        names = {(story.payload, len(story.terms)) for story in stories}
+        self.count += self.messages.isdisjoint(names)
+        self.messages |= names
 
 
 class RealQueue:
@@ -46,8 +62,13 @@ class RealQueue:
         """Of it as a whole, for the sends."""
         self._probes: dict[Hashable, list[Story]] = {}
         """What is tried while all else of its key waits for that."""
-        self._next_probe: dict[Hashable, float] = {}
-        """Before this none may begin."""
+        self.next_probe: dict[Hashable, tuple[float, float]] = {}
+        """Before which instant none may begin, and until when one must, where there is something to try."""
+        self._failed_probes: Counter[Hashable] = Counter()
+        self.throttled: dict[Hashable, float] = {}
+        """When a send of a key was throttled last."""
+        self.rows: dict[Hashable, Row] = defaultdict(Row)
+        """What has failed of each key since something was sent."""
 
     @contextmanager
     def _noticed(self) -> Iterator[None]:
@@ -95,7 +116,7 @@ class RealQueue:
         is_probe = key in self.shut and self._world.promises.journal is None
         if is_probe:
             assert key not in self._probes, "two are tried at a time"
-            assert trio.current_time() >= self._next_probe[key], "one was tried too soon"
+            assert trio.current_time() >= self.next_probe[key][0], "one was tried too soon"
             self._probes[key] = stories
         self.sending += 1
         try:
@@ -159,6 +180,12 @@ class RealQueue:
                 hit("a send was throttled")
         if len(stories) > 1:
             hit("a batch failed in part" if failed else "a batch went together")
+        if "throttled" in outcomes and ("fail" not in outcomes or len(failed) < len(stories)):
+            self.throttled[self._world.key_of(stories[0])] = trio.current_time()
+        if len(failed) < len(stories):
+            self.rows.pop(self._world.key_of(stories[0]), None)
+        elif {"fail", "throttled"} & {*outcomes}:
+            self._wait_longer(stories, is_down="fail" in outcomes)
         if failed:
             raise PartialSendError(failed) if self._part.batch else next(iter(failed.values()))
 
@@ -177,6 +204,8 @@ class RealQueue:
             self._world.stopped = Stop()
             raise self._world.stopped
         if outcome == "throttled for long":
+            self._wait_longer(stories, is_down=False)
+            self.throttled[self._world.key_of(stories[0])] = trio.current_time()
             raise Throttled(retry_after=6 * TICK)
         if outcome == "all permanent":
             if len(stories) == 1:
@@ -191,8 +220,26 @@ class RealQueue:
             # Only now: while an error passes a nursery, another one may shut the sends, at the same instant.
             if hangs:
                 hit("a send hung until its time-out")
+            self._wait_longer(stories, is_down=True)
             for story in stories:
                 self._failed(story, sure=not hangs)  # or all of it was cancelled
+
+    def is_tried(self, key: Hashable) -> bool:
+        """Whether a message of this key is, while all else of it waits for that."""
+        return key in self._probes
+
+    def _wait_longer(self, stories: list[Story], *, is_down: bool) -> None:
+        """These have failed, or were refused for now; if they were a probe, the next one is tried later."""
+        key = self._world.key_of(stories[0])
+        if is_down and key not in self.shut:
+            self.rows[key].add(stories)
+        if self._probes.get(key) is stories:
+            self._wait(key)
+
+    def _wait(self, key: Hashable) -> None:
+        now, wait = trio.current_time(), min(1.0, TICK * 2 ** self._failed_probes[key])
+        self._failed_probes[key] += 1
+        self.next_probe[key] = now + wait, now + 1.3 * wait
 
     async def _fail(self, outcome: str) -> None:
         if outcome == "hang":
@@ -224,8 +271,6 @@ class RealQueue:
         hit("a send failed and was tried again")
         key = self._world.key_of(story)
         if key in self.shut and not opens:
-            if story in self._probes.get(key, ()):
-                self._next_probe[key] = trio.current_time() + TICK
             return
         promises, attempt = self._world.promises, story.attempt
         self._failing.setdefault(trio.lowlevel.current_task(), []).append((story, attempt))
@@ -293,7 +338,9 @@ class RealQueue:
         if isinstance(event, SendingShut):
             hit("sends that failed in a row shut it")
             self.shut.add(event.key)
-            self._next_probe[event.key] = trio.current_time() + TICK
+            assert self.rows[event.key].count == self._world.probe.failures, "it was not yet to be shut"
+            self._failed_probes[event.key] = 0
+            self._wait(event.key)
             # The failure that shuts it is the broker's, too, and uses up no attempt.
             for story, attempt in self._failing.pop(trio.lowlevel.current_task(), []):
                 story.attempt, story.hopeless = attempt, False

@@ -42,6 +42,7 @@ from .realqueue import RealQueue, Stop
 from .scene import LATEST, SEND_TIMEOUT, TICK, Part, Step
 from .story import Story
 
+_SHUT = ProbePolicy(wait_initial=TICK)
 _SOON_SHUT = ProbePolicy(failures=2, wait_initial=TICK)
 _BREAKER = BreakerPolicy(consecutive=2, wait_initial=2 * TICK, wait_max=1.0, wait_jitter=0, trial_calls=1)
 
@@ -80,6 +81,9 @@ class World:
                 self.real.doom(story, sure=False)
         self.puts = Puts(self)
         self.orders = Orders(self)
+        self.probe = (
+            _SOON_SHUT if part.keys or part.soon_shut else _SHUT
+        )  # of each key there are few messages
         self.acts = {who: iter(steps) for who, steps in part.acts.items()}
         self.limit = Finding() if part.adaptive else RateLimit(*(part.limit or (1.0, 1.0)))
         self.broken: list[Exception] = []
@@ -451,5 +455,5 @@ class World:
             journal=journal,
             catch_up_rate=part.rate,
             key=None if part.keys is None else self.key_of,
-            probe=_SOON_SHUT if part.keys or part.soon_shut else ProbePolicy(),  # there are few messages
+            probe=self.probe,
         )
