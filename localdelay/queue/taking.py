@@ -209,8 +209,9 @@ class Taking:
         if schedule.horizon < math.inf or self.bars:
             return math.inf
         now = trio.current_time()
-        instants = {self._aside_until(entry) for entry in schedule.aside_in_turn()}
-        return min(self._look_again_at, min((until for until in instants if until > now), default=math.inf))
+        # An instant that has come is none to wake for: what is due and may not go yet is before them.
+        instants = {self._look_again_at, *(self._aside_until(entry) for entry in schedule.aside_in_turn())}
+        return min((until for until in instants if until > now), default=math.inf)
 
     def _is_their_turn(self, now: float) -> bool:
         """Whether one that is set aside may go as far as others are concerned: it is the last, and alone."""
