@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from localdelay import Message, Statistics
 from localdelay.limit import Limit
 from tests.kit.conserving import conserve
 
+from .clock import HAND_BACKS_IN_FLIGHT
 from .disk import Copy
 from .limits import Finding
 from .marks import hit
@@ -51,7 +53,10 @@ def check_send(world: World, messages: Sequence[Message], stories: Sequence[Stor
     if not hasattr(world, "queue"):
         return
     if not world.is_limited:
-        assert world.real.sending < world.queue.statistics().workers, "more sends than workers"
+        # What a worker has taken it sends when the journal knows, though there are too many meanwhile.
+        kept = world.promises.journal is not None
+        most = _MOST_WORKERS if kept else world.queue.statistics().workers
+        assert world.real.sending < most, "more sends than workers"
     elif now > stories[0].due and stories[0].is_on_time:
         hit("the limit made a send wait")
     if world.part.batch is not None:
@@ -80,6 +85,9 @@ def check_rest(world: World) -> None:
     check_ends(world, s, stories)
     check_order(stories)
     check_shut(world)
+    check_given_away(world, stories)
+    if world.paused:  # then nobody is owed any
+        check_tokens(world)
     check_wake_ups(world, s, stories)
     check_waiting(world, s)
     check_limit(world)
@@ -160,6 +168,17 @@ def _check_probes(world: World, pending: Sequence[Story]) -> None:
 def _is_free(limit: Limit) -> bool:
     """Whether it lets a message go that it has been asked for."""
     return not limit.limits if limit.adapts else limit.available >= 0
+
+
+def check_given_away(world: World, pending: Sequence[Story]) -> None:
+    """What lies beyond the grace of a drain is handed back at once, as many at a time as may be."""
+    part = world.part
+    if part.hand_back is None or world.deadline == math.inf or world.is_over or world.stopped is not None:
+        return
+    if part.fallback is None and not world.is_limited and world.real.giving < HAND_BACKS_IN_FLIGHT:
+        for story in pending:
+            beyond = story.is_on_time and story.due >= world.deadline
+            assert not beyond or story.busy or not story.is_to_be_given, "nobody hands it back"
 
 
 def check_waiting(world: World, s: Statistics) -> None:

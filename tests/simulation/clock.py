@@ -28,6 +28,7 @@ from localdelay.journal.commits import Commits
 
 EPOCH = 2.0**30
 """Of the wall clock. Like all other times a multiple of a tick, so that no sum is rounded."""
+HAND_BACKS_IN_FLIGHT = 3
 
 
 class Pace:
@@ -173,7 +174,7 @@ def installed(pace: Pace, wall: Callable[[], float]) -> Iterator[None]:
         patch.setattr(localdelay.journal.commits, "RETRY_EVERY", 1e6)  # in real time
         patch.setattr(localdelay.journal.reserve, "_RESERVE", 1 << 12)
         # A hundred tasks of which two have something to do would only add steps at which nothing happens.
-        patch.setattr(localdelay.queue.draining, "HAND_BACKS_IN_FLIGHT", 3)
+        patch.setattr(localdelay.queue.draining, "HAND_BACKS_IN_FLIGHT", HAND_BACKS_IN_FLIGHT)
         yield
 
 

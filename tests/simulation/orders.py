@@ -69,6 +69,7 @@ class Orders:
             if story.given_back:
                 hit("a message was rescheduled that could not be handed back")
         story.moved, story.paced, story.late = True, False, False
+        story.is_to_be_given = True
         world.promises.owe(partial(setattr, term, "kept"), removal=False, anybody=True)
         world.changed = trio.current_time()
 

@@ -54,6 +54,8 @@ class RealQueue:
         self._failing: dict[trio.lowlevel.Task, list[tuple[Story, int]]] = {}
         """What has failed in the last send of a task, and which attempt that was."""
         self.sending = 0
+        self.giving = 0
+        """Hand-backs of a drain that are under way."""
         self.begun: dict[Hashable, list[tuple[float, int]]] = defaultdict(list)
         """(when, how many messages) of every send of a key, and of every hand-back of a drain."""
         self.state = "well"
@@ -362,6 +364,14 @@ class RealQueue:
                 if self._world.promises.journal is not None:
                     hit("a dead letter stayed in the journal")
 
+    @contextmanager
+    def _giving(self) -> Iterator[None]:
+        self.giving += 1
+        try:
+            yield
+        finally:
+            self.giving -= 1
+
     async def hand_back(self, message: Message, remaining: float) -> None:
         with self._noticed():
             world = self._world
@@ -372,8 +382,9 @@ class RealQueue:
             assert now <= world.deadline
             if story.is_on_time:
                 assert message.execute_at >= world.deadline, "it would have come due within the grace"
-            with self._occupied(story):
+            with self._occupied(story), self._giving():
                 story.given_back += 1
+                story.is_to_be_given = False
                 self._begin(world.key_of(story), 1)
                 world.act("hand back")
                 kind = self._part.hand_back

@@ -190,7 +190,7 @@ class _More:
         return attrs.evolve(
             part,
             steps=tuple(self._outages(self._moves(self._expiring(part.steps)))),
-            meanwhile=tuple(self._moves(self._expiring(part.meanwhile))),
+            meanwhile=tuple(self._moves(self._expiring(part.meanwhile), far=0.3)),
             adaptive=limited,
             limit=None if limited else part.limit,
             soon_shut=self._rng("outages").random() < _OUTAGES,
@@ -206,13 +206,13 @@ class _More:
         for step in steps:
             yield _with_expires(step, _expires(rng)) if is_on else step
 
-    def _moves(self, steps: Iterable[Step]) -> Iterator[Step]:
+    def _moves(self, steps: Iterable[Step], *, far: float = 0.1) -> Iterator[Step]:
         rng = self._rng("moves")
         is_on = rng.random() < 0.4
         for step in steps:
             yield step
             if is_on and rng.random() < 0.35:
-                move = _move(rng, rng.choice(["delay", "delay", "at", "past"]))
+                move = _move(rng, rng.choice(["delay", "delay", "at", "past"]), far)
                 yield ("rush", move) if self.journal and rng.random() < 0.3 else move
 
     def _outages(self, steps: Iterable[Step]) -> Iterator[Step]:
@@ -227,7 +227,10 @@ class _More:
         rng = self._rng("acts", self.life)
         if rng.random() >= 0.35:
             return {}
-        return {who: _some(rng, 5, _act) for who in ("listener", "hook", "send", "hand back")}
+        acts = {who: _some(rng, 5, _act) for who in ("listener", "hook", "send", "hand back")}
+        if rng.random() < 0.3:  # or hardly any pause would meet the rare of its events
+            acts["listener"] = (("pause",),) * 5
+        return acts
 
 
 _OUTAGES = 0.3
@@ -244,8 +247,9 @@ def _with_expires(step: Step, expires: float | None) -> Step:
     return (*step, expires) if step[0] in ("put", "put_nowait", "publish") else step
 
 
-def _move(rng: Random, when: str) -> Step:
-    return ("reschedule", rng.randint(0, 40), rng.choice([30.0, *[_delay(rng, fine=True)] * 9]), when)
+def _move(rng: Random, when: str, far: float = 0.1) -> Step:
+    delay = 30.0 if rng.random() < far else _delay(rng, fine=True)
+    return ("reschedule", rng.randint(0, 40), delay, when)
 
 
 def _act(rng: Random) -> Step:

@@ -68,6 +68,8 @@ class Story:
     """The real queue will never take it."""
     expired: bool = False
     """It was given up for this."""
+    is_to_be_given: bool = True
+    """It was not tried to hand it back since it has its time."""
     given_back: int = 0
     """Tries to hand it back."""
     arrived: int = 0

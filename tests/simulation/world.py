@@ -334,11 +334,11 @@ class World:
         tasks = set(self.watch.tasks)
         with trio.CancelScope(deadline=LATEST) as limit, self.target("whole"):
             await self._play(journal)
+        if self.broken:
+            raise self.broken[0]  # a send that is wrong fails, and is tried again for ever
         assert not limit.cancelled_caught, "the block was never left"
         assert self.watch.tasks == tasks, "a task was left behind"
         self.is_over = True
-        if self.broken:
-            raise self.broken[0]
         if hasattr(self, "queue"):
             self._check_left()
 
