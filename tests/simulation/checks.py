@@ -201,10 +201,9 @@ def check_limit(world: World) -> None:
     """
     if world.part.adaptive:
         for key, when in world.real.throttled.items():
-            is_known = trio.current_time() > when + 1 or world.limit_of(key).limits
-            assert is_known or world.is_over or world.stopped is not None, (
-                "nobody knows that it was throttled"
-            )
+            limit = world.limit_of(key)
+            assert isinstance(limit, Finding)
+            assert limit.refused_at >= when or world.stopped is not None, "nobody told it of a refusal"
     if world.part.limit is None:
         return
     rate, burst = world.part.limit

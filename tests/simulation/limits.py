@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from localdelay import AdaptiveLimit
+from localdelay.breaker import Outcome
 
 
 class Finding(AdaptiveLimit):
@@ -14,6 +16,8 @@ class Finding(AdaptiveLimit):
         super().__init__()
         self.taken = 0.0
         self.calls = 0.0
+        self.refused_at = -math.inf
+        """When it heard last of one that was refused."""
 
     def copy(self) -> Finding:
         return Finding()
@@ -37,8 +41,10 @@ class Finding(AdaptiveLimit):
         self.taken += count
         return left
 
-    def record(self, *args: Any, **options: Any) -> None:
+    def record(self, outcome: Outcome, *args: Any, **options: Any) -> None:
         begins = self.limit_rate is None
-        super().record(*args, **options)
+        super().record(outcome, *args, **options)
+        if outcome is Outcome.THROTTLED:
+            self.refused_at = self.clock()
         if begins and self.limit_rate is not None:
             self.taken = self.calls = 0.0

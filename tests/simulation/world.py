@@ -239,6 +239,8 @@ class World:
         else:
             self.queue.pause()
             self.paused = True
+            for story in self.stories.values():  # what a worker gives back now may be behind what another has
+                story.late |= self.promises.journal is not None and story.due <= trio.current_time()
 
     def _resume(self) -> None:
         self.queue.resume()
