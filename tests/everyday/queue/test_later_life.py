@@ -5,12 +5,11 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
-import pytest
 import trio
 
-from localdelay import BatchPolicy, Expired, Message, RetryPolicy, SqliteJournal, open_delay_queue
+from localdelay import Expired, Message, RetryPolicy, SqliteJournal, open_delay_queue
 from localdelay.testing import FailingSender, RecordingSender
-from tests.kit.journals import Disk, nothing, until
+from tests.kit.journals import nothing, until
 
 _AT_ONCE = RetryPolicy(wait_initial=1.0, wait_jitter=0.0, wait_exp_base=1.0)
 
@@ -32,61 +31,6 @@ async def test_a_message_goes_at_its_new_time_and_at_no_other(autojump_clock: ob
     assert (s.accepted, s.sent, s.lateness.count, s.lateness.max) == (3, 3, 3, 0.0)
 
 
-async def test_a_retry_is_rescheduled_with_its_attempts(autojump_clock: object) -> None:
-    """It waits for its new time and not for its backoff, and its next attempt is the second."""
-    send = FailingSender(OSError, times=1)
-    async with open_delay_queue(send, capacity=10, workers=1, retry=_AT_ONCE) as queue:
-        began = trio.current_time()
-        message = queue.put_nowait(b"", delay=1.0)
-        await trio.sleep(1.5)
-        assert queue.reschedule(message.id, delay=5.0)
-    assert [(when - began, attempt) for when, _, attempt in send.attempts] == [(1.0, 1), (6.5, 2)]
-    assert queue.statistics().lateness.count == 1
-
-
-async def test_what_is_being_sent_is_not_rescheduled(autojump_clock: object) -> None:
-    """Nor is anything in a queue that has no index; and what is moved past a drain's grace is handed back."""
-    back: list[float] = []
-
-    async def hand_back(message: Message, left: float) -> None:
-        back.append(left)
-
-    async with open_delay_queue(RecordingSender(3.0), capacity=10, workers=1) as queue:
-        sending, waits = queue.put_nowait(b"", delay=0.0), queue.put_nowait(b"", delay=2.0)
-        await trio.sleep(1.0)
-        assert not queue.reschedule(sending.id, delay=5.0)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(queue.drain, 10.0, hand_back)
-            await trio.sleep(0.5)
-            assert queue.reschedule(waits.id, delay=60.0)
-    assert back == [60.0]
-    async with open_delay_queue(nothing, capacity=1, workers=1, cancellable=False) as queue:
-        with pytest.raises(RuntimeError, match="cancellable=True"):
-            queue.reschedule("x", delay=1.0)
-
-
-async def test_the_journal_has_the_new_time_in_the_old_place() -> None:
-    """One row, before and after a restart and another move; its end removes it."""
-    disk = Disk()
-    for delay in (200.0, 300.0):
-        async with open_delay_queue(nothing, capacity=10, workers=1, journal=disk) as queue:
-            if delay == 200.0:
-                await queue.put(b"x", delay=100.0, id="a", expires=7.0)
-            (before,) = disk.rows.values()
-            assert queue.reschedule("a", delay=delay)
-            await queue.flush()
-            (row,) = disk.rows.values()
-            assert (row.id, row.key, row.expires) == ("a", before.key, 7.0)
-            assert row.due - before.due == pytest.approx(100.0, abs=10.0)
-            assert queue.statistics().at_risk == 0
-            await queue.drain(0.0)
-    async with open_delay_queue(nothing, capacity=10, workers=1, journal=disk) as queue:
-        assert queue.reschedule("a", delay=50.0)
-        assert queue.reschedule("a", delay=0.0)
-        await until(lambda: queue.statistics().sent)
-    assert disk.rows == {}
-
-
 async def test_a_message_expires_when_it_could_only_be_sent_later(autojump_clock: object) -> None:
     """At the instant itself it is still sent; looked at when it is taken, and at each retry."""
     dead: list[tuple[float, str, bytes]] = []
@@ -104,29 +48,6 @@ async def test_a_message_expires_when_it_could_only_be_sent_later(autojump_clock
     assert dead == [(3.0, "Expired", b"too late")]
     s = queue.statistics()
     assert (s.sent, s.dead, s.expired, s.failures) == (1, 1, 1, 4)
-
-
-async def test_one_of_a_batch_expires_and_the_others_go(autojump_clock: object) -> None:
-    """The rest of the run is sent at once, though the dead-letter hook takes its time."""
-    batches: list[tuple[float, list[bytes]]] = []
-
-    async def send_batch(messages: list[Message]) -> None:
-        batches.append((trio.current_time() - began, [message.payload for message in messages]))
-
-    async def bury(message: Message, error: Exception) -> None:
-        await trio.sleep(5.0)
-
-    batch = BatchPolicy(max_messages=10)
-    options = {"capacity": 10, "workers": 2, "on_dead_letter": bury}
-    async with open_delay_queue(send_batch=send_batch, batch=batch, **options) as queue:
-        began = trio.current_time()
-        queue.pause()
-        for payload, expires in ((b"1", None), (b"2", 0.5), (b"3", 60.0)):
-            queue.put_nowait(payload, delay=0.0, expires=expires)
-        await trio.sleep(1.0)
-        queue.resume()
-    assert batches == [(1.0, [b"1", b"3"])]
-    assert queue.statistics().expired == 1
 
 
 async def test_an_expired_message_without_a_hook_stays_in_the_journal(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from localdelay import BatchPolicy, Message, PermanentSendError, RetryPolicy, Throttled, open_delay_queue
+from localdelay import BatchPolicy, Message, PermanentSendError, open_delay_queue
 from localdelay.listening import Event, SendingOpened, SendingShut
 from tests.kit.probing import EXACT, STEADY
 
@@ -111,63 +111,6 @@ async def test_a_batch_that_gathers_waits_too(autojump_clock: Any, conserved: An
     assert calls[3:7] == [(2, "e"), (4, "f"), (8, "g"), (8, "ef")]
 
 
-async def test_a_poisoned_message_alone_shuts_nothing(autojump_clock: Any, conserved: Any) -> None:
-    """It is tried again and again, uses up its attempts, and the others are on time."""
-    dead: list[bytes] = []
-    sent: list[tuple[float, bytes]] = []
-
-    async def hook(message: Message, error: Exception) -> None:
-        dead.append(message.payload)
-
-    async def send(message: Message) -> None:
-        if message.payload == b"poison":
-            raise ConnectionError
-        sent.append((trio.current_time(), message.payload))
-
-    retry = RetryPolicy(attempts=20, wait_initial=0.1, wait_max=0.1, wait_jitter=0)
-    async with open_delay_queue(
-        send, capacity=10, workers=2, retry=retry, probe=EXACT, on_dead_letter=hook
-    ) as queue:
-        queue.put_nowait(b"poison", delay=0)
-        queue.put_nowait(b"a", delay=10)
-    assert (dead, sent) == ([b"poison"], [(10, b"a")])
-    assert conserved(queue).failures == 20
-
-
-@pytest.mark.parametrize("error", [Throttled, PermanentSendError])
-async def test_what_is_throttled_or_refused_for_ever_shuts_nothing(
-    error: type[Exception], autojump_clock: Any, conserved: Any
-) -> None:
-    """All of them are tried at once: somebody answers."""
-    broker = Broker(up_at=2.0, error=error)
-    async with open_delay_queue(
-        broker, capacity=10, workers=1, retry=STEADY, probe=EXACT, limit=None
-    ) as queue:
-        put_all(queue, "abcdef")
-    assert len([when for when, _, _ in broker.calls if when < 2]) == 6
-    conserved(queue)
-
-
-async def test_a_probe_that_hangs_is_ended_and_the_next_one_goes(autojump_clock: Any, conserved: Any) -> None:
-    """Nothing else is tried while one is out, however long it takes."""
-    calls: list[tuple[float, bytes]] = []
-
-    async def send(message: Message) -> None:
-        calls.append((trio.current_time(), message.payload))
-        if trio.current_time() < 20:
-            await trio.sleep_forever()
-
-    async with open_delay_queue(
-        send, capacity=10, workers=3, retry=STEADY, probe=EXACT, send_timeout=5
-    ) as queue:
-        for letter in b"abcdefg":
-            queue.put_nowait(bytes([letter]), delay=1)
-        await trio.sleep(15)
-        conserved(queue)
-    assert calls[:5] == [(1, b"a"), (1, b"b"), (1, b"c"), (6, b"d"), (6, b"e")]  # before the third has failed
-    assert [when for when, _ in calls[5:8]] == [7, 14, 23]  # 1, 2 and 4 s after the last one was given up
-
-
 async def test_an_outage_costs_few_calls_and_is_soon_made_good(autojump_clock: Any, conserved: Any) -> None:
     """A minute of it at 200 a second and 20 workers: the goals are 60 calls, and 4 s for 12,000 overdue."""
     calls: Counter[bool] = Counter()
@@ -193,24 +136,6 @@ async def test_an_outage_costs_few_calls_and_is_soon_made_good(autojump_clock: A
     assert calls[True] <= 70
     assert caught_up <= 4.6
     assert conserved(queue).sent == 80 * 200
-
-
-async def test_what_has_expired_is_no_probe(autojump_clock: Any, conserved: Any) -> None:
-    """All workers give it up side by side, or what comes back from an outage would never be tried."""
-    broker = Broker(up_at=30.0)
-
-    async def hook(message: Message, error: Exception) -> None:
-        await trio.sleep(0.05)
-
-    async with open_delay_queue(
-        broker, capacity=6_000, workers=20, retry=STEADY, probe=EXACT, on_dead_letter=hook
-    ) as queue:
-        for number in range(6_000):
-            queue.put_nowait(b"", delay=number / 100, expires=2.0)
-    s = conserved(queue)
-    assert broker.sent[0][0] <= 30.0 + EXACT.wait_max + 1.5
-    assert s.sent >= (60.0 - broker.sent[0][0]) * 100
-    assert (s.sent + s.expired, s.dead) == (6_000, s.expired)
 
 
 async def test_a_probe_that_is_given_up_is_followed_at_once(autojump_clock: Any, conserved: Any) -> None:
