@@ -61,6 +61,7 @@ class KeyedTaking(Taking):
         """Take what is due of one key and fits into a batch: that is to go now, for it had its company."""
         if not self.bars:
             self._look(now)
+            worker.is_paid = True  # each valve is asked; one may have begun to limit since the last send
             worker.entries += self._next(now, self.batch.max_messages) or self.suspect(now)
             worker.size = sum(size_of(body) for _, _, body in worker.entries)
             self.look(now, worker)
