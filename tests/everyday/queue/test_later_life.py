@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
+import pytest
 import trio
 
 from localdelay import Expired, Message, RetryPolicy, SqliteJournal, open_delay_queue
@@ -29,6 +30,27 @@ async def test_a_message_goes_at_its_new_time_and_at_no_other(autojump_clock: ob
     assert [(when - began, message.id) for when, message in send.sent] == [(2, c.id), (20, b.id), (21, a.id)]
     s = queue.statistics()
     assert (s.accepted, s.sent, s.lateness.count, s.lateness.max) == (3, 3, 3, 0.0)
+
+
+async def test_what_is_being_sent_is_not_rescheduled(autojump_clock: object) -> None:
+    """Nor is anything in a queue that has no index; and what is moved past a drain's grace is handed back."""
+    back: list[float] = []
+
+    async def hand_back(message: Message, left: float) -> None:
+        back.append(left)
+
+    async with open_delay_queue(RecordingSender(3.0), capacity=10, workers=1) as queue:
+        sending, waits = queue.put_nowait(b"", delay=0.0), queue.put_nowait(b"", delay=2.0)
+        await trio.sleep(1.0)
+        assert not queue.reschedule(sending.id, delay=5.0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(queue.drain, 10.0, hand_back)
+            await trio.sleep(0.5)
+            assert queue.reschedule(waits.id, delay=60.0)
+    assert back == [60.0]
+    async with open_delay_queue(nothing, capacity=1, workers=1, cancellable=False) as queue:
+        with pytest.raises(RuntimeError, match="cancellable=True"):
+            queue.reschedule("x", delay=1.0)
 
 
 async def test_a_message_expires_when_it_could_only_be_sent_later(autojump_clock: object) -> None:
