@@ -145,10 +145,11 @@ def encode_keys(keys: Collection[int]) -> bytes:
 
 def decode_keys(packed: Any) -> frozenset[int]:
     """The same keys. Raises `ValueError` for what `encode_keys` cannot have made."""
-    head, keys = packed[: _CHECKSUM.size], packed[_CHECKSUM.size :]
-    if type(packed) is not bytes or len(keys) % 8 or head != _CHECKSUM.pack(zlib.crc32(keys)):
-        raise ValueError("what was being sent is damaged")
-    return frozenset(struct.unpack(f"<{len(keys) // 8}q", keys))
+    if type(packed) is bytes:  # SQLite keeps anything in any column
+        head, keys = packed[: _CHECKSUM.size], packed[_CHECKSUM.size :]
+        if not len(keys) % 8 and head == _CHECKSUM.pack(zlib.crc32(keys)):
+            return frozenset(struct.unpack(f"<{len(keys) // 8}q", keys))
+    raise ValueError("what was being sent is damaged")
 
 
 def _checksum(row: tuple[Any, ...]) -> int:
@@ -170,7 +171,13 @@ def _checksum(row: tuple[Any, ...]) -> int:
     checksum = zlib.crc32(payload, zlib.crc32(head))
     if expires is None and at is None:
         return checksum  # that of version 1, whose rows stay as they are
-    terms = _TERMS.pack(expires is not None, expires or 0.0, at is not None, at or 0.0)
+    # Added, for what is no number not to pass: an empty text is not 0.0, and -0.0 is.
+    terms = _TERMS.pack(
+        expires is not None,
+        0.0 if expires is None else expires + 0.0,
+        at is not None,
+        0.0 if at is None else at + 0.0,
+    )
     return zlib.crc32(terms, checksum)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,8 @@ _DEPTH: Final = 10
 
 def salvage(connection: sqlite3.Connection) -> tuple[list[Kept], list[str]]:
     """Every message whose checksum holds, by its key; and what else there is, in words."""
+    # Else the first text that is none would hide the rows behind it. Its checksum tells that it is none.
+    connection.text_factory = partial(str, encoding="utf-8", errors="replace")
     found: dict[int, Kept] = {}
     lost: dict[str, None] = {}
 
@@ -36,9 +38,15 @@ def salvage(connection: sqlite3.Connection) -> tuple[list[Kept], list[str]]:
         rows = f"row {first}" if first == last else f"what there is of rows {first} to {last}"
         lost[f"{rows} can't be read"] = None
     sending: set[int] = set()
-    with suppress(sqlite3.Error, ValueError):  # version 1 has none
-        for (packed,) in connection.execute("SELECT keys FROM sending"):
-            sending |= decode_keys(packed)
+    try:
+        [version] = connection.execute("PRAGMA user_version").fetchone()
+        for (packed,) in connection.execute("SELECT keys FROM sending") if version != 1 else ():
+            try:
+                sending |= decode_keys(packed)
+            except ValueError as error:
+                lost[str(error)] = None
+    except sqlite3.DatabaseError:
+        lost["what was being sent can't be read"] = None
     return [(*found[key][:-1], key in sending) for key in sorted(found)], list(lost)
 
 
@@ -78,6 +86,8 @@ def damaged(path: Path, why: object) -> JournalError:
 
 def in_words(error: sqlite3.Error) -> str | None:
     """What SQLite says; None where that is that it is damaged."""
+    if str(error).startswith("Could not decode"):  # a text that is none; what follows is the text
+        return None
     told = {
         "database is locked": "it is in use by another program",
         "file is not a database": "it is no SQLite database, or a damaged one",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 import tempfile
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from localdelay import JournalError, SqliteJournal
@@ -172,6 +174,76 @@ def test_a_damaged_file_is_refused_or_does_not_matter(
         damaged.write([new], [row[0] for row in held[:2]], durable=True)
         damaged.close()
         assert damaged.read() == [*held[2:], new]
+
+
+_VALUES = st.one_of(
+    st.none(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False),
+    st.text(st.characters(codec="utf-8"), max_size=9),
+    st.binary(max_size=30),
+    st.binary(max_size=9).map(lambda raw: (raw, "TEXT")),  # mostly no UTF-8
+)
+_COLUMNS = ["due", "attempt", "id", "headers", "payload", "dead", "checksum", "expires", "at", "keys"]
+
+
+@fuzzed(300)
+@given(column=st.sampled_from([*_COLUMNS, "keys"]), value=_VALUES, row=st.integers(1, 5))
+@example(column="keys", value=1.5, row=1)
+@example(column="expires", value="", row=5)
+@example(column="id", value=(b"a\xffb", "TEXT"), row=2)
+def test_any_value_in_any_column(column: str, value: Any, row: int) -> None:
+    """It is refused with the remedy, which takes all other messages and names what it leaves."""
+    records = [_made(random.Random(key), key)._replace(sending=key in (2, 3)) for key in range(1, 5)]
+    records.append(Record(5, EPOCH, 1, "id 5", None, b"", None, 0.0, 0.0))
+    with tempfile.TemporaryDirectory() as directory:
+        journal = SqliteJournal(Path(directory) / "journal", "os")
+        with closing(journal):
+            journal.open()
+            journal.write(records, [], {2, 3}, durable=True)
+        with closing(sqlite3.connect(journal.path)) as database:
+            new, kind = value if isinstance(value, tuple) else (value, "")
+            what = f"CAST(? AS {kind})" if kind else "?"
+            table, where = ("sending", "1") if column == "keys" else ("messages", f"key = {row}")
+            try:
+                database.execute(f"UPDATE {table} SET {column} = {what} WHERE {where}", (new,))
+            except sqlite3.IntegrityError:  # NOT NULL
+                return
+            database.commit()
+        try:
+            assert journal.read() == records  # it was that before
+        except JournalError as error:
+            said = str(error)
+        else:
+            return
+        assert f"journal salvage {journal.path} --to NEW` takes what is sound" in said
+        assert said.isprintable()
+        found, lost = journal.salvage()
+    if column == "keys":
+        assert found == [record._replace(sending=False) for record in records]
+        assert lost == ["what was being sent is damaged"]
+    else:
+        assert found == [record for record in records if record.key != row]
+        assert lost == [f"row {row} is damaged"]
+
+
+def test_what_was_being_sent_is_named_row_by_row(tmp_path: Path) -> None:
+    """A row of it that is damaged hides none of the others; a table that is not there is named."""
+    path = tmp_path / "journal"
+    with closing(SqliteJournal(path)) as journal:
+        journal.open()
+        records = [_made(random.Random(key), key) for key in (1, 2)]
+        journal.write(records, [], {2}, durable=True)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("INSERT INTO sending VALUES (-1, CAST(x'ff' AS TEXT))")
+        database.commit()
+        found, lost = SqliteJournal(path).salvage()
+        assert [record.sending for record in found] == [False, True]
+        assert lost == ["what was being sent is damaged"]
+        database.execute("DROP TABLE sending")
+        database.commit()
+    found, lost = SqliteJournal(path).salvage()
+    assert (found, lost) == (records, ["what was being sent can't be read"])
 
 
 @pytest.mark.parametrize("log", [False, True])
