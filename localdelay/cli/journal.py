@@ -41,7 +41,8 @@ To take a journal elsewhere, copy PATH together with PATH-wal.
 \b
 Exit codes:
   0    done
-  1    the output broke off, or not all was removed that was asked for
+  1    the output broke off, not all was removed that was asked for, or
+       `salvage` has lost something
   2    wrong options, or the journal can't be used: it is left as it is
   130  stopped by SIGINT
 """
@@ -66,8 +67,8 @@ The journal stays as it is: a queue that opens it sends all of it again, under
 the same ids. Purge it when the relay has ended well.
 """
 _SALVAGE = """\b
-A message is sound if its checksum holds; what else there is is named. PATH
-stays as it is: move it away, and NEW to its place.
+A message is sound if its checksum holds; what else there is is named, and
+makes the exit code 1. PATH stays as it is: move it away, and NEW to its place.
 """
 _PURGE = """\b
 They are gone for good: `export` them first. The file keeps its size, and what
@@ -185,6 +186,8 @@ def salvage(ctx: click.Context, path: str, *, to: str) -> None:
             tell(f"Lost: {printable(what)}.")
         what = f"{counted(len(held), 'message')} ({sum(map(size, held)):,} bytes)"
         output.text([f"Salvaged {what} to {printable(str(new.path))}."])
+    if lost:
+        ctx.exit(1)
 
 
 @journal.command(epilog=_PURGE)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sqlite3
-from collections.abc import Callable, Iterator
+from bisect import bisect
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -24,19 +25,20 @@ def salvage(connection: sqlite3.Connection) -> tuple[list[Kept], list[str]]:
     # Else the first text that is none would hide the rows behind it. Its checksum tells that it is none.
     connection.text_factory = partial(str, encoding="utf-8", errors="replace")
     found: dict[int, Kept] = {}
-    lost: dict[str, None] = {}
+    wrong: list[int] = []
 
     def take(row: tuple[Any, ...]) -> None:
         try:
             kept = decode(row)
-        except (ValueError, OverflowError) as error:
-            lost[str(error)] = None
+        except (ValueError, OverflowError):
+            wrong.append(row[0])
         else:
             found[kept[0]] = kept
 
-    for first, last in _unreadable(connection, take, _LEAST, _MOST, _DEPTH):
-        rows = f"row {first}" if first == last else f"what there is of rows {first} to {last}"
-        lost[f"{rows} can't be read"] = None
+    hidden = list(_unreadable(connection, take, _LEAST, _MOST, _DEPTH))
+    keys = sorted(found)
+    lost = [f"{rows} can't be read" for rows in _rows(hidden, keys)]
+    lost += [f"{rows} is damaged" for rows in _rows([(key, key) for key in wrong], keys)]
     sending: set[int] = set()
     try:
         [version] = connection.execute("PRAGMA user_version").fetchone()
@@ -44,10 +46,22 @@ def salvage(connection: sqlite3.Connection) -> tuple[list[Kept], list[str]]:
             try:
                 sending |= decode_keys(packed)
             except ValueError as error:
-                lost[str(error)] = None
+                lost.append(str(error))
     except sqlite3.DatabaseError:
-        lost["what was being sent can't be read"] = None
-    return [(*found[key][:-1], key in sending) for key in sorted(found)], list(lost)
+        lost.append("what was being sent can't be read")
+    return [(*found[key][:-1], key in sending) for key in keys], list(dict.fromkeys(lost))
+
+
+def _rows(ranges: Iterable[tuple[int, int]], found: Sequence[int]) -> Iterator[str]:
+    """The rows of these ranges, in words; ranges with no key between them that was found are told as one."""
+    joined: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if joined and bisect(found, joined[-1][1]) == bisect(found, first):
+            joined[-1] = joined[-1][0], last
+        else:
+            joined.append((first, last))
+    for first, last in joined:
+        yield f"row {first}" if first == last else f"what there is of rows {first} to {last}"
 
 
 def _unreadable(

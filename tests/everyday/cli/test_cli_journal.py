@@ -323,7 +323,7 @@ def test_a_journal_that_is_torn(full: Path, args: list[str]) -> None:
 
 
 def test_salvage(tmp_path: Path) -> None:
-    """All but the damaged row goes to a new journal; a path that is no UTF-8 is no damage."""
+    """All but the damaged row goes to a new journal, and the exit code says so; a path may be no UTF-8."""
     path = made(tmp_path / os.fsdecode(b"\xff.journal"), *(record(key) for key in range(1, 1001)))
     assert journal("show", path).returncode == 0
     content = path.read_bytes()
@@ -335,7 +335,7 @@ def test_salvage(tmp_path: Path) -> None:
     new = tmp_path / "new"
     process = journal("salvage", path, "--to", new)
     assert (process.returncode, process.stdout) == (
-        0,
+        1,
         b"Salvaged 999 messages (5,994 bytes) to %b.\n" % bytes(new),
     )
     assert len(told(process)) == 1
@@ -348,6 +348,8 @@ def test_salvage(tmp_path: Path) -> None:
         2,
         "Error: Invalid value for '--to': must not be there yet",
     )
+    process = journal("salvage", new, "--to", tmp_path / "again")
+    assert (process.returncode, told(process), len(held(tmp_path / "again"))) == (0, [], 999)
 
 
 def test_salvage_of_a_page(tmp_path: Path) -> None:
@@ -359,7 +361,26 @@ def test_salvage_of_a_page(tmp_path: Path) -> None:
     found, lost = SqliteJournal(path).salvage()
     assert 980 <= len(found) < 1000
     hidden = set(range(1, 1001)) - {each.key for each in found}
-    assert lost == [f"row {key} can't be read" for key in sorted(hidden)]
+    assert lost == [f"what there is of rows {min(hidden)} to {max(hidden)} can't be read"]
+
+
+def test_salvage_tells_neighbours_in_one_line(tmp_path: Path) -> None:
+    """Rows with nothing sound between them are one loss, whatever keys were never there; of all, too."""
+    path = made(tmp_path / "j", *(record(key) for key in (1, 2, 3, 5, 9, 11, 12, 20)))
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("UPDATE messages SET payload = 'x' WHERE key IN (2, 5, 9, 20)")
+        database.commit()
+        _, lost = SqliteJournal(path).salvage()
+        assert lost == [
+            "row 2 is damaged",
+            "what there is of rows 5 to 9 is damaged",
+            "row 20 is damaged",
+        ]
+        database.execute("UPDATE messages SET id = CAST(x'ff' AS TEXT)")
+        database.commit()
+    process = journal("salvage", path, "--to", tmp_path / "new")
+    assert (process.returncode, told(process)) == (1, ["Lost: what there is of rows 1 to 20 is damaged."])
+    assert process.stdout.startswith(b"Salvaged 0 messages")
 
 
 @contextmanager
