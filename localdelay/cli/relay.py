@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 import click
 
-from localdelay.brokers import STDOUT, hide_secrets, without_secrets
+from localdelay.brokers import STDOUT, without_secrets
 from localdelay.cli.options import DURATION, OUTPUT, SIZE, metrics_option, naming_options, option
 from localdelay.cli.running import Export, exporter
 from localdelay.cli.terminal import Failed, Teller, can_be_live, is_terminal
@@ -53,7 +53,7 @@ Exit codes:
   3    messages were not sent and could not be written to any file: lost
   129, 130, 143
        stopped by SIGHUP, SIGINT, SIGTERM before the end of the input, or with
-       messages left in --unsent
+       messages left in --unsent or --hold
 """
 
 _DEFAULT = Settings(to="stdout:", delay=0.0)
@@ -126,7 +126,8 @@ def exit_code(outcome: Outcome) -> int:
     """What the relay tells the shell."""
     if outcome.saved.lost:
         return 3
-    if outcome.stopped_by is not None and (outcome.unsent or not outcome.input_ended):
+    left = outcome.unsent or outcome.held != 0 or not outcome.input_ended
+    if outcome.stopped_by is not None and left:
         return 128 + outcome.stopped_by
     return 1 if outcome.wrong or outcome.dead or outcome.unsent or outcome.failure else 0
 
@@ -184,7 +185,7 @@ def problems(outcome: Outcome, settings: Settings) -> Iterator[str]:
             yield f"Stopped by {name} before anything was read."
         elif not outcome.input_ended:
             yield f"Stopped by {name}: the input was read up to line {outcome.lines:,}."
-        elif outcome.unsent:
+        elif outcome.unsent or outcome.held != 0:
             yield f"Stopped by {name}."
     elif settings.strict and outcome.wrong:
         yield f"Stopped by a wrong line: the input was read up to line {outcome.lines:,}."
@@ -195,10 +196,18 @@ def problems(outcome: Outcome, settings: Settings) -> Iterator[str]:
         yield f"The line after it was cut off: its first {outcome.half:,} bytes are kept, and no message."
     if outcome.dead and outcome.letters is not None:
         yield f"Given up, and kept in {shlex.quote(str(outcome.letters))}: {_lines(outcome.dead)}."
+    again = f"localdelay relay --format jsonl --to {shlex.quote(without_secrets(settings.to))}"
+    if settings.hold is not None:
+        place = without_secrets(settings.hold)
+        hold = f"--hold {shlex.quote(place)}"
+        again = f"{again} {hold}"
+        if outcome.held != 0:
+            many = "" if outcome.held is None else f": {_lines(outcome.held)}"
+            yield f"Not sent, and waiting in {place}{many}. A relay with {hold} sends what waits there."
     for path, count in outcome.saved.places:
         file = shlex.quote(str(path))
         yield f"Not sent, and kept in {file}: {_lines(count)}. To go on:"
-        yield f"  localdelay relay --format jsonl --to {shlex.quote(without_secrets(settings.to))} < {file}"
+        yield f"  {again} < {file}"
     if outcome.saved.lost:
         yield f"Error: {_lines(outcome.saved.lost)} LOST: not sent, and in no file."
 
@@ -256,7 +265,7 @@ class Display:
 
     def notice(self, text: str) -> None:
         """Say something that is not of this command's own making."""
-        self._teller.line(hide_secrets(text, self._settings.to))
+        self._teller.line(self._settings.hide_secrets(text))
 
 
 def _lines(count: int) -> str:

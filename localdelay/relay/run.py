@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import trio
 
 from localdelay import arguments
-from localdelay.brokers import STDOUT, Broker, check_url, hide_secrets, open_broker
+from localdelay.brokers import STDOUT, Broker, check_url, open_broker
 from localdelay.errors import Throttled
 from localdelay.message import Message
 from localdelay.nurseries import bare
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 PROGRESS_EVERY = 0.5  # seconds
 _POLL = 0.02  # seconds
 _ASK_EVERY = 0.2  # seconds between two looks at whether other instances still have messages
+_ANSWER_WITHIN = 2.0  # seconds
 _LONGEST_TOLD = 1000  # characters
 
 _Item: TypeAlias = tuple[Message, Exception | None] | bytes
@@ -145,12 +146,19 @@ class Relay:
                 self._began = trio.current_time()
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._show, queue)
-                    await self._relay(queue, broker.publish_delayed if settings.hand_back else None)
+                    all_sent = False
+                    try:
+                        hand_back = broker.publish_delayed if settings.hand_back else None
+                        all_sent = await self._relay(queue, hand_back)
+                    finally:
+                        if not all_sent and not isinstance(queue, DelayQueue):
+                            self.outcome.held = await _held(queue)
                     nursery.cancel_scope.cancel()
         finally:
             self._save()
 
-    async def _relay(self, queue: AnyQueue, hand_back: HandBack | None) -> None:
+    async def _relay(self, queue: AnyQueue, hand_back: HandBack | None) -> bool:
+        """Relay until all is sent; False where a stop came before."""
         with self._until_stopped:
             try:
                 await self._reader.run(queue)
@@ -159,11 +167,12 @@ class Relay:
             self._reader.stop()
             self.outcome.phase = Phase.LAST
             await _until_all_is_sent(queue)
-            return
+            return True
         self._reader.stop()
         self.outcome.phase = Phase.STOPPING
         self._deadline = trio.current_time() + self._settings.grace
         await queue.drain(self._settings.grace, hand_back)
+        return False
 
     def _fail(self, reason: str) -> None:
         self.outcome.failure = self.outcome.failure or reason  # the first is what the others come of
@@ -229,9 +238,7 @@ class Relay:
 
     def _told(self, error: BaseException) -> str:
         told = " ".join(f"{type(error).__name__}: {error}".split())
-        for url in (self._settings.to, self._settings.hold):
-            told = told if url is None else hide_secrets(told, url)
-        return told[:_LONGEST_TOLD]
+        return self._settings.hide_secrets(told)[:_LONGEST_TOLD]
 
 
 async def _until_all_is_sent(queue: AnyQueue) -> None:
@@ -241,18 +248,18 @@ async def _until_all_is_sent(queue: AnyQueue) -> None:
         if found.pending or found.next_due_in is not None:
             next_due_in = 0.0 if found.sending else found.next_due_in or 0.0
             await trio.sleep(max(_POLL, next_due_in))
-        elif isinstance(queue, DelayQueue) or await _is_empty(queue):
+        elif isinstance(queue, DelayQueue) or await _held(queue) == 0:
             return
         else:
             await trio.sleep(_ASK_EVERY)
 
 
-async def _is_empty(queue: RedisDelayQueue) -> bool:
-    """Whether no instance has a message."""
-    try:
-        return not await queue.count()
-    except (Throttled, ConnectionError):
-        return False
+async def _held(queue: RedisDelayQueue) -> int | None:
+    """How many messages Redis has, those of other instances included; None where it does not say."""
+    # Shielded: to be asked at an end, too, and then nobody waits long for it.
+    with trio.move_on_after(_ANSWER_WITHIN, shield=True), suppress(Throttled, ConnectionError):
+        return await queue.count()
+    return None
 
 
 def _opened(settings: Settings, **options: Any) -> AbstractAsyncContextManager[AnyQueue]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import attrs
 
 from localdelay.arguments import field_at_least, field_count, field_count_or_none
+from localdelay.brokers import hide_secrets
 from localdelay.message import Message
 from localdelay.queue.queue import DelayQueue
 from localdelay.relay.saving import Saved
@@ -58,6 +59,12 @@ class Settings:
         if not self.send_timeout:
             raise ValueError("send_timeout must be more than 0")
 
+    def hide_secrets(self, text: str) -> str:
+        """The text without what is secret in the URLs."""
+        for url in (self.to, self.hold):
+            text = text if url is None else hide_secrets(text, url)
+        return text
+
 
 class Phase(Enum):
     """What a relay is at."""
@@ -91,6 +98,8 @@ class Outcome:
     letters: Path | None = None
     unsent: int = 0
     """Messages that were read and neither sent nor given up; they are in `saved`."""
+    held: int | None = 0
+    """Messages that wait in Redis, where it has ended before all was sent; None: it did not say how many."""
     half: int = 0
     """Bytes of a last line that a stop has cut off; it is in `saved` too."""
     saved: Saved = attrs.field(factory=Saved)

@@ -59,9 +59,10 @@ async def test_a_stopped_relay_leaves_its_messages_in_redis(stage: Stage, own_re
 
     script = Script(b"".join(b"%d\n" % number for number in range(20)), stop, ends=False)
     outcome = await stage.relay(script, sink, hold=hold, delay=2.0, grace=0.2)
-    assert (sink.payloads, outcome.lines, outcome.unsent) == ([], 20, 0)
+    assert (sink.payloads, outcome.lines, outcome.unsent, outcome.held) == ([], 20, 0, 20)
     assert not stage.unsent.exists()
-    await stage.relay(Script(b"more\n"), sink, hold=hold, delay=0.0)
+    outcome = await stage.relay(Script(b"more\n"), sink, hold=hold, delay=0.0)
+    assert outcome.held == 0
     assert sorted(sink.payloads) == sorted([b"more", *(b"%d" % number for number in range(20))])
 
 
@@ -91,7 +92,7 @@ async def test_lines_wait_while_redis_is_gone(stage: Stage, own_redis: RedisServ
             nursery.start_soon(later, lambda: trio.from_thread.run_sync(stage.stop, signal.SIGTERM))
 
         outcome = await stage.relay(Script(end, b"d\ne\n", ends=False), sink, hold=hold, delay=0.1, grace=0.1)
-    assert (outcome.lines, outcome.unsent) == (2, 2)
+    assert (outcome.lines, outcome.unsent, outcome.held) == (2, 2, None)
     assert [json.loads(line)["payload"] for line in stage.unsent.read_text().splitlines()] == ["d", "e"]
 
 

@@ -98,6 +98,9 @@ def test_the_summary() -> None:
 
 UNSENT = Path("my unsent.jsonl")
 GO_ON = "  localdelay relay --format jsonl --to 'nats://***@host/orders' < "
+HOLD = "--hold 'redis://***@host/q'"
+WAITING = "Not sent, and waiting in redis://***@host/q"
+THEN = f"A relay with {HOLD} sends what waits there."
 
 
 @pytest.mark.parametrize(
@@ -159,6 +162,32 @@ def test_what_somebody_must_know_and_the_exit_code(
     assert exit_code(outcome(**changes)) == code
 
 
+@pytest.mark.parametrize(
+    ("changes", "code", "said"),
+    [
+        ({}, 0, []),
+        ({"stopped_by": 15}, 0, []),
+        ({"stopped_by": 15, "held": 3}, 143, ["Stopped by SIGTERM.", f"{WAITING}: 3 lines. {THEN}"]),
+        ({"stopped_by": 15, "held": None}, 143, ["Stopped by SIGTERM.", f"{WAITING}. {THEN}"]),
+        ({"failure": "it broke", "held": 1}, 1, ["Error: it broke", f"{WAITING}: 1 line. {THEN}"]),
+        (
+            {"stopped_by": 15, "unsent": 2, "held": 0, "saved": Saved([(UNSENT, 2)])},
+            143,
+            [
+                "Stopped by SIGTERM.",
+                "Not sent, and kept in 'my unsent.jsonl': 2 lines. To go on:",
+                f"{GO_ON.rstrip('< ')} {HOLD} < 'my unsent.jsonl'",
+            ],
+        ),
+    ],
+)
+def test_what_waits_in_redis(changes: dict[str, Any], code: int, said: list[str]) -> None:
+    """It is said, and how to send it, and to go on is to hold there again; no password."""
+    holding = attrs.evolve(SETTINGS, hold="redis://:hunter3@host/q")
+    assert list(problems(outcome(**changes), holding)) == said
+    assert exit_code(outcome(**changes)) == code
+
+
 def test_before_anything_was_read() -> None:
     """There is nothing to sum up."""
     found = Outcome(stopped_by=2)
@@ -209,9 +238,12 @@ def test_quiet_shows_no_progress_but_what_is_wrong(capsys: pytest.CaptureFixture
     display.progress(*progress(Phase.STOPPING, seconds=100.0))
     display.wrong_line(7, "is empty, and no JSON object")
     display.dead_letter(Message("a", b"secret", 0.0), ConnectionError("to user:hunter2@host\n\x1b[2Jlost"))
+    holding = attrs.evolve(SETTINGS, hold="redis://:hunter3@host/q")
+    Display(Teller(), holding).notice("no hunter2, and no hunter3")
     assert capsys.readouterr().err.splitlines() == [
         "line 7: is empty, and no JSON object",
         "given up: message a of 6 bytes: ConnectionError: to ***@host \ufffd[2Jlost",
+        "no ***, and no ***",
     ]
 
 
