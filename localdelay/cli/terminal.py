@@ -9,8 +9,8 @@ import select
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from textwrap import wrap
 from typing import Any, NoReturn, TextIO
@@ -88,12 +88,15 @@ class Commands(click.Group):
             found.context_class = _Context
         return found
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Take the options in, which may be from a file that somebody else has yet to write."""
+        with _ctrl_c():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
-        try:
+        with _ctrl_c():
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            stopped(signal.SIGINT, "Stopped by SIGINT.")
 
 
 class Failed(click.ClickException):
@@ -118,6 +121,14 @@ def stopped(signum: int, text: str) -> NoReturn:
         pass
     teller.last(text)
     sys.exit(128 + signum)
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        stopped(signal.SIGINT, "Stopped by SIGINT.")
 
 
 def no_output(error: OSError) -> str:

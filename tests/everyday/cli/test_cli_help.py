@@ -105,6 +105,17 @@ def test_a_file_that_can_not_be_used(content: str | None, said: str, tmp_path: P
     assert result.stderr.count("\n") == 1
 
 
+def test_ctrl_c_while_a_file_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends the command as it does later: with a line, and 130."""
+
+    def interrupted(*_: object, **__: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "read_text", interrupted)  # as of a named pipe that nobody writes to
+    result = run("--config", tmp_path / "pipe", *PLAN)
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "", "Stopped by SIGINT.\n")
+
+
 def test_a_value_in_a_file_that_is_none_of_the_options(tmp_path: Path) -> None:
     """It is told as if it had been typed."""
     file = tmp_path / "localdelay.toml"
