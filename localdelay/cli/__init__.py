@@ -54,12 +54,14 @@ def _configure(ctx: click.Context, _: click.Parameter, path: Path | None) -> Non
     if path is None:
         return
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows's editors begin with a mark
         ctx.default_map = _defaults(ctx, ctx.command, found)
     except OSError as error:
         raise click.BadParameter(f"'{path}' can't be read: {error.strerror}") from error
     except ValueError as error:
         raise click.BadParameter(f"'{path}' can't be used: {error}") from error
+    except RecursionError as error:
+        raise click.BadParameter(f"'{path}' can't be used: it is nested too deeply") from error
 
 
 def _defaults(ctx: click.Context, command: click.Command, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,12 +74,36 @@ def _defaults(ctx: click.Context, command: click.Command, found: Mapping[str, An
         if inner is not None and isinstance(value, Mapping):
             defaults[name] = _defaults(ctx, inner, value)
         elif name in options and not isinstance(value, Mapping):
-            option = options[name]
-            flag = isinstance(option, click.Option) and option.is_flag and value is True
-            defaults[str(option.name)] = option.flag_value if flag else value  # type: ignore[attr-defined]
+            try:
+                default = _default(options[name], value)
+            except ValueError as error:
+                raise ValueError(f"{key!r} of {command.name} must be {error}") from None
+            if default is not None:
+                defaults[str(options[name].name)] = default
         else:
             raise ValueError(f"{command.name} has no option or command {key!r}")
     return defaults
+
+
+def _default(option: click.Parameter, value: Any) -> Any:
+    """What a value in a file stands for; None: nothing. A `ValueError` says what it must be.
+
+    Whether a text or a number is a right one is for the option to judge, as if it had been typed.
+    """
+    if isinstance(option, click.Option) and option.is_flag:
+        if not isinstance(value, bool):
+            raise ValueError("true or false")
+        # The value of a flag may be a word: "json", for one, which without the flag is not said.
+        return option.flag_value if value else False if option.is_bool_flag else None
+    values = value if option.multiple else [value]
+    if not isinstance(values, list) or not all(map(_could_be_typed, values)):
+        raise ValueError("a list of texts or numbers" if option.multiple else "a text or a number")
+    typed = list(map(str, values))
+    return typed if option.multiple else typed[0]
+
+
+def _could_be_typed(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool) and "\0" not in str(value)
 
 
 @click.group(

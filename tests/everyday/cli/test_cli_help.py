@@ -75,6 +75,19 @@ def test_options_come_from_the_environment_and_from_a_file(tmp_path: Path) -> No
         assert run(*given, "--instances", 1, **environ).output.splitlines()[1] == "capacity,240000,242651"
 
 
+def test_what_a_file_may_say(tmp_path: Path) -> None:
+    """Flags, lists, numbers for texts, and the mark that some editors begin a file with."""
+    file = tmp_path / "localdelay.toml"
+    options = '[plan]\njson = false\ncsv = true\n[compare]\nonly = ["redis", 5]\n[demo]\ninput = 5\n'
+    file.write_text(f"{options}[relay]\nstrict = false\nto = 7", encoding="utf-8-sig")
+    assert run("--config", file, *PLAN, "--qps", "1k").output.startswith(",on average,")
+    assert "'--only': '5' is not one of" in run("--config", file, "compare").stderr
+    assert "'--to': must begin with one of kafka" in run("--config", file, "relay", "--delay", "1").stderr
+    assert "'--input': '5': No such file" in run("--config", file, "demo").stderr
+    file.write_text("[plan]\ncsv = true\njson = false\n")
+    assert run("--config", file, *PLAN, "--qps", "1k").output.startswith(",on average,")
+
+
 def test_the_relay_reads_its_url_from_the_environment() -> None:
     """`LOCALDELAY_TO` is for the relay alone: a benchmark must not flood what that is sent to."""
     result = run("relay", "--delay", "1", LOCALDELAY_TO="nowhere")
@@ -91,6 +104,21 @@ def test_the_relay_reads_its_url_from_the_environment() -> None:
         ("[plam]\nqps = 1\n", "can't be used: localdelay has no option or command 'plam'"),
         ("plan = 1\n", "can't be used: localdelay has no option or command 'plan'"),
         ("[plan\n", "can't be used: Expected ']'"),
+        ("[plan]\nqps = " + "[" * 100_000, "can't be used: it is nested too deeply"),
+        ("[plan]\njson = 5\n", "can't be used: 'json' of plan must be true or false"),
+        ('[plan]\ncsv = "yes"\n', "can't be used: 'csv' of plan must be true or false"),
+        ("[bench]\ncancellable = 1\n", "can't be used: 'cancellable' of bench must be true or false"),
+        ("[relay]\nunsent = []\n", "can't be used: 'unsent' of relay must be a text or a number"),
+        ('[relay]\nunsent = "a\\u0000b"\n', "can't be used: 'unsent' of relay must be a text or a number"),
+        ("[relay]\nquiet = [1]\n", "can't be used: 'quiet' of relay must be true or false"),
+        ("[relay]\nmetrics = [1]\n", "can't be used: 'metrics' of relay must be a text or a number"),
+        ("[relay]\nworkers = true\n", "can't be used: 'workers' of relay must be a text or a number"),
+        ("[plan]\ndelay = 12:00:00\n", "can't be used: 'delay' of plan must be a text or a number"),
+        (
+            '[compare]\nonly = "redis"\n',
+            "can't be used: 'only' of compare must be a list of texts or numbers",
+        ),
+        ("[journal.purge]\nid = [[1]]\n", "can't be used: 'id' of purge must be a list of texts or numbers"),
         (None, "can't be read: No such file or directory"),
     ],
 )
