@@ -45,10 +45,7 @@ def parse_duration(text: str) -> float:
     seconds = parts[0] * _SECONDS[unit]
     if seconds < 0:
         raise ValueError(f"a duration can't be negative, as {_shown(text)} is")
-    try:
-        return float(seconds)
-    except OverflowError:
-        raise ValueError(f"{_shown(text)} is too long a duration") from None
+    return _float(seconds, text, "duration", "long")
 
 
 def parse_size(text: str) -> int:
@@ -73,10 +70,7 @@ def parse_size(text: str) -> int:
 
 def parse_number(text: str) -> float:
     """A number, from `500`, `1e5`, `10k` or `1.5M`. Raises ValueError for anything else."""
-    try:
-        return float(_number(text))
-    except OverflowError:
-        raise ValueError(f"{_shown(text)} is too large a number") from None
+    return _float(_number(text), text, "number")
 
 
 def parse_count(text: str) -> int:
@@ -94,7 +88,7 @@ def parse_share(text: str) -> float:
     parts = _split(text)
     if parts is None or parts[1] not in ("", "%"):
         raise ValueError(f"{_shown(text)} is no share; write 30% or 0.3")
-    return float(parts[0] / (100 if parts[1] else 1))
+    return _float(parts[0] / (100 if parts[1] else 1), text, "share")
 
 
 def _number(text: str) -> Fraction:
@@ -102,6 +96,13 @@ def _number(text: str) -> Fraction:
     if parts is None or parts[1] not in _TIMES:
         raise ValueError(f"{_shown(text)} is no number; write 500, 10k or 1.5M")
     return parts[0] * _TIMES[parts[1]]
+
+
+def _float(exact: Fraction, text: str, what: str, size: str = "large") -> float:
+    try:
+        return float(exact)
+    except OverflowError:
+        raise ValueError(f"{_shown(text)} is too {size} a {what}") from None
 
 
 def _split(text: str) -> tuple[Fraction, str] | None:

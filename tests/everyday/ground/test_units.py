@@ -86,6 +86,7 @@ NO_DURATIONS = ["s", "12 34", "2m30s", "1_000", "5w", "5MB", "--5", "٣s", "0x10
         (parse_count, r"^'{}' is no whole number$", ["1.5"]),
         (parse_count, "^'{}' is too large a number$", ["1e30"]),
         (parse_share, "^'{}' is no share; write 30% or 0.3$", ["half"]),
+        (parse_share, "^'{}' is too large a share$", ["1e999", "-1e400", "1e320%"]),
     ],
 )
 def test_what_cannot_be_read_is_refused(parse: Callable[[str], float], said: str, texts: list[str]) -> None:
