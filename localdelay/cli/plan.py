@@ -29,6 +29,7 @@ Example:
   localdelay plan --qps 100k --delay 2m --instances 500 \\
     --message-bytes 500 --send-time 100ms
 """
+_PLAIN_COST = 1.0
 
 
 @click.command(epilog=_EXAMPLE)
@@ -49,7 +50,9 @@ Example:
 )
 @option("--outage", DURATION, "How long sending may fail without filling up.", 0.0)
 @option("--quota", float, "Calls per second that the queue takes of all instances: what is over it is held.")
-@option("--delayed-cost", float, "Calls that a delayed publish counts as; a plain send counts as 1.", 1.0)
+@option(
+    "--delayed-cost", float, "Calls that a delayed publish counts as; a plain send counts as 1.", _PLAIN_COST
+)
 @report_options
 def plan(*, form: str | None, send_time: float | None, **figures: Any) -> None:
     """Work out what each instance must reserve.
@@ -59,6 +62,8 @@ def plan(*, form: str | None, send_time: float | None, **figures: Any) -> None:
     """
     if (send_time is None) == (figures["worker_qps"] is None):
         raise click.UsageError("exactly one of --worker-qps and --send-time must be given")
+    if figures["quota"] is None and figures["delayed_cost"] != _PLAIN_COST:
+        raise click.UsageError("--delayed-cost is for --quota")
     with naming_options():
         if send_time is not None:
             figures["worker_qps"] = 1 / arguments.at_least("send_time", send_time, 1e-9)

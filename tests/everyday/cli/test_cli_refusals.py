@@ -70,6 +70,8 @@ RELAY = "relay --to stdout: --delay 1"
         (f"{PLAN} --degraded-share 1.5", "'--degraded-share': must be at most 1"),
         (f"{PLAN} --degraded-share nan", "'--degraded-share': 'nan' is no share; write 30% or 0.3"),
         (f"{PLAN} --outage=-5", "'--outage': a duration can't be negative, as '-5' is"),
+        (f"{PLAN} --degraded-share 1e999", "'--degraded-share': '1e999' is too large a share"),
+        (f"{PLAN} --delayed-cost 5", "--delayed-cost is for --quota. See 'localdelay plan --help'."),
         ("plan --qps 1", "Missing option '--delay'. See 'localdelay plan --help'."),
         ("plan --qps", "'--qps' requires an argument"),
         ("plan --qqps 1", "No such option '--qqps'"),
