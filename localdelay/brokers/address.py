@@ -12,6 +12,12 @@ import attrs
 HIDDEN = "***"
 
 _SECRET = re.compile("pass|secret|token|key|credential|oauthbearer", re.IGNORECASE)
+_SECRETS_OF_ANY = (
+    # A path has one slash of the two. A password may have blanks and an @; those of examples are none.
+    (re.compile(r"(:/++)(?!user:password@|SECRET@).*@"), rf"\1{HIDDEN}@"),
+    (re.compile(r"(:/+)[^@]*\.\.\."), rf"\1{HIDDEN}"),
+    (re.compile(r"(:/+[^\s'\"?]*\?)[^\s'\"]+"), rf"\1{HIDDEN}"),
+)
 
 
 @attrs.frozen
@@ -179,6 +185,16 @@ def hide_secrets(text: str, url: str) -> str:
     }
     for form in sorted(forms - {""}, key=len, reverse=True):
         text = text.replace(form, HIDDEN)
+    return text
+
+
+def hide_urls(text: str) -> str:
+    """A line without what may be secret of any URL in it, which may be cut off, as in `amqp://user:pass...`.
+
+    For what somebody has typed where no URL belongs; where the URL is known, `hide_secrets` leaves more.
+    """
+    for secret, shown in _SECRETS_OF_ANY:
+        text = secret.sub(shown, text)
     return text
 
 

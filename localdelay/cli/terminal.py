@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TextIO
 
 import click
 
+from localdelay.brokers.address import hide_urls
 from localdelay.errors import LocalDelayError
 
 _LONGEST = 1000  # characters; less than what a pipe takes at once
@@ -73,7 +74,7 @@ class Commands(click.Group):
         except click.ClickException as error:
             # A class with a `show` of its own is no error but help, asked for by giving no arguments.
             if isinstance(error, click.UsageError) and type(error).show is click.UsageError.show:
-                tell(f"Error: {_message(error)}")
+                _tell_error(_message(error))
             else:
                 error.show()
             code = error.exit_code
@@ -106,7 +107,7 @@ class Failed(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         """In one line, if there is where to."""
-        tell(f"Error: {self.format_message()}")
+        _tell_error(self.format_message())
 
 
 class BrokeOff(Failed):
@@ -156,14 +157,14 @@ def _failed(error: Exception) -> int:
     """Tell an error that no command has told, and find its exit code."""
     is_broken_pipe = isinstance(error, BrokenPipeError)
     if not isinstance(error, OSError) or (isinstance(error, ConnectionError) and not is_broken_pipe):
-        tell(f"Error: {error}")  # the library says it in a sentence
+        _tell_error(str(error))  # the library says it in a sentence
         return Failed.exit_code
     if error.filename is not None:
-        tell(f"Error: {reason(error)}")
+        _tell_error(reason(error))
         return BrokeOff.exit_code
     abandon(sys.stdout)  # it is of --help, say
     if not is_broken_pipe:
-        tell(f"Error: {no_output(error)}")
+        _tell_error(no_output(error))
     return Failed.exit_code if error.errno == errno.EBADF else BrokeOff.exit_code
 
 
@@ -250,6 +251,10 @@ class Teller:
 def tell(text: str) -> None:
     """Say something on standard error, in one line, if there is where to."""
     Teller().last(text)
+
+
+def _tell_error(text: str) -> None:
+    tell(f"Error: {hide_urls(text)}")  # somebody may have put a URL, and a password, in the wrong place
 
 
 def fitted(parts: Sequence[str], width: int) -> str:

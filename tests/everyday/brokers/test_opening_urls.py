@@ -139,6 +139,23 @@ def test_a_url_is_shown_without_its_secrets(url: str, shown: str) -> None:
     assert without_secrets(url) == shown
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("No such command 'amqp://u:p a@s@h/q?x=y'.", "No such command 'amqp://***@h/q?***'."),
+        ("'/tmp/amqp:/u:p@h/q' is no file", "'/tmp/amqp:/***@h/q' is no file"),
+        ("'amqp://user:passwor...' is no number", "'amqp://***' is no number"),
+        ("must begin with one of kafka://, amqp://", "must begin with one of kafka://, amqp://"),
+        ("like redis://host:6379/NAME; mail a@b", "like redis://***@b"),  # better too much
+        ("like amqp://user:password@host:5672/QUEUE", "like amqp://user:password@host:5672/QUEUE"),
+        ("what is a@b?c=d...", "what is a@b?c=d..."),
+    ],
+)
+def test_a_text_loses_what_may_be_secret_of_any_url(text: str, shown: str) -> None:
+    """Whole, as a path, or cut off; what names none stays."""
+    assert address.hide_urls(text) == shown
+
+
 def test_a_text_loses_the_urls_secrets() -> None:
     """Whatever a client says, it repeats neither the user nor the password, as written or as meant."""
     url = "nats://user:p%40ss@host/orders"
