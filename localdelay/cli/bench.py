@@ -56,9 +56,10 @@ were late (this benchmark's own error) and what the queue was.
 \b
 Exit codes:
   0    measured
-  1    the report could not be printed
+  1    the report could not be printed, or a file of it not written
   2    wrong options, or it could not run
-  130  stopped by Ctrl-C; what was measured until then is printed
+  130, 143
+       stopped by Ctrl-C, SIGTERM; what was measured until then is printed
 """
 
 

@@ -50,9 +50,10 @@ has sent when the process is killed half-way and another one goes on.
 \b
 Exit codes:
   0    compared
-  1    the report could not be printed
+  1    the report could not be printed, or the picture not written
   2    wrong options, or it could not run
-  130  stopped by Ctrl-C; nothing is left behind
+  130, 143
+       stopped by Ctrl-C, SIGTERM; nothing is left behind
 """
 
 

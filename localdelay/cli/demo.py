@@ -47,7 +47,8 @@ Exit codes:
   1    something was lost
   2    wrong options, the demo could not run, or it could not be printed
   3    the broker never throttled: nothing was shown
-  130  stopped by Ctrl-C; no server is left behind
+  130, 143
+       stopped by Ctrl-C, SIGTERM; no server is left behind
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -18,7 +19,7 @@ import click
 from localdelay import arguments
 from localdelay.cli.options import OUTPUT, naming_options, option, report_options
 from localdelay.cli.output import WIDTH, Block, Lines, Output, Row, Styled, Table, pieces
-from localdelay.cli.terminal import BrokeOff, Commands, ask, printable, tell
+from localdelay.cli.terminal import BrokeOff, Commands, ask, printable, stopped, tell
 from localdelay.errors import JournalError
 from localdelay.journal.contents import Amount, Contents, contents, size
 from localdelay.journal.layout import VERSION
@@ -241,7 +242,10 @@ def _files(source: SqliteJournal, ends: Sequence[str]) -> list[Path]:
 
 
 def _ask(question: str) -> None:
-    answer = ask(question)
+    try:
+        answer = ask(question)
+    except KeyboardInterrupt:
+        stopped(signal.SIGINT, "Stopped by SIGINT: nothing was removed.")
     if answer is None:
         raise BrokeOff("nothing was removed: nobody has answered, and --yes was not given")
     if not answer:

@@ -184,7 +184,7 @@ class Output:
         else:
             self.text(laid_out(blocks, min(WIDTH, self.columns or WIDTH)))
         if failures:
-            raise Failed("; ".join(failures))
+            raise self._broke("; ".join(failures))
 
     def is_one_of(self, paths: Iterable[Path]) -> bool:
         """Whether it is one of these files."""

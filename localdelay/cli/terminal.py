@@ -283,18 +283,15 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def ask(question: str) -> bool | None:
-    """Ask on standard error, and read the answer from standard input; None: nobody answers, or Ctrl-C."""
-    answer = ""
-    with suppress(KeyboardInterrupt):
-        _write(f"{question} [y/N]: ")  # in here: whoever has read it may press Ctrl-C at once
-        # A signal that comes between Python's last look for one and a read would not be seen while that goes
-        # on, perhaps for ever: so the read begins when there is something to read, and the wait looks up.
-        with suppress(
-            OSError, ValueError, TypeError
-        ):  # it is closed or no file, or Windows's, and can't be waited for
-            while not select.select([sys.stdin], [], [], _LOOK_UP_EVERY)[0]:
-                pass
-        answer = sys.stdin.readline() if sys.stdin else ""
+    """Ask on standard error, and read the answer from standard input; None: nobody answers."""
+    _write(f"{question} [y/N]: ")
+    # A signal that comes between Python's last look for one and a read would not be seen while that goes
+    # on, perhaps for ever: so the read begins when there is something to read, and the wait looks up.
+    # Where standard input is closed or no file, or Windows's, it can't be waited for.
+    with suppress(OSError, ValueError, TypeError):
+        while not select.select([sys.stdin], [], [], _LOOK_UP_EVERY)[0]:
+            pass
+    answer = sys.stdin.readline() if sys.stdin else ""
     if not answer:
         tell("")
     return answer.strip().lower() in ("y", "yes") if answer else None

@@ -165,7 +165,7 @@ def test_one_live_line_on_a_terminal(args: str, given: bytes, shown_meanwhile: s
         ("bench --rate 1k --seconds 20", "put  ", "Stopped before anything was measured.\n", 130),
         ("demo", "published", "Stopped. No NATS server is left behind.\n", 130),
         ("relay --to stdout: --delay 0", "Ctrl-D ends them.", "0 lines to stdout: in ", 130),
-        ("journal purge --all JOURNAL", "[y/N]: ", "\nError: nothing was removed: nobody has answered", 1),
+        ("journal purge --all JOURNAL", "[y/N]: ", "Stopped by SIGINT: nothing was removed.\n", 130),
     ],
 )
 def test_ctrl_c_at_a_keyboard(full: Path, args: str, shown: str, said: str, code: int) -> None:

@@ -12,6 +12,7 @@ from localdelay.benchmark import plot
 from localdelay.benchmark.load import Delays
 from localdelay.cli.options import parse_delays, parse_rate
 from tests.kit import commands
+from tests.kit.commands import FULL
 
 SMALL = ["--rate", "1k", "--seconds", "0.3", "--delay", "100ms", "--warmup", "0"]
 
@@ -70,6 +71,14 @@ def test_json_of_a_real_run() -> None:
     assert 0 < shown["cpu_share"] < 4
     assert shown["compare"] == []
     assert "intervals" not in shown
+
+
+@FULL
+def test_a_log_that_can_not_be_written() -> None:
+    """It was measured: the report is there, and exit code 1 says what is not."""
+    result = run(*SMALL, "-q", "--hlog", "/dev/full")
+    assert (result.exit_code, result.stdout.count("latency")) == (1, 1)
+    assert result.stderr == "Error: '/dev/full' can't be written: No space left on device\n"
 
 
 def test_a_picture_needs_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

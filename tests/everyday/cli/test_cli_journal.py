@@ -244,6 +244,21 @@ def test_purge_asks(full: Path) -> None:
     assert (process.returncode, process.stdout) == (0, b"Removed 3 messages (18 bytes), 4 left.\n")
 
 
+def test_ctrl_c_at_the_question(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no answer: exit code 130, as of any other command that it stops."""
+
+    def pressed(*_: object) -> list[list[object]]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("select.select", pressed)
+    process = journal("purge", full, "--all")
+    assert (process.returncode, process.stdout) == (130, b"")
+    assert told(process) == [
+        f"Remove 7 messages (40 bytes) of 7 from {full}? [y/N]: Stopped by SIGINT: nothing was removed."
+    ]
+    assert len(held(full)) == 7
+
+
 def test_purge_ids_that_are_not_there(full: Path) -> None:
     """The others are removed, these are told, and the exit code is 1."""
     process = journal("purge", full, "--id", "m2", "--id", "none", "--yes")
