@@ -74,7 +74,12 @@ _LETTERS_SHOWN = 20
 )
 @option("--capacity-bytes", SIZE, "Bytes held at once.", _DEFAULT.capacity_bytes)
 @option("--max-line", SIZE, "Bytes of a line.", _DEFAULT.max_line, unset="1MiB")
-@option("--attempts", int, "Sends of a message before it is given up.", unset="no end")
+@option(
+    "--attempts",
+    int,
+    "Sends of a message before it is given up; a throttled one doesn't count.",
+    unset="no end",
+)
 @option("--send-timeout", DURATION, "How long a send may take.", _DEFAULT.send_timeout)
 @option("--grace", DURATION, "How long to go on after the first signal.", _DEFAULT.grace)
 @option("--hand-back", bool, "Then give what comes due later to the broker's own delay, if it has one.")

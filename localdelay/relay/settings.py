@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 AnyQueue: TypeAlias = "DelayQueue | RedisDelayQueue"
 FORMATS = ("text", "jsonl")
+_MOST_WORKERS = 100_000
+"""Each is a task, and takes some kilobytes."""
 
 _seconds = field_at_least(0, "a number of seconds")
 
@@ -50,6 +52,8 @@ class Settings:
     dead_letters: Path | None = None
 
     def __attrs_post_init__(self) -> None:
+        if self.workers > _MOST_WORKERS:
+            raise ValueError(f"workers must be at most {_MOST_WORKERS:,}, not {self.workers:,}")
         if self.format not in FORMATS:
             raise ValueError(f"format must be one of {', '.join(FORMATS)}, not {self.format!r}")
         if self.format == "text" and self.delay is None:

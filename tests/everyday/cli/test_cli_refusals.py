@@ -84,6 +84,7 @@ RELAY = "relay --to stdout: --delay 1"
         ("relay --to nats://user:hunter2@host --delay 1", "'--to': must end with the subject"),
         (f"{RELAY} --format csv", "'--format': 'csv' is not one of 'text', 'jsonl'"),
         (f"{RELAY} --workers 0", "'--workers': must be at least 1, not 0"),
+        (f"{RELAY} --workers 1e7", "'--workers': must be at most 100,000, not 10,000,000"),
         (f"{RELAY} --batch 0", "'--batch': must be at least 1, not 0"),
         (f"{RELAY} --capacity 0", "'--capacity': must be at least 1, not 0"),
         (f"{RELAY} --capacity-bytes 0", "'--capacity-bytes': must be at least 1"),
