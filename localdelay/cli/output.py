@@ -134,7 +134,7 @@ class Output:
     @property
     def columns(self) -> int | None:
         """How many of them a line may fill; None where nobody looks at it."""
-        return shutil.get_terminal_size().columns - 1 if is_terminal(sys.stdout) else None
+        return max(1, shutil.get_terminal_size().columns - 1) if is_terminal(sys.stdout) else None
 
     def write(self, content: bytes) -> None:
         """Write all of it, however long that takes."""

@@ -38,7 +38,7 @@ class _Help(click.HelpFormatter):
         columns = shutil.get_terminal_size().columns
         self._narrow = columns < _HELP_NEEDS
         if self._narrow:
-            self.width = columns - 1
+            self.width = max(1, columns - 1)
 
     def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
         """A list with two columns; what is long in the first has a line of its own."""

@@ -237,6 +237,8 @@ class Relay:
                 self._fail(f"dead letters can't be written: {error.strerror or error}")
 
     def _told(self, error: BaseException) -> str:
+        if isinstance(error, MemoryError):  # which says nothing
+            return "the memory is full: a smaller capacity or capacity_bytes holds less"
         told = " ".join(f"{type(error).__name__}: {error}".split())
         return self._settings.hide_secrets(told)[:_LONGEST_TOLD]
 

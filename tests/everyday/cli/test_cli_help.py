@@ -55,6 +55,13 @@ def test_help_fits_a_narrow_terminal(command: str, columns: int) -> None:
         assert lines[at + 1] == "         can't be reached; nothing was"
 
 
+@pytest.mark.parametrize("command", ["", "plan", "relay", "journal show"])
+def test_help_on_the_narrowest_terminal(command: str) -> None:
+    """Nobody can read it, and it is no error."""
+    result = run(*command.split(), "--help", COLUMNS="1")
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
 PLAN = ["plan", "--delay", "2m", "--instances", "500", "--message-bytes", "500", "--worker-qps", "10"]
 
 

@@ -226,6 +226,13 @@ async def test_dead_letters_that_can_not_be_written(
     assert (outcome.dead, outcome.unsent) == (0, 2)
 
 
+async def test_a_memory_that_is_full(stage: Stage, autojump_clock: MockClock) -> None:
+    """Python has no words for it: it is said, with what would have held less, and nothing is lost."""
+    outcome = await stage.relay(Script(b"a\n", 0.5, MemoryError()))
+    assert outcome.failure == "the memory is full: a smaller capacity or capacity_bytes holds less"
+    assert [record["payload"] for record in stage.records()] == ["a"]
+
+
 async def test_progress(stage: Stage, autojump_clock: MockClock) -> None:
     """Twice a second, with the phase and the counts of the moment."""
     script = Script(b"a\nb\n", 2.3, b"c\n")
