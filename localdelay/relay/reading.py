@@ -67,6 +67,25 @@ class Reader:
             self._rest = self._stop()
         return self._rest
 
+    async def take_in_rest(self, queue: Holder, until: float) -> None:
+        """After a stop, have the queue hold what comes due by then; `stop` returns the others from now on.
+
+        It may be cancelled at any time.
+        """
+        messages, _ = self.stop()
+        due = deque(message for message in messages if message.execute_at <= until)
+        later = [message for message in messages if message.execute_at > until]
+        messages.clear()
+        try:
+            while due:
+                try:
+                    await _give(queue, due[0])
+                except ValueError:  # it will never hold this
+                    later.append(due[0])
+                due.popleft()
+        finally:
+            messages += [*due, *later]
+
     def _stop(self) -> tuple[list[Message], bytes]:
         arrived, ended = self._source.stop()
         if self._refused and self._source.keeps:  # what a file has after the wrong line, it keeps

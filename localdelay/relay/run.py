@@ -171,7 +171,10 @@ class Relay:
         self._reader.stop()
         self.outcome.phase = Phase.STOPPING
         self._deadline = trio.current_time() + self._settings.grace
-        await queue.drain(self._settings.grace, hand_back)
+        if hand_back is None:  # else those need the grace, and the file is for what was not taken in
+            with trio.move_on_at(self._deadline):
+                await self._reader.take_in_rest(queue, self._deadline)
+        await queue.drain(max(0.0, self._deadline - trio.current_time()), hand_back)
         return False
 
     def _fail(self, reason: str) -> None:

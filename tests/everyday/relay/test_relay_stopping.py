@@ -91,6 +91,39 @@ async def test_a_signal_while_the_queue_is_full(stage: Stage, autojump_clock: Mo
     assert (outcome.lines, outcome.unsent) == (7, 7)
 
 
+async def test_what_was_read_and_comes_due_within_the_grace_is_sent(
+    stage: Stage, autojump_clock: MockClock
+) -> None:
+    """Though there was no room for it when the signal came; what comes due later is written."""
+    sink = Sink(2.0)
+    lines = [b'{"payload": "%d"}\n' % number for number in range(6)]
+    later = b'{"payload": "later", "delay": 99}\n'
+    script = Script(b"".join(lines[:4]), rest=b"".join([later, *lines[4:]]), ends=False)
+    began = trio.current_time()
+    outcome = await stage.relay(
+        script, sink, signals=[3.0], capacity=2, delay=0.0, grace=30.0, format="jsonl"
+    )
+    assert sink.payloads == [b"0", b"1", b"2", b"3", b"4", b"5"]
+    assert trio.current_time() - began == pytest.approx(12.0), "2 s a send, and no more of the grace"
+    assert [record["payload"] for record in stage.records()] == ["later"]
+    assert (outcome.lines, outcome.unsent) == (7, 1)
+
+
+@pytest.mark.parametrize(("signals", "grace"), [([3.0], 4.0), ([3.0, 7.0], 30.0)])
+async def test_what_does_not_find_room_within_the_grace_is_written(
+    stage: Stage, autojump_clock: MockClock, signals: list[float], grace: float
+) -> None:
+    """Each line once, be it the grace that ends or a second signal that comes."""
+    sink = Sink(1.9)
+    script = Script(b"0\n1\n2\n3\n4\n", rest=b"5\n6\n", ends=False)
+    began = trio.current_time()
+    outcome = await stage.relay(script, sink, signals=signals, capacity=2, delay=0.0, grace=grace)
+    assert trio.current_time() - began == pytest.approx(7.0)
+    assert sink.payloads == [b"0", b"1", b"2"]
+    assert [record["payload"] for record in stage.records()] == ["3", "4", "5", "6"]
+    assert outcome.unsent == 4
+
+
 async def test_a_signal_after_the_end_of_the_input(stage: Stage, autojump_clock: MockClock) -> None:
     """The wait for the rest becomes a drain; where all of it comes due, nothing is left to tell."""
     began = trio.current_time()
