@@ -397,7 +397,7 @@ async def test_resets_in_the_middle_of_batches(server: RedisServer) -> None:
 @pytest.mark.parametrize(
     ("user", "says"),
     [
-        ("", "NOAUTH|already authenticated"),
+        ("", "it asks for a password, as in redis:"),
         (":hunter2@", "invalid username"),
         ("nobody:hunter2@", "invalid username"),
     ],
