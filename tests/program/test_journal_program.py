@@ -95,13 +95,13 @@ def test_ctrl_c(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_at_the_question(full: Path) -> None:
-    """Nothing is removed."""
+    """Nothing is removed, and the exit code is that of Ctrl-C, as the help says."""
     with running("journal", "purge", "--all", full) as process:
         assert process.stderr is not None
         assert process.stderr.read(6) == b"Remove"
         process.send_signal(signal.SIGINT)
-        assert process.wait(100) == 1
-        assert b"Traceback" not in process.stderr.read()
+        assert process.wait(100) == 130
+        assert process.stderr.read().endswith(b"Stopped by SIGINT: nothing was removed.\n")
     assert len(held(full)) == 7
 
 
