@@ -230,6 +230,7 @@ class OutsideWorkers(Workers):
         while not self._taking.bars and (room := self._room()) > 0:
             entries = self._taking.some(now, room)
             if not entries:
+                self._taking.look(now)  # a limit may have begun, or ended, by being asked for nothing
                 break
             if not all_plain(entries):
                 for entry, error in self._delivery.doomed(entries, now):

@@ -157,6 +157,19 @@ def test_what_waits_for_the_limit_is_not_sent_in_a_pause() -> None:
     assert set(gate.sent.values()) == {1}
 
 
+def test_looks_that_find_nothing_leave_nothing() -> None:
+    """While a limit holds all up it is asked again and again, and what was asked is looked at each time."""
+    gate = Gate()
+    limit = RateLimit(0.01, burst=1)
+    with threads.open_delay_queue(gate, capacity=200, workers=2, limit=limit) as queue:
+        taking = queue.remote.queue.core.workers._taking
+        for number in range(50):
+            queue.put_nowait(b"%d" % number, delay=0.0)
+            queue.resume()  # they look again
+        assert queue.remote.ask(lambda: taking._asked) == []
+        assert len(queue.drain(0.0).remaining) >= 48
+
+
 def one_run(queue: threads.DelayQueue | aio.DelayQueue) -> None:
     """One that holds its sender, in the midst of others; the first of them are sent and not told of yet."""
     for number in range(40):
